@@ -1,0 +1,77 @@
+"""An engine without a model: it answers with the name of the adapter and the prompt it was given.
+
+For documentation, for unit tests, and for trying an application's wiring where no weights are at hand. Everything
+around it is real: registry, prompts, sampling arguments, stop strings, token counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adapterhub.engine.interface import Completion, FinishReason, Piece, Request, answer_budget
+from adapterhub.engine.text import TextAssembler
+from adapterhub.fingerprint import BaseFingerprint
+
+
+class EchoTokenizer:
+    """A tokenizer whose tokens are Unicode characters."""
+
+    chat_template: Any = None
+    eos_token: str | None = None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """One id a character: its code point."""
+        return [ord(character) for character in text]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The inverse of `encode`."""
+        return "".join(map(chr, token_ids))
+
+    def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """Joins the messages as `role: content` lines; for a card that brings its own template."""
+        return "\n".join(f"{message['role']}: {message['content']}" for message in conversation)
+
+
+class EchoEngine:
+    """Answers `[adapter] prompt`, token by token, the same each time.
+
+    Args:
+        base_name: The name that it gives its base.
+        context_length: Most characters of a prompt and its answer together.
+    """
+
+    fingerprint: BaseFingerprint | None = None
+
+    def __init__(self, base_name: str = "echo", context_length: int = 8192) -> None:
+        self.base_name = base_name
+        self.context_length = context_length
+        self.tokenizer = EchoTokenizer()
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """Answers every request; see `Engine.generate`."""
+        for request in requests:
+            answer_budget(request, self.context_length)
+        return [[Completion.of(list(self.stream(r)))] * r.sampling.n for r in requests]
+
+    def stream(self, request: Request) -> Iterator[Piece]:
+        """Answers one request a character at a time; see `Engine.stream`."""
+        budget = answer_budget(request, self.context_length)
+        answer = self._answer(request)[:budget]
+        text = TextAssembler(self.tokenizer, request.sampling.stop)
+        for place, character in enumerate(answer, start=1):
+            piece = text.push(ord(character))
+            reason: FinishReason | None = "stop" if text.stopped else None
+            if reason is None and place == len(answer):
+                piece += text.flush()
+                reason = "length" if place == budget else "stop"
+            yield Piece(piece, ord(character), None, reason)
+            if reason:
+                return
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _answer(self, request: Request) -> str:
+        who = request.adapter.name if request.adapter else "base"
+        return f"[{who}] {self.tokenizer.decode(request.prompt)}"

@@ -1,0 +1,79 @@
+"""Drawing one token from a row of logits, with transformers' own logits processors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from adapterhub.engine.interface import TokenLogprob
+from adapterhub.sampling import SamplingParams
+
+
+class Sampler:
+    """Draws the tokens of one answer.
+
+    Args:
+        params: The request's settings.
+        index: Which of the request's `n` answers this is; each has its own random stream.
+        device: Where the logits are.
+    """
+
+    def __init__(self, params: SamplingParams, index: int, device: torch.device) -> None:
+        self._params = params
+        self._processors = _processors(params)
+        self._random = torch.Generator(device)
+        if params.seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed((params.seed + index) % 2**63)
+
+    def draw(self, logits: torch.Tensor, history: Sequence[int]) -> tuple[int, TokenLogprob | None]:
+        """Chooses the next token.
+
+        Args:
+            logits: Shape (vocabulary,).
+            history: Token ids of the prompt and the answer so far, for the repetition penalty.
+        """
+        scores = logits.float()[None]
+        if self._processors:
+            ids = torch.tensor([list(history)], device=logits.device)
+            scores = self._processors(ids, scores)
+        if self._params.temperature == 0:
+            token = int(scores.argmax())
+        else:
+            token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._random))
+        return token, self._logprob(logits, token)
+
+    def _logprob(self, logits: torch.Tensor, token: int) -> TokenLogprob | None:
+        if self._params.logprobs is None:
+            return None
+        logprobs = logits.float().log_softmax(-1)
+        top = logprobs.topk(self._params.logprobs)
+        return TokenLogprob(
+            token, float(logprobs[token]), dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        )
+
+
+def _processors(params: SamplingParams) -> LogitsProcessorList:
+    chain = LogitsProcessorList()
+    if params.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if params.temperature == 0:
+        return chain
+    chain.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k > 0:
+        chain.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        chain.append(TopPLogitsWarper(params.top_p))
+    if params.min_p > 0:
+        chain.append(MinPLogitsWarper(params.min_p))
+    return chain

@@ -1,0 +1,74 @@
+"""From tokens to text while they arrive: whole characters only, and never a part of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapterhub.prompts import Tokenizer
+
+_INCOMPLETE = "\ufffd"
+
+
+class TextAssembler:
+    """Turns the tokens of one answer into text, releasing only what can no longer change.
+
+    Text is held back while its last character is incomplete (byte-level tokens may split one) and while its end
+    could be the beginning of a stop string.
+
+    Args:
+        tokenizer: Decodes the tokens.
+        stop: Strings that end the answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._ids: list[int] = []
+        self._settled = 0  # tokens before this index are decoded for good
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """Takes one token and returns the text that it releases."""
+        self._ids.append(token_id)
+        self._held += self._decode_new(final=False)
+        return self._release(final=self._cut_at_stop())
+
+    def flush(self) -> str:
+        """Returns what is still held when the answer ends for another reason."""
+        self._held += self._decode_new(final=True)
+        self._cut_at_stop()
+        return self._release(final=True)
+
+    def _decode_new(self, *, final: bool) -> str:
+        # Decoding one token more on the left keeps the space that some tokenizers drop at the start of a text.
+        left = max(self._settled - 1, 0)
+        known = self._decode(self._ids[left : self._settled])
+        text = self._decode(self._ids[left:])
+        if text.endswith(_INCOMPLETE) and not final:
+            return ""
+        self._settled = len(self._ids)
+        return text[len(known) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+
+    def _cut_at_stop(self) -> bool:
+        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if places:
+            self._held, self.stopped = self._held[: min(places)], True
+        return self.stopped
+
+    def _release(self, *, final: bool) -> str:
+        keep = 0 if final else self._possible_stop()
+        released = self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
+        return released
+
+    def _possible_stop(self) -> int:
+        """The length of the longest end of the held text that begins a stop string."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for size in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-size:]) for stop in self._stop):
+                return size
+        return 0

@@ -1,0 +1,224 @@
+"""Loading the base: one frozen causal language model, 4-bit by default, with its tokenizer and fingerprint.
+
+On CPUs with AVX512-BF16, bitsandbytes 0.50 re-orders a `Linear4bit`'s weights in place at the first eval-mode
+forward ("packing", for its fast kernel). Afterwards no gradient flows through that layer, and dequantising it yields
+garbage, both silently. Serving wants the kernel; training must never pack; reading the weights must unpack.
+That knowledge lives here: `load_base(training=True)`, `forbid_packing` and `dense_weight`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from bitsandbytes.functional import (
+    _convert_weight_packed_for_cpu_inverse,
+    dequantize_4bit,
+    int8_vectorwise_dequant,
+)
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from adapterhub.bases import locate_base
+from adapterhub.errors import ConfigError
+from adapterhub.fingerprint import BaseFingerprint
+
+Quantization = Literal["nf4", "fp4", "int8"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_PACKED_ROWS = 32
+_QUANTIZATION_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base.
+
+    Attributes:
+        model: The causal language model, in eval mode, its weights frozen.
+        tokenizer: Its tokenizer; `pad_token` is always set.
+        name: The name it was asked for by.
+        folder: Where its files are.
+        fingerprint: What it is, independent of its name and place.
+        quantization: How its linear layers are stored; None means unquantised.
+        compute_dtype: The dtype of its activations.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    folder: Path
+    fingerprint: BaseFingerprint
+    quantization: Quantization | None
+    compute_dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def context_length(self) -> int:
+        """The largest number of tokens, prompt and answer together, that the model was made for."""
+        return int(self.model.config.max_position_embeddings)
+
+    @cached_property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Every layer that an adapter may target: module name -> (out_features, in_features)."""
+        return {name: shape for name, module in self.model.named_modules() if (shape := linear_shape(module))}
+
+
+def load_base(
+    model: str | Path,
+    *,
+    quantization: Quantization | None = "nf4",
+    compute_dtype: ComputeDtype = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    training: bool = False,
+) -> Base:
+    """Loads a base through transformers and bitsandbytes.
+
+    Args:
+        model: `"adapterhub-demo"`, a folder, or a hub id.
+        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for the weights as they are.
+        compute_dtype: `"auto"` is float32 on a CPU (`benchmarks/compute_dtype.py` has the figures) and bfloat16 on a
+            GPU that has it, else float16.
+        device: `"auto"` (the first GPU if there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
+        revision: A branch, tag or commit, where `model` is a hub id.
+        trust_remote_code: Run the repository's own Python code. Off unless you ask.
+        training: Keep the weights in the layout through which gradients flow.
+
+    Raises:
+        ConfigError: No such base, no such device, or files that do not make a model.
+    """
+    folder = locate_base(model, revision=revision, trust_remote_code=trust_remote_code)
+    place = _device(device)
+    dtype = _dtype(compute_dtype, place)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            quantization_config=_quantization_config(quantization, dtype),
+            dtype=dtype,
+            device_map={"": place},
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"The files of base {str(model)!r} could not be loaded: {error}",
+            hint="`adapterhub doctor` shows what is installed; the folder must hold a causal language model.",
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    loaded.eval().requires_grad_(False)
+    forbid_packing(loaded, only_unfit=not training)
+    return Base(loaded, tokenizer, str(model), folder, BaseFingerprint.of(folder), quantization, dtype)
+
+
+def forbid_packing(model: nn.Module, *, only_unfit: bool = False) -> None:
+    """Makes 4-bit layers keep the layout through which gradients flow, unpacking those already packed.
+
+    Args:
+        model: Any module tree.
+        only_unfit: Forbid it only where bitsandbytes would fail: its packed kernel takes rows in groups of 32 and
+            columns in whole quantisation blocks of 64.
+    """
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit) and not (only_unfit and _fits_packing(layer)):
+            layer.support_avx512bf16_for_cpu = False
+            if is_packed(layer):
+                layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(
+                    layer.weight.data, layer.weight.quant_state
+                )
+
+
+def is_packed(layer: Linear4bit) -> bool:
+    """Whether bitsandbytes has re-ordered this layer's weights for its CPU kernel."""
+    return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))
+
+
+def dense_weight(layer: nn.Module) -> torch.Tensor:
+    """A layer's weight as a float32 matrix of shape (out_features, in_features), whatever it is stored as.
+
+    Raises:
+        ConfigError: The layer is no linear layer.
+    """
+    if isinstance(layer, Linear4bit):
+        return _dense_4bit(layer)
+    if isinstance(layer, Linear8bitLt):
+        weight, scale = layer.weight, layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+        return int8_vectorwise_dequant(weight.data, scale).float() if scale is not None else weight.float()
+    if isinstance(layer, Conv1D):
+        return layer.weight.detach().T.float()
+    if isinstance(layer, nn.Linear):
+        return layer.weight.detach().float()
+    raise ConfigError(f"A {type(layer).__name__} holds no weight matrix that an adapter could change.")
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(out_features, in_features) of a layer that an adapter may target, None for any other module."""
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    if isinstance(module, nn.Linear):  # Linear4bit and Linear8bitLt are subclasses
+        return module.out_features, module.in_features
+    return None
+
+
+def _dense_4bit(layer: Linear4bit) -> torch.Tensor:
+    data, state = layer.weight.data, layer.weight.quant_state
+    if is_packed(layer):
+        state = copy.copy(state)
+        state.original_nested = (
+            False  # the packed scales are whole already; re-quantising them would lose accuracy
+        )
+        data, state = _convert_weight_packed_for_cpu_inverse(data, state)
+        state.absmax = state.absmax.T.reshape(-1).float()
+    return dequantize_4bit(data, state).float().reshape(layer.out_features, layer.in_features)
+
+
+def _fits_packing(layer: Linear4bit) -> bool:
+    return layer.out_features % _PACKED_ROWS == 0 and layer.in_features % _QUANTIZATION_BLOCK == 0
+
+
+def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    match quantization:
+        case "nf4" | "fp4":
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=quantization,
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        case "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case None:
+            return None
+    raise ConfigError(f"There is no quantisation {quantization!r}.", hint="Use 'nf4', 'fp4', 'int8' or None.")
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "This PyTorch sees no CUDA GPU.", hint="Use device='cpu', or install a CUDA build of torch."
+        )
+    return "cuda:0" if device == "cuda" else device
+
+
+def _dtype(compute_dtype: ComputeDtype, device: str) -> torch.dtype:
+    if compute_dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[compute_dtype]
+    if device == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -1,0 +1,68 @@
+"""How an answer is drawn from the model: the arguments of a request, under vLLM's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from adapterhub.errors import ConfigError
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class SamplingParams(BaseModel):
+    """How one answer is drawn. Names and meanings are those of vLLM's `SamplingParams`.
+
+    Unlike vLLM, the default is greedy: the same request gives the same answer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens to generate; if not given, 256 or what the context leaves, whichever is less."""
+    temperature: float = Field(0.0, ge=0.0, le=100.0)
+    """0 takes the most probable token each time (greedy); higher is more varied."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Keep the most probable tokens that together reach this probability."""
+    top_k: int = Field(0, ge=-1)
+    """Keep this many most probable tokens; 0 or -1 keeps all."""
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    """Keep tokens at least this probable relative to the most probable one."""
+    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
+    """Above 1 makes tokens of the prompt and the answer less likely to come again."""
+    stop: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field((), max_length=64)
+    """Strings that end the answer; they are not part of it."""
+    stop_token_ids: tuple[int, ...] = Field((), max_length=64)
+    """Tokens that end the answer, beside the base's own end tokens."""
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    """Makes sampling repeatable for this request; None draws anew each time."""
+    ignore_eos: bool = False
+    """Go on past the base's end token."""
+    n: int = Field(1, ge=1, le=64)
+    """How many answers to draw for the one prompt."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Report each token's log-probability and those of this many most probable tokens."""
+
+    @classmethod
+    def of(cls, *layers: Mapping[str, Any]) -> Self:
+        """Merges settings, later layers over earlier ones.
+
+        Raises:
+            ConfigError: An unknown name or a value out of range.
+        """
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            merged.update(layer)
+        try:
+            return cls(**merged)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"The sampling argument {name!r} is not valid: {first['msg']}.",
+                hint=f"Known arguments: {', '.join(cls.model_fields)}.",
+            ) from error

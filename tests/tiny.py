@@ -1,0 +1,135 @@
+"""Tiny bases and adapters, made on the spot: real formats, random weights, no download.
+
+The weights are large enough that an adapter changes the answer: a test that confuses two adapters fails.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+VOCABULARY = 320
+CONTEXT = 256
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_TEXT = [
+    "the quick brown fox jumps over the lazy dog",
+    "привет, мир",
+    "one two three four",
+    '{"a": 1, "b": [2]}',
+]
+ATTENTION = {
+    "llama": ["q_proj", "v_proj"],
+    "mistral": ["q_proj", "v_proj"],
+    "qwen2": ["q_proj", "v_proj"],
+    "gpt2": ["c_attn"],
+}
+ALL_LINEAR = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2"),
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    ),
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+}
+
+
+@cache
+def _bpe() -> str:
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT * 4, trainer)
+    return tokenizer.to_str()
+
+
+def make_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most 320 tokens that can spell any text."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_bpe()), eos_token="<|im_end|>")
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def _config(kind: str, **changes: Any) -> Any:
+    if kind == "gpt2":
+        sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+        return GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+    }
+    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+    return kinds[kind](vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
+
+
+def make_base(
+    folder: Path,
+    kind: str = "llama",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    chat_template: str | None = CHAT_TEMPLATE,
+    **changes: Any,
+) -> Path:
+    """Writes a random base of one of four architectures, with its tokenizer, and returns its folder."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(_config(kind, **changes))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.08)
+    model.to(dtype).save_pretrained(folder)
+    make_tokenizer(chat_template=chat_template).save_pretrained(folder)
+    return folder
+
+
+def make_adapter(
+    folder: Path,
+    base: Path,
+    *,
+    seed: int = 1,
+    r: int = 4,
+    lora_alpha: int = 8,
+    std: float = 0.2,
+    **settings: Any,
+) -> Path:
+    """Writes a random LoRA adapter for a base in PEFT's own format, and returns its folder."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings.setdefault("target_modules", ATTENTION[model.config.model_type])
+    settings.setdefault("fan_in_fan_out", model.config.model_type == "gpt2")
+    adapted = get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **settings))
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=std)
+        if "lora_magnitude_vector" in name:
+            parameter.data.mul_(torch.empty_like(parameter).uniform_(0.7, 1.3))
+    adapted.save_pretrained(folder)
+    return folder
