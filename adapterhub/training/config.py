@@ -1,0 +1,184 @@
+"""What one fine-tuning run is: the adapter's name, base, data, LoRA, schedule, and the card to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from adapterhub.errors import ConfigError
+from adapterhub.registry.cards import PromptProfile, Routing, Serving
+from adapterhub.registry.names import check_name
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataOptions(_Options):
+    """Where the examples come from. Relative paths start at the folder of the configuration file."""
+
+    train: Path
+    """JSON Lines file; each line is `{"messages": [{"role": ..., "content": ...}, ...], "tools": [...]}`."""
+    validation: Path | None = None
+    """A file of the same kind to evaluate on."""
+    validation_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the training records to hold out for evaluation, drawn with the seed."""
+    max_records: int | None = Field(None, gt=0)
+    """Read at most this many records of each file."""
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> Self:
+        if self.validation is not None and self.validation_share > 0:
+            raise ValueError("give validation or validation_share, not both")
+        return self
+
+
+class LoraOptions(_Options):
+    """The adapter's shape (Hu et al., 2021); the names are PEFT's, shortened."""
+
+    r: int = Field(16, gt=0)
+    """Rank of the update."""
+    alpha: float = Field(32, gt=0)
+    """Scale of the update: `alpha / r`, or `alpha / sqrt(r)` with `rslora`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the input of each LoRA layer while training."""
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Names of the layers to adapt, or `all-linear` for every linear layer but the output head."""
+    rslora: bool = False
+    """Rank-stabilised scaling (Kalajdzievski, 2023)."""
+    dora: bool = False
+    """Weight-decomposed LoRA (Liu et al., 2024)."""
+
+
+class TrainOptions(_Options):
+    """The schedule."""
+
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data; one if `max_steps` is not given either."""
+    max_steps: int | None = Field(None, gt=0)
+    """Optimiser steps, in place of `epochs`."""
+    batch_size: int = Field(8, gt=0)
+    """Records in one forward pass."""
+    gradient_accumulation: int = Field(1, gt=0)
+    """Forward passes to one optimiser step."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """The highest learning rate."""
+    warmup: float = Field(0.0, ge=0)
+    """Steps over which the learning rate rises; below 1, a share of all steps."""
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """How the learning rate goes on after the warm-up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients longer than this are scaled down to it."""
+    max_length: int = Field(1024, gt=1)
+    """Tokens; longer records are cut at the end."""
+    optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "adamw_torch"
+    """The optimiser, by transformers' name."""
+    eval_every: int | None = Field(None, gt=0)
+    """Evaluate before the first step and then every so many steps; without it, once at the end."""
+    gradient_checkpointing: bool = False
+    """Less memory for activations, about a third more time."""
+    adapter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the LoRA weights while training; float32 reaches a lower loss on a quantised base."""
+    seed: int = Field(0, ge=0)
+    """Fixes initial weights, order of records and dropout."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("give epochs or max_steps, not both")
+        return self
+
+
+class CardOptions(_Options):
+    """What a run says on the adapter's card; name, version, digest and base follow from the run itself."""
+
+    description: str = ""
+    """What the adapter does, in a sentence or two."""
+    tags: tuple[str, ...] = ()
+    """Words to find it by."""
+    task: str | None = None
+    """The kind of task, for example `text-generation`."""
+    language: tuple[str, ...] = ()
+    """Language codes."""
+    license: str | None = None
+    """The licence's identifier."""
+    prompt: PromptProfile = PromptProfile()
+    """How requests are written and answered, and so how the examples are rendered."""
+    routing: Routing = Routing()
+    """What the router learns the adapter from."""
+    serving: Serving = Serving()
+    """How the engine treats it."""
+
+
+class FinetuneConfig(_Options):
+    """One fine-tuning run, as in `examples/finetune.yaml`."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    """Name to register the adapter under; a name that exists gets its next version."""
+    base: str
+    """`adapterhub-demo`, a model folder, or a hub id. Written into the adapter as given."""
+    data: DataOptions
+    """The examples."""
+    lora: LoraOptions = LoraOptions()
+    """The adapter's shape."""
+    train: TrainOptions = TrainOptions()
+    """The schedule."""
+    quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
+    """How the frozen base is held while training."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of activations."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    card: CardOptions = CardOptions()
+    """What the adapter's card says."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a configuration from a YAML file.
+
+        Args:
+            path: The file. Relative paths under `data` are taken from its folder.
+
+        Raises:
+            ConfigError: The file is missing, is no YAML mapping, or has invalid fields: all are named.
+        """
+        path = Path(path)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"The configuration {str(path)!r} could not be read: {error}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"The configuration {str(path)!r} is not a mapping of names to values.")
+        try:
+            return cls.model_validate(content)._in_folder(path.parent)
+        except ValidationError as error:
+            raise ConfigError(
+                f"The configuration {str(path)!r} is not valid: {_all_errors(error)}.",
+                hint="examples/finetune.yaml shows every field.",
+            ) from error
+
+    def _in_folder(self, folder: Path) -> Self:
+        data = self.data
+        held_out = data.validation and folder / data.validation
+        return self.model_copy(
+            update={"data": data.model_copy(update={"train": folder / data.train, "validation": held_out})}
+        )
+
+
+def _all_errors(error: ValidationError) -> str:
+    return "; ".join(
+        ".".join(str(part) for part in problem["loc"] if part != "function-after") + ": " + problem["msg"]
+        for problem in error.errors(include_url=False, include_input=False)
+    )

@@ -1,0 +1,270 @@
+"""From a JSON Lines file of conversations to token ids and labels.
+
+Only what the assistant says is trained, with the token that ends each of its turns. The mask comes from text:
+the conversation is rendered once whole and once up to each answer, and the tokens of the whole rendering that
+lie in the answer's stretch of characters carry labels. So the tokens are those of the whole conversation
+(tokenising turns one by one gives others), and a chat template needs no generation markers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adapterhub import prompts
+from adapterhub.errors import ConfigError, DatasetError
+
+IGNORED = -100
+"""Label of a token that carries no loss, as in torch's cross entropy."""
+
+_ERRORS_SHOWN = 5
+
+
+class Message(BaseModel):
+    """One message of a conversation; further keys go to the chat template as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.role == "assistant" and not self.content and not self.tool_calls:
+            raise ValueError("an assistant message needs content or tool_calls")
+        if self.role != "assistant" and self.content is None:
+            raise ValueError("content is missing")
+        return self
+
+
+class Record(BaseModel):
+    """One conversation of a dataset; keys other than these are ignored.
+
+    Attributes:
+        messages: The conversation, with at least one assistant message.
+        tools: JSON schemas of the tools that the conversation may call.
+        line: Where it stands in its file, from 1.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    messages: list[Message] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    line: int
+
+    @model_validator(mode="after")
+    def _has_answer(self) -> Self:
+        if all(message.role != "assistant" for message in self.messages):
+            raise ValueError("no assistant message to learn from")
+        return self
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record as the model sees it; `labels` has the same length, `IGNORED` where there is no loss."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The usable records of a dataset.
+
+    Attributes:
+        examples: In the records' order.
+        truncated: How many of them lost their end to `max_length`.
+        dropped: How many more records were left out, since no token of an answer lay within `max_length`.
+    """
+
+    examples: list[Example]
+    truncated: int
+    dropped: int
+
+
+def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:
+    """Reads and checks a JSON Lines file of conversations.
+
+    Args:
+        path: The file, UTF-8; empty lines are skipped.
+        max_records: Stop after this many.
+
+    Raises:
+        DatasetError: The file cannot be read, is empty, or has invalid lines; the message gives line numbers
+            and never the lines' text.
+    """
+    records: list[Record] = []
+    problems: list[str] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if len(records) == max_records or len(problems) == _ERRORS_SHOWN:
+                    break
+                if line.strip():
+                    _parse(line, number, records, problems)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"The dataset {str(path)!r} could not be read: {_reason(error)}.") from None
+    if problems:
+        raise DatasetError(
+            f"The dataset {str(path)!r} has invalid lines: {'; '.join(problems)}.",
+            hint='Each line is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}.',
+        )
+    if not records:
+        raise DatasetError(f"The dataset {str(path)!r} holds no records.")
+    return records
+
+
+def encode(
+    records: Sequence[Record],
+    tokenizer: Any,
+    style: prompts.PromptStyle,
+    *,
+    max_length: int,
+    system: str | None = None,
+) -> Examples:
+    """Tokenises records and labels the assistant's tokens.
+
+    Args:
+        records: What `read_records` gave.
+        tokenizer: A fast tokenizer (one that gives character offsets).
+        style: The form of the prompt, the same as in serving.
+        max_length: Longer examples are cut at the end.
+        system: System prompt of records that bring none, the same as in serving.
+
+    Raises:
+        DatasetError: The chat template refuses a record, ignores its tools, or renders an answer differently
+            once more messages follow; or no record has an answer within `max_length`.
+    """
+    if not tokenizer.is_fast:
+        raise DatasetError(
+            "The base's tokenizer gives no character offsets, so answers cannot be told from prompts."
+        )
+    encoder = _Encoder(tokenizer, style, system)
+    whole = [encoder.encode(record) for record in records]
+    cut = [Example(example.input_ids[:max_length], example.labels[:max_length]) for example in whole]
+    # The first token is predicted from nothing, so a label there carries no loss.
+    usable = [
+        index for index, example in enumerate(cut) if any(label != IGNORED for label in example.labels[1:])
+    ]
+    if not usable:
+        raise DatasetError(
+            f"Not one of {len(records)} records has an answer within {max_length} tokens.",
+            hint="Raise train.max_length, or shorten the prompts.",
+        )
+    truncated = sum(len(whole[i].input_ids) > max_length for i in usable)
+    return Examples([cut[i] for i in usable], truncated, len(cut) - len(usable))
+
+
+def _parse(line: str, number: int, records: list[Record], problems: list[str]) -> None:
+    try:
+        content = json.loads(line)
+        if not isinstance(content, dict):
+            raise TypeError("not an object")
+        records.append(Record.model_validate({**content, "line": number}))
+    except (ValidationError, ValueError, TypeError, RecursionError) as error:
+        problems.append(f"line {number}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case ValidationError():
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            return " ".join([*(str(part) for part in first["loc"]), first["msg"]])
+        case json.JSONDecodeError():
+            return f"no JSON ({error.msg})"
+        case UnicodeDecodeError():
+            return "not UTF-8"
+        case OSError():
+            return error.strerror or type(error).__name__
+        case _:
+            return str(error)
+
+
+class _Encoder:
+    """Renders, tokenises and labels one record at a time."""
+
+    def __init__(self, tokenizer: Any, style: prompts.PromptStyle, system: str | None) -> None:
+        self._tokenizer = tokenizer
+        self._style = style
+        self._system = system
+        added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self._special = frozenset([*tokenizer.all_special_ids, *added])
+
+    def encode(self, record: Record) -> Example:
+        messages = prompts.conversation(
+            [message.model_dump(exclude_unset=True) for message in record.messages], self._system
+        )
+        text = self._render(record, messages)
+        tokens = self._tokenizer(
+            # A chat template writes its own start token, the plain forms leave it to the tokenizer.
+            text,
+            add_special_tokens=self._style.format != "chat",
+            return_offsets_mapping=True,
+        )
+        ids: list[int] = list(tokens["input_ids"])
+        labels = [IGNORED] * len(ids)
+        for span in self._spans(record, messages, text):
+            for index in self._answer_tokens(ids, tokens["offset_mapping"], span):
+                labels[index] = ids[index]
+        return self._ended(ids, labels)
+
+    def _render(
+        self, record: Record, messages: Sequence[prompts.Message], *, answer_follows: bool = False
+    ) -> str:
+        def rendered(tools: list[dict[str, Any]] | None) -> str:
+            return prompts.render(
+                messages, self._style, self._tokenizer, tools=tools, answer_follows=answer_follows
+            )
+
+        try:
+            text = rendered(record.tools)
+            shows_tools = not record.tools or text != rendered(None)
+        except (ConfigError, TypeError, ValueError):
+            raise DatasetError(
+                f"The chat template refuses the record at line {record.line}.",
+                hint="Templates differ in the roles, orders and tools that they take.",
+            ) from None
+        if not shows_tools:
+            raise DatasetError(
+                f"The chat template leaves out the tools of the record at line {record.line}.",
+                hint="Write the tools into the system message, or give a template that knows tools.",
+            )
+        return text
+
+    def _spans(
+        self, record: Record, messages: Sequence[prompts.Message], whole: str
+    ) -> Iterator[tuple[int, int]]:
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(record, messages[:index], answer_follows=True)
+            last = index == len(messages) - 1
+            after = whole if last else self._render(record, messages[: index + 1])
+            if not (after.startswith(before) and whole.startswith(after)):
+                raise DatasetError(
+                    f"The chat template renders an answer of the record at line {record.line} differently "
+                    "once more messages follow, so the answer's tokens cannot be told.",
+                    hint="Split such conversations, so that each has one assistant message, the last.",
+                )
+            yield len(before), len(after)
+
+    def _answer_tokens(
+        self, ids: list[int], offsets: list[tuple[int, int]], span: tuple[int, int]
+    ) -> list[int]:
+        inside = [index for index, (start, end) in enumerate(offsets) if end > span[0] and start < span[1]]
+        ends = [i for i in inside if ids[i] in self._special]
+        # Templates write a line break after the token that ends a turn; generation has stopped by then.
+        return [i for i in inside if i <= ends[-1]] if ends else inside
+
+    def _ended(self, ids: list[int], labels: list[int]) -> Example:
+        end = self._tokenizer.eos_token_id
+        if labels[-1] == IGNORED or labels[-1] in self._special or end is None:
+            return Example(ids, labels)
+        # The template has no token that ends an answer; without one the model would never learn to stop.
+        return Example([*ids, end], [*labels, end])
