@@ -8,20 +8,25 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adapterhub.errors import AdapterInvalidError
 
-def write_atomic(path: Path, data: bytes) -> None:
+
+def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> None:
     """Replaces a file's content in one step.
 
     Args:
         path: The file; its folder must exist.
         data: The whole new content.
+        staging: Where to write first, on the same file system; beside the file if not given. A process that is killed
+            leaves its unfinished file there.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside = (staging or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with aside.open("xb") as file:
             file.write(data)
@@ -74,3 +79,28 @@ def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Reads a regular file that others may have written.
+
+    Args:
+        path: The file; a symbolic link, pipe or device is not read.
+        limit: The most bytes that it may have.
+
+    Raises:
+        AdapterInvalidError: There is no such file, it is not regular, or it is too large.
+    """
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise AdapterInvalidError(
+                f"{path.name} is not a regular file.", hint="Copy the file itself there."
+            )
+        if status.st_size > limit:
+            raise AdapterInvalidError(
+                f"{path.name} has {status.st_size:,} bytes; at most {limit:,} are read."
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise AdapterInvalidError(f"{path.name} cannot be read: {error.strerror}.") from error

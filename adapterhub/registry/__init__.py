@@ -1,0 +1,35 @@
+"""The registry of adapters: cards, the folder store, checks, and where adapters come from."""
+
+from adapterhub.registry.cards import (
+    AdapterCard,
+    BaseInfo,
+    CardFields,
+    Evaluation,
+    Lineage,
+    Parent,
+    PeftInfo,
+    PromptProfile,
+    Routing,
+    Serving,
+    Source,
+)
+from adapterhub.registry.names import Ref
+from adapterhub.registry.store import AdapterRegistry
+from adapterhub.registry.verify import Problem
+
+__all__ = [
+    "AdapterCard",
+    "AdapterRegistry",
+    "BaseInfo",
+    "CardFields",
+    "Evaluation",
+    "Lineage",
+    "Parent",
+    "PeftInfo",
+    "Problem",
+    "PromptProfile",
+    "Ref",
+    "Routing",
+    "Serving",
+    "Source",
+]

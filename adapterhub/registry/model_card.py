@@ -1,0 +1,118 @@
+"""Reading a Hugging Face model card (`README.md`) into the fields of ours.
+
+The format: https://huggingface.co/docs/hub/model-cards. The text is another person's, so nothing in it is trusted to
+be there or to be of the documented type; what does not fit is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import AdapterInvalidError
+from adapterhub.files import read_bounded
+from adapterhub.registry.cards import CardFields, Evaluation
+
+MODEL_CARD_FILE = "README.md"
+_MAX_BYTES = 2**20
+# YAML is parsed slowly, and its anchors can be nested into gigabytes.
+_MAX_FRONT_MATTER = 64 * 2**10
+_MAX_TEXT = 500
+_LARGEST_METRIC = 1e15
+_FRONT_MATTER = re.compile(r"\A---\s*\n(?P<yaml>.*?)\n---\s*(?:\n|\Z)(?P<body>.*)\Z", re.DOTALL)
+
+
+def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
+    """Reads what a model card says.
+
+    Args:
+        folder: May hold a `README.md`.
+
+    Returns:
+        Fields for our card, and the name of the base if the model card gives one. Both empty if there is nothing.
+    """
+    try:
+        text = read_bounded(folder / MODEL_CARD_FILE, _MAX_BYTES).decode("utf-8", errors="replace")
+    except AdapterInvalidError:
+        return CardFields(), None
+    match = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
+    data = _front_matter(match["yaml"]) if match else {}
+    found: dict[str, Any] = {
+        "description": _first_paragraph(match["body"] if match else text),
+        # The hub adds tags such as "base_model:adapter:<where it lay>"; the base has a field of its own.
+        "tags": tuple(tag for tag in _texts(data.get("tags")) if not tag.startswith("base_model:")),
+        "language": _texts(data.get("language")),
+        "license": next(iter(_texts(data.get("license"))), None),
+        "datasets": _texts(data.get("datasets")),
+        "task": next(iter(_texts(data.get("pipeline_tag"))), None),
+        "evaluation": tuple(_evaluations(data.get("model-index"))),
+    }
+    fields: Any = {name: value for name, value in found.items() if value}
+    return fields, next(iter(_texts(data.get("base_model"))), None)
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    import yaml
+
+    # An anchor (&) is what a small text needs to become a large object, and no model card has a use for one.
+    if len(text) > _MAX_FRONT_MATTER or re.search(r"(?m)(?:^|[\s\[{,:-])[&*]\w", text):
+        return {}
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(text[:_MAX_TEXT] for text in values if isinstance(text, str) and text)
+
+
+def _first_paragraph(body: str) -> str:
+    """The first block of prose: no heading, list, table, comment, image or unfilled template."""
+    for block in re.split(r"\n\s*\n", body):
+        text = " ".join(block.split())
+        if text[:1].isalnum() and "[More Information Needed]" not in text:
+            return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+    return ""
+
+
+def _evaluations(index: object) -> Iterator[Evaluation]:
+    """The results in a `model-index`: models -> results -> metrics."""
+    for result in _dicts([result for model in _dicts(index) for result in _dicts(model.get("results"))]):
+        task, dataset = _dict(result.get("task")), _dict(result.get("dataset"))
+        for metric in _dicts(result.get("metrics")):
+            value, kind = _value(metric.get("value")), metric.get("type")
+            if value is not None and isinstance(kind, str):
+                verified = metric.get("verified")
+                yield Evaluation(
+                    task_type=str(task.get("type", "")),
+                    dataset_name=str(dataset.get("name", "")),
+                    dataset_type=_text(dataset.get("type")),
+                    dataset_split=_text(dataset.get("split")),
+                    metric_type=kind,
+                    metric_name=_text(metric.get("name")),
+                    metric_value=value,
+                    verified=verified if isinstance(verified, bool) else None,
+                )
+
+
+def _value(value: object) -> float | str | None:
+    if isinstance(value, int | float) and abs(value) < _LARGEST_METRIC:
+        return float(value)
+    return value[:_MAX_TEXT] if isinstance(value, str) else None
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value[:_MAX_TEXT] if isinstance(value, str) else None

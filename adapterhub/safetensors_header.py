@@ -1,0 +1,130 @@
+"""Reading what a safetensors file says about itself, without torch and without trusting it.
+
+The format (https://huggingface.co/docs/safetensors): eight bytes of little-endian length, a JSON header of that length
+that maps each tensor's name to dtype, shape and byte range, then the bytes. Everything checked here is also checked by
+the reference implementation; doing it from the header alone costs no memory and names what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import AdapterInvalidError
+
+# The reference implementation stops at 100 MB, which Python would unfold into gigabytes. 32 MB describe 200,000
+# tensors: more than one shard of any base, or any adapter, has.
+MAX_HEADER_BYTES = 32 * 2**20
+MAX_DIMENSIONS = 8
+
+DTYPE_BYTES: Mapping[str, int] = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+"""Bytes per element; types narrower than a byte are not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: As safetensors spells it: `"F32"`, `"BF16"`, ...
+        shape: The dimensions.
+        start: Where its bytes begin, counted from the start of the file.
+        end: Where they end.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Reads and checks the header of a safetensors file.
+
+    Args:
+        path: The file; only its header is read.
+
+    Returns:
+        Tensor name -> what the header says of it, in the order of the bytes.
+
+    Raises:
+        AdapterInvalidError: The file is missing, cut short, or its header contradicts the file.
+    """
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= size <= MAX_HEADER_BYTES:
+                raise _invalid(path, f"its header would be {size:,} bytes long")
+            raw = file.read(size)
+            file_bytes = file.seek(0, 2)
+    except OSError as error:
+        raise AdapterInvalidError(f"{path.name} cannot be read: {error.strerror}.") from error
+    if len(raw) < size:
+        raise _invalid(path, "the file ends inside its header")
+    return _check_layout(path, _parse(path, raw), 8 + size, file_bytes)
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, "its header is not the JSON that the format asks for") from error
+    if not isinstance(header, dict):
+        raise _invalid(path, "its header is not a JSON object")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two readers may disagree on which of two equal names counts, so neither does.
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return unique
+
+
+def _check_layout(
+    path: Path, header: dict[str, Any], data_start: int, file_bytes: int
+) -> dict[str, TensorInfo]:
+    tensors = {name: _tensor(path, name, entry, data_start) for name, entry in header.items()}
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    position = data_start
+    for name, tensor in ordered.items():
+        if tensor.start != position:
+            raise _invalid(path, f"the bytes of {name[:200]!r} overlap others or leave a hole")
+        position = tensor.end
+    if position != file_bytes:
+        what = "is cut short" if position > file_bytes else "goes on after its last tensor"
+        raise _invalid(path, f"it {what}: {file_bytes:,} bytes where the header describes {position:,}")
+    return ordered
+
+
+def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
+            dtype in DTYPE_BYTES
+            and len(shape) <= MAX_DIMENSIONS
+            and all(type(size) is int and 0 <= size < 2**48 for size in shape)
+            and 0 <= start <= end < 2**62
+            and end - start == math.prod(shape) * DTYPE_BYTES[dtype]
+        ):
+            return TensorInfo(dtype, tuple(shape), data_start + start, data_start + end)
+    raise _invalid(path, f"what it says of tensor {name[:200]!r} makes no sense")
+
+
+def _invalid(path: Path, reason: str) -> AdapterInvalidError:
+    return AdapterInvalidError(
+        f"{path.name} is not a whole safetensors file: {reason}.",
+        hint="Copy or download it again, or save the adapter anew with save_pretrained(..., safe_serialization=True).",
+    )
