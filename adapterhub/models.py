@@ -156,12 +156,10 @@ def dense_weight(layer: nn.Module) -> torch.Tensor:
     if isinstance(layer, Linear4bit):
         return _dense_4bit(layer)
     if isinstance(layer, Linear8bitLt):
-        weight, scale = layer.weight, layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
-        return int8_vectorwise_dequant(weight.data, scale).float() if scale is not None else weight.float()
-    if isinstance(layer, Conv1D):
-        return layer.weight.detach().T.float()
-    if isinstance(layer, nn.Linear):
-        return layer.weight.detach().float()
+        return _dense_8bit(layer)
+    if isinstance(layer, Conv1D | nn.Linear):
+        weight = layer.weight.detach().float()
+        return weight.T if isinstance(layer, Conv1D) else weight
     raise ConfigError(f"A {type(layer).__name__} holds no weight matrix that an adapter could change.")
 
 
@@ -174,6 +172,13 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def _dense_8bit(layer: Linear8bitLt) -> torch.Tensor:
+    # bitsandbytes moves the scales from the weight to the layer's state at the first forward.
+    scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    dense: torch.Tensor = int8_vectorwise_dequant(layer.weight.data, scales).float()
+    return dense
+
+
 def _dense_4bit(layer: Linear4bit) -> torch.Tensor:
     data, state = layer.weight.data, layer.weight.quant_state
     if is_packed(layer):
@@ -183,11 +188,13 @@ def _dense_4bit(layer: Linear4bit) -> torch.Tensor:
         )
         data, state = _convert_weight_packed_for_cpu_inverse(data, state)
         state.absmax = state.absmax.T.reshape(-1).float()
-    return dequantize_4bit(data, state).float().reshape(layer.out_features, layer.in_features)
+    dense: torch.Tensor = dequantize_4bit(data, state).float()
+    return dense.reshape(layer.out_features, layer.in_features)
 
 
 def _fits_packing(layer: Linear4bit) -> bool:
-    return layer.out_features % _PACKED_ROWS == 0 and layer.in_features % _QUANTIZATION_BLOCK == 0
+    fits: bool = layer.out_features % _PACKED_ROWS == 0 and layer.in_features % _QUANTIZATION_BLOCK == 0
+    return fits
 
 
 def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -1,0 +1,94 @@
+"""`adapterhub doctor`: what is installed here, what it can do, and where things are."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapterhub import __version__
+from adapterhub.cli import output
+from adapterhub.cli.options import json_option, registry_option
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "langchain-core", "scikit-learn")
+_EXTRAS = {"trl": "train", "datasets": "train", "gguf": "export"}
+
+
+@click.command()
+@registry_option
+@json_option
+def doctor(registry: Path | None, as_json: bool) -> None:
+    """Print versions, device, 4-bit support, paths and limits.
+
+    \b
+    Example:
+      adapterhub doctor --json
+    """
+    report = {
+        "adapterhub": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        **_device(),
+        **_paths(registry),
+    }
+    if as_json:
+        output.emit_json(report)
+        return
+    packages = report.pop("packages")
+    output.fields([*((name, str(value)) for name, value in report.items()), *packages.items()])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        extra = _EXTRAS.get(package)
+        return f'not installed; pip install "adapterhub[{extra}]"' if extra else "not installed"
+
+
+def _device() -> dict[str, Any]:
+    import psutil
+    import torch
+    from bitsandbytes.functional import has_avx512bf16
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "device": gpu or f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "4-bit": _four_bit(torch),
+        "AVX512-BF16 kernel": "yes" if has_avx512bf16() else "no",
+    }
+
+
+def _four_bit(torch: Any) -> str:
+    """Quantises and multiplies for real: a broken bitsandbytes shows only then."""
+    from bitsandbytes.nn import Linear4bit
+
+    try:
+        layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+        layer = layer.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        with torch.inference_mode():
+            finite = layer(torch.ones(1, 64, device=layer.weight.device)).isfinite().all()
+    except Exception as error:  # noqa: BLE001  whatever is wrong with the installation is the answer
+        return f"does not work: {type(error).__name__}: {error}"
+    return "works (nf4)" if finite else "does not work: it gives NaN"
+
+
+def _paths(registry: Path | None) -> dict[str, Any]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from adapterhub.bases import demo_base_folder
+    from adapterhub.cli.options import open_registry
+    from adapterhub.config import HubConfig
+
+    adapters, settings = open_registry(registry), HubConfig.load(registry=registry)
+    return {
+        "registry": f"{adapters.root.absolute()}, {len(adapters.list())} adapters",
+        "demo base": str(demo_base_folder()),
+        "hub cache": HF_HUB_CACHE,
+        "limits": f"{settings.max_cpu_loras} adapters in memory, {settings.max_batch_size} answers in a batch",
+    }

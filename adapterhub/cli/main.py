@@ -1,0 +1,99 @@
+"""The `adapterhub` command."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+from adapterhub import __version__
+from adapterhub.cli import output
+from adapterhub.cli.demo import demo
+from adapterhub.cli.doctor import doctor
+from adapterhub.cli.lifecycle import finetune, merge
+from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
+from adapterhub.cli.run import route, run
+from adapterhub.errors import AdapterHubError
+
+_UNEXPECTED = "This is a fault of adapterhub, not yours."
+
+
+class SuggestingGroup(click.Group):
+    """A group that answers a mistyped command with the nearest one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click's, with a suggestion."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if near:
+                raise click.UsageError(
+                    f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx
+                ) from error
+            raise
+
+
+@click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="adapterhub")
+@click.option(
+    "--debug", is_flag=True, envvar="ADAPTERHUB_DEBUG", help="Show log lines, and tracebacks of errors."
+)
+def cli(debug: bool) -> None:
+    """One 4-bit base model, many named LoRA adapters.
+
+    \b
+    Examples:
+      adapterhub demo                          see it work, offline, in under a minute
+      adapterhub add sql ./my-lora             register an adapter
+      adapterhub run sql "Who ordered most?"   ask it
+      adapterhub run auto "Who ordered most?"  let the router choose
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if debug else logging.ERROR)
+    if not debug:
+        # transformers and bitsandbytes talk about kernels and progress bars that nobody asked for.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+for command in (demo, list_adapters, show, add, rm, alias, verify, doctor, run, route, finetune, merge):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Runs the command line; exit code 0 is fine, 1 something the user can mend, 2 wrong usage."""
+    debug = "--debug" in sys.argv or bool(os.environ.get("ADAPTERHUB_DEBUG"))
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        output.note("Stopped.")
+        sys.exit(130)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except AdapterHubError as error:
+        if debug:
+            raise
+        output.fail(error.message, error.hint)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader has gone (`| head`); without this, Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        output.fail(
+            f"{type(error).__name__}: {error}", f"{_UNEXPECTED} Run again with --debug and report it."
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

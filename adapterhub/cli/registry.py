@@ -1,0 +1,217 @@
+"""Commands that read and change the registry: list, show, add, rm, alias, verify. None of them loads a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
+
+if TYPE_CHECKING:
+    from adapterhub.registry import AdapterCard
+
+
+@click.command("list")
+@registry_option
+@json_option
+def list_adapters(registry: Path | None, as_json: bool) -> None:
+    """List the adapters: the version that each bare name means.
+
+    \b
+    Examples:
+      adapterhub list
+      adapterhub list --registry adapters --json
+    """
+    adapters = open_registry(registry)
+    cards = adapters.list()
+    if as_json:
+        output.emit_json([card.model_dump(mode="json") for card in cards])
+        return
+    if not cards:
+        output.note(f"No adapters in {adapters.root}. `adapterhub add NAME PATH` registers one.")
+        return
+    rows = [(card.name, str(card.version), *_summary(card)) for card in cards]
+    output.table(["name", "version", "rank", "size", "base", "description"], rows)
+
+
+@click.command()
+@click.argument("name", shell_complete=complete_adapter)
+@registry_option
+@json_option
+def show(name: str, registry: Path | None, as_json: bool) -> None:
+    """Show everything known about an adapter: NAME, NAME@3 or NAME@alias.
+
+    \b
+    Examples:
+      adapterhub show json
+      adapterhub show json@2 --json
+    """
+    adapters = open_registry(registry)
+    card = adapters.get(name)
+    style = _prompt_style(card)
+    if as_json:
+        folder = str(adapters.folder(card))
+        output.emit_json({**card.model_dump(mode="json"), "prompt_in_use": style, "folder": folder})
+        return
+    output.fields([*_fields(card), ("prompt in use", style), ("folder", str(adapters.folder(card)))])
+    for warning in card.warnings:
+        output.warn(warning)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("path")
+@click.option("--base", help="Check the adapter against this base: adapterhub-demo, a folder or a hub id.")
+@click.option("--quantization", type=click.Choice(["nf4", "fp4", "int8"]), help="How that base was stored in training.")
+@click.option("--description", help="What the adapter is for, in a sentence.")
+@click.option("--tag", "tags", multiple=True, help="A word to find it by; may be given several times.")
+@click.option("--example", "examples", multiple=True, help="A request for it, for the router; several times.")
+@click.option("--force", is_flag=True, help="Accept another base than its card records; the card then says so.")
+@registry_option
+@json_option
+def add(
+    name: str,
+    path: str,
+    base: str | None,
+    quantization: str | None,
+    description: str | None,
+    tags: tuple[str, ...],
+    examples: tuple[str, ...],
+    force: bool,
+    registry: Path | None,
+    as_json: bool,
+) -> None:
+    """Check the adapter at PATH (a PEFT folder or a hub id) and register it as the next version of NAME.
+
+    \b
+    Examples:
+      adapterhub add sql ./my-lora --base Qwen/Qwen3-0.6B
+      adapterhub add sql organisation/sql-lora --example "Who ordered most?"
+    """
+    given = {"description": description, "tags": tags, "routing": {"examples": examples} if examples else None}
+    fields: dict[str, Any] = {field: value for field, value in given.items() if value}
+    card = open_registry(registry).register(
+        path, name, base=base, quantization=quantization, force=force, **fields
+    )
+    for warning in card.warnings:
+        output.warn(f"{card.ref}: {warning}.")
+    if as_json:
+        output.emit_json(card.model_dump(mode="json"))
+    else:
+        output.emit(card.ref)
+
+
+@click.command()
+@click.argument("name", shell_complete=complete_adapter)
+@click.option("--force", is_flag=True, help="Remove also what an alias points to.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@registry_option
+def rm(name: str, force: bool, yes: bool, registry: Path | None) -> None:
+    """Remove a version (NAME@3), or with a bare NAME all versions. Their numbers are not given again.
+
+    \b
+    Example:
+      adapterhub rm sql@2
+    """
+    adapters = open_registry(registry)
+    adapters.get(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Removing asks first, and there is no terminal to ask on; add --yes.")
+        click.confirm(f"Remove {name} from {adapters.root}?", abort=True, err=True)
+    adapters.remove(name, force=force)
+    output.note(f"Removed {name}.")
+
+
+@click.command()
+@click.argument("name", shell_complete=complete_adapter)
+@click.argument("alias_name", metavar="ALIAS")
+@click.argument("version", type=click.IntRange(1), required=False)
+@click.option("--delete", is_flag=True, help="Remove the alias.")
+@registry_option
+def alias(name: str, alias_name: str, version: int | None, delete: bool, registry: Path | None) -> None:
+    """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, at the newest.
+
+    \b
+    Examples:
+      adapterhub alias sql prod 3
+      adapterhub alias sql prod --delete
+    """
+    adapters = open_registry(registry)
+    target = None if delete else version or adapters.resolve(name).version
+    adapters.alias(name, alias_name, target)
+    output.note(f"Removed {name}@{alias_name}." if delete else f"{name}@{alias_name} is {name}@{target}.")
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=complete_adapter)
+@registry_option
+@json_option
+def verify(name: str | None, registry: Path | None, as_json: bool) -> None:
+    """Check stored adapters again: files, digests, cards, aliases. Exit code 1 if something is wrong.
+
+    \b
+    Examples:
+      adapterhub verify
+      adapterhub verify json
+    """
+    problems = open_registry(registry).verify(name)
+    if as_json:
+        output.emit_json([{"ref": problem.ref, "message": problem.message} for problem in problems])
+    elif problems:
+        output.table(["adapter", "problem"], [(problem.ref, problem.message) for problem in problems])
+    else:
+        output.note("All is well.")
+    sys.exit(1 if problems else 0)
+
+
+def _summary(card: AdapterCard) -> tuple[str, str, str, str]:
+    base = card.base.name or "?"
+    return str(card.peft.r), _size(card.peft.size_bytes), base, card.description
+
+
+def _fields(card: AdapterCard) -> list[tuple[str, str]]:
+    peft, base = card.peft, card.base
+    kind = "DoRA" if peft.use_dora else "rsLoRA" if peft.use_rslora else "LoRA"
+    targets = peft.target_modules if isinstance(peft.target_modules, str) else ", ".join(peft.target_modules)
+    trained_on = f"{base.name or 'unknown'}{f', stored as {base.quantization}' if base.quantization else ''}"
+    return [
+        ("name", card.ref),
+        ("aliases", ", ".join(card.aliases)),
+        ("status", card.status),
+        ("description", card.description),
+        ("tags", ", ".join(card.tags)),
+        ("base", trained_on),
+        ("adapter", f"{kind}, rank {peft.r}, alpha {peft.lora_alpha:g}, {peft.dtype}, {_size(peft.size_bytes)}"),
+        ("targets", targets),
+        ("language", ", ".join(card.language)),
+        ("license", card.license or ""),
+        ("datasets", ", ".join(card.datasets)),
+        ("evaluation", "\n".join(f"{e.dataset_name}: {e.metric_type} {e.metric_value}" for e in card.evaluation)),
+        ("routing", f"{len(card.routing.examples)} example requests" if card.routing.examples else ""),
+        ("made by", card.lineage.method or ""),
+        ("source", card.source.uri if card.source else ""),
+        ("digest", card.digest),
+        ("created", f"{card.created_at:%Y-%m-%d %H:%M}"),
+    ]
+
+
+def _prompt_style(card: AdapterCard) -> str:
+    """Which form this adapter's prompts take on the base that its card names."""
+    from adapterhub.bases import tokenizer_chat_template
+    from adapterhub.errors import ConfigError
+    from adapterhub.prompts import choose_style
+
+    try:
+        template = tokenizer_chat_template(card.base.name) if card.base.name else None
+        return str(choose_style(template, card.prompt.format, card.prompt.chat_template))
+    except ConfigError as error:
+        return f"unknown: {error.message}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**20:.1f} MB" if size >= 2**20 else f"{size / 2**10:.0f} KB"

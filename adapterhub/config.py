@@ -1,0 +1,99 @@
+"""Settings of a hub: an argument wins over `ADAPTERHUB_*`, that over `adapterhub.yaml`, and that over the default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapterhub.errors import ConfigError
+
+CONFIG_FILE = "adapterhub.yaml"
+_PREFIX = "ADAPTERHUB_"
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+class HubConfig(BaseModel):
+    """How a hub is set up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    base: str | None = None
+    """The base: `adapterhub-demo`, a folder or a hub id. Without it, the base that the registry's cards name."""
+    registry: Path | None = None
+    """The folder of adapters. Without it, `./adapters` if there is one, else the user's data folder."""
+    revision: str | None = None
+    """A branch, tag or commit, where `base` is a hub id."""
+    quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
+    """How the base's linear layers are stored; none keeps them as they are."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The dtype of activations; `auto` is float32 on a CPU, bfloat16 on a GPU."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    trust_remote_code: bool = False
+    """Run Python code from the base's repository."""
+    max_cpu_loras: int = Field(64, ge=1)
+    """How many adapters stay loaded."""
+    max_batch_size: int = Field(16, ge=1)
+    """Most answers generated in one batch."""
+
+    @classmethod
+    def load(cls, folder: Path | None = None, **arguments: Any) -> Self:
+        """Gathers the settings from a folder's `adapterhub.yaml`, the environment and arguments.
+
+        Args:
+            folder: Where `adapterhub.yaml` may be; the current folder if not given.
+            **arguments: Fields of this class. One that is None counts as not given, but for `quantization`.
+
+        Raises:
+            ConfigError: An unknown setting or a value that is not valid.
+        """
+        given = {k: v for k, v in arguments.items() if v is not None or k == "quantization"}
+        settings = {**_from_file((folder or Path()) / CONFIG_FILE), **_from_environment(cls), **given}
+        if settings.get("quantization") in ("none", ""):
+            settings["quantization"] = None
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
+            )
+            raise ConfigError(
+                f"The settings are not valid: {problems}.",
+                hint=f"Known settings: {', '.join(cls.model_fields)}.",
+            ) from error
+
+
+def registry_folder(chosen: Path | None = None) -> Path:
+    """Where the registry is: the chosen folder, `ADAPTERHUB_REGISTRY`, `./adapters`, or the user's data folder."""
+    if chosen or os.environ.get(f"{_PREFIX}REGISTRY"):
+        return Path(chosen or os.environ[f"{_PREFIX}REGISTRY"]).expanduser()
+    if Path("adapters").is_dir():
+        return Path("adapters")
+    from platformdirs import user_data_path
+
+    return user_data_path("adapterhub") / "adapters"
+
+
+def _from_environment(config: type[BaseModel]) -> Mapping[str, str]:
+    names = {field: f"{_PREFIX}{field.upper()}" for field in config.model_fields}
+    return {field: os.environ[name] for field, name in names.items() if os.environ.get(name)}
+
+
+def _from_file(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path.name} is larger than 1 MiB, so it is not a settings file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} is not valid YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{path.name} must hold settings as `name: value` lines.")
+    return content or {}

@@ -1,0 +1,392 @@
+"""The hub: one base, a registry of adapters, a router and an engine behind one façade.
+
+A request's path: text -> `route` (only for `adapter="auto"`) -> `registry.resolve` -> the card's prompt profile
+renders token ids -> the engine -> `Generation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, TypeGuard
+
+from adapterhub.config import HubConfig, registry_folder
+from adapterhub.engine.interface import AdapterSource, Completion, Engine, Piece, Request
+from adapterhub.errors import AdapterIncompatibleError, ConfigError
+from adapterhub.generation import Generation, GenerationStream, Usage
+from adapterhub.prompts import Message, PromptStyle, choose_style, conversation, render
+from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
+from adapterhub.routing.decision import RouteDecision
+from adapterhub.routing.router import AdapterRouter
+from adapterhub.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from adapterhub.export.merge import MergeReport
+
+Prompt = str | Sequence[Message]
+BASE_NAMES = frozenset({"base", "__base__"})
+"""Words for the bare base where an adapter's name may stand; the second is PEFT's."""
+
+
+class _Active:
+    """The default of every `adapter=`: whatever `set_adapter` or `using` chose."""
+
+    def __repr__(self) -> str:
+        return "ACTIVE"
+
+
+ACTIVE: Final = _Active()
+Choice = str | None | _Active
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A request ready for the engine, and what its answer will tell about itself."""
+
+    request: Request
+    card: AdapterCard | None
+    route: RouteDecision | None
+
+
+class AdapterHub:
+    """Serves any registered adapter on one base.
+
+    Make one with `AdapterHub.from_pretrained`; this constructor takes the parts, for tests and other engines.
+
+    Args:
+        registry: The adapters.
+        engine: What generates; `EchoEngine()` needs no model.
+    """
+
+    def __init__(self, registry: AdapterRegistry, engine: Engine) -> None:
+        self.registry = registry
+        self._engine = engine
+        self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
+        self._known: set[str] = set()  # references that `set_adapter` has found before
+        self._router: tuple[object, AdapterRouter] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, base: str | Path | None = None, registry: str | Path | None = None, **settings: Any
+    ) -> Self:
+        """Loads a base and opens a registry.
+
+        Args:
+            base: `"adapterhub-demo"`, a folder or a hub id; if not given, the base that the registry's cards name.
+            registry: The folder of adapters; if not given, see `HubConfig.registry`.
+            **settings: Further fields of `HubConfig`, such as `quantization="nf4"` or `device="auto"`.
+
+        Raises:
+            ConfigError: A setting is not valid, or the base cannot be loaded or is not known.
+        """
+        config = HubConfig.load(base=str(base) if base else None, registry=registry, **settings)
+        adapters = AdapterRegistry(registry_folder(config.registry))
+        name = config.base or _base_of(adapters)
+        # torch and transformers take seconds to import, so everything above has been checked first.
+        from adapterhub.engine.simple import SimpleEngine
+        from adapterhub.models import load_base
+
+        loaded = load_base(
+            name,
+            quantization=config.quantization,
+            compute_dtype=config.compute_dtype,
+            device=config.device,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+        limits = {"max_cpu_loras": config.max_cpu_loras, "max_batch_size": config.max_batch_size}
+        return cls(adapters, SimpleEngine(loaded, **limits))
+
+    @property
+    def engine(self) -> Engine:
+        """What generates."""
+        return self._engine
+
+    # Choosing an adapter
+
+    @property
+    def active_adapter(self) -> str | None:
+        """The adapter of requests that name none, in this thread or task; None is the bare base."""
+        return self._active.get()
+
+    def set_adapter(self, adapter: str | None) -> None:
+        """Chooses the adapter of requests that name none, in this thread or asyncio task.
+
+        Moves no weights. Other threads and tasks keep theirs; tasks started from here inherit this one.
+
+        Args:
+            adapter: `"name"`, `"name@3"`, `"name@alias"`, `"auto"`, or None for the bare base.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter; nothing is changed.
+        """
+        self._active.set(self._checked(adapter))
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[Self]:
+        """Chooses an adapter for the block, and puts the former one back; see `set_adapter`."""
+        token = self._active.set(self._checked(adapter))
+        try:
+            yield self
+        finally:
+            self._active.reset(token)
+
+    def route(self, prompt: Prompt) -> RouteDecision:
+        """Says which adapter should answer.
+
+        Args:
+            prompt: A text or messages; of messages, the last one by the user counts.
+
+        Raises:
+            RoutingError: No card has anything to route by.
+        """
+        messages = conversation(prompt)
+        asked = [message for message in messages if message["role"] == "user"] or messages
+        return self._current_router().route(str(asked[-1].get("content") or ""))
+
+    # Answering
+
+    def generate(
+        self,
+        prompt: Prompt,
+        adapter: Choice = ACTIVE,
+        *,
+        raw: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """Answers one prompt.
+
+        Args:
+            prompt: A text (one user message) or a conversation as a list of `{"role", "content"}` messages.
+            adapter: `"name"`, `"name@3"`, `"name@alias"`, `"auto"` (the router chooses), None or `"base"` (the bare
+                base); if not given, the active adapter.
+            raw: Take the text as it stands, without chat template or system prompt.
+            tools: JSON-Schema descriptions of functions, shown to the model by its chat template.
+            **sampling: Fields of `SamplingParams`; they win over the card's own defaults.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter.
+            AdapterIncompatibleError: It does not fit this base.
+            RequestTooLongError: Prompt and answer do not fit the context.
+            ConfigError: An empty prompt or an argument that is not valid.
+        """
+        return self.generate_batch([prompt], adapter, raw=raw, tools=tools, **sampling)[0]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Choice | Sequence[str | None] = ACTIVE,
+        *,
+        raw: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Any,
+    ) -> list[Generation]:
+        """Answers several prompts, each with its own adapter.
+
+        Args:
+            prompts: Texts or conversations.
+            adapters: One choice for all, or one for each prompt; see `generate`.
+            raw: As in `generate`.
+            tools: As in `generate`.
+            **sampling: As in `generate`, for all prompts.
+
+        Raises:
+            ConfigError: As many adapters as prompts were expected.
+            AdapterHubError: As `generate`; nothing was generated then.
+        """
+        choices = _one_each(prompts, adapters)
+        started = time.perf_counter()
+        prepared = [
+            self._prepare(prompt, choice, raw, tools, sampling)
+            for prompt, choice in zip(prompts, choices, strict=True)
+        ]
+        answers = self._engine.generate([one.request for one in prepared])
+        seconds = time.perf_counter() - started
+        return [_generation(one, answer, seconds) for one, answer in zip(prepared, answers, strict=True)]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        adapter: Choice = ACTIVE,
+        *,
+        raw: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Any,
+    ) -> GenerationStream:
+        """Answers one prompt piece by piece; arguments and errors as in `generate`.
+
+        Returns:
+            An iterator of text; its `result` is the `Generation` once it has ended.
+        """
+        if sampling.get("n", 1) != 1:
+            raise ConfigError("A stream has one answer, so n must be 1.")
+        started = time.perf_counter()
+        prepared = self._prepare(prompt, adapter, raw, tools, sampling)
+        return GenerationStream(_streamed(prepared, self._engine.stream(prepared.request), started))
+
+    async def agenerate(self, prompt: Prompt, adapter: Choice = ACTIVE, **arguments: Any) -> Generation:
+        """As `generate`, without blocking the event loop."""
+        return await asyncio.to_thread(self.generate, prompt, adapter, **arguments)
+
+    async def astream(self, prompt: Prompt, adapter: Choice = ACTIVE, **arguments: Any) -> AsyncIterator[str]:
+        """As `stream`, without blocking the event loop; leaving the loop early cancels the answer."""
+        stream = await asyncio.to_thread(self.stream, prompt, adapter, **arguments)
+        try:
+            while (piece := await asyncio.to_thread(next, stream, None)) is not None:
+                yield piece
+        finally:
+            await asyncio.to_thread(stream.close)
+
+    # An adapter's life
+
+    def prompt_style(self, adapter: str | None) -> PromptStyle:
+        """The form in which an adapter's prompts are written, and who decided so."""
+        return self._style(self.registry.resolve(adapter).prompt if _named(adapter) else PromptProfile())
+
+    def merge(self, name: str, out: str | Path) -> MergeReport:
+        """Writes a standalone model: the base's 16-bit weights with an adapter merged in.
+
+        The live base is not touched. See `adapterhub.export.merge_adapter`.
+
+        Args:
+            name: The adapter.
+            out: A folder that does not exist yet, or is empty.
+
+        Raises:
+            ExportError: The merge failed; nothing was written.
+        """
+        from adapterhub.bases import locate_base
+        from adapterhub.export.merge import merge_adapter
+
+        card = self.registry.resolve(name)
+        base = locate_base(self._engine.base_name)
+        return merge_adapter(base, self.registry.folder(card), Path(out))
+
+    def close(self) -> None:
+        """Frees the engine. The registry stays usable."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # A request's path
+
+    def _prepare(
+        self,
+        prompt: Prompt,
+        choice: Choice,
+        raw: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        sampling: Mapping[str, Any],
+    ) -> _Prepared:
+        wanted = self.active_adapter if isinstance(choice, _Active) else choice
+        route = self.route(prompt) if wanted == "auto" else None
+        chosen = route.adapter if route else wanted
+        card = self._servable(chosen) if _named(chosen) else None
+        profile = card.prompt if card else PromptProfile()
+        tokens, stop = self._tokens(prompt, profile, raw, tools)
+        params = SamplingParams.of({"stop": (*stop, *profile.stop)}, profile.generation, sampling)
+        return _Prepared(Request(tokens, self._source(card), params), card, route)
+
+    def _tokens(
+        self, prompt: Prompt, profile: PromptProfile, raw: bool, tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[list[int], tuple[str, ...]]:
+        """What the base reads, and the strings that end its answer."""
+        tokenizer = self._engine.tokenizer
+        if raw:
+            if not isinstance(prompt, str) or not prompt:
+                raise ConfigError("raw=True takes a text that is not empty, not messages.")
+            return tokenizer.encode(prompt, add_special_tokens=True), ()
+        style = self._style(profile)
+        text = render(conversation(prompt, profile.system), style, tokenizer, tools=tools)
+        # A chat template writes the base's special tokens itself.
+        return tokenizer.encode(text, add_special_tokens=style.format != "chat"), style.stop
+
+    def _style(self, profile: PromptProfile) -> PromptStyle:
+        return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)
+
+    def _servable(self, ref: str) -> AdapterCard:
+        card = self.registry.resolve(ref)
+        mine, trained_on = self._engine.fingerprint, card.base.fingerprint
+        difference = trained_on.mismatch(mine) if mine and trained_on else None
+        if difference:
+            raise AdapterIncompatibleError(
+                f"Adapter {card.ref!r} was made for another base than {self._engine.base_name!r}: {difference}.",
+                hint="Load the base that its card names, or register it for this one with force.",
+            )
+        return card
+
+    def _source(self, card: AdapterCard | None) -> AdapterSource | None:
+        return AdapterSource(card.ref, card.digest, self.registry.folder(card)) if card else None
+
+    def _checked(self, adapter: str | None) -> str | None:
+        # Reading a card takes longer than a switch may; whether it is still there is seen at the next request.
+        if _named(adapter) and adapter != "auto" and adapter not in self._known:
+            self.registry.resolve(adapter)
+            self._known.add(adapter)
+        return adapter
+
+    def _current_router(self) -> AdapterRouter:
+        cards = self.registry.list()
+        state = [(card.name, card.digest, card.updated_at) for card in cards]
+        if self._router is None or self._router[0] != state:
+            self._router = (state, AdapterRouter.from_cards(cards))
+        return self._router[1]
+
+
+def _named(adapter: str | None) -> TypeGuard[str]:
+    return adapter is not None and adapter not in BASE_NAMES
+
+
+def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]) -> Sequence[Choice]:
+    if adapters is None or isinstance(adapters, str | _Active):
+        return [adapters] * len(prompts)
+    if len(adapters) != len(prompts):
+        raise ConfigError(
+            f"There are {len(prompts)} prompts and {len(adapters)} adapters.", hint="Give one each."
+        )
+    return adapters
+
+
+def _streamed(prepared: _Prepared, pieces: Iterator[Piece], started: float) -> Generator[str | Generation]:
+    seen = []
+    for piece in pieces:
+        seen.append(piece)
+        if piece.text:
+            yield piece.text
+    yield _generation(prepared, [Completion.of(seen)], time.perf_counter() - started)
+
+
+def _generation(prepared: _Prepared, completions: Sequence[Completion], seconds: float) -> Generation:
+    first, card = completions[0], prepared.card
+    generated = sum(len(completion.token_ids) for completion in completions)
+    return Generation(
+        text=first.text,
+        adapter=card.name if card else None,
+        version=card.version if card else None,
+        route=prepared.route,
+        usage=Usage(len(prepared.request.prompt), generated, seconds),
+        finish_reason=first.finish_reason,
+        completions=tuple(completions),
+    )
+
+
+def _base_of(registry: AdapterRegistry) -> str:
+    """The base that the registry's cards name; if they name several, the one most of them name."""
+    names = Counter(card.base.name for card in registry.list() if card.base.name)
+    if not names:
+        raise ConfigError(
+            "No base was given, and the registry names none.",
+            hint="Give base='adapterhub-demo' (the small one that ships with the package), a folder or a hub id.",
+        )
+    return names.most_common(1)[0][0]

@@ -1,0 +1,1 @@
+"""Which adapter should answer a request."""
