@@ -1,6 +1,6 @@
 """Writing that a crash cannot break: write aside, flush to disk, rename.
 
-`rename` within one file system is atomic (POSIX), so a reader sees the old state or the new one, never a mixture.
+`rename` within one file system is atomic (POSIX): readers see the old state or the new, never a mixture.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> Non
     Args:
         path: The file; its folder must exist.
         data: The whole new content.
-        staging: Where to write first, on the same file system; beside the file if not given. A process that is killed
-            leaves its unfinished file there.
+        staging: Where to write first, on the same file system; beside the file if not given. A process that
+            is killed leaves its unfinished file there.
     """
     aside = (staging or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
     try:
@@ -32,7 +32,7 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> Non
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -53,7 +53,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield aside
         sync_tree(aside)
-        os.rename(aside, target)
+        aside.rename(target)
         sync_folder(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,7 +1,8 @@
 """What a base is, read from its folder without torch: adapters fit one base and give nonsense on another.
 
-A name cannot say it (two revisions share one; a folder may be called anything), and hashing 14 GB takes a minute. So
-the fingerprint covers every tensor's name, dtype, shape and first 4 KiB, and the settings that shape the arithmetic.
+A name cannot say it (two revisions share one; a folder may be called anything), and hashing 14 GB takes a
+minute. So the fingerprint covers every tensor's name, dtype, shape and first 4 KiB, and the settings that
+shape the arithmetic.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class BaseFingerprint(BaseModel):
     def of(cls, folder: str | Path) -> BaseFingerprint:
         """Reads the fingerprint of a base on disk.
 
-        Reads headers and 4 KiB of each tensor: a few milliseconds for a model of 7 billion parameters. A change that
-        leaves the first 4 KiB of every tensor as they were goes unseen.
+        Reads headers and 4 KiB of each tensor: a few milliseconds for a model of 7 billion parameters. A
+        change that leaves the first 4 KiB of every tensor as they were goes unseen.
 
         Args:
             folder: Holds `config.json` and safetensors weights, in one file or in shards.

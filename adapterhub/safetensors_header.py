@@ -1,8 +1,9 @@
 """Reading what a safetensors file says about itself, without torch and without trusting it.
 
-The format (https://huggingface.co/docs/safetensors): eight bytes of little-endian length, a JSON header of that length
-that maps each tensor's name to dtype, shape and byte range, then the bytes. Everything checked here is also checked by
-the reference implementation; doing it from the header alone costs no memory and names what is wrong.
+The format (https://huggingface.co/docs/safetensors): eight bytes of little-endian length, a JSON header of
+that length that maps each tensor's name to dtype, shape and byte range, then the bytes. Everything checked
+here is also checked by the reference implementation; doing it from the header alone costs no memory and names
+what is wrong.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 
 from adapterhub.errors import AdapterInvalidError
 
-# The reference implementation stops at 100 MB, which Python would unfold into gigabytes. 32 MB describe 200,000
-# tensors: more than one shard of any base, or any adapter, has.
+# The reference implementation stops at 100 MB, which Python would unfold into gigabytes. 32 MB describe
+# 200,000 tensors: more than one shard of any base, or any adapter, has.
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_DIMENSIONS = 8
 
@@ -126,5 +127,5 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo
 def _invalid(path: Path, reason: str) -> AdapterInvalidError:
     return AdapterInvalidError(
         f"{path.name} is not a whole safetensors file: {reason}.",
-        hint="Copy or download it again, or save the adapter anew with save_pretrained(..., safe_serialization=True).",
+        hint="Copy or download it again, or save it anew with save_pretrained().",
     )

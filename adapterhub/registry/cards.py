@@ -1,7 +1,7 @@
 """The card: everything the registry knows about one version of an adapter, apart from its weights.
 
-A card is immutable; `AdapterRegistry.update` writes a new one in its place. On disk it is `card.json` with only what
-differs from the defaults, so that it reads well and a change shows as one line in a diff.
+A card is immutable; `AdapterRegistry.update` writes a new one in its place. On disk it is `card.json` with
+only what differs from the defaults, so that it reads well and a change shows as one line in a diff.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BaseInfo(_Part):
     fingerprint: BaseFingerprint | None = None
     """What the base is; None if the adapter was not checked against one."""
     quantization: str | None = None
-    """How the base was stored while the adapter was trained: `nf4`, `fp4`, `int8`; None if unknown or unquantised."""
+    """How the base was stored in training: `nf4`, `fp4`, `int8`; None if unknown or unquantised."""
 
 
 class PeftInfo(LoraSettings):
@@ -139,6 +139,8 @@ class Lineage(_Part):
     """`finetune`, `blend`, `import`, ..."""
     parents: tuple[Parent, ...] = ()
     """The adapters it was made from."""
+    settings: dict[str, JsonValue] = {}
+    """The method's settings, for example the schedule of a training run."""
 
 
 class AdapterCard(_Part):
@@ -151,7 +153,7 @@ class AdapterCard(_Part):
     aliases: tuple[str, ...] = ()
     """The aliases that point here; kept beside the versions, not in `card.json`."""
     digest: str
-    """sha256 of the weights and of the settings that change the arithmetic: the adapter's identity in every cache."""
+    """sha256 of the weights and the settings that change the arithmetic: its identity in every cache."""
     status: Literal["ready", "disabled"] = "ready"
     """`disabled` versions are kept, and not served."""
     description: str = ""
@@ -218,8 +220,8 @@ class AdapterCard(_Part):
         """The same version with some of `CardFields` set anew.
 
         Args:
-            changes: Field -> new value. A mapping changes single settings of a group such as `routing`; anything else
-                takes the field's place.
+            changes: Field -> new value. A mapping changes single settings of a group such as `routing`;
+                anything else takes the field's place.
 
         Raises:
             ConfigError: There is no such field, it cannot be changed, or the value does not fit.
@@ -241,7 +243,7 @@ class AdapterCard(_Part):
 
 
 class CardFields(TypedDict, total=False):
-    """What a caller may set on a card; everything else follows from the files. Groups may be given as mappings."""
+    """What a caller may set on a card; the rest follows from the files. Groups may be given as mappings."""
 
     status: Literal["ready", "disabled"]
     description: str

@@ -1,7 +1,7 @@
-"""What an adapter must pass before it is stored, and what the engine asks again of the base that it has loaded.
+"""What an adapter must pass before it is stored, and again when an engine puts it on a loaded base.
 
-Nothing here loads torch. An adapter that would change nothing, or something else than it was trained to change, is
-refused here and not noticed later by its answers.
+Nothing here loads torch. An adapter that would change nothing, or something else than it was trained to
+change, is refused here and not noticed later by its answers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_WEIGHTS_BYTES = 16 * 2**30
 DTYPES = ("F64", "F32", "F16", "BF16")
 _CHUNK_BYTES = 4 * 2**20
 _BF16_EXPONENT = 0x7F80
-# A checkpoint may or may not spell the model's inner name: GPT-2's has `h.0`, the model itself `transformer.h.0`.
+# A checkpoint need not spell the model's inner name: GPT-2's has `h.0`, the model itself `transformer.h.0`.
 _BODY_PREFIXES = ("model.", "transformer.", "gpt_neox.")
 
 
@@ -183,7 +183,8 @@ def check_fit(
     Args:
         adapter: Module name -> shape, from `check_shapes`.
         base: Module name -> (out_features, in_features): of a folder (`base_shapes`) or of a loaded model.
-        settings: If given, the adapter must also hold weights for every target that it lists and the base has.
+        settings: If given, the adapter must also hold weights for every target that it lists and the base
+            has.
 
     Raises:
         AdapterIncompatibleError: Modules are missing in the base, or have another shape.
@@ -200,8 +201,8 @@ def check_fit(
     for module, shape in adapter.items():
         if (shape.out_features, shape.in_features) != (has := known[_without_prefix(module)]):
             raise AdapterIncompatibleError(
-                f"The adapter does not fit the base: {module!r} is made for shape {tuple(shape[1:])}, and has {has}.",
-                hint="The adapter was trained on a model of another size; use the base that its config names.",
+                f"The adapter does not fit the base: {module!r} has shape {has}, not {tuple(shape[1:])}.",
+                hint="It was trained on a model of another size; use the base that its config names.",
             )
     if settings and isinstance(settings.target_modules, tuple):
         _check_targets(settings.target_modules, adapter, base)

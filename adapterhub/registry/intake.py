@@ -36,8 +36,8 @@ def take_in(
 ) -> AdapterCard:
     """Copies an adapter's files, checks the copy and drafts its card.
 
-    What the caller says counts first, then the card that came with the adapter (from another registry), then its
-    config, then its model card.
+    What the caller says counts first, then the card that came with the adapter (from another registry), then
+    its config, then its model card.
 
     Args:
         origin: The adapter's files.
@@ -104,11 +104,9 @@ def _check_base(
     if difference and not force:
         raise AdapterIncompatibleError(
             f"The adapter was trained on another base: {difference}.",
-            hint="Name the base that it was trained on; force=True registers it all the same, with a warning.",
+            hint="Name the base that it was trained on; force=True registers it with a warning.",
         )
-    doubts = (
-        (f"registered by force for a base that it was not trained on: {difference}",) if difference else ()
-    )
+    doubts = (f"registered by force for another base than its own: {difference}",) if difference else ()
     name = _base_name(base, folder) or recorded.name or str(base)
     return recorded.model_copy(update={"name": name, "fingerprint": fingerprint}), doubts
 

@@ -1,7 +1,7 @@
 """Reading a Hugging Face model card (`README.md`) into the fields of ours.
 
-The format: https://huggingface.co/docs/hub/model-cards. The text is another person's, so nothing in it is trusted to
-be there or to be of the documented type; what does not fit is left out.
+The format: https://huggingface.co/docs/hub/model-cards. The text is another person's, so nothing in it is
+trusted to be there or to be of the documented type; what does not fit is left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
         folder: May hold a `README.md`.
 
     Returns:
-        Fields for our card, and the name of the base if the model card gives one. Both empty if there is nothing.
+        Fields for our card, and the name of the base if the model card gives one. Both empty if there is
+        nothing.
     """
     try:
         text = read_bounded(folder / MODEL_CARD_FILE, _MAX_BYTES).decode("utf-8", errors="replace")

@@ -23,6 +23,11 @@ class Ref:
     version: int | None = None
     alias: str | None = None
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is a name alone."""
+        return self.version is None and self.alias is None
+
     def __str__(self) -> str:
         pointer = self.alias if self.version is None else self.version
         return self.name if pointer is None else f"{self.name}@{pointer}"
@@ -47,7 +52,8 @@ def check_name(name: str) -> str:
     """Returns an adapter's name if it is one.
 
     Raises:
-        ConfigError: It is reserved, or has characters that would collide with references, URLs or file systems.
+        ConfigError: It is reserved, or has characters that would collide with references, URLs or file
+            systems.
     """
     if name in RESERVED:
         raise ConfigError(f"{name!r} is reserved and cannot name an adapter.", hint="Choose another name.")

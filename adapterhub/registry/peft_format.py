@@ -1,8 +1,9 @@
 """PEFT's folder format, known without torch: `adapter_config.json` and the names of tensors.
 
 Follows peft 0.21: `tuners/lora/config.py` for the settings, `tuners/lora/model.py` and `utils/other.py`
-(`get_pattern_key`) for ranks and scaling, `utils/save_and_load.py` for tensor names. What plain, rank-stabilised and
-weight-decomposed LoRA on linear layers need is read; every other kind is named and refused.
+(`get_pattern_key`) for ranks and scaling, `utils/save_and_load.py` for tensor names. What plain,
+rank-stabilised and weight-decomposed LoRA on linear layers need is read; every other kind is named and
+refused.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ _UNSUPPORTED = {
     "kasa_config": "it changes the base's weights (KaSA)",
     "monteclora_config": "it samples its weights (MonteCLoRA)",
 }
-# These start from a part of the base's own weight and leave the rest in the base; on the plain base they answer
-# nonsense. PEFT converts them when saving (`path_initial_model_for_weight_conversion`).
+# These start from a part of the base's own weight and leave the rest in the base; on the plain base they
+# answer nonsense. PEFT converts them when saving (`path_initial_model_for_weight_conversion`).
 _BASE_CHANGING_INITS = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
 _MAX_MODULE_NAME = 256
@@ -51,8 +52,8 @@ _TENSOR = re.compile(
     rf"base_model\.model\.(?P<module>[\w.-]{{1,{_MAX_MODULE_NAME}}})\."
     r"(?:(?P<part>lora_[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
-# A pattern comes with a downloaded file, so it may not be one that takes exponential time: no repeated groups, no
-# look-around, no back-references, few repetitions.
+# A pattern comes with a downloaded file, so it may not be one that takes exponential time: no repeated
+# groups, no look-around, no back-references, few repetitions.
 _COSTLY_PATTERN = re.compile(r"\)[*+{]|\(\?[^:]|\\[0-9]|(?:[*+{].*){4}", re.DOTALL)
 
 Part = Literal["lora_A", "lora_B", "lora_magnitude_vector"]
@@ -183,20 +184,19 @@ def _text(config: Mapping[str, Any], field: str) -> str | None:
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    reason = _unsupported(config)
-    if reason:
+    if reason := _unsupported(config):
         raise AdapterIncompatibleError(
             f"The adapter cannot be served: {reason}.",
-            hint="LoRA on linear layers is served, also rank-stabilised (rsLoRA) and weight-decomposed (DoRA).",
+            hint="LoRA on linear layers is served: plain, rank-stabilised (rsLoRA) or weight-decomposed (DoRA).",
         )
 
 
 def _unsupported(config: Mapping[str, Any]) -> str | None:
-    kind, task = config.get("peft_type"), config.get("task_type")
+    kind, task = (str(config.get(field))[:40] for field in ("peft_type", "task_type"))
     if kind != "LORA":
-        return f"its kind is {kind!r}, not LoRA" if isinstance(kind, str) else "its config names no peft_type"
-    if task not in (None, "CAUSAL_LM"):
-        return f"it was made for the task {task!r}, not for generating text (CAUSAL_LM)"
+        return f"its kind (peft_type) is {kind}, not LORA"
+    if task not in ("None", "CAUSAL_LM"):
+        return f"it was made for the task {task}, not for generating text (CAUSAL_LM)"
     if config.get("bias", "none") not in ("none", None):
         return "it trains the base's biases (bias)"
     init = str(config.get("init_lora_weights", True)).lower()
@@ -225,7 +225,7 @@ def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[Part, Tens
 
 
 def adapter_digest(settings: LoraSettings, weights: Path) -> str:
-    """The identity of an adapter: sha256 over the settings that change the arithmetic and the bytes of the weights."""
+    """An adapter's identity: sha256 over the settings that change the arithmetic and the weights' bytes."""
     digest = hashlib.sha256(settings.canonical() + b"\n")
     with weights.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -243,7 +243,7 @@ def parse_tensor_name(name: str) -> tuple[str, Part]:
     if match is None:
         raise AdapterIncompatibleError(
             f"The adapter holds the tensor {name[:200]!r}, which is {_what_it_is(name)}.",
-            hint="Only LoRA on linear layers can be served; train without modules_to_save and adapted embeddings.",
+            hint="Train LoRA on linear layers only, without modules_to_save and embeddings.",
         )
     part: Part = "lora_A" if match["part"] == "lora_A" else "lora_B"
     return match["module"], part if match["part"] else "lora_magnitude_vector"

@@ -1,6 +1,6 @@
 """Where adapters come from: a folder or a Hugging Face repository; and what of it is copied.
 
-Only files that can do nothing are copied. Pickled weights run code when they are opened, so they are never opened.
+Only files that can do nothing are copied. Opening pickled weights can run code, so they are never opened.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Origin:
 
     Attributes:
         folder: Holds them.
-        boundary: Symbolic links may not lead out of this folder. It is the folder itself, or the part of the hub's
-            cache that belongs to the repository, since a snapshot there consists of links.
+        boundary: Symbolic links may not lead out of this folder. It is the folder itself, or the part of the
+            hub's cache that belongs to the repository, since a snapshot there consists of links.
         source: What the card says of it.
     """
 
@@ -51,8 +51,8 @@ def find_origin(path: str | Path, *, download: Downloader | None = None) -> Orig
     """Finds the files that a path or a hub id means.
 
     Args:
-        path: A folder, `organisation/name`, `organisation/name@revision` or `hf://organisation/name@revision`. A folder
-            wins over a repository of the same spelling.
+        path: A folder, `organisation/name`, `organisation/name@revision` or
+            `hf://organisation/name@revision`. A folder wins over a repository of the same spelling.
         download: Takes the place of `huggingface_hub`.
 
     Raises:
@@ -110,7 +110,8 @@ def copy_adapter(origin: Origin, target: Path) -> tuple[str, ...]:
         Warnings about what was left behind.
 
     Raises:
-        AdapterInvalidError: There are no weights in safetensors, a link leads out of the folder, or there is too much.
+        AdapterInvalidError: There are no weights in safetensors, a link leads out of the folder, or there is
+            too much.
     """
     entries = sorted(path for path in origin.folder.iterdir() if not path.name.startswith("."))
     pickles = [path.name for path in entries if path.suffix in _PICKLES]
@@ -144,7 +145,7 @@ def _refuse_outward_links(entries: list[Path], boundary: Path) -> None:
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
             raise AdapterInvalidError(
                 f"{path.name} is a symbolic link that leads out of the adapter's folder.",
-                hint="Copy the file itself there (cp -L); for a hub repository give its id, not its cache folder.",
+                hint="Copy the file itself there (cp -L). Of a hub repository give the id, not the cache.",
             )
 
 

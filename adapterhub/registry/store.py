@@ -1,8 +1,8 @@
 """The registry: a folder of named, versioned, checked adapters (`layout.py` draws it).
 
-Everything is prepared in `.staging` and then renamed into place under the lock, so that readers need no lock: they see
-a version whole or not at all, and a process killed at any moment leaves nothing but a folder in `.staging`, which the
-next writer sweeps out once it is an hour old. A version's number is never given twice.
+Everything is prepared in `.staging` and then renamed into place under the lock, so that readers need no lock:
+they see a version whole or not at all, and a process killed at any moment leaves nothing but a folder in
+`.staging`, which the next writer sweeps out once it is an hour old. A version's number is never given twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Problems: TypeAlias = list[Problem]
 
 
 class AdapterRegistry:
-    """Named, versioned, checked adapters in a folder. Safe to use from several threads and processes at once."""
+    """Named, versioned, checked adapters in a folder, for any number of threads and processes at once."""
 
     def __init__(self, root: str | Path) -> None:
         """Opens a registry.
@@ -67,11 +67,11 @@ class AdapterRegistry:
         """Checks an adapter and stores a copy of it as the next version of a name.
 
         Args:
-            path: A PEFT folder, a version's folder in another registry (its card comes along), or a hub id such as
-                `"organisation/name"` or `"hf://organisation/name@revision"`.
+            path: A PEFT folder, a version's folder in another registry (its card comes along), or a hub id
+                such as `"organisation/name"` or `"hf://organisation/name@revision"`.
             name: The name to register it under.
-            base: The base that it was trained on: `"adapterhub-demo"`, a folder or a hub id. Without it, modules and
-                shapes are not compared with any base, and the card says so.
+            base: The base that it was trained on: `"adapterhub-demo"`, a folder or a hub id. Without it,
+                modules and shapes are not compared with any base, and the card says so.
             quantization: How that base was stored in training, for example `"nf4"`.
             force: Accept a base other than the one that the adapter's card records; the card then says so.
             download: Takes the place of `huggingface_hub` for hub ids.
@@ -82,7 +82,8 @@ class AdapterRegistry:
 
         Raises:
             AdapterInvalidError: The files are damaged, unsafe or contradict each other. Nothing is stored.
-            AdapterIncompatibleError: The adapter cannot be served, or does not fit the base. Nothing is stored.
+            AdapterIncompatibleError: The adapter cannot be served, or does not fit the base. Nothing is
+                stored.
             ConfigError: The name, the base or a field is not valid.
             RegistryError: The adapter cannot be found, or the registry cannot be written.
         """
@@ -159,7 +160,8 @@ class AdapterRegistry:
 
         Args:
             ref: The version.
-            changes: Fields to set. A mapping changes single settings of a group: `routing={"threshold": 0.6}`.
+            changes: Fields to set. A mapping changes single settings of a group:
+                `routing={"threshold": 0.6}`.
 
         Returns:
             The new card.
@@ -168,7 +170,7 @@ class AdapterRegistry:
             AdapterNotFoundError: There is no such version.
             ConfigError: A field cannot be set, or not so.
         """
-        with self._staging() as staged, self._lock():
+        with self._changing(Ref.parse(ref)) as staged:
             card = self.get(ref).changed(changes)
             write_atomic(self.folder(card) / CARD_FILE, card.to_json(), staging=staged)
             return card
@@ -186,8 +188,8 @@ class AdapterRegistry:
             ConfigError: The alias is not valid.
         """
         check_alias(alias)
-        with self._staging() as staged, self._lock():
-            self._matching(Ref(check_name(name), version, None if version else alias))
+        target = Ref(check_name(name), version, alias if version is None else None)
+        with self._changing(target) as staged:
             refs = self._layout.refs(name)
             aliases = {other: target for other, target in refs.aliases.items() if other != alias}
             if version is not None:
@@ -206,7 +208,7 @@ class AdapterRegistry:
             AdapterExistsError: An alias points to it.
         """
         parsed = Ref.parse(ref)
-        with self._staging() as staged, self._lock():
+        with self._changing(parsed) as staged:
             refs, doomed = self._layout.refs(parsed.name), self._matching(parsed)
             held = [alias for version in doomed for alias in refs.pointing_to(version)]
             if held and not force:
@@ -234,13 +236,11 @@ class AdapterRegistry:
             AdapterNotFoundError: There is no such adapter.
         """
         if ref is None:
-            return [
-                problem for name in self._layout.names() for problem in verify_adapter(self._layout, name)
-            ]
+            return [found for name in self._layout.names() for found in verify_adapter(self._layout, name)]
         parsed = Ref.parse(ref)
         versions = self._matching(parsed)
-        if parsed == Ref(parsed.name):
-            return list(verify_adapter(self._layout, parsed.name))
+        if parsed.is_bare:
+            return [*verify_adapter(self._layout, parsed.name)]
         return [*verify_version(self._layout, parsed.name, versions[0])]
 
     def folder(self, card: AdapterCard) -> Path:
@@ -249,25 +249,22 @@ class AdapterRegistry:
 
     def _matching(self, ref: Ref) -> tuple[int, ...]:
         """The versions that a reference covers, ascending: all for a bare name, else one."""
-        versions, refs = self._layout.versions(ref.name), self._layout.refs(ref.name)
-        target = ref.version if ref.alias is None else refs.aliases.get(ref.alias)
-        found = versions if ref == Ref(ref.name) else tuple(number for number in versions if number == target)
+        versions = self._layout.versions(ref.name)
+        target = self._layout.refs(ref.name).aliases.get(ref.alias) if ref.alias else ref.version
+        found = versions if ref.is_bare else tuple(number for number in versions if number == target)
         if not found:
-            raise self._not_found(ref, versions, refs)
+            raise self._not_found(ref, versions)
         return found
 
-    def _not_found(self, ref: Ref, versions: tuple[int, ...], refs: Refs) -> AdapterNotFoundError:
+    def _not_found(self, ref: Ref, versions: tuple[int, ...]) -> AdapterNotFoundError:
         if versions:
-            known = ", ".join(
-                f"{ref.name}@{pointer}" for pointer in (*versions[-5:], *sorted(refs.aliases)[:5])
-            )
+            pointers = (*versions[-5:], *sorted(self._layout.refs(ref.name).aliases)[:5])
+            known = ", ".join(f"{ref.name}@{pointer}" for pointer in pointers)
             return AdapterNotFoundError(f"There is no adapter {str(ref)!r}.", hint=f"There are: {known}.")
         names = [name for name in self._layout.names() if self._layout.versions(name)]
         close = difflib.get_close_matches(ref.name, names, n=1)
-        known = (
-            f"There are: {', '.join(names[:10])}." if names else f"The registry {str(self.root)!r} is empty."
-        )
-        hint = f"Did you mean {close[0]!r}?" if close else known
+        listed = f"There are: {', '.join(names[:10])}." if names else f"{str(self.root)!r} holds none."
+        hint = f"Did you mean {close[0]!r}?" if close else listed
         return AdapterNotFoundError(f"There is no adapter {ref.name!r}.", hint=hint)
 
     def _readable(self, ref: str) -> AdapterCard | None:
@@ -283,6 +280,14 @@ class AdapterRegistry:
         write_atomic(self._layout.home(name) / REFS_FILE, refs.to_json(), staging=staged)
 
     @contextmanager
+    def _changing(self, ref: Ref) -> Iterator[Path]:
+        """Holds the lock over something that must exist; yields a staging folder."""
+        self._matching(ref)  # nothing is written, not even a lock, for a reference that leads nowhere
+        with self._staging() as staged, self._lock():
+            self._matching(ref)
+            yield staged
+
+    @contextmanager
     def _staging(self) -> Iterator[Path]:
         """A folder to prepare things in, or to move them to; removed with what is left in it."""
         folder = self.root / STAGING / uuid.uuid4().hex
@@ -291,8 +296,8 @@ class AdapterRegistry:
             yield folder
         except OSError as error:
             raise RegistryError(
-                f"The registry {str(self.root)!r} cannot be written: {error.strerror or error}.",
-                hint="Check permissions and free space; nothing was changed.",
+                f"The registry {str(self.root)!r} could not be changed: {error.strerror} ({error.filename}).",
+                hint="Check permissions and free space.",
             ) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
