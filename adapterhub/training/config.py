@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 import yaml
 from pydantic import (
@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from adapterhub.errors import ConfigError
-from adapterhub.registry.cards import PromptProfile, Routing, Serving
+from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.names import check_name
 
 
@@ -48,7 +48,7 @@ class LoraOptions(_Options):
 
     r: int = Field(16, gt=0)
     """Rank of the update."""
-    alpha: float = Field(32, gt=0)
+    alpha: int = Field(32, gt=0)
     """Scale of the update: `alpha / r`, or `alpha / sqrt(r)` with `rslora`."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of each LoRA layer while training."""
@@ -120,6 +120,10 @@ class CardOptions(_Options):
     """What the router learns the adapter from."""
     serving: Serving = Serving()
     """How the engine treats it."""
+
+    def fields(self) -> CardFields:
+        """What was set, as `AdapterRegistry.register` takes it."""
+        return cast(CardFields, {name: getattr(self, name) for name in self.model_fields_set})
 
 
 class FinetuneConfig(_Options):

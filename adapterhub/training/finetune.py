@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from adapterhub.files import sha256_file
-from adapterhub.registry.cards import AdapterCard, Evaluation, Lineage
+from adapterhub.registry.cards import AdapterCard, CardFields, Evaluation, Lineage
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.trainer import Progress, TrainingResult, train_adapter
+from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry
@@ -20,7 +22,7 @@ def finetune(
     config: FinetuneConfig,
     registry: AdapterRegistry,
     *,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingStep], None] | None = None,
 ) -> AdapterCard:
     """Trains an adapter and registers it, all or nothing.
 
@@ -41,29 +43,47 @@ def finetune(
     with tempfile.TemporaryDirectory() as folder:
         result = train_adapter(config, Path(folder), progress=progress)
         return registry.register(
-            Path(folder), config.name, base=result.base.folder, **_card_fields(config, result)
+            folder,
+            config.name,
+            base=config.base,
+            quantization=config.quantization,
+            **_card_fields(config, result),
         )
 
 
-def _card_fields(config: FinetuneConfig, result: TrainingResult) -> dict[str, Any]:
-    losses = [("train", result.loss), ("validation", result.eval_loss)]
-    return {
-        **dict(config.card),
-        "datasets": tuple(_dataset_id(path) for path in (config.data.train, config.data.validation) if path),
-        "evaluation": tuple(
-            Evaluation(
-                task_type="text-generation",
-                dataset_name=config.data.train.name,
-                dataset_split=split,
-                metric_type="loss",
-                metric_name="cross entropy of the answer's tokens, nats",
-                metric_value=round(loss, 4),
-            )
-            for split, loss in losses
-            if loss is not None
-        ),
-        "lineage": Lineage(method="finetune"),
+def _card_fields(config: FinetuneConfig, result: TrainingResult) -> CardFields:
+    data = config.data
+    said: CardFields = {
+        "datasets": [_dataset_id(path) for path in (data.train, data.validation) if path],
+        "evaluation": [_evaluation(config, result.eval_loss)] if result.eval_loss is not None else [],
+        "lineage": Lineage(method="finetune", settings=_settings(config, result)),
     }
+    return {**config.card.fields(), **said}
+
+
+def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonValue]:
+    return {
+        **config.train.model_dump(mode="json", exclude_none=True),
+        "lora_dropout": config.lora.dropout,
+        "compute_dtype": str(result.base.compute_dtype).removeprefix("torch."),
+        "prompt": str(result.style),
+        "records": len(result.train.examples),
+        "records_truncated": result.train.truncated,
+        "records_dropped": result.train.dropped,
+        "steps": result.steps,
+        "loss": round(result.loss, 4),
+    }
+
+
+def _evaluation(config: FinetuneConfig, loss: float) -> Evaluation:
+    return Evaluation(
+        task_type="text-generation",
+        dataset_name=(config.data.validation or config.data.train).name,
+        dataset_split="validation",
+        metric_type="loss",
+        metric_name="cross entropy of the answers' tokens, nats, mean over batches",
+        metric_value=round(loss, 4),
+    )
 
 
 def _dataset_id(path: Path) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -28,11 +29,11 @@ from adapterhub import prompts
 from adapterhub.errors import TrainingError
 from adapterhub.models import Base, load_base
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.data import Example, Examples, Record, encode, read_records
+from adapterhub.training.data import IGNORED, Example, Examples, Record, encode, read_records
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingStep:
     """Where a run stands after a step.
 
     Attributes:
@@ -76,7 +77,7 @@ class TrainingResult:
 
 
 def train_adapter(
-    config: FinetuneConfig, out: Path, *, progress: Callable[[Progress], None] | None = None
+    config: FinetuneConfig, out: Path, *, progress: Callable[[TrainingStep], None] | None = None
 ) -> TrainingResult:
     """Trains an adapter and writes `adapter_config.json` and `adapter_model.safetensors`.
 
@@ -144,7 +145,7 @@ def _trainer(
             train_dataset=_dataset(train.examples),
             eval_dataset=_dataset(validation.examples) if validation else None,
             processing_class=base.tokenizer,
-            peft_config=_lora(config),
+            peft_config=_lora(config, base),
             callbacks=[watch],
         )
     trainer.remove_callback(PrinterCallback)
@@ -156,17 +157,24 @@ def _trainer(
     return trainer
 
 
-def _lora(config: FinetuneConfig) -> LoraConfig:
+def _lora(config: FinetuneConfig, base: Base) -> LoraConfig:
     lora = config.lora
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=_all_linear(base) if lora.target_modules == "all-linear" else lora.target_modules,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
+
+
+def _all_linear(base: Base) -> list[str]:
+    # peft would write the full name of every layer into the adapter; the last parts mean the same layers.
+    head = base.model.get_output_embeddings()
+    names = (name for name in base.linear_shapes if base.model.get_submodule(name) is not head)
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 def _arguments(config: FinetuneConfig, base: Base, scratch: str, *, evaluates: bool) -> SFTConfig:
@@ -250,17 +258,35 @@ def _save(model: Any, out: Path) -> None:
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer, except that an evaluation draws no random numbers from the training's stream."""
+    """TRL's trainer with two changes.
+
+    An evaluation draws no random numbers from the training's stream, so it changes nothing that is trained. And
+    on a CPU only the positions before an answer's tokens go through the output head: TRL scores whole prompts
+    there (on a GPU its kernel does not), which costs a quarter of the time on a small base.
+    """
 
     def evaluate(self, *args: Any, **options: Any) -> Any:
         with torch.random.fork_rng():
             return super().evaluate(*args, **options)
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if return_outputs or inputs["labels"].device.type != "cpu":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")[:, 1:]
+        answers = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+        logits = model(**inputs, use_cache=False, logits_to_keep=answers).logits.float()
+        loss = cross_entropy(
+            logits.flatten(0, 1), labels[:, answers].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return loss / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
     """Keeps the losses and the time, tells the caller, and stops a run whose loss is no number."""
 
-    def __init__(self, progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, progress: Callable[[TrainingStep], None] | None) -> None:
         self._progress = progress
         self._losses: list[float] = []
         self._eval_loss: float | None = None
@@ -282,7 +308,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self._seconds = time.perf_counter() - self._started
         if self._progress:
             self._progress(
-                Progress(state.global_step, state.max_steps, logs["loss"], self._eval_loss, self._speed())
+                TrainingStep(state.global_step, state.max_steps, logs["loss"], self._eval_loss, self._speed())
             )
 
     def result(
