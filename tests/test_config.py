@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+
+from adapterhub import HubConfig
+from adapterhub.config import registry_folder
+from adapterhub.errors import ConfigError
+
+
+def test_an_argument_wins_over_environment_over_file_over_default(tmp_path: Path, monkeypatch):
+    assert HubConfig.load(tmp_path).device == "auto"
+    (tmp_path / "adapterhub.yaml").write_text("device: cuda\nmax_batch_size: 3\n")
+    assert HubConfig.load(tmp_path).device == "cuda"
+    monkeypatch.setenv("ADAPTERHUB_DEVICE", "cuda:1")
+    assert HubConfig.load(tmp_path).device == "cuda:1"
+    config = HubConfig.load(tmp_path, device="cpu")
+    assert (config.device, config.max_batch_size) == ("cpu", 3)
+
+
+@pytest.mark.parametrize("value", [None, "none"])
+def test_quantisation_can_be_switched_off(tmp_path: Path, value):
+    assert HubConfig.load(tmp_path, quantization=value).quantization is None
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [("devise: cpu", "devise"), ("max_batch_size: 0", "max_batch_size"), ("- a list", "name: value"), ("{", "YAML")],
+)
+def test_a_wrong_file_is_an_error_that_names_the_place(tmp_path: Path, content, word):
+    (tmp_path / "adapterhub.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=word):
+        HubConfig.load(tmp_path)
+
+
+def test_where_the_registry_is(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert registry_folder() == tmp_path / "data" / "adapterhub" / "adapters"
+    (tmp_path / "adapters").mkdir()
+    assert registry_folder() == Path("adapters")
+    monkeypatch.setenv("ADAPTERHUB_REGISTRY", str(tmp_path / "shared"))
+    assert registry_folder() == tmp_path / "shared"
+    assert registry_folder(Path("mine")) == Path("mine")

@@ -1,0 +1,26 @@
+import pytest
+
+from adapterhub import SamplingParams
+from adapterhub.errors import ConfigError
+
+
+def test_the_default_is_greedy():
+    assert SamplingParams().temperature == 0
+
+
+def test_one_stop_string_may_stand_alone():
+    assert SamplingParams(stop="END").stop == ("END",)
+
+
+def test_later_layers_win():
+    params = SamplingParams.of({"temperature": 0.5, "stop": ("a",)}, {"temperature": 0.7}, {"max_tokens": 3})
+    assert (params.temperature, params.stop, params.max_tokens) == (0.7, ("a",), 3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_p": 0}, {"max_tokens": 0}, {"n": 0}, {"tempreature": 1}, {"logprobs": 99}]
+)
+def test_a_wrong_argument_is_named(wrong: dict[str, float]):
+    with pytest.raises(ConfigError, match=next(iter(wrong))) as caught:
+        SamplingParams.of(wrong)
+    assert "temperature" in (caught.value.hint or "")
