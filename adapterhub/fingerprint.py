@@ -113,14 +113,35 @@ def base_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
         ConfigError: The folder holds no base that can be read.
     """
     with _reading_base(Path(folder)):
-        transposed = _read_config(Path(folder)).get("model_type") in _CONV1D
+        model_type = str(_read_config(Path(folder)).get("model_type"))
         shapes: dict[str, tuple[int, int]] = {}
         for name, tensor, path in _tensors(Path(folder)):
             module, shape = _layer(name, tensor, path)
             if len(shape) == 2:
-                swap = transposed and module.endswith(_CONV1D_LAYERS)
+                swap = stores_transposed(model_type, module)
                 shapes[module] = (shape[1], shape[0]) if swap else (shape[0], shape[1])
         return _with_tied_head(shapes)
+
+
+def stores_transposed(model_type: str, module: str) -> bool:
+    """Whether an architecture stores a layer's weight as (in_features, out_features), as GPT-2 does."""
+    return model_type in _CONV1D and module.endswith(_CONV1D_LAYERS)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a base: one, or the shards that its index names.
+
+    Raises:
+        OSError, ValueError, KeyError: There is neither, or the index is damaged.
+    """
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = _read_json(folder / "model.safetensors.index.json")
+    shards = sorted(set(index["weight_map"].values()))
+    if any(Path(shard).name != shard for shard in shards):
+        raise ValueError("the index of shards points out of the folder")
+    return [folder / shard for shard in shards]
 
 
 def _layer(name: str, tensor: TensorInfo, path: Path) -> tuple[str, tuple[int, ...]]:
@@ -140,20 +161,9 @@ def _with_tied_head(shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, 
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, TensorInfo, Path]]:
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         for name, tensor in read_header(path).items():
             yield name, tensor, path
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    index = _read_json(folder / "model.safetensors.index.json")
-    shards = sorted(set(index["weight_map"].values()))
-    if any(Path(shard).name != shard for shard in shards):
-        raise ValueError("the index of shards points out of the folder")
-    return [folder / shard for shard in shards]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

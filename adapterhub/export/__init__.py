@@ -1,0 +1,1 @@
+"""Exports: from a base and an adapter to a model that stands alone."""

@@ -1,0 +1,286 @@
+"""The verb `merge`: an adapter into its base's 16-bit weights, written as a model that stands alone.
+
+`W + scaling * B @ A` is computed in float32 and rounded once, one tensor at a time. A merge changes no shape and
+no dtype, so every shard keeps its header byte for byte, and the weights follow it in the same order: memory holds
+one tensor, however large the model. Merging into the 4-bit weights instead would round away a light fine-tune; no
+loaded model is read or touched here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+
+import torch
+
+from adapterhub.errors import AdapterIncompatibleError, ExportError
+from adapterhub.files import new_folder, read_bounded
+from adapterhub.fingerprint import BaseFingerprint, base_shapes, stores_transposed, weight_files
+from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
+from adapterhub.registry.checks import Inspection, check_fit, inspect_adapter
+from adapterhub.registry.peft_format import WEIGHTS_FILE, Part, parse_tensors
+from adapterhub.safetensors_header import TensorInfo, read_header
+
+LINEAGE_FILE = "merge.json"
+"""The file beside the merged weights that says what they were made of."""
+
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_MERGED_DTYPES = ("BF16", "F16", "F32")
+_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
+_NOT_COPIED = ("*.bin.index.json", CARD_FILE, LINEAGE_FILE)
+_CHUNK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge made, and of what; the merged folder holds it as `merge.json`.
+
+    Attributes:
+        base: The base's name.
+        base_digest: Its fingerprint's digest.
+        adapter: The adapter as `name@version`; its folder's name if it came from no registry.
+        adapter_digest: Digest of its weights and settings.
+        method: The arithmetic.
+        dtypes: Dtypes of the weights that changed, as safetensors spells them.
+        merged: How many weights changed.
+        tensors: How many weights there are.
+        size_bytes: Size of all weight files.
+    """
+
+    base: str
+    base_digest: str
+    adapter: str
+    adapter_digest: str
+    method: str
+    dtypes: tuple[str, ...]
+    merged: int
+    tensors: int
+    size_bytes: int
+
+
+def merge_adapter(
+    base_folder: str | Path,
+    adapter_folder: str | Path,
+    out: str | Path,
+    *,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Merges an adapter into its base's weights on disk and writes a model that loads with transformers alone.
+
+    Config, tokenizer, chat template and generation config come along; tied embeddings stay tied.
+
+    Args:
+        base_folder: The base in 16 or 32 bits: `config.json` and safetensors, in one file or in shards.
+        adapter_folder: A PEFT folder, or a version's folder in a registry (its card goes into the lineage).
+        out: A folder that does not exist yet, or is empty.
+        force: Merge also into another base than the one that the adapter's card records, if the shapes fit.
+        progress: Called with the bytes of weights written so far, and in all.
+
+    Raises:
+        ExportError: `out` is not empty, the base is quantised, a module has no weight of its own in the base, a
+            merged weight is no finite number, or writing failed. Nothing is left behind.
+        AdapterInvalidError: The adapter's files are damaged.
+        AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or belongs to another base.
+        ConfigError: The base cannot be read.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(
+            f"{str(out)!r} exists and is not empty.", hint="Give a folder that does not exist yet."
+        )
+    merge = _Merge(Path(base_folder), Path(adapter_folder), inspect_adapter(Path(adapter_folder)))
+    merge.check(force=force)
+    try:
+        with new_folder(out) as aside:
+            merge.write(aside, progress or (lambda written, total: None))
+    except OSError as error:
+        raise ExportError(
+            f"The merged model could not be written to {str(out)!r}: {error.strerror or error}.",
+            hint=f"Its weights need {merge.size_bytes:,} bytes.",
+        ) from error
+    return merge.report
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """One merge: `check` before anything is written, then `write`."""
+
+    base: Path
+    adapter: Path
+    found: Inspection
+
+    def check(self, *, force: bool) -> None:
+        check_fit(self.found.modules, base_shapes(self.base), self.found.config.settings)
+        recorded = self.card.base.fingerprint if self.card else None
+        difference = recorded.mismatch(self.fingerprint) if recorded else None
+        if difference and not force:
+            raise AdapterIncompatibleError(
+                f"The adapter was trained on another base: {difference}.",
+                hint="Give the 16-bit weights of the base that it was trained on; force=True merges all the same.",
+            )
+        for name, info in self.tensors.items():
+            if name in self.targets and info.dtype not in _MERGED_DTYPES:
+                raise ExportError(
+                    f"The base's weight {name!r} is stored as {info.dtype}, which cannot take an adapter.",
+                    hint="Merge into the base's 16-bit weights, not into a quantised copy.",
+                )
+
+    def write(self, out: Path, progress: Callable[[int, int], None]) -> None:
+        written = 0
+        for shard in self.shards:
+            with shard.open("rb") as source, (out / shard.name).open("xb") as target:
+                for size in self._write_shard(source, target, read_header(shard)):
+                    written += size
+                    progress(written, self.size_bytes)
+        for path in _files_to_copy(self.base):
+            shutil.copyfile(path, out / path.name)
+        if self.card and self.card.prompt.chat_template:
+            (out / "chat_template.jinja").write_text(self.card.prompt.chat_template, encoding="utf-8")
+        (out / LINEAGE_FILE).write_text(json.dumps(asdict(self.report), indent=2) + "\n", encoding="utf-8")
+        (out / "README.md").write_text(_model_card(self.report, self.card), encoding="utf-8")
+
+    def _write_shard(
+        self, source: BufferedReader, target: BufferedWriter, header: Mapping[str, TensorInfo]
+    ) -> Iterator[int]:
+        """Writes one shard, yielding the size of each piece written."""
+        yield from _copy(source, target, 0, 8 + int.from_bytes(source.read(8), "little"))
+        with (self.adapter / WEIGHTS_FILE).open("rb") as adapter:
+            for name, info in header.items():
+                if module := self.targets.get(name):
+                    weight = self._merged(module, _read(source, info), adapter)
+                    yield target.write(weight.view(torch.uint8).numpy().data)
+                else:
+                    yield from _copy(source, target, info.start, info.end)
+
+    def _merged(self, module: str, weight: torch.Tensor, adapter: BufferedReader) -> torch.Tensor:
+        parts = {part: _read(adapter, info).float() for part, info in self.parts[module].items()}
+        delta = (parts["lora_B"] @ parts["lora_A"]).mul_(self.found.config.settings.scaling(module))
+        rows = weight.T if stores_transposed(self.fingerprint.model_type, module) else weight
+        if "lora_magnitude_vector" in parts:
+            rows.copy_(_dora(rows, delta, parts["lora_magnitude_vector"]))
+        else:
+            # Adds in float32 and rounds once, without a float32 copy of the weight.
+            rows += delta
+        if not torch.isfinite(weight).all():
+            raise ExportError(
+                f"The merged weight of {module!r} does not fit into {weight.dtype}.",
+                hint="The adapter's weights are too large; it may have diverged in training.",
+            )
+        return weight
+
+    @cached_property
+    def card(self) -> AdapterCard | None:
+        path = self.adapter / CARD_FILE
+        return AdapterCard.from_json(read_bounded(path, MAX_CARD_BYTES)) if path.exists() else None
+
+    @cached_property
+    def fingerprint(self) -> BaseFingerprint:
+        return BaseFingerprint.of(self.base)
+
+    @cached_property
+    def shards(self) -> list[Path]:
+        return weight_files(self.base)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        return sum(shard.stat().st_size for shard in self.shards)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        return {name: info for shard in self.shards for name, info in read_header(shard).items()}
+
+    @cached_property
+    def parts(self) -> dict[str, dict[Part, TensorInfo]]:
+        return parse_tensors(read_header(self.adapter / WEIGHTS_FILE))
+
+    @cached_property
+    def targets(self) -> dict[str, str]:
+        """Name of a weight in the base -> module of the adapter that changes it."""
+        return {self._weight_of(module): module for module in self.found.modules}
+
+    def _weight_of(self, module: str) -> str:
+        # A checkpoint of the inner model lacks its name: GPT-2's has `h.0`, the module is `transformer.h.0`.
+        for name in (f"{module}.weight", f"{module.partition('.')[2]}.weight"):
+            if name in self.tensors:
+                return name
+        raise ExportError(
+            f"The base has no weight of its own for {module!r}.",
+            hint="An output head that shares the embedding's weights cannot be merged into; train without it.",
+        )
+
+    @cached_property
+    def report(self) -> MergeReport:
+        settings, card = self.found.config.settings, self.card
+        return MergeReport(
+            base=_public_name(card.base.name if card else None) or self.base.name,
+            base_digest=self.fingerprint.digest,
+            adapter=card.ref if card else self.adapter.name,
+            adapter_digest=self.found.digest,
+            method="DoRA, float32" if settings.use_dora else "W + scaling * B @ A, float32",
+            dtypes=tuple(sorted({self.tensors[name].dtype for name in self.targets})),
+            merged=len(self.targets),
+            tensors=len(self.tensors),
+            size_bytes=self.size_bytes,
+        )
+
+
+def _dora(weight: torch.Tensor, delta: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+    """The changed rows' directions with the trained lengths (https://arxiv.org/abs/2402.09353, equation 5)."""
+    changed = weight.float() + delta
+    return changed.mul_((magnitude / torch.linalg.norm(changed, dim=1)).unsqueeze(1))
+
+
+def _read(file: BufferedReader, info: TensorInfo) -> torch.Tensor:
+    data = bytearray(info.end - info.start)
+    file.seek(info.start)
+    if file.readinto(data) < len(data):
+        raise ExportError("A weight file became shorter while it was read.")
+    return torch.frombuffer(data, dtype=_DTYPES[info.dtype]).reshape(info.shape)
+
+
+def _copy(source: BufferedReader, target: BufferedWriter, start: int, end: int) -> Iterator[int]:
+    source.seek(start)
+    for position in range(start, end, _CHUNK_BYTES):
+        yield target.write(source.read(min(_CHUNK_BYTES, end - position)))
+
+
+def _files_to_copy(folder: Path) -> Iterator[Path]:
+    names = {path.name for pattern in _COPIED for path in folder.glob(pattern)}
+    unwanted = {path.name for pattern in _NOT_COPIED for path in folder.glob(pattern)}
+    return (folder / name for name in sorted(names - unwanted) if (folder / name).is_file())
+
+
+def _public_name(name: str | None) -> str | None:
+    # A folder of this machine means nothing where the merged model goes.
+    return Path(name).name if name and Path(name).is_dir() else name
+
+
+def _model_card(report: MergeReport, card: AdapterCard | None) -> str:
+    head = [
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"base_model: {json.dumps(report.base)}",
+    ]
+    head += ["base_model_relation: merge", "tags: [lora, merge]"]
+    head += [f"license: {json.dumps(card.license)}"] if card and card.license else []
+    lines = [
+        "---",
+        *head,
+        "---",
+        "",
+        f"# {report.adapter} merged into {report.base}",
+        "",
+        card.description if card else "",
+        "",
+        f"{report.merged} of {report.tensors} weights carry the adapter ({report.method}, rounded once to "
+        f"{', '.join(report.dtypes)}). `{LINEAGE_FILE}` has the digests.",
+    ]
+    if card and card.prompt.system:
+        lines += ["", "The adapter was used with this system prompt:", "", f"> {card.prompt.system}"]
+    return "\n".join(lines) + "\n"
