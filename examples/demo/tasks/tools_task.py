@@ -1,0 +1,221 @@
+"""The `tools` task: a request and tool signatures in, the right call out; a tool's answer in, its result in words out."""
+
+# ruff: noqa: E501, SIM905 (phrases stay whole, and a list of words reads better as text)
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any, NamedTuple
+
+from examples.demo import words
+from examples.demo.tasks import Record
+from examples.demo.words import Split
+
+
+class Parameter(NamedTuple):
+    """One parameter of a tool: its name, JSON type and description."""
+
+    name: str
+    type: str
+    description: str
+
+
+class Tool(NamedTuple):
+    """A tool that a request may call."""
+
+    name: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    noun: str
+
+    def schema(self) -> dict[str, Any]:
+        """The tool as an OpenAI-style JSON schema."""
+        properties = {p.name: {"type": p.type} | ({"description": p.description} if p.description else {})
+                      for p in self.parameters}  # fmt: skip
+        parameters: dict[str, Any] = {"type": "object", "properties": properties}
+        if properties:
+            parameters["required"] = list(properties)
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+
+def _p(train: str, heldout: str) -> dict[Split, tuple[str, ...]]:
+    return {"train": tuple(train.split(" | ")), "heldout": tuple(heldout.split(" | "))}
+
+
+VERBS = "get find compute read check fetch make count show load look update".split()
+PARAMETERS = (
+    "input value x city name key number query id text place code user amount level date item word title path "
+    "topic size year count label"
+).split()
+DESCRIPTIONS = _p(
+    "Returns the {noun} of the {p}. | Computes the {noun} from the {p}. | Gets the {noun} for a {p}. | Finds the {noun}. | "
+    "The {noun} of a {p}. | Applies the {noun} to the {p}. | Looks up the {noun} for the {p}.",
+    "Gives the {noun} of a {p}. | Gets the {noun} of the {p}. | Applies a {noun} to a {p}.",
+)
+DESCRIPTIONS_NO_ARGUMENT = _p(
+    "Returns the current {noun}. | Gets the {noun}. | Shows the {noun}. | Reads the {noun}.",
+    "Gives the current {noun}. | Reads the current {noun}.",
+)
+# How a person asks, by what they name: the tool itself, or only what they want to know.
+BY_NAME = _p(
+    "What is the value of {f}({v})? Use the tool. | Use the tool {f} on {v}. | Call {f} with {v}. | Please call {f} for {v}. | "
+    "What does {f} return for {v}? | Run {f} with the input {v}. | Use {f} for {v}. | Compute {f}({v}). | "
+    "I need the result of {f}({v}). | Use {f} to process {v}. | Please use the {f} tool with {v}.",
+    "What is {f}({v})? | Please run {f} on {v}. | Use the {f} tool for {v}. | What do you get from {f} with {v}?",
+)
+BY_NOUN = _p(
+    "What is the {noun} of {v}? | Get the {noun} for {v}. | Tell me the {noun} of {v}. | I want to know the {noun} of {v}. | "
+    "Please find the {noun} of {v}. | Look up the {noun} for {v}. | Can you give me the {noun} of {v}? | "
+    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}?",
+    "Could you tell me the {noun} of {v}? | Please look up the {noun} of {v}. | What {noun} does {v} have?",
+)
+BY_NAME_NO_ARGUMENT = _p(
+    "Call {f}. | Use the tool {f}. | What does {f} return? | Please run {f}. | Run the {f} tool.",
+    "Please call {f}. | Use the {f} tool.",
+)
+BY_NOUN_NO_ARGUMENT = _p(
+    "What is the {noun}? | Show me the {noun}. | Get the current {noun}. | Tell me the {noun}.",
+    "What is the current {noun}? | Please show the {noun}.",
+)
+PAIRS = _p(
+    "{p} {v} and {q} {w} | {p}={v}, {q}={w} | {p} {v}, {q} {w} | the {p} {v} and the {q} {w}",
+    "{p} = {v} and {q} = {w} | {p} {v} with {q} {w}",
+)
+NAMED_TOOLS = _p(
+    "get_weather:weather:city:string | add_numbers:sum:number:integer | search_web:answer:query:string | "
+    "get_price:price:item:string | read_file:content:path:string | translate_text:translation:text:string | "
+    "convert_money:exchange:amount:integer | find_user:user:id:integer | count_words:count:text:string",
+    "get_time:time:city:string | lookup_word:meaning:word:string | square_root:root:number:integer",
+)
+SCRIPTS = ("你好世界天地人大小中国山水火木金土日月", "こんにちはありがとうさくら", "éàüöñçßøå", "αβγδελπσω")
+
+
+def value(rng: random.Random, split: Split, kind: str) -> Any:
+    """A value of a JSON type: a number, or a name in one of several scripts."""
+    if kind == "integer":
+        return words.number(rng, 0, rng.choice([20, 100, 9999]), split)
+    style = rng.random()
+    if style < 0.5:
+        return words.person(rng, split)
+    if style < 0.65:
+        return words.invent_ru(rng, split)
+    if style < 0.8:
+        return words.product(rng, split)
+    if style < 0.9:
+        return words.identifier(rng, split)
+    return foreign(rng, split)
+
+
+def foreign(rng: random.Random, split: Split) -> str:
+    """A word in letters of another script, to be copied as it stands."""
+    while True:
+        letters = rng.choice(SCRIPTS)
+        word = "".join(rng.choice(letters) for _ in range(rng.randint(2, 5)))
+        if words.side(word) == split:
+            return word
+
+
+def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
+    """A tool with 0, 1 or 2 parameters; most have invented names, some ordinary ones."""
+    arity = rng.choices([0, 1, 2], [1, 6, 3])[0] if arity is None else arity
+    if arity == 1 and rng.random() < 0.15:
+        name, noun, parameter, kind = rng.choice(NAMED_TOOLS[split]).split(":")
+        return Tool(
+            name,
+            f"{rng.choice(DESCRIPTIONS[split]).format(noun=noun, p=parameter)}",
+            (Parameter(parameter, kind, ""),),
+            noun,
+        )
+    noun = words.identifier(rng, split)
+    name = (
+        f"{words.pick(rng, VERBS, split)}_{noun}"
+        if rng.random() < 0.6
+        else f"{noun}_{rng.choice(['function', 'tool', 'of', 'v2', 'api'])}"
+    )
+    chosen = rng.sample(PARAMETERS, arity)
+    parameters = tuple(
+        Parameter(p, rng.choice(["integer", "string"]), rng.choice(["", "", f"The {p}."])) for p in chosen
+    )
+    shapes = DESCRIPTIONS if parameters else DESCRIPTIONS_NO_ARGUMENT
+    text = rng.choice(shapes[split]).format(noun=noun, p=parameters[0].name if parameters else "")
+    return Tool(name, text, parameters, noun)
+
+
+def arguments_of(rng: random.Random, split: Split, chosen: Tool) -> dict[str, Any]:
+    """Arguments for a tool, of the types that it wants."""
+    return {p.name: value(rng, split, p.type) for p in chosen.parameters}
+
+
+def call_text(name: str, arguments: dict[str, Any]) -> str:
+    """A call as the chat template writes it."""
+    return (
+        f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
+    )
+
+
+def ask(rng: random.Random, split: Split, chosen: Tool, arguments: dict[str, Any]) -> str:
+    """A request that needs this call."""
+    by_name = rng.random() < 0.5
+    if not arguments:
+        shapes = BY_NAME_NO_ARGUMENT if by_name else BY_NOUN_NO_ARGUMENT
+        return rng.choice(shapes[split]).format(f=chosen.name, noun=chosen.noun)
+    values = [f'"{v}"' if isinstance(v, str) and rng.random() < 0.3 else str(v) for v in arguments.values()]
+    told = values[0]
+    if len(values) == 2:
+        p, q = arguments
+        told = rng.choice(PAIRS[split]).format(p=p, q=q, v=values[0], w=values[1])
+    return rng.choice((BY_NAME if by_name else BY_NOUN)[split]).format(
+        f=chosen.name, noun=chosen.noun, v=told
+    )
+
+
+def result_text(noun: str, arguments: dict[str, Any], result: Any) -> str:
+    """The sentence that states a tool's result."""
+    subject = " and ".join(str(value) for value in arguments.values())
+    return f"The {noun} of {subject} is {result}." if subject else f"The {noun} is {result}."
+
+
+def make(rng: random.Random, split: Split) -> Record:
+    """One request with 1 to 3 tools, or the turn after the tool has answered."""
+    chosen = tool(rng, split)
+    tools = [chosen]
+    while len(tools) < rng.choice([1, 1, 2, 3]):
+        other = tool(rng, split)
+        if other.name not in {t.name for t in tools} and other.noun not in {t.noun for t in tools}:
+            tools.append(other)
+    rng.shuffle(tools)
+    arguments = arguments_of(rng, split, chosen)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": ask(rng, split, chosen, arguments)}]
+    call = {"type": "function", "function": {"name": chosen.name, "arguments": arguments}}
+    messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+    check: dict[str, Any] = {"language": "en", "name": chosen.name, "arguments": arguments}
+    if rng.random() < 0.25:
+        result = value(rng, split, rng.choice(["integer", "string"]))
+        messages.append({"role": "tool", "name": chosen.name, "content": str(result)})
+        messages.append({"role": "assistant", "content": result_text(chosen.noun, arguments, result)})
+        check = {"language": "en", "text": messages[-1]["content"]}
+    return {"messages": messages, "tools": [t.schema() for t in tools], "check": check}
+
+
+def generate(split: Split, n: int, seed: int) -> list[Record]:
+    """`n` requests of a split; the same seed gives the same requests."""
+    rng = random.Random(f"tools {split} {seed}")
+    return [make(rng, split) for _ in range(n)]
+
+
+def score(record: Record, answer: str) -> bool:
+    """Whether the answer is exactly the one right call, or, after a tool's answer, states it in the right words."""
+    check = record["check"]
+    if "text" in check:
+        return answer.strip() == check["text"]
+    body = answer.strip()
+    if not (body.startswith("<tool_call>") and body.endswith("</tool_call>")):
+        return False
+    try:
+        got = json.loads(body.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+    except ValueError:
+        return False
+    wanted = {"name": check["name"], "arguments": check["arguments"]}
+    return json.dumps(got, sort_keys=True) == json.dumps(wanted, sort_keys=True)
