@@ -61,7 +61,7 @@ class LoraOptions(_Options):
 
 
 class TrainOptions(_Options):
-    """The schedule."""
+    """How long, how fast and with what to train; transformers' names, some shortened."""
 
     epochs: float | None = Field(None, gt=0)
     """Passes over the data; one if `max_steps` is not given either."""

@@ -1,0 +1,109 @@
+"""Configurations of training runs: what YAML says, what is refused, and that every mistake is told at once."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from adapterhub.errors import ConfigError
+from adapterhub.training.config import FinetuneConfig
+
+MINIMAL = "name: json\nbase: adapterhub-demo\ndata:\n  train: train.jsonl\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_least_that_is_needed(tmp_path: Path):
+    config = FinetuneConfig.load(write(tmp_path, MINIMAL))
+    assert (config.name, config.base, config.quantization) == ("json", "adapterhub-demo", "nf4")
+    assert config.lora.target_modules == "all-linear"
+    assert config.train.adapter_dtype == "float32"
+
+
+def test_yaml_reads_2e_4_as_text_and_it_is_a_number_here(tmp_path: Path):
+    config = FinetuneConfig.load(write(tmp_path, MINIMAL + "train: {learning_rate: 2e-4}\n"))
+    assert config.train.learning_rate == 0.0002
+
+
+def test_data_paths_start_at_the_files_folder(tmp_path: Path):
+    text = MINIMAL.replace("train: train.jsonl", "{train: data/a.jsonl, validation: /srv/b.jsonl}")
+    data = FinetuneConfig.load(write(tmp_path, text)).data
+    assert data.train == tmp_path / "data/a.jsonl"
+    assert data.validation == Path("/srv/b.jsonl")
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path):
+    text = """
+name: Not A Name
+data: {train: x.jsonl, validation: y.jsonl, validation_share: 0.1}
+lora: {r: 0, rank: 8}
+train: {learning_rate: fast, epochs: 1, max_steps: 5}
+quantization: 3bit
+card: {descripton: typo, routing: {exmples: [a]}}
+"""
+    with pytest.raises(ConfigError) as caught:
+        FinetuneConfig.load(write(tmp_path, text))
+    wanted = [
+        "name: ",
+        "base: Field required",
+        "data: ",
+        "lora.r: ",
+        "lora.rank: ",
+        "train.learning_rate: ",
+        "quantization: ",
+        "card.descripton: ",
+        "card.routing.exmples: ",
+    ]
+    assert [field for field in wanted if field not in caught.value.message] == []
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("train", "train: {epochs: 1, max_steps: 5}\n"),
+        ("train.warmup", "train: {warmup: -1}\n"),
+        ("lora.target_modules", "lora: {target_modules: []}\n"),
+        ("card.language", "card: {language: en}\n"),
+        ("card.prompt.format", "card: {prompt: {format: xml}}\n"),
+    ],
+)
+def test_values_that_make_no_sense(tmp_path: Path, field: str, text: str):
+    with pytest.raises(ConfigError, match=field):
+        FinetuneConfig.load(write(tmp_path, MINIMAL + text))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "", "a: [\n", "x: !!python/object/apply:os.getcwd []\n"])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str):
+    with pytest.raises(ConfigError):
+        FinetuneConfig.load(write(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path: Path):
+    with pytest.raises(ConfigError, match="could not be read"):
+        FinetuneConfig.load(tmp_path / "none.yaml")
+
+
+def test_a_configuration_does_not_change():
+    config = FinetuneConfig(name="a", base="b", data={"train": "c"})
+    with pytest.raises(ValidationError):
+        config.name = "d"
+
+
+def test_only_what_was_said_goes_on_the_card():
+    config = FinetuneConfig(name="a", base="b", data={"train": "c"}, card={"description": "d", "tags": ["e"]})
+    assert config.card.fields() == {"description": "d", "tags": ("e",)}
+
+
+def test_every_field_has_its_description():
+    def fields(schema: dict, path: str = ""):
+        for name, field in schema.get("properties", {}).items():
+            yield f"{path}{name}", field
+
+    schema = FinetuneConfig.model_json_schema()
+    options = [schema, *(part for name, part in schema["$defs"].items() if name.endswith("Options"))]
+    assert [name for part in options for name, field in fields(part) if not field.get("description")] == []

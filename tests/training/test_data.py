@@ -1,0 +1,224 @@
+"""From conversations to labels: only the assistant's tokens, each turn with its end, whatever the template."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from adapterhub import prompts
+from adapterhub.errors import DatasetError
+from adapterhub.training.data import IGNORED, Example, Record, encode, read_records
+from tests.tiny import CHAT_TEMPLATE, make_tokenizer
+
+WITHOUT_MARKERS = CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+TURNS = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "one?"},
+    {"role": "assistant", "content": "two, привет"},
+    {"role": "user", "content": "three?"},
+    {"role": "assistant", "content": "four 🙂"},
+]
+
+
+def record(*messages: dict, line: int = 1, **more: object) -> Record:
+    return Record.model_validate({"messages": list(messages), "line": line, **more})
+
+
+def encoded(
+    template: str | None, *messages: dict, max_length: int = 1000, **options: object
+) -> tuple[PreTrainedTokenizerFast, Example]:
+    tokenizer = make_tokenizer(chat_template=template)
+    style = prompts.choose_style(tokenizer.chat_template, options.pop("form", "auto"))
+    found = encode([record(*messages)], tokenizer, style, max_length=max_length, **options)
+    return tokenizer, found.examples[0]
+
+
+def learned(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[str]:
+    """The stretches of text that carry labels."""
+    stretches: list[list[int]] = [[]]
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        assert label in (token, IGNORED)
+        if label != IGNORED:
+            stretches[-1].append(token)
+        elif stretches[-1]:
+            stretches.append([])
+    return [tokenizer.decode(stretch) for stretch in stretches if stretch]
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, WITHOUT_MARKERS], ids=["markers", "no markers"])
+def test_each_answer_and_its_end_carry_labels(template: str):
+    tokenizer, example = encoded(template, *TURNS)
+    assert learned(tokenizer, example) == ["two, привет<|im_end|>", "four 🙂<|im_end|>"]
+
+
+def test_labels_are_those_of_the_templates_own_markers():
+    tokenizer, example = encoded(CHAT_TEMPLATE, *TURNS)
+    reference = tokenizer.apply_chat_template(
+        TURNS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert example.input_ids == reference["input_ids"]
+    assert [int(label != IGNORED) for label in example.labels] == reference["assistant_masks"]
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "answers"),
+    [
+        (
+            "instruction",
+            "### Instruction:\none?\n\n### Response:\ntwo<|im_end|>\n\n"
+            "### Instruction:\nthree?\n\n### Response:\nfour<|im_end|>",
+            ["two<|im_end|>", "four<|im_end|>"],
+        ),
+        (
+            "plain",
+            "Instruction: one?\nResponse: two<|im_end|>\nInstruction: three?\nResponse: four<|im_end|>",
+            [" two<|im_end|>", " four<|im_end|>"],
+        ),
+    ],
+)
+def test_forms_without_a_chat_template(form: str, text: str, answers: list[str]):
+    turns = [
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three?"},
+        {"role": "assistant", "content": "four"},
+    ]
+    tokenizer, example = encoded(None, *turns, form=form)
+    assert tokenizer.decode(example.input_ids) == text
+    assert learned(tokenizer, example) == answers
+
+
+def test_prompts_are_rendered_as_in_serving():
+    tokenizer, example = encoded(CHAT_TEMPLATE, *TURNS[1:3], system="be brief")
+    style = prompts.choose_style(tokenizer.chat_template)
+    prompt = prompts.render(prompts.conversation("one?", "be brief"), style, tokenizer)
+    answer_at = next(index for index, label in enumerate(example.labels) if label != IGNORED)
+    assert example.input_ids[:answer_at] == tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def test_a_template_without_an_end_gets_the_tokenizers():
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '' if loop.last else '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}\nassistant:{% endif %}"
+    tokenizer, example = encoded(template, *TURNS[1:3])
+    assert learned(tokenizer, example) == [" two, привет<|im_end|>"]
+
+
+def test_answers_cut_away_are_dropped_and_counted():
+    tokenizer = make_tokenizer()
+    style = prompts.choose_style(tokenizer.chat_template)
+    short = record({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    cut = record({"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * 50})
+    gone = record({"role": "user", "content": "a " * 50}, {"role": "assistant", "content": "b"})
+
+    found = encode([short, gone, cut], tokenizer, style, max_length=40)
+
+    assert (len(found.examples), found.truncated, found.dropped) == (2, 1, 1)
+    assert [len(example.input_ids) for example in found.examples] == [len(found.examples[0].labels), 40]
+    assert found.examples[0] == encode([short], tokenizer, style, max_length=40).examples[0]
+    with pytest.raises(DatasetError, match="Not one of 1 records") as caught:
+        encode([gone], tokenizer, style, max_length=40)
+    assert caught.value.hint
+
+
+def test_tools_reach_the_template():
+    tokenizer = make_tokenizer(chat_template="{{ tools | tojson if tools else '' }}" + CHAT_TEMPLATE)
+    style = prompts.choose_style(tokenizer.chat_template)
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    found = encode([record(*TURNS, tools=tools)], tokenizer, style, max_length=1000)
+    assert '"name": "add"' in tokenizer.decode(found.examples[0].input_ids)
+
+
+def test_a_template_that_leaves_tools_out_is_refused():
+    tokenizer = make_tokenizer()
+    style = prompts.choose_style(tokenizer.chat_template)
+    with pytest.raises(DatasetError, match="leaves out the tools of the record at line 7"):
+        encode([record(*TURNS, tools=[{"name": "add"}], line=7)], tokenizer, style, max_length=1000)
+
+
+def test_tool_calls_go_to_the_template():
+    template = CHAT_TEMPLATE.replace(
+        "{{ m['content'] }}<|im_end|>{% end", "{{ m['tool_calls'] | tojson }}<|im_end|>{% end"
+    )
+    call = {"function": {"name": "add", "arguments": {"a": 1}}}
+    tokenizer, example = encoded(template, TURNS[1], {"role": "assistant", "tool_calls": [call]})
+    assert learned(tokenizer, example) == [json.dumps([call]) + "<|im_end|>"]
+
+
+def test_a_template_that_changes_earlier_answers_is_refused():
+    template = CHAT_TEMPLATE.replace(
+        "{% generation %}", "{% generation %}{% if loop.last %}<think></think>{% endif %}"
+    )
+    with pytest.raises(DatasetError, match="line 1 differently once more messages follow"):
+        encoded(template, *TURNS)
+    tokenizer, example = encoded(template, *TURNS[:3])
+    assert learned(tokenizer, example) == ["<think></think>two, привет<|im_end|>"]
+
+
+def test_a_template_that_refuses_a_conversation_is_told_with_its_line():
+    template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
+    with pytest.raises(DatasetError, match="refuses the record at line 1") as caught:
+        encoded(template, *TURNS)
+    assert "be brief" not in str(caught.value)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Callable[..., Path]:
+    def write(*lines: object) -> Path:
+        path = tmp_path / "data.jsonl"
+        path.write_text(
+            "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), "utf-8"
+        )
+        return path
+
+    return write
+
+
+GOOD = {"messages": TURNS[1:3]}
+
+
+def test_reading(dataset: Callable[..., Path]):
+    records = read_records(dataset(GOOD, "", {**GOOD, "id": 5, "tools": [{"name": "add"}]}))
+    assert [(found.line, found.tools) for found in records] == [(1, None), (3, [{"name": "add"}])]
+    assert records[0].messages[1].content == "two, привет"
+    assert len(read_records(dataset(GOOD, GOOD, "broken"), max_records=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{secret", "no JSON"),
+        ('["secret"]', "not an object"),
+        ({"text": "secret"}, "messages Field required"),
+        ({"messages": []}, "messages List should have at least 1 item"),
+        ({"messages": [{"role": "user", "content": "secret"}]}, "no assistant message"),
+        ({"messages": [{"role": "secret", "content": "secret"}]}, "messages 0 role"),
+        ({"messages": [{"role": "user"}, *TURNS]}, "messages 0 Value error, content is missing"),
+        ({"messages": [{"role": "assistant", "content": ""}]}, "needs content or tool_calls"),
+        ({"messages": [{"role": "assistant", "content": ["secret"]}]}, "messages 0 content"),
+        ({"messages": "secret"}, "messages Input should be a valid list"),
+        ("[" * 100_000, "no JSON|recursion"),
+    ],
+)
+def test_bad_lines_are_told_by_number_and_never_by_text(
+    dataset: Callable[..., Path], line: object, reason: str
+):
+    with pytest.raises(DatasetError, match=f"line 2: .*({reason})") as caught:
+        read_records(dataset(GOOD, line))
+    assert "secret" not in str(caught.value)
+
+
+def test_several_bad_lines_are_told_together(dataset: Callable[..., Path]):
+    with pytest.raises(DatasetError, match=r"line 1: .*; line 3: .*"):
+        read_records(dataset("x", GOOD, "y"))
+
+
+def test_files_that_are_no_dataset(tmp_path: Path, dataset: Callable[..., Path]):
+    with pytest.raises(DatasetError, match="holds no records"):
+        read_records(dataset("", ""))
+    with pytest.raises(DatasetError, match="No such file"):
+        read_records(tmp_path / "none.jsonl")
+    (tmp_path / "data.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DatasetError, match="not UTF-8"):
+        read_records(tmp_path / "data.jsonl")
