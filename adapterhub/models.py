@@ -101,6 +101,7 @@ def load_base(
         ConfigError: No such base, no such device, or files that do not make a model.
     """
     folder = locate_base(model, revision=revision, trust_remote_code=trust_remote_code)
+    fingerprint = BaseFingerprint.of(folder)
     place = _device(device)
     dtype = _dtype(compute_dtype, place)
     try:
@@ -122,7 +123,7 @@ def load_base(
         tokenizer.pad_token = tokenizer.eos_token
     loaded.eval().requires_grad_(False)
     forbid_packing(loaded, only_unfit=not training)
-    return Base(loaded, tokenizer, str(model), folder, BaseFingerprint.of(folder), quantization, dtype)
+    return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
 
 
 def forbid_packing(model: nn.Module, *, only_unfit: bool = False) -> None:

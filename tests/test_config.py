@@ -24,7 +24,12 @@ def test_quantisation_can_be_switched_off(tmp_path: Path, value):
 
 @pytest.mark.parametrize(
     ("content", "word"),
-    [("devise: cpu", "devise"), ("max_batch_size: 0", "max_batch_size"), ("- a list", "name: value"), ("{", "YAML")],
+    [
+        ("devise: cpu", "devise"),
+        ("max_batch_size: 0", "max_batch_size"),
+        ("- a list", "name: value"),
+        ("{", "YAML"),
+    ],
 )
 def test_a_wrong_file_is_an_error_that_names_the_place(tmp_path: Path, content, word):
     (tmp_path / "adapterhub.yaml").write_text(content)

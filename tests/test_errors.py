@@ -19,7 +19,9 @@ def test_every_error_keeps_its_hint_through_a_process_pool(kind: type[AdapterHub
 
 def test_the_tree_in_the_docstring_is_the_tree():
     drawn = re.findall(r"(\w+Error)", (errors.__doc__ or "").split("Every error")[0])
-    assert [name for name in drawn if name not in ("ValueError", "LookupError")] == [kind.__name__ for kind in ALL]
+    assert [name for name in drawn if name not in ("ValueError", "LookupError")] == [
+        kind.__name__ for kind in ALL
+    ]
 
 
 def test_built_in_families_can_be_caught():

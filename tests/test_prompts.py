@@ -48,7 +48,8 @@ def test_the_chat_template_renders():
 def test_the_instruction_form():
     text = render(TURNS, choose_style(None), make_tokenizer(chat_template=None))
     assert text == (
-        "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello<|im_end|>\n\n### Instruction:\nWho?\n\n### Response:\n"
+        "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello<|im_end|>\n\n"
+        "### Instruction:\nWho?\n\n### Response:\n"
     )
 
 

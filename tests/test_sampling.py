@@ -18,7 +18,8 @@ def test_later_layers_win():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 0}, {"max_tokens": 0}, {"n": 0}, {"tempreature": 1}, {"logprobs": 99}]
+    "wrong",
+    [{"temperature": -1}, {"top_p": 0}, {"max_tokens": 0}, {"n": 0}, {"tempreature": 1}, {"logprobs": 99}],
 )
 def test_a_wrong_argument_is_named(wrong: dict[str, float]):
     with pytest.raises(ConfigError, match=next(iter(wrong))) as caught:

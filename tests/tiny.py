@@ -37,19 +37,10 @@ _TEXT = [
     "one two three four",
     '{"a": 1, "b": [2]}',
 ]
-ATTENTION = {
-    "llama": ["q_proj", "v_proj"],
-    "mistral": ["q_proj", "v_proj"],
-    "qwen2": ["q_proj", "v_proj"],
-    "gpt2": ["c_attn"],
-}
-ALL_LINEAR = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2"),
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    ),
-    "gpt2": ["c_attn", "c_proj", "c_fc"],
-}
+LLAMA_LIKE = ("llama", "mistral", "qwen2")
+ATTENTION = {"gpt2": ["c_attn"], **{kind: ["q_proj", "v_proj"] for kind in LLAMA_LIKE}}
+_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ALL_LINEAR = {"gpt2": ["c_attn", "c_proj", "c_fc"], **{kind: list(_PROJECTIONS) for kind in LLAMA_LIKE}}
 
 
 @cache

@@ -78,7 +78,10 @@ def _report(
         "load_seconds": round(loaded, 2),
         "adapters": [card.name for card in hub.registry.list()],
         **{
-            kind: [{"request": request.text, "expected": request.adapter, **describe(answer)} for request, answer in pairs]
+            kind: [
+                {"request": request.text, "expected": request.adapter, **describe(answer)}
+                for request, answer in pairs
+            ]
             for kind, pairs in answers.items()
         },
     }
@@ -97,7 +100,9 @@ def _show(request: DemoRequest, answer: Generation) -> None:
     who = click.style(answer.adapter or "base", bold=True)
     sure = f", confidence {answer.route.confidence:.2f}" if answer.route else ""
     usage = answer.usage
-    speed = f"{usage.completion_tokens} tokens in {usage.seconds:.2f} s, {usage.tokens_per_second:.0f} tokens/s"
+    speed = (
+        f"{usage.completion_tokens} tokens in {usage.seconds:.2f} s, {usage.tokens_per_second:.0f} tokens/s"
+    )
     output.emit(f"\n  {click.style('>', fg='cyan')} {_indented(request.text)}")
     output.emit(f"  {_indented(answer.text)}")
     output.emit(f"  [{who}{sure}; {speed}]")

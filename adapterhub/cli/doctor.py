@@ -14,7 +14,16 @@ from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.options import json_option, registry_option
 
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "langchain-core", "scikit-learn")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "trl",
+    "datasets",
+    "langchain-core",
+    "scikit-learn",
+)
 _EXTRAS = {"trl": "train", "datasets": "train", "gguf": "export"}
 
 

@@ -39,7 +39,9 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
 @click.command()
 @click.argument("name", shell_complete=complete_adapter)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--base", help="The base's 16-bit weights: a folder or a hub id.  [default: the one the card names]")
+@click.option(
+    "--base", help="The base's 16-bit weights: a folder or a hub id.  [default: the one the card names]"
+)
 @registry_option
 @json_option
 def merge(name: str, out: Path, base: str | None, registry: Path | None, as_json: bool) -> None:

@@ -66,11 +66,15 @@ def show(name: str, registry: Path | None, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("path")
 @click.option("--base", help="Check the adapter against this base: adapterhub-demo, a folder or a hub id.")
-@click.option("--quantization", type=click.Choice(["nf4", "fp4", "int8"]), help="How that base was stored in training.")
+@click.option(
+    "--quantization", type=click.Choice(["nf4", "fp4", "int8"]), help="How that base was stored in training."
+)
 @click.option("--description", help="What the adapter is for, in a sentence.")
 @click.option("--tag", "tags", multiple=True, help="A word to find it by; may be given several times.")
 @click.option("--example", "examples", multiple=True, help="A request for it, for the router; several times.")
-@click.option("--force", is_flag=True, help="Accept another base than its card records; the card then says so.")
+@click.option(
+    "--force", is_flag=True, help="Accept another base than its card records; the card then says so."
+)
 @registry_option
 @json_option
 def add(
@@ -92,7 +96,11 @@ def add(
       adapterhub add sql ./my-lora --base Qwen/Qwen3-0.6B
       adapterhub add sql organisation/sql-lora --example "Who ordered most?"
     """
-    given = {"description": description, "tags": tags, "routing": {"examples": examples} if examples else None}
+    given = {
+        "description": description,
+        "tags": tags,
+        "routing": {"examples": examples} if examples else None,
+    }
     fields: dict[str, Any] = {field: value for field, value in given.items() if value}
     card = open_registry(registry).register(
         path, name, base=base, quantization=quantization, force=force, **fields
@@ -186,12 +194,18 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ("description", card.description),
         ("tags", ", ".join(card.tags)),
         ("base", trained_on),
-        ("adapter", f"{kind}, rank {peft.r}, alpha {peft.lora_alpha:g}, {peft.dtype}, {_size(peft.size_bytes)}"),
+        (
+            "adapter",
+            f"{kind}, rank {peft.r}, alpha {peft.lora_alpha:g}, {peft.dtype}, {_size(peft.size_bytes)}",
+        ),
         ("targets", targets),
         ("language", ", ".join(card.language)),
         ("license", card.license or ""),
         ("datasets", ", ".join(card.datasets)),
-        ("evaluation", "\n".join(f"{e.dataset_name}: {e.metric_type} {e.metric_value}" for e in card.evaluation)),
+        (
+            "evaluation",
+            "\n".join(f"{e.dataset_name}: {e.metric_type} {e.metric_value}" for e in card.evaluation),
+        ),
         ("routing", f"{len(card.routing.examples)} example requests" if card.routing.examples else ""),
         ("made by", card.lineage.method or ""),
         ("source", card.source.uri if card.source else ""),

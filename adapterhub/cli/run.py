@@ -124,11 +124,21 @@ def describe(generation: Generation) -> dict[str, Any]:
     }
 
 
-def _adapter_and_text(words: tuple[str, ...]) -> tuple[str | None, str]:
+def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
     if len(words) > 2:
         raise click.UsageError("Put the text in quotes: adapterhub run [NAME|auto|base] TEXT")
     adapter, text = words if len(words) == 2 else ("auto", words[0])
     return adapter, _read(text)
+
+
+def _check_first(adapter: str, text: str, registry: Path | None) -> None:
+    """Tells of a mistake before the base is loaded, which takes seconds."""
+    from adapterhub.hub import BASE_NAMES
+    from adapterhub.prompts import conversation
+
+    conversation(text)
+    if adapter != "auto" and adapter not in BASE_NAMES:
+        open_registry(registry).resolve(adapter)
 
 
 def _read(text: str) -> str:
@@ -140,7 +150,9 @@ def _read(text: str) -> str:
     try:
         return read.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError("The input is not UTF-8 text.", hint="Convert it, for example with iconv.") from error
+        raise ConfigError(
+            "The input is not UTF-8 text.", hint="Convert it, for example with iconv."
+        ) from error
 
 
 def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:

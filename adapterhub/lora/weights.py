@@ -43,7 +43,7 @@ def load_deltas(
 def _read_modules(path: Path, name: str) -> dict[str, dict[Part, torch.Tensor]]:
     try:
         tensors = load_file(path)
-    except Exception as error:  # noqa: BLE001  safetensors raises its own and several built-in kinds
+    except Exception as error:  # safetensors raises its own and several built-in kinds
         raise AdapterInvalidError(
             f"The weights of adapter {name!r} cannot be read: {error}",
             hint="`adapterhub verify` checks every adapter of the registry.",

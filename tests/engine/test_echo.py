@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from adapterhub import EchoEngine, SamplingParams
+from adapterhub.engine.interface import AdapterSource, Request
+from adapterhub.errors import RequestTooLongError
+
+JSON = AdapterSource("json", "sha256:0", Path())
+
+
+def ask(text: str, adapter: AdapterSource | None = JSON, **sampling: object) -> Request:
+    return Request(EchoEngine().tokenizer.encode(text), adapter, SamplingParams.of(sampling))
+
+
+def test_it_says_who_answers_and_what_it_read():
+    answer = EchoEngine().generate([ask("Hi"), ask("Hi", None)])
+    assert [one[0].text for one in answer] == ["[json] Hi", "[base] Hi"]
+
+
+def test_it_keeps_to_max_tokens_and_stop_strings():
+    engine = EchoEngine()
+    short, stopped = (
+        one[0] for one in engine.generate([ask("Hi", max_tokens=3), ask("Hi there", stop="the")])
+    )
+    assert (short.text, short.finish_reason) == ("[js", "length")
+    assert (stopped.text, stopped.finish_reason) == ("[json] Hi ", "stop")
+
+
+def test_streaming_gives_the_same_text():
+    assert "".join(piece.text for piece in EchoEngine().stream(ask("Привет"))) == "[json] Привет"
+
+
+def test_it_has_a_context_too():
+    with pytest.raises(RequestTooLongError):
+        EchoEngine(context_length=4).generate([ask("Hello")])

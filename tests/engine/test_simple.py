@@ -1,0 +1,190 @@
+"""The simple engine against transformers' own `generate`."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from adapterhub.engine.interface import AdapterSource, Request
+from adapterhub.engine.simple import SimpleEngine
+from adapterhub.errors import AdapterHubError, EngineError, RequestTooLongError
+from adapterhub.models import load_base
+from adapterhub.sampling import SamplingParams
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 50, 60], [100, 20], [30, 40, 50, 60, 70]]
+
+
+@pytest.fixture
+def engine(tiny_base: Path) -> SimpleEngine:
+    return SimpleEngine(load_base(tiny_base, quantization=None, device="cpu"), max_cpu_loras=2)
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_adapters: dict[str, Path]) -> dict[str, AdapterSource]:
+    return {name: AdapterSource(name, f"sha256:{name}", folder) for name, folder in tiny_adapters.items()}
+
+
+def request(prompt: list[int], adapter: AdapterSource | None = None, **sampling: object) -> Request:
+    return Request(prompt, adapter, SamplingParams.of({"max_tokens": 12, "ignore_eos": True}, sampling))
+
+
+def tokens(engine: SimpleEngine, one: Request) -> list[int]:
+    return list(engine.generate([one])[0][0].token_ids)
+
+
+def reference(base: Path, adapter: Path | None, prompt: list[int], **settings: object) -> list[int]:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter) if adapter else model
+    config = GenerationConfig(max_new_tokens=12, eos_token_id=None, pad_token_id=0, **settings)
+    with torch.inference_mode():
+        out = model.eval().generate(input_ids=torch.tensor([prompt]), generation_config=config)
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", [None, "json", "code", "support"])
+def test_greedy_tokens_equal_transformers(engine, sources, tiny_base, tiny_adapters, name):
+    for prompt in PROMPTS:
+        wanted = reference(tiny_base, tiny_adapters[name] if name else None, prompt)
+        assert tokens(engine, request(prompt, sources[name] if name else None)) == wanted
+
+
+def test_the_repetition_penalty_equals_transformers(engine, sources, tiny_base, tiny_adapters):
+    wanted = reference(tiny_base, tiny_adapters["json"], PROMPTS[0], repetition_penalty=1.7)
+    assert tokens(engine, request(PROMPTS[0], sources["json"], repetition_penalty=1.7)) == wanted
+    assert wanted != reference(tiny_base, tiny_adapters["json"], PROMPTS[0])
+
+
+def test_a_batch_gives_what_single_requests_give(engine, sources):
+    batch = [request(prompt, adapter) for prompt in PROMPTS for adapter in (None, *sources.values())]
+    together = [list(one[0].token_ids) for one in engine.generate(batch)]
+    assert together == [tokens(engine, one) for one in batch]
+
+
+def test_streams_for_different_adapters_take_turns(engine, sources):
+    wanted = [tokens(engine, request(PROMPTS[0], source)) for source in sources.values()]
+    streams = [engine.stream(request(PROMPTS[0], source)) for source in sources.values()]
+    got = [[piece.token_id for piece in step] for step in zip(*streams, strict=True)]
+    assert [list(row) for row in zip(*got, strict=True)] == wanted
+
+
+def test_threads_get_their_own_adapters_answer(engine, sources):
+    wanted = {name: tokens(engine, request(PROMPTS[0], source)) for name, source in sources.items()}
+    wrong: list[str] = []
+
+    def ask(name: str) -> None:
+        for _ in range(5):
+            wrong.extend([name] * (tokens(engine, request(PROMPTS[0], sources[name])) != wanted[name]))
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in sources for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_only_so_many_adapters_stay_loaded(engine, sources):
+    for source in sources.values():
+        tokens(engine, request(PROMPTS[0], source))
+    assert list(engine._loaded) == ["sha256:code", "sha256:support"]
+
+
+def test_an_adapter_in_use_is_not_dropped(engine, sources):
+    wanted = tokens(engine, request(PROMPTS[0], sources["json"]))
+    stream = engine.stream(request(PROMPTS[0], sources["json"]))
+    got = [next(stream).token_id]
+    for name in ("code", "support"):
+        tokens(engine, request(PROMPTS[1], sources[name]))
+    assert [*got, *(piece.token_id for piece in stream)] == wanted
+
+
+def test_a_cancelled_stream_lets_go_of_its_adapter(engine, sources):
+    stream = engine.stream(request(PROMPTS[0], sources["json"]))
+    next(stream)
+    assert engine._users["sha256:json"] == 1
+    stream.close()
+    assert engine._users["sha256:json"] == 0
+
+
+def test_seeds_repeat_and_answers_differ(engine):
+    drawn = [engine.generate([request(PROMPTS[0], temperature=2.0, seed=7, n=3)])[0] for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert len({one.token_ids for one in drawn[0]}) == 3
+    assert tokens(engine, request(PROMPTS[0], temperature=2.0)) != tokens(
+        engine, request(PROMPTS[0], temperature=2.0)
+    )
+
+
+def test_a_seed_gives_the_same_whatever_the_neighbours(engine):
+    one = request(PROMPTS[0], temperature=2.0, seed=7)
+    others = [request(prompt, temperature=1.0) for prompt in PROMPTS]
+    assert list(engine.generate([*others, one])[-1][0].token_ids) == tokens(engine, one)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_a_narrow_choice_is_greedy(engine, settings):
+    assert tokens(engine, request(PROMPTS[0], temperature=1.0, **settings)) == tokens(
+        engine, request(PROMPTS[0])
+    )
+
+
+def test_logprobs_are_the_models(engine, tiny_base):
+    answer = engine.generate([request(PROMPTS[0], logprobs=2, max_tokens=1)])[0][0]
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    with torch.inference_mode():
+        wanted = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
+    assert answer.logprobs is not None
+    first = answer.logprobs[0]
+    assert first.logprob == pytest.approx(float(wanted.max()), abs=1e-4)
+    assert list(first.top) == wanted.topk(2).indices.tolist()
+
+
+def test_the_base_ends_an_answer_itself(engine):
+    wanted = tokens(engine, request(PROMPTS[0]))
+    stop = wanted[4]
+    answer = engine.generate([request(PROMPTS[0], stop_token_ids=[stop])])[0][0]
+    assert list(answer.token_ids) == wanted[: wanted.index(stop) + 1]
+    assert answer.finish_reason == "stop"
+
+
+def test_a_stop_string_ends_the_text_before_it(engine):
+    whole = engine.generate([request(PROMPTS[0])])[0][0].text
+    stop = whole[3:5]
+    answer = engine.generate([request(PROMPTS[0], stop=stop)])[0][0]
+    assert answer.text == whole[: whole.index(stop)]
+    assert answer.finish_reason == "stop"
+
+
+def test_too_long_a_request_is_refused_and_nothing_runs(engine, sources):
+    with pytest.raises(RequestTooLongError, match="256"):
+        engine.generate([request(PROMPTS[0], sources["json"]), request([5] * 250)])
+    assert not engine._loaded
+
+
+def test_an_answer_may_fill_the_context_to_the_last_token(engine):
+    assert len(tokens(engine, request([5] * 250, max_tokens=6))) == 6
+    assert (
+        engine.generate([Request([5] * 250, None, SamplingParams(ignore_eos=True))])[0][0].finish_reason
+        == "length"
+    )
+
+
+def test_a_broken_adapter_harms_no_other(engine, sources, tmp_path: Path):
+    wanted = tokens(engine, request(PROMPTS[0], sources["json"]))
+    with pytest.raises(AdapterHubError):
+        engine.generate([request(PROMPTS[0], AdapterSource("broken", "sha256:broken", tmp_path))])
+    assert tokens(engine, request(PROMPTS[0], sources["json"])) == wanted
+
+
+def test_a_closed_engine_refuses(engine, sources):
+    stream = engine.stream(request(PROMPTS[0], sources["json"]))
+    next(stream)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        next(stream)
+    with pytest.raises(EngineError, match="closed"):
+        engine.generate([request(PROMPTS[0])])

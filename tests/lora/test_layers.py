@@ -1,0 +1,130 @@
+"""The layers against PEFT, on four architectures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.lora.layers import AdapterLayers
+from adapterhub.lora.weights import load_deltas
+from adapterhub.models import Base, load_base
+from tests.tiny import ALL_LINEAR, make_adapter, make_base
+
+KINDS = ["llama", "mistral", "qwen2", "gpt2"]
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 50, 60], [60, 50, 10, 9, 8, 7, 6, 5]])
+SETTINGS = {
+    "lora": {},
+    "rslora": {"use_rslora": True, "r": 16},
+    "dora": {"use_dora": True},
+    "patterns": {"rank_pattern": "8", "alpha_pattern": "3"},
+    "all": {"use_rslora": True, "use_dora": True, "r": 64, "rank_pattern": "8", "alpha_pattern": "3"},
+}
+# One pattern for a kind of layer everywhere, one for a single layer; PEFT warns of patterns that match nothing.
+PATTERNS = {
+    "gpt2": ["c_attn", "h.1.mlp.c_proj"],
+    **{kind: ["q_proj", "layers.1.mlp.down_proj"] for kind in KINDS[:3]},
+}
+
+
+def with_patterns(kind: str, settings: dict[str, object]) -> dict[str, object]:
+    return {
+        name: dict.fromkeys(PATTERNS[kind], int(value)) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def base_folder(request, tmp_path_factory) -> Path:
+    return make_base(tmp_path_factory.mktemp("bases") / request.param, request.param)
+
+
+def logits(base: Base, layers: AdapterLayers, key: str | None) -> torch.Tensor:
+    with torch.inference_mode(), layers.using(key):
+        result: torch.Tensor = base.model(input_ids=IDS).logits
+    return result
+
+
+def add(base: Base, layers: AdapterLayers, key: str, folder: Path) -> None:
+    shapes = base.linear_shapes
+    layers.add(key, load_deltas(folder, base.model, shapes, name=key, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_logits_equal_pefts(base_folder: Path, tmp_path: Path, settings):
+    kind = base_folder.name
+    adapter = make_adapter(
+        tmp_path, base_folder, target_modules=ALL_LINEAR[kind], **with_patterns(kind, settings)
+    )
+    plain = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    with torch.inference_mode():
+        bare = plain(input_ids=IDS).logits
+        wanted = PeftModel.from_pretrained(plain, adapter).eval()(input_ids=IDS).logits
+
+    base = load_base(base_folder, quantization=None, device="cpu")
+    layers = AdapterLayers(base.model)
+    add(base, layers, "x", adapter)
+
+    assert (wanted - bare).abs().max() > 0.5, (
+        "the adapter must change the answer for the test to mean anything"
+    )
+    assert (logits(base, layers, "x") - wanted).abs().max() <= 1e-4
+    assert torch.equal(logits(base, layers, None), bare)
+
+
+def test_on_a_4_bit_base_too(tmp_path: Path, tiny_base: Path):
+    adapter = make_adapter(tmp_path, tiny_base, target_modules=ALL_LINEAR["llama"], use_dora=True)
+    reference = PeftModel.from_pretrained(load_base(tiny_base, training=True).model, adapter).eval()
+    with torch.inference_mode():
+        wanted = reference(input_ids=IDS).logits
+    base = load_base(tiny_base, training=True)  # not packed, so that both multiply in float32
+    layers = AdapterLayers(base.model)
+    add(base, layers, "x", adapter)
+    assert (logits(base, layers, "x") - wanted).abs().max() <= 1e-4
+
+
+def test_the_base_answers_bit_for_bit_as_before(tiny_base: Path, tiny_adapters: dict[str, Path]):
+    base = load_base(tiny_base)
+    layers = AdapterLayers(base.model)
+    before = logits(base, layers, None)
+    for name, folder in tiny_adapters.items():
+        add(base, layers, name, folder)
+        assert not torch.equal(logits(base, layers, name), before)
+    assert torch.equal(logits(base, layers, None), before)
+    layers.remove("json")
+    assert torch.equal(logits(base, layers, None), before)
+
+
+def test_a_failing_pass_leaves_the_next_one_right(tiny_base: Path, tiny_adapters: dict[str, Path]):
+    base = load_base(tiny_base)
+    layers = AdapterLayers(base.model)
+    before = logits(base, layers, None)
+    add(base, layers, "json", tiny_adapters["json"])
+    with pytest.raises(ZeroDivisionError), layers.using("json"):
+        raise ZeroDivisionError
+    assert torch.equal(logits(base, layers, None), before)
+
+
+def test_an_adapter_for_another_architecture_is_refused(tmp_path: Path, tiny_base: Path):
+    adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "gpt2", "gpt2"))
+    base = load_base(tiny_base)
+    with pytest.raises(AdapterIncompatibleError, match="does not have"):
+        load_deltas(adapter, base.model, base.linear_shapes, name="a", dtype=torch.float32)
+
+
+def test_an_adapter_for_another_width_is_refused(tmp_path: Path, tiny_base: Path):
+    adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "wide", hidden_size=128))
+    base = load_base(tiny_base)
+    with pytest.raises(AdapterIncompatibleError, match="does not fit"):
+        load_deltas(adapter, base.model, base.linear_shapes, name="a", dtype=torch.float32)
+
+
+def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
+    adapter = make_adapter(tmp_path / "a", tiny_base)
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    base = load_base(tiny_base)
+    with pytest.raises(AdapterInvalidError, match="cannot be read"):
+        load_deltas(adapter, base.model, base.linear_shapes, name="a", dtype=torch.float32)

@@ -1,0 +1,310 @@
+"""The hub: with the fake engine what it asks for, with a real tiny base what comes back."""
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.errors import (
+    AdapterIncompatibleError,
+    AdapterNotFoundError,
+    ConfigError,
+    EngineError,
+    RegistryError,
+    RequestTooLongError,
+)
+from tests.tiny import make_base
+
+
+@pytest.fixture
+def echo(tiny_registry: Path) -> AdapterHub:
+    return AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+
+
+@pytest.fixture
+def own_registry(tmp_path: Path, tiny_adapters: dict[str, Path]) -> AdapterRegistry:
+    """A registry that the test may change."""
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register(tiny_adapters["json"], "json", routing={"examples": ["as json please"]})
+    return registry
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_base: Path, tiny_registry: Path):
+    with AdapterHub.from_pretrained(tiny_base, tiny_registry, device="cpu") as hub:
+        yield hub
+
+
+class TestChoosing:
+    def test_by_name_version_and_base(self, echo):
+        for adapter, who in [("json", "json@1"), ("json@1", "json@1"), (None, "base"), ("base", "base")]:
+            assert echo.generate("Hi", adapter).text.startswith(f"[{who}]")
+
+    def test_an_answer_tells_where_it_came_from(self, echo):
+        answer = echo.generate("Hi", "json")
+        assert (answer.adapter, answer.version, answer.route, answer.finish_reason) == (
+            "json",
+            1,
+            None,
+            "stop",
+        )
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + len(answer.text)
+
+    def test_auto_asks_the_router(self, echo):
+        answer = echo.generate("the router shows an error", "auto")
+        assert answer.adapter == "support"
+        assert answer.route is not None
+        assert answer.route.adapter == "support"
+
+    def test_auto_falls_back_to_the_base(self, echo):
+        answer = echo.generate("Hello, how are you?", "auto")
+        assert answer.adapter is None
+        assert answer.route is not None
+        assert answer.route.fallback
+
+    def test_the_last_user_message_decides_the_route(self, echo):
+        turns = [
+            {"role": "user", "content": "the router shows an error"},
+            {"role": "assistant", "content": "Restart it."},
+            {"role": "user", "content": "now write a python function"},
+        ]
+        assert echo.route(turns).adapter == "code"
+
+    def test_the_active_adapter_is_the_default(self, echo):
+        assert echo.active_adapter is None
+        echo.set_adapter("json")
+        assert echo.generate("Hi").adapter == "json"
+        with echo.using("code"):
+            assert echo.generate("Hi").adapter == "code"
+            assert echo.generate("Hi", None).adapter is None
+        assert echo.generate("Hi").adapter == "json"
+        echo.set_adapter(None)
+        assert echo.generate("Hi").adapter is None
+
+    def test_using_restores_after_an_error(self, echo):
+        with pytest.raises(ZeroDivisionError), echo.using("json"):
+            raise ZeroDivisionError
+        assert echo.active_adapter is None
+
+    def test_an_unknown_adapter_changes_nothing(self, echo):
+        echo.set_adapter("json")
+        with pytest.raises(AdapterNotFoundError, match="Did you mean 'code'"):
+            echo.set_adapter("cod")
+        assert echo.active_adapter == "json"
+        with pytest.raises(AdapterNotFoundError):
+            echo.generate("Hi", "cod")
+        echo.set_adapter(None)
+
+    def test_a_batch_takes_one_choice_or_one_each(self, echo):
+        assert [a.adapter for a in echo.generate_batch(["a", "b"], "json")] == ["json", "json"]
+        assert [a.adapter for a in echo.generate_batch(["a", "b"], ["json", None])] == ["json", None]
+        with pytest.raises(ConfigError, match="2 prompts and 1 adapter"):
+            echo.generate_batch(["a", "b"], ["json"])
+        assert echo.generate_batch([]) == []
+
+    def test_threads_and_tasks_keep_their_own(self, echo):
+        seen: dict[str, str | None] = {}
+
+        def work(name: str) -> None:
+            echo.set_adapter(name)
+            time.sleep(0.01)
+            seen[name] = echo.generate("Hi").adapter
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in ("json", "code", "support")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == {"json": "json", "code": "code", "support": "support"}
+        assert echo.active_adapter is None
+
+        async def task(name: str) -> str | None:
+            with echo.using(name):
+                await asyncio.sleep(0.01)
+                return (await echo.agenerate("Hi")).adapter
+
+        async def tasks() -> list[str | None]:
+            return await asyncio.gather(*map(task, ("json", "code", "support")))
+
+        assert asyncio.run(tasks()) == ["json", "code", "support"]
+
+    def test_switching_takes_less_than_50_microseconds(self, hub):
+        hub.set_adapter("json")
+        hub.set_adapter("code")
+        rounds = []
+        for _ in range(20):
+            started = time.perf_counter()
+            for _ in range(50):
+                hub.set_adapter("json")
+                hub.set_adapter("code")
+            rounds.append((time.perf_counter() - started) / 100)
+        hub.set_adapter(None)
+        assert min(rounds) < 50e-6
+
+
+class TestPrompts:
+    def test_a_text_is_one_user_message(self, echo):
+        assert echo.generate("Hi", "json").text == "[json@1] ### Instruction:\nHi\n\n### Response:\n"
+
+    def test_raw_takes_the_text_as_it_stands(self, echo):
+        assert echo.generate("Hi", "json", raw=True).text == "[json@1] Hi"
+        for wrong in ([{"role": "user", "content": "Hi"}], ""):
+            with pytest.raises(ConfigError, match="raw"):
+                echo.generate(wrong, "json", raw=True)
+
+    def test_the_cards_profile_counts_and_the_caller_wins(self, own_registry):
+        own_registry.update(
+            "json",
+            prompt={
+                "system": "Be brief.",
+                "format": "plain",
+                "stop": ["Resp"],
+                "generation": {"max_tokens": 30},
+            },
+        )
+        hub = AdapterHub(own_registry, EchoEngine())
+        assert hub.generate("Hi", "json").text == "[json@1] Be brief.\nInstruction"
+        longer = hub.generate("Hi", "json", max_tokens=99, stop=())
+        assert longer.text == "[json@1] Be brief.\nInstruction: Hi\nResponse:"
+        assert "plain" in hub.prompt_style("json").format
+        assert hub.prompt_style(None).origin == "default"
+
+    def test_stop_strings_of_the_caller_take_the_place_of_the_cards(self, echo):
+        assert echo.generate("Hi there", "json", raw=True, stop="the").text == "[json@1] Hi "
+
+    @pytest.mark.parametrize("empty", ["", " ", []])
+    def test_an_empty_prompt_is_an_error(self, echo, empty):
+        with pytest.raises(ConfigError, match="empty"):
+            echo.generate(empty, "json")
+
+    def test_too_long_a_prompt_is_an_error(self, echo):
+        with pytest.raises(RequestTooLongError, match="context"):
+            echo.generate("x" * 10_000, "json")
+
+    def test_a_wrong_argument_is_an_error(self, echo):
+        with pytest.raises(ConfigError, match="tempreature"):
+            echo.generate("Hi", "json", tempreature=1)
+
+
+class TestRegistryChanges:
+    def test_a_new_version_is_served_at_once(self, own_registry, tiny_adapters):
+        hub = AdapterHub(own_registry, EchoEngine())
+        assert hub.generate("Hi", "json").version == 1
+        own_registry.register(tiny_adapters["code"], "json")
+        assert hub.generate("Hi", "json").version == 2
+        assert hub.generate("Hi", "json@1").version == 1
+
+    def test_the_router_follows_the_registry(self, own_registry, tiny_adapters):
+        hub = AdapterHub(own_registry, EchoEngine())
+        assert hub.route("write a python function").adapter is None
+        own_registry.register(
+            tiny_adapters["code"], "code", routing={"examples": ["write a python function"]}
+        )
+        assert hub.route("write a python function").adapter == "code"
+
+    def test_a_disabled_adapter_is_not_served(self, own_registry):
+        own_registry.update("json", status="disabled")
+        with pytest.raises(RegistryError):
+            AdapterHub(own_registry, EchoEngine()).generate("Hi", "json")
+
+    def test_a_removed_adapter_is_not_served(self, own_registry):
+        hub = AdapterHub(own_registry, EchoEngine())
+        hub.set_adapter("json")
+        own_registry.remove("json")
+        with pytest.raises(AdapterNotFoundError):
+            hub.generate("Hi")
+
+
+class TestStreams:
+    def test_pieces_and_result(self, echo):
+        stream = echo.stream("Hi", "json")
+        assert stream.result is None
+        text = "".join(stream)
+        assert stream.result is not None
+        assert (stream.result.text, stream.result.adapter) == (text, "json")
+        assert text == echo.generate("Hi", "json").text
+
+    def test_an_error_comes_before_the_first_piece(self, echo):
+        with pytest.raises(AdapterNotFoundError):
+            echo.stream("Hi", "nothing")
+        with pytest.raises(ConfigError, match="n must be 1"):
+            echo.stream("Hi", "json", n=2)
+
+    def test_leaving_the_block_cancels(self, echo):
+        with echo.stream("Hi", "json") as stream:
+            next(stream)
+        assert list(stream) == []
+        assert stream.result is None
+
+    def test_async(self, echo):
+        async def collect() -> str:
+            return "".join([piece async for piece in echo.astream("Hi", "json")])
+
+        assert asyncio.run(collect()) == echo.generate("Hi", "json").text
+
+    def test_a_cancelled_task_ends_its_answer(self, hub):
+        async def first_then_cancel() -> None:
+            async def read() -> None:
+                async for _ in hub.astream("Hi", "json", ignore_eos=True, max_tokens=200):
+                    started.set()
+
+            started = asyncio.Event()
+            task = asyncio.create_task(read())
+            await started.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(first_then_cancel())
+        assert not any(hub.engine._users.values())
+
+
+class TestOnARealBase:
+    def test_adapters_differ_and_the_base_stays_itself(self, hub):
+        settings = {"max_tokens": 12, "ignore_eos": True}
+        base = hub.generate("Hi", None, **settings)
+        answers = {name: hub.generate("Hi", name, **settings).text for name in ("json", "code", "support")}
+        assert len({base.text, *answers.values()}) == 4
+        assert hub.generate("Hi", None, **settings).completions == base.completions
+
+    def test_a_mixed_batch_keeps_the_order_of_its_prompts(self, hub):
+        names = ["json", None, "code", "json", "support"]
+        answers = hub.generate_batch(["Hi"] * 5, names, max_tokens=1, ignore_eos=True)
+        alone = {name: hub.generate("Hi", name, max_tokens=1, ignore_eos=True).text for name in set(names)}
+        assert [answer.adapter for answer in answers] == names
+        assert [answer.text for answer in answers] == [alone[name] for name in names]
+
+    def test_concurrent_tasks(self, hub):
+        settings = {"max_tokens": 8, "ignore_eos": True}
+        wanted = [hub.generate("Hi", name, **settings).text for name in ("json", "code")]
+
+        async def both() -> list[str]:
+            answers = await asyncio.gather(*(hub.agenerate("Hi", n, **settings) for n in ("json", "code")))
+            return [answer.text for answer in answers]
+
+        assert asyncio.run(both()) == wanted
+
+    def test_an_adapter_for_another_base_is_refused(self, tmp_path, tiny_registry):
+        other = make_base(tmp_path / "other", seed=9)
+        with (
+            AdapterHub.from_pretrained(other, tiny_registry) as hub,
+            pytest.raises(AdapterIncompatibleError, match="other weights"),
+        ):
+            hub.generate("Hi", "json")
+
+    def test_the_base_is_the_one_that_the_cards_name(self, tiny_base, tiny_registry):
+        with AdapterHub.from_pretrained(registry=tiny_registry) as hub:
+            assert hub.engine.base_name == str(tiny_base)
+
+    def test_an_empty_registry_names_no_base(self, tmp_path):
+        with pytest.raises(ConfigError, match="No base"):
+            AdapterHub.from_pretrained(registry=tmp_path)
+
+    def test_a_closed_hub_refuses(self, tiny_base, tiny_registry):
+        hub = AdapterHub.from_pretrained(tiny_base, tiny_registry)
+        hub.close()
+        with pytest.raises(EngineError, match="closed"):
+            hub.generate("Hi", None)
