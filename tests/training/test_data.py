@@ -99,8 +99,10 @@ def test_prompts_are_rendered_as_in_serving():
 
 
 def test_a_template_without_an_end_gets_the_tokenizers():
-    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '' if loop.last else '\n' }}{% endfor %}"
-    template += "{% if add_generation_prompt %}\nassistant:{% endif %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '' if loop.last else ' / ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ' / assistant:' }}{% endif %}"
+    )
     tokenizer, example = encoded(template, *TURNS[1:3])
     assert learned(tokenizer, example) == [" two, привет<|im_end|>"]
 
