@@ -1,0 +1,117 @@
+"""A registry outlives the processes that write to it, whenever they die and however many there are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+
+from adapterhub.registry import AdapterRegistry
+from tests.registry.maker import make_adapter
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Fresh processes in milliseconds: copies of one that has imported the registry and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["adapterhub.registry", "tests.registry.test_faults"])
+    return context
+
+
+def write_without_end(root: Path, adapter: Path, report: Connection) -> None:
+    """Does everything that changes a registry, over and over, and reports what it has registered."""
+    registry = AdapterRegistry(root)
+    while True:
+        for name in ("kept", "removed"):
+            report.send(registry.register(adapter, name).ref)
+        kept = registry.get("kept")
+        registry.alias("kept", "prod", kept.version)
+        registry.update(kept.ref, description=f"number {kept.version}")
+        registry.remove("removed")
+
+
+def reports(pipe: Connection) -> set[str]:
+    found = set()
+    with suppress(EOFError):
+        while pipe.poll():
+            found.add(pipe.recv())
+    return found
+
+
+def test_a_hundred_kills(processes: ForkServerContext, tmp_path: Path, adapter: Path) -> None:
+    registry, chance, given = AdapterRegistry(tmp_path / "registry"), random.Random(0), set[str]()
+    start = time.monotonic()
+    registry.alias("kept", "prod", registry.register(adapter, "kept").version)
+    seconds = time.monotonic() - start  # a round of `write_without_end` takes two to three times as long
+    for _ in range(100):
+        pipe, end = processes.Pipe(duplex=False)
+        process = processes.Process(target=write_without_end, args=(registry.root, adapter, end))
+        process.start()
+        end.close()
+        assert pipe.poll(30)
+        time.sleep(chance.uniform(0, 3 * seconds))
+        process.kill()
+        process.join(30)
+        new = reports(pipe)
+        assert new
+        assert given.isdisjoint(new), "a number was given twice"
+        given |= new
+        assert registry.verify() == []
+        stored = {card.ref for card in registry.versions("kept")}
+        assert {ref for ref in given if ref.startswith("kept")} <= stored
+        assert registry.resolve("kept@prod").version <= registry.resolve("kept").version
+    assert registry.register(adapter, "removed").ref not in given
+
+
+def register_many(root: Path, folder: Path, writer: int, count: int) -> None:
+    registry = AdapterRegistry(root)
+    adapter = make_adapter(folder / str(writer), seed=writer)
+    for number in range(count):
+        registry.register(adapter, f"own-{writer}-{number}" if number % 2 else "shared")
+
+
+def test_eight_processes_register_a_hundred_each(processes: ForkServerContext, tmp_path: Path) -> None:
+    registry, folder = AdapterRegistry(tmp_path / "registry"), tmp_path / "adapters"
+    crowd = [
+        processes.Process(target=register_many, args=(registry.root, folder, writer, 100))
+        for writer in range(8)
+    ]
+    for process in crowd:
+        process.start()
+    for process in crowd:
+        process.join(250)
+        assert process.exitcode == 0
+    # Half of them went under one name, half each under a name of its own.
+    assert [card.version for card in registry.versions("shared")] == list(range(1, 401))
+    assert len({card.digest for card in registry.versions("shared")}) == 8
+    assert len(registry.list()) == 401
+    assert registry.verify() == []
+
+
+def test_readers_never_see_half_a_version(
+    processes: ForkServerContext, tmp_path: Path, adapter: Path
+) -> None:
+    registry = AdapterRegistry(tmp_path / "registry")
+    pipe, end = processes.Pipe(duplex=False)
+    process = processes.Process(target=write_without_end, args=(registry.root, adapter, end))
+    process.start()
+    try:
+        assert pipe.poll(30)
+        seen = set()
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            card = registry.resolve("kept")
+            assert (
+                registry.folder(card) / "adapter_model.safetensors"
+            ).stat().st_size == card.peft.size_bytes
+            seen.add(card.version)
+    finally:
+        process.kill()
+        process.join(30)
+    assert len(seen) > 1

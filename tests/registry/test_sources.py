@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from adapterhub.errors import AdapterInvalidError, RegistryError
+from adapterhub.registry import AdapterRegistry, Source, sources
+from adapterhub.registry.sources import copy_adapter, find_origin
+from tests.registry.maker import make_adapter
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def hub_cache(tmp_path: Path) -> Path:
+    """A snapshot as huggingface_hub keeps it: links into the repository's blobs."""
+    repository = tmp_path / "hub" / "models--org--json"
+    snapshot = repository / "snapshots" / COMMIT
+    blobs = make_adapter(repository / "blobs")
+    (blobs / "README.md").write_text("---\nlicense: mit\n---\nWrites JSON.\n")
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(Path("../../blobs") / blob.name)
+    return snapshot
+
+
+def test_a_folder(adapter: Path) -> None:
+    for path in (adapter, str(adapter)):
+        assert find_origin(path).folder == adapter
+
+
+@pytest.mark.parametrize(
+    ("uri", "revision"),
+    [
+        ("org/json", None),
+        ("hf://org/json", None),
+        ("org/json@v1.0", "v1.0"),
+        (f"hf://org/json@{COMMIT}", COMMIT),
+    ],
+)
+def test_a_hub_id_is_downloaded_and_pinned(tmp_path: Path, uri: str, revision: str | None) -> None:
+    asked = []
+
+    def download(repo: str, wanted: str | None) -> Path:
+        asked.append((repo, wanted))
+        return hub_cache(tmp_path)
+
+    card = AdapterRegistry(tmp_path / "registry").register(uri, "json", download=download)
+    assert asked == [("org/json", revision)]
+    assert card.source == Source(uri="hf://org/json", revision=COMMIT)
+    assert (card.license, card.description) == ("mit", "Writes JSON.")
+    folder = tmp_path / "registry/json/1"
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def test_without_a_network_the_hub_is_a_clear_error(registry: AdapterRegistry) -> None:
+    with pytest.raises(
+        RegistryError, match=r"'org/json' is neither a folder here nor could it be had"
+    ) as caught:
+        registry.register("org/json", "json")
+    assert "network" in str(caught.value.hint)
+    assert registry.list() == []
+
+
+def test_only_safe_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot_download(repo: str, **options: object) -> str:
+        asked.update(options, repo=repo)
+        return str(hub_cache(tmp_path))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert find_origin("org/json@main").source == Source(uri="hf://org/json", revision=COMMIT)
+    assert asked == {"repo": "org/json", "revision": "main", "allow_patterns": list(sources.SAFE_PATTERNS)}
+
+
+@pytest.mark.parametrize(
+    "path", ["nowhere", "/no/such/folder", "org/name/more", "", "https://example.com/x", "a/../b/c"]
+)
+def test_a_path_that_leads_nowhere(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RegistryError) as caught:
+        find_origin(path)
+    assert caught.value.hint
+
+
+def test_a_folder_beside_the_one_that_was_meant(tmp_path: Path) -> None:
+    make_adapter(tmp_path / "run" / "checkpoint-100")
+    with pytest.raises(AdapterInvalidError, match=r"no adapter_config\.json") as caught:
+        find_origin(tmp_path / "run")
+    assert "checkpoint-100" in str(caught.value.hint)
+
+
+def copied(folder: Path, tmp_path: Path) -> tuple[list[str], tuple[str, ...]]:
+    target = tmp_path / "target"
+    target.mkdir()
+    warnings = copy_adapter(find_origin(folder), target)
+    return sorted(path.name for path in target.iterdir()), warnings
+
+
+def test_what_is_copied(adapter: Path, tmp_path: Path) -> None:
+    kept = ["LICENSE", "README.md", "chat_template.jinja", "merges.txt", "tokenizer.json"]
+    for name in (*kept, "card.json", "run.py", "optimizer.safetensors", ".hidden.json", "notes.pdf"):
+        (adapter / name).write_text("{}")
+    (adapter / "checkpoint-1").mkdir()
+    names, warnings = copied(adapter, tmp_path)
+    assert names == sorted([*kept, "adapter_config.json", "adapter_model.safetensors"])
+    assert warnings == ()
+
+
+def test_pickles_beside_the_weights_are_left_behind(adapter: Path, tmp_path: Path) -> None:
+    (adapter / "training_args.bin").write_bytes(b"\x80\x04")
+    names, warnings = copied(adapter, tmp_path)
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    assert warnings == ("training_args.bin was left behind: pickle files can run code",)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "weights.pt", "weights.pkl", "weights.ckpt"])
+def test_pickled_weights_are_refused_unopened(adapter: Path, tmp_path: Path, name: str) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / name)
+    (adapter / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(AdapterInvalidError, match="pickled") as caught:
+        copied(adapter, tmp_path)
+    assert "safe_serialization" in str(caught.value.hint)
+
+
+def test_weights_that_are_missing(adapter: Path, tmp_path: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterInvalidError, match=r"no adapter_model\.safetensors"):
+        copied(adapter, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "README.md", "unrelated"])
+def test_links_that_lead_out_are_refused(adapter: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("secret")
+    (adapter / name).unlink(missing_ok=True)
+    (adapter / name).symlink_to(outside)
+    with pytest.raises(AdapterInvalidError, match="leads out of the adapter's folder"):
+        copied(adapter, tmp_path)
+
+
+def test_links_within_the_folder_are_followed(adapter: Path, tmp_path: Path) -> None:
+    (adapter / "README.md").symlink_to("adapter_config.json")
+    names, _ = copied(adapter, tmp_path)
+    assert "README.md" in names
+    assert not (tmp_path / "target/README.md").is_symlink()
+
+
+def test_pipes_are_not_opened(adapter: Path, tmp_path: Path) -> None:
+    os.mkfifo(adapter / "README.md")
+    names, _ = copied(adapter, tmp_path)
+    assert "README.md" not in names
+
+
+def test_files_beyond_the_limits(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_MAX_FILE_BYTES", 1000)
+    (adapter / "vocab.json").write_bytes(b" " * 1001)
+    with pytest.raises(AdapterInvalidError, match=r"vocab\.json has 1,001 bytes"):
+        copied(adapter, tmp_path)
+    for number in range(70):
+        (adapter / f"{number}.txt").touch()
+    with pytest.raises(AdapterInvalidError, match="at most 64"):
+        copy_adapter(find_origin(adapter), tmp_path)

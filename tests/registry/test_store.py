@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.errors import (
+    AdapterExistsError,
+    AdapterIncompatibleError,
+    AdapterInvalidError,
+    AdapterNotFoundError,
+    ConfigError,
+    RegistryError,
+)
+from adapterhub.fingerprint import BaseFingerprint
+from adapterhub.registry import AdapterRegistry, BaseInfo, Lineage, Problem, Routing, store
+from tests.registry.maker import content, make_adapter, make_base
+
+
+@pytest.fixture
+def three(registry: AdapterRegistry, adapter: Path) -> AdapterRegistry:
+    """A registry with json@1, json@2 (which `prod` points to) and json@3."""
+    for _ in range(3):
+        registry.register(adapter, "json")
+    registry.alias("json", "prod", 2)
+    return registry
+
+
+def test_register_writes_down_what_is_known(registry: AdapterRegistry, adapter: Path, base: Path) -> None:
+    card = registry.register(
+        adapter,
+        "json",
+        base=base,
+        quantization="nf4",
+        description="Writes JSON.",
+        routing={"examples": ["as json"]},
+    )
+    assert (card.name, card.version, card.status, card.warnings) == ("json", 1, "ready", ())
+    fingerprint = BaseFingerprint.of(base)
+    assert card.base == BaseInfo(name="example/tiny-llama", fingerprint=fingerprint, quantization="nf4")
+    assert (card.peft.r, card.peft.lora_alpha, card.peft.dtype) == (2, 4.0, "F32")
+    assert card.peft.target_modules == ("q_proj", "v_proj")
+    assert card.peft.size_bytes == (adapter / "adapter_model.safetensors").stat().st_size
+    assert (card.description, card.routing) == ("Writes JSON.", Routing(examples=("as json",)))
+    assert card.created_at == card.updated_at
+    assert registry.get("json") == registry.resolve("json@1") == card
+
+
+def test_the_files_are_untouched(registry: AdapterRegistry, adapter: Path) -> None:
+    folder = registry.folder(registry.register(adapter, "json"))
+    assert folder == registry.root / "json" / "1"
+    stored = content(folder)
+    assert stored.pop("card.json")
+    assert stored == content(adapter)
+    assert not any((registry.root / ".staging").iterdir())
+
+
+def test_versions_count_up_and_the_bare_name_means_the_highest(three: AdapterRegistry) -> None:
+    assert [card.ref for card in three.versions("json")] == ["json@1", "json@2", "json@3"]
+    assert three.resolve("json").version == 3
+    assert three.resolve("json@1").version == 1
+
+
+def test_without_a_base_the_card_says_that_nothing_was_compared(
+    registry: AdapterRegistry, adapter: Path
+) -> None:
+    card = registry.register(adapter, "json")
+    assert card.base == BaseInfo(name="example/tiny-llama")
+    assert card.warnings == ("its shapes were not checked against a base",)
+
+
+def test_list_has_one_card_for_each_name(three: AdapterRegistry, adapter: Path) -> None:
+    three.register(adapter, "code")
+    assert [card.ref for card in three.list()] == ["code@1", "json@3"]
+
+
+def test_an_empty_registry(tmp_path: Path) -> None:
+    registry = AdapterRegistry(tmp_path / "nowhere")
+    assert registry.list() == []
+    assert registry.verify() == []
+    for change in (
+        lambda: registry.remove("json"),
+        lambda: registry.update("json", description="x"),
+        lambda: registry.alias("json", "prod", 1),
+        lambda: registry.resolve("json"),
+        lambda: registry.verify("json"),
+    ):
+        with pytest.raises(AdapterNotFoundError, match="no adapter 'json'"):
+            change()
+    assert not registry.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("ref", "hint"),
+    [
+        ("jsn", "Did you mean 'json'?"),
+        ("weather", "There are: json."),
+        ("json@9", "There are: json@1, json@2, json@3, json@prod."),
+        ("json@test", "There are: json@1, json@2, json@3, json@prod."),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(three: AdapterRegistry, ref: str, hint: str) -> None:
+    with pytest.raises(AdapterNotFoundError) as caught:
+        three.resolve(ref)
+    assert caught.value.hint == hint
+
+
+# Status
+
+
+def test_disabled_versions_are_kept_and_not_served(three: AdapterRegistry) -> None:
+    three.update("json@3", status="disabled")
+    assert three.resolve("json").version == 2
+    assert three.get("json@3").status == "disabled"
+    with pytest.raises(RegistryError, match="'json@3' is disabled"):
+        three.resolve("json@3")
+    for version in (1, 2):
+        three.update(f"json@{version}", status="disabled")
+    assert three.get("json").version == 3
+    with pytest.raises(RegistryError, match="disabled"):
+        three.resolve("json")
+
+
+# Updates
+
+
+def test_update_changes_the_card_and_nothing_else(three: AdapterRegistry) -> None:
+    before = content(three.root)
+    card = three.update("json@prod", description="new", routing={"threshold": 0.5})
+    assert card == three.get("json@2")
+    assert (card.description, card.routing.threshold, card.version) == ("new", 0.5, 2)
+    after = content(three.root)
+    assert [path for path in after if after[path] != before.get(path)] == ["json/2/card.json"]
+    assert before.keys() == after.keys()
+
+
+def test_an_update_that_does_not_fit_changes_nothing(three: AdapterRegistry) -> None:
+    before = content(three.root)
+    with pytest.raises(ConfigError, match="'name' cannot be set"):
+        three.update("json", name="other")  # type: ignore[call-arg]
+    assert content(three.root) == before
+
+
+# Aliases
+
+
+def test_aliases_point_move_and_go(three: AdapterRegistry) -> None:
+    assert three.resolve("json@prod").version == 2
+    assert three.get("json@2").aliases == ("prod",)
+    assert b"prod" not in (three.root / "json/2/card.json").read_bytes()
+    three.alias("json", "prod", 3)
+    three.alias("json", "test", 3)
+    assert three.resolve("json@3").aliases == ("prod", "test")
+    three.alias("json", "prod", None)
+    assert three.resolve("json@3").aliases == ("test",)
+
+
+@pytest.mark.parametrize(("alias", "version"), [("prod", 9), ("prod", 0), ("absent", None)])
+def test_aliases_point_to_what_exists(three: AdapterRegistry, alias: str, version: int | None) -> None:
+    before = content(three.root)
+    with pytest.raises(AdapterNotFoundError):
+        three.alias("json", alias, version)
+    assert content(three.root) == before
+
+
+# Removal
+
+
+def test_a_removed_number_is_not_given_again(three: AdapterRegistry, adapter: Path) -> None:
+    three.remove("json@3")
+    assert three.resolve("json").version == 2
+    assert three.register(adapter, "json").version == 4
+    three.remove("json", force=True)
+    assert three.list() == []
+    with pytest.raises(AdapterNotFoundError, match="no adapter 'json'"):
+        three.versions("json")
+    assert three.register(adapter, "json").version == 5
+    assert three.verify() == []
+
+
+@pytest.mark.parametrize("ref", ["json@2", "json@prod", "json"])
+def test_what_an_alias_points_to_is_removed_only_by_force(three: AdapterRegistry, ref: str) -> None:
+    before = content(three.root)
+    with pytest.raises(AdapterExistsError, match="'prod' points to json@2"):
+        three.remove(ref)
+    assert content(three.root) == before
+    three.remove(ref, force=True)
+    with pytest.raises(AdapterNotFoundError):
+        three.get("json@prod")
+    assert three.verify() == []
+
+
+# Bases
+
+
+def test_an_adapter_for_another_base(
+    registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    stored = registry.folder(registry.register(adapter, "json", base=base))
+    other = make_base(tmp_path / "other", seed=5)
+    before = content(registry.root)
+    with pytest.raises(
+        AdapterIncompatibleError, match="another base: it has the same shape but other weights"
+    ):
+        registry.register(stored, "json", base=other)
+    assert content(registry.root) == before
+    card = registry.register(stored, "json", base=other, force=True)
+    assert card.base.fingerprint == BaseFingerprint.of(other)
+    (warning,) = card.warnings
+    assert "by force" in warning
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_adapter_that_matches_nothing_is_never_registered(
+    registry: AdapterRegistry, tmp_path: Path, base: Path, force: bool
+) -> None:
+    names = {"q_proj": "c_attn"}
+    config = make_adapter(tmp_path / "a", targets=("q_proj",))
+    weights = config / "adapter_model.safetensors"
+    # Both names have six letters, so that the header keeps its length.
+    weights.write_bytes(weights.read_bytes().replace(b"q_proj", names["q_proj"].encode()))
+    with pytest.raises(AdapterIncompatibleError, match="None of the adapter's 2 modules"):
+        registry.register(config, "json", base=base, force=force)
+    assert registry.list() == []
+
+
+def test_a_base_given_by_folder_keeps_the_name_that_the_config_gives(
+    registry: AdapterRegistry, base: Path, tmp_path: Path
+) -> None:
+    nameless = make_adapter(tmp_path / "a", base_model_name_or_path=None)
+    assert registry.register(nameless, "json", base=base).base.name == str(base)
+
+
+def test_a_base_that_is_none(registry: AdapterRegistry, adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        registry.register(adapter, "json", base=tmp_path)
+    assert registry.list() == []
+
+
+# From registry to registry
+
+
+def test_a_card_comes_along(registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path) -> None:
+    first = registry.register(
+        adapter,
+        "json",
+        base=base,
+        quantization="nf4",
+        description="Writes JSON.",
+        tags=["a"],
+        lineage=Lineage(method="finetune"),
+    )
+    registry.alias("json", "prod", 1)
+    copy = AdapterRegistry(tmp_path / "second").register(registry.folder(first), "better", tags=["b"])
+    assert (copy.name, copy.version, copy.aliases) == ("better", 1, ())
+    assert (copy.description, copy.tags, copy.lineage.method) == ("Writes JSON.", ("b",), "finetune")
+    assert (copy.digest, copy.base) == (first.digest, first.base)
+
+
+# Damage
+
+
+def damage(three: AdapterRegistry, what: str) -> None:
+    home = three.root / "json"
+    match what:
+        case "card":
+            (home / "3/card.json").write_text("{}")
+        case "no card":
+            (home / "3/card.json").unlink()
+        case "huge card":
+            (home / "3/card.json").write_bytes(b" " * (2**20 + 1))
+        case "linked card":
+            (home / "3/card.json").unlink()
+            (home / "3/card.json").symlink_to(home / "2/card.json")
+        case "other card":
+            (home / "3/card.json").write_bytes((home / "2/card.json").read_bytes())
+        case "refs":
+            (home / "refs.json").write_text("{")
+        case "dangling":
+            (home / "refs.json").write_text(json.dumps({"aliases": {"prod": 7}}))
+        case "weights":
+            path = home / "3/adapter_model.safetensors"
+            path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+        case "config":
+            path = home / "3/adapter_config.json"
+            path.write_text(path.read_text().replace('"lora_alpha": 4', '"lora_alpha": 5'))
+
+
+@pytest.mark.parametrize(
+    ("what", "problem"),
+    [
+        ("card", Problem("json@3", "In json/3: card.json is not a card: name: Field required.")),
+        ("no card", Problem("json@3", "In json/3: card.json cannot be read: No such file or directory.")),
+        (
+            "huge card",
+            Problem("json@3", "In json/3: card.json has 1,048,577 bytes; at most 1,048,576 are read."),
+        ),
+        ("linked card", Problem("json@3", "In json/3: card.json is not a regular file.")),
+        ("other card", Problem("json@3", "In json/3: card.json is the card of json@2.")),
+        ("dangling", Problem("json", "The alias 'prod' points to version 7, which does not exist.")),
+        (
+            "weights",
+            Problem("json@3", "The files are not those that were registered: their digest is another."),
+        ),
+        (
+            "config",
+            Problem("json@3", "The files are not those that were registered: their digest is another."),
+        ),
+    ],
+)
+def test_verify_finds_damage(three: AdapterRegistry, adapter: Path, what: str, problem: Problem) -> None:
+    three.register(adapter, "code")
+    assert three.verify() == []
+    damage(three, what)
+    assert three.verify() == three.verify("json") == [problem]
+    assert three.verify("json@1") == []
+
+
+def test_verify_finds_damaged_aliases(three: AdapterRegistry) -> None:
+    damage(three, "refs")
+    for problems in (three.verify(), three.verify("json")):
+        (problem,) = problems
+        assert problem.ref == "json"
+        assert problem.message.startswith("json/refs.json cannot be read")
+
+
+@pytest.mark.parametrize("what", ["card", "no card", "other card", "refs"])
+def test_one_damaged_adapter_does_not_hide_the_others(
+    three: AdapterRegistry, adapter: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    three.register(adapter, "code")
+    damage(three, what)
+    with caplog.at_level(logging.WARNING):
+        assert [card.ref for card in three.list()] == ["code@1"]
+    assert "json" in caplog.text
+    with pytest.raises(AdapterInvalidError, match="json"):
+        three.resolve("json")
+
+
+def test_damaged_aliases_stop_a_registration_that_could_give_a_number_again(
+    three: AdapterRegistry, adapter: Path
+) -> None:
+    damage(three, "refs")
+    before = content(three.root)
+    with pytest.raises(AdapterInvalidError, match=r"refs\.json"):
+        three.register(adapter, "json")
+    assert content(three.root) == before
+
+
+def test_what_does_not_belong_is_not_read(three: AdapterRegistry, tmp_path: Path) -> None:
+    before = three.list()
+    for name in ("README", "UPPER", ".git", "json/notes", "json/03", "json/x"):
+        (three.root / name).mkdir()
+    (three.root / "file").write_text("x")
+    (three.root / "json/4").write_text("x")
+    (three.root / "linked").symlink_to(three.root / "json")
+    (three.root / "json/5").symlink_to(three.root / "json/1")
+    assert three.list() == before
+    assert len(three.versions("json")) == 3
+    assert three.verify() == []
+
+
+# Writing
+
+
+def test_leftovers_of_killed_processes_are_swept_when_they_are_old(
+    three: AdapterRegistry, adapter: Path
+) -> None:
+    staging = three.root / ".staging"
+    old, young = staging / "old", staging / "young"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+    long_ago = time.time() - 7200
+    os.utime(old, (long_ago, long_ago))
+    three.register(adapter, "json")
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_lock_that_is_not_let_go(
+    three: AdapterRegistry, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setattr(store, "_LOCK_SECONDS", 0.05)
+    before = content(three.root)
+    with FileLock(three.root / ".lock"), pytest.raises(RegistryError, match="held the registry's lock"):
+        three.register(adapter, "json")
+    assert content(three.root) == before
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, adapter: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RegistryError, match="could not be changed") as caught:
+        AdapterRegistry(tmp_path / "file" / "registry").register(adapter, "json")
+    assert caught.value.hint
+
+
+def test_a_disk_that_fills_up(three: AdapterRegistry, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "card.json")
+
+    before = content(three.root)
+    monkeypatch.setattr(store, "sync_tree", full)
+    with pytest.raises(RegistryError, match="No space left on device"):
+        three.register(adapter, "json")
+    assert content(three.root) == before
+    assert not any((three.root / ".staging").iterdir())
+
+
+def test_repr(tmp_path: Path) -> None:
+    assert repr(AdapterRegistry(tmp_path)) == f"AdapterRegistry({str(tmp_path)!r})"
