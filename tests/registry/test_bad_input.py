@@ -1,0 +1,139 @@
+"""Whatever a person gives the registry, it says clearly what is wrong and stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterIncompatibleError,
+    AdapterInvalidError,
+    ConfigError,
+    RegistryError,
+)
+from adapterhub.registry import AdapterRegistry
+from tests.registry.maker import adapter_tensors, content, make_adapter, make_base, values
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def truncated(folder: Path) -> Path:
+    path = make_adapter(folder) / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-10])
+    return folder
+
+
+def pickled(folder: Path) -> Path:
+    (make_adapter(folder) / WEIGHTS).rename(folder / "adapter_model.bin")
+    return folder
+
+
+def with_nan(folder: Path) -> Path:
+    name = next(iter(adapter_tensors()))
+    return make_adapter(
+        folder, tensors={**adapter_tensors(), name: ("F32", (2, 8), np.full(16, np.nan, "<f4").tobytes())}
+    )
+
+
+def linked_out(folder: Path) -> Path:
+    path = make_adapter(folder) / "adapter_config.json"
+    path.rename(folder.with_suffix(".json"))
+    path.symlink_to(folder.with_suffix(".json"))
+    return folder
+
+
+def escaping_tensor(folder: Path) -> Path:
+    return make_adapter(folder, tensors={**adapter_tensors(), "../../escape": values(2)})
+
+
+def wrong_rank(folder: Path) -> Path:
+    return make_adapter(folder, tensors=adapter_tensors(r=3))
+
+
+def wide(folder: Path) -> Path:
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.lora_A.weight": values(2, 64), f"{name}.lora_B.weight": values(64, 2)}
+    return make_adapter(folder, tensors=tensors, targets=("q_proj",))
+
+
+Make = Callable[[Path], Path]
+BAD: list[tuple[Make, type[AdapterHubError], str]] = [
+    (lambda folder: folder, RegistryError, "There is no folder"),
+    (lambda folder: make_base(folder), AdapterInvalidError, "no adapter_config.json"),
+    (pickled, AdapterInvalidError, "pickled"),
+    (truncated, AdapterInvalidError, "cut short"),
+    (with_nan, AdapterInvalidError, "NaN or infinity"),
+    (linked_out, AdapterInvalidError, "symbolic link"),
+    (escaping_tensor, AdapterIncompatibleError, "no part of LoRA"),
+    (wrong_rank, AdapterInvalidError, "rank 2"),
+    (wide, AdapterIncompatibleError, "does not fit the base"),
+    (lambda folder: make_adapter(folder, peft_type="IA3"), AdapterIncompatibleError, "IA3"),
+    (
+        lambda folder: make_adapter(folder, tensors=adapter_tensors(), r=-1),
+        AdapterInvalidError,
+        "wrong value: r",
+    ),
+    (
+        lambda folder: make_adapter(folder, targets=("down_proj",), r=2, target_modules=["q_proj"]),
+        AdapterInvalidError,
+        "q_proj",
+    ),
+]
+
+
+@pytest.fixture
+def filled(registry: AdapterRegistry, adapter: Path, base: Path) -> AdapterRegistry:
+    registry.register(adapter, "json", base=base)
+    registry.alias("json", "prod", 1)
+    return registry
+
+
+@pytest.mark.parametrize("name", ["json", "new"])
+@pytest.mark.parametrize(("make", "kind", "message"), BAD, ids=[message for *_, message in BAD])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_bad_adapter(
+    filled: AdapterRegistry,
+    base: Path,
+    tmp_path: Path,
+    name: str,
+    make: Make,
+    kind: type[AdapterHubError],
+    message: str,
+    force: bool,
+) -> None:
+    before = content(filled.root)
+    with pytest.raises(kind, match=message) as caught:
+        filled.register(make(tmp_path / "bad"), name, base=base, force=force)
+    assert caught.value.hint
+    assert content(filled.root) == before
+    assert sorted(path.name for path in filled.root.iterdir() if path.is_dir()) == [".staging", "json"]
+    assert not any((filled.root / ".staging").iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "/etc", "..", "a@b", "auto", "base", "__base__", "", "JSON", "a\0b"]
+)
+def test_a_bad_name(filled: AdapterRegistry, adapter: Path, name: str) -> None:
+    before = content(filled.root.parent)
+    for call in (
+        lambda: filled.register(adapter, name),
+        lambda: filled.resolve(name if name != "a@b" else "../b@1"),
+        lambda: filled.remove(name if name != "a@b" else "a@B"),
+        lambda: filled.alias(name, "prod", 1),
+        lambda: filled.versions(name),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert caught.value.hint
+    assert content(filled.root.parent) == before
+
+
+def test_another_base(filled: AdapterRegistry, tmp_path: Path) -> None:
+    before = content(filled.root)
+    with pytest.raises(AdapterIncompatibleError, match="another base"):
+        filled.register(filled.root / "json/1", "copy", base=make_base(tmp_path / "other", seed=3))
+    assert content(filled.root) == before
