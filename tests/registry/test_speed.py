@@ -1,4 +1,7 @@
-"""The promises on speed, in a fresh process with only the imports behind it."""
+"""The promises on speed, in a fresh process with only the imports behind it.
+
+Processor time is measured, so that what else the machine is doing does not decide.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ ADAPTERS = 1000
 LIST = """
 import sys, time
 from adapterhub.registry import AdapterRegistry
-start = time.perf_counter()
+start = time.process_time()
 cards = AdapterRegistry(sys.argv[1]).list()
-print(time.perf_counter() - start, len(cards))
+print(time.process_time() - start, len(cards))
 """
 
 
@@ -64,9 +67,9 @@ def test_resolving_among_a_thousand(thousand: Path, ref: str) -> None:
     registry = AdapterRegistry(thousand)
     runs = []
     for _ in range(200):
-        start = time.perf_counter()
+        start = time.process_time()
         registry.resolve(ref)
-        runs.append(time.perf_counter() - start)
+        runs.append(time.process_time() - start)
     assert statistics.median(runs) < 0.001
 
 
