@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bitsandbytes.nn import Linear4bit
 from datasets import Dataset
 from peft import LoraConfig
 from torch.nn.functional import cross_entropy
@@ -26,8 +27,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from adapterhub import prompts
-from adapterhub.errors import TrainingError
-from adapterhub.models import Base, load_base
+from adapterhub.errors import ConfigError, TrainingError
+from adapterhub.models import Base, is_packed, load_base
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.data import IGNORED, Example, Examples, Record, encode, read_records
 
@@ -87,7 +88,7 @@ def train_adapter(
         progress: Called after every step.
 
     Raises:
-        ConfigError: The base cannot be loaded.
+        ConfigError: The base cannot be loaded, or lacks a layer that the run names.
         DatasetError: The data cannot be used.
         TrainingError: The loss is no longer a number, a LoRA weight did not move, or memory ran out.
     """
@@ -110,7 +111,7 @@ def train_adapter(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, base, train, validation, watch, scratch)
         _run(trainer)
-    _check_moved(trainer.model)
+    _check_learned(trainer.model)
     _save(trainer.model, out)
     return watch.result(base, style, train, validation)
 
@@ -164,17 +165,26 @@ def _lora(config: FinetuneConfig, base: Base) -> LoraConfig:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_all_linear(base) if lora.target_modules == "all-linear" else lora.target_modules,
+        target_modules=_target_modules(config, base),
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
 
 
-def _all_linear(base: Base) -> list[str]:
-    # peft would write the full name of every layer into the adapter; the last parts mean the same layers.
+def _target_modules(config: FinetuneConfig, base: Base) -> list[str]:
+    """The layers to adapt by the last part of their names; peft's own "all-linear" writes every full name."""
     head = base.model.get_output_embeddings()
-    names = (name for name in base.linear_shapes if base.model.get_submodule(name) is not head)
-    return sorted({name.rpartition(".")[2] for name in names})
+    layers = [name for name in base.linear_shapes if base.model.get_submodule(name) is not head]
+    known, wanted = sorted({name.rpartition(".")[2] for name in layers}), config.lora.target_modules
+    if wanted == "all-linear":
+        return known
+    foreign = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    if foreign:
+        raise ConfigError(
+            f"lora.target_modules names {foreign[0]!r}, which is no layer of base {config.base!r} to adapt.",
+            hint=f"Its layers: {', '.join(known)}.",
+        )
+    return wanted
 
 
 def _arguments(config: FinetuneConfig, base: Base, scratch: str, *, evaluates: bool) -> SFTConfig:
@@ -235,13 +245,18 @@ def _run(trainer: SFTTrainer) -> None:
         ) from None
 
 
-def _check_moved(model: Any) -> None:
+def _check_learned(model: Any) -> None:
     ups = {name: parameter for name, parameter in model.named_parameters() if "lora_B" in name}
     still = [name for name, parameter in ups.items() if not parameter.any()]
     if still or not ups:
         raise TrainingError(
             f"{len(still)} of {len(ups)} LoRA weights did not move, so the adapter did not learn.",
             hint="Train for more steps: the first step of a warm-up has learning rate 0.",
+        )
+    if any(isinstance(layer, Linear4bit) and is_packed(layer) for layer in model.modules()):
+        raise TrainingError(
+            "bitsandbytes re-ordered the base's weights during the run, so gradients went astray.",
+            hint="This is a fault of adapterhub with the installed bitsandbytes; please report it.",
         )
 
 

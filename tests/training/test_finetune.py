@@ -1,0 +1,296 @@
+"""Training runs on a tiny base: what they register, that they learn, and that a failure leaves nothing."""
+
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import has_avx512bf16
+from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file, save_file
+from trl import SFTTrainer
+
+from adapterhub import AdapterHub, AdapterRegistry, models
+from adapterhub.errors import ConfigError, DatasetError, TrainingError
+from adapterhub.training import trainer
+from adapterhub.training.config import FinetuneConfig
+from adapterhub.training.finetune import finetune
+from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
+from tests.tiny import make_base
+
+ANSWERS = {"fox": "dog", "one": "two", "three": "four", "quick": "brown"}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    draw = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(40):
+            word = draw.choice(list(ANSWERS))
+            question = " ".join([word] * draw.randint(1, 4))
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": ANSWERS[word]}]
+            print(json.dumps({"messages": turns}), file=file)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loud_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random base with weights large enough that what stands before a token changes what comes next."""
+    folder = make_base(tmp_path_factory.mktemp("base") / "loud")
+    weights = load_file(folder / "model.safetensors")
+    louder = {name: tensor * (12 if "embed" in name else 4) for name, tensor in weights.items()}
+    norms = {name: weights[name] for name in weights if "norm" in name}
+    save_file({**louder, **norms}, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> AdapterRegistry:
+    return AdapterRegistry(tmp_path / "registry")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go during the test."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def run(tiny: Path, dataset: Path, *, data: dict[str, Any] | None = None, **changes: Any) -> FinetuneConfig:
+    train = {"max_steps": 4, "batch_size": 4, "learning_rate": 5e-3, **changes.pop("train", {})}
+    fields = {
+        "name": "pairs",
+        "base": str(tiny),
+        "data": {"train": str(dataset), **(data or {})},
+        "train": train,
+    }
+    return FinetuneConfig.model_validate({**fields, **changes})
+
+
+def trained(
+    config: FinetuneConfig, out: Path
+) -> tuple[TrainingResult, dict[str, torch.Tensor], list[TrainingStep]]:
+    steps: list[TrainingStep] = []
+    out.mkdir()
+    result = train_adapter(config, out, progress=steps.append)
+    return result, load_file(out / "adapter_model.safetensors"), steps
+
+
+def test_a_run_registers_an_adapter_that_has_learned(
+    loud_base: Path, dataset: Path, registry: AdapterRegistry
+):
+    config = run(
+        loud_base,
+        dataset,
+        data={"validation_share": 0.1},
+        train={"max_steps": 50, "batch_size": 8},
+        card={"description": "Says what comes next.", "routing": {"examples": ["fox"]}},
+    )
+    steps: list[TrainingStep] = []
+
+    card = finetune(config, registry, progress=steps.append)
+
+    assert registry.resolve("pairs") == card
+    assert registry.verify() == []
+    assert (card.description, card.routing.examples) == ("Says what comes next.", ("fox",))
+    assert (card.base.name, card.base.quantization) == (str(loud_base), "nf4")
+    assert card.base.fingerprint == models.BaseFingerprint.of(loud_base)
+    assert card.datasets[0].startswith("train.jsonl sha256:")
+    assert card.lineage.method == "finetune"
+    assert (card.lineage.settings["records"], card.lineage.settings["steps"]) == (36, 50)
+    assert card.evaluation[0].metric_value < 0.1
+    assert [step.step for step in steps] == list(range(1, 51))
+    assert steps[-1].steps == 50
+    assert steps[-1].loss < 0.1 < 3 < steps[0].loss
+    with AdapterHub.from_pretrained(loud_base, registry.root) as hub:
+        said = {
+            word: hub.generate(word, adapter="pairs", max_tokens=8, temperature=0).text for word in ANSWERS
+        }
+    assert said == ANSWERS
+
+
+def test_the_files_name_no_folder_but_the_base_as_given(
+    tiny_base: Path, dataset: Path, tmp_path: Path, scratch: Path
+):
+    (tmp_path / "here").symlink_to(tiny_base)
+    config = run(tmp_path / "here", dataset)
+    trained(config, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert settings.pop("base_model_name_or_path") == config.base
+    assert settings["target_modules"] == sorted(settings["target_modules"])
+    assert str(tmp_path) not in json.dumps(settings)
+    assert list(scratch.iterdir()) == []
+
+
+def test_the_same_seed_gives_the_same_adapter(tiny_base: Path, dataset: Path, registry: AdapterRegistry):
+    dropout = {"dropout": 0.1}
+    first, again = (finetune(run(tiny_base, dataset, lora=dropout), registry) for _ in range(2))
+    other = finetune(run(tiny_base, dataset, lora=dropout, train={"seed": 1}), registry)
+    assert first.digest == again.digest != other.digest
+    assert (first.version, again.version, other.version) == (1, 2, 3)
+
+
+def test_evaluating_changes_nothing_that_is_trained(tiny_base: Path, dataset: Path, tmp_path: Path):
+    """With the weights repacked by the first evaluation, no gradient would flow afterwards."""
+    plain = run(
+        tiny_base, dataset, data={"validation_share": 0.2}, lora={"dropout": 0.1}, train={"max_steps": 6}
+    )
+    often = plain.model_copy(update={"train": plain.train.model_copy(update={"eval_every": 2})})
+
+    result, weights, steps = trained(plain, tmp_path / "plain")
+    result_often, weights_often, steps_often = trained(often, tmp_path / "often")
+
+    assert [step.loss for step in steps_often] == [step.loss for step in steps]
+    assert result_often.eval_loss == result.eval_loss
+    assert steps[0].eval_loss is None
+    assert len({step.eval_loss for step in steps_often}) == 3  # before the first step, after two, after four
+    assert all(torch.equal(weights_often[name], weight) for name, weight in weights.items())
+    assert all(weight.any() for name, weight in weights_often.items() if "lora_B" in name)
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="bitsandbytes repacks weights only with AVX512-BF16")
+@pytest.mark.filterwarnings(
+    "ignore:bitsandbytes..gemv_4bit. an autograd kernel was not registered:UserWarning"
+)
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["q_proj", "v_proj"], "4 of 4 LoRA weights did not move"),
+        ("all-linear", "re-ordered the base's weights"),
+    ],
+    ids=["attention", "all-linear"],
+)
+def test_without_the_fix_the_run_fails_and_registers_nothing(
+    tiny_base: Path,
+    dataset: Path,
+    registry: AdapterRegistry,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    targets: list[str] | str,
+    message: str,
+):
+    """With all layers adapted the weights do move, along wrong gradients: then only the layout tells."""
+    monkeypatch.setattr(models, "forbid_packing", lambda *_, **__: None)
+    config = run(
+        tiny_base,
+        dataset,
+        data={"validation_share": 0.2},
+        train={"eval_every": 2},
+        lora={"target_modules": targets},
+    )
+    with pytest.raises(TrainingError, match=message):
+        finetune(config, registry)
+    assert registry.list() == []
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_base_loaded_for_training_never_repacks(tiny_base: Path):
+    model = models.load_base(tiny_base, training=True).model
+    flags = [layer.support_avx512bf16_for_cpu for layer in model.modules() if isinstance(layer, Linear4bit)]
+    assert flags == [False] * 14
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {"quantization": None}),
+        ("llama", {"quantization": "fp4", "compute_dtype": "bfloat16"}),
+        ("llama", {"quantization": "int8"}),
+        ("llama", {"lora": {"rslora": True, "target_modules": ["q_proj", "v_proj"]}}),
+        ("llama", {"lora": {"dora": True}}),
+        ("llama", {"train": {"optimizer": "adamw_8bit", "warmup": 0.5, "scheduler": "cosine"}}),
+        ("llama", {"train": {"gradient_checkpointing": True, "adapter_dtype": "bfloat16"}}),
+        ("llama", {"card": {"prompt": {"format": "instruction", "system": "be brief"}}}),
+        ("gpt2", {}),
+        ("qwen2", {"train": {"max_steps": None, "epochs": 0.2}}),
+    ],
+    ids=str,
+)
+def test_every_option_trains(
+    kind: str, changes: dict[str, Any], dataset: Path, registry: AdapterRegistry, tmp_path: Path
+):
+    card = finetune(run(make_base(tmp_path / kind, kind), dataset, **changes), registry)
+    lora = changes.get("lora", {})
+    assert (card.peft.use_rslora, card.peft.use_dora) == (lora.get("rslora", False), lora.get("dora", False))
+    assert card.peft.dtype == (
+        "BF16" if changes.get("train", {}).get("adapter_dtype") == "bfloat16" else "F32"
+    )
+    assert card.base.quantization == changes.get("quantization", "nf4")
+    assert registry.verify() == []
+
+
+def test_accumulated_batches_equal_one_large_batch(tiny_base: Path, dataset: Path, tmp_path: Path):
+    _, large, _ = trained(run(tiny_base, dataset, train={"batch_size": 8}), tmp_path / "large")
+    _, small, _ = trained(
+        run(tiny_base, dataset, train={"batch_size": 2, "gradient_accumulation": 4}), tmp_path / "small"
+    )
+    assert all(torch.allclose(small[name], weight, atol=2e-4) for name, weight in large.items())
+
+
+def test_the_loss_is_trls(tiny_base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = run(tiny_base, dataset, data={"validation_share": 0.2})
+    ours, _, steps = trained(config, tmp_path / "ours")
+    monkeypatch.setattr(trainer._Trainer, "compute_loss", SFTTrainer.compute_loss)
+    theirs, _, steps_theirs = trained(config, tmp_path / "theirs")
+    assert [step.loss for step in steps] == pytest.approx([step.loss for step in steps_theirs], rel=1e-5)
+    assert ours.eval_loss == pytest.approx(theirs.eval_loss, rel=1e-5)
+
+
+def test_a_separate_validation_file(tiny_base: Path, dataset: Path, tmp_path: Path):
+    result, _, _ = trained(
+        run(tiny_base, dataset, data={"validation": dataset, "max_records": 16}), tmp_path / "out"
+    )
+    assert result.validation is not None
+    assert (len(result.train.examples), len(result.validation.examples)) == (16, 16)
+    assert result.train.examples == result.validation.examples
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"train": {"max_steps": 1, "warmup": 5}}, TrainingError, "did not move"),
+        ({"train": {"learning_rate": 1e30}}, TrainingError, "loss at step"),
+        ({"train": {"max_length": 4}}, DatasetError, "Not one of 40 records"),
+        ({"lora": {"target_modules": ["q_proj", "w_proj"]}}, ConfigError, "'w_proj'"),
+        ({"lora": {"target_modules": ["lm_head"]}}, ConfigError, "'lm_head'"),
+        ({"base": "/no/such/base"}, ConfigError, "/no/such/base"),
+        ({"data": {"train": "no-such-file.jsonl"}}, DatasetError, "no-such-file"),
+    ],
+    ids=str,
+)
+def test_a_failed_run_leaves_nothing(
+    tiny_base: Path,
+    dataset: Path,
+    registry: AdapterRegistry,
+    scratch: Path,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+):
+    with pytest.raises(error, match=message) as caught:
+        finetune(run(tiny_base, dataset, **changes), registry)
+    assert getattr(caught.value, "hint", None) or error is DatasetError
+    assert registry.list() == []
+    assert list(scratch.iterdir()) == []
+
+
+def test_running_out_of_memory_says_what_to_do(
+    tiny_base: Path, dataset: Path, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+):
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer._Trainer, "train", out_of_memory)
+    with pytest.raises(TrainingError, match="Memory ran out") as caught:
+        finetune(run(tiny_base, dataset), registry)
+    assert "batch_size" in (caught.value.hint or "")
