@@ -51,7 +51,7 @@ def _thing(rng: random.Random) -> str:
         return str(rng.randint(0, 9999))
     if style < 0.25:
         return tools_task.foreign(rng, "train")
-    return rng.choices(makers, (3, 2, 2, 3, 2, 2))[0](rng, "train")
+    return rng.choices(makers, (3, 2, 2, 5, 2, 2))[0](rng, "train")
 
 
 def _lists(rng: random.Random) -> str:
@@ -100,7 +100,7 @@ def _records(rng: random.Random) -> str:
     for _ in range(rng.randint(1, 3)):
         keys = rng.sample(list(values), rng.randint(1, len(values)))
         heading = rng.choice(
-            ["", "", "{k}\n", "Keys: {k}\n", "Fields: {k}\n", "Ключи: {k}\n" if domain.russian else "{k}:\n"]
+            ["{k}\n", "{k}: ", "Keys: {k}\n", "Fields: {k}\n", "Ключи: {k}\n" if domain.russian else "{k}:\n"]
         )
         parts.append(
             heading.format(k=json_task.join_keys(rng, keys, domain.russian)) + _notation(rng, keys, values)
@@ -255,9 +255,9 @@ def _talk(rng: random.Random) -> str:
 
 
 KINDS = (
-    (_lists, 14),
+    (_lists, 8),
     (_lookups, 14),
-    (_records, 16),
+    (_records, 24),
     (_facts_chat, 8),
     (_keys_chat, 8),
     (_functions, 14),

@@ -9,6 +9,8 @@ is made for `heldout` is ever made for `train`.
 
 from __future__ import annotations
 
+import builtins
+import keyword
 import random
 import zlib
 from collections.abc import Callable, Sequence
@@ -63,6 +65,13 @@ def pick(rng: random.Random, words: Sequence[str], split: Split) -> str:
     return rng.choice(pool(words, split))
 
 
+def pick_or_invent(rng: random.Random, words: Sequence[str], split: Split, *, russian: bool = False) -> str:
+    """A lower-case word, in two of five cases an invented one: what can be anything must be read, not guessed."""
+    if rng.random() < 0.6:
+        return pick(rng, words, split)
+    return invent_ru(rng, split).lower() if russian else identifier(rng, split)
+
+
 def invent(rng: random.Random, split: Split, *, syllables: tuple[int, int] = (2, 3)) -> str:
     """A capitalised invented word, such as "Zorvani"."""
     return _draw(lambda: _word(rng, _ONSETS, _VOWELS, _CODAS, rng.randint(*syllables)).capitalize(), split)
@@ -92,8 +101,11 @@ def product(rng: random.Random, split: Split) -> str:
 
 
 def identifier(rng: random.Random, split: Split, parts: int = 1) -> str:
-    """An invented lower-case identifier, such as "dovar" or "dovar_klin"."""
-    return "_".join(invent(rng, split, syllables=(1, 2)).lower() for _ in range(parts))
+    """An invented lower-case identifier, such as "dovar" or "dovar_klin", that means nothing in Python."""
+    while True:
+        name = "_".join(invent(rng, split, syllables=(1, 2)).lower() for _ in range(parts))
+        if not keyword.iskeyword(name) and not hasattr(builtins, name):
+            return name
 
 
 def number(rng: random.Random, low: int, high: int, split: Split) -> int:

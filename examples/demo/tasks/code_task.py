@@ -182,7 +182,7 @@ def _fill(rng: random.Random, split: Split, argument: str, low: int, high: int) 
 
 
 def _on_number(rng: random.Random, split: Split) -> Function:
-    argument = words.pick(rng, NUMBER_NAMES, split)
+    argument = words.pick_or_invent(rng, NUMBER_NAMES, split)
     phrases, shape = rng.choice(ARITHMETIC if rng.random() < 0.8 else CHOICES)
     fill = _fill(rng, split, argument, 2, 99)
     k = fill["k"]
@@ -197,7 +197,7 @@ def _on_number(rng: random.Random, split: Split) -> Function:
 
 
 def _on_list(rng: random.Random, split: Split) -> Function:
-    argument = words.pick(rng, LIST_NAMES, split)
+    argument = words.pick_or_invent(rng, LIST_NAMES, split)
     group = rng.choice([CHANGES, FILTERS, FILTERS, REDUCTIONS])
     phrases, shape = rng.choice(group)
     fill = _fill(rng, split, argument, 2, 9 if group is REDUCTIONS else 99)
@@ -220,7 +220,7 @@ def _on_list(rng: random.Random, split: Split) -> Function:
 
 
 def _on_text(rng: random.Random, split: Split) -> Function:
-    argument = words.pick(rng, TEXT_NAMES, split)
+    argument = words.pick_or_invent(rng, TEXT_NAMES, split)
     phrases, shape = rng.choice(STRINGS)
     fill = _fill(rng, split, argument, 2, 20)
     w = fill["w"]

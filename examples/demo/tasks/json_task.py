@@ -36,8 +36,8 @@ def _count(low: int, high: int) -> Maker:
     return lambda rng, split: words.number(rng, low, high, split)
 
 
-def _of(pool: list[str]) -> Maker:
-    return lambda rng, split: words.pick(rng, pool, split)
+def _of(pool: list[str], *, russian: bool = False) -> Maker:
+    return lambda rng, split: words.pick_or_invent(rng, pool, split, russian=russian)
 
 
 def _clock(rng: random.Random, split: Split) -> str:
@@ -265,7 +265,7 @@ _RU_PERSON = Domain(
             ),
         ),
         (
-            {"профессия": _of(words.RU_JOBS)},
+            {"профессия": _of(words.RU_JOBS, russian=True)},
             _say(
                 "по профессии {профессия} | работает, профессия {профессия} | известный {профессия}",
                 "по своей профессии {профессия}",
@@ -278,7 +278,7 @@ _RU_ORDER = Domain(
     ("клиент", words.invent_ru),
     (
         (
-            {"количество": _count(5, 300), "товар": _of(words.RU_ITEMS)},
+            {"количество": _count(5, 300), "товар": _of(words.RU_ITEMS, russian=True)},
             _say(
                 "заказывает {количество} {товар} | покупает {количество} {товар} | хочет {количество} {товар}",
                 "хочет купить {количество} {товар}",

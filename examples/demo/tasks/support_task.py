@@ -218,8 +218,8 @@ RU_CLOSINGS: dict[Split, tuple[str, ...]] = {
 
 
 def device(rng: random.Random, split: Split) -> str:
-    """A device's name, such as "Zentrix 40"."""
-    return words.product(rng, split)
+    """What a user calls the device: mostly a name such as "Zentrix 40", else a plain word such as "laptop"."""
+    return words.product(rng, split) if rng.random() < 0.8 else words.pick_or_invent(rng, KINDS, split)
 
 
 def answer_of(trouble: Trouble, name: str) -> str:
@@ -230,7 +230,7 @@ def answer_of(trouble: Trouble, name: str) -> str:
 
 def _request(rng: random.Random, split: Split, trouble: Trouble, name: str) -> str:
     symptom = rng.choice(trouble.symptoms[split])
-    kind = rng.choice(["", "", f" {words.pick(rng, KINDS, split)}"])
+    kind = rng.choice(["", "", f" {words.pick(rng, KINDS, split)}"]) if name[0].isupper() else ""
     return f"{rng.choice(OPENINGS[split])}my {name}{kind} {symptom}.{rng.choice(CLOSINGS[split])}"
 
 

@@ -45,6 +45,7 @@ def _p(train: str, heldout: str) -> dict[Split, tuple[str, ...]]:
 
 
 VERBS = "get find compute read check fetch make count show load look update".split()
+ENDINGS = "function tool of v2 api code rank call index info".split()
 PARAMETERS = (
     "input value x city name key number query id text place code user amount level date item word title path "
     "topic size year count label"
@@ -129,12 +130,15 @@ def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
             noun,
         )
     noun = words.identifier(rng, split)
-    name = (
-        f"{words.pick(rng, VERBS, split)}_{noun}"
-        if rng.random() < 0.6
-        else f"{noun}_{rng.choice(['function', 'tool', 'of', 'v2', 'api'])}"
+    shapes_of_name = ("{verb}_{noun}", "{verb}_{noun}", "{noun}_{ending}", "{noun}")
+    name = rng.choice(shapes_of_name).format(
+        noun=noun,
+        verb=words.pick_or_invent(rng, VERBS, split),
+        ending=words.pick_or_invent(rng, ENDINGS, split),
     )
-    chosen = rng.sample(PARAMETERS, arity)
+    chosen: list[str] = []
+    while len(chosen) < arity:
+        chosen += {words.pick_or_invent(rng, PARAMETERS, split)} - {*chosen, noun}
     parameters = tuple(
         Parameter(p, rng.choice(["integer", "string"]), rng.choice(["", "", f"The {p}."])) for p in chosen
     )
