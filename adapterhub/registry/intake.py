@@ -97,7 +97,8 @@ def _check_base(
     """The base to write on the card, and what is doubtful about it."""
     if base is None:
         return recorded, ("its shapes were not checked against a base",)
-    folder = locate_base(base)
+    revision = recorded.revision if str(base) == recorded.name else None
+    folder = locate_base(base, revision=revision)
     check_fit(found.modules, base_shapes(folder), found.config.settings)
     fingerprint = BaseFingerprint.of(folder)
     difference = recorded.fingerprint.mismatch(fingerprint) if recorded.fingerprint else None
@@ -108,7 +109,9 @@ def _check_base(
         )
     doubts = (f"registered by force for another base than its own: {difference}",) if difference else ()
     name = _base_name(base, folder) or recorded.name or str(base)
-    return recorded.model_copy(update={"name": name, "fingerprint": fingerprint}), doubts
+    return BaseInfo(
+        name=name, revision=revision, fingerprint=fingerprint, quantization=recorded.quantization
+    ), doubts
 
 
 def _base_name(base: str | Path, folder: Path) -> str | None:

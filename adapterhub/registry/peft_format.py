@@ -18,10 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.files import read_bounded
+from adapterhub.registry.patterns import MAX_MODULE_NAME, FewPatterns, Pattern, compile_pattern
 from adapterhub.safetensors_header import TensorInfo
 
 CONFIG_FILE = "adapter_config.json"
@@ -47,31 +48,14 @@ _UNSUPPORTED = {
 # answer nonsense. PEFT converts them when saving (`path_initial_model_for_weight_conversion`).
 _BASE_CHANGING_INITS = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
-_MAX_MODULE_NAME = 256
 _TENSOR = re.compile(
-    rf"base_model\.model\.(?P<module>[\w.-]{{1,{_MAX_MODULE_NAME}}})\."
+    rf"base_model\.model\.(?P<module>[\w.-]{{1,{MAX_MODULE_NAME}}})\."
     r"(?:(?P<part>lora_[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
-# A pattern comes with a downloaded file, so it may not be one that takes exponential time: no repeated
-# groups, no look-around, no back-references, few repetitions.
-_COSTLY_PATTERN = re.compile(r"\)[*+{]|\(\?[^:]|\\[0-9]|(?:[*+{].*){4}", re.DOTALL)
 
 Part = Literal["lora_A", "lora_B", "lora_magnitude_vector"]
-
-
-def _check_pattern(pattern: str) -> str:
-    if len(pattern) > _MAX_MODULE_NAME or _COSTLY_PATTERN.search(pattern):
-        raise ValueError("the pattern is too complicated to be matched safely")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError("the pattern is not a regular expression") from error
-    return pattern
-
-
 Rank = Annotated[int, Field(gt=0)]
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
-Pattern = Annotated[str, AfterValidator(_check_pattern)]
 
 
 class LoraSettings(BaseModel):
@@ -89,9 +73,9 @@ class LoraSettings(BaseModel):
     """Scaling is alpha / sqrt(r), not alpha / r (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
     """Magnitudes are trained beside the matrices (https://arxiv.org/abs/2402.09353)."""
-    rank_pattern: dict[Pattern, Rank] = {}
+    rank_pattern: Annotated[dict[Pattern, Rank], FewPatterns] = {}
     """Module name or regular expression -> rank."""
-    alpha_pattern: dict[Pattern, Alpha] = {}
+    alpha_pattern: Annotated[dict[Pattern, Alpha], FewPatterns] = {}
     """Module name or regular expression -> alpha."""
     target_modules: tuple[str, ...] | str = ()
     """Names of the adapted modules, or one regular expression."""
@@ -117,15 +101,11 @@ class LoraSettings(BaseModel):
 
     @cached_property
     def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
-        return [(_as_peft_matches(pattern), rank) for pattern, rank in self.rank_pattern.items()]
+        return [(compile_pattern(pattern), rank) for pattern, rank in self.rank_pattern.items()]
 
     @cached_property
     def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
-        return [(_as_peft_matches(pattern), alpha) for pattern, alpha in self.alpha_pattern.items()]
-
-
-def _as_peft_matches(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({pattern})$")
+        return [(compile_pattern(pattern), alpha) for pattern, alpha in self.alpha_pattern.items()]
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,12 @@ def test_kinds_that_can_be_served(config: dict[str, Any]) -> None:
         {"rank_pattern": {"(": 2}},
         {"rank_pattern": {"(a+)+$": 2}},
         {"alpha_pattern": {"(a|b|ab)*c": 2}},
-        {"alpha_pattern": {".*.*.*.*x": 2}},
+        {"alpha_pattern": {".*.*.*x": 2}},
+        {"alpha_pattern": {"a?" * 30 + "a" * 30: 2}},
+        {"alpha_pattern": {"(a|a)" * 25 + "b": 2}},
+        {"alpha_pattern": {"(?:a|a)(?:a|a)": 2}},
+        {"alpha_pattern": {r"(a)\1": 2}},
+        {"rank_pattern": {f"[ab]_{number}": 2 for number in range(65)}},
         {"alpha_pattern": {"(?=a)a": 2}},
         {"alpha_pattern": {"x" * 300: 2}},
     ],
@@ -130,6 +135,27 @@ def test_kinds_that_can_be_served(config: dict[str, Any]) -> None:
 def test_values_that_are_wrong(config: dict[str, Any]) -> None:
     with pytest.raises(AdapterInvalidError, match=r"adapter_config\.json has a wrong value"):
         parsed(**config)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        "^model.layers.0.self_attn.q_proj",
+        r".*\.layers\.\d+\.mlp",
+        "(q|k)_proj$",
+        "(?:q|k)_proj",
+        "[qkv]_proj",
+    ],
+)
+def test_patterns_as_people_write_them(pattern: str) -> None:
+    assert parsed(rank_pattern={pattern: 3}).settings.rank_pattern == {pattern: 3}
+
+
+def test_a_rank_for_every_module_as_eva_finds_them() -> None:
+    ranks = {f"model.layers.{layer}.self_attn.q_proj": 1 + layer % 7 for layer in range(500)}
+    settings = parsed(rank_pattern=ranks).settings
+    assert [settings.rank(module) for module in ranks] == list(ranks.values())
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])

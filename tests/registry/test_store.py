@@ -18,7 +18,7 @@ from adapterhub.errors import (
     RegistryError,
 )
 from adapterhub.fingerprint import BaseFingerprint
-from adapterhub.registry import AdapterRegistry, BaseInfo, Lineage, Problem, Routing, store
+from adapterhub.registry import AdapterRegistry, BaseInfo, Lineage, Problem, Routing, intake, store
 from tests.registry.maker import content, make_adapter, make_base
 
 
@@ -234,6 +234,29 @@ def test_a_base_given_by_folder_keeps_the_name_that_the_config_gives(
 ) -> None:
     nameless = make_adapter(tmp_path / "a", base_model_name_or_path=None)
     assert registry.register(nameless, "json", base=base).base.name == str(base)
+
+
+def test_a_base_that_has_a_name_everywhere_is_recorded_by_it(
+    registry: AdapterRegistry, adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "demo_base_folder", lambda: base)
+    assert registry.register(adapter, "json", base=base).base.name == "adapterhub-demo"
+
+
+def test_a_base_from_the_hub_is_taken_at_the_revision_that_the_config_names(
+    registry: AdapterRegistry, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def locate(name: str, *, revision: str | None) -> Path:
+        asked.append((name, revision))
+        return base
+
+    monkeypatch.setattr(intake, "locate_base", locate)
+    adapter = make_adapter(tmp_path / "a", base_model_name_or_path="org/base", revision="abc")
+    cards = [registry.register(adapter, "json", base=name) for name in ("org/base", "org/other")]
+    assert asked == [("org/base", "abc"), ("org/other", None)]
+    assert [(card.base.name, card.base.revision) for card in cards] == asked
 
 
 def test_a_base_that_is_none(registry: AdapterRegistry, adapter: Path, tmp_path: Path) -> None:
