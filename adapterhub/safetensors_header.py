@@ -62,6 +62,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         AdapterInvalidError: The file is missing, cut short, or its header contradicts the file.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise _invalid(path, "it is not a file")
         with path.open("rb") as file:
             prefix = file.read(8)
             size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ def test_json_that_is_nested_without_end(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(AdapterInvalidError, match="cannot be read"):
         read_header(tmp_path / "nothing.safetensors")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(AdapterInvalidError, match="not a file"):
+            read_header(path)
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, 
                         f"The adapter's tensor {name!r} holds NaN or infinity.",
                         hint="Its training diverged: lower the learning rate, or take an earlier checkpoint.",
                     )
-                changes_something = changes_something or (".lora_B." in name and bool(values.any()))
+                changes_something = changes_something or (".lora_A." not in name and bool(values.any()))
     return () if changes_something else ("every lora_B is zero: the adapter has learnt nothing",)
 
 
@@ -224,8 +224,6 @@ def _without_prefix(module: str) -> str:
 
 def _some(modules: list[str]) -> str:
     named = ", ".join(repr(module) for module in modules[:3])
-    return (
-        f"{named} and {len(modules) - 3} more are"
-        if len(modules) > 3
-        else f"{named} {'is' if len(modules) == 1 else 'are'}"
-    )
+    if len(modules) > 3:
+        return f"{named} and {len(modules) - 3} more are"
+    return f"{named} {'is' if len(modules) == 1 else 'are'}"

@@ -109,9 +109,8 @@ def _check_base(
         )
     doubts = (f"registered by force for another base than its own: {difference}",) if difference else ()
     name = _base_name(base, folder) or recorded.name or str(base)
-    return BaseInfo(
-        name=name, revision=revision, fingerprint=fingerprint, quantization=recorded.quantization
-    ), doubts
+    kept = recorded.quantization
+    return BaseInfo(name=name, revision=revision, fingerprint=fingerprint, quantization=kept), doubts
 
 
 def _base_name(base: str | Path, folder: Path) -> str | None:

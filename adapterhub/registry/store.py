@@ -188,8 +188,8 @@ class AdapterRegistry:
             ConfigError: The alias is not valid.
         """
         check_alias(alias)
-        target = Ref(check_name(name), version, alias if version is None else None)
-        with self._changing(target) as staged:
+        needed = Ref(check_name(name), version, alias if version is None else None)
+        with self._changing(needed) as staged:
             refs = self._layout.refs(name)
             aliases = {other: target for other, target in refs.aliases.items() if other != alias}
             if version is not None:
@@ -217,9 +217,8 @@ class AdapterRegistry:
                     hint="Move or remove the alias first, or remove both with force.",
                 )
             self._write_refs(parsed.name, refs.without(doomed), staged)
-            for (
-                version
-            ) in doomed:  # the highest goes last, so that a bare name never falls back to an older version
+            # The highest goes last, so that a bare name never falls back to an older version.
+            for version in doomed:
                 self._layout.folder(parsed.name, version).rename(staged / str(version))
             sync_folder(self._layout.home(parsed.name))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -91,6 +92,14 @@ def test_eight_processes_register_a_hundred_each(processes: ForkServerContext, t
     assert [card.version for card in registry.versions("shared")] == list(range(1, 401))
     assert len({card.digest for card in registry.versions("shared")}) == 8
     assert len(registry.list()) == 401
+    assert registry.verify() == []
+
+
+def test_threads_register_at_once(tmp_path: Path, adapter: Path) -> None:
+    registry = AdapterRegistry(tmp_path / "registry")
+    with ThreadPoolExecutor(8) as pool:
+        cards = list(pool.map(lambda _: registry.register(adapter, "json"), range(40)))
+    assert sorted(card.version for card in cards) == list(range(1, 41))
     assert registry.verify() == []
 
 
