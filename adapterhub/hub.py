@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeGuard
 
@@ -268,6 +268,38 @@ class AdapterHub:
         card = self.registry.resolve(name)
         base = locate_base(self._engine.base_name)
         return merge_adapter(base, self.registry.folder(card), Path(out))
+
+    def agreement(
+        self, name: str, merged: str | Path, prompts: Sequence[Prompt], *, max_tokens: int = 64
+    ) -> float:
+        """Compares a merged model with the adapter that it was made from.
+
+        Both answer greedily; the 4-bit base with its adapter, and the merged weights as they are stored.
+
+        Args:
+            name: The adapter.
+            merged: The folder that `merge` wrote.
+            prompts: What to ask both.
+            max_tokens: How much of each answer to compare.
+
+        Returns:
+            The share of prompts, 0 to 1, that both answer word for word alike.
+
+        Raises:
+            ConfigError: There are no prompts, or the folder holds no model.
+        """
+        from adapterhub.engine.simple import SimpleEngine
+        from adapterhub.models import load_base
+
+        if not prompts:
+            raise ConfigError("There is nothing to compare the models by.", hint="Give prompts.")
+        given = {"max_tokens": max_tokens, "temperature": 0.0}
+        requests = [self._prepare(prompt, name, False, None, given).request for prompt in prompts]
+        engine = SimpleEngine(load_base(merged, quantization=None))
+        answers = engine.generate([replace(request, adapter=None) for request in requests])
+        engine.close()
+        wanted = self._engine.generate(requests)
+        return sum(a[0].text == b[0].text for a, b in zip(answers, wanted, strict=True)) / len(prompts)
 
     def close(self) -> None:
         """Frees the engine. The registry stays usable."""

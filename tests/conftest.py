@@ -62,12 +62,24 @@ def tiny_registry(
 
     registry = AdapterRegistry(tmp_path_factory.mktemp("registry"))
     requests = {
-        "json": ["give me the name and city as json", "turn this sentence into json", "extract the json fields"],
-        "code": ["write a python function", "a function that adds two numbers", "python code to reverse a list"],
+        "json": [
+            "give me the name and city as json",
+            "turn this sentence into json",
+            "extract the json fields",
+        ],
+        "code": [
+            "write a python function",
+            "a function that adds two numbers",
+            "python code to reverse a list",
+        ],
         "support": ["my printer is broken", "the router shows an error", "my screen stays black, help"],
     }
     for name, folder in tiny_adapters.items():
         registry.register(
-            folder, name, base=tiny_base, description=f"The {name} adapter.", routing={"examples": requests[name]}
+            folder,
+            name,
+            base=tiny_base,
+            description=f"The {name} adapter.",
+            routing={"examples": requests[name]},
         )
     return registry.root

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
+from adapterhub.cli.options import (
+    base_options,
+    complete_adapter,
+    json_option,
+    open_hub,
+    open_registry,
+    registry_option,
+)
 
 
 @click.command()
@@ -29,7 +39,12 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
     # peft and trl take seconds to import, so a mistake in CONFIG is told first.
     from adapterhub.training.finetune import finetune as run_finetune
 
-    card = run_finetune(settings, adapters)
+    with _progress(f"Training {settings.name}") as show:
+        card = run_finetune(
+            settings,
+            adapters,
+            progress=lambda now: show(now.step, now.steps, _losses(now.loss, now.eval_loss)),
+        )
     if as_json:
         output.emit_json(card.model_dump(mode="json"))
     else:
@@ -40,18 +55,24 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
 @click.argument("name", shell_complete=complete_adapter)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--base", help="The base's 16-bit weights: a folder or a hub id.  [default: the one the card names]"
+    "--check",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    help="Ask the adapter and the merged model this many of the card's example requests; 0 loads no model.",
 )
 @registry_option
+@base_options
 @json_option
-def merge(name: str, out: Path, base: str | None, registry: Path | None, as_json: bool) -> None:
+def merge(name: str, out: Path, check: int, registry: Path | None, as_json: bool, **settings: Any) -> None:
     """Merge an adapter into its base's 16-bit weights and write the model to the folder OUT.
 
     The result loads with transformers alone. No live model is touched.
 
     \b
-    Example:
+    Examples:
       adapterhub merge json ./json-merged
+      adapterhub merge json ./json-merged --check 0
     """
     from adapterhub.bases import locate_base
     from adapterhub.errors import ConfigError
@@ -59,11 +80,46 @@ def merge(name: str, out: Path, base: str | None, registry: Path | None, as_json
 
     adapters = open_registry(registry)
     card = adapters.resolve(name)
-    chosen = base or card.base.name
-    if chosen is None:
+    base = settings["base"] or card.base.name
+    if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
-    report = merge_adapter(locate_base(chosen), adapters.folder(card), out)
+    with _progress(f"Merging {card.ref}") as show:
+        report = merge_adapter(
+            locate_base(base), adapters.folder(card), out, progress=lambda done, total: show(done, total, "")
+        )
+    asked = card.routing.examples[:check]
+    agreement = None
+    if asked:
+        with open_hub(registry, **{**settings, "base": base}) as hub:
+            agreement = hub.agreement(card.ref, out, asked)
     if as_json:
-        output.emit_json(asdict(report))
-    else:
-        output.emit(str(out))
+        output.emit_json({**asdict(report), "requests_compared": len(asked), "agreement": agreement})
+        return
+    output.emit(str(out))
+    if agreement is not None:
+        output.note(
+            f"Answers {agreement:.0%} of {len(asked)} example requests word for word as {card.ref} does."
+        )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr; yields a function of done, total and a remark."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, said="")
+        yield lambda done, total, said: bar.update(task, completed=done, total=total, said=said)
+
+
+def _losses(loss: float | None, eval_loss: float | None) -> str:
+    named = {"loss": loss, "eval": eval_loss}
+    return "  ".join(f"{name} {value:.3f}" for name, value in named.items() if value is not None)
