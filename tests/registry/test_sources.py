@@ -54,6 +54,19 @@ def test_a_hub_id_is_downloaded_and_pinned(tmp_path: Path, uri: str, revision: s
     assert not any(path.is_symlink() for path in folder.iterdir())
 
 
+def test_what_was_downloaded_before_is_found_offline(
+    registry: AdapterRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    repository = hub_cache(tmp_path).parent.parent
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    card = registry.register("org/json", "json")
+    assert card.source == Source(uri="hf://org/json", revision=COMMIT)
+
+
 def test_without_a_network_the_hub_is_a_clear_error(registry: AdapterRegistry) -> None:
     with pytest.raises(
         RegistryError, match=r"'org/json' is neither a folder here nor could it be had"
