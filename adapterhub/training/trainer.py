@@ -20,17 +20,24 @@ from typing import Any
 import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
-from datasets import Dataset
 from peft import LoraConfig
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
 
 from adapterhub import prompts
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.models import Base, is_packed, load_base
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.data import IGNORED, Example, Examples, Record, encode, read_records
+
+try:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+except ImportError as missing:
+    raise TrainingError(
+        f"Fine-tuning needs the package {missing.name!r}, which is not installed.",
+        hint='pip install "adapterhub[train]"',
+    ) from missing
 
 
 @dataclass(frozen=True)

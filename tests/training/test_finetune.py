@@ -1,7 +1,9 @@
 """Training runs on a tiny base: what they register, that they learn, and that a failure leaves nothing."""
 
+import importlib
 import json
 import random
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -294,3 +296,11 @@ def test_running_out_of_memory_says_what_to_do(
     with pytest.raises(TrainingError, match="Memory ran out") as caught:
         finetune(run(tiny_base, dataset), registry)
     assert "batch_size" in (caught.value.hint or "")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "adapterhub.training.trainer")
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(TrainingError, match="'trl'") as caught:
+        importlib.import_module("adapterhub.training.trainer")
+    assert caught.value.hint == 'pip install "adapterhub[train]"'
