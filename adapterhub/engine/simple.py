@@ -26,7 +26,7 @@ from adapterhub.engine.interface import (
 )
 from adapterhub.engine.sampler import Sampler
 from adapterhub.engine.text import TextAssembler
-from adapterhub.errors import EngineError
+from adapterhub.errors import AdapterHubError, EngineError
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.lora.layers import AdapterLayers
 from adapterhub.lora.weights import load_deltas
@@ -212,7 +212,12 @@ class SimpleEngine:
     def _load(self, adapter: AdapterSource) -> None:
         if adapter.digest not in self._loaded:
             model, dtype = self._base.model, self._base.compute_dtype
-            deltas = load_deltas(adapter.folder, model, self._shapes, name=adapter.name, dtype=dtype)
+            try:
+                deltas = load_deltas(adapter.folder, model, self._shapes, dtype=dtype)
+            except AdapterHubError as error:
+                raise type(error)(
+                    f"{adapter.name} cannot be served. {error.message}", hint=error.hint
+                ) from error
             self._layers.add(adapter.digest, deltas)
             self._loaded[adapter.digest] = None
         self._loaded.move_to_end(adapter.digest)

@@ -49,7 +49,7 @@ def logits(base: Base, layers: AdapterLayers, key: str | None) -> torch.Tensor:
 
 def add(base: Base, layers: AdapterLayers, key: str, folder: Path) -> None:
     shapes = base.linear_shapes
-    layers.add(key, load_deltas(folder, base.model, shapes, name=key, dtype=torch.float32))
+    layers.add(key, load_deltas(folder, base.model, shapes, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -110,15 +110,15 @@ def test_a_failing_pass_leaves_the_next_one_right(tiny_base: Path, tiny_adapters
 def test_an_adapter_for_another_architecture_is_refused(tmp_path: Path, tiny_base: Path):
     adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "gpt2", "gpt2"))
     base = load_base(tiny_base)
-    with pytest.raises(AdapterIncompatibleError, match="does not have"):
-        load_deltas(adapter, base.model, base.linear_shapes, name="a", dtype=torch.float32)
+    with pytest.raises(AdapterIncompatibleError, match="None of the adapter"):
+        load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
 
 
 def test_an_adapter_for_another_width_is_refused(tmp_path: Path, tiny_base: Path):
     adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "wide", hidden_size=128))
     base = load_base(tiny_base)
-    with pytest.raises(AdapterIncompatibleError, match="does not fit"):
-        load_deltas(adapter, base.model, base.linear_shapes, name="a", dtype=torch.float32)
+    with pytest.raises(AdapterIncompatibleError, match="has shape"):
+        load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
 
 
 def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
@@ -126,5 +126,5 @@ def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     base = load_base(tiny_base)
-    with pytest.raises(AdapterInvalidError, match="cannot be read"):
-        load_deltas(adapter, base.model, base.linear_shapes, name="a", dtype=torch.float32)
+    with pytest.raises(AdapterInvalidError, match="cut short"):
+        load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
