@@ -34,6 +34,7 @@ _MERGED_DTYPES = ("BF16", "F16", "F32")
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
 _NOT_COPIED = ("*.bin.index.json", CARD_FILE, LINEAGE_FILE)
 _CHUNK_BYTES = 8 * 2**20
+_BLOCK_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -160,18 +161,18 @@ class _Merge:
 
     def _merged(self, module: str, weight: torch.Tensor, adapter: BufferedReader) -> torch.Tensor:
         parts = {part: _read(adapter, info).float() for part, info in self.parts[module].items()}
-        delta = (parts["lora_B"] @ parts["lora_A"]).mul_(self.found.config.settings.scaling(module))
+        scaling, magnitudes = self.found.config.settings.scaling(module), parts.get("lora_magnitude_vector")
         rows = weight.T if stores_transposed(self.fingerprint.model_type, module) else weight
-        if "lora_magnitude_vector" in parts:
-            rows.copy_(_dora(rows, delta, parts["lora_magnitude_vector"]))
-        else:
-            # Adds in float32 and rounds once, without a float32 copy of the weight.
-            rows += delta
-        if not torch.isfinite(weight).all():
-            raise ExportError(
-                f"The merged weight of {module!r} does not fit into {weight.dtype}.",
-                hint="The adapter's weights are too large; it may have diverged in training.",
-            )
+        # By blocks of rows, so that the float32 intermediates stay small.
+        count = max(1, _BLOCK_ELEMENTS // rows.shape[1])
+        for block in (slice(start, start + count) for start in range(0, len(rows), count)):
+            delta = (parts["lora_B"][block] @ parts["lora_A"]).mul_(scaling)
+            _merge_rows(rows[block], delta, None if magnitudes is None else magnitudes[block])
+            if not rows[block].isfinite().all():
+                raise ExportError(
+                    f"The merged weight of {module!r} does not fit into {weight.dtype}.",
+                    hint="The adapter's weights are too large; it may have diverged in training.",
+                )
         return weight
 
     @cached_property
@@ -230,10 +231,13 @@ class _Merge:
         )
 
 
-def _dora(weight: torch.Tensor, delta: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """The changed rows' directions with the trained lengths (https://arxiv.org/abs/2402.09353, equation 5)."""
-    changed = weight.float() + delta
-    return changed.mul_((magnitude / torch.linalg.norm(changed, dim=1)).unsqueeze(1))
+def _merge_rows(rows: torch.Tensor, delta: torch.Tensor, magnitudes: torch.Tensor | None) -> None:
+    if magnitudes is None:
+        rows += delta  # adds in float32 and rounds once
+        return
+    # DoRA: the changed rows' directions, the trained lengths (https://arxiv.org/abs/2402.09353, equation 5).
+    changed = rows.float() + delta
+    rows.copy_(changed.mul_((magnitudes / torch.linalg.norm(changed, dim=1)).unsqueeze(1)))
 
 
 def _read(file: BufferedReader, info: TensorInfo) -> torch.Tensor:

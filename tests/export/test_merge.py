@@ -90,6 +90,21 @@ def test_same_bits_as_peft(base: Path, settings: dict[str, bool], tmp_path: Path
     assert len(changed) == report.merged == 2 * len(ALL_LINEAR[kind]) + (2 if kind == "gpt2" else 0)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_blocks_of_rows_change_at_most_one_rounding(
+    base: Path, dora: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A product of some rows may differ from the same rows of the whole product in the last bit of float32."""
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=ALL_LINEAR[base.name], use_dora=dora)
+    merge_adapter(base, adapter, tmp_path / "whole")
+    monkeypatch.setattr("adapterhub.export.merge._BLOCK_ELEMENTS", 64 * 7)
+    merge_adapter(base, adapter, tmp_path / "blocks")
+    whole, blocks = weights(tmp_path / "whole"), weights(tmp_path / "blocks")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(blocks[name], tensor, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
+        assert (blocks[name] != tensor).float().mean() < 0.01
+
+
 def test_the_folder_loads_alone_and_answers_like_the_merged_model(base: Path, tmp_path: Path):
     adapter = make_adapter(tmp_path / "adapter", base)
     merge_adapter(base, adapter, tmp_path / "out")
