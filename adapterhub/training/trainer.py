@@ -144,9 +144,8 @@ def _trainer(
     # peft copies the base's name into the adapter's files; a path of this machine has no business there.
     base.model.name_or_path = base.model.config._name_or_path = config.base
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing`", FutureWarning
-        )  # peft 0.21 asks for it
+        # peft 0.21 asks by the name that transformers 5.23 gives up.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         trainer = _Trainer(
             model=base.model,
             args=_arguments(config, base, scratch, evaluates=validation is not None),
@@ -273,9 +272,8 @@ def _save(model: Any, out: Path) -> None:
     (out / "README.md").unlink()  # peft's template; the card says more
     path = out / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["target_modules"] = sorted(
-        settings["target_modules"]
-    )  # a set in peft, so its order is arbitrary
+    # A set in peft, so its order is chance.
+    settings["target_modules"] = sorted(settings["target_modules"])
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
