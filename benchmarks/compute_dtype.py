@@ -16,37 +16,13 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import DynamicCache
 from transformers.utils import logging
 
 from adapterhub.models import Base, load_base
+from benchmarks.shapes import SHAPES, write_base
 
-SHAPES = {
-    "demo": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "num_attention_heads": 4},
-    "200m": {
-        "hidden_size": 1024,
-        "intermediate_size": 2816,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 16,
-    },
-    "1.1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-    },
-}
 DTYPES = ("bfloat16", "float32")
-
-
-def write_base(folder: Path, shape: str) -> None:
-    """Writes a random Llama of the wanted shape."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-
-    config = LlamaConfig(vocab_size=32000, tie_word_embeddings=True, **SHAPES[shape])
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()), eos_token="</s>").save_pretrained(folder)
 
 
 def decode_step(base: Base, rows: int, prompt: int) -> float:
@@ -92,7 +68,9 @@ def main() -> None:
     times = measure(options.shape, options.rows, options.rounds, options.prompt)
     if options.json:
         print(
-            json.dumps({"shape": options.shape, "threads": torch.get_num_threads(), "milliseconds": times}, indent=2)
+            json.dumps(
+                {"shape": options.shape, "threads": torch.get_num_threads(), "milliseconds": times}, indent=2
+            )
         )
         return
     print(f"{'rows':>6}" + "".join(f"{dtype:>12}" for dtype in DTYPES))

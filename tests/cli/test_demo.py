@@ -1,0 +1,104 @@
+"""`adapterhub demo` as a new user runs it: a process of its own, with nothing set up."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adapterhub.demo import demo_requests
+
+ADAPTERS = ["code", "json", "support", "tools"]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    command = [sys.executable, "-m", "adapterhub.cli.main", "demo", "--json"]
+    started = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=tmp_path_factory.mktemp("empty"), capture_output=True, text=True, check=True
+    )
+    return {**json.loads(done.stdout), "seconds": time.perf_counter() - started, "stderr": done.stderr}
+
+
+def test_it_takes_less_than_a_minute(report):
+    assert report["seconds"] < 60
+
+
+def test_it_lists_the_adapters(report):
+    assert report["adapters"] == ADAPTERS
+
+
+def test_the_base_and_every_adapter_answer(report):
+    assert [answer["adapter"] for answer in report["named"]] == [None, *ADAPTERS]
+    assert all(answer["text"].strip() for answer in report["named"])
+    assert len({answer["text"] for answer in report["named"]}) == 5
+
+
+def test_four_requests_are_routed_and_say_how_surely(report):
+    assert len(report["routed"]) == 4
+    for answer in report["routed"]:
+        route = answer["route"]
+        assert route["adapter"] == answer["adapter"]
+        assert 0 <= route["confidence"] <= 1
+        assert route["scores"].keys() == set(ADAPTERS)
+
+
+def test_speed_and_usage_are_told(report):
+    assert all(answer["usage"]["tokens_per_second"] > 0 for answer in report["named"])
+
+
+def test_nothing_but_data_is_printed(report):
+    assert report["stderr"] == ""
+
+
+def test_for_people_it_prints_the_same_answers(report):
+    done = subprocess.run(
+        [sys.executable, "-m", "adapterhub.cli.main", "demo"], capture_output=True, text=True, check=True
+    )
+    for answer in report["named"] + report["routed"]:
+        assert answer["text"].splitlines()[0] in done.stdout
+
+
+def test_every_kind_has_two_requests():
+    kinds = [request.adapter for request in demo_requests()]
+    assert all(kinds.count(kind) >= 2 for kind in (None, *ADAPTERS))
+
+
+@pytest.mark.slow
+def test_the_wheel_gives_the_same_demo(report, tmp_path: Path):
+    root = Path(__file__).parents[2]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(root),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("adapterhub-*.whl")
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "site"),
+        str(wheel),
+    ]
+    subprocess.run(install, check=True, capture_output=True)
+    code = "import runpy, sys; sys.path.insert(0, 'site'); sys.argv = ['adapterhub', 'demo', '--json'];"
+    code += "import adapterhub; assert 'site' in adapterhub.__file__, adapterhub.__file__;"
+    code += "runpy.run_module('adapterhub.cli.main', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    again = json.loads(done.stdout)
+    assert [a["text"] for a in again["named"]] == [a["text"] for a in report["named"]]
