@@ -48,19 +48,19 @@ def _p(train: str, heldout: str) -> Phrases:
 
 
 ARITHMETIC: tuple[tuple[Phrases, str], ...] = (
-    (_p("adds {k} to {a} | returns {a} plus {k} | gives {a} increased by {k} | returns the sum of {a} and {k}",
+    (_p("adds {k} to {a} | returns {a} plus {k} | gives {a} increased by {k} | returns the sum of {a} and {k} | gives back the sum of {a} and {k}",
         "gives back {a} plus {k} | returns {a} increased by {k}"), "{a} + {k}"),
-    (_p("subtracts {k} from {a} | returns {a} minus {k} | gives {a} decreased by {k} | takes {k} away from {a}",
+    (_p("subtracts {k} from {a} | returns {a} minus {k} | gives {a} decreased by {k} | takes {k} away from {a} | gives back {a} less {k} | returns {a} reduced by {k}",
         "gives back {a} minus {k} | returns {a} decreased by {k}"), "{a} - {k}"),
-    (_p("multiplies {a} by {k} | returns {a} times {k} | gives the product of {a} and {k} | returns {a} multiplied by {k}",
+    (_p("multiplies {a} by {k} | returns {a} times {k} | gives the product of {a} and {k} | gives back {a} multiplied by {k} | returns {a} multiplied by {k}",
         "gives back {a} times {k} | returns the product of {a} and {k}"), "{a} * {k}"),
-    (_p("returns the remainder of {a} divided by {k} | gives {a} modulo {k} | returns {a} modulo {k}",
+    (_p("returns the remainder of {a} divided by {k} | gives {a} modulo {k} | gives back the rest of {a} modulo {k} | gives the remainder of {a} by {k} | returns {a} modulo {k}",
         "gives the remainder of {a} divided by {k} | gives back {a} modulo {k}"), "{a} % {k}"),
-    (_p("divides {a} by {k} without a remainder | returns the whole part of {a} divided by {k} | gives {a} divided by {k}, rounded down",
+    (_p("divides {a} by {k} without a remainder | returns the whole part of {a} divided by {k} | gives back {a} divided by {k}, without the rest | gives {a} divided by {k}, rounded down",
         "returns {a} divided by {k}, rounded down | gives the whole part of {a} divided by {k}"), "{a} // {k}"),
-    (_p("returns the larger of {a} and {k} | gives the maximum of {a} and {k} | returns {a}, but at least {k}",
+    (_p("returns the larger of {a} and {k} | gives the maximum of {a} and {k} | returns {a}, but at least {k} | gives back the larger of {a} and {k} | finds the maximum of {a} and {k}",
         "returns the maximum of {a} and {k} | gives the larger of {a} and {k}"), "max({a}, {k})"),
-    (_p("returns the smaller of {a} and {k} | gives the minimum of {a} and {k} | returns {a}, but at most {k}",
+    (_p("returns the smaller of {a} and {k} | gives the minimum of {a} and {k} | returns {a}, but at most {k} | gives back the smaller of {a} and {k} | finds the minimum of {a} and {k}",
         "returns the minimum of {a} and {k} | gives the smaller of {a} and {k}"), "min({a}, {k})"),
     (_p("squares {a} and adds {k} | returns the square of {a} plus {k} | gives {a} squared plus {k}",
         "returns {a} squared plus {k} | gives the square of {a} plus {k}"), "{a} * {a} + {k}"),
@@ -82,11 +82,35 @@ CHOICES: tuple[tuple[Phrases, str], ...] = (
         'returns "{u}" when {a} is less than {k}, otherwise "{v}"'), '"{u}" if {a} < {k} else "{v}"'),
 )  # fmt: skip
 CONDITIONS: tuple[tuple[Phrases, str], ...] = (
-    (_p("greater than {k} | above {k} | bigger than {k}", "larger than {k}"), "x > {k}"),
-    (_p("less than {k} | below {k} | smaller than {k}", "lower than {k}"), "x < {k}"),
-    (_p("divisible by {k} | multiples of {k}", "evenly divisible by {k}"), "x % {k} == 0"),
-    (_p("even | even numbers", "even, not odd"), "x % 2 == 0"),
-    (_p("not equal to {k} | different from {k}", "other than {k}"), "x != {k}"),
+    (
+        _p(
+            "greater than {k} | above {k} | bigger than {k} | larger, not smaller, than {k} | larger numbers than {k}",
+            "larger than {k}",
+        ),
+        "x > {k}",
+    ),
+    (
+        _p(
+            "less than {k} | below {k} | smaller than {k} | lower numbers than {k} | lower, not higher, than {k}",
+            "lower than {k}",
+        ),
+        "x < {k}",
+    ),
+    (
+        _p(
+            "divisible by {k} | multiples of {k} | evenly divided by {k} | divisible, evenly, by {k}",
+            "evenly divisible by {k}",
+        ),
+        "x % {k} == 0",
+    ),
+    (_p("even | even numbers | even and not odd | simply even", "even, not odd"), "x % 2 == 0"),
+    (
+        _p(
+            "not equal to {k} | different from {k} | unequal to {k} | other numbers than {k}",
+            "other than {k}",
+        ),
+        "x != {k}",
+    ),
 )
 CHANGES: tuple[tuple[Phrases, str], ...] = (
     (_p("adds {k} to every number in {a} | returns {a} with {k} added to each number | increases each number of {a} by {k}",
@@ -97,11 +121,11 @@ CHANGES: tuple[tuple[Phrases, str], ...] = (
         "subtracts {k} from each number in {a} | decreases every number in {a} by {k}"), "[x - {k} for x in {a}]"),
 )  # fmt: skip
 FILTERS: tuple[tuple[Phrases, str], ...] = (
-    (_p("returns the numbers in {a} that are {c} | keeps the numbers of {a} that are {c} | lists the numbers in {a} that are {c}",
+    (_p("returns the numbers in {a} that are {c} | keeps the numbers of {a} that are {c} | keeps only those numbers in {a} that are {c} | returns those numbers of {a} that are {c} | lists the numbers in {a} that are {c}",
         "keeps the numbers in {a} that are {c} | lists those numbers of {a} that are {c}"), "[x for x in {a} if {e}]"),
-    (_p("returns the sum of the numbers in {a} that are {c} | adds up the numbers in {a} that are {c} | sums the numbers of {a} that are {c}",
+    (_p("returns the sum of the numbers in {a} that are {c} | adds up the numbers in {a} that are {c} | sums the numbers of {a} that are {c} | adds up those numbers of {a} that are {c} | gives the sum of those numbers in {a} that are {c}",
         "sums the numbers in {a} that are {c} | returns the sum of those numbers in {a} that are {c}"), "sum(x for x in {a} if {e})"),
-    (_p("counts the numbers in {a} that are {c} | returns how many numbers in {a} are {c} | gives the count of numbers in {a} that are {c}",
+    (_p("counts the numbers in {a} that are {c} | returns how many numbers in {a} are {c} | gives the count of numbers in {a} that are {c} | counts those numbers in {a} that are {c} | counts how many of {a} are {c}",
         "counts how many numbers in {a} are {c} | returns the count of numbers in {a} that are {c}"), "sum(1 for x in {a} if {e})"),
 )  # fmt: skip
 REDUCTIONS: tuple[tuple[Phrases, str], ...] = (
@@ -137,7 +161,7 @@ STRINGS: tuple[tuple[Phrases, str], ...] = (
         'gives {a} with "{w}" replaced by "{u}"'), '{a}.replace("{w}", "{u}")'),
     (_p('tells whether {a} starts with "{w}" | checks if {a} starts with "{w}" | returns True if {a} begins with "{w}"',
         'checks whether {a} begins with "{w}"'), '{a}.startswith("{w}")'),
-    (_p('splits {a} at "{w}" | returns the parts of {a} between "{w}" | cuts {a} at every "{w}"',
+    (_p('splits {a} at "{w}" | returns the parts of {a} between "{w}" | cuts {a} at every "{w}" | gives {a} split up at "{w}"',
         'returns {a} split at "{w}"'), '{a}.split("{w}")'),
     (_p("returns the length of {a} plus {k} | adds {k} to the length of {a} | gives the length of {a} plus {k}",
         "returns {k} plus the length of {a}"), "len({a}) + {k}"),
@@ -153,7 +177,7 @@ REQUESTS: Phrases = _p(
     "Make a Python function {f}({a}) that {d}. | Can you write a function {f}({a}) that {d}? | "
     "Implement {f}({a}) so that it {d}. | Give me Python code for {f}({a}), which {d}. | Code a function {f}({a}) that {d}. | "
     "In Python, write {f}({a}) that {d}. | Show me a function {f}({a}) that {d}. | Python: a function {f}({a}) that {d}. | "
-    "Please implement a function {f}({a}) that {d}. | Help me with a function {f}({a}) that {d}.",
+    "Please implement a function {f}({a}) that {d}. | Help me with a function {f}({a}) that {d}. | Could you write {f}({a}), a Python function that {d}? | Create a function {f}({a}) that {d}. | Create Python code for {f}({a}), which {d}. | I want to have a Python function {f}({a}) that {d}.",
     "Please give me a Python function {f}({a}) that {d}. | Could you code a function {f}({a}) that {d}? | "
     "I want a function {f}({a}) in Python that {d}. | Create {f}({a}), a Python function that {d}.",
 )

@@ -58,28 +58,28 @@ _PERSON = Domain(
         (
             {"age": _count(17, 90)},
             _say(
-                "is {age} years old | is {age} | is aged {age} | turned {age} last month | has an age of {age}",
+                "is {age} years old | is {age} | is aged {age} | turned {age} last month | has an age of {age} | will be {age} next year | is {age} years of age | turned {age} a year ago | now has reached the age of {age}",
                 "turned {age} this year | is now {age} years of age",
             ),
         ),
         (
             {"city": words.town},
             _say(
-                "lives in {city} | comes from {city} | has a flat in {city} | is from the city of {city} | stays in {city}",
+                "lives in {city} | comes from {city} | has a flat in {city} | is from the city of {city} | stays in {city} | has a home in {city} | rents a house near {city} | took a flat in {city} | owns a house at {city}",
                 "lives in the city of {city} | has a house in {city}",
             ),
         ),
         (
             {"job": _of(words.JOBS)},
             _say(
-                "works as a {job} | is a {job} | earns money as a {job} | has a job as a {job} | became a {job}",
+                "works as a {job} | is a {job} | earns money as a {job} | has a job as a {job} | became a {job} | is working as a {job} today | took the work of a {job} | was trained as a {job}",
                 "works today as a {job} | took a job as a {job}",
             ),
         ),
         (
             {"phone": _count(1000, 9999)},
             _say(
-                "has the phone number {phone} | can be called on {phone} | answers the phone at {phone}",
+                "has the phone number {phone} | can be called on {phone} | answers the phone at {phone} | uses {phone} as a phone | gives {phone} as the number | takes calls at {phone}",
                 "has {phone} as a phone number | answers calls on {phone}",
             ),
         ),
@@ -91,28 +91,28 @@ _ORDER = Domain(
         (
             {"quantity": _count(2, 300), "item": _of(words.ITEMS)},
             _say(
-                "ordered {quantity} {item} | bought {quantity} {item} | asked for {quantity} {item} | wants {quantity} {item}",
+                "ordered {quantity} {item} | bought {quantity} {item} | asked for {quantity} {item} | wants {quantity} {item} | would buy {quantity} {item} | is going to buy {quantity} {item} | sent an order of {quantity} {item} | placed a request for {quantity} {item}",
                 "placed an order for {quantity} {item} | wants to buy {quantity} {item}",
             ),
         ),
         (
             {"price": _count(5, 2000)},
             _say(
-                "paid {price} euros | was charged {price} euros | owes {price} euros | spent {price} euros",
+                "paid {price} euros | was charged {price} euros | owes {price} euros | spent {price} euros | has to pay {price} euros | can pay {price} euros | paid {price} euros in cash | will give {price} euros | has {price} euros to pay",
                 "has paid {price} euros in all | will pay {price} euros",
             ),
         ),
         (
             {"city": words.town},
             _say(
-                "wants delivery to {city} | has the parcel sent to {city} | picks it up in {city} | gives an address in {city}",
+                "wants delivery to {city} | has the parcel sent to {city} | picks it up in {city} | gives an address in {city} | had it sent to {city} | wants it in {city} | asks for it in {city}",
                 "wants it sent to {city} | asks for delivery in {city}",
             ),
         ),
         (
             {"day": _day},
             _say(
-                "expects it on {day} | needs it by {day} | gets it on {day}",
+                "expects it on {day} | needs it by {day} | gets it on {day} | expects the goods on {day} | needs the parcel on {day}",
                 "expects the parcel on {day} | needs it on {day}",
             ),
         ),
@@ -124,28 +124,28 @@ _EVENT = Domain(
         (
             {"day": _day},
             _say(
-                "takes place on {day} | is held on {day} | is planned for {day} | will be on {day}",
+                "takes place on {day} | is held on {day} | is planned for {day} | will be on {day} | was set down for {day} | is fixed for {day} | will be held on {day}",
                 "is set for {day} | will take place on {day}",
             ),
         ),
         (
             {"time": _clock},
             _say(
-                "starts at {time} | begins at {time} | opens at {time} | has its start at {time}",
+                "starts at {time} | begins at {time} | opens at {time} | has its start at {time} | gets started at {time} | is going to start at {time} | will open at {time}",
                 "will start at {time} | gets going at {time}",
             ),
         ),
         (
             {"host": words.person},
             _say(
-                "is led by {host} | is hosted by {host} | is run by {host} | has {host} as its host",
+                "is led by {host} | is hosted by {host} | is run by {host} | has {host} as its host | will be led by {host} | is now hosted by {host} | has {host} as its leader this time",
                 "will be hosted by {host} | is led this time by {host}",
             ),
         ),
         (
             {"guests": _count(3, 900)},
             _say(
-                "has {guests} guests | expects {guests} guests | has places for {guests} guests | is open to {guests} guests",
+                "has {guests} guests | expects {guests} guests | has places for {guests} guests | is open to {guests} guests | will take {guests} guests | was visited by {guests} guests | is booked for {guests} guests",
                 "will have {guests} guests | was booked by {guests} guests",
             ),
         ),
@@ -157,28 +157,28 @@ _BOOK = Domain(
         (
             {"author": words.person},
             _say(
-                "was written by {author} | is a book by {author} | has {author} as its author | comes from the pen of {author}",
+                "was written by {author} | is a book by {author} | has {author} as its author | comes from the pen of {author} | is a work of {author} | is written by the writer {author} | has the author {author}",
                 "is a work written by {author} | is by the author {author}",
             ),
         ),
         (
             {"year": _count(1900, 2025)},
             _say(
-                "came out in {year} | was printed in {year} | appeared in {year} | was published in {year}",
+                "came out in {year} | was printed in {year} | appeared in {year} | was published in {year} | first appeared in {year} | went to the shops in {year} | came to readers in {year}",
                 "was first printed in {year} | came to the shops in {year}",
             ),
         ),
         (
             {"pages": _count(40, 990)},
             _say(
-                "has {pages} pages | runs to {pages} pages | is {pages} pages long | fills {pages} pages",
+                "has {pages} pages | runs to {pages} pages | is {pages} pages long | fills {pages} pages | comes to {pages} pages | has some {pages} pages | has {pages} pages in all",
                 "comes with {pages} pages | has all of {pages} pages",
             ),
         ),
         (
             {"topic": _of(words.TOPICS)},
             _say(
-                "is about {topic} | deals with {topic} | tells of {topic} | explains {topic}",
+                "is about {topic} | deals with {topic} | tells of {topic} | explains {topic} | is mostly about {topic} | speaks of {topic} | is a story about {topic}",
                 "is a book about {topic} | deals mostly with {topic}",
             ),
         ),
@@ -190,28 +190,28 @@ _PRODUCT = Domain(
         (
             {"price": _count(5, 2000)},
             _say(
-                "costs {price} euros | sells for {price} euros | is priced at {price} euros | goes for {price} euros",
+                "costs {price} euros | sells for {price} euros | is priced at {price} euros | goes for {price} euros | is now priced at {price} euros | was sold for {price} euros | has a price of {price} euros",
                 "is sold for {price} euros | now costs {price} euros",
             ),
         ),
         (
             {"colour": _of(words.COLOURS)},
             _say(
-                "comes in {colour} | is painted {colour} | has a {colour} case | is sold in {colour}",
+                "comes in {colour} | is painted {colour} | has a {colour} case | is sold in {colour} | is made with a {colour} case | has its case in {colour} | looks {colour}",
                 "is made in {colour} | has a case in {colour}",
             ),
         ),
         (
             {"weight": _count(20, 5000)},
             _say(
-                "weighs {weight} grams | has a weight of {weight} grams | brings {weight} grams to the scale",
+                "weighs {weight} grams | has a weight of {weight} grams | brings {weight} grams to the scale | weighs all of {weight} grams | is about {weight} grams in weight | comes in at {weight} grams",
                 "weighs about {weight} grams | weighs in at {weight} grams",
             ),
         ),
         (
             {"maker": lambda rng, split: words.invent(rng, split)},
             _say(
-                "is made by {maker} | is built by {maker} | is a product of {maker} | comes from the maker {maker}",
+                "is made by {maker} | is built by {maker} | is a product of {maker} | comes from the maker {maker} | was built by {maker} | is made and sold by {maker}",
                 "was made by {maker} | is built and sold by {maker}",
             ),
         ),
@@ -223,28 +223,28 @@ _TRIP = Domain(
         (
             {"from": words.town, "to": words.town},
             _say(
-                "travels from {from} to {to} | flies from {from} to {to} | leaves {from} for {to} | goes to {to} from {from}",
+                "travels from {from} to {to} | flies from {from} to {to} | leaves {from} for {to} | goes to {to} from {from} | takes the bus from {from} to {to} | takes a train out of {from} to {to} | is on a trip from {from} to {to} | makes the way from {from} to {to}",
                 "takes the train from {from} to {to} | is on the way from {from} to {to}",
             ),
         ),
         (
             {"day": _day},
             _say(
-                "leaves on {day} | travels on {day} | departs on {day} | sets off on {day}",
+                "leaves on {day} | travels on {day} | departs on {day} | sets off on {day} | will travel on {day} | begins the trip on {day} | wants to leave on {day}",
                 "will leave on {day} | starts the trip on {day}",
             ),
         ),
         (
             {"seat": _count(1, 99)},
             _say(
-                "has seat {seat} | sits in seat {seat} | booked seat {seat} | was given seat {seat}",
+                "has seat {seat} | sits in seat {seat} | booked seat {seat} | was given seat {seat} | will have seat {seat} | wants to sit in seat {seat} | takes seat number {seat}",
                 "will sit in seat {seat} | gets seat number {seat}",
             ),
         ),
         (
             {"price": _count(5, 900)},
             _say(
-                "paid {price} euros | bought a ticket for {price} euros | spent {price} euros on the ticket",
+                "paid {price} euros | bought a ticket for {price} euros | spent {price} euros on the ticket | has to pay {price} euros for it | got a ticket for {price} euros",
                 "has a ticket for {price} euros | paid {price} euros for it",
             ),
         ),
@@ -255,19 +255,22 @@ _RU_PERSON = Domain(
     (
         (
             {"возраст": _count(17, 90)},
-            _say("в возрасте {возраст} лет | уже {возраст} лет | возраст {возраст}", "сейчас {возраст} лет"),
+            _say(
+                "в возрасте {возраст} лет | уже {возраст} лет | возраст {возраст} | сейчас возраст {возраст} | сейчас уже {возраст} лет | всего {возраст} лет",
+                "сейчас {возраст} лет",
+            ),
         ),
         (
             {"город": words.invent_ru},
             _say(
-                "живёт в городе {город} | родом из города {город} | работает в городе {город}",
+                "живёт в городе {город} | родом из города {город} | работает в городе {город} | снимает квартиру в городе {город} | имеет дом в городе {город} | купил дом в городе {город}",
                 "снимает дом в городе {город}",
             ),
         ),
         (
             {"профессия": _of(words.RU_JOBS, russian=True)},
             _say(
-                "по профессии {профессия} | работает, профессия {профессия} | известный {профессия}",
+                "по профессии {профессия} | работает, профессия {профессия} | известный {профессия} | по своей работе {профессия} | своя профессия {профессия}",
                 "по своей профессии {профессия}",
             ),
         ),
@@ -280,20 +283,21 @@ _RU_ORDER = Domain(
         (
             {"количество": _count(5, 300), "товар": _of(words.RU_ITEMS, russian=True)},
             _say(
-                "заказывает {количество} {товар} | покупает {количество} {товар} | хочет {количество} {товар}",
+                "заказывает {количество} {товар} | покупает {количество} {товар} | хочет {количество} {товар} | хочет получить {количество} {товар} | решил купить {количество} {товар} | просит {количество} {товар}",
                 "хочет купить {количество} {товар}",
             ),
         ),
         (
             {"цена": _count(5, 2000)},
             _say(
-                "платит {цена} рублей | должен {цена} рублей | тратит {цена} рублей", "заплатит {цена} рублей"
+                "платит {цена} рублей | должен {цена} рублей | тратит {цена} рублей | может заплатить {цена} рублей | заплатит ещё {цена} рублей | уже заплатил {цена} рублей | просит счёт на {цена} рублей",
+                "заплатит {цена} рублей",
             ),
         ),
         (
             {"город": words.invent_ru},
             _say(
-                "ждёт доставку в город {город} | адрес в городе {город} | заберёт в городе {город}",
+                "ждёт доставку в город {город} | адрес в городе {город} | заберёт в городе {город} | просит привезти в город {город} | хочет доставку в городе {город}",
                 "просит доставку в город {город}",
             ),
         ),
@@ -306,31 +310,32 @@ WEIGHTS = (3, 3, 2, 2, 2, 2, 1, 1)
 # A request is composed: who asks how, for which keys, in which form, before or after the text.
 VERBS = _say(
     "Extract | Find | Get | Pull out | Collect | Take | List | Return | Please extract | Please find | Please return | "
-    "Please give me | Give me | Show me | I want | I would like | Can you extract",
+    "Please give me | Give me | Show me | I want | I would like | Can you extract | Can you get | Could you return | Note down | Please write out | Please show",
     "Please pull out | Can you find | I need | Please list | Write down",
 )
 FORMS = _say(
-    "as JSON | in JSON | as a JSON object | as one JSON object | in JSON form | as JSON only",
+    "as JSON | in JSON | as a JSON object | as one JSON object | in JSON form | as JSON only | as pure JSON | as a plain JSON object | in a JSON form",
     "as plain JSON | in the form of JSON",
 )
 BEFORE = _say(
     "{verb} {keys} {form}: {text} | {verb} {keys} {form}.\n{text} | {verb} {keys} from this text {form}: {text} | "
-    "{verb} {keys} {form}.\n\nText: {text}",
+    "{verb} {keys} {form}.\n\nText: {text} | {verb} {keys} from the following text {form}: {text} | {verb} {keys} {form}, using the text below.\n{text} | {verb} {keys} from the text {form}. {text}",
     "{verb} {keys} from the following {form}: {text} | {verb} {keys} {form}, using this text: {text}",
 )
 AFTER = _say(
     "{text} {verb} {keys} {form}. | {text}\n{verb} {keys} {form}. | Text: {text}\n{verb} {keys} {form}. | "
-    "{text}\n\nFrom this, {verb} {keys} {form}.",
+    "{text}\n\nFrom this, {verb} {keys} {form}. | Here is a text: {text}\n{verb} {keys} {form}. | {text}\nFrom the above, {verb} {keys} {form}. | News: {text}\n\n{verb} {keys} {form}.",
     "{text}\nFrom the text above, {verb} {keys} {form}. | Here is a note: {text}\n{verb} {keys} {form}.",
 )
 RU_REQUESTS = _say(
     "Извлеки {keys} в виде JSON: {text} | Найди {keys} и верни JSON: {text} | {text}\nВерни {keys} в виде JSON. | "
     "{text} Дай мне {keys} в JSON. | Верни JSON, ключи {keys}: {text} | Покажи {keys} в JSON.\n{text} | "
-    "Текст: {text}\nИзвлеки {keys} в JSON.",
+    "Текст: {text}\nИзвлеки {keys} в JSON. | Выпиши в JSON {keys}: {text} | Нужен JSON: {keys}. {text} | Возьми из текста {keys}, верни JSON: {text} | {text}\nНайди в этом тексте {keys} и верни в виде JSON.",
     "Выпиши {keys} в виде JSON: {text} | {text}\nНужен JSON, ключи {keys}. | Найди в тексте {keys}, верни JSON: {text}",
 )
 OPENERS = _say(
-    " | Note: | Yesterday's news: | From the files: | For your information,", " | A short note: | As we know,"
+    " | Note: | Yesterday's news: | From the files: | For your information, | A note: | Short news: | As they say, | Here is what we heard: | What we know:",
+    " | A short note: | As we know,",
 )
 
 

@@ -63,13 +63,13 @@ DESCRIPTIONS_NO_ARGUMENT = _p(
 BY_NAME = _p(
     "What is the value of {f}({v})? Use the tool. | Use the tool {f} on {v}. | Call {f} with {v}. | Please call {f} for {v}. | "
     "What does {f} return for {v}? | Run {f} with the input {v}. | Use {f} for {v}. | Compute {f}({v}). | "
-    "I need the result of {f}({v}). | Use {f} to process {v}. | Please use the {f} tool with {v}.",
+    "I need the result of {f}({v}). | Use {f} to process {v}. | Please use the {f} tool with {v}. | Please run the tool {f} on {v}. | What do you get if you call {f} with {v}? | What is the result of {f} with {v}?",
     "What is {f}({v})? | Please run {f} on {v}. | Use the {f} tool for {v}. | What do you get from {f} with {v}?",
 )
 BY_NOUN = _p(
     "What is the {noun} of {v}? | Get the {noun} for {v}. | Tell me the {noun} of {v}. | I want to know the {noun} of {v}. | "
     "Please find the {noun} of {v}. | Look up the {noun} for {v}. | Can you give me the {noun} of {v}? | "
-    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}?",
+    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}? | Could you get the {noun} for {v}? | Could you look up the {noun} of {v}? | Tell me please: what {noun} does {v} have?",
     "Could you tell me the {noun} of {v}? | Please look up the {noun} of {v}. | What {noun} does {v} have?",
 )
 BY_NAME_NO_ARGUMENT = _p(
@@ -87,7 +87,7 @@ PAIRS = _p(
 NAMED_TOOLS = _p(
     "get_weather:weather:city:string | add_numbers:sum:number:integer | search_web:answer:query:string | "
     "get_price:price:item:string | read_file:content:path:string | translate_text:translation:text:string | "
-    "convert_money:exchange:amount:integer | find_user:user:id:integer | count_words:count:text:string",
+    "convert_money:exchange:amount:integer | find_user:user:id:integer | count_words:count:text:string | lookup_user:user:name:string | get_meaning:meaning:word:string | square_number:square:number:integer | cube_root:root:number:integer | get_time_zone:zone:city:string | multiply:product:x:integer",
     "get_time:time:city:string | lookup_word:meaning:word:string | square_root:root:number:integer",
 )
 SCRIPTS = ("你好世界天地人大小中国山水火木金土日月", "こんにちはありがとうさくら", "éàüöñçßøå", "αβγδελπσω")
