@@ -20,6 +20,11 @@ _MAX_BYTES = 2**20
 # YAML is parsed slowly, and its anchors can be nested into gigabytes.
 _MAX_FRONT_MATTER = 64 * 2**10
 _MAX_TEXT = 500
+# What the hub's template for model cards says where nobody has written anything; PEFT saves it with every adapter.
+_UNFILLED = re.compile(
+    "more information needed|^use the code below to get started|^carbon emissions can be estimated",
+    re.IGNORECASE,
+)
 _LARGEST_METRIC = 1e15
 _FRONT_MATTER = re.compile(r"\A---\s*\n(?P<yaml>.*?)\n---\s*(?:\n|\Z)(?P<body>.*)\Z", re.DOTALL)
 
@@ -76,7 +81,7 @@ def _first_paragraph(body: str) -> str:
     """The first block of prose: no heading, list, table, comment, image or unfilled template."""
     for block in re.split(r"\n\s*\n", body):
         text = " ".join(block.split())
-        if text[:1].isalnum() and "[More Information Needed]" not in text:
+        if text[:1].isalnum() and not _UNFILLED.search(text):
             return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
     return ""
 

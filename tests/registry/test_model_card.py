@@ -129,3 +129,10 @@ def test_odd_bytes(tmp_path: Path, text: bytes) -> None:
 
 def test_a_model_card_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     assert read(tmp_path, "word " * 300_000) == ({}, None)
+
+
+def test_the_card_that_peft_saves_says_nothing_so_the_description_stays_empty(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    ModelCard.from_template(ModelCardData(base_model="x")).save(tmp_path / "README.md")
+    assert "description" not in read_model_card(tmp_path)[0]
