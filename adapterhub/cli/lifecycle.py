@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from adapterhub.cli.options import (
     open_registry,
     registry_option,
 )
+
+if TYPE_CHECKING:
+    from adapterhub.training.trainer import TrainingStep
 
 
 @click.command()
@@ -43,7 +46,7 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
         card = run_finetune(
             settings,
             adapters,
-            progress=lambda now: show(now.step, now.steps, _losses(now.loss, now.eval_loss)),
+            progress=lambda now: show(now.step, now.steps, _said(now)),
         )
     if as_json:
         output.emit_json(card.model_dump(mode="json"))
@@ -61,10 +64,15 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
     show_default=True,
     help="Ask the adapter and the merged model this many of the card's example requests; 0 loads no model.",
 )
+@click.option(
+    "--force", is_flag=True, help="Merge into another base than the card records, if the shapes fit."
+)
 @registry_option
 @base_options
 @json_option
-def merge(name: str, out: Path, check: int, registry: Path | None, as_json: bool, **settings: Any) -> None:
+def merge(
+    name: str, out: Path, check: int, force: bool, registry: Path | None, as_json: bool, **settings: Any
+) -> None:
     """Merge an adapter into its base's 16-bit weights and write the model to the folder OUT.
 
     The result loads with transformers alone. No live model is touched.
@@ -85,7 +93,11 @@ def merge(name: str, out: Path, check: int, registry: Path | None, as_json: bool
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
     with _progress(f"Merging {card.ref}") as show:
         report = merge_adapter(
-            locate_base(base), adapters.folder(card), out, progress=lambda done, total: show(done, total, "")
+            locate_base(base),
+            adapters.folder(card),
+            out,
+            force=force,
+            progress=lambda done, total: show(done, total, "bytes"),
         )
     asked = card.routing.examples[:check]
     agreement = None
@@ -120,6 +132,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, total, said: bar.update(task, completed=done, total=total, said=said)
 
 
-def _losses(loss: float | None, eval_loss: float | None) -> str:
-    named = {"loss": loss, "eval": eval_loss}
-    return "  ".join(f"{name} {value:.3f}" for name, value in named.items() if value is not None)
+def _said(now: TrainingStep) -> str:
+    losses = {"loss": now.loss, "eval": now.eval_loss}
+    shown = [f"{name} {value:.3f}" for name, value in losses.items() if value is not None]
+    return "  ".join([*shown, f"{now.steps_per_second:.1f} steps/s"])

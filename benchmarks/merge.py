@@ -1,0 +1,115 @@
+"""What a merge costs: `merge_adapter` against PEFT's load, `merge_and_unload` and save, on the same files.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.merge --shape 1.1b
+
+Each contender runs in a process of its own, since memory that a process once took is not given back; they take turns.
+Memory is the highest anonymous memory (what is not a mapped file) above what the imports take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+
+from benchmarks.shapes import SHAPES, write_base
+
+CONTENDERS = ("adapterhub", "peft")
+
+
+def anonymous_mib() -> float:
+    """Anonymous memory of this process, MiB (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def write_adapter(base: Path, out: Path) -> None:
+    """Writes a random rank-16 adapter for all linear layers of a base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    config = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(out, save_embedding_layers=False)
+
+
+def run(contender: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
+    """Merges once in this process, watching its memory."""
+    if contender == "adapterhub":
+        from adapterhub.export.merge import merge_adapter
+    else:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+    before, highest, done = anonymous_mib(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.005):
+            highest = max(highest, anonymous_mib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started, cpu = time.perf_counter(), time.process_time()
+    if contender == "adapterhub":
+        merge_adapter(base, adapter, out)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
+    took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+    done.set()
+    watcher.join()
+    return {"memory_mib": highest - before, **took}
+
+
+def measure(shape: str, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Contender -> one result a round."""
+    results: dict[str, list[dict[str, float]]] = {contender: [] for contender in CONTENDERS}
+    with tempfile.TemporaryDirectory() as scratch:
+        base, adapter = write_base(Path(scratch) / "base", shape), Path(scratch) / "adapter"
+        write_adapter(base, adapter)
+        for number in range(rounds):
+            for contender in CONTENDERS:
+                out = Path(scratch) / f"{contender}-{number}"
+                command = [sys.executable, "-m", "benchmarks.merge", "--run", contender, base, adapter, out]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+                results[contender].append(json.loads(done.stdout.splitlines()[-1]))
+    return results
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="1.1b")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.run:
+        contender, *paths = options.run
+        print(json.dumps(run(contender, *map(Path, paths))))
+        return
+    results = measure(options.shape, options.rounds)
+    if options.json:
+        print(json.dumps({"shape": options.shape, "results": results}, indent=2))
+        return
+    print(f"{'':>12}{'memory':>14}{'time':>10}{'CPU time':>10}")
+    for contender, rounds in results.items():
+        for one in rounds:
+            print(
+                f"{contender:>12}{one['memory_mib']:>10.0f} MiB{one['seconds']:>8.1f} s{one['cpu_seconds']:>8.1f} s"
+            )
+
+
+if __name__ == "__main__":
+    main()
