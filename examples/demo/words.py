@@ -22,6 +22,35 @@ _ONSETS = "b br c ch cl d dr f fl g gr h j k kl kr l m n p pl pr qu r s sh sk sl
 _VOWELS = "a e i o u a e i o u a e i o ai ea io ou".split()
 _CODAS = ["", "", "", "n", "r", "l", "s", "m", "k", "t", "nd", "rn", "x", "sh", "lt"]
 _TOWN_ENDINGS = ["", "", "ville", "port", "ford", "burg", "ton", "dale", "stad"]
+_STEMS = (
+    "about account active address advice album amber anchor answer apple archive area artist autumn "
+    "balance basket battle bishop border bottom branch breath brother butter button camera candle castle "
+    "center chance change channel charge chicken choice circle class client cloud coffee color column "
+    "comfort common corner cotton country course cover credit crystal current danger daughter decade "
+    "degree delta desert detail diamond dinner distance doctor double dragon driver eagle earth editor "
+    "effect empire energy engine evening event example expert factor family farmer father feather fiction "
+    "field figure filter finger flower forest format fortune frame friend future galaxy garage garden "
+    "gentle giant ginger global golden grace gravity guard guitar hammer harbor health heart helper "
+    "history holiday honey hotel hunter husband image index insect island jacket journal journey jungle "
+    "justice kernel kitchen knight label ladder language laptop lawyer leader leather legend lemon letter "
+    "level library limit liquid little load logic machine magic magnet manager marble margin market "
+    "master matter meadow measure medal member memory mercury message metal method middle million mineral "
+    "minute mirror mission model modern moment monster month morning mother motion mountain muscle museum "
+    "music mystery nation nature needle network nickel night noble north notebook notice number object "
+    "ocean office olive onion opera orange order organ origin output oxygen paint palace panel paper "
+    "parent partner passage pastor pattern pebble pencil people pepper person phone picture pilot pioneer "
+    "planet plastic plate player pocket poem police potato powder power prince prison problem profit "
+    "project promise public purple puzzle quality quarter question quiet rabbit radio random record "
+    "region report rescue result reward ribbon river rocket root salad sample scale scanner school "
+    "science score screen search season second secret select senior series server session shadow shelter "
+    "shoulder signal silver simple singer sister smooth soldier source south speaker special spider "
+    "spirit spoon spring square stable station status stone storage storm story strange stream street "
+    "student summer supper surface switch symbol system table talent target teacher temple texture "
+    "theater thunder ticket timber title tomato tower track trade travel treasure triangle trouble tunnel "
+    "turtle twelve umbrella uncle union update valley value velvet version village violin vision voice "
+    "volume wagon walker warrior water weather weight western window winter wisdom wonder worker world "
+    "writer yellow young zebra"
+).split()
 _RU_ONSETS = "б в г д ж з к л м н п р с т ф х ш бр вр гр др кл кр пл пр ст тр".split()
 _RU_VOWELS = list("аеиоуаоиыя")
 _RU_CODAS = ["", "", "", "н", "р", "л", "с", "м", "к", "т", "нд", "в"]
@@ -73,8 +102,14 @@ def pick_or_invent(rng: random.Random, words: Sequence[str], split: Split, *, ru
 
 
 def invent(rng: random.Random, split: Split, *, syllables: tuple[int, int] = (2, 3)) -> str:
-    """A capitalised invented word, such as "Zorvani"."""
-    return _draw(lambda: _word(rng, _ONSETS, _VOWELS, _CODAS, rng.randint(*syllables)).capitalize(), split)
+    """A capitalised invented word, such as "Zorvani" or, of pieces of real words, "Hunder"."""
+
+    def make() -> str:
+        if rng.random() < 0.35:
+            return _spliced(rng).capitalize()
+        return _word(rng, _ONSETS, _VOWELS, _CODAS, rng.randint(*syllables)).capitalize()
+
+    return _draw(make, split)
 
 
 def invent_ru(rng: random.Random, split: Split) -> str:
@@ -118,6 +153,11 @@ def _word(
 ) -> str:
     inner = "".join(rng.choice(onsets) + rng.choice(vowels) for _ in range(count - 1))
     return inner + rng.choice(onsets) + rng.choice(vowels) + rng.choice(codas)
+
+
+def _spliced(rng: random.Random) -> str:
+    head, tail = rng.sample(_STEMS, 2)
+    return head[: rng.randint(2, 4)] + tail[-rng.randint(2, 4) :]
 
 
 def _draw(make: Callable[[], str], split: Split) -> str:
