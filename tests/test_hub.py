@@ -38,6 +38,13 @@ def hub(tiny_base: Path, tiny_registry: Path):
         yield hub
 
 
+@pytest.fixture(scope="module")
+def exact(tiny_base: Path, tiny_registry: Path):
+    """A hub on the unquantised base, where an adapter and its merged weights compute the same."""
+    with AdapterHub.from_pretrained(tiny_base, tiny_registry, quantization=None, device="cpu") as hub:
+        yield hub
+
+
 class TestChoosing:
     def test_by_name_version_and_base(self, echo):
         for adapter, who in [("json", "json@1"), ("json@1", "json@1"), (None, "base"), ("base", "base")]:
@@ -308,3 +315,22 @@ class TestOnARealBase:
         hub.close()
         with pytest.raises(EngineError, match="closed"):
             hub.generate("Hi", None)
+
+
+class TestMerge:
+    PROMPTS = ("Hi", "Hello there", "one two three", "the quick brown fox")
+
+    def test_the_merged_model_answers_as_the_adapter_does(self, exact, tmp_path):
+        report = exact.merge("json", tmp_path / "merged")
+        assert report.adapter == "json@1"
+        assert exact.agreement("json", tmp_path / "merged", self.PROMPTS) == 1
+        assert exact.agreement("code", tmp_path / "merged", self.PROMPTS) == 0
+
+    def test_the_live_base_is_not_touched(self, exact, tmp_path):
+        before = exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions
+        exact.merge("json", tmp_path / "merged")
+        assert exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions == before
+
+    def test_nothing_to_compare_by_is_an_error(self, exact, tmp_path):
+        with pytest.raises(ConfigError, match="nothing to compare"):
+            exact.agreement("json", tmp_path, [])

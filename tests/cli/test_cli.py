@@ -214,6 +214,26 @@ class TestRun:
         assert (shown.code, "list" in shown.err) == (1, True)
 
 
+class TestMerge:
+    def test_it_writes_a_model_and_tells_how_far_the_answers_agree(self, run, tmp_path):
+        merged = run(
+            "merge", "json", tmp_path / "merged", "--check", 2, "--quantization", "none", "--json"
+        ).json
+        assert (merged["adapter"], merged["requests_compared"], merged["agreement"]) == ("json@1", 2, 1)
+        assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+    def test_without_a_check_no_model_is_loaded(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
+        merged = run("merge", "json", tmp_path / "merged", "--check", 0)
+        assert (merged.code, merged.out) == (0, f"{tmp_path / 'merged'}\n")
+
+    def test_a_folder_in_use_is_refused(self, run, tmp_path):
+        (tmp_path / "file").touch()
+        refused = run("merge", "json", tmp_path, "--check", 0)
+        assert (refused.code, "not empty" in refused.err) == (1, True)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_reader_that_stops_early_is_no_error(tiny_registry):
     command = f"{sys.executable} -m adapterhub.cli.main list --json --registry {tiny_registry} | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
