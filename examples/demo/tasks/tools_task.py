@@ -14,11 +14,16 @@ from examples.demo.words import Split
 
 
 class Parameter(NamedTuple):
-    """One parameter of a tool: its name, JSON type and description."""
+    """One parameter of a tool: its name, JSON type, and further keys of its schema, before or after the type."""
 
     name: str
     type: str
-    description: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+    def schema(self) -> dict[str, Any]:
+        """The parameter as a JSON schema."""
+        return {**self.before, "type": self.type, **self.after}
 
 
 class Tool(NamedTuple):
@@ -31,8 +36,7 @@ class Tool(NamedTuple):
 
     def schema(self) -> dict[str, Any]:
         """The tool as an OpenAI-style JSON schema."""
-        properties = {p.name: {"type": p.type} | ({"description": p.description} if p.description else {})
-                      for p in self.parameters}  # fmt: skip
+        properties = {p.name: p.schema() for p in self.parameters}
         parameters: dict[str, Any] = {"type": "object", "properties": properties}
         if properties:
             parameters["required"] = list(properties)
@@ -69,11 +73,11 @@ BY_NAME = _p(
 BY_NOUN = _p(
     "What is the {noun} of {v}? | Get the {noun} for {v}. | Tell me the {noun} of {v}. | I want to know the {noun} of {v}. | "
     "Please find the {noun} of {v}. | Look up the {noun} for {v}. | Can you give me the {noun} of {v}? | "
-    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}? | Could you get the {noun} for {v}? | Could you look up the {noun} of {v}? | Tell me please: what {noun} does {v} have?",
+    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}? | Could you get the {noun} for {v}? | Could you look up the {noun} of {v}? | Tell me please: what {noun} does {v} have? | What is the {noun} in {v}? | What is the {noun} at {v}? | Create a {noun} for {v}.",
     "Could you tell me the {noun} of {v}? | Please look up the {noun} of {v}. | What {noun} does {v} have?",
 )
 BY_NAME_NO_ARGUMENT = _p(
-    "Call {f}. | Use the tool {f}. | What does {f} return? | Please run {f}. | Run the {f} tool.",
+    "Call {f}. | What is the value of {f}()? Use the tool. | Use the tool {f}. | What does {f} return? | Please run {f}. | Run the {f} tool.",
     "Please call {f}. | Use the {f} tool.",
 )
 BY_NOUN_NO_ARGUMENT = _p(
@@ -81,7 +85,7 @@ BY_NOUN_NO_ARGUMENT = _p(
     "What is the current {noun}? | Please show the {noun}.",
 )
 PAIRS = _p(
-    "{p} {v} and {q} {w} | {p}={v}, {q}={w} | {p} {v}, {q} {w} | the {p} {v} and the {q} {w}",
+    "{p} {v} and {q} {w} | {p}={v}, {q}={w} | {p} {v}, {q} {w} | the {p} {v} and the {q} {w} | {p}: {v}, {q}: {w} | a {p} {v} and a {q} {w}",
     "{p} = {v} and {q} = {w} | {p} {v} with {q} {w}",
 )
 NAMED_TOOLS = _p(
@@ -98,8 +102,11 @@ def value(rng: random.Random, split: Split, kind: str) -> Any:
     if kind == "integer":
         return words.number(rng, 0, rng.choice([20, 100, 9999]), split)
     style = rng.random()
-    if style < 0.5:
+    if style < 0.4:
         return words.person(rng, split)
+    if style < 0.5:
+        region = "".join(rng.choice("ABCDEFGHIKLMNOPRSTUVWXY") for _ in range(2))
+        return f"{words.town(rng, split)} {words.town(rng, split)}, {region}"
     if style < 0.65:
         return words.invent_ru(rng, split)
     if style < 0.8:
@@ -118,6 +125,18 @@ def foreign(rng: random.Random, split: Split) -> str:
             return word
 
 
+def parameter_of(rng: random.Random, name: str, kind: str) -> Parameter:
+    """A parameter, with or without a description and bounds."""
+    described = {"description": rng.choice([f"The {name}.", f"The {name} to use.", name.capitalize()])}
+    if rng.random() < 0.15:
+        bounds = {
+            "exclusiveMaximum": rng.choice([10_000, 99_999]),
+            "exclusiveMinimum": rng.choice([-1000, -1]),
+        }
+        return Parameter(name, kind, bounds if kind == "integer" else described, {})
+    return Parameter(name, kind, {}, described if rng.random() < 0.35 else {})
+
+
 def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
     """A tool with 0, 1 or 2 parameters; most have invented names, some ordinary ones."""
     arity = rng.choices([0, 1, 2], [1, 6, 3])[0] if arity is None else arity
@@ -126,7 +145,7 @@ def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
         return Tool(
             name,
             f"{rng.choice(DESCRIPTIONS[split]).format(noun=noun, p=parameter)}",
-            (Parameter(parameter, kind, ""),),
+            (parameter_of(rng, parameter, kind),),
             noun,
         )
     noun = words.identifier(rng, split)
@@ -139,9 +158,7 @@ def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
     chosen: list[str] = []
     while len(chosen) < arity:
         chosen += {words.pick_or_invent(rng, PARAMETERS, split)} - {*chosen, noun}
-    parameters = tuple(
-        Parameter(p, rng.choice(["integer", "string"]), rng.choice(["", "", f"The {p}."])) for p in chosen
-    )
+    parameters = tuple(parameter_of(rng, p, rng.choice(["integer", "string"])) for p in chosen)
     shapes = DESCRIPTIONS if parameters else DESCRIPTIONS_NO_ARGUMENT
     text = rng.choice(shapes[split]).format(noun=noun, p=parameters[0].name if parameters else "")
     return Tool(name, text, parameters, noun)
@@ -165,7 +182,7 @@ def ask(rng: random.Random, split: Split, chosen: Tool, arguments: dict[str, Any
     if not arguments:
         shapes = BY_NAME_NO_ARGUMENT if by_name else BY_NOUN_NO_ARGUMENT
         return rng.choice(shapes[split]).format(f=chosen.name, noun=chosen.noun)
-    values = [f'"{v}"' if isinstance(v, str) and rng.random() < 0.3 else str(v) for v in arguments.values()]
+    values = [_told(rng, argument) for argument in arguments.values()]
     told = values[0]
     if len(values) == 2:
         p, q = arguments
@@ -173,6 +190,11 @@ def ask(rng: random.Random, split: Split, chosen: Tool, arguments: dict[str, Any
     return rng.choice((BY_NAME if by_name else BY_NOUN)[split]).format(
         f=chosen.name, noun=chosen.noun, v=told
     )
+
+
+def _told(rng: random.Random, argument: Any) -> str:
+    quote = rng.choices(["", '"', "'"], [7, 2, 1])[0] if isinstance(argument, str) else ""
+    return f"{quote}{argument}{quote}"
 
 
 def result_text(noun: str, arguments: dict[str, Any], result: Any) -> str:
