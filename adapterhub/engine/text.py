@@ -24,7 +24,8 @@ class TextAssembler:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._settled = 0  # tokens before this index are decoded for good
+        # Text of tokens before `_read` is out; those from `_context` on are decoded once more with what follows.
+        self._context = self._read = 0
         self._held = ""
         self.stopped = False
 
@@ -41,13 +42,13 @@ class TextAssembler:
         return self._release(final=True)
 
     def _decode_new(self, *, final: bool) -> str:
-        # Decoding one token more on the left keeps the space that some tokenizers drop at the start of a text.
-        left = max(self._settled - 1, 0)
-        known = self._decode(self._ids[left : self._settled])
-        text = self._decode(self._ids[left:])
-        if text.endswith(_INCOMPLETE) and not final:
+        # A token's text depends on those before it: some tokenizers drop the space at the start of a text, and spell
+        # a rare character with several byte tokens. So the last stretch that gave whole characters comes along.
+        known = self._decode(self._ids[self._context : self._read])
+        text = self._decode(self._ids[self._context :])
+        if len(text) <= len(known) or (text.endswith(_INCOMPLETE) and not final):
             return ""
-        self._settled = len(self._ids)
+        self._context, self._read = self._read, len(self._ids)
         return text[len(known) :]
 
     def _decode(self, ids: Sequence[int]) -> str:

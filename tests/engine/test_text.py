@@ -1,11 +1,46 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+from transformers import PreTrainedTokenizerFast
 
 from adapterhub.engine.echo import EchoTokenizer
 from adapterhub.engine.text import TextAssembler
 from tests.tiny import make_tokenizer
 
 BYTES = make_tokenizer()
+WORDS = ["▁the", "▁quick", "▁", "t", "h", "e", "q", "u", "i", "c", "k", "п", "и", ","]
+SPECIAL = "<|x|>"
+
+
+def llama_2() -> PreTrainedTokenizerFast:
+    """SentencePiece BPE as Llama 2 has it: a space before the text, and bytes for characters it does not know."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+    model = BPE(
+        {piece: place for place, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>"
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", additional_special_tokens=[SPECIAL]
+    )
+
+
+def metaspace() -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer that marks words, as T5 and XGLM have it."""
+    tokenizer = Tokenizer(Unigram([("<unk>", 0.0), *((word, -1.0) for word in WORDS)], 0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", additional_special_tokens=[SPECIAL]
+    )
+
+
+SENTENCEPIECE = {"llama 2": llama_2(), "metaspace": metaspace()}
 
 
 def pieces(assembler: TextAssembler, ids: list[int]) -> list[str]:
@@ -49,3 +84,30 @@ def test_a_possible_stop_string_is_held_back():
 def test_spaces_between_words_survive():
     ids = BYTES.encode("the quick brown fox", add_special_tokens=False)
     assert "".join(pieces(TextAssembler(BYTES), ids)) == "the quick brown fox"
+
+
+@pytest.mark.parametrize("tokenizer", SENTENCEPIECE.values(), ids=SENTENCEPIECE)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the quick",
+        "  the  quick ",
+        f"the{SPECIAL} quick",
+        f"{SPECIAL}the",
+        "日本語 the 本",
+        "the, 日",
+        "пи 🙂🙂",
+    ],
+)
+def test_the_pieces_of_sentencepiece_are_the_text(tokenizer: PreTrainedTokenizerFast, text: str):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(pieces(TextAssembler(tokenizer), ids)) == whole
+
+
+@given(st.text())
+def test_the_pieces_of_byte_fallback_are_the_text(text: str):
+    tokenizer = SENTENCEPIECE["llama 2"]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(pieces(TextAssembler(tokenizer), ids)) == whole
