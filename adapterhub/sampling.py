@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from adapterhub.errors import ConfigError
+
+_StopString = Annotated[str, StringConstraints(min_length=1)]
+_GREEDY_BELOW = 1e-5  # as vLLM: dividing by less overflows
 
 
 def _one_or_many(value: Any) -> Any:
@@ -25,7 +28,7 @@ class SamplingParams(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens to generate; if not given, 256 or what the context leaves, whichever is less."""
     temperature: float = Field(0.0, ge=0.0, le=100.0)
-    """0 takes the most probable token each time (greedy); higher is more varied."""
+    """0, or below 1e-5, takes the most probable token each time (greedy); higher is more varied."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Keep the most probable tokens that together reach this probability."""
     top_k: int = Field(0, ge=-1)
@@ -34,8 +37,8 @@ class SamplingParams(BaseModel):
     """Keep tokens at least this probable relative to the most probable one."""
     repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
     """Above 1 makes tokens of the prompt and the answer less likely to come again."""
-    stop: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field((), max_length=64)
-    """Strings that end the answer; they are not part of it."""
+    stop: Annotated[tuple[_StopString, ...], BeforeValidator(_one_or_many)] = Field((), max_length=64)
+    """Strings that end the answer, none of them empty; they are not part of it."""
     stop_token_ids: tuple[int, ...] = Field((), max_length=64)
     """Tokens that end the answer, beside the base's own end tokens."""
     seed: int | None = Field(None, ge=0, lt=2**63)
@@ -46,6 +49,11 @@ class SamplingParams(BaseModel):
     """How many answers to draw for the one prompt."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Report each token's log-probability and those of this many most probable tokens."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature < _GREEDY_BELOW
 
     @classmethod
     def of(cls, *layers: Mapping[str, Any]) -> Self:

@@ -8,6 +8,11 @@ def test_the_default_is_greedy():
     assert SamplingParams().temperature == 0
 
 
+def test_a_temperature_of_next_to_nothing_is_greedy_too():
+    assert SamplingParams(temperature=1e-40).greedy
+    assert not SamplingParams(temperature=0.01).greedy
+
+
 def test_one_stop_string_may_stand_alone():
     assert SamplingParams(stop="END").stop == ("END",)
 
@@ -19,7 +24,15 @@ def test_later_layers_win():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"top_p": 0}, {"max_tokens": 0}, {"n": 0}, {"tempreature": 1}, {"logprobs": 99}],
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"max_tokens": 0},
+        {"n": 0},
+        {"tempreature": 1},
+        {"logprobs": 99},
+        {"stop": ["a", ""]},
+    ],
 )
 def test_a_wrong_argument_is_named(wrong: dict[str, float]):
     with pytest.raises(ConfigError, match=next(iter(wrong))) as caught:

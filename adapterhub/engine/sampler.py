@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 from adapterhub.engine.interface import TokenLogprob
+from adapterhub.errors import GenerationError
 from adapterhub.sampling import SamplingParams
 
 
@@ -42,12 +43,21 @@ class Sampler:
         Args:
             logits: Shape (vocabulary,).
             history: Token ids of the prompt and the answer so far, for the repetition penalty.
+
+        Raises:
+            GenerationError: The logits are not numbers.
         """
         scores = logits.float()[None]
+        if scores.isnan().any():
+            # Taking the maximum would give some token without a word, the same one for ever.
+            raise GenerationError(
+                "The base computed NaN in place of an answer.",
+                hint="float16 overflows on bases trained in bfloat16; try another compute_dtype.",
+            )
         if self._processors:
             ids = torch.tensor([list(history)], device=logits.device)
             scores = self._processors(ids, scores)
-        if self._params.temperature == 0:
+        if self._params.greedy:
             token = int(scores.argmax())
         else:
             token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._random))
@@ -67,13 +77,14 @@ def _processors(params: SamplingParams) -> LogitsProcessorList:
     chain = LogitsProcessorList()
     if params.repetition_penalty != 1:
         chain.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
-    if params.temperature == 0:
+    if params.greedy:
         return chain
+    # In vLLM's order; transformers applies min_p last.
     chain.append(TemperatureLogitsWarper(params.temperature))
+    if params.min_p > 0:
+        chain.append(MinPLogitsWarper(params.min_p))
     if params.top_k > 0:
         chain.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         chain.append(TopPLogitsWarper(params.top_p))
-    if params.min_p > 0:
-        chain.append(MinPLogitsWarper(params.min_p))
     return chain
