@@ -30,7 +30,7 @@ class EchoTokenizer:
 
     def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Joins the messages as `role: content` lines; for a card that brings its own template."""
-        return "\n".join(f"{message['role']}: {message['content']}" for message in conversation)
+        return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in conversation)
 
 
 class EchoEngine:
@@ -56,7 +56,12 @@ class EchoEngine:
 
     def stream(self, request: Request) -> Iterator[Piece]:
         """Answers one request a character at a time; see `Engine.stream`."""
-        budget = answer_budget(request, self.context_length)
+        return self._pieces(request, answer_budget(request, self.context_length))
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _pieces(self, request: Request, budget: int) -> Iterator[Piece]:
         answer = self._answer(request)[:budget]
         text = TextAssembler(self.tokenizer, request.sampling.stop)
         for place, character in enumerate(answer, start=1):
@@ -68,9 +73,6 @@ class EchoEngine:
             yield Piece(piece, ord(character), None, reason)
             if reason:
                 return
-
-    def close(self) -> None:
-        """Nothing to free."""
 
     def _answer(self, request: Request) -> str:
         who = request.adapter.name if request.adapter else "base"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from adapterhub.errors import RequestTooLongError
+from adapterhub.errors import ConfigError, RequestTooLongError
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.prompts import Tokenizer
 from adapterhub.sampling import SamplingParams
@@ -135,7 +135,8 @@ class Engine(Protocol):
         """Answers every request; each gets `sampling.n` completions.
 
         Raises:
-            AdapterIncompatibleError: An adapter does not fit the base; nothing was generated.
+            AdapterIncompatibleError: An adapter does not fit the base.
+            ConfigError: A prompt has no tokens; nothing was generated.
             RequestTooLongError: A request does not fit the context; nothing was generated.
         """
         ...
@@ -153,8 +154,11 @@ def answer_budget(request: Request, context_length: int) -> int:
     """How many tokens an answer may have.
 
     Raises:
+        ConfigError: The prompt has no token at all.
         RequestTooLongError: The prompt leaves no room, or less than the request asks for.
     """
+    if not request.prompt:
+        raise ConfigError("The prompt is empty: the base's tokenizer makes no token of it.")
     room = context_length - len(request.prompt)
     wanted = request.sampling.max_tokens
     if room < (wanted or 1):

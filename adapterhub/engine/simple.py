@@ -150,7 +150,8 @@ class SimpleEngine:
                 yield step
                 tokens = torch.tensor([[row.tokens[-1]] for row in rows], device=self._base.device)
                 mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-                positions = positions[:, -1:] + 1
+                # A row that has ended is computed along until all have; its place must still be one the base has.
+                positions = (positions[:, -1:] + 1).clamp(max=self.context_length - 1)
 
     def _row(self, request: Request, number: int) -> _Row:
         sampling = request.sampling

@@ -34,3 +34,5 @@ def test_streaming_gives_the_same_text():
 def test_it_has_a_context_too():
     with pytest.raises(RequestTooLongError):
         EchoEngine(context_length=4).generate([ask("Hello")])
+    with pytest.raises(RequestTooLongError):  # before the first piece is asked for, as in `SimpleEngine`
+        EchoEngine(context_length=4).stream(ask("Hello"))

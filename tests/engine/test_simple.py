@@ -9,10 +9,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.engine.interface import AdapterSource, Request
+from adapterhub.engine.sampler import Sampler
 from adapterhub.engine.simple import SimpleEngine
-from adapterhub.errors import AdapterHubError, EngineError, RequestTooLongError
+from adapterhub.errors import AdapterHubError, ConfigError, EngineError, GenerationError, RequestTooLongError
 from adapterhub.models import load_base
 from adapterhub.sampling import SamplingParams
+from tests.tiny import make_base
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 50, 60], [100, 20], [30, 40, 50, 60, 70]]
 
@@ -131,6 +133,23 @@ def test_a_narrow_choice_is_greedy(engine, settings):
     )
 
 
+def test_almost_no_temperature_is_greedy(engine):
+    assert tokens(engine, request(PROMPTS[0], temperature=1e-40)) == tokens(engine, request(PROMPTS[0]))
+
+
+def test_min_p_comes_before_top_p():
+    # As in vLLM: of 50, 30 and 20 % min_p leaves the first two, of which the first alone reaches 60 %.
+    sampler = Sampler(SamplingParams(temperature=1, min_p=0.5, top_p=0.6, seed=0), 0, torch.device("cpu"))
+    assert {sampler.draw(torch.tensor([0.5, 0.3, 0.2]).log(), [0])[0] for _ in range(50)} == {0}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_nan_is_an_error_and_no_token(temperature):
+    sampler = Sampler(SamplingParams(temperature=temperature), 0, torch.device("cpu"))
+    with pytest.raises(GenerationError, match="NaN"):
+        sampler.draw(torch.tensor([0.0, float("nan")]), [0])
+
+
 def test_logprobs_are_the_models(engine, tiny_base):
     answer = engine.generate([request(PROMPTS[0], logprobs=2, max_tokens=1)])[0][0]
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
@@ -170,6 +189,19 @@ def test_an_answer_may_fill_the_context_to_the_last_token(engine):
         engine.generate([Request([5] * 250, None, SamplingParams(ignore_eos=True))])[0][0].finish_reason
         == "length"
     )
+
+
+def test_a_prompt_without_tokens_is_refused(engine):
+    with pytest.raises(ConfigError, match="empty"):
+        engine.generate([request([])])
+
+
+def test_an_answer_that_has_ended_at_the_contexts_end_waits_for_the_others(tmp_path: Path):
+    # GPT-2 looks positions up in a table as long as its context.
+    engine = SimpleEngine(load_base(make_base(tmp_path, "gpt2"), quantization=None, device="cpu"))
+    long, short = request([5] * 250, max_tokens=6), request([5, 6], max_tokens=20)
+    together = [list(one[0].token_ids) for one in engine.generate([long, short])]
+    assert together == [tokens(engine, long), tokens(engine, short)]
 
 
 def test_a_broken_adapter_harms_no_other(engine, sources, tmp_path: Path):
