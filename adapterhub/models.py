@@ -9,6 +9,7 @@ That knowledge lives here: `load_base(training=True)`, `forbid_packing` and `den
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from bitsandbytes.functional import (
     int8_vectorwise_dequant,
 )
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
@@ -32,6 +34,9 @@ from adapterhub.fingerprint import BaseFingerprint
 Quantization = Literal["nf4", "fp4", "int8"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CONTEXT_SETTINGS = ("max_position_embeddings", "max_seq_len", "seq_length")
+_NO_LIMIT = 2**31 - 1
 _PACKED_ROWS = 32
 _QUANTIZATION_BLOCK = 64
 
@@ -42,7 +47,7 @@ class Base:
 
     Attributes:
         model: The causal language model, in eval mode, its weights frozen.
-        tokenizer: Its tokenizer; `pad_token` is always set.
+        tokenizer: Its tokenizer; `pad_token` is the end token where it has none of its own.
         name: The name it was asked for by.
         folder: Where its files are.
         fingerprint: What it is, independent of its name and place.
@@ -64,10 +69,13 @@ class Base:
         device: torch.device = self.model.device
         return device
 
-    @property
+    @cached_property
     def context_length(self) -> int:
         """The largest number of tokens, prompt and answer together, that the model was made for."""
-        return int(self.model.config.max_position_embeddings)
+        config = self.model.config.get_text_config()
+        named = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
+        # A base without position embeddings (BLOOM, Mamba) has no such setting; its tokenizer may know the limit.
+        return next(filter(None, named), min(self.tokenizer.model_max_length, _NO_LIMIT))
 
     @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -105,20 +113,24 @@ def load_base(
     place = _device(device)
     dtype = _dtype(compute_dtype, place)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             folder,
             quantization_config=_quantization_config(quantization, dtype),
             dtype=dtype,
             device_map={"": place},
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise ConfigError(
             f"The files of base {str(model)!r} could not be loaded: {error}",
             hint="`adapterhub doctor` shows what is installed; the folder must hold a causal language model.",
         ) from error
+    _refuse_missing_weights(str(model), sorted(report["missing_keys"]))
+    # Else some tokenizers take the space before a comma out of the text: harmful to code, and unlike a stream.
+    tokenizer.clean_up_tokenization_spaces = False
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded.eval().requires_grad_(False)
@@ -214,19 +226,36 @@ def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) 
     raise ConfigError(f"There is no quantisation {quantization!r}.", hint="Use 'nf4', 'fp4', 'int8' or None.")
 
 
+def _refuse_missing_weights(base: str, missing: list[str]) -> None:
+    # transformers fills them with random numbers, and the base would talk nonsense.
+    if missing:
+        raise ConfigError(
+            f"The files of base {base!r} lack {len(missing)} weights, such as {missing[0]!r}.",
+            hint="Its config.json is of another model, or it is no causal language model.",
+        )
+
+
 def _device(device: str) -> str:
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"There is no device {device!r}.", hint="Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            "This PyTorch sees no CUDA GPU.", hint="Use device='cpu', or install a CUDA build of torch."
+            f"There is no {device!r}: this PyTorch sees {torch.cuda.device_count()} CUDA GPUs.",
+            hint="Use device='cpu', or install a CUDA build of torch.",
         )
     return "cuda:0" if device == "cuda" else device
 
 
 def _dtype(compute_dtype: ComputeDtype, device: str) -> torch.dtype:
+    if compute_dtype in _DTYPES:
+        return _DTYPES[compute_dtype]
     if compute_dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[compute_dtype]
+        raise ConfigError(
+            f"There is no compute dtype {compute_dtype!r}.",
+            hint=f"Use 'auto', {', '.join(map(repr, _DTYPES))}.",
+        )
     if device == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

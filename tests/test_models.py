@@ -1,19 +1,22 @@
 """Loading the base, and the layout of its 4-bit weights."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MptConfig, PreTrainedTokenizerFast
 
 from adapterhub import load_base
 from adapterhub.bases import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
 from adapterhub.errors import ConfigError
 from adapterhub.models import Base, dense_weight, forbid_packing, is_packed
-from tests.tiny import ALL_LINEAR, CHAT_TEMPLATE, make_base
+from tests.tiny import ALL_LINEAR, CHAT_TEMPLATE, make_base, make_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 needs_packing = pytest.mark.skipif(
@@ -123,15 +126,63 @@ def test_an_unknown_quantisation_is_an_error(tiny_base: Path):
         load_base(tiny_base, quantization="nf5")  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_an_error(tiny_base: Path):
-    with pytest.raises(ConfigError, match="CUDA"):
-        load_base(tiny_base, device="cuda")
+@pytest.mark.parametrize("device", ["banana", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_an_error(tiny_base: Path, device):
+    with pytest.raises(ConfigError, match=f"There is no .*'{device}'"):
+        load_base(tiny_base, device=device)
+
+
+def test_an_unknown_compute_dtype_is_an_error(tiny_base: Path):
+    with pytest.raises(ConfigError, match="fp16"):
+        load_base(tiny_base, compute_dtype="fp16")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 3}, r"lack 9 weights, such as 'model\.layers\.2"),  # else random numbers
+        ({"vocab_size": 100}, "could not be loaded"),
+        ({"num_attention_heads": "four"}, "could not be loaded"),
+    ],
+)
+def test_a_config_of_another_model_is_an_error(tmp_path: Path, change, words):
+    folder = make_base(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ConfigError, match=words):
+        load_base(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        (GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=77), 77),
+        (MptConfig(d_model=8, n_layers=1, n_heads=2, max_seq_len=77), 77),
+        (
+            BloomConfig(hidden_size=8, n_layer=1, n_head=2),
+            55,
+        ),  # has no positions: the tokenizer's limit counts
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_the_context_is_found_under_any_name(tmp_path: Path, config, context):
+    config.vocab_size = 320
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 55
+    tokenizer.save_pretrained(tmp_path)
+    assert load_base(tmp_path, quantization=None, device="cpu").context_length == context
+
+
+def test_no_text_is_tidied_up(tmp_path: Path):
+    folder = make_base(tmp_path)
+    own = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("▁,", -1.0)], 0))
+    own.pre_tokenizer, own.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=own, clean_up_tokenization_spaces=True).save_pretrained(folder)
+    assert load_base(folder).tokenizer.decode([1, 2, 1]) == "a , a"
 
 
 def test_remote_code_stays_off(tmp_path: Path):
-    import json
-
     folder = make_base(tmp_path / "custom")
     config = json.loads((folder / "config.json").read_text())
     config |= {
