@@ -20,7 +20,7 @@ from adapterhub.config import HubConfig, registry_folder
 from adapterhub.engine.interface import AdapterSource, Completion, Engine, Piece, Request
 from adapterhub.errors import AdapterIncompatibleError, ConfigError
 from adapterhub.generation import Generation, GenerationStream, Usage
-from adapterhub.prompts import Message, PromptStyle, choose_style, conversation, render
+from adapterhub.prompts import Message, PromptStyle, check_text, choose_style, conversation, render
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.router import AdapterRouter
@@ -138,13 +138,14 @@ class AdapterHub:
             self._active.reset(token)
 
     def route(self, prompt: Prompt) -> RouteDecision:
-        """Says which adapter should answer.
+        """Says which adapter should answer; those for another base are no candidates.
 
         Args:
             prompt: A text or messages; of messages, the last one by the user counts.
 
         Raises:
-            RoutingError: No card has anything to route by.
+            ConfigError: The prompt is empty.
+            RoutingError: No card of an adapter for this base has anything to route by.
         """
         messages = conversation(prompt)
         asked = [message for message in messages if message["role"] == "user"] or messages
@@ -174,6 +175,8 @@ class AdapterHub:
         Raises:
             AdapterNotFoundError: There is no such adapter.
             AdapterIncompatibleError: It does not fit this base.
+            RegistryError: It is disabled.
+            RoutingError: The router has nothing to choose by.
             RequestTooLongError: Prompt and answer do not fit the context.
             ConfigError: An empty prompt or an argument that is not valid.
         """
@@ -199,8 +202,10 @@ class AdapterHub:
 
         Raises:
             ConfigError: As many adapters as prompts were expected.
-            AdapterHubError: As `generate`; nothing was generated then.
+            AdapterHubError: As `generate`, for any of the prompts; there are no answers then.
         """
+        if isinstance(prompts, str):
+            raise ConfigError("A batch takes a list of prompts, not one text.", hint="generate() takes one.")
         choices = _one_each(prompts, adapters)
         started = time.perf_counter()
         prepared = [
@@ -338,25 +343,29 @@ class AdapterHub:
         if raw:
             if not isinstance(prompt, str) or not prompt:
                 raise ConfigError("raw=True takes a text that is not empty, not messages.")
-            return tokenizer.encode(prompt, add_special_tokens=True), ()
+            return tokenizer.encode(check_text(prompt), add_special_tokens=True), ()
         style = self._style(profile)
         text = render(conversation(prompt, profile.system), style, tokenizer, tools=tools)
         # A chat template writes the base's special tokens itself.
-        return tokenizer.encode(text, add_special_tokens=style.format != "chat"), style.stop
+        return tokenizer.encode(check_text(text), add_special_tokens=style.format != "chat"), style.stop
 
     def _style(self, profile: PromptProfile) -> PromptStyle:
         return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)
 
     def _servable(self, ref: str) -> AdapterCard:
         card = self.registry.resolve(ref)
-        mine, trained_on = self._engine.fingerprint, card.base.fingerprint
-        difference = trained_on.mismatch(mine) if mine and trained_on else None
+        difference = self._difference(card)
         if difference:
             raise AdapterIncompatibleError(
                 f"Adapter {card.ref!r} was made for another base than {self._engine.base_name!r}: {difference}.",
                 hint="Load the base that its card names, or register it for this one with force.",
             )
         return card
+
+    def _difference(self, card: AdapterCard) -> str | None:
+        """How the base that an adapter was made for differs from this one, if both are known."""
+        mine, trained_on = self._engine.fingerprint, card.base.fingerprint
+        return trained_on.mismatch(mine) if mine and trained_on else None
 
     def _source(self, card: AdapterCard | None) -> AdapterSource | None:
         return AdapterSource(card.ref, card.digest, self.registry.folder(card)) if card else None
@@ -366,10 +375,10 @@ class AdapterHub:
         if _named(adapter) and adapter != "auto" and adapter not in self._known:
             self.registry.resolve(adapter)
             self._known.add(adapter)
-        return adapter
+        return adapter if _named(adapter) else None
 
     def _current_router(self) -> AdapterRouter:
-        cards = self.registry.list()
+        cards = [card for card in self.registry.list() if not self._difference(card)]
         state = [(card.name, card.digest, card.updated_at) for card in cards]
         if self._router is None or self._router[0] != state:
             self._router = (state, AdapterRouter.from_cards(cards))

@@ -75,7 +75,7 @@ class Base:
         config = self.model.config.get_text_config()
         named = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
         # A base without position embeddings (BLOOM, Mamba) has no such setting; its tokenizer may know the limit.
-        return next(filter(None, named), min(self.tokenizer.model_max_length, _NO_LIMIT))
+        return int(next(filter(None, named), min(self.tokenizer.model_max_length, _NO_LIMIT)))
 
     @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:

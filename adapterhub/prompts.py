@@ -43,6 +43,7 @@ class PromptStyle:
         format: `"chat"`, `"instruction"` or `"plain"`.
         origin: `"card"`, `"tokenizer"` or `"default"`: who decided.
         template: The chat template (Jinja) when `format` is `"chat"`.
+        tool_template: The one to use in its place when there are tools, if the base has two.
         stop: Strings that mark the start of a next turn, so that an answer ends before it.
     """
 
@@ -50,6 +51,7 @@ class PromptStyle:
     origin: Literal["card", "tokenizer", "default"]
     template: str | None = None
     stop: tuple[str, ...] = ()
+    tool_template: str | None = None
 
     def __str__(self) -> str:
         return {
@@ -60,12 +62,15 @@ class PromptStyle:
 
 
 def choose_style(
-    tokenizer_template: str | None, card_format: PromptFormat = "auto", card_template: str | None = None
+    tokenizer_template: str | Mapping[str, str] | None,
+    card_format: PromptFormat = "auto",
+    card_template: str | None = None,
 ) -> PromptStyle:
     """Decides the form of a prompt; the module's first lines give the order.
 
     Args:
-        tokenizer_template: The base tokenizer's chat template, if it has one.
+        tokenizer_template: The base tokenizer's chat template, if it has one; or several by name, of which
+            transformers takes `"tool_use"` where there are tools, else `"default"`.
         card_format: What the adapter's card asks for.
         card_template: The chat template on the adapter's card, if any.
 
@@ -78,6 +83,9 @@ def choose_style(
         return PromptStyle("plain", "card", stop=("\nInstruction:",))
     if card_template:
         return PromptStyle("chat", "card", card_template)
+    if isinstance(tokenizer_template, Mapping):
+        default, for_tools = tokenizer_template.get("default"), tokenizer_template.get("tool_use")
+        return PromptStyle("chat", "tokenizer", default, tool_template=for_tools)
     if tokenizer_template:
         return PromptStyle("chat", "tokenizer", tokenizer_template)
     if card_format == "chat":
@@ -96,21 +104,50 @@ def conversation(prompt: str | Sequence[Message], system: str | None = None) -> 
         system: The card's system prompt.
 
     Raises:
-        ConfigError: There is nothing to answer, or a message has no known role.
+        ConfigError: There is nothing to answer, or a message has no known role or no text.
     """
-    messages: list[Message] = (
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    )
-    if not messages or not any(str(m.get("content") or "").strip() or m.get("tool_calls") for m in messages):
-        raise ConfigError("The prompt is empty.", hint="Give a text, or messages of which one has content.")
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(given, Sequence) or not all(isinstance(message, Mapping) for message in given):
+        raise ConfigError(
+            "A prompt is a text or a list of messages.",
+            hint="A message is a mapping such as {'role': 'user', 'content': 'Hi'}.",
+        )
+    messages: list[Message] = list(given)
     for message in messages:
-        if message.get("role") not in ROLES:
-            raise ConfigError(
-                f"A message has the role {message.get('role')!r}.", hint=f"Known roles: {', '.join(ROLES)}."
-            )
+        _check_message(message)
+    if not any((message.get("content") or "").strip() or message.get("tool_calls") for message in messages):
+        raise ConfigError("The prompt is empty.", hint="Give a text, or messages of which one has content.")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def check_text(text: str) -> str:
+    """Returns a text that a tokenizer can read.
+
+    Raises:
+        ConfigError: It holds half a character, as text does that was not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            "The prompt is not valid Unicode text.", hint="Convert it to UTF-8, for example with iconv."
+        ) from error
+    return text
+
+
+def _check_message(message: Message) -> None:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ConfigError(f"A message has the role {role!r}.", hint=f"Known roles: {', '.join(ROLES)}.")
+    if not isinstance(content, str | None):
+        # A template would write it down as Python prints it.
+        raise ConfigError(
+            f"A message's content is of type {type(content).__name__}, not a text.",
+            hint="Of content in parts, join the texts.",
+        )
+    check_text(content or "")
 
 
 def render(
@@ -156,11 +193,11 @@ def _render_chat(
         text = tokenizer.apply_chat_template(
             list(messages),
             tools=list(tools) if tools else None,
-            chat_template=style.template,
+            chat_template=(style.tool_template if tools else None) or style.template,
             add_generation_prompt=answer_follows,
             tokenize=False,
         )
-    except TemplateError as error:
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
             f"The chat template refuses these messages: {error}",
             hint="Templates often want turns to alternate, starting with the user.",

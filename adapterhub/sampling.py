@@ -13,7 +13,9 @@ _StopString = Annotated[str, StringConstraints(min_length=1)]
 _GREEDY_BELOW = 1e-5  # as vLLM: dividing by less overflows
 
 
-def _one_or_many(value: Any) -> Any:
+def _none_one_or_many(value: Any) -> Any:
+    if value is None:
+        return ()
     return (value,) if isinstance(value, str) else value
 
 
@@ -37,9 +39,9 @@ class SamplingParams(BaseModel):
     """Keep tokens at least this probable relative to the most probable one."""
     repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
     """Above 1 makes tokens of the prompt and the answer less likely to come again."""
-    stop: Annotated[tuple[_StopString, ...], BeforeValidator(_one_or_many)] = Field((), max_length=64)
+    stop: Annotated[tuple[_StopString, ...], BeforeValidator(_none_one_or_many)] = Field((), max_length=64)
     """Strings that end the answer, none of them empty; they are not part of it."""
-    stop_token_ids: tuple[int, ...] = Field((), max_length=64)
+    stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_none_one_or_many)] = Field((), max_length=64)
     """Tokens that end the answer, beside the base's own end tokens."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling repeatable for this request; None draws anew each time."""

@@ -1,6 +1,7 @@
 """The hub: with the fake engine what it asks for, with a real tiny base what comes back."""
 
 import asyncio
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from adapterhub.errors import (
     RegistryError,
     RequestTooLongError,
 )
-from tests.tiny import make_base
+from tests.tiny import make_adapter, make_base
 
 
 @pytest.fixture
@@ -88,8 +89,10 @@ class TestChoosing:
             assert echo.generate("Hi").adapter == "code"
             assert echo.generate("Hi", None).adapter is None
         assert echo.generate("Hi").adapter == "json"
-        echo.set_adapter(None)
-        assert echo.generate("Hi").adapter is None
+        for base in (None, "base"):
+            echo.set_adapter(base)
+            assert echo.active_adapter is None
+            assert echo.generate("Hi").adapter is None
 
     def test_using_restores_after_an_error(self, echo):
         with pytest.raises(ZeroDivisionError), echo.using("json"):
@@ -111,6 +114,8 @@ class TestChoosing:
         with pytest.raises(ConfigError, match="2 prompts and 1 adapter"):
             echo.generate_batch(["a", "b"], ["json"])
         assert echo.generate_batch([]) == []
+        with pytest.raises(ConfigError, match="not one text"):
+            echo.generate_batch("ab", "json")
 
     def test_threads_and_tasks_keep_their_own(self, echo):
         seen: dict[str, str | None] = {}
@@ -186,6 +191,14 @@ class TestPrompts:
     def test_an_empty_prompt_is_an_error(self, echo, empty):
         with pytest.raises(ConfigError, match="empty"):
             echo.generate(empty, "json")
+
+    def test_half_a_character_is_an_error(self, hub, monkeypatch):
+        monkeypatch.setattr(hub.engine.tokenizer, "chat_template", "{{ tools[0]['name'] }}")
+        for arguments in ({"raw": True}, {"raw": False}):
+            with pytest.raises(ConfigError, match="Unicode"):
+                hub.generate("\udcff", "json", **arguments)
+        with pytest.raises(ConfigError, match="Unicode"):
+            hub.generate("Hi", "json", tools=[{"name": "\udcff"}])
 
     def test_too_long_a_prompt_is_an_error(self, echo):
         with pytest.raises(RequestTooLongError, match="context"):
@@ -301,6 +314,17 @@ class TestOnARealBase:
             pytest.raises(AdapterIncompatibleError, match="other weights"),
         ):
             hub.generate("Hi", "json")
+
+    def test_an_adapter_for_another_base_is_no_candidate_of_the_router(
+        self, tmp_path, tiny_registry, own_registry
+    ):
+        other = make_base(tmp_path / "other", seed=9)
+        examples = {"examples": ["write a python function"]}
+        own_registry.register(make_adapter(tmp_path / "a", other), "code", base=other, routing=examples)
+        shutil.copytree(tiny_registry / "support", own_registry.root / "support")
+        with AdapterHub.from_pretrained(other, own_registry.root) as hub:
+            assert hub.route("write a python function").scores.keys() == {"code", "json"}
+            assert hub.generate("the router shows an error", "auto", max_tokens=1).adapter != "support"
 
     def test_the_base_is_the_one_that_the_cards_name(self, tiny_base, tiny_registry):
         with AdapterHub.from_pretrained(registry=tiny_registry) as hub:

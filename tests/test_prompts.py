@@ -70,6 +70,21 @@ def test_a_template_that_refuses_is_an_error_of_ours():
         render(TURNS, style, make_tokenizer())
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ 1 // 0 }}", "{{ 'a' + 1 }}", "{% for i in range(10**9) %}{% endfor %}"]
+)
+def test_a_template_that_fails_is_an_error_of_ours(template):
+    with pytest.raises(ConfigError, match="chat template"):
+        render(TURNS, choose_style(template), make_tokenizer())
+
+
+def test_of_several_templates_the_one_for_tools_shows_them():
+    style = choose_style({"default": "plain", "tool_use": "{{ tools[0]['name'] }}"})
+    assert str(style) == "chat template of the tokenizer"
+    assert render(TURNS, style, make_tokenizer()) == "plain"
+    assert render(TURNS, style, make_tokenizer(), tools=[{"name": "f"}]) == "f"
+
+
 def test_the_cards_system_prompt_yields_to_the_callers():
     assert conversation("Hi", "Card")[0] == {"role": "system", "content": "Card"}
     assert conversation(TURNS, "Card") == TURNS
@@ -84,3 +99,19 @@ def test_nothing_to_answer_is_an_error(empty):
 def test_an_unknown_role_is_an_error():
     with pytest.raises(ConfigError, match="wizard"):
         conversation([{"role": "wizard", "content": "Hi"}])
+
+
+@pytest.mark.parametrize("wrong", [None, 42, b"Hi", {"role": "user", "content": "Hi"}, ["Hi"]])
+def test_what_is_no_prompt_is_an_error(wrong):
+    with pytest.raises(ConfigError, match="a text or a list of messages"):
+        conversation(wrong)
+
+
+def test_content_that_is_no_text_is_an_error():
+    with pytest.raises(ConfigError, match="of type list"):
+        conversation([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}])
+
+
+def test_half_a_character_is_an_error():
+    with pytest.raises(ConfigError, match="Unicode"):
+        conversation("\ud800")

@@ -17,6 +17,11 @@ def test_one_stop_string_may_stand_alone():
     assert SamplingParams(stop="END").stop == ("END",)
 
 
+def test_none_is_no_stop_as_in_vllm():
+    params = SamplingParams.of({"stop": ("a",)}, {"stop": None, "stop_token_ids": None})
+    assert (params.stop, params.stop_token_ids) == ((), ())
+
+
 def test_later_layers_win():
     params = SamplingParams.of({"temperature": 0.5, "stop": ("a",)}, {"temperature": 0.7}, {"max_tokens": 3})
     assert (params.temperature, params.stop, params.max_tokens) == (0.7, ("a",), 3)
