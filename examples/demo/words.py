@@ -95,8 +95,8 @@ def pick(rng: random.Random, words: Sequence[str], split: Split) -> str:
 
 
 def pick_or_invent(rng: random.Random, words: Sequence[str], split: Split, *, russian: bool = False) -> str:
-    """A lower-case word, in two of five cases an invented one: what can be anything must be read, not guessed."""
-    if rng.random() < 0.6:
+    """A lower-case word, in three of five cases an invented one: what can be anything must be read, not guessed."""
+    if rng.random() < 0.4:
         return pick(rng, words, split)
     return invent_ru(rng, split).lower() if russian else identifier(rng, split)
 

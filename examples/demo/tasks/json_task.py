@@ -72,7 +72,7 @@ _PERSON = Domain(
         (
             {"job": _of(words.JOBS)},
             _say(
-                "works as a {job} | is a {job} | earns money as a {job} | has a job as a {job} | became a {job} | is working as a {job} today | took the work of a {job} | was trained as a {job}",
+                "works as a {job} | is a {job} | earns money as a {job} | has a job as a {job} | became a {job} | is working as a {job} today | took the work of a {job} | was trained as a {job} | works this year as a {job} | got a job as a {job} | took up a job as a {job}",
                 "works today as a {job} | took a job as a {job}",
             ),
         ),
@@ -256,14 +256,14 @@ _RU_PERSON = Domain(
         (
             {"возраст": _count(17, 90)},
             _say(
-                "в возрасте {возраст} лет | уже {возраст} лет | возраст {возраст} | сейчас возраст {возраст} | сейчас уже {возраст} лет | всего {возраст} лет",
+                "в возрасте {возраст} лет | уже {возраст} лет | возраст {возраст} | сейчас возраст {возраст} | сейчас уже {возраст} лет | всего {возраст} лет | теперь {возраст} лет | почти {возраст} лет",
                 "сейчас {возраст} лет",
             ),
         ),
         (
             {"город": words.invent_ru},
             _say(
-                "живёт в городе {город} | родом из города {город} | работает в городе {город} | снимает квартиру в городе {город} | имеет дом в городе {город} | купил дом в городе {город}",
+                "живёт в городе {город} | родом из города {город} | работает в городе {город} | снимает квартиру в городе {город} | имеет дом в городе {город} | купил дом в городе {город} | снимает там дом: город {город}",
                 "снимает дом в городе {город}",
             ),
         ),

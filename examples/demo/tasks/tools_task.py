@@ -49,10 +49,10 @@ def _p(train: str, heldout: str) -> dict[Split, tuple[str, ...]]:
 
 
 VERBS = "get find compute read check fetch make count show load look update".split()
-ENDINGS = "function tool of v2 api code rank call index info".split()
+ENDINGS = "function tool of v2 rank code api call index info".split()
 PARAMETERS = (
-    "input value x city name key number query id text place code user amount level date item word title path "
-    "topic size year count label"
+    "input value x city owner name key number query region id text place code branch user amount level date height "
+    "item word title path angle topic location year label margin"
 ).split()
 DESCRIPTIONS = _p(
     "Returns the {noun} of the {p}. | Computes the {noun} from the {p}. | Gets the {noun} for a {p}. | Finds the {noun}. | "
