@@ -56,7 +56,7 @@ class HubConfig(BaseModel):
         if settings.get("quantization") in ("none", ""):
             settings["quantization"] = None
         try:
-            return cls(**settings)
+            return cls.model_validate(settings)
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
@@ -94,6 +94,8 @@ def _from_file(path: Path) -> Mapping[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path.name} cannot be read: {error.strerror}.") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{path.name} must hold settings as `name: value` lines.")
     return content or {}

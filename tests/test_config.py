@@ -29,6 +29,7 @@ def test_quantisation_can_be_switched_off(tmp_path: Path, value):
         ("max_batch_size: 0", "max_batch_size"),
         ("- a list", "name: value"),
         ("{", "YAML"),
+        ("1: cpu", "1"),
     ],
 )
 def test_a_wrong_file_is_an_error_that_names_the_place(tmp_path: Path, content, word):

@@ -97,13 +97,13 @@ def _show_hub(hub: AdapterHub, loaded: float) -> None:
 
 
 def _show(request: DemoRequest, answer: Generation) -> None:
-    who = click.style(answer.adapter or "base", bold=True)
+    who = output.style(answer.adapter or "base", bold=True)
     sure = f", confidence {answer.route.confidence:.2f}" if answer.route else ""
     usage = answer.usage
     speed = (
         f"{usage.completion_tokens} tokens in {usage.seconds:.2f} s, {usage.tokens_per_second:.0f} tokens/s"
     )
-    output.emit(f"\n  {click.style('>', fg='cyan')} {_indented(request.text)}")
+    output.emit(f"\n  {output.style('>', fg='cyan')} {_indented(request.text)}")
     output.emit(f"  {_indented(answer.text)}")
     output.emit(f"  [{who}{sure}; {speed}]")
 

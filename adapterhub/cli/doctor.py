@@ -21,6 +21,7 @@ _PACKAGES = (
     "bitsandbytes",
     "trl",
     "datasets",
+    "gguf",
     "langchain-core",
     "scikit-learn",
 )

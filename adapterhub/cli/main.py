@@ -19,7 +19,7 @@ from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.run import route, run
 from adapterhub.errors import AdapterHubError
 
-_UNEXPECTED = "This is a fault of adapterhub, not yours."
+_UNEXPECTED = "This is a fault of adapterhub, not yours. Run `adapterhub --debug ...` again and report it."
 
 
 class SuggestingGroup(click.Group):
@@ -53,7 +53,12 @@ def cli(debug: bool) -> None:
       adapterhub run sql "Who ordered most?"   ask it
       adapterhub run auto "Who ordered most?"  let the router choose
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if debug else logging.ERROR)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if debug else logging.ERROR,
+        format="%(levelname)s:%(name)s: %(message)s" if debug else "%(levelname)s: %(message)s",
+    )
+    logging.getLogger("adapterhub").setLevel(logging.DEBUG if debug else logging.WARNING)
     if not debug:
         # transformers and bitsandbytes talk about kernels and progress bars that nobody asked for.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -66,11 +71,10 @@ for command in (demo, list_adapters, show, add, rm, alias, verify, doctor, run, 
 
 def main() -> None:
     """Runs the command line; exit code 0 is fine, 1 something the user can mend, 2 wrong usage."""
-    debug = "--debug" in sys.argv or bool(os.environ.get("ADAPTERHUB_DEBUG"))
+    wish = os.environ.get("ADAPTERHUB_DEBUG", "").lower()
+    debug = "--debug" in sys.argv or wish not in ("", "0", "false", "f", "no", "n", "off")
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except click.Abort:
         output.note("Stopped.")
         sys.exit(130)
@@ -86,12 +90,15 @@ def main() -> None:
         # The reader has gone (`| head`); without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        output.fail(f"{error}.", "Check permissions and free space.")
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        output.fail(
-            f"{type(error).__name__}: {error}", f"{_UNEXPECTED} Run again with --debug and report it."
-        )
+        output.fail(f"{type(error).__name__}: {error}", _UNEXPECTED)
         sys.exit(1)
 
 

@@ -46,9 +46,14 @@ def base_options(function: F) -> F:
 
 
 def complete_adapter(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Completes adapter names in the shell."""
-    registry = open_registry(context.params.get("registry"))
-    return [CompletionItem(card.name) for card in registry.list() if card.name.startswith(begun)]
+    """Completes adapter names in the shell; where they cannot be read, it keeps quiet."""
+    from adapterhub.errors import AdapterHubError
+
+    try:
+        cards = open_registry(context.params.get("registry")).list()
+    except (AdapterHubError, OSError):
+        return []
+    return [CompletionItem(card.name) for card in cards if card.name.startswith(begun)]
 
 
 def open_registry(folder: Path | None) -> AdapterRegistry:

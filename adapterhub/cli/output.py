@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ def console() -> Console:
     """Where data for people goes: stdout, with colour only where it is a terminal and NO_COLOR is not set."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False)
+    return Console(soft_wrap=True, highlight=False, emoji=False)
 
 
 def emit_json(value: Any) -> None:
@@ -27,8 +27,7 @@ def emit_json(value: Any) -> None:
 
 def emit(text: str, *, newline: bool = True) -> None:
     """Prints data on stdout at once."""
-    click.echo(text, nl=newline)
-    sys.stdout.flush()
+    click.echo(text, nl=newline)  # which flushes
 
 
 def note(text: str) -> None:
@@ -38,34 +37,54 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     """Warns on stderr."""
-    click.echo(f"{click.style('Warning:', fg='yellow')} {text}", err=True)
+    click.echo(f"{style('Warning:', fg='yellow')} {text}", err=True)
 
 
 def fail(message: str, hint: str | None = None) -> None:
     """Reports an error and what to do about it on stderr."""
-    click.echo(f"{click.style('Error:', fg='red')} {message}", err=True)
+    click.echo(f"{style('Error:', fg='red')} {message}", err=True)
     if hint:
-        click.echo(f"{click.style('Hint:', fg='cyan')} {hint}", err=True)
+        click.echo(f"{style('Hint:', fg='cyan')} {hint}", err=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints rows as a plain table on stdout."""
-    from rich.table import Table
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, cut: bool = False) -> None:
+    """Prints rows on stdout, one line each, so that `grep` finds whole rows.
+
+    Args:
+        columns: The headings.
+        rows: The cells; what is not printable becomes a space.
+        cut: End each line at the edge of the terminal; for tables whose last column may be lost.
+    """
+    from rich.cells import cell_len, set_cell_size
     from rich.text import Text
 
-    grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
-    console().print(grid)
+    cells = [[_printable(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    screen = console()
+    edge: dict[str, Any] = {"soft_wrap": False, "no_wrap": True, "overflow": "ellipsis"}
+    for number, row in enumerate(cells):
+        line = "  ".join(map(set_cell_size, row, widths)).rstrip()
+        screen.print(Text(line, "" if number else "bold"), **(edge if cut and screen.is_terminal else {}))
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> None:
     """Prints `name  value` lines on stdout, without those that have no value."""
-    from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2))
-    for name, value in pairs:
-        if value:
-            grid.add_row(Text(name, style="bold"), Text(value))
-    console().print(grid)
+    shown = [(name, value) for name, value in pairs if value]
+    width = max((len(name) for name, _ in shown), default=0) + 2
+    screen = console()
+    for name, value in shown:
+        for number, line in enumerate(value.splitlines()):
+            head = "" if number else name
+            screen.print(Text.assemble((head.ljust(width), "bold"), _printable(line)))
+
+
+def style(text: str, **how: Any) -> str:
+    """A text in colour; without, where NO_COLOR is set. `click` takes it away where there is no terminal."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **how)
+
+
+def _printable(text: str) -> str:
+    # Cards come from strangers, and an escape sequence can rewrite a terminal.
+    return "".join(character if character.isprintable() else " " for character in text)

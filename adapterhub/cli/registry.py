@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
+from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
     from adapterhub.registry import AdapterCard
@@ -35,7 +37,7 @@ def list_adapters(registry: Path | None, as_json: bool) -> None:
         output.note(f"No adapters in {adapters.root}. `adapterhub add NAME PATH` registers one.")
         return
     rows = [(card.name, str(card.version), *_summary(card)) for card in cards]
-    output.table(["name", "version", "rank", "size", "base", "description"], rows)
+    output.table(["name", "version", "rank", "size", "base", "description"], rows, cut=True)
 
 
 @click.command()
@@ -126,7 +128,8 @@ def rm(name: str, force: bool, yes: bool, registry: Path | None) -> None:
       adapterhub rm sql@2
     """
     adapters = open_registry(registry)
-    adapters.get(name)
+    with suppress(AdapterInvalidError):  # what is damaged can be removed too
+        adapters.get(name)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("Removing asks first, and there is no terminal to ask on; add --yes.")
@@ -217,14 +220,18 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
 def _prompt_style(card: AdapterCard) -> str:
     """Which form this adapter's prompts take on the base that its card names."""
     from adapterhub.bases import tokenizer_chat_template
-    from adapterhub.errors import ConfigError
     from adapterhub.prompts import choose_style
 
+    template, unknown = None, "" if card.base.name else "The card names no base."
     try:
         template = tokenizer_chat_template(card.base.name) if card.base.name else None
-        return str(choose_style(template, card.prompt.format, card.prompt.chat_template))
     except ConfigError as error:
-        return f"unknown: {error.message}"
+        unknown = error.message
+    try:
+        style = choose_style(template, card.prompt.format, card.prompt.chat_template)
+    except ConfigError as error:
+        return f"unknown: {unknown or error.message}"
+    return f"unknown: {unknown}" if unknown and style.origin == "default" else str(style)
 
 
 def _size(size: int) -> str:

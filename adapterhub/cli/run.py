@@ -33,7 +33,9 @@ _MAX_INPUT_BYTES = 16 * 2**20
 )
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: 0]")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="Keep the tokens that reach this probability.")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep the tokens that reach this probability."
+)
 @click.option("--seed", type=click.IntRange(0), help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
 @click.option("--raw", is_flag=True, help="Take the text as it stands, without a chat template.")
@@ -70,6 +72,7 @@ def run(
         "device": device,
         "trust_remote_code": trust_remote_code,
     }
+    _check_first(adapter, text, raw, registry)
     with open_hub(registry, **settings) as hub:
         if as_json:
             output.emit_json(describe(hub.generate(text, adapter, **arguments)))
@@ -131,12 +134,13 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
     return adapter, _read(text)
 
 
-def _check_first(adapter: str, text: str, registry: Path | None) -> None:
+def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
     """Tells of a mistake before the base is loaded, which takes seconds."""
     from adapterhub.hub import BASE_NAMES
     from adapterhub.prompts import conversation
 
-    conversation(text)
+    if not raw:
+        conversation(text)
     if adapter != "auto" and adapter not in BASE_NAMES:
         open_registry(registry).resolve(adapter)
 
@@ -160,8 +164,8 @@ def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:
         return None
     try:
         tools = json.loads(file.read(_MAX_INPUT_BYTES))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file.name} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deep
+        raise ConfigError(f"{file.name} is not JSON: {error}.") from error
     if not isinstance(tools, list):
         raise ConfigError(f"{file.name} must hold a JSON list of tools.")
     return tools

@@ -1,6 +1,8 @@
 """The command line, run as a person would; what loads a model runs on the tiny base."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from adapterhub import AdapterRegistry
 from adapterhub.cli.main import cli, main
+from adapterhub.errors import AdapterNotFoundError
+from tests.tiny import make_adapter, make_base
 
 COMMANDS = sorted(cli.commands)
 
@@ -71,6 +76,42 @@ class TestReading:
         assert "adapterhub add" in shown.err
         assert own("list", "--json").json == []
 
+    def test_every_adapter_is_one_whole_line(self, own, tmp_path, tiny_adapters, monkeypatch):
+        name = "a-name-that-is-rather-long-for-a-narrow-terminal"
+        own("add", name, tiny_adapters["json"], "--description", f"{'long ' * 50}\nand two\x1b[31m lines")
+        monkeypatch.setenv("COLUMNS", "30")
+        shown = own("list")
+        assert len(shown.out.splitlines()) == 2
+        assert f"{name}  1 " in shown.out
+        assert "and two [31m lines" in shown.out  # a card must not steer the terminal
+        shown = own("show", name)
+        assert own("show", name, "--json").json["digest"] in shown.out
+        assert str(tmp_path / "registry" / name / "1") in shown.out
+
+    def test_list_says_what_it_leaves_out(self, own, tmp_path, tiny_adapters, tiny_registry):
+        own("add", "json", tiny_adapters["json"])
+        (tmp_path / "registry" / "json" / "1" / "card.json").write_text("{")
+        command = [sys.executable, "-m", "adapterhub.cli.main", "list", "--registry", tmp_path / "registry"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "In json/1" in done.stderr
+
+    def test_show_knows_the_form_of_prompts_or_says_that_it_does_not(self, own, tmp_path, tiny_adapters):
+        nameless = tmp_path / "adapter"
+        shutil.copytree(tiny_adapters["json"], nameless)
+        config = json.loads((nameless / "adapter_config.json").read_text())
+        (nameless / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+        own("add", "json", nameless)
+        assert own("show", "json", "--json").json["prompt_in_use"] == "unknown: The card names no base."
+        AdapterRegistry(tmp_path / "registry").update("json", prompt={"format": "plain"})
+        assert own("show", "json", "--json").json["prompt_in_use"] == "Instruction / Response"
+
+    def test_show_of_a_card_whose_base_is_gone(self, own, tmp_path):
+        base = make_base(tmp_path / "base")
+        own("add", "json", make_adapter(tmp_path / "adapter", base), "--base", base)
+        shutil.rmtree(base)
+        shown = own("show", "json")
+        assert (shown.code, f"unknown: There is no base model at '{base}'" in shown.out) == (0, True)
+
     def test_show(self, run, tiny_registry):
         shown = run("show", "json")
         assert "LoRA, rank 4, alpha 8" in shown.out
@@ -130,6 +171,12 @@ class TestChanging:
         assert own("rm", "json").code == 0
         assert own("list", "--json").json == []
 
+    def test_what_is_damaged_can_be_removed(self, own, tmp_path, tiny_adapters):
+        own("add", "json", tiny_adapters["json"])
+        (tmp_path / "registry" / "json" / "1" / "card.json").write_text("{")
+        assert own("rm", "json", "--yes").code == 0
+        assert not (tmp_path / "registry" / "json" / "1").exists()
+
     def test_adding_without_a_base_warns(self, own, tiny_adapters):
         assert "not checked against a base" in own("add", "json", tiny_adapters["json"]).err
 
@@ -144,6 +191,9 @@ class TestMistakes:
             (("run", "jsn", "Hi"), "Did you mean 'json'?"),
             (("run", "json", ""), "empty"),
             (("run", "json", "x " * 500), "context"),
+            (("run", "json", "\udcff"), "Unicode"),
+            (("route", "\udcff"), "Unicode"),
+            (("run", "json", "Hi", "--stop", ""), "stop"),
             (("add", "x", "/no/such/folder"), "Hint:"),
             (("add", "auto", "."), "reserved"),
             (("finetune", "/no/such/file.yaml"), "file.yaml"),
@@ -176,6 +226,54 @@ class TestMistakes:
         monkeypatch.setattr(sys, "argv", ["adapterhub", "--debug", "list"])
         with pytest.raises(ZeroDivisionError):
             main()
+
+    @pytest.mark.parametrize(
+        "arguments", [("jsn", "Hi"), ("json", ""), ("json", "Hi", "--tools", "not-a-list")]
+    )
+    def test_a_mistake_is_told_before_the_base_is_loaded(self, run, monkeypatch, tmp_path, arguments):
+        monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", lambda **_: pytest.fail("loaded"))
+        monkeypatch.chdir(tmp_path)
+        Path("not-a-list").write_bytes(b"\xff")
+        shown = run("run", *arguments)
+        assert (shown.code, "fault of adapterhub" in shown.err) == (1, False)
+
+    @pytest.mark.parametrize(("wish", "kind"), [("0", SystemExit), ("1", AdapterNotFoundError)])
+    def test_debug_in_the_environment(self, tiny_registry, monkeypatch, wish, kind):
+        monkeypatch.setenv("ADAPTERHUB_DEBUG", wish)
+        monkeypatch.setattr(sys, "argv", ["adapterhub", "show", "x", "--registry", str(tiny_registry)])
+        with pytest.raises(kind):
+            main()
+
+    def test_a_full_disk_is_no_fault_of_ours(self, tiny_registry):
+        command = f"{sys.executable} -m adapterhub.cli.main list --registry {tiny_registry} > /dev/full"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+        assert "fault" not in done.stderr
+
+    def test_no_color_is_kept_to(self, run, monkeypatch):
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setattr("click.utils.should_strip_ansi", lambda *_: False)
+        assert "\x1b[31m" in run("show", "x").err
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert "\x1b[31m" not in run("show", "x").err
+
+
+class TestCompletion:
+    def complete(self, words: str) -> tuple[str, str]:
+        environment = {**os.environ, "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        environment["_ADAPTERHUB_COMPLETE"] = "bash_complete"
+        code = "import sys; from adapterhub.cli.main import cli; cli(prog_name='adapterhub')"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return done.stdout.strip(), done.stderr
+
+    def test_names_are_completed(self, run):
+        assert self.complete("adapterhub show js") == ("plain,json", "")
+
+    def test_it_keeps_quiet_where_settings_are_wrong(self, run, tmp_path, monkeypatch):
+        monkeypatch.setenv("ADAPTERHUB_MAX_BATCH_SIZE", "many")
+        assert self.complete("adapterhub show js") == ("", "")
 
 
 class TestRun:
