@@ -17,7 +17,7 @@ class Usage:
     Attributes:
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens generated, of all `n` answers together.
-        seconds: Wall time from the request to the last token.
+        seconds: Wall time in the engine, from the prompt's first token to the answer's last.
     """
 
     prompt_tokens: int

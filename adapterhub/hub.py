@@ -207,11 +207,11 @@ class AdapterHub:
         if isinstance(prompts, str):
             raise ConfigError("A batch takes a list of prompts, not one text.", hint="generate() takes one.")
         choices = _one_each(prompts, adapters)
-        started = time.perf_counter()
         prepared = [
             self._prepare(prompt, choice, raw, tools, sampling)
             for prompt, choice in zip(prompts, choices, strict=True)
         ]
+        started = time.perf_counter()
         answers = self._engine.generate([one.request for one in prepared])
         seconds = time.perf_counter() - started
         return [_generation(one, answer, seconds) for one, answer in zip(prepared, answers, strict=True)]
@@ -232,9 +232,8 @@ class AdapterHub:
         """
         if sampling.get("n", 1) != 1:
             raise ConfigError("A stream has one answer, so n must be 1.")
-        started = time.perf_counter()
         prepared = self._prepare(prompt, adapter, raw, tools, sampling)
-        return GenerationStream(_streamed(prepared, self._engine.stream(prepared.request), started))
+        return GenerationStream(_streamed(prepared, self._engine.stream(prepared.request)))
 
     async def agenerate(self, prompt: Prompt, adapter: Choice = ACTIVE, **arguments: Any) -> Generation:
         """As `generate`, without blocking the event loop."""
@@ -399,8 +398,8 @@ def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]
     return adapters
 
 
-def _streamed(prepared: _Prepared, pieces: Iterator[Piece], started: float) -> Generator[str | Generation]:
-    seen = []
+def _streamed(prepared: _Prepared, pieces: Iterator[Piece]) -> Generator[str | Generation]:
+    started, seen = time.perf_counter(), []
     for piece in pieces:
         seen.append(piece)
         if piece.text:

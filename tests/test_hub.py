@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine, RouteDecision
 from adapterhub.errors import (
     AdapterIncompatibleError,
     AdapterNotFoundError,
@@ -66,6 +66,16 @@ class TestChoosing:
         assert answer.adapter == "support"
         assert answer.route is not None
         assert answer.route.adapter == "support"
+
+    def test_speed_is_the_engines_and_not_the_routers(self, echo, monkeypatch):
+        monkeypatch.setattr(
+            type(echo), "route", lambda *_: time.sleep(0.2) or RouteDecision("json", 1.0, 0.5, "matched", {})
+        )
+        stream = echo.stream("Hi", "auto")
+        list(stream)
+        for answer in (stream.result, echo.generate("Hi", "auto")):
+            assert answer.adapter == "json"
+            assert answer.usage.seconds < 0.1
 
     def test_auto_falls_back_to_the_base(self, echo):
         answer = echo.generate("Hello, how are you?", "auto")
