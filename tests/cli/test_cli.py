@@ -97,7 +97,7 @@ class TestReading:
 
     def test_show_knows_the_form_of_prompts_or_says_that_it_does_not(self, own, tmp_path, tiny_adapters):
         nameless = tmp_path / "adapter"
-        shutil.copytree(tiny_adapters["json"], nameless)
+        shutil.copytree(tiny_adapters["json"], nameless, ignore=shutil.ignore_patterns("README.md"))
         config = json.loads((nameless / "adapter_config.json").read_text())
         (nameless / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
         own("add", "json", nameless)
