@@ -152,7 +152,7 @@ def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
     shapes_of_name = ("{verb}_{noun}", "{verb}_{noun}", "{noun}_{ending}", "{noun}")
     name = rng.choice(shapes_of_name).format(
         noun=noun,
-        verb=words.pick_or_invent(rng, VERBS, split),
+        verb=words.pick(rng, VERBS, split) if rng.random() < 0.8 else words.identifier(rng, split),
         ending=words.pick_or_invent(rng, ENDINGS, split),
     )
     chosen: list[str] = []
