@@ -40,7 +40,7 @@ class SamplingParams(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
     """Above 1 makes tokens of the prompt and the answer less likely to come again."""
     stop: Annotated[tuple[_StopString, ...], BeforeValidator(_none_one_or_many)] = Field((), max_length=64)
-    """Strings that end the answer, none of them empty; they are not part of it."""
+    """Strings or special tokens that end the answer, none of them empty; they are not part of it."""
     stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_none_one_or_many)] = Field((), max_length=64)
     """Tokens that end the answer, beside the base's own end tokens."""
     seed: int | None = Field(None, ge=0, lt=2**63)

@@ -159,7 +159,7 @@ class SimpleEngine:
         return _Row(
             prompt=request.prompt,
             budget=answer_budget(request, self.context_length),
-            end_ids=own_ends | set(sampling.stop_token_ids),
+            end_ids=own_ends | set(sampling.stop_token_ids) | _special_ids(self._base, sampling.stop),
             sampler=Sampler(sampling, number, self._base.device),
             text=TextAssembler(self.tokenizer, sampling.stop),
         )
@@ -246,3 +246,9 @@ def _end_ids(base: Base) -> frozenset[int]:
     configured = base.model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in [*ids, base.tokenizer.eos_token_id] if token is not None)
+
+
+def _special_ids(base: Base, stop: Sequence[str]) -> frozenset[int]:
+    """The special tokens among stop strings, such as `<|im_end|>`: they never show in the text."""
+    added = base.tokenizer.added_tokens_decoder.items()
+    return frozenset(number for number, token in added if token.special and token.content in stop)

@@ -177,6 +177,15 @@ def test_a_stop_string_ends_the_text_before_it(engine):
     assert answer.finish_reason == "stop"
 
 
+def test_a_special_token_can_be_a_stop_string(engine):
+    number = engine.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    certain = torch.nn.functional.one_hot(torch.tensor(number), 320).float()
+    handle = engine._base.model.lm_head.register_forward_hook(lambda *_: certain.expand(1, 1, -1))
+    answer = engine.generate([request(PROMPTS[0], stop="<|im_start|>")])[0][0]
+    handle.remove()
+    assert (answer.token_ids, answer.text, answer.finish_reason) == ((number,), "", "stop")
+
+
 def test_too_long_a_request_is_refused_and_nothing_runs(engine, sources):
     with pytest.raises(RequestTooLongError, match="256"):
         engine.generate([request(PROMPTS[0], sources["json"]), request([5] * 250)])
