@@ -152,7 +152,8 @@ def _read(text: str) -> str:
     if len(read) > _MAX_INPUT_BYTES:
         raise ConfigError("The input is larger than 16 MiB.", hint="Give a part of it.")
     try:
-        return read.decode()
+        # As in `$(...)`, the end of the last line is not part of the text, nor is the mark that Windows puts first.
+        return read.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise ConfigError(
             "The input is not UTF-8 text.", hint="Convert it, for example with iconv."

@@ -1,5 +1,6 @@
 """The command line, run as a person would; what loads a model runs on the tiny base."""
 
+import io
 import json
 import os
 import shutil
@@ -305,6 +306,13 @@ class TestRun:
         done = subprocess.run(command, input="Привет", capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["adapter"] == "json"
         assert done.stderr == ""
+
+    def test_the_end_of_the_last_line_is_no_part_of_the_text(self, run, monkeypatch):
+        wanted = run("route", "my router shows an error", "--json").json
+        monkeypatch.setattr(
+            "sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfmy router shows an error\r\n"))
+        )
+        assert run("route", "-", "--json").json == wanted
 
     def test_tools_are_read_from_a_file(self, run, tmp_path):
         (tmp_path / "tools.json").write_text('{"name": "not a list"}')
