@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -159,19 +161,33 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
 
 
 def _keep(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int, path: Path | None) -> None:
-    if path is not None:
-        partial = path.with_suffix(".partial")
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
-        partial.replace(path)
+    if path is None:
+        return
+    tensors = {f"model.{name}": value for name, value in model.named_parameters()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    partial = path.with_suffix(".partial")
+    save_file(
+        {name: value.detach().contiguous() for name, value in tensors.items()}, partial, {"step": str(step)}
+    )
+    partial.replace(path)
 
 
 def _resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, path: Path | None) -> int:
     if path is None or not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    with safe_open(path, "pt") as file:
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name in file.keys():  # noqa: SIM118  not a mapping
+            owner, _, rest = name.partition(".")
+            if owner == "model":
+                model.get_parameter(rest).data.copy_(file.get_tensor(name))
+            else:
+                number, _, field = rest.partition(".")
+                state.setdefault(int(number), {})[field] = file.get_tensor(name)
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return int(file.metadata()["step"])
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
