@@ -1,6 +1,6 @@
 """Makes the demo's base: a byte-level tokenizer and a small Llama, trained from scratch on `corpus.py`'s text.
 
-    python -m examples.demo.base --out adapterhub/demo/base --steps 3600
+    python -m examples.demo.base --out adapterhub/demo/base --steps 3800
 
 The model reads 4,096 tokens a step, in rows of 512 and, for the last tenth, of 1,024. `copying` in the progress line is
 the share of tokens that it gets right when a list of names that it never saw is said a second time: it leaps up when
@@ -218,7 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("adapterhub/demo/base"))
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=3800)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--checkpoint", type=Path, help="file that keeps the training's state every 100 steps"
