@@ -167,11 +167,11 @@ STRINGS: tuple[tuple[Phrases, str], ...] = (
         "returns {k} plus the length of {a}"), "len({a}) + {k}"),
 )  # fmt: skip
 
-NUMBER_NAMES = "n value number amount height m total price width depth score level count size angle".split()
-LIST_NAMES = "numbers values items data heights prices series sizes marks depths scores levels counts totals angles".split()
-TEXT_NAMES = (
-    "text word line name caption s phrase label entry remark title message string path slogan".split()
+NUMBER_NAMES = (
+    "n value number amount height m total price width gain score level count size balance depth angle".split()
 )
+LIST_NAMES = "numbers values items data heights prices series sizes marks wages scores levels counts totals samples depths angles".split()
+TEXT_NAMES = "text word line name caption s phrase label entry comment title message string path reply remark slogan".split()
 
 REQUESTS: Phrases = _p(
     "Write a function {f}({a}) that {d}. | Write a Python function {f}({a}) that {d}. | I need a function {f}({a}) that {d}. | "
@@ -179,7 +179,7 @@ REQUESTS: Phrases = _p(
     "Make a Python function {f}({a}) that {d}. | Can you write a function {f}({a}) that {d}? | "
     "Implement {f}({a}) so that it {d}. | Give me Python code for {f}({a}), which {d}. | Code a function {f}({a}) that {d}. | "
     "In Python, write {f}({a}) that {d}. | Show me a function {f}({a}) that {d}. | Python: a function {f}({a}) that {d}. | "
-    "Please implement a function {f}({a}) that {d}. | Help me with a function {f}({a}) that {d}. | Could you write {f}({a}), a Python function that {d}? | Create a function {f}({a}) that {d}. | Create the function {f}({a}), which {d}. | Build {f}({a}), a Python function that {d}. | Prepare {f}({a}): a Python function that {d}. | Try {f}({a}), a function that {d}. | Produce {f}({a}) in Python so that it {d}. | Create Python code for {f}({a}), which {d}. | I want to have a Python function {f}({a}) that {d}.",
+    "Please implement a function {f}({a}) that {d}. | Help me with a function {f}({a}) that {d}. | Could you write {f}({a}), a Python function that {d}? | Create a function {f}({a}) that {d}. | Create the function {f}({a}), which {d}. | Build {f}({a}), a Python function that {d}. | Make {f}({a}), a function in Python that {d}. | Show {f}({a}), a Python function that {d}. | Draft {f}({a}), which {d}. | Design {f}({a}), a Python function that {d}. | Return {f}({a}), Python code that {d}. | Sketch {f}({a}), a function that {d}. | Compose {f}({a}) in Python: it {d}. | Finish {f}({a}), a Python function that {d}. | Add {f}({a}), a Python function that {d}. | Prepare {f}({a}): a Python function that {d}. | Try {f}({a}), a function that {d}. | Produce {f}({a}) in Python so that it {d}. | Create Python code for {f}({a}), which {d}. | I want to have a Python function {f}({a}) that {d}.",
     "Please give me a Python function {f}({a}) that {d}. | Could you code a function {f}({a}) that {d}? | "
     "I want a function {f}({a}) in Python that {d}. | Create {f}({a}), a Python function that {d}.",
 )

@@ -65,7 +65,7 @@ DESCRIPTIONS_NO_ARGUMENT = _p(
 )
 # How a person asks, by what they name: the tool itself, or only what they want to know.
 BY_NAME = _p(
-    "What is the value of {f}({v})? Use the tool. | Use the tool {f} on {v}. | Call {f} with {v}. | Please call {f} for {v}. | "
+    "What is the value of {f}({v})? Use the tool. | How much is {f}({v})? | Tell me {f}({v}). | What comes from {f} with {v}? | Get the output of {f} for {v}. | What do you get for {v} from {f}? | Let {f} work on {v}. | Use the tool {f} on {v}. | Call {f} with {v}. | Please call {f} for {v}. | "
     "What does {f} return for {v}? | Run {f} with the input {v}. | Use {f} for {v}. | Compute {f}({v}). | "
     "I need the result of {f}({v}). | Use {f} to process {v}. | Please use the {f} tool with {v}. | Please run the tool {f} on {v}. | What do you get if you call {f} with {v}? | What is the result of {f} with {v}?",
     "What is {f}({v})? | Please run {f} on {v}. | Use the {f} tool for {v}. | What do you get from {f} with {v}?",
@@ -85,7 +85,7 @@ BY_NOUN_NO_ARGUMENT = _p(
     "What is the current {noun}? | Please show the {noun}.",
 )
 PAIRS = _p(
-    "{p} {v} and {q} {w} | {p}={v}, {q}={w} | {p} {v}, {q} {w} | the {p} {v} and the {q} {w} | {p}: {v}, {q}: {w} | a {p} {v} and a {q} {w}",
+    "{p} {v} and {q} {w} | {p}={v}, {q}={w} | {p} {v}, {q} {w} | the {p} {v} and the {q} {w} | {p} = {v}, {q} = {w} | {p}={v} and {q}={w} | {p} {v} along with {q} {w} | {p}: {v}, {q}: {w} | a {p} {v} and a {q} {w}",
     "{p} = {v} and {q} = {w} | {p} {v} with {q} {w}",
 )
 NAMED_TOOLS = _p(
@@ -139,7 +139,7 @@ def parameter_of(rng: random.Random, name: str, kind: str) -> Parameter:
 
 def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
     """A tool with 0, 1 or 2 parameters; most have invented names, some ordinary ones."""
-    arity = rng.choices([0, 1, 2], [1, 6, 3])[0] if arity is None else arity
+    arity = rng.choices([0, 1, 2], [1, 7, 2])[0] if arity is None else arity
     if arity == 1 and rng.random() < 0.15:
         name, noun, parameter, kind = rng.choice(NAMED_TOOLS[split]).split(":")
         return Tool(
@@ -153,11 +153,13 @@ def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
     name = rng.choice(shapes_of_name).format(
         noun=noun,
         verb=words.pick(rng, VERBS, split) if rng.random() < 0.8 else words.identifier(rng, split),
-        ending=words.pick_or_invent(rng, ENDINGS, split),
+        ending=words.pick(rng, ENDINGS, split) if rng.random() < 0.8 else words.identifier(rng, split),
     )
     chosen: list[str] = []
     while len(chosen) < arity:
-        chosen += {words.pick_or_invent(rng, PARAMETERS, split)} - {*chosen, noun}
+        # As with the keys of JSON records, most parameters have the same few names everywhere.
+        parameter = rng.choice(PARAMETERS) if rng.random() < 0.75 else words.identifier(rng, split)
+        chosen += {parameter} - {*chosen, noun}
     parameters = tuple(parameter_of(rng, p, rng.choice(["integer", "string"])) for p in chosen)
     shapes = DESCRIPTIONS if parameters else DESCRIPTIONS_NO_ARGUMENT
     text = rng.choice(shapes[split]).format(noun=noun, p=parameters[0].name if parameters else "")
@@ -207,7 +209,8 @@ def make(rng: random.Random, split: Split) -> Record:
     """One request with 1 to 3 tools, or the turn after the tool has answered."""
     chosen = tool(rng, split)
     tools = [chosen]
-    while len(tools) < rng.choice([1, 1, 2, 3]):
+    offered = rng.choices([1, 2, 3], [15, 4, 1])[0]
+    while len(tools) < offered:
         other = tool(rng, split)
         if other.name not in {t.name for t in tools} and other.noun not in {t.noun for t in tools}:
             tools.append(other)
