@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,14 +104,9 @@ def _show(request: DemoRequest, answer: Generation) -> None:
     speed = (
         f"{usage.completion_tokens} tokens in {usage.seconds:.2f} s, {usage.tokens_per_second:.0f} tokens/s"
     )
-    output.emit(f"\n  {output.style('>', fg='cyan')} {_indented(request.text)}")
-    output.emit(f"  {_indented(answer.text)}")
-    output.emit(f"  [{who}{sure}; {speed}]")
-
-
-def _indented(text: str) -> str:
-    return text.replace("\n", "\n    ")
+    asked, said = indent(request.text, "    ").lstrip(), indent(answer.text, "  ")
+    output.emit(f"\n  {output.style('>', fg='cyan')} {asked}\n{said}\n  [{who}{sure}; {speed}]")
 
 
 def _try() -> str:
-    return 'adapterhub run support "My router shows error 7", adapterhub list, adapterhub --help'
+    return 'adapterhub run support "My Zorbex printer does not turn on.", adapterhub list, adapterhub --help'
