@@ -23,10 +23,11 @@ def tokenizer() -> Any:
 
 
 def test_base_and_adapters_are_small() -> None:
-    assert sum(path.stat().st_size for path in BASE.iterdir()) < 16e6
-    weights = list(demo_registry_folder().glob("*/*/adapter_model.safetensors"))
+    base = sum(path.stat().st_size for path in BASE.iterdir())
+    weights = [path.stat().st_size for path in demo_registry_folder().glob("*/*/adapter_model.safetensors")]
+    assert base < 16e6
     assert len(weights) == 4
-    assert all(path.stat().st_size < 2e6 for path in weights)
+    assert base + sum(weights) < 30e6
 
 
 def test_text_survives_the_tokenizer(tokenizer: Any) -> None:
