@@ -49,7 +49,7 @@ def _thing(rng: random.Random) -> str:
     style = rng.random()
     if style < 0.2:
         return str(rng.randint(0, 9999))
-    if style < 0.25:
+    if style < 0.26:
         return tools_task.foreign(rng, "train")
     return rng.choices(makers, (3, 2, 2, 5, 2, 2))[0](rng, "train")
 
@@ -207,13 +207,12 @@ def _troubles_chat(rng: random.Random) -> str:
 
 def _manual(rng: random.Random) -> str:
     """A manual: signatures, then worked examples of requests with the calls that they need."""
-    tools = [tools_task.tool(rng, "train") for _ in range(rng.randint(1, 3))]
+    tools, chosen, by_name = tools_task.offer(rng, "train")
     lines = [json.dumps(t.schema()["function"], ensure_ascii=False) for t in tools]
     parts = [rng.choice(["<tools>\n{}\n</tools>", "{}", "Functions:\n{}"]).format("\n".join(lines))]
     for _ in range(rng.randint(1, 2)):
-        chosen = rng.choice(tools)
         arguments = tools_task.arguments_of(rng, "train", chosen)
-        request = tools_task.ask(rng, "train", chosen, arguments)
+        request = tools_task.ask(rng, "train", chosen, arguments, by_name=by_name)
         call = tools_task.call_text(chosen.name, arguments)
         if rng.random() < 0.4:
             call = json.dumps({"name": chosen.name, "arguments": arguments}, ensure_ascii=False)
@@ -221,19 +220,19 @@ def _manual(rng: random.Random) -> str:
         parts.append(f"{heading}{request}\n{call}")
         if rng.random() < 0.4:
             result = tools_task.value(rng, "train", rng.choice(["integer", "string"]))
-            parts.append(
-                f"<tool_response>\n{result}\n</tool_response>\n{tools_task.result_text(chosen.noun, arguments, result)}"
-            )
+            stated = tools_task.statement(chosen.noun, arguments, result)
+            parts.append(f"<tool_response>\n{result}\n</tool_response>\n{stated[0].upper()}{stated[1:]}.")
+        chosen = rng.choice(tools)
     return "\n".join(parts)
 
 
 def _tools_chat(rng: random.Random) -> str:
-    tools = [tools_task.tool(rng, "train") for _ in range(rng.randint(1, 3))]
-    chosen = rng.choice(tools)
+    tools, chosen, by_name = tools_task.offer(rng, "train")
     arguments = tools_task.arguments_of(rng, "train", chosen)
     told = "".join(f" with {key} {value}" for key, value in arguments.items())
     answer = rng.choice(["The tool for that is {f}{w}.", "You can use {f}{w}."]).format(f=chosen.name, w=told)
-    return _exchange(tools_task.ask(rng, "train", chosen, arguments), answer, [t.schema() for t in tools])
+    request = tools_task.ask(rng, "train", chosen, arguments, by_name=by_name)
+    return _exchange(request, answer, [t.schema() for t in tools])
 
 
 def _talk(rng: random.Random) -> str:
@@ -259,12 +258,12 @@ KINDS = (
     (_lookups, 14),
     (_records, 24),
     (_facts_chat, 8),
-    (_keys_chat, 8),
+    (_keys_chat, 11),
     (_functions, 14),
     (_functions_chat, 5),
     (_articles, 8),
     (_troubles_chat, 5),
-    (_manual, 14),
+    (_manual, 19),
     (_tools_chat, 5),
     (_talk, 1),
 )

@@ -51,7 +51,7 @@ def _p(train: str, heldout: str) -> dict[Split, tuple[str, ...]]:
 VERBS = "get find compute read check fetch make count show load look update".split()
 ENDINGS = "function tool of v2 rank code api call index info".split()
 PARAMETERS = (
-    "input value x city owner name key number query region id text place code branch user amount level date height "
+    "input value x a b n city owner name key number query region id text place code branch user amount level date height "
     "item word title path angle topic location year label margin"
 ).split()
 DESCRIPTIONS = _p(
@@ -73,7 +73,7 @@ BY_NAME = _p(
 BY_NOUN = _p(
     "What is the {noun} of {v}? | Get the {noun} for {v}. | Tell me the {noun} of {v}. | I want to know the {noun} of {v}. | "
     "Please find the {noun} of {v}. | Look up the {noun} for {v}. | Can you give me the {noun} of {v}? | "
-    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}? | Could you get the {noun} for {v}? | Could you look up the {noun} of {v}? | Tell me please: what {noun} does {v} have? | What is the {noun} in {v}? | What is the {noun} at {v}? | Create a {noun} for {v}.",
+    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}? | Could you get the {noun} for {v}? | Could you look up the {noun} of {v}? | Tell me please: what {noun} does {v} have? | What is the {noun} in {v}? | What is the {noun} at {v}? | Create a {noun} for {v}. | Create a {noun} named {v}.",
     "Could you tell me the {noun} of {v}? | Please look up the {noun} of {v}. | What {noun} does {v} have?",
 )
 BY_NAME_NO_ARGUMENT = _p(
@@ -91,10 +91,11 @@ PAIRS = _p(
 NAMED_TOOLS = _p(
     "get_weather:weather:city:string | add_numbers:sum:number:integer | search_web:answer:query:string | "
     "get_price:price:item:string | read_file:content:path:string | translate_text:translation:text:string | "
-    "convert_money:exchange:amount:integer | find_user:user:id:integer | count_words:count:text:string | lookup_user:user:name:string | get_meaning:meaning:word:string | square_number:square:number:integer | cube_root:root:number:integer | get_time_zone:zone:city:string | multiply:product:x:integer",
+    "convert_money:exchange:amount:integer | find_user:user:id:integer | count_words:count:text:string | lookup_user:user:name:string | get_meaning:meaning:word:string | square_number:square:number:integer | cube_root:root:number:integer | get_time_zone:zone:city:string | multiply:product:x:integer | create_customer:customer:name:string",
     "get_time:time:city:string | lookup_word:meaning:word:string | square_root:root:number:integer",
 )
 SCRIPTS = ("你好世界天地人大小中国山水火木金土日月", "こんにちはありがとうさくら", "éàüöñçßøå", "αβγδελπσω")
+HAN = "".join(map(chr, range(0x4E00, 0x9FA6)))
 
 
 def value(rng: random.Random, split: Split, kind: str) -> Any:
@@ -119,8 +120,8 @@ def value(rng: random.Random, split: Split, kind: str) -> Any:
 def foreign(rng: random.Random, split: Split) -> str:
     """A word in letters of another script, to be copied as it stands."""
     while True:
-        letters = rng.choice(SCRIPTS)
-        word = "".join(rng.choice(letters) for _ in range(rng.randint(2, 5)))
+        letters = HAN if rng.random() < 0.3 else rng.choice(SCRIPTS)
+        word = "".join(rng.choice(letters) for _ in range(rng.randint(2, 6)))
         if words.side(word) == split:
             return word
 
@@ -137,11 +138,17 @@ def parameter_of(rng: random.Random, name: str, kind: str) -> Parameter:
     return Parameter(name, kind, {}, described if rng.random() < 0.35 else {})
 
 
-def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
-    """A tool with 0, 1 or 2 parameters; most have invented names, some ordinary ones."""
+def tool(rng: random.Random, split: Split, arity: int | None = None, *, noun_first: bool = False) -> Tool:
+    """A tool with 0, 1 or 2 parameters; most have invented names, some ordinary ones.
+
+    With `noun_first` its name begins with what it gives, as `dovar_index`, so that who is asked for a dovar can tell
+    this tool from its neighbours by the name.
+    """
     arity = rng.choices([0, 1, 2], [1, 7, 2])[0] if arity is None else arity
-    if arity == 1 and rng.random() < 0.15:
+    if arity == 1 and not noun_first and rng.random() < 0.15:
         name, noun, parameter, kind = rng.choice(NAMED_TOOLS[split]).split(":")
+        if rng.random() < 0.3:
+            parameter = rng.choice(PARAMETERS)
         return Tool(
             name,
             f"{rng.choice(DESCRIPTIONS[split]).format(noun=noun, p=parameter)}",
@@ -149,8 +156,8 @@ def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
             noun,
         )
     noun = words.identifier(rng, split)
-    shapes_of_name = ("{verb}_{noun}", "{verb}_{noun}", "{noun}_{ending}", "{noun}")
-    name = rng.choice(shapes_of_name).format(
+    shapes_of_name = ("{noun}_{ending}", "{noun}", "{verb}_{noun}", "{verb}_{noun}")
+    name = rng.choice(shapes_of_name[:2] if noun_first else shapes_of_name).format(
         noun=noun,
         verb=words.pick(rng, VERBS, split) if rng.random() < 0.8 else words.identifier(rng, split),
         ending=words.pick(rng, ENDINGS, split) if rng.random() < 0.8 else words.identifier(rng, split),
@@ -166,6 +173,25 @@ def tool(rng: random.Random, split: Split, arity: int | None = None) -> Tool:
     return Tool(name, text, parameters, noun)
 
 
+class Offer(NamedTuple):
+    """Tools that are offered together, the one that is needed, and whether it is asked for by its name."""
+
+    tools: list[Tool]
+    chosen: Tool
+    by_name: bool
+
+
+def offer(rng: random.Random, split: Split) -> Offer:
+    """One to three tools with different names and nouns; among several, one not named is known by its noun."""
+    count, by_name = rng.choices([1, 2, 3], [10, 6, 4])[0], rng.random() < 0.5
+    tools: list[Tool] = []
+    while len(tools) < count:
+        other = tool(rng, split, noun_first=count > 1 and not by_name)
+        if other.name not in {t.name for t in tools} and other.noun not in {t.noun for t in tools}:
+            tools.append(other)
+    return Offer(tools, rng.choice(tools), by_name)
+
+
 def arguments_of(rng: random.Random, split: Split, chosen: Tool) -> dict[str, Any]:
     """Arguments for a tool, of the types that it wants."""
     return {p.name: value(rng, split, p.type) for p in chosen.parameters}
@@ -178,9 +204,8 @@ def call_text(name: str, arguments: dict[str, Any]) -> str:
     )
 
 
-def ask(rng: random.Random, split: Split, chosen: Tool, arguments: dict[str, Any]) -> str:
-    """A request that needs this call."""
-    by_name = rng.random() < 0.5
+def ask(rng: random.Random, split: Split, chosen: Tool, arguments: dict[str, Any], *, by_name: bool) -> str:
+    """A request that needs this call, and names the tool or only what it gives."""
     if not arguments:
         shapes = BY_NAME_NO_ARGUMENT if by_name else BY_NOUN_NO_ARGUMENT
         return rng.choice(shapes[split]).format(f=chosen.name, noun=chosen.noun)
@@ -199,31 +224,31 @@ def _told(rng: random.Random, argument: Any) -> str:
     return f"{quote}{argument}{quote}"
 
 
-def result_text(noun: str, arguments: dict[str, Any], result: Any) -> str:
-    """The sentence that states a tool's result."""
+def statement(noun: str, arguments: dict[str, Any], result: Any) -> str:
+    """The sentence that states a tool's result, without its full stop."""
     subject = " and ".join(str(value) for value in arguments.values())
-    return f"The {noun} of {subject} is {result}." if subject else f"The {noun} is {result}."
+    return f"the {noun} of {subject} is {result}" if subject else f"the {noun} is {result}"
+
+
+def result_text(chosen: Tool, arguments: dict[str, Any], result: Any) -> str:
+    """The answer after a tool's result: it names its source."""
+    return f"According to {chosen.name}, {statement(chosen.noun, arguments, result)}."
 
 
 def make(rng: random.Random, split: Split) -> Record:
     """One request with 1 to 3 tools, or the turn after the tool has answered."""
-    chosen = tool(rng, split)
-    tools = [chosen]
-    offered = rng.choices([1, 2, 3], [15, 4, 1])[0]
-    while len(tools) < offered:
-        other = tool(rng, split)
-        if other.name not in {t.name for t in tools} and other.noun not in {t.noun for t in tools}:
-            tools.append(other)
-    rng.shuffle(tools)
+    tools, chosen, by_name = offer(rng, split)
     arguments = arguments_of(rng, split, chosen)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": ask(rng, split, chosen, arguments)}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": ask(rng, split, chosen, arguments, by_name=by_name)}
+    ]
     call = {"type": "function", "function": {"name": chosen.name, "arguments": arguments}}
     messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
     check: dict[str, Any] = {"language": "en", "name": chosen.name, "arguments": arguments}
     if rng.random() < 0.25:
         result = value(rng, split, rng.choice(["integer", "string"]))
         messages.append({"role": "tool", "name": chosen.name, "content": str(result)})
-        messages.append({"role": "assistant", "content": result_text(chosen.noun, arguments, result)})
+        messages.append({"role": "assistant", "content": result_text(chosen, arguments, result)})
         check = {"language": "en", "text": messages[-1]["content"]}
     return {"messages": messages, "tools": [t.schema() for t in tools], "check": check}
 
