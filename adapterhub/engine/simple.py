@@ -11,53 +11,18 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from transformers import DynamicCache
 
-from adapterhub.engine.interface import (
-    AdapterSource,
-    Completion,
-    FinishReason,
-    Piece,
-    Request,
-    answer_budget,
-)
-from adapterhub.engine.sampler import Sampler
-from adapterhub.engine.text import TextAssembler
+from adapterhub.engine.interface import AdapterSource, Completion, Piece, Request, answer_budget
+from adapterhub.engine.row import RowMaker
 from adapterhub.errors import AdapterHubError, EngineError
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.lora.layers import AdapterLayers
 from adapterhub.lora.weights import load_deltas
 from adapterhub.models import Base
 from adapterhub.prompts import Tokenizer
-
-
-@dataclass
-class _Row:
-    """One answer in the making."""
-
-    prompt: Sequence[int]
-    budget: int
-    end_ids: frozenset[int]
-    sampler: Sampler
-    text: TextAssembler
-    tokens: list[int] = field(default_factory=list)
-    finished: bool = False
-
-    def accept(self, logits: torch.Tensor) -> Piece:
-        """Draws the next token from logits of shape (vocabulary,) and says what it adds."""
-        token, logprob = self.sampler.draw(logits, [*self.prompt, *self.tokens])
-        self.tokens.append(token)
-        ended = token in self.end_ids
-        text = self.text.flush() if ended else self.text.push(token)
-        reason: FinishReason | None = "stop" if ended or self.text.stopped else None
-        if reason is None and len(self.tokens) >= self.budget:
-            text += self.text.flush()
-            reason = "stop" if self.text.stopped else "length"
-        self.finished = reason is not None
-        return Piece(text, token, logprob, reason)
 
 
 class SimpleEngine:
@@ -73,7 +38,7 @@ class SimpleEngine:
         self._base = base
         self._layers = AdapterLayers(base.model)
         self._shapes = base.linear_shapes
-        self._end_ids = _end_ids(base)
+        self._rows = RowMaker(base)
         self._loaded: OrderedDict[str, None] = OrderedDict()  # digests, least recently used first
         self._users: Counter[str] = Counter()
         self._max_loaded = max_cpu_loras
@@ -139,7 +104,7 @@ class SimpleEngine:
     def _decode(self, requests: Sequence[tuple[Request, int]]) -> Iterator[list[tuple[int, Piece]]]:
         """Runs one batch for one adapter, yielding after each step what it added to which row."""
         adapter = requests[0][0].adapter
-        rows = [self._row(request, number) for request, number in requests]
+        rows = [self._rows.row(request, number) for request, number in requests]
         tokens, mask = self._padded([row.prompt for row in rows])
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._base.model.config)
@@ -152,17 +117,6 @@ class SimpleEngine:
                 mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
                 # A row that has ended is computed along until all have; its place must still be one the base has.
                 positions = (positions[:, -1:] + 1).clamp(max=self.context_length - 1)
-
-    def _row(self, request: Request, number: int) -> _Row:
-        sampling = request.sampling
-        own_ends = frozenset() if sampling.ignore_eos else self._end_ids
-        return _Row(
-            prompt=request.prompt,
-            budget=answer_budget(request, self.context_length),
-            end_ids=own_ends | set(sampling.stop_token_ids) | _special_ids(self._base, sampling.stop),
-            sampler=Sampler(sampling, number, self._base.device),
-            text=TextAssembler(self.tokenizer, sampling.stop),
-        )
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask of shape (rows, longest prompt), padded on the left."""
@@ -240,15 +194,3 @@ def _by_adapter(requests: Sequence[Request]) -> list[list[int]]:
     for place, request in enumerate(requests):
         groups.setdefault(request.adapter.digest if request.adapter else None, []).append(place)
     return list(groups.values())
-
-
-def _end_ids(base: Base) -> frozenset[int]:
-    configured = base.model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*ids, base.tokenizer.eos_token_id] if token is not None)
-
-
-def _special_ids(base: Base, stop: Sequence[str]) -> frozenset[int]:
-    """The special tokens among stop strings, such as `<|im_end|>`: they never show in the text."""
-    added = base.tokenizer.added_tokens_decoder.items()
-    return frozenset(number for number, token in added if token.special and token.content in stop)
