@@ -1,0 +1,101 @@
+"""One forward pass of the base over a packed step: some tokens of many answers, each with its own adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from adapterhub.engine.attention import LaneStep, Span, use_lanes
+from adapterhub.engine.kv_cache import KVShape, Lane
+from adapterhub.lora.layers import AdapterLayers
+from adapterhub.lora.slots import TokenSlots
+from adapterhub.models import Base
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """What one answer contributes to a step.
+
+    Attributes:
+        lane: Where its keys and values are; its length says how many tokens came before.
+        tokens: The next token ids, at least one.
+        slot: The slot of its adapter; None for the bare base.
+        wanted: Whether logits of its last token are wanted.
+    """
+
+    lane: Lane
+    tokens: Sequence[int]
+    slot: int | None
+    wanted: bool
+
+
+class ModelRunner:
+    """Runs steps on a base. Not thread-safe.
+
+    Args:
+        base: From `load_base`; the runner replaces its attention and wraps its layers, and is its only user.
+        slots: How many adapters can be resident.
+    """
+
+    def __init__(self, base: Base, *, slots: int) -> None:
+        self._base = base
+        use_lanes(base.model)
+        self.layers = AdapterLayers(base.model, slots=slots, dtype=base.compute_dtype)
+        self.kv_shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, base.device)
+
+    def step(self, rows: Sequence[StepRow]) -> list[torch.Tensor | None]:
+        """Computes the next tokens of some answers, and lengthens their lanes.
+
+        An exception leaves every lane as long as it was, so the same step can be tried again.
+
+        Returns:
+            For each row the logits of its last token, shape (vocabulary,), or None where they were not wanted.
+        """
+        order = sorted(range(len(rows)), key=lambda place: _slot(rows[place]))
+        own = [rows[place] for place in order]
+        logits = self._forward(own)
+        for row in own:
+            row.lane.length += len(row.tokens)
+        wanted = iter(logits)
+        answers = [next(wanted) if row.wanted else None for row in own]
+        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=lambda pair: pair[0])]
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[StepRow]) -> torch.Tensor:
+        """Logits of shape (wanted rows, vocabulary)."""
+        device = self._base.device
+        spans, ends, start = [], [], 0
+        for row in rows:
+            spans.append(Span(row.lane, start, len(row.tokens)))
+            start += len(row.tokens)
+            if row.wanted:
+                ends.append(start - 1)
+        ids = [token for row in rows for token in row.tokens]
+        places = [row.lane.length + offset for row in rows for offset in range(len(row.tokens))]
+        with self.layers.using(self._token_slots(rows)):
+            output = self._base.model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([places], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(ends, device=device),
+                lane_step=LaneStep(spans, device, self._base.compute_dtype),
+            )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _token_slots(self, rows: Sequence[StepRow]) -> TokenSlots:
+        counts: dict[int | None, int] = {}
+        for row in rows:
+            counts[row.slot] = counts.get(row.slot, 0) + len(row.tokens)
+        base = counts.pop(None, 0)
+        return TokenSlots(
+            [(slot, count) for slot, count in counts.items() if slot is not None],
+            base=base,
+            device=self._base.device,
+        )
+
+
+def _slot(row: StepRow) -> int:
+    return -1 if row.slot is None else row.slot

@@ -1,0 +1,28 @@
+"""What one adapter changes in one layer, whatever form it was stored in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LoraDelta:
+    """What one adapter changes in one layer.
+
+    Attributes:
+        a: The down-projection, shape (r, in_features).
+        b: The up-projection times the scaling, shape (out_features, r).
+        column_scale: DoRA's magnitude over the norm of the adapted weight, shape (out_features,), or None.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    column_scale: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What its tensors take."""
+        scale = 0 if self.column_scale is None else self.column_scale.nbytes
+        return self.a.nbytes + self.b.nbytes + scale
