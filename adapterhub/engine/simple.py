@@ -20,6 +20,7 @@ from adapterhub.engine.row import RowMaker
 from adapterhub.errors import AdapterHubError, EngineError
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.lora.layers import AdapterLayers
+from adapterhub.lora.slots import TokenSlots
 from adapterhub.lora.weights import load_deltas
 from adapterhub.models import Base
 from adapterhub.prompts import Tokenizer
@@ -36,7 +37,9 @@ class SimpleEngine:
 
     def __init__(self, base: Base, *, max_cpu_loras: int = 64, max_batch_size: int = 16) -> None:
         self._base = base
-        self._layers = AdapterLayers(base.model)
+        self._layers = AdapterLayers(base.model, slots=max_cpu_loras + 64, dtype=base.compute_dtype)
+        self._slots: dict[str, int] = {}
+        self._free = list(range(max_cpu_loras + 64))
         self._shapes = base.linear_shapes
         self._rows = RowMaker(base)
         self._loaded: OrderedDict[str, None] = OrderedDict()  # digests, least recently used first
@@ -91,7 +94,7 @@ class SimpleEngine:
         with self._lock:
             self._closed = True
             for digest in self._loaded:
-                self._layers.remove(digest)
+                self._layers.clear(self._slots[digest])
             self._loaded.clear()
 
     def _complete(self, rows: Sequence[tuple[Request, int]]) -> list[Completion]:
@@ -134,7 +137,7 @@ class SimpleEngine:
         cache: DynamicCache,
     ) -> torch.Tensor:
         """Logits of the last position, shape (rows, vocabulary)."""
-        with self._lock, self._layers.using(adapter.digest if adapter else None), torch.inference_mode():
+        with self._lock, self._layers.using(self._tokens_of(adapter, tokens)), torch.inference_mode():
             self._refuse_if_closed()
             output = self._base.model(
                 input_ids=tokens,
@@ -173,7 +176,8 @@ class SimpleEngine:
                 raise type(error)(
                     f"{adapter.name} cannot be served. {error.message}", hint=error.hint
                 ) from error
-            self._layers.add(adapter.digest, deltas)
+            self._slots[adapter.digest] = self._free.pop()
+            self._layers.load(self._slots[adapter.digest], deltas)
             self._loaded[adapter.digest] = None
         self._loaded.move_to_end(adapter.digest)
 
@@ -181,8 +185,14 @@ class SimpleEngine:
         """Drops least recently used adapters that no running answer needs."""
         idle = [digest for digest in self._loaded if not self._users[digest]]
         for digest in idle[: max(len(self._loaded) - self._max_loaded, 0)]:
-            self._layers.remove(digest)
+            self._layers.clear(self._slots[digest])
+            self._free.append(self._slots.pop(digest))
             del self._loaded[digest], self._users[digest]
+
+    def _tokens_of(self, adapter: AdapterSource | None, tokens: torch.Tensor) -> TokenSlots | None:
+        if adapter is None:
+            return None
+        return TokenSlots([(self._slots[adapter.digest], tokens.numel())], device=self._base.device)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

@@ -1,106 +1,120 @@
-"""Adapters over a frozen base: layers that add the selected adapter's change to the base layer's output.
+"""Adapters over a frozen base: layers that add to the base layer's output what each token's adapter changes.
 
-The base layer is kept as it is and its weights are never written. A layer holds every loaded adapter's matrices by
-key; which one applies is one shared value, so switching moves no weights and costs the same for any model.
-Invariant: with no adapter selected, a wrapped layer returns exactly what the base layer returns.
+The base layer is kept as it is and its weights are never written. Which token has which adapter is one shared value,
+set for one forward pass, so switching moves no weights and an exception leaves nothing behind.
+Invariant: a token without an adapter gets exactly what the base layer returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from adapterhub.lora.banks import Bank
+from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.slots import TokenSlots
+from adapterhub.models import linear_shape
 
-@dataclass(frozen=True)
-class LoraDelta:
-    """What one adapter changes in one layer.
+__all__ = ["AdaptedLinear", "AdapterLayers", "LoraDelta"]
 
-    Attributes:
-        a: The down-projection, shape (r, in_features).
-        b: The up-projection times the scaling, shape (out_features, r).
-        column_scale: DoRA's magnitude over the norm of the adapted weight, shape (out_features,), or None.
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    column_scale: torch.Tensor | None = None
-
-    def apply(self, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The adapted output, given the layer's input `x` (..., in_features), its output `y` and its bias.
-
-        DoRA (arXiv 2402.09353) scales the adapted weight's rows, and so the output without its bias.
-        """
-        change = (x.to(self.a.dtype) @ self.a.T @ self.b.T).to(y.dtype)
-        if self.column_scale is None:
-            return y + change
-        unbiased = y if bias is None else y - bias
-        scaled = (unbiased + change) * self.column_scale.to(y.dtype)
-        return scaled if bias is None else scaled + bias
+SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one block that read the same tensor; where they do not after all, nothing is shared, and nothing is wrong."""
 
 
-class Selection:
-    """Which adapter applies now; one instance is shared by all layers of a model."""
+class _Step:
+    """The step that runs now; one instance is shared by all layers of a model."""
 
-    __slots__ = ("key",)
+    __slots__ = ("tokens",)
 
     def __init__(self) -> None:
-        self.key: str | None = None
+        self.tokens: TokenSlots | None = None
 
 
 class AdaptedLinear(nn.Module):
-    """A base layer and the changes that the loaded adapters make to it."""
+    """A base layer and the bank of what the resident adapters change in it."""
 
-    def __init__(self, base: nn.Module, selection: Selection) -> None:
+    def __init__(self, base: nn.Module, name: str, bank: Bank, step: _Step) -> None:
         super().__init__()
         self.base = base
-        self.deltas: dict[str, LoraDelta] = {}
-        self._selection = selection
+        self._name = name
+        self._bank = bank
+        self._step = step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.base(x)
-        key = self._selection.key
-        delta = self.deltas.get(key) if key is not None else None
-        return y if delta is None else delta.apply(x, y, getattr(self.base, "bias", None))
+        tokens = self._step.tokens
+        if tokens is None:
+            return y
+        return self._bank.apply(self._name, x, y, getattr(self.base, "bias", None), tokens)
 
 
 class AdapterLayers:
-    """The adapters loaded over one model. Not thread-safe: the engine calls it under its lock.
+    """The resident adapters of one model. Not thread-safe: the engine calls it between its steps.
 
     Args:
-        model: The base; the layers that adapters target are wrapped in place when first needed.
+        model: The base; layers that adapters target are wrapped in place when first needed.
+        slots: How many adapters can be resident.
+        dtype: What they are kept and computed in; the dtype of the base's activations.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, slots: int, dtype: torch.dtype) -> None:
         self._model = model
-        self._selection = Selection()
-        self._wrapped: dict[str, AdaptedLinear] = {}
+        self._slots = slots
+        self._dtype = dtype
+        self._step = _Step()
+        self._banks: dict[str, Bank] = {}
+        self._wrapped: set[str] = set()
 
-    def add(self, key: str, deltas: Mapping[str, LoraDelta]) -> None:
-        """Loads an adapter under a key: module name -> change."""
+    @property
+    def slots(self) -> int:
+        """How many adapters can be resident."""
+        return self._slots
+
+    @property
+    def bytes(self) -> int:
+        """What the resident adapters take."""
+        return sum(bank.bytes for bank in self._banks.values())
+
+    def load(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+        """Puts an adapter into a slot, in place of what it held: module name -> change."""
+        self.clear(slot)
+        banks: dict[str, dict[str, LoraDelta]] = {}
         for name, delta in deltas.items():
-            self._layer(name).deltas[key] = delta
+            banks.setdefault(_bank_name(name), {})[name] = delta
+        for bank, changes in banks.items():
+            for name in changes:
+                self._wrap(name, bank)
+            self._banks[bank].load(slot, changes)
 
-    def remove(self, key: str) -> None:
-        """Forgets an adapter; unknown keys are ignored."""
-        for layer in self._wrapped.values():
-            layer.deltas.pop(key, None)
+    def clear(self, slot: int) -> None:
+        """Empties a slot."""
+        for bank in self._banks.values():
+            bank.clear(slot)
 
     @contextmanager
-    def using(self, key: str | None) -> Iterator[None]:
-        """Applies one adapter (None: the bare base) to the forward passes inside."""
-        self._selection.key = key
+    def using(self, tokens: TokenSlots | None) -> Iterator[None]:
+        """Applies adapters to the tokens of the forward passes inside; None: the bare base."""
+        self._step.tokens = tokens if tokens and tokens.runs else None
         try:
             yield
         finally:
-            self._selection.key = None
+            self._step.tokens = None
 
-    def _layer(self, name: str) -> AdaptedLinear:
-        if name not in self._wrapped:
-            layer = AdaptedLinear(self._model.get_submodule(name), self._selection)
-            self._model.set_submodule(name, layer)
-            self._wrapped[name] = layer
-        return self._wrapped[name]
+    def _wrap(self, name: str, bank: str) -> None:
+        if name in self._wrapped:
+            return
+        layer = self._model.get_submodule(name)
+        if bank not in self._banks:
+            _, in_features = linear_shape(layer) or (0, 0)
+            device = next(layer.parameters()).device
+            self._banks[bank] = Bank(self._slots, in_features, self._dtype, device)
+        self._model.set_submodule(name, AdaptedLinear(layer, name, self._banks[bank], self._step))
+        self._wrapped.add(name)
+
+
+def _bank_name(module: str) -> str:
+    parent, _, layer = module.rpartition(".")
+    return next((f"{parent}.{'+'.join(group)}" for group in SHARED_INPUT if layer in group), module)
