@@ -147,7 +147,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
             for group in optimizer.param_groups:
                 group["lr"] = PEAK_RATE * rate(step, args.steps)
             batch = torch.tensor([next(stream) for _ in range(TOKENS_PER_STEP // length)])
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
                 loss = forward(input_ids=batch, labels=batch, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -225,6 +225,12 @@ def main() -> None:
     )
     parser.add_argument(
         "--compile", action="store_true", help="compile the model (a third faster; needs a C++ compiler)"
+    )
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=torch.backends.cpu.get_cpu_capability() == "AVX512",
+        help="compute in bfloat16, which is slow on CPUs without AVX512-BF16  [default: where there is AVX512]",
     )
     args = parser.parse_args()
     torch.manual_seed(args.seed)

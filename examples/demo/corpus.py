@@ -49,7 +49,7 @@ def _thing(rng: random.Random) -> str:
     style = rng.random()
     if style < 0.2:
         return str(rng.randint(0, 9999))
-    if style < 0.26:
+    if style < 0.25:
         return tools_task.foreign(rng, "train")
     return rng.choices(makers, (3, 2, 2, 5, 2, 2))[0](rng, "train")
 
@@ -258,12 +258,12 @@ KINDS = (
     (_lookups, 14),
     (_records, 24),
     (_facts_chat, 8),
-    (_keys_chat, 11),
+    (_keys_chat, 8),
     (_functions, 14),
     (_functions_chat, 5),
     (_articles, 8),
     (_troubles_chat, 5),
-    (_manual, 19),
+    (_manual, 14),
     (_tools_chat, 5),
     (_talk, 1),
 )

@@ -53,7 +53,7 @@ _STEMS = (
 ).split()
 _RU_ONSETS = "б в г д ж з к л м н п р с т ф х ш бр вр гр др кл кр пл пр ст тр".split()
 _RU_VOWELS = list("аеиоуаоиыя")
-_RU_CODAS = ["", "", "", "н", "р", "л", "с", "м", "к", "т", "нд", "в", "ль", "нь", "рь", "сть", "й"]
+_RU_CODAS = ["", "", "", "н", "р", "л", "с", "м", "к", "т", "нд", "в"]
 
 JOBS = (
     "baker nurse pilot teacher farmer painter lawyer driver singer plumber cook tailor writer dentist gardener "
@@ -151,9 +151,8 @@ def number(rng: random.Random, low: int, high: int, split: Split) -> int:
 def _word(
     rng: random.Random, onsets: Sequence[str], vowels: Sequence[str], codas: Sequence[str], count: int
 ) -> str:
-    first = rng.choice(vowels) if rng.random() < 0.12 else ""
     inner = "".join(rng.choice(onsets) + rng.choice(vowels) for _ in range(count - 1))
-    return first + inner + rng.choice(onsets) + rng.choice(vowels) + rng.choice(codas)
+    return inner + rng.choice(onsets) + rng.choice(vowels) + rng.choice(codas)
 
 
 def _spliced(rng: random.Random) -> str:

@@ -207,25 +207,27 @@ def _fill(rng: random.Random, split: Split, argument: str, low: int, high: int) 
     }
 
 
+def _described(
+    rng: random.Random, split: Split, kind: tuple[Phrases, str], fill: dict[str, Any], samples: list[Any]
+) -> Function:
+    phrases, shape = kind
+    name, description = _name(rng, split), rng.choice(phrases[split])
+    return Function(name, fill["a"], description.format_map(fill), shape.format_map(fill), samples)
+
+
 def _on_number(rng: random.Random, split: Split) -> Function:
     argument = words.pick_or_invent(rng, NUMBER_NAMES, split)
-    phrases, shape = rng.choice(ARITHMETIC if rng.random() < 0.8 else CHOICES)
+    kind = rng.choice(ARITHMETIC if rng.random() < 0.8 else CHOICES)
     fill = _fill(rng, split, argument, 2, 99)
     k = fill["k"]
     samples = [0, 1, -3, k, k - 1, k + 1, 7 * k, rng.randint(-50, 300)]
-    return Function(
-        _name(rng, split),
-        argument,
-        rng.choice(phrases[split]).format_map(fill),
-        shape.format_map(fill),
-        samples,
-    )
+    return _described(rng, split, kind, fill, samples)
 
 
 def _on_list(rng: random.Random, split: Split) -> Function:
     argument = words.pick_or_invent(rng, LIST_NAMES, split)
     group = rng.choice([CHANGES, FILTERS, FILTERS, REDUCTIONS])
-    phrases, shape = rng.choice(group)
+    kind = rng.choice(group)
     fill = _fill(rng, split, argument, 2, 9 if group is REDUCTIONS else 99)
     condition, test = rng.choice(CONDITIONS)
     fill |= {"c": rng.choice(condition[split]).format_map(fill), "e": test.format_map(fill)}
@@ -236,28 +238,16 @@ def _on_list(rng: random.Random, split: Split) -> Function:
         [rng.randint(-20, 120) for _ in range(12)],
         [k],
     ]
-    return Function(
-        _name(rng, split),
-        argument,
-        rng.choice(phrases[split]).format_map(fill),
-        shape.format_map(fill),
-        samples,
-    )
+    return _described(rng, split, kind, fill, samples)
 
 
 def _on_text(rng: random.Random, split: Split) -> Function:
     argument = words.pick_or_invent(rng, TEXT_NAMES, split)
-    phrases, shape = rng.choice(STRINGS)
+    kind = rng.choice(STRINGS)
     fill = _fill(rng, split, argument, 2, 20)
     w = fill["w"]
     samples = ["", "Hello", w, f"{w}x{w}", f"Some {w} in here", f"{w.upper()} and {w}{w}"]
-    return Function(
-        _name(rng, split),
-        argument,
-        rng.choice(phrases[split]).format_map(fill),
-        shape.format_map(fill),
-        samples,
-    )
+    return _described(rng, split, kind, fill, samples)
 
 
 def make(rng: random.Random, split: Split) -> Record:

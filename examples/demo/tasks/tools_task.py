@@ -95,7 +95,6 @@ NAMED_TOOLS = _p(
     "get_time:time:city:string | lookup_word:meaning:word:string | square_root:root:number:integer",
 )
 SCRIPTS = ("你好世界天地人大小中国山水火木金土日月", "こんにちはありがとうさくら", "éàüöñçßøå", "αβγδελπσω")
-HAN = "".join(map(chr, range(0x4E00, 0x9FA6)))
 
 
 def value(rng: random.Random, split: Split, kind: str) -> Any:
@@ -120,8 +119,8 @@ def value(rng: random.Random, split: Split, kind: str) -> Any:
 def foreign(rng: random.Random, split: Split) -> str:
     """A word in letters of another script, to be copied as it stands."""
     while True:
-        letters = HAN if rng.random() < 0.3 else rng.choice(SCRIPTS)
-        word = "".join(rng.choice(letters) for _ in range(rng.randint(2, 6)))
+        letters = rng.choice(SCRIPTS)
+        word = "".join(rng.choice(letters) for _ in range(rng.randint(2, 5)))
         if words.side(word) == split:
             return word
 
