@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeGuard
 
 from adapterhub.config import HubConfig, registry_folder
 from adapterhub.engine.interface import AdapterSource, Completion, Engine, Piece, Request
+from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import AdapterIncompatibleError, ConfigError
 from adapterhub.generation import Generation, GenerationStream, Usage
 from adapterhub.prompts import Message, PromptStyle, check_text, choose_style, conversation, render
@@ -89,7 +90,7 @@ class AdapterHub:
         adapters = AdapterRegistry(registry_folder(config.registry))
         name = config.base or _base_of(adapters)
         # torch and transformers take seconds to import, so everything above has been checked first.
-        from adapterhub.engine.simple import SimpleEngine
+        from adapterhub.engine.batching import BatchingEngine
         from adapterhub.models import load_base
 
         loaded = load_base(
@@ -100,8 +101,7 @@ class AdapterHub:
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-        limits = {"max_cpu_loras": config.max_cpu_loras, "max_batch_size": config.max_batch_size}
-        return cls(adapters, SimpleEngine(loaded, **limits))
+        return cls(adapters, BatchingEngine(loaded, config.limits))
 
     @property
     def engine(self) -> Engine:
@@ -230,23 +230,40 @@ class AdapterHub:
         Returns:
             An iterator of text; its `result` is the `Generation` once it has ended.
         """
-        if sampling.get("n", 1) != 1:
-            raise ConfigError("A stream has one answer, so n must be 1.")
+        _refuse_several(sampling)
         prepared = self._prepare(prompt, adapter, raw, tools, sampling)
         return GenerationStream(_streamed(prepared, self._engine.stream(prepared.request)))
 
-    async def agenerate(self, prompt: Prompt, adapter: Choice = ACTIVE, **arguments: Any) -> Generation:
-        """As `generate`, without blocking the event loop."""
-        return await asyncio.to_thread(self.generate, prompt, adapter, **arguments)
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        adapter: Choice = ACTIVE,
+        *,
+        raw: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """As `generate`, without blocking the event loop; cancelling the task cancels the answer."""
+        prepared = await asyncio.to_thread(self._prepare, prompt, adapter, raw, tools, sampling)
+        started = time.perf_counter()
+        (answers,) = await self._engine.agenerate([prepared.request])
+        return _generation(prepared, answers, time.perf_counter() - started)
 
-    async def astream(self, prompt: Prompt, adapter: Choice = ACTIVE, **arguments: Any) -> AsyncIterator[str]:
+    async def astream(
+        self,
+        prompt: Prompt,
+        adapter: Choice = ACTIVE,
+        *,
+        raw: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Any,
+    ) -> AsyncIterator[str]:
         """As `stream`, without blocking the event loop; leaving the loop early cancels the answer."""
-        stream = await asyncio.to_thread(self.stream, prompt, adapter, **arguments)
-        try:
-            while (piece := await asyncio.to_thread(next, stream, None)) is not None:
-                yield piece
-        finally:
-            await asyncio.to_thread(stream.close)
+        _refuse_several(sampling)
+        prepared = await asyncio.to_thread(self._prepare, prompt, adapter, raw, tools, sampling)
+        async for piece in self._engine.astream(prepared.request):
+            if piece.text:
+                yield piece.text
 
     # An adapter's life
 
@@ -274,7 +291,13 @@ class AdapterHub:
         return merge_adapter(base, self.registry.folder(card), Path(out))
 
     def agreement(
-        self, name: str, merged: str | Path, prompts: Sequence[Prompt], *, max_tokens: int = 64
+        self,
+        name: str,
+        merged: str | Path,
+        prompts: Sequence[Prompt],
+        *,
+        tools: Sequence[Sequence[Mapping[str, Any]] | None] | None = None,
+        max_tokens: int = 64,
     ) -> float:
         """Compares a merged model with the adapter that it was made from.
 
@@ -284,29 +307,69 @@ class AdapterHub:
             name: The adapter.
             merged: The folder that `merge` wrote.
             prompts: What to ask both.
+            tools: For each prompt what `generate` takes as `tools`; if not given, none.
             max_tokens: How much of each answer to compare.
 
         Returns:
             The share of prompts, 0 to 1, that both answer word for word alike.
 
         Raises:
-            ConfigError: There are no prompts, or the folder holds no model.
+            ConfigError: There are no prompts, as many `tools` were expected, or the folder holds no model.
         """
-        from adapterhub.engine.simple import SimpleEngine
+        from adapterhub.engine.batching import BatchingEngine
         from adapterhub.models import load_base
 
         if not prompts:
             raise ConfigError("There is nothing to compare the models by.", hint="Give prompts.")
+        offers = [None] * len(prompts) if tools is None else tools
+        if len(offers) != len(prompts):
+            raise ConfigError(
+                f"There are {len(prompts)} prompts and {len(offers)} offers of tools.", hint="Give one each."
+            )
         given = {"max_tokens": max_tokens, "temperature": 0.0}
-        requests = [self._prepare(prompt, name, False, None, given).request for prompt in prompts]
-        engine = SimpleEngine(load_base(merged, quantization=None))
+        requests = [
+            self._prepare(prompt, name, False, offered, given).request
+            for prompt, offered in zip(prompts, offers, strict=True)
+        ]
+        engine = BatchingEngine(load_base(merged, quantization=None))
         answers = engine.generate([replace(request, adapter=None) for request in requests])
         engine.close()
         wanted = self._engine.generate(requests)
         return sum(a[0].text == b[0].text for a, b in zip(answers, wanted, strict=True)) / len(prompts)
 
+    # The engine
+
+    def stats(self) -> EngineStats:
+        """What the engine does and holds now: answers, slots, memory, tokens per second."""
+        return self._engine.stats()
+
+    def pin(self, name: str, pinned: bool = True) -> None:
+        """Keeps an adapter in the model even while no answer uses it, or no longer.
+
+        Args:
+            name: The adapter.
+            pinned: False undoes it.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter.
+        """
+        self._engine.pin(self._adapter_source(name), pinned)
+
+    def unload(self, name: str) -> None:
+        """Takes an adapter out of the model and out of memory once no running answer needs it.
+
+        The registry keeps it, and the next request loads it again.
+
+        Args:
+            name: The adapter.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter.
+        """
+        self._engine.unload(self._adapter_source(name))
+
     def close(self) -> None:
-        """Frees the engine. The registry stays usable."""
+        """Ends running answers and frees the engine. The registry stays usable."""
         self._engine.close()
 
     def __enter__(self) -> Self:
@@ -369,6 +432,10 @@ class AdapterHub:
     def _source(self, card: AdapterCard | None) -> AdapterSource | None:
         return AdapterSource(card.ref, card.digest, self.registry.folder(card)) if card else None
 
+    def _adapter_source(self, name: str) -> AdapterSource:
+        card = self.registry.resolve(name)
+        return AdapterSource(card.ref, card.digest, self.registry.folder(card))
+
     def _checked(self, adapter: str | None) -> str | None:
         # Reading a card takes longer than a switch may; whether it is still there is seen at the next request.
         if _named(adapter) and adapter != "auto" and adapter not in self._known:
@@ -396,6 +463,11 @@ def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]
             f"There are {len(prompts)} prompts and {len(adapters)} adapters.", hint="Give one each."
         )
     return adapters
+
+
+def _refuse_several(sampling: Mapping[str, Any]) -> None:
+    if sampling.get("n", 1) != 1:
+        raise ConfigError("A stream has one answer, so n must be 1.")
 
 
 def _streamed(prepared: _Prepared, pieces: Iterator[Piece]) -> Generator[str | Generation]:

@@ -368,3 +368,18 @@ class TestMerge:
     def test_nothing_to_compare_by_is_an_error(self, exact, tmp_path):
         with pytest.raises(ConfigError, match="nothing to compare"):
             exact.agreement("json", tmp_path, [])
+
+    def test_each_prompt_is_asked_with_its_own_tools(self, exact, tmp_path, monkeypatch):
+        exact.merge("json", tmp_path / "merged")
+        monkeypatch.setattr(
+            exact.engine.tokenizer, "chat_template", "{{ tools[0]['name'] if tools else 'none' }}"
+        )
+        asked, generate = [], exact.engine.generate
+        monkeypatch.setattr(
+            exact.engine, "generate", lambda requests: asked.extend(requests) or generate(requests)
+        )
+        tools = [[{"name": "look"}], None]
+        assert exact.agreement("json", tmp_path / "merged", self.PROMPTS[:2], tools=tools) == 1
+        assert [exact.engine.tokenizer.decode(request.prompt) for request in asked] == ["look", "none"]
+        with pytest.raises(ConfigError, match="2 prompts and 1 offers"):
+            exact.agreement("json", tmp_path / "merged", self.PROMPTS[:2], tools=tools[:1])

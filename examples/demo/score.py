@@ -1,14 +1,17 @@
 """Scores the bare base and every adapter on every task's held-out requests.
 
     python -m examples.demo.score --n 200 --json scores.json --write-cards
+    python -m examples.demo.score --n 200 --merged
 
-Answers come from `adapterhub.AdapterHub`, greedily, on the 4-bit base. The same seed asks the same requests.
+Answers come from `adapterhub.AdapterHub`, greedily, on the 4-bit base. The same seed asks the same requests. The second
+line merges each adapter and counts the answers that the merged model gives word for word as the adapter does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +28,7 @@ SEED = 3
 BATCH = 16
 MAX_TOKENS = 160
 Scores = dict[str, dict[str, dict[str, float]]]
-"""Adapter ("base" for none) -> task -> language ("all" for every one) -> share of right answers."""
+"""Adapter ("base" for none) -> task -> part of its requests ("all" for every one) -> share of right answers."""
 
 
 def answers(hub: AdapterHub, adapter: str | None, records: list[Record]) -> Iterator[str]:
@@ -52,17 +55,39 @@ def score(hub: AdapterHub, n: int, seed: int = SEED) -> Scores:
         records = requests[task]
         given = answers(hub, None if adapter == "base" else adapter, records)
         right = [TASKS[task].score(record, answer) for record, answer in zip(records, given, strict=True)]
-        scores.setdefault(adapter, {})[task] = _by_language(records, right)
+        scores.setdefault(adapter, {})[task] = shares(records, right)
     return scores
 
 
-def _by_language(records: list[Record], right: list[bool]) -> dict[str, float]:
-    languages = [record["check"]["language"] for record in records]
-    shares = {"all": sum(right) / len(right)}
-    for language in sorted(set(languages)):
-        own = [ok for ok, spoken in zip(right, languages, strict=True) if spoken == language]
-        shares[language] = sum(own) / len(own)
-    return shares
+def shares(records: list[Record], right: list[bool]) -> dict[str, float]:
+    """Share of right answers among all requests, and among those of each part: a language, or what tools do."""
+    parts: dict[str, list[bool]] = {}
+    for record, ok in zip(records, right, strict=True):
+        for part in ("all", *_parts(record)):
+            parts.setdefault(part, []).append(ok)
+    return {part: sum(answered) / len(answered) for part, answered in sorted(parts.items())}
+
+
+def _parts(record: Record) -> tuple[str, ...]:
+    if "tools" not in record:
+        return (f"language {record['check']['language']}",)
+    if "text" in record["check"]:
+        return ("results in words",)
+    return ("calls", f"calls, tools offered: {len(record['tools'])}")
+
+
+def agreement(hub: AdapterHub, n: int, seed: int = SEED) -> dict[str, float]:
+    """Share of `n` held-out requests that each adapter's merged model answers word for word as the adapter does."""
+    agreeing = {}
+    for task in track(TASKS, "merging and asking", console=Console(stderr=True)):
+        records = TASKS[task].generate("heldout", n, seed)
+        prompts = [record["messages"][:-1] for record in records]
+        offers = [record.get("tools") for record in records]
+        with tempfile.TemporaryDirectory() as scratch:
+            merged = Path(scratch) / task
+            hub.merge(task, merged)
+            agreeing[task] = hub.agreement(task, merged, prompts, tools=offers, max_tokens=MAX_TOKENS)
+    return agreeing
 
 
 def write_cards(hub: AdapterHub, scores: Scores, n: int) -> None:
@@ -72,7 +97,7 @@ def write_cards(hub: AdapterHub, scores: Scores, n: int) -> None:
         kept = [e.model_dump() for e in card.evaluation if e.metric_type != "accuracy"]
         own = scores[task][task]
         others = max(scores[other][task]["all"] for other in TASKS if other != task)
-        rows = [(f"right answers, language {name}", value) for name, value in own.items() if name != "all"]
+        rows = [(f"right answers, {part}", value) for part, value in own.items() if part != "all"]
         rows = [("right answers", own["all"]), *(rows if len(rows) > 1 else [])]
         rows += [("right answers of the bare base", scores["base"][task]["all"])]
         rows += [("right answers of the best other adapter", others)]
@@ -99,7 +124,7 @@ def show(scores: Scores) -> None:
     for task in TASKS:
         own = scores[task][task]
         if len(own) > 2:
-            print(task, *(f"{name} {value:.1%}" for name, value in own.items()), sep="  ")
+            print(f"{task}: " + "; ".join(f"{part} {value:.1%}" for part, value in own.items()))
 
 
 def main() -> None:
@@ -110,9 +135,14 @@ def main() -> None:
     parser.add_argument("--registry", type=Path, default=demo_registry_folder())
     parser.add_argument("--n", type=int, default=200, help="requests of each task")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--merged", action="store_true", help="compare merged models instead; see above")
     parser.add_argument("--write-cards", action="store_true", help="put the figures on the adapters' cards")
     args = parser.parse_args()
     with AdapterHub.from_pretrained(registry=args.registry) as hub:
+        if args.merged:
+            for task, share in agreement(hub, args.n).items():
+                print(f"{task:10}{share:.1%} of {args.n} answers are the same from the merged model")
+            return
         scores = score(hub, args.n)
         if args.write_cards:
             write_cards(hub, scores, args.n)
