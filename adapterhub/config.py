@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub.errors import ConfigError
+from adapterhub.limits import EngineLimits
 
 CONFIG_FILE = "adapterhub.yaml"
 _PREFIX = "ADAPTERHUB_"
@@ -35,10 +37,27 @@ class HubConfig(BaseModel):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     trust_remote_code: bool = False
     """Run Python code from the base's repository."""
+    max_loras: int = Field(16, ge=1)
+    """Adapters in the model at once, and so different adapters in one batch."""
+    max_lora_rank: int = Field(64, ge=1)
+    """The highest rank that is served."""
     max_cpu_loras: int = Field(64, ge=1)
-    """How many adapters stay loaded."""
+    """Adapters in host memory; the least recently used one is dropped."""
+    adapter_cache_mib: int = Field(2048, ge=1)
+    """Most memory that the adapters in host memory take, MiB."""
     max_batch_size: int = Field(16, ge=1)
-    """Most answers generated in one batch."""
+    """Answers that run at once."""
+    max_num_batched_tokens: int = Field(512, ge=1)
+    """Tokens of one step: one for each running answer, the rest for prompts."""
+    kv_cache_mib: int = Field(1024, ge=1)
+    """Memory for the keys and values of running answers and of prompts' beginnings, MiB."""
+    max_queue: int = Field(1024, ge=1)
+    """Answers that may wait; beyond it requests are refused with a retryable error."""
+
+    @property
+    def limits(self) -> EngineLimits:
+        """How much the engine may hold."""
+        return EngineLimits(**self.model_dump(include={field.name for field in fields(EngineLimits)}))
 
     @classmethod
     def load(cls, folder: Path | None = None, **arguments: Any) -> Self:

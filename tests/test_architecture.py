@@ -12,6 +12,7 @@ PACKAGE = Path(adapterhub.__file__).parent
 # Each layer may import the layers below it and modules of its own room; rooms in one layer are peers.
 LAYERS = [
     {"errors"},
+    {"limits"},
     {"files", "sampling", "prompts", "bases", "config", "safetensors_header"},
     {"fingerprint"},
     {"models"},

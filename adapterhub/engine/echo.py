@@ -6,10 +6,11 @@ around it is real: registry, prompts, sampling arguments, stop strings, token co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterhub.engine.interface import Completion, FinishReason, Piece, Request, answer_budget
+from adapterhub.engine.interface import AdapterSource, Completion, FinishReason, Piece, Request, answer_budget
+from adapterhub.engine.stats import EngineStats
 from adapterhub.engine.text import TextAssembler
 from adapterhub.fingerprint import BaseFingerprint
 
@@ -57,6 +58,25 @@ class EchoEngine:
     def stream(self, request: Request) -> Iterator[Piece]:
         """Answers one request a character at a time; see `Engine.stream`."""
         return self._pieces(request, answer_budget(request, self.context_length))
+
+    async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """As `generate`."""
+        return self.generate(requests)
+
+    async def astream(self, request: Request) -> AsyncIterator[Piece]:
+        """As `stream`."""
+        for piece in self.stream(request):
+            yield piece
+
+    def pin(self, adapter: AdapterSource, pinned: bool = True) -> None:
+        """Nothing to keep."""
+
+    def unload(self, adapter: AdapterSource) -> None:
+        """Nothing to forget."""
+
+    def stats(self) -> EngineStats:
+        """Zeros: it holds nothing."""
+        return EngineStats()
 
     def close(self) -> None:
         """Nothing to free."""

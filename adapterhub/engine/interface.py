@@ -1,15 +1,16 @@
 """What the hub asks of an engine: token ids and an adapter in, pieces of text out.
 
-`EchoEngine` (no torch) and `SimpleEngine` implement it; a hub neither knows nor cares which one it has.
+`EchoEngine` (no torch) and `BatchingEngine` implement it; a hub neither knows nor cares which one it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import ConfigError, RequestTooLongError
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.prompts import Tokenizer
@@ -42,11 +43,13 @@ class Request:
         prompt: Token ids.
         adapter: Whose answer is wanted; None means the bare base.
         sampling: How to draw it.
+        priority: Where requests have to wait, higher ones start first.
     """
 
     prompt: Sequence[int]
     adapter: AdapterSource | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,28 @@ class Engine(Protocol):
         """Answers one request piece by piece; closing the iterator cancels it. `sampling.n` is taken as 1."""
         ...
 
+    async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """As `generate`, without blocking the event loop; cancelling the task cancels the answers."""
+        ...
+
+    def astream(self, request: Request) -> AsyncIterator[Piece]:
+        """As `stream`, without blocking the event loop; closing the iterator cancels the answer."""
+        ...
+
+    def pin(self, adapter: AdapterSource, pinned: bool = True) -> None:
+        """Keeps an adapter where it is quickest to use once it is there, or no longer."""
+        ...
+
+    def unload(self, adapter: AdapterSource) -> None:
+        """Forgets an adapter as soon as no running answer needs it; a later request loads it again."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """What the engine does and holds now."""
+        ...
+
     def close(self) -> None:
-        """Frees what the engine holds; calling it twice is fine."""
+        """Ends running answers with an error and frees what the engine holds; calling it twice is fine."""
         ...
 
 

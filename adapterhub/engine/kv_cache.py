@@ -68,6 +68,15 @@ class Lane:
     index: int
     length: int = 0
 
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """A copy of some tokens' keys and values, shape (2, layers, heads, tokens, head_dim)."""
+        return self.pool.memory[:, :, self.index, :, start:stop].clone()
+
+    def write(self, start: int, tokens: torch.Tensor) -> None:
+        """Puts what `read` returned at a place, after which the lane ends."""
+        self.length = start + tokens.shape[3]
+        self.pool.memory[:, :, self.index, :, start : self.length] = tokens
+
 
 class LanePool:
     """Lanes of one capacity, the used ones first.
@@ -86,18 +95,18 @@ class LanePool:
     @property
     def tokens(self) -> int:
         """Room in all lanes, used or not."""
-        return int(self._memory.shape[2]) * self.capacity
+        return int(self.memory.shape[2]) * self.capacity
 
     @property
     def full(self) -> bool:
         """Whether every lane is used."""
-        return len(self.lanes) == self._memory.shape[2]
+        return len(self.lanes) == self.memory.shape[2]
 
     def resize(self, lanes: int) -> None:
         """Changes the number of lanes, which must not be below those in use."""
-        old, used = self._memory, len(self.lanes)
+        old, used = self.memory, len(self.lanes)
         self._allocate(lanes)
-        self._memory[:, :, :used] = old[:, :, :used]
+        self.memory[:, :, :used] = old[:, :, :used]
 
     def take(self) -> Lane:
         """A lane that nobody uses."""
@@ -109,23 +118,23 @@ class LanePool:
         """Frees a lane; `clean` says that all its numbers are finite, else they are wiped out."""
         last = self.lanes.pop()
         if last is not lane:
-            self._memory[:, :, lane.index, :, : last.length] = self._memory[:, :, last.index, :, : last.length]
+            self.memory[:, :, lane.index, :, : last.length] = self.memory[:, :, last.index, :, : last.length]
             self.lanes[lane.index], last.index = last, lane.index
         if not clean:
             # Attention multiplies what it masks by zero, and NaN times zero is NaN. What was moved is wiped from the
             # old place, and the new place may have held more than came.
-            self._memory[:, :, len(self.lanes)] = 0
+            self.memory[:, :, len(self.lanes)] = 0
             if last is not lane:
-                self._memory[:, :, last.index, :, last.length :] = 0
+                self.memory[:, :, last.index, :, last.length :] = 0
 
     def _allocate(self, lanes: int) -> None:
         shape = self._shape
         # Zeros, not whatever is there: see `give_back`.
-        self._memory = torch.zeros(
+        self.memory = torch.zeros(
             2, shape.layers, lanes, shape.heads, self.capacity, shape.head_dim,
             dtype=shape.dtype, device=shape.device,
         )  # fmt: skip
-        self.keys, self.values = self._memory[0].unbind(0), self._memory[1].unbind(0)
+        self.keys, self.values = self.memory[0].unbind(0), self.memory[1].unbind(0)
 
 
 class KVCache:

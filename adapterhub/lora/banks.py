@@ -38,12 +38,12 @@ class Bank:
     def __init__(self, slots: int, in_features: int, dtype: torch.dtype, device: torch.device) -> None:
         self._slots = slots
         self._in = in_features
-        self._options = {"dtype": dtype, "device": device}
+        self._dtype, self._device = dtype, device
         self._layers: list[str] = []
         self._out: dict[str, int] = {}
         self._rank = 0
         self._loaded: dict[int, Mapping[str, LoraDelta]] = {}
-        self._a = torch.empty(0, **self._options)  # type: ignore[arg-type]
+        self._a = self._zeros(0)
         self._b: dict[str, torch.Tensor] = {}
         self._scale: dict[str, torch.Tensor] = {}
         self._scaled: dict[str, set[int]] = {}
@@ -126,7 +126,7 @@ class Bank:
             self._b[name][slot, :rank] = delta.b.T
             if delta.column_scale is not None:
                 if name not in self._scale:
-                    self._scale[name] = torch.ones(self._slots, self._out[name], **self._options)  # type: ignore[call-overload]
+                    self._scale[name] = self._zeros(self._slots, self._out[name]).fill_(1)
                 self._scale[name][slot] = delta.column_scale
                 self._scaled[name].add(slot)
         self._loaded[slot] = deltas
@@ -137,12 +137,12 @@ class Bank:
         self._rank = rank
         self._layers += layers
         self._out.update(layers)
-        self._a = torch.zeros(self._slots, len(self._layers) * rank, self._in, **self._options)  # type: ignore[call-overload]
-        self._b = {
-            name: torch.zeros(self._slots, rank, self._out[name], **self._options)  # type: ignore[call-overload]
-            for name in self._layers
-        }
+        self._a = self._zeros(self._slots, len(self._layers) * rank, self._in)
+        self._b = {name: self._zeros(self._slots, rank, self._out[name]) for name in self._layers}
         for name in layers:
             self._scaled[name] = set()
         for slot, deltas in resident.items():
             self._write(slot, deltas)
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=self._dtype, device=self._device)

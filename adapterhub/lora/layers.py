@@ -21,7 +21,7 @@ from adapterhub.models import linear_shape
 __all__ = ["AdaptedLinear", "AdapterLayers", "LoraDelta"]
 
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one block that read the same tensor; where they do not after all, nothing is shared, and nothing is wrong."""
+"""Layers of one block that read the same tensor; where they do not after all, nothing is shared."""
 
 
 class _Step:

@@ -1,6 +1,7 @@
-"""The simple engine against transformers' own `generate`."""
+"""The engine against transformers' own `generate`: answers, limits, cancelling, errors."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import AdapterSource, Request
 from adapterhub.engine.sampler import Sampler
-from adapterhub.engine.simple import SimpleEngine
 from adapterhub.errors import AdapterHubError, ConfigError, EngineError, GenerationError, RequestTooLongError
+from adapterhub.limits import EngineLimits
 from adapterhub.models import load_base
 from adapterhub.sampling import SamplingParams
 from tests.tiny import make_base
@@ -19,9 +21,14 @@ from tests.tiny import make_base
 PROMPTS = [[5, 6, 7, 8, 9, 10, 50, 60], [100, 20], [30, 40, 50, 60, 70]]
 
 
+LIMITS = EngineLimits(max_loras=2, max_cpu_loras=2, kv_cache_mib=64)
+
+
 @pytest.fixture
-def engine(tiny_base: Path) -> SimpleEngine:
-    return SimpleEngine(load_base(tiny_base, quantization=None, device="cpu"), max_cpu_loras=2)
+def engine(tiny_base: Path) -> Iterator[BatchingEngine]:
+    engine = BatchingEngine(load_base(tiny_base, quantization=None, device="cpu"), LIMITS)
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def request(prompt: list[int], adapter: AdapterSource | None = None, **sampling:
     return Request(prompt, adapter, SamplingParams.of({"max_tokens": 12, "ignore_eos": True}, sampling))
 
 
-def tokens(engine: SimpleEngine, one: Request) -> list[int]:
+def tokens(engine: BatchingEngine, one: Request) -> list[int]:
     return list(engine.generate([one])[0][0].token_ids)
 
 
@@ -91,7 +98,8 @@ def test_threads_get_their_own_adapters_answer(engine, sources):
 def test_only_so_many_adapters_stay_loaded(engine, sources):
     for source in sources.values():
         tokens(engine, request(PROMPTS[0], source))
-    assert list(engine._loaded) == ["sha256:code", "sha256:support"]
+    assert engine.stats().resident == engine.stats().host_adapters == 2
+    assert engine.stats().evictions == 1
 
 
 def test_an_adapter_in_use_is_not_dropped(engine, sources):
@@ -106,9 +114,9 @@ def test_an_adapter_in_use_is_not_dropped(engine, sources):
 def test_a_cancelled_stream_lets_go_of_its_adapter(engine, sources):
     stream = engine.stream(request(PROMPTS[0], sources["json"]))
     next(stream)
-    assert engine._users["sha256:json"] == 1
+    assert (engine.stats().slot_users, engine.stats().kv_lanes) == (1, 1)
     stream.close()
-    assert engine._users["sha256:json"] == 0
+    assert (engine.stats().slot_users, engine.stats().kv_lanes) == (0, 0)
 
 
 def test_seeds_repeat_and_answers_differ(engine):
@@ -189,7 +197,7 @@ def test_a_special_token_can_be_a_stop_string(engine):
 def test_too_long_a_request_is_refused_and_nothing_runs(engine, sources):
     with pytest.raises(RequestTooLongError, match="256"):
         engine.generate([request(PROMPTS[0], sources["json"]), request([5] * 250)])
-    assert not engine._loaded
+    assert (engine.stats().steps, engine.stats().waiting, engine.stats().host_adapters) == (0, 0, 0)
 
 
 def test_an_answer_may_fill_the_context_to_the_last_token(engine):
@@ -207,7 +215,7 @@ def test_a_prompt_without_tokens_is_refused(engine):
 
 def test_an_answer_that_has_ended_at_the_contexts_end_waits_for_the_others(tmp_path: Path):
     # GPT-2 looks positions up in a table as long as its context.
-    engine = SimpleEngine(load_base(make_base(tmp_path, "gpt2"), quantization=None, device="cpu"))
+    engine = BatchingEngine(load_base(make_base(tmp_path, "gpt2"), quantization=None, device="cpu"))
     long, short = request([5] * 250, max_tokens=6), request([5, 6], max_tokens=20)
     together = [list(one[0].token_ids) for one in engine.generate([long, short])]
     assert together == [tokens(engine, long), tokens(engine, short)]
