@@ -220,8 +220,9 @@ def _manual(rng: random.Random) -> str:
         parts.append(f"{heading}{request}\n{call}")
         if rng.random() < 0.4:
             result = tools_task.value(rng, "train", rng.choice(["integer", "string"]))
-            stated = tools_task.statement(chosen.noun, arguments, result)
-            parts.append(f"<tool_response>\n{result}\n</tool_response>\n{stated[0].upper()}{stated[1:]}.")
+            subject = " and ".join(str(value) for value in arguments.values())
+            stated = f"The {chosen.noun}{f' of {subject}' if subject else ''} is {result}."
+            parts.append(f"<tool_response>\n{result}\n</tool_response>\n{stated}")
         chosen = rng.choice(tools)
     return "\n".join(parts)
 
