@@ -57,5 +57,5 @@ class Driver:
 
     def _is_idle(self) -> bool:
         with self._news:  # a condition's lock may be taken again by the thread that holds it
-            self._open = {ticket for ticket in self._open if not ticket.ended}
+            self._open = {ticket for ticket in self._open if ticket.open}
             return not self._open

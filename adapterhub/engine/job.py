@@ -32,6 +32,11 @@ class Ticket:
         self._lock = threading.Lock()
 
     @property
+    def open(self) -> bool:
+        """Whether pieces are still to come, and somebody wants them."""
+        return not (self.ended or self.cancelled)
+
+    @property
     def has_news(self) -> bool:
         """Whether `take` would return something."""
         return bool(self._news)
