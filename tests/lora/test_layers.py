@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.lora.layers import AdapterLayers
+from adapterhub.lora.slots import TokenSlots
 from adapterhub.lora.weights import load_deltas
 from adapterhub.models import Base, load_base
 from tests.tiny import ALL_LINEAR, make_adapter, make_base
@@ -41,15 +42,19 @@ def base_folder(request, tmp_path_factory) -> Path:
     return make_base(tmp_path_factory.mktemp("bases") / request.param, request.param)
 
 
-def logits(base: Base, layers: AdapterLayers, key: str | None) -> torch.Tensor:
-    with torch.inference_mode(), layers.using(key):
+def layers_of(base: Base) -> AdapterLayers:
+    return AdapterLayers(base.model, slots=4, dtype=torch.float32)
+
+
+def logits(base: Base, layers: AdapterLayers, slot: int | None) -> torch.Tensor:
+    tokens = None if slot is None else TokenSlots([(slot, IDS.numel())])
+    with torch.inference_mode(), layers.using(tokens):
         result: torch.Tensor = base.model(input_ids=IDS).logits
     return result
 
 
-def add(base: Base, layers: AdapterLayers, key: str, folder: Path) -> None:
-    shapes = base.linear_shapes
-    layers.add(key, load_deltas(folder, base.model, shapes, dtype=torch.float32))
+def load(base: Base, layers: AdapterLayers, slot: int, folder: Path) -> None:
+    layers.load(slot, load_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -64,13 +69,13 @@ def test_logits_equal_pefts(base_folder: Path, tmp_path: Path, settings):
         wanted = PeftModel.from_pretrained(plain, adapter).eval()(input_ids=IDS).logits
 
     base = load_base(base_folder, quantization=None, device="cpu")
-    layers = AdapterLayers(base.model)
-    add(base, layers, "x", adapter)
+    layers = layers_of(base)
+    load(base, layers, 2, adapter)
 
     assert (wanted - bare).abs().max() > 0.5, (
         "the adapter must change the answer for the test to mean anything"
     )
-    assert (logits(base, layers, "x") - wanted).abs().max() <= 1e-4
+    assert (logits(base, layers, 2) - wanted).abs().max() <= 1e-4
     assert torch.equal(logits(base, layers, None), bare)
 
 
@@ -80,29 +85,29 @@ def test_on_a_4_bit_base_too(tmp_path: Path, tiny_base: Path):
     with torch.inference_mode():
         wanted = reference(input_ids=IDS).logits
     base = load_base(tiny_base, training=True)  # not packed, so that both multiply in float32
-    layers = AdapterLayers(base.model)
-    add(base, layers, "x", adapter)
-    assert (logits(base, layers, "x") - wanted).abs().max() <= 1e-4
+    layers = layers_of(base)
+    load(base, layers, 2, adapter)
+    assert (logits(base, layers, 2) - wanted).abs().max() <= 1e-4
 
 
 def test_the_base_answers_bit_for_bit_as_before(tiny_base: Path, tiny_adapters: dict[str, Path]):
     base = load_base(tiny_base)
-    layers = AdapterLayers(base.model)
+    layers = layers_of(base)
     before = logits(base, layers, None)
-    for name, folder in tiny_adapters.items():
-        add(base, layers, name, folder)
-        assert not torch.equal(logits(base, layers, name), before)
+    for slot, folder in enumerate(tiny_adapters.values()):
+        load(base, layers, slot, folder)
+        assert not torch.equal(logits(base, layers, slot), before)
     assert torch.equal(logits(base, layers, None), before)
-    layers.remove("json")
-    assert torch.equal(logits(base, layers, None), before)
+    layers.clear(0)
+    assert torch.equal(logits(base, layers, 0), before)
 
 
 def test_a_failing_pass_leaves_the_next_one_right(tiny_base: Path, tiny_adapters: dict[str, Path]):
     base = load_base(tiny_base)
-    layers = AdapterLayers(base.model)
+    layers = layers_of(base)
     before = logits(base, layers, None)
-    add(base, layers, "json", tiny_adapters["json"])
-    with pytest.raises(ZeroDivisionError), layers.using("json"):
+    load(base, layers, 0, tiny_adapters["json"])
+    with pytest.raises(ZeroDivisionError), layers.using(TokenSlots([(0, IDS.numel())])):
         raise ZeroDivisionError
     assert torch.equal(logits(base, layers, None), before)
 
