@@ -73,6 +73,10 @@ class Base:
     def context_length(self) -> int:
         """The largest number of tokens, prompt and answer together, that the model was made for."""
         config = self.model.config.get_text_config()
+        # Such a base changes the positions of a whole batch when one text in it gets longer than this.
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        if rope.get("rope_type") == "longrope" and (short := rope.get("original_max_position_embeddings")):
+            return int(short)
         named = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
         # A base without position embeddings (BLOOM, Mamba) has no such setting; its tokenizer may know the limit.
         return int(next(filter(None, named), min(self.tokenizer.model_max_length, _NO_LIMIT)))

@@ -56,6 +56,7 @@ class LaneStep:
             _Decoding(pool, own, device, dtype) for pool, own in pools.items()
         ]
         self.parts += [_Prompt(span, device, dtype) for span in spans if span.count > 1]
+        self.layers: set[int] = set()  # those whose attention was computed
 
 
 class _Decoding:
@@ -71,13 +72,17 @@ class _Decoding:
         for span in spans:
             self._lengths[span.lane.index] = span.lane.length
         self._width = max(self._lengths) + 1
-        token_of = dict.fromkeys(range(self._used), spans[0].start)
-        token_of.update((span.lane.index, span.start) for span in spans)
         self._all = len(spans) == self._used
-        self._tokens = torch.tensor(list(token_of.values()), device=device)
         self._lanes = torch.tensor([span.lane.index for span in spans], device=device)
-        self._own = self._tokens if self._all else self._tokens[self._lanes]
         self._places = torch.tensor([span.lane.length for span in spans], device=device)
+        starts = [span.start for span in spans]
+        # Most steps have one pool, its lanes in order: then nothing has to be picked out or put back.
+        self._in_order = self._all and starts == list(range(starts[0], starts[0] + len(starts)))
+        self._range = slice(starts[0], starts[0] + len(starts))
+        self._own = torch.tensor(starts, device=device)
+        of_lane = dict.fromkeys(range(self._used), starts[0])
+        of_lane.update((span.lane.index, span.start) for span in spans)
+        self._tokens = torch.tensor(list(of_lane.values()), device=device)
         self._masks: dict[int | None, torch.Tensor] = {}
 
     def attend(
@@ -91,19 +96,25 @@ class _Decoding:
         window: int | None,
     ) -> None:
         keys, values = self._pool.keys[layer], self._pool.values[layer]
-        keys[self._lanes, :, self._places] = k.index_select(0, self._own)
-        values[self._lanes, :, self._places] = v.index_select(0, self._own)
+        keys[self._lanes, :, self._places] = self._pick(k, self._own)
+        values[self._lanes, :, self._places] = self._pick(v, self._own)
         # Query heads that share a key head stand where further query tokens would: with one token each, and so one
         # mask, that is the same sum, and no key is repeated.
-        grouped = q.index_select(0, self._tokens).view(self._used, keys.shape[1], -1, q.shape[-1])
+        grouped = self._pick(q, self._tokens).reshape(self._used, keys.shape[1], -1, q.shape[-1])
         attended = scaled_dot_product_attention(
             grouped,
             keys[: self._used, :, : self._width],
             values[: self._used, :, : self._width],
             attn_mask=self._mask(window),
             scale=scale,
-        ).view(self._used, -1, q.shape[-1])
-        out.index_copy_(0, self._own, attended if self._all else attended.index_select(0, self._lanes))
+        ).reshape(self._used, -1, q.shape[-1])
+        if self._in_order:
+            out[self._range] = attended
+        else:
+            out.index_copy_(0, self._own, attended if self._all else attended.index_select(0, self._lanes))
+
+    def _pick(self, tensor: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return tensor[self._range] if self._in_order else tensor.index_select(0, tokens)
 
     def _mask(self, window: int | None) -> torch.Tensor:
         """Zero where a lane's token may look and minus infinity elsewhere, shape (lanes, 1, 1, width)."""
@@ -209,6 +220,7 @@ def attend(
         )
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    lane_step.layers.add(layer)
     out = q.new_empty(q.shape)
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     for part in lane_step.parts:

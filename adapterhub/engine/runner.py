@@ -9,6 +9,7 @@ import torch
 
 from adapterhub.engine.attention import LaneStep, Span, use_lanes
 from adapterhub.engine.kv_cache import KVShape, Lane
+from adapterhub.errors import EngineError
 from adapterhub.lora.layers import AdapterLayers
 from adapterhub.lora.slots import TokenSlots
 from adapterhub.models import Base
@@ -50,10 +51,16 @@ class ModelRunner:
 
         An exception leaves every lane as long as it was, so the same step can be tried again.
 
+        Args:
+            rows: Each with a lane of its own.
+
         Returns:
             For each row the logits of its last token, shape (vocabulary,), or None where they were not wanted.
+
+        Raises:
+            EngineError: The model keeps more of a text than keys and values.
         """
-        order = sorted(range(len(rows)), key=lambda place: _slot(rows[place]))
+        order = sorted(range(len(rows)), key=lambda place: _place(rows[place]))
         own = [rows[place] for place in order]
         logits = self._forward(own)
         for row in own:
@@ -74,28 +81,36 @@ class ModelRunner:
                 ends.append(start - 1)
         ids = [token for row in rows for token in row.tokens]
         places = [row.lane.length + offset for row in rows for offset in range(len(row.tokens))]
-        with self.layers.using(self._token_slots(rows)):
+        step = LaneStep(spans, device, self._base.compute_dtype)
+        tokens = self._token_slots([(row.slot, len(row.tokens)) for row in rows])
+        outputs = self._token_slots([(row.slot, 1) for row in rows if row.wanted])
+        with self.layers.using(tokens, outputs):
             output = self._base.model(
                 input_ids=torch.tensor([ids], device=device),
                 position_ids=torch.tensor([places], device=device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(ends, device=device),
-                lane_step=LaneStep(spans, device, self._base.compute_dtype),
+                logits_to_keep=torch.tensor(ends, dtype=torch.long, device=device),
+                lane_step=step,
+            )
+        if len(step.layers) != self.kv_shape.layers:
+            raise EngineError(
+                f"A {type(self._base.model).__name__} cannot be served: of its {self.kv_shape.layers} layers only "
+                f"{len(step.layers)} keep what they know of a text as keys and values.",
+                hint="Hybrid and recurrent models have no packed batches.",
             )
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def _token_slots(self, rows: Sequence[StepRow]) -> TokenSlots:
-        counts: dict[int | None, int] = {}
-        for row in rows:
-            counts[row.slot] = counts.get(row.slot, 0) + len(row.tokens)
-        base = counts.pop(None, 0)
-        return TokenSlots(
-            [(slot, count) for slot, count in counts.items() if slot is not None],
-            base=base,
-            device=self._base.device,
-        )
+    def _token_slots(self, counts: Sequence[tuple[int | None, int]]) -> TokenSlots:
+        """The slots of tokens that are in order of their slots, given how many each row has."""
+        total: dict[int | None, int] = {}
+        for slot, count in counts:
+            total[slot] = total.get(slot, 0) + count
+        base = total.pop(None, 0)
+        runs = [(slot, count) for slot, count in total.items() if slot is not None]
+        return TokenSlots(runs, base=base, device=self._base.device)
 
 
-def _slot(row: StepRow) -> int:
-    return -1 if row.slot is None else row.slot
+def _place(row: StepRow) -> tuple[int, int]:
+    """Rows of one slot stand together, those of the bare base first, each in the order of their lanes."""
+    return -1 if row.slot is None else row.slot, row.lane.index

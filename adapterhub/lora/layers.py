@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class _Step:
-    """The step that runs now; one instance is shared by all layers of a model."""
+    """The tokens that some layers of a model see in the step that runs now; None while no adapter is in it."""
 
     __slots__ = ("tokens",)
 
@@ -60,11 +61,12 @@ class AdapterLayers:
         dtype: What they are kept and computed in; the dtype of the base's activations.
     """
 
-    def __init__(self, model: nn.Module, *, slots: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, *, slots: int, dtype: torch.dtype) -> None:
         self._model = model
         self._slots = slots
         self._dtype = dtype
         self._step = _Step()
+        self._outputs = _Step()  # the output layer sees only the tokens whose logits are wanted
         self._banks: dict[str, Bank] = {}
         self._wrapped: set[str] = set()
 
@@ -95,13 +97,19 @@ class AdapterLayers:
             bank.clear(slot)
 
     @contextmanager
-    def using(self, tokens: TokenSlots | None) -> Iterator[None]:
-        """Applies adapters to the tokens of the forward passes inside; None: the bare base."""
+    def using(self, tokens: TokenSlots | None, outputs: TokenSlots | None = None) -> Iterator[None]:
+        """Applies adapters to the tokens of the forward passes inside.
+
+        Args:
+            tokens: Which token has which adapter; None means that all are the bare base's.
+            outputs: The same for the tokens that the output layer sees, if those are not all.
+        """
         self._step.tokens = tokens if tokens and tokens.runs else None
+        self._outputs.tokens = outputs if outputs and outputs.runs else None if outputs else self._step.tokens
         try:
             yield
         finally:
-            self._step.tokens = None
+            self._step.tokens = self._outputs.tokens = None
 
     def _wrap(self, name: str, bank: str) -> None:
         if name in self._wrapped:
@@ -111,7 +119,8 @@ class AdapterLayers:
             _, in_features = linear_shape(layer) or (0, 0)
             device = next(layer.parameters()).device
             self._banks[bank] = Bank(self._slots, in_features, self._dtype, device)
-        self._model.set_submodule(name, AdaptedLinear(layer, name, self._banks[bank], self._step))
+        step = self._outputs if layer is self._model.get_output_embeddings() else self._step
+        self._model.set_submodule(name, AdaptedLinear(layer, name, self._banks[bank], step))
         self._wrapped.add(name)
 
 
