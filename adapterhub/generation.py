@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from adapterhub.engine.interface import Completion, FinishReason
 from adapterhub.routing.decision import RouteDecision
+from adapterhub.structure import OutputFormat
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Generation:
         usage: Tokens and time.
         finish_reason: `"stop"` (end token or stop string) or `"length"`.
         completions: All `n` answers, with token ids and log-probabilities.
+        structure: The form that was asked for.
     """
 
     text: str
@@ -56,6 +59,16 @@ class Generation:
     usage: Usage
     finish_reason: FinishReason
     completions: tuple[Completion, ...]
+    structure: OutputFormat | None = None
+
+    @property
+    def parsed(self) -> Any:
+        """The answer's value where a form was asked for: of the schema's type, or JSON's; else its text.
+
+        Raises:
+            GenerationError: The text passes the grammar but not the type's own checks; see `OutputFormat.parse`.
+        """
+        return self.structure.parse(self.text) if self.structure else self.text
 
 
 class GenerationStream(Iterator[str]):

@@ -26,6 +26,7 @@ from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.router import AdapterRouter
 from adapterhub.sampling import SamplingParams
+from adapterhub.structure import FORMS, OutputFormat
 
 if TYPE_CHECKING:
     from adapterhub.export.merge import MergeReport
@@ -160,7 +161,7 @@ class AdapterHub:
         *,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Generation:
         """Answers one prompt.
 
@@ -170,17 +171,23 @@ class AdapterHub:
                 base); if not given, the active adapter.
             raw: Take the text as it stands, without chat template or system prompt.
             tools: JSON-Schema descriptions of functions, shown to the model by its chat template.
-            **sampling: Fields of `SamplingParams`; they win over the card's own defaults.
+            **options: Fields of `SamplingParams`, which win over the card's own defaults; and, for an answer that must
+                have a form, one of `schema` (a pydantic model or another type, or a JSON Schema), `regex`, `grammar`
+                (Lark) or `choices` (a list of texts). See `OutputFormat.of`.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
             AdapterIncompatibleError: It does not fit this base.
             RegistryError: It is disabled.
             RoutingError: The router has nothing to choose by.
-            RequestTooLongError: Prompt and answer do not fit the context.
-            ConfigError: An empty prompt or an argument that is not valid.
+            RequestTooLongError: Prompt and answer do not fit the context, or `max_tokens` is less than an answer of
+                that form takes.
+            ConfigError: An empty prompt, an argument that is not valid, or a form that cannot be enforced.
         """
-        return self.generate_batch([prompt], adapter, raw=raw, tools=tools, **sampling)[0]
+        prepared = self._prepare_one(prompt, adapter, raw, tools, options)
+        started = time.perf_counter()
+        (answers,) = self._engine.generate([prepared.request])
+        return _generation(prepared, answers, time.perf_counter() - started)
 
     def generate_batch(
         self,
@@ -189,7 +196,7 @@ class AdapterHub:
         *,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> list[Generation]:
         """Answers several prompts, each with its own adapter.
 
@@ -198,7 +205,8 @@ class AdapterHub:
             adapters: One choice for all, or one for each prompt; see `generate`.
             raw: As in `generate`.
             tools: As in `generate`.
-            **sampling: As in `generate`, for all prompts.
+            **options: As in `generate`, for all prompts; the four of a form may also be lists with one or None for
+                each prompt, `choices` then a list of lists.
 
         Raises:
             ConfigError: As many adapters as prompts were expected.
@@ -207,9 +215,11 @@ class AdapterHub:
         if isinstance(prompts, str):
             raise ConfigError("A batch takes a list of prompts, not one text.", hint="generate() takes one.")
         choices = _one_each(prompts, adapters)
+        wanted, sampling = _split(options)
+        forms = OutputFormat.each(len(prompts), **wanted)
         prepared = [
-            self._prepare(prompt, choice, raw, tools, sampling)
-            for prompt, choice in zip(prompts, choices, strict=True)
+            self._prepare(prompt, choice, raw, tools, sampling, form)
+            for prompt, choice, form in zip(prompts, choices, forms, strict=True)
         ]
         started = time.perf_counter()
         answers = self._engine.generate([one.request for one in prepared])
@@ -223,15 +233,15 @@ class AdapterHub:
         *,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> GenerationStream:
         """Answers one prompt piece by piece; arguments and errors as in `generate`.
 
         Returns:
             An iterator of text; its `result` is the `Generation` once it has ended.
         """
-        _refuse_several(sampling)
-        prepared = self._prepare(prompt, adapter, raw, tools, sampling)
+        _refuse_several(options)
+        prepared = self._prepare_one(prompt, adapter, raw, tools, options)
         return GenerationStream(_streamed(prepared, self._engine.stream(prepared.request)))
 
     async def agenerate(
@@ -241,10 +251,10 @@ class AdapterHub:
         *,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Generation:
         """As `generate`, without blocking the event loop; cancelling the task cancels the answer."""
-        prepared = await asyncio.to_thread(self._prepare, prompt, adapter, raw, tools, sampling)
+        prepared = await asyncio.to_thread(self._prepare_one, prompt, adapter, raw, tools, options)
         started = time.perf_counter()
         (answers,) = await self._engine.agenerate([prepared.request])
         return _generation(prepared, answers, time.perf_counter() - started)
@@ -256,11 +266,11 @@ class AdapterHub:
         *,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> AsyncIterator[str]:
         """As `stream`, without blocking the event loop; leaving the loop early cancels the answer."""
-        _refuse_several(sampling)
-        prepared = await asyncio.to_thread(self._prepare, prompt, adapter, raw, tools, sampling)
+        _refuse_several(options)
+        prepared = await asyncio.to_thread(self._prepare_one, prompt, adapter, raw, tools, options)
         async for piece in self._engine.astream(prepared.request):
             if piece.text:
                 yield piece.text
@@ -387,7 +397,13 @@ class AdapterHub:
         raw: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         sampling: Mapping[str, Any],
+        structure: OutputFormat | None = None,
     ) -> _Prepared:
+        if structure and sampling.get("stop"):
+            raise ConfigError(
+                "A stop string would cut an answer that has to be whole.",
+                hint="Leave stop out; the form ends it.",
+            )
         wanted = self.active_adapter if isinstance(choice, _Active) else choice
         route = self.route(prompt) if wanted == "auto" else None
         chosen = route.adapter if route else wanted
@@ -395,7 +411,18 @@ class AdapterHub:
         profile = card.prompt if card else PromptProfile()
         tokens, stop = self._tokens(prompt, profile, raw, tools)
         params = SamplingParams.of({"stop": (*stop, *profile.stop)}, profile.generation, sampling)
-        return _Prepared(Request(tokens, self._source(card), params), card, route)
+        return _Prepared(Request(tokens, self._source(card), params, structure), card, route)
+
+    def _prepare_one(
+        self,
+        prompt: Prompt,
+        choice: Choice,
+        raw: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> _Prepared:
+        wanted, sampling = _split(options)
+        return self._prepare(prompt, choice, raw, tools, sampling, OutputFormat.of(**wanted))
 
     def _tokens(
         self, prompt: Prompt, profile: PromptProfile, raw: bool, tools: Sequence[Mapping[str, Any]] | None
@@ -465,6 +492,12 @@ def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]
     return adapters
 
 
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What says which form an answer must have, and how it is drawn."""
+    form = {name: value for name, value in options.items() if name in FORMS}
+    return form, {name: value for name, value in options.items() if name not in FORMS}
+
+
 def _refuse_several(sampling: Mapping[str, Any]) -> None:
     if sampling.get("n", 1) != 1:
         raise ConfigError("A stream has one answer, so n must be 1.")
@@ -490,6 +523,7 @@ def _generation(prepared: _Prepared, completions: Sequence[Completion], seconds:
         usage=Usage(len(prepared.request.prompt), generated, seconds),
         finish_reason=first.finish_reason,
         completions=tuple(completions),
+        structure=prepared.request.structure,
     )
 
 

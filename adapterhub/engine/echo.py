@@ -12,6 +12,7 @@ from typing import Any
 from adapterhub.engine.interface import AdapterSource, Completion, FinishReason, Piece, Request, answer_budget
 from adapterhub.engine.stats import EngineStats
 from adapterhub.engine.text import TextAssembler
+from adapterhub.errors import ConfigError
 from adapterhub.fingerprint import BaseFingerprint
 
 
@@ -52,12 +53,12 @@ class EchoEngine:
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Answers every request; see `Engine.generate`."""
         for request in requests:
-            answer_budget(request, self.context_length)
+            self._budget(request)
         return [[Completion.of(list(self.stream(r)))] * r.sampling.n for r in requests]
 
     def stream(self, request: Request) -> Iterator[Piece]:
         """Answers one request a character at a time; see `Engine.stream`."""
-        return self._pieces(request, answer_budget(request, self.context_length))
+        return self._pieces(request, self._budget(request))
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """As `generate`."""
@@ -80,6 +81,14 @@ class EchoEngine:
 
     def close(self) -> None:
         """Nothing to free."""
+
+    def _budget(self, request: Request) -> int:
+        if request.structure:
+            raise ConfigError(
+                "EchoEngine repeats the prompt and cannot keep to a form.",
+                hint="Load a base; the demo's is small.",
+            )
+        return answer_budget(request, self.context_length)
 
     def _pieces(self, request: Request, budget: int) -> Iterator[Piece]:
         answer = self._answer(request)[:budget]

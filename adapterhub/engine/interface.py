@@ -7,32 +7,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import ConfigError, RequestTooLongError
 from adapterhub.fingerprint import BaseFingerprint
+from adapterhub.lora.source import AdapterSource
 from adapterhub.prompts import Tokenizer
 from adapterhub.sampling import SamplingParams
+from adapterhub.structure import OutputFormat
 
 FinishReason = Literal["stop", "length"]
 DEFAULT_MAX_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class AdapterSource:
-    """An adapter as an engine sees it: an identity and a folder to load it from.
-
-    Attributes:
-        name: For messages only.
-        digest: What the adapter is; equal digests mean equal weights and config.
-        folder: PEFT's files.
-    """
-
-    name: str
-    digest: str
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -43,12 +29,14 @@ class Request:
         prompt: Token ids.
         adapter: Whose answer is wanted; None means the bare base.
         sampling: How to draw it.
+        structure: The form that it must have; None for free text.
         priority: Where requests have to wait, higher ones start first.
     """
 
     prompt: Sequence[int]
     adapter: AdapterSource | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    structure: OutputFormat | None = None
     priority: int = 0
 
 

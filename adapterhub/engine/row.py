@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from adapterhub.engine.interface import FinishReason, Piece, Request, answer_budget
+from adapterhub.engine.interface import FinishReason, Piece, Request, TokenLogprob, answer_budget
 from adapterhub.engine.sampler import Sampler
+from adapterhub.engine.structured import Constraint, StructureCompiler
 from adapterhub.engine.text import TextAssembler
+from adapterhub.errors import ConfigError
 from adapterhub.models import Base
 
 
@@ -23,6 +25,7 @@ class Row:
         end_ids: Tokens that end it.
         sampler: Draws its tokens.
         text: Turns them into text.
+        constraint: Keeps it in its form; None for free text.
         tokens: Those drawn so far.
         finished: Whether the answer has ended.
     """
@@ -32,21 +35,35 @@ class Row:
     end_ids: frozenset[int]
     sampler: Sampler
     text: TextAssembler
+    constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list)
     finished: bool = False
 
     def accept(self, logits: torch.Tensor) -> Piece:
         """Draws the next token from logits of shape (vocabulary,) and says what it adds."""
-        token, logprob = self.sampler.draw(logits, [*self.prompt, *self.tokens])
+        token, logprob = self._draw(logits)
         self.tokens.append(token)
-        ended = token in self.end_ids
+        ended = self.constraint.ended if self.constraint else token in self.end_ids
         text = self.text.flush() if ended else self.text.push(token)
         reason: FinishReason | None = "stop" if ended or self.text.stopped else None
-        if reason is None and len(self.tokens) >= self.budget:
+        if reason is None and self._is_full:
             text += self.text.flush()
-            reason = "stop" if self.text.stopped else "length"
+            reason = "stop" if self.text.stopped or self.constraint else "length"
         self.finished = reason is not None
         return Piece(text, token, logprob, reason)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether nothing more may come: the budget is used up, or the form complete."""
+        return self.constraint.finished if self.constraint else len(self.tokens) >= self.budget
+
+    def _draw(self, logits: torch.Tensor) -> tuple[int, TokenLogprob | None]:
+        history = [*self.prompt, *self.tokens]
+        if self.constraint is None:
+            return self.sampler.draw(logits, history)
+        return self.constraint.choose(
+            lambda allowed: self.sampler.draw(logits, history, allowed), len(logits)
+        )
 
 
 class RowMaker:
@@ -61,20 +78,40 @@ class RowMaker:
         self._end_ids = _end_ids(base)
         added = base.tokenizer.added_tokens_decoder.items()
         self._special = {token.content: number for number, token in added if token.special}
+        width = base.model.config.get_text_config().vocab_size
+        self._structures = StructureCompiler(base.tokenizer, width, self._end_ids)
 
     def row(self, request: Request, number: int) -> Row:
-        """The `number`-th of the request's `sampling.n` answers."""
-        sampling = request.sampling
+        """The `number`-th of the request's `sampling.n` answers.
+
+        Raises:
+            ConfigError: The form that is asked for cannot be enforced, or not together with `ignore_eos`.
+            RequestTooLongError: The budget is less than the form's shortest answer.
+        """
+        sampling, budget = request.sampling, answer_budget(request, self._base.context_length)
         own_ends = frozenset() if sampling.ignore_eos else self._end_ids
         # Special tokens among the stop strings, such as `<|im_end|>`, never show in the text.
         special = {self._special[stop] for stop in sampling.stop if stop in self._special}
+        end_ids = own_ends | set(sampling.stop_token_ids) | special
+        constraint = self._constraint(request, budget, end_ids)
         return Row(
             prompt=request.prompt,
-            budget=answer_budget(request, self._base.context_length),
-            end_ids=own_ends | set(sampling.stop_token_ids) | special,
+            budget=budget,
+            end_ids=end_ids,
             sampler=Sampler(sampling, number, self._base.device),
-            text=TextAssembler(self._base.tokenizer, sampling.stop),
+            # An answer in a form is whole or nothing: a stop string, most often the prompt style's, does not cut it.
+            text=TextAssembler(self._base.tokenizer, () if constraint else sampling.stop),
+            constraint=constraint,
         )
+
+    def _constraint(self, request: Request, budget: int, end_ids: frozenset[int]) -> Constraint | None:
+        if request.structure is None:
+            return None
+        if request.sampling.ignore_eos:
+            raise ConfigError(
+                "ignore_eos has no meaning for an answer in a form, which ends where the form does."
+            )
+        return self._structures.constraint(request.structure, budget, end_ids)
 
 
 def _end_ids(base: Base) -> frozenset[int]:

@@ -18,6 +18,10 @@ from adapterhub.engine.interface import TokenLogprob
 from adapterhub.errors import GenerationError
 from adapterhub.sampling import SamplingParams
 
+_FAR = (
+    1e30  # beyond every logit, and finite in float32 after the repetition penalty and the lowest temperature
+)
+
 
 class Sampler:
     """Draws the tokens of one answer.
@@ -37,12 +41,16 @@ class Sampler:
         else:
             self._random.manual_seed((params.seed + index) % 2**63)
 
-    def draw(self, logits: torch.Tensor, history: Sequence[int]) -> tuple[int, TokenLogprob | None]:
+    def draw(
+        self, logits: torch.Tensor, history: Sequence[int], allowed: torch.Tensor | None = None
+    ) -> tuple[int, TokenLogprob | None]:
         """Chooses the next token.
 
         Args:
             logits: Shape (vocabulary,).
             history: Token ids of the prompt and the answer so far, for the repetition penalty.
+            allowed: Among which tokens, bool of shape (vocabulary,); if not given, all. Log-probabilities are the
+                model's own either way.
 
         Raises:
             GenerationError: The logits are not numbers.
@@ -54,6 +62,9 @@ class Sampler:
                 "The base computed NaN in place of an answer.",
                 hint="float16 overflows on bases trained in bfloat16; try another compute_dtype.",
             )
+        if allowed is not None:
+            # What is allowed stays finite, and so apart from the rest, where the base gives minus infinity.
+            scores = scores.clamp(-_FAR, _FAR).masked_fill(~allowed.to(scores.device), -torch.inf)
         if self._processors:
             ids = torch.tensor([list(history)], device=logits.device)
             scores = self._processors(ids, scores)

@@ -1,0 +1,314 @@
+"""Short ways to end an answer that a grammar has under way.
+
+llguidance says which tokens may come next, but not how far the end is. This finds a sequence of tokens after which
+the answer is complete: it follows forced bytes, and where there is a choice it tries one byte of each class of
+bytes that lead to different places, depth first.
+
+Nothing can be asked about a grammar's state but what may follow it, so two states with the same mask are taken to
+be alike while searching. That only guides the search: every ending that is returned was accepted by llguidance
+itself. It need not be the shortest one of all; in grammars without counted repetitions it almost always is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from llguidance import LLMatcher, LLTokenizer
+
+_LONGEST_TOKEN = 32  # bytes; longer tokens are runs of blanks and other rarities
+_CLOSERS = (b'"', b"}", b"]", b")")
+_FIRST = b"".join(_CLOSERS) + b"0"
+_SCANS = (2, 16)  # how often the ways from like states are looked for: times the repeats, and at most
+_LONGEST_FORCED = 16 * 1024  # bytes
+_REPEATS = (
+    1,
+    4,
+    16,
+    64,
+    256,
+    1024,
+    4096,
+)  # how often one state may come again on the way; widened until an end is found
+_KNOWN_PER_STATE = 4
+_KNOWN_STATES = 4096
+_MANY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Bytes that complete an answer, spelled with the fewest tokens.
+
+    Attributes:
+        text: The bytes; a special token is written as llguidance does, `\\xff[id]`.
+        counts: At place k the number of tokens that spell the last k bytes.
+        sizes: At place k the bytes of the first of those tokens.
+    """
+
+    text: bytes = b""
+    counts: tuple[int, ...] = (0,)
+    sizes: tuple[int, ...] = (0,)
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Number of tokens, then of bytes."""
+        return self.counts[-1], len(self.text)
+
+
+class Spelling:
+    """Writes bytes with the fewest tokens of a vocabulary.
+
+    Args:
+        tokenizer: llguidance's.
+        size: The number of tokens that the model can give.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer, size: int) -> None:
+        self._ids: dict[bytes, int] = {}
+        for number in range(min(size, tokenizer.vocab_size)):
+            special = tokenizer.is_special_token(number)
+            text = b"\xff[%d]" % number if special else tokenizer.decode_bytes([number])
+            if text and len(text) <= _LONGEST_TOKEN:
+                self._ids.setdefault(text, number)
+        self.steps = sorted(self._shortest(), key=_eagerness)
+
+    def before(self, text: bytes, ending: Ending) -> Ending:
+        """The ending with some bytes put before it."""
+        whole, counts, sizes = text + ending.text, list(ending.counts), list(ending.sizes)
+        for start in range(len(text) - 1, -1, -1):
+            count, first = _MANY, 1
+            for size in range(1, min(_LONGEST_TOKEN, len(whole) - start) + 1):
+                if counts[-size] < count and whole[start : start + size] in self._ids:
+                    count, first = counts[-size], size
+            counts.append(count + 1)
+            sizes.append(first)
+        return Ending(whole, tuple(counts), tuple(sizes))
+
+    def tokens(self, ending: Ending) -> list[int] | None:
+        """The ending in tokens; None if the vocabulary cannot spell it."""
+        if ending.counts[-1] >= _MANY:
+            return None
+        tokens, left = [], len(ending.text)
+        while left:
+            start = len(ending.text) - left
+            tokens.append(self._ids[ending.text[start : start + ending.sizes[left]]])
+            left -= ending.sizes[left]
+        return tokens
+
+    def _shortest(self) -> list[tuple[bytes, int]]:
+        """For each byte that tokens begin with, the shortest such tokens: nearly always that byte alone."""
+        shortest: dict[bytes, int] = {}
+        for text in self._ids:
+            key = text if text[0] == 0xFF else text[:1]
+            shortest[key] = min(len(text), shortest.get(key, _LONGEST_TOKEN))
+        return [
+            (text, number)
+            for text, number in self._ids.items()
+            if len(text) == shortest[text if text[0] == 0xFF else text[:1]]
+        ]
+
+
+def _eagerness(step: tuple[bytes, int]) -> tuple[int, bytes]:
+    """Closers first, then letters and digits, other characters, and last what begins a longer sequence."""
+    text, _ = step
+    place = _FIRST.find(text)
+    if place >= 0:
+        return place, text
+    if text.isalnum():
+        return len(_FIRST), text
+    return len(_FIRST) + (2 if _begins_sequence(text) else 1), text
+
+
+def _begins_sequence(text: bytes) -> bool:
+    return text == b"\\" or text[0] >= 0x80
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What can be seen of a state."""
+
+    forced: bytes
+    tokens: int  # that were taken to write the forced bytes
+    accepting: bool
+    mask: bytes
+    key: bytes
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A step from a state."""
+
+    text: bytes
+    token: int
+    changes: bool  # whether what may follow is something else then
+
+
+@dataclass
+class _Frame:
+    """A state on the way that is being searched."""
+
+    look: _Look
+    step: bytes  # the bytes that led here, forced ones not included
+    taken: int  # tokens to roll back
+    ways: Iterator[_Way]
+    best: Ending | None = None
+
+
+@dataclass
+class _Search:
+    """What one search keeps."""
+
+    repeats: int
+    looks: int
+    path: Counter[bytes] = field(default_factory=Counter)
+    dead: dict[bytes, int] = field(default_factory=dict)  # state -> on which repetition it led nowhere
+    cut: bool = False
+
+
+class EndingFinder:
+    """Finds endings for the answers of one grammar, and remembers them for all of its answers.
+
+    Args:
+        spelling: The vocabulary.
+        end_token: llguidance's end token.
+    """
+
+    def __init__(self, spelling: Spelling, end_token: int) -> None:
+        self._spelling = spelling
+        self._end_token = end_token
+        self._known: dict[bytes, list[tuple[Ending, list[int]]]] = {}
+        self._ways: dict[bytes, dict[int, _Way]] = {}
+        self._scans: Counter[bytes] = Counter()
+
+    def completes(self, matcher: LLMatcher, tokens: Sequence[int]) -> bool:
+        """Whether an answer is complete after these tokens, at least one."""
+        return matcher.validate_tokens([*tokens, self._end_token]) == len(tokens) + 1
+
+    def find(self, matcher: LLMatcher, looks: int) -> list[int] | None:
+        """The tokens of a short ending; None if none was found.
+
+        Args:
+            matcher: The state of an answer; it is not changed.
+            looks: Most states to look at.
+        """
+        for repeats in _REPEATS:
+            search = _Search(repeats, looks)
+            ending = self._search(matcher.deep_copy(), search)
+            if ending or not search.cut or search.looks <= 0:
+                return self._spelling.tokens(ending) if ending else None
+            looks = search.looks
+        return None
+
+    def _search(self, matcher: LLMatcher, search: _Search) -> Ending | None:
+        stack: list[_Frame] = []
+        found = self._enter(matcher, b"", 0, search, stack)
+        while stack:
+            frame = stack[-1]
+            way = next(frame.ways, None) if search.looks > 0 else None
+            if way:
+                matcher.consume_token(way.token)
+                depth = len(stack)
+                found = self._enter(matcher, way.text, 1, search, stack)
+                if len(stack) == depth:
+                    self._offer(frame, way.text, found)
+                continue
+            found = self._leave(matcher, search, stack.pop())
+            if stack:
+                self._offer(stack[-1], frame.step, found)
+        return found
+
+    def _enter(
+        self, matcher: LLMatcher, step: bytes, taken: int, search: _Search, stack: list[_Frame]
+    ) -> Ending | None:
+        """Returns what is known of a state at once, or puts it on the stack to be searched."""
+        look = self._look(matcher, search)
+        found = self._at_once(matcher, look)
+        dead = search.dead.get(look.key, _MANY) <= search.path[look.key]
+        too_often = search.path[look.key] >= search.repeats
+        search.cut |= too_often
+        if found or dead or too_often:
+            matcher.rollback(taken + look.tokens)
+            return self._spelling.before(look.forced, found) if found else None
+        frame = _Frame(look, step, taken + look.tokens, iter(()))
+        frame.ways = self._worth_trying(frame, self._classes(matcher, look, search))
+        search.path[look.key] += 1
+        stack.append(frame)
+        return None
+
+    def _leave(self, matcher: LLMatcher, search: _Search, frame: _Frame) -> Ending | None:
+        matcher.rollback(frame.taken)
+        search.path[frame.look.key] -= 1
+        if frame.best is None:
+            search.dead[frame.look.key] = search.path[frame.look.key]
+            return None
+        return self._spelling.before(frame.look.forced, frame.best)
+
+    def _offer(self, frame: _Frame, step: bytes, found: Ending | None) -> None:
+        if found is None:
+            return
+        whole = self._spelling.before(step, found)
+        if whole.counts[-1] < _MANY and (frame.best is None or whole.cost < frame.best.cost):
+            frame.best = whole
+            self._remember(frame.look.key, whole)
+
+    @staticmethod
+    def _worth_trying(frame: _Frame, ways: Sequence[_Way]) -> Iterator[_Way]:
+        """The ways from a state; once it is known how to end, only those that may end sooner."""
+        for way in ways:
+            closing = frame.best is not None and frame.best.text[:1] in _CLOSERS
+            # A step that changes nothing, such as a letter within a string, is no way to the end if there is another.
+            if frame.best is None or (way.changes and not (closing and _begins_sequence(way.text))):
+                yield way
+
+    def _look(self, matcher: LLMatcher, search: _Search) -> _Look:
+        search.looks -= 1
+        forced, tokens = matcher.compute_ff_bytes(), []
+        if len(forced) > _LONGEST_FORCED:  # a grammar without an end, most likely
+            search.looks = 0
+        if forced:
+            tokens = self._spelling.tokens(self._spelling.before(forced, Ending())) or []
+            forced = forced if tokens else b""
+            matcher.consume_tokens(tokens)
+        accepting, mask = matcher.is_accepting(), matcher.compute_bitmask()
+        key = hashlib.blake2b(mask, digest_size=16).digest()
+        return _Look(forced, len(tokens), accepting, mask, key)
+
+    def _at_once(self, matcher: LLMatcher, look: _Look) -> Ending | None:
+        """An ending that needs no search."""
+        if look.accepting:
+            return Ending()
+        for ending, tokens in self._known.get(look.key, ()):
+            if self.completes(matcher, tokens):
+                return ending
+        return None
+
+    def _remember(self, key: bytes, ending: Ending) -> None:
+        if len(self._known) >= _KNOWN_STATES:
+            self._known.clear()
+            self._ways.clear()
+            self._scans.clear()
+        tokens = self._spelling.tokens(ending) or []
+        others = [known for known in self._known.get(key, ()) if known[0].text != ending.text]
+        self._known[key] = sorted(
+            [(ending, tokens), *others[: _KNOWN_PER_STATE - 1]], key=lambda known: known[0].cost
+        )
+
+    def _classes(self, matcher: LLMatcher, look: _Look, search: _Search) -> list[_Way]:
+        """One step for each different place that a step leads to."""
+        ways = self._ways.setdefault(look.key, {})
+        if self._scans[look.key] >= min(_SCANS[0] * search.repeats, _SCANS[1]):
+            return list(ways.values())
+        self._scans[look.key] += 1
+        seen: set[tuple[bytes, bytes]] = set()
+        for text, token in self._spelling.steps:
+            if look.mask[token >> 3] >> (token & 7) & 1 and search.looks > 0:
+                matcher.consume_token(token)
+                there = self._look(matcher, search)
+                matcher.rollback(1 + there.tokens)
+                place = (there.forced, there.key)
+                if place not in seen and (token not in ways or not ways[token].changes):
+                    ways[token] = _Way(text, token, changes=place != (b"", look.key))
+                seen.add(place)
+        return list(ways.values())
