@@ -1,15 +1,20 @@
-"""Random bases of several shapes, for benchmarks whose times do not depend on the weights."""
+"""Random bases and adapters of several shapes, for benchmarks whose times do not depend on the weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+VOCABULARY = 32000
 SHAPES = {
+    # For trying a command out, and for the tests of the commands.
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
     "demo": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "num_attention_heads": 4},
     "200m": {
         "hidden_size": 1024,
@@ -23,12 +28,50 @@ SHAPES = {
         "num_hidden_layers": 22,
         "num_attention_heads": 32,
     },
+    "7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
 }
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def write_base(folder: Path, shape: str) -> Path:
-    """Writes a random Llama of a shape, with a tokenizer that knows nothing, and returns its folder."""
-    config = LlamaConfig(vocab_size=32000, tie_word_embeddings=True, **SHAPES[shape])
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()), eos_token="</s>").save_pretrained(folder)
+    """Writes a random Llama of a shape, with a tokenizer of made-up words, and returns its folder."""
+    config = LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=True, **SHAPES[shape])
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n for n in range(3, VOCABULARY)}}
+    tokenizer = Tokenizer(BPE(vocab=words, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
     return folder
+
+
+def write_adapter(folder: Path, shape: str, *, rank: int, dtype: torch.dtype, seed: int = 0) -> Path:
+    """Writes a small random adapter for all seven projections, in PEFT's format, and returns its folder."""
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, (out_features, in_features) in _projections(shape).items():
+        a = torch.randn(rank, in_features, generator=random) / in_features**0.5
+        b = 0.01 * torch.randn(out_features, rank, generator=random)
+        tensors |= {f"{name}.lora_A.weight": a.to(dtype), f"{name}.lora_B.weight": b.to(dtype)}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, task_type="CAUSAL_LM")
+    config.base_model_name_or_path = shape
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _projections(shape: str) -> dict[str, tuple[int, int]]:
+    """Tensor name without its part -> (out_features, in_features)."""
+    hidden, inner = SHAPES[shape]["hidden_size"], SHAPES[shape]["intermediate_size"]
+    sizes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    return {
+        f"base_model.model.model.layers.{layer}.{'mlp' if target in sizes else 'self_attn'}.{target}": sizes.get(
+            target, (hidden, hidden)
+        )
+        for layer in range(SHAPES[shape]["num_hidden_layers"])
+        for target in TARGETS
+    }

@@ -1,0 +1,149 @@
+"""What the benchmarks share: their options, taking turns, tables.
+
+A ratio is only worth something if both times were taken side by side, so contenders take turns in one process and
+every ratio is the median of the rounds' own ratios. The first round warms up and is dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from adapterhub.models import Base, load_base
+from benchmarks.shapes import SHAPES, write_base
+
+Times = dict[str, list[float]]
+PACKAGES = ("adapterhub", "torch", "transformers", "peft", "bitsandbytes")
+
+
+def parser(description: str | None, *, shape: str = "200m", rounds: int = 12) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--shape", choices=SHAPES, default=shape)
+    options.add_argument("--quantization", choices=["nf4", "none"], default="nf4")
+    options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options.add_argument("--rank", type=int, default=16, help="of the adapters")
+    options.add_argument("--rounds", type=int, default=rounds, help="the first is dropped")
+    options.add_argument("--threads", type=int, help="of torch and bitsandbytes; as it is if not given")
+    options.add_argument("--pin", type=int, nargs="+", metavar="CORE", help="run on these cores only (Linux)")
+    options.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: this process's own time, for machines that others use too; not for GPUs",
+    )
+    options.add_argument("--json", action="store_true")
+    return options
+
+
+def settle(options: argparse.Namespace) -> None:
+    """Sets threads and cores, and silences what the libraries print."""
+    if options.pin:
+        os.sched_setaffinity(0, options.pin)
+    if options.threads and os.environ.get("OMP_NUM_THREADS") != str(options.threads):
+        # torch and bitsandbytes each bring an OpenMP runtime, which reads this once, when it is loaded: start again.
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+
+def random_base(options: argparse.Namespace, scratch: Path) -> Base:
+    """A random base as the options say."""
+    quantization = None if options.quantization == "none" else options.quantization
+    return load_base(
+        write_base(scratch / "base", options.shape), quantization=quantization, device=options.device
+    )
+
+
+def timed(do: Callable[[], object], options: argparse.Namespace) -> float:
+    """Seconds that something takes, on the device too."""
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    started = clock()
+    do()
+    if options.device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - started
+
+
+def in_turn(contenders: Mapping[str, Callable[[], object]], options: argparse.Namespace) -> Times:
+    """Seconds of each contender's turns, without the first round's."""
+    times: Times = {name: [] for name in contenders}
+    for _ in range(options.rounds):
+        for name, do in contenders.items():
+            times[name].append(timed(do, options))
+    return {name: taken[1:] for name, taken in times.items()}
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where and with what something was measured."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return {
+        "processor": next(names, platform.processor()),
+        "cores": os.cpu_count(),
+        "avx512_bf16": "avx512_bf16" in flags,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+    }
+
+
+def report(options: argparse.Namespace, results: Mapping[str, Any], show: Callable[[], None]) -> None:
+    """Prints results, for people or as JSON with all that they depend on."""
+    if options.json:
+        print(json.dumps({"options": vars(options), "machine": machine(options.device), **results}, indent=2))
+        return
+    where = machine(options.device)
+    print(
+        f"{options.shape}, {options.quantization}, {options.device}; {where['gpu'] or where['processor']}, "
+        f"{where['threads']} threads, load {where['load']:.1f}"
+    )
+    show()
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table: the first column to the left, numbers to the right with as many digits as tell something."""
+    cells = [list(titles), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(titles))]
+    for row in cells:
+        first, *others = zip(row, widths, strict=True)
+        print("  ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.1f}"
+    return str(value)
+
+
+def anonymous_mib() -> float:
+    """Anonymous memory of this process (what is not a mapped file), MiB (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))

@@ -1,0 +1,185 @@
+"""Those that are compared: each starts a batch of equally long prompts, and then gives every row one token a step."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
+
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.interface import AdapterSource, Piece, Request
+from adapterhub.limits import EngineLimits
+from adapterhub.models import Base
+from adapterhub.sampling import SamplingParams
+
+Prompts = Sequence[Sequence[int]]
+
+
+class Contender(Protocol):
+    """Greedy decoding of one batch."""
+
+    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+        """Reads prompts of one length, each for its adapter, and makes room for some steps."""
+
+    def step(self) -> None:
+        """Gives every row its next token."""
+
+    def stop(self) -> None:
+        """Frees the batch."""
+
+
+def twin(base: Base) -> Base:
+    """The same weights in a model of its own, which an engine or PEFT may wrap."""
+    shared = {id(parameter): parameter for parameter in base.model.parameters()}
+    return dataclasses.replace(base, model=copy.deepcopy(base.model, shared))
+
+
+def load_peft(base: Base, adapters: Sequence[AdapterSource]) -> PeftModel:
+    """PEFT's model with adapters, in the dtype of their files."""
+    first, *others = adapters
+    model = PeftModel.from_pretrained(
+        base.model, first.folder, adapter_name=first.name, autocast_adapter_dtype=False
+    )
+    for adapter in others:
+        model.load_adapter(adapter.folder, adapter.name, autocast_adapter_dtype=False)
+    return model.eval()
+
+
+class StaticBatch:
+    """A plain forward of transformers over a batch that nobody joins or leaves.
+
+    Args:
+        model: transformers' or PEFT's model.
+        mixed: Tell PEFT each row's adapter; else the first row's is set once for all, if there is one.
+    """
+
+    def __init__(self, model: Any, *, mixed: bool = False) -> None:
+        self._model = model
+        self._mixed = mixed
+
+    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+        names = [adapter.name if adapter else "__base__" for adapter in adapters]
+        self._named = {"adapter_names": names} if self._mixed else {}
+        if not self._mixed and adapters[0]:
+            self._model.set_adapter(adapters[0].name, inference_mode=True)
+        self._cache = DynamicCache(config=self._model.config)
+        self._tokens = torch.tensor(prompts, device=self._model.device)
+        self.step()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        output = self._model(
+            input_ids=self._tokens, past_key_values=self._cache, logits_to_keep=1, **self._named
+        )
+        self._tokens = output.logits.argmax(-1)
+
+    def stop(self) -> None:
+        del self._cache, self._tokens
+
+
+class PeftInTurn:
+    """PEFT without mixed batches: the rows of each adapter are a batch of their own, and every step switches."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self._model = model
+
+    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+        self._batches = []
+        for adapter in dict.fromkeys(adapters):
+            own = [prompt for prompt, other in zip(prompts, adapters, strict=True) if other is adapter]
+            batch = StaticBatch(self._model)
+            batch.start(own, [adapter] * len(own), steps)
+            self._batches.append((adapter, batch))
+
+    def step(self) -> None:
+        for adapter, batch in self._batches:
+            self._model.set_adapter(adapter.name, inference_mode=True)
+            batch.step()
+
+    def stop(self) -> None:
+        self._batches.clear()
+
+
+class Ours:
+    """A whole step of the engine: scheduling, forward, sampling, text.
+
+    Args:
+        base: Its own; see `twin`.
+        adapters: Are loaded at once.
+        rows: Most rows of a batch.
+    """
+
+    def __init__(self, base: Base, adapters: Sequence[AdapterSource], rows: int) -> None:
+        limits = EngineLimits(
+            max_loras=max(1, len(adapters)),
+            max_cpu_loras=max(1, len(adapters)),
+            max_batch_size=max(1, rows),
+            max_num_batched_tokens=max(512, 2 * rows),
+        )
+        self.engine = BatchingEngine(base, limits)
+        once = SamplingParams(max_tokens=1)
+        self.engine.generate([Request([1, 2, 3], adapter, once) for adapter in adapters])
+        self._streams: list[Iterator[Piece]] = []
+
+    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+        last = len(prompts) - 1
+        sampling = SamplingParams(max_tokens=steps + len(prompts) + 2, ignore_eos=True)
+        # The first piece of a row takes one step, in which those before it get a token: they start that much shorter,
+        # so that all are equally long when the last one has started.
+        self._streams = [
+            self.engine.stream(Request(prompt[last - place :], adapter, sampling))
+            for place, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True))
+        ]
+        for stream in self._streams:
+            next(stream)
+
+    def step(self) -> None:
+        next(self._streams[-1])  # its next piece needs one step of all rows; the others' pieces wait for them
+
+    def stop(self) -> None:
+        for stream in self._streams:
+            stream.close()  # type: ignore[attr-defined]
+        self._streams.clear()
+
+
+class TransformersContinuous:
+    """transformers' own continuous batching, with a cache of the size needed, driven from this thread.
+
+    As shipped it runs in a thread of its own, which costs more; see `adapterhub.engine.turns`.
+    """
+
+    PAGE = 32
+
+    def __init__(self, base: Base, rows: int, tokens: int) -> None:
+        pages = rows * (2 + tokens // self.PAGE)
+        config = ContinuousBatchingConfig(
+            page_size=self.PAGE, num_blocks=pages, max_batch_tokens=rows * tokens, max_requests_per_batch=rows
+        )
+        self._model = base.model
+        self._manager = base.model.init_continuous_batching(
+            GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0), config
+        )
+        self._processor = self._manager._create_batch_processor()
+
+    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+        self._requests = [
+            self._manager.add_request(list(prompt), max_new_tokens=steps + 2, eos_token_id=-1)
+            for prompt in prompts
+        ]
+        self.step()
+
+    def step(self) -> None:
+        if not self._processor.prepare_next_batch():
+            raise RuntimeError("There is nothing to do.")
+        self._processor._generation_step(self._model)
+        self._processor.update_batch()
+
+    def stop(self) -> None:
+        for request in self._requests:
+            self._manager.cancel_request(request)
+        self._processor.prepare_next_batch()
