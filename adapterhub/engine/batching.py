@@ -43,7 +43,7 @@ from adapterhub.errors import (
 )
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.limits import EngineLimits
-from adapterhub.lora.weights import load_deltas
+from adapterhub.lora.weights import load_source
 from adapterhub.models import Base
 from adapterhub.prompts import Tokenizer
 
@@ -125,6 +125,7 @@ class BatchingEngine:
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """As `generate`, without blocking the event loop; see `Engine.agenerate`."""
+        await self._compile(requests)
         news = _LoopEvent()
         tickets = self._submit(requests, news.wake, every_piece=False)
         all_tickets = [ticket for answers in tickets for ticket in answers]
@@ -139,6 +140,7 @@ class BatchingEngine:
 
     async def astream(self, request: Request) -> AsyncIterator[Piece]:
         """As `stream`, without blocking the event loop; see `Engine.astream`."""
+        await self._compile([request])
         news = _LoopEvent()
         ((ticket, *_),) = self._submit([_once(request)], news.wake, every_piece=True)
         try:
@@ -197,6 +199,12 @@ class BatchingEngine:
                 yield piece
         finally:
             self._cancel([ticket])
+
+    async def _compile(self, requests: Sequence[Request]) -> None:
+        """Compiles the forms that answers must have, which may take tenths of a second, beside the event loop."""
+        for request in requests:
+            if request.structure:
+                await asyncio.to_thread(self._rows.compile, request.structure)
 
     def _submit(
         self, requests: Sequence[Request], wake: Callable[[], None], *, every_piece: bool
@@ -410,7 +418,7 @@ class BatchingEngine:
 
     def _load(self, adapter: AdapterSource) -> Deltas:
         model, dtype = self._base.model, self._base.compute_dtype
-        deltas = load_deltas(adapter.folder, model, self._shapes, dtype=dtype)
+        deltas = load_source(adapter, model, self._shapes, dtype=dtype)
         rank = max((delta.a.shape[0] for delta in deltas.values()), default=0)
         if rank > self._limits.max_lora_rank:
             raise AdapterIncompatibleError(

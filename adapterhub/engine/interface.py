@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import ConfigError, RequestTooLongError
 from adapterhub.fingerprint import BaseFingerprint
-from adapterhub.lora.source import AdapterSource
+from adapterhub.lora.source import AdapterSource as AdapterSource
 from adapterhub.prompts import Tokenizer
 from adapterhub.sampling import SamplingParams
 from adapterhub.structure import OutputFormat

@@ -26,3 +26,8 @@ class LoraDelta:
         """What its tensors take."""
         scale = 0 if self.column_scale is None else self.column_scale.nbytes
         return self.a.nbytes + self.b.nbytes + scale
+
+    def to(self, dtype: torch.dtype) -> LoraDelta:
+        """The same change in another dtype."""
+        scale = None if self.column_scale is None else self.column_scale.to(dtype)
+        return LoraDelta(self.a.to(dtype), self.b.to(dtype), scale)

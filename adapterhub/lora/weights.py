@@ -9,12 +9,37 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from adapterhub.errors import AdapterIncompatibleError
-from adapterhub.lora.layers import LoraDelta
+from adapterhub.errors import AdapterHubError, AdapterIncompatibleError
+from adapterhub.lora.blend import concatenate
+from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.source import AdapterSource
 from adapterhub.models import dense_weight
 from adapterhub.registry.checks import check_fit, check_shapes
 from adapterhub.registry.peft_format import WEIGHTS_FILE, AdapterConfig, LoraSettings, Part, parse_tensor_name
 from adapterhub.safetensors_header import read_header
+
+
+def load_source(
+    source: AdapterSource, model: Any, shapes: Mapping[str, tuple[int, int]], *, dtype: torch.dtype
+) -> dict[str, LoraDelta]:
+    """Reads an adapter or a blend and fits it to a loaded base; a blend is the exact sum of its parts.
+
+    Args:
+        source: What to read.
+        model: As in `load_deltas`.
+        shapes: As in `load_deltas`.
+        dtype: As in `load_deltas`; sums are computed in float32.
+
+    Raises:
+        AdapterHubError: As `load_deltas`, naming the part of a blend that cannot be loaded.
+    """
+    if source.folder is not None:
+        return load_deltas(source.folder, model, shapes, dtype=dtype)
+    changes: dict[str, list[tuple[LoraDelta, float]]] = {}
+    for part, weight in source.parts:
+        for module, delta in _load_part(part, model, shapes).items():
+            changes.setdefault(module, []).append((delta, weight))
+    return {module: concatenate(together).to(dtype) for module, together in changes.items()}
 
 
 def load_deltas(
@@ -38,11 +63,50 @@ def load_deltas(
     settings = AdapterConfig.read(folder).settings
     # The registry has checked all this, but not against this base, and files may have changed since.
     check_fit(check_shapes(settings, read_header(folder / WEIGHTS_FILE)), shapes)
+    modules = _read_tensors(folder)
+    return {module: _delta(model, module, parts, settings, dtype) for module, parts in modules.items()}
+
+
+def read_deltas(folder: Path) -> dict[str, LoraDelta]:
+    """Reads an adapter without a base, in float32 on the CPU.
+
+    Args:
+        folder: As in `load_deltas`.
+
+    Raises:
+        AdapterInvalidError: The files are damaged.
+        AdapterIncompatibleError: It is a kind of adapter that cannot be served, or uses DoRA: what that changes
+            depends on the base's weights.
+    """
+    settings = AdapterConfig.read(folder).settings
+    check_shapes(settings, read_header(folder / WEIGHTS_FILE))
+    if settings.use_dora:
+        raise AdapterIncompatibleError(
+            "An adapter with DoRA cannot be blended into a stored one: its magnitudes belong to its own matrices "
+            "and to the base's weights.",
+            hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
+        )
+    return {
+        module: LoraDelta(parts["lora_A"].float(), parts["lora_B"].float() * settings.scaling(module))
+        for module, parts in _read_tensors(folder).items()
+    }
+
+
+def _load_part(
+    part: AdapterSource, model: Any, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, LoraDelta]:
+    try:
+        return load_source(part, model, shapes, dtype=torch.float32)
+    except AdapterHubError as error:
+        raise type(error)(f"Its part {part.name}: {error.message}", hint=error.hint) from error
+
+
+def _read_tensors(folder: Path) -> dict[str, dict[Part, torch.Tensor]]:
     modules: dict[str, dict[Part, torch.Tensor]] = {}
     for name, tensor in load_file(folder / WEIGHTS_FILE).items():
         module, part = parse_tensor_name(name)
         modules.setdefault(module, {})[part] = tensor
-    return {module: _delta(model, module, parts, settings, dtype) for module, parts in modules.items()}
+    return modules
 
 
 def _delta(
