@@ -1,6 +1,6 @@
 """Stacked adapters: the factors of all resident adapters for layers that read the same input, slot by slot.
 
-A bank holds one down-projection for every slot, `a` of shape (slots, layers x rank, in), and one up-projection for
+A bank holds one down-projection for every slot, `a` of shape (slots, in, layers x rank), and one up-projection for
 every slot and layer, `b` of shape (slots, rank, out). Layers with a common input (q, k and v; gate and up) share
 one shrink, `x @ a`. An adapter of a lower rank, or one that leaves a layer alone, has zeros in its place, so any
 adapters share a step.
@@ -15,7 +15,7 @@ Two ways to compute the same sums, chosen for each step by `TokenSlots`:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,9 @@ import torch
 if TYPE_CHECKING:
     from adapterhub.lora.delta import LoraDelta
     from adapterhub.lora.slots import TokenSlots
+
+
+_SHRINK = ""  # where a layer's name stands for its up-projection
 
 
 class Bank:
@@ -39,11 +42,12 @@ class Bank:
         self._slots = slots
         self._in = in_features
         self._dtype, self._device = dtype, device
-        self._layers: list[str] = []
+        self._layers: dict[str, int] = {}  # to their place in the shrink
         self._out: dict[str, int] = {}
         self._rank = 0
         self._loaded: dict[int, Mapping[str, LoraDelta]] = {}
-        self._a = self._zeros(0)
+        self._a = self._zeros(0, 0, 0)
+        self._views: dict[tuple[str, int, int], torch.Tensor] = {}
         self._b: dict[str, torch.Tensor] = {}
         self._scale: dict[str, torch.Tensor] = {}
         self._scaled: dict[str, set[int]] = {}
@@ -65,9 +69,8 @@ class Bank:
     def clear(self, slot: int) -> None:
         """Empties a slot; an empty one is left as it is."""
         for name, delta in self._loaded.pop(slot, {}).items():
-            place, rank = self._layers.index(name) * self._rank, delta.a.shape[0]
-            self._a[slot, place : place + rank].zero_()
-            self._b[name][slot, :rank].zero_()
+            self._shrink_of(slot, name)[:, : delta.a.shape[0]].zero_()
+            self._b[name][slot, : delta.a.shape[0]].zero_()
             if delta.column_scale is not None:
                 self._scale[name][slot].fill_(1)
                 self._scaled[name].discard(slot)
@@ -86,43 +89,62 @@ class Bank:
         """
         if name not in self._b:
             return y
-        own = y.view(-1, y.shape[-1])[step.first : step.last]
+        own = step.own(y.view(-1, y.shape[-1]))
         # DoRA (arXiv 2402.09353) scales the rows of the adapted weight, and so the output without its bias.
         scaled = not self._scaled[name].isdisjoint(step.slots)
         if scaled and bias is not None:
             own -= bias
-        shrunk = step.remember(self, x, self._shrink)
-        place = self._layers.index(name) * self._rank
-        self._expand(shrunk[..., place : place + self._rank], self._b[name], own, step)
+        shrunk = step.remember(self, x, self._shrink)[self._layers[name]]
+        self._expand(name, shrunk, own, step)
         if scaled:
             own *= self._scale[name].index_select(0, step.slot_of_token)
             if bias is not None:
                 own += bias
         return y
 
-    def _shrink(self, x: torch.Tensor, step: TokenSlots) -> torch.Tensor:
-        """The input in the adapters' low rank: (tokens, layers x rank), or (slots, tokens of each, layers x rank)."""
-        own = x.reshape(-1, self._in)[step.first : step.last]
+    def _shrink(self, x: torch.Tensor, step: TokenSlots) -> Sequence[torch.Tensor]:
+        """For each layer the input in the adapters' low rank: (tokens, rank), or (slots, tokens of each, rank)."""
+        own = step.own(x.reshape(-1, self._in))
         if step.together:
-            return torch.bmm(step.spread(own), self._a[step.low : step.high].transpose(1, 2))
-        shrunk = own.new_empty(len(own), self._a.shape[1])
-        for slot, start, stop in step.runs:
-            torch.mm(own[start:stop], self._a[slot].T, out=shrunk[start:stop])
-        return shrunk
+            shrunk = torch.bmm(step.spread(own), self._slots_of(_SHRINK, step.low, step.high))
+        elif len(step.runs) == 1:
+            shrunk = own.mm(self._slot_of(_SHRINK, step.low))
+        else:
+            shrunk = own.new_empty(len(own), self._a.shape[2])
+            for slot, start, stop in step.runs:
+                torch.mm(own[start:stop], self._slot_of(_SHRINK, slot), out=shrunk[start:stop])
+        return (shrunk,) if len(self._layers) == 1 else torch.split(shrunk, self._rank, -1)
 
-    def _expand(self, shrunk: torch.Tensor, b: torch.Tensor, own: torch.Tensor, step: TokenSlots) -> None:
+    def _expand(self, name: str, shrunk: torch.Tensor, own: torch.Tensor, step: TokenSlots) -> None:
         if not step.together:
             for slot, start, stop in step.runs:
-                own[start:stop].addmm_(shrunk[start:stop], b[slot])
-        elif step.even:
-            own.view(step.high - step.low, -1, own.shape[1]).baddbmm_(shrunk, b[step.low : step.high])
+                part = (own, shrunk) if len(step.runs) == 1 else (own[start:stop], shrunk[start:stop])
+                part[0].addmm_(part[1], self._slot_of(name, slot))
+            return
+        b = self._slots_of(name, step.low, step.high)
+        if step.even:
+            own.view(step.high - step.low, -1, own.shape[1]).baddbmm_(shrunk, b)
         else:
-            own += step.collect(torch.bmm(shrunk, b[step.low : step.high]))
+            own += step.collect(torch.bmm(shrunk, b))
+
+    def _slot_of(self, name: str, slot: int) -> torch.Tensor:
+        """One slot's factor of a layer, or its shrink, as (in, out). Making a view costs as much as a small product."""
+        key = (name, slot, slot)
+        if key not in self._views:
+            self._views[key] = (self._a if name == _SHRINK else self._b[name])[slot]
+        return self._views[key]
+
+    def _slots_of(self, name: str, low: int, high: int) -> torch.Tensor:
+        """The same of a range of slots, as (slots, in, out)."""
+        key = (name, low, high)
+        if key not in self._views:
+            self._views[key] = (self._a if name == _SHRINK else self._b[name])[low:high]
+        return self._views[key]
 
     def _write(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
         for name, delta in deltas.items():
-            place, rank = self._layers.index(name) * self._rank, delta.a.shape[0]
-            self._a[slot, place : place + rank] = delta.a
+            rank = delta.a.shape[0]
+            self._shrink_of(slot, name)[:, :rank] = delta.a.T
             self._b[name][slot, :rank] = delta.b.T
             if delta.column_scale is not None:
                 if name not in self._scale:
@@ -135,14 +157,21 @@ class Bank:
         """Makes room for a higher rank or further layers; what is resident is written anew."""
         resident = dict(self._loaded)
         self._rank = rank
-        self._layers += layers
+        self._layers.update({name: len(self._layers) + place for place, name in enumerate(layers)})
         self._out.update(layers)
-        self._a = self._zeros(self._slots, len(self._layers) * rank, self._in)
+        self._views.clear()
+        # Stored as it is multiplied with, but for the order in memory: a row of the down-projection lies in one piece.
+        self._a = self._zeros(self._slots, len(self._layers) * rank, self._in).transpose(1, 2)
         self._b = {name: self._zeros(self._slots, rank, self._out[name]) for name in self._layers}
         for name in layers:
             self._scaled[name] = set()
         for slot, deltas in resident.items():
             self._write(slot, deltas)
+
+    def _shrink_of(self, slot: int, name: str) -> torch.Tensor:
+        """A layer's part of the shrink of a slot, shape (in, rank)."""
+        place = self._layers[name] * self._rank
+        return self._a[slot, :, place : place + self._rank]
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(*shape, dtype=self._dtype, device=self._device)

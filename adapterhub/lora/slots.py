@@ -48,19 +48,23 @@ class TokenSlots:
         tokens, spread = self.last - self.first, (self.high - self.low) * self._width
         self.even = spread == tokens
         self.together = self._is_better_together(tokens, spread) if together is None else together
-        self._shared: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._shared: dict[int, tuple[torch.Tensor, Sequence[torch.Tensor]]] = {}
 
     def remember(
         self,
         owner: object,
         x: torch.Tensor,
-        compute: Callable[[torch.Tensor, TokenSlots], torch.Tensor],
-    ) -> torch.Tensor:
+        compute: Callable[[torch.Tensor, TokenSlots], Sequence[torch.Tensor]],
+    ) -> Sequence[torch.Tensor]:
         """`compute(x, self)`, computed once for an owner as long as its input is the same tensor."""
         known = self._shared.get(id(owner))
         if known is None or known[0] is not x:
             known = self._shared[id(owner)] = (x, compute(x, self))
         return known[1]
+
+    def own(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of all tokens (tokens, features) those that have an adapter."""
+        return tokens if self.last - self.first == len(tokens) else tokens[self.first : self.last]
 
     def spread(self, own: torch.Tensor) -> torch.Tensor:
         """The adapted tokens (tokens, features) as (slots, most tokens of one, features), padded with any token."""
