@@ -7,6 +7,7 @@ starts: however hot the other adapters are, a cold one is served.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -75,18 +76,19 @@ class WaitingQueue(Generic[T]):
         # Sorting is stable, so equally urgent ones stay in the order in which they came.
         self._places.sort(key=lambda place: -place.urgency(now))
         passed: list[_Place[T]] = []
+        may_pass = math.inf  # how many more may start before the least patient of those passed
         started: set[int] = set()
         for place in self._places:
-            if len(started) >= room:
+            if len(started) >= room or may_pass <= 0:
                 break
             outcome = try_start(place.request)
             if outcome:
                 started.add(id(place))
                 for earlier in passed:
                     earlier.passed += 1
+                may_pass -= 1
             elif outcome is False:
-                if place.passed >= self._patience:
-                    break
                 passed.append(place)
+                may_pass = min(may_pass, self._patience - place.passed)
         if started:
             self._places = [place for place in self._places if id(place) not in started]
