@@ -71,7 +71,7 @@ class Bank:
         for name, delta in self._loaded.pop(slot, {}).items():
             self._shrink_of(slot, name)[:, : delta.a.shape[0]].zero_()
             self._b[name][slot, : delta.a.shape[0]].zero_()
-            if delta.column_scale is not None:
+            if slot in self._scaled[name]:
                 self._scale[name][slot].fill_(1)
                 self._scaled[name].discard(slot)
 
@@ -142,6 +142,7 @@ class Bank:
         return self._views[key]
 
     def _write(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+        self._loaded[slot] = deltas  # first, so that `clear` wipes out what a failure leaves half done
         for name, delta in deltas.items():
             rank = delta.a.shape[0]
             self._shrink_of(slot, name)[:, :rank] = delta.a.T
@@ -151,18 +152,18 @@ class Bank:
                     self._scale[name] = self._zeros(self._slots, self._out[name]).fill_(1)
                 self._scale[name][slot] = delta.column_scale
                 self._scaled[name].add(slot)
-        self._loaded[slot] = deltas
 
     def _grow(self, rank: int, layers: Mapping[str, int]) -> None:
         """Makes room for a higher rank or further layers; what is resident is written anew."""
         resident = dict(self._loaded)
-        self._rank = rank
-        self._layers.update({name: len(self._layers) + place for place, name in enumerate(layers)})
-        self._out.update(layers)
-        self._views.clear()
+        out = {**self._out, **layers}
         # Stored as it is multiplied with, but for the order in memory: a row of the down-projection lies in one piece.
-        self._a = self._zeros(self._slots, len(self._layers) * rank, self._in).transpose(1, 2)
-        self._b = {name: self._zeros(self._slots, rank, self._out[name]) for name in self._layers}
+        a = self._zeros(self._slots, len(out) * rank, self._in).transpose(1, 2)
+        b = {name: self._zeros(self._slots, rank, width) for name, width in out.items()}
+        # Memory may have run out by now; what is resident stays as it was.
+        self._rank, self._out, self._a, self._b = rank, out, a, b
+        self._layers = {name: place for place, name in enumerate(out)}
+        self._views.clear()
         for name in layers:
             self._scaled[name] = set()
         for slot, deltas in resident.items():
