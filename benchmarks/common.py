@@ -12,12 +12,13 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers.utils import logging
@@ -147,3 +148,27 @@ def anonymous_mib() -> float:
     """Anonymous memory of this process (what is not a mapped file), MiB (Linux)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+
+class PeakMemory:
+    """Watches the anonymous memory of this process, in a block.
+
+    Attributes:
+        before_mib: At the start of the block, MiB.
+        peak_mib: The highest seen since, MiB.
+    """
+
+    def __enter__(self) -> Self:
+        self.before_mib = self.peak_mib = anonymous_mib()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak_mib = max(self.peak_mib, anonymous_mib())

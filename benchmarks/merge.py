@@ -13,20 +13,14 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from pathlib import Path
 
+from benchmarks.common import PeakMemory
 from benchmarks.shapes import SHAPES, write_base
 
 CONTENDERS = ("adapterhub", "peft")
-
-
-def anonymous_mib() -> float:
-    """Anonymous memory of this process, MiB (Linux)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def write_adapter(base: Path, out: Path) -> None:
@@ -48,25 +42,15 @@ def run(contender: str, base: Path, adapter: Path, out: Path) -> dict[str, float
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
-    before, highest, done = anonymous_mib(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.005):
-            highest = max(highest, anonymous_mib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started, cpu = time.perf_counter(), time.process_time()
-    if contender == "adapterhub":
-        merge_adapter(base, adapter, out)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-        PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
-    took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
-    done.set()
-    watcher.join()
-    return {"memory_mib": highest - before, **took}
+    with PeakMemory() as memory:
+        started, cpu = time.perf_counter(), time.process_time()
+        if contender == "adapterhub":
+            merge_adapter(base, adapter, out)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+            PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
+        took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+    return {"memory_mib": memory.peak_mib - memory.before_mib, **took}
 
 
 def measure(shape: str, rounds: int) -> dict[str, list[dict[str, float]]]:

@@ -1,0 +1,205 @@
+"""What it costs to switch to an adapter, to load it and to evict it.
+
+    python -m benchmarks.adapter_load --threads 1 --pin 0 --shape 200m
+
+Switching is `AdapterHub.set_adapter`, which sets a context variable, against PEFT's, which walks every layer and every
+loaded adapter. Loading is the time to the first token of an answer to one token, by where the adapter is at first:
+in its slot, in host memory while another adapter has the slot, or on disk, in the operating system's cache or not.
+What is more than with the adapter in its slot is the cost of the load; it is compared with plainly reading the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.interface import AdapterSource, Request
+from adapterhub.limits import EngineLimits
+from adapterhub.models import Base
+from adapterhub.sampling import SamplingParams
+from benchmarks.common import parser, random_base, report, settle, table, timed
+from benchmarks.contenders import load_peft, twin
+from benchmarks.shapes import write_adapter
+
+Times = dict[str, list[float]]
+CACHED, UNCACHED = "on disk, cached", "on disk"
+
+
+class Ours:
+    """An engine with one slot, and the places from which it can be asked for an adapter."""
+
+    def __init__(self, base: Base, adapter: AdapterSource, other: AdapterSource) -> None:
+        self._engine = BatchingEngine(base, EngineLimits(max_loras=1))
+        self._adapter, self._other = adapter, other
+
+    def first_token(self, adapter: AdapterSource | None = None) -> None:
+        """Answers a prompt of one token with one token."""
+        once = SamplingParams(max_tokens=1)
+        self._engine.generate([Request([5], adapter or self._adapter, once)])
+
+    def evict(self) -> None:
+        """Forgets the adapter, on the host too."""
+        self._engine.unload(self._adapter)
+
+    def round(self, options: argparse.Namespace, times: Times) -> None:
+        """Takes all times once."""
+        self.first_token()
+        times.setdefault("in its slot", []).append(timed(self.first_token, options))
+        self.first_token(self._other)
+        times.setdefault("in host memory", []).append(timed(self.first_token, options))
+        for place in (CACHED, UNCACHED):
+            times.setdefault("evict", []).append(timed(self.evict, options))
+            _prepare(self._adapter, place)
+            times.setdefault(place, []).append(timed(self.first_token, options))
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self._engine.close()
+
+
+class Peft:
+    """PEFT with some other adapters loaded already."""
+
+    def __init__(self, model: PeftModel, adapter: AdapterSource, others: Sequence[AdapterSource]) -> None:
+        self._model, self._adapter, self._others = model, adapter, others
+
+    @torch.inference_mode()
+    def first_token(self) -> None:
+        """Switches and runs the model on one token."""
+        self._model.set_adapter(self._adapter.name, inference_mode=True)
+        self._model(input_ids=torch.tensor([[5]], device=self._model.device)).logits[0, -1].argmax().item()
+
+    def load(self) -> None:
+        """Loads the adapter, and answers."""
+        self._model.load_adapter(self._adapter.folder, self._adapter.name, autocast_adapter_dtype=False)
+        self.first_token()
+
+    def evict(self) -> None:
+        """Deletes the adapter."""
+        self._model.delete_adapter(self._adapter.name)
+
+    def round(self, options: argparse.Namespace, times: Times) -> None:
+        """Takes all times once."""
+        for place in (CACHED, UNCACHED):
+            _prepare(self._adapter, place)
+            times.setdefault(place, []).append(timed(self.load, options))
+            times.setdefault("in its slot", []).append(timed(self.first_token, options))
+            self._model.set_adapter(self._others[0].name)
+            times.setdefault("evict", []).append(timed(self.evict, options))
+
+
+def _prepare(adapter: AdapterSource, place: str) -> None:
+    """Puts an adapter's file into the operating system's cache, or takes it out (Linux)."""
+    path = adapter.folder / "adapter_model.safetensors"
+    path.read_bytes()
+    if place == UNCACHED:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _read(adapter: AdapterSource, options: argparse.Namespace, times: Times) -> None:
+    """Plainly reads the file."""
+    for place in (CACHED, UNCACHED):
+        _prepare(adapter, place)
+        read = (adapter.folder / "adapter_model.safetensors").read_bytes
+        times.setdefault(place, []).append(timed(read, options))
+
+
+def loads(
+    base: Base, sources: Sequence[AdapterSource], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Contender -> place -> median milliseconds; the contenders take turns."""
+    adapter, *others = sources
+    ours, reading = Ours(twin(base), adapter, others[0]), "plainly reading"
+    pefts = {
+        f"PEFT, {count} loaded": Peft(load_peft(twin(base), others[:count]), adapter, others)
+        for count in options.adapters
+    }
+    times: dict[str, Times] = {reading: {}, "ours": {}, **{name: {} for name in pefts}}
+    for _ in range(options.rounds):
+        _read(adapter, options, times[reading])
+        ours.round(options, times["ours"])
+        for name, peft in pefts.items():
+            peft.round(options, times[name])
+    ours.close()
+    return {name: _medians(own) for name, own in times.items()}
+
+
+def _medians(times: Times) -> dict[str, float]:
+    return {what: 1000 * statistics.median(taken[1:]) for what, taken in times.items()}
+
+
+def switches(
+    base: Base, sources: Sequence[AdapterSource], options: argparse.Namespace, scratch: Path
+) -> dict[int, dict[str, float]]:
+    """Number of adapters -> contender -> median microseconds of a switch."""
+    registry, results = AdapterRegistry(scratch / "registry"), {}
+    hub, model = AdapterHub(registry, EchoEngine()), None  # the engine has no part in a switch
+    for count in sorted(options.adapters):
+        names = [source.name for source in sources[:count]]
+        for source in sources[len(registry.list()) : count]:
+            registry.register(source.folder, source.name)
+            if model is None:
+                model = load_peft(twin(base), [source])
+            else:
+                model.load_adapter(source.folder, source.name, autocast_adapter_dtype=False)
+        contenders: dict[str, Callable[[str], None]] = {"ours": hub.set_adapter, "PEFT": model.set_adapter}
+        times: Times = {name: [] for name in contenders}
+        for turn in range(20 * options.rounds):
+            for name, switch in contenders.items():
+                times[name].append(timed(lambda: switch(names[turn % count]), options))  # noqa: B023  called at once
+        # Each name's first switch looks into the registry.
+        results[count] = {name: 1e6 * statistics.median(taken[count:]) for name, taken in times.items()}
+    return results
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the tables."""
+    print("\nswitch, microseconds\n")
+    table(["adapters", "ours", "PEFT"], [[n, t["ours"], t["PEFT"]] for n, t in results["switch"].items()])
+    print(f"\nfirst token, milliseconds, of an adapter of {results['file_mib']:.1f} MiB that is\n")
+    places = ["in its slot", "in host memory", CACHED, UNCACHED, "evict"]
+    table(["", *places], [[name, *map(of.get, places)] for name, of in results["load"].items()])
+    print()
+    for place in (CACHED, UNCACHED):
+        read, ours = results["load"]["plainly reading"][place], results["load"]["ours"]
+        more = ours[place] - ours["in its slot"]
+        print(
+            f"{place}: the load is {more / read:.1f}, the whole first token {ours[place] / read:.1f} times the reading"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    commands = parser(__doc__, rounds=10)
+    commands.add_argument("--adapters", type=int, nargs="+", default=[1, 8, 32])
+    options = commands.parse_args(arguments)
+    settle(options)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        base = random_base(options, scratch)
+        folder = write_adapter(
+            scratch / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
+        )
+        os.sync()  # what is not on disk yet cannot leave the operating system's cache
+        sources = [AdapterSource(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters) + 1)]
+        results = {
+            "switch": switches(base, sources, options, scratch),
+            "load": loads(base, sources, options),
+            "file_mib": (folder / "adapter_model.safetensors").stat().st_size / 2**20,
+        }
+    report(options, results, lambda: show(results))
+
+
+if __name__ == "__main__":
+    main()

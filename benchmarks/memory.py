@@ -1,0 +1,104 @@
+"""What the engine holds in memory, part by part, against what PEFT holds for the same adapters and answers.
+
+    python -m benchmarks.memory --shape 200m --adapters 1 16 64
+
+The engine has a fixed number of slots, a limit for the adapters on the host and one for keys and values; PEFT keeps
+every adapter in the model. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.interface import AdapterSource, Request
+from adapterhub.limits import EngineLimits
+from adapterhub.models import Base
+from adapterhub.sampling import SamplingParams
+from benchmarks.common import parser, random_base, report, settle, table
+from benchmarks.contenders import load_peft, twin
+from benchmarks.shapes import write_adapter
+
+MIB = 1 << 20
+
+
+def ours(base: Base, sources: Sequence[AdapterSource], options: argparse.Namespace) -> dict[str, float]:
+    """MiB that an engine holds while as many answers run as it takes, once every adapter has been asked for."""
+    limits = EngineLimits(
+        max_loras=options.slots,
+        max_cpu_loras=options.host,
+        max_batch_size=options.rows,
+        max_queue=len(sources),
+    )
+    engine = BatchingEngine(twin(base), limits)
+    once = SamplingParams(max_tokens=1)
+    engine.generate([Request([5], source, once) for source in sources])
+    sampling = SamplingParams(max_tokens=options.tokens, ignore_eos=True)
+    recent = [sources[-1 - number % min(len(sources), options.slots)] for number in range(options.rows)]
+    streams = [engine.stream(Request([5] * options.prompt, source, sampling)) for source in recent]
+    for stream in streams:
+        next(stream)
+    stats = engine.stats()
+    engine.close()
+    return {
+        "slots": stats.adapter_bytes / MIB,
+        "host": stats.host_bytes / MIB,
+        "keys and values": stats.kv_bytes / MIB,
+        "kept prompts": stats.prefix_tokens * stats.kv_bytes / max(stats.kv_tokens, 1) / MIB,
+    }
+
+
+def peft(base: Base, sources: Sequence[AdapterSource], options: argparse.Namespace) -> dict[str, float]:
+    """MiB that PEFT holds with the same adapters loaded and a static batch of as many answers."""
+    model = load_peft(twin(base), sources)
+    adapters = sum(tensor.nbytes for name, tensor in model.named_parameters() if ".lora_" in name)
+    cache = DynamicCache(config=model.config)
+    tokens = torch.full((options.rows, options.prompt + options.tokens), 5, device=model.device)
+    with torch.inference_mode():
+        model(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return {"slots": adapters / MIB, "host": 0.0, "keys and values": kept / MIB, "kept prompts": 0.0}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    commands = parser(__doc__)
+    commands.add_argument("--adapters", type=int, nargs="+", default=[1, 16, 64])
+    commands.add_argument("--slots", type=int, default=16)
+    commands.add_argument("--host", type=int, default=64, help="most adapters in host memory")
+    commands.add_argument("--rows", type=int, default=16, help="answers that run")
+    commands.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    commands.add_argument("--tokens", type=int, default=64, help="most tokens of each answer")
+    options = commands.parse_args(arguments)
+    settle(options)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        base = random_base(options, Path(scratch))
+        folder = write_adapter(
+            Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
+        )
+        sources = [AdapterSource(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
+        for count in options.adapters:
+            for name, measure in (("ours", ours), ("PEFT", peft)):
+                held = {
+                    "base": base.model.get_memory_footprint() / MIB,
+                    **measure(base, sources[:count], options),
+                }
+                results.append({"adapters": count, "contender": name, **held, "sum": sum(held.values())})
+    titles = list(results[0])
+    report(
+        options,
+        {"mebibytes": results},
+        lambda: table(titles, [[one[title] for title in titles] for one in results]),
+    )
+
+
+if __name__ == "__main__":
+    main()

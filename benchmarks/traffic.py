@@ -1,0 +1,131 @@
+"""Requests that arrive at random, and the ways to serve them: batch after batch, or as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from peft import PeftModel
+
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.interface import AdapterSource, Request
+from adapterhub.models import Base
+from adapterhub.sampling import SamplingParams
+from benchmarks.contenders import StaticBatch
+from benchmarks.shapes import VOCABULARY
+
+
+@dataclass
+class Arrival:
+    """One request, and when it got its first and its last token, in seconds after it came."""
+
+    at: float
+    adapter: AdapterSource
+    prompt: list[int]
+    first: float = 0.0
+    last: float = 0.0
+
+
+def arrivals(
+    sources: Sequence[AdapterSource],
+    popularity: Sequence[float],
+    *,
+    requests: int,
+    rate: float,
+    prompt: int,
+    seed: int,
+) -> list[Arrival]:
+    """Requests with exponential times between them.
+
+    Args:
+        sources: The adapters; as many of them are asked for as have a popularity.
+        popularity: How often each is asked for, relative to the others.
+        requests: How many.
+        rate: Requests a second; 0 is all at once.
+        prompt: Tokens of each prompt.
+        seed: Of chance.
+    """
+    chance = random.Random(seed)
+    at, result = 0.0, []
+    for adapter in chance.choices(sources[: len(popularity)], popularity, k=requests):
+        at += chance.expovariate(rate) if rate else 0.0
+        result.append(Arrival(at, adapter, chance.choices(range(3, VOCABULARY), k=prompt)))
+    return result
+
+
+def serve_in_batches(
+    requests: Sequence[Arrival],
+    most: int,
+    tokens: int,
+    batch_for: Callable[[AdapterSource], StaticBatch],
+    *,
+    by_adapter: bool,
+) -> None:
+    """Serves the oldest request, and those that can share its batch, to the end; then the next."""
+    started, left = time.perf_counter(), list(requests)
+    while left:
+        time.sleep(max(0.0, left[0].at - (time.perf_counter() - started)))
+        here = [one for one in left if one.at <= time.perf_counter() - started]
+        own = [one for one in here if not by_adapter or one.adapter is here[0].adapter][:most]
+        batch = batch_for(own[0].adapter)
+        batch.start([one.prompt for one in own], [own[0].adapter if by_adapter else None] * len(own), tokens)
+        first = time.perf_counter() - started
+        for _ in range(tokens - 1):
+            batch.step()
+        last = time.perf_counter() - started
+        batch.stop()
+        for one in own:
+            one.first, one.last = first - one.at, last - one.at
+            left.remove(one)
+
+
+class LazyPeft:
+    """PEFT with adapters that are loaded when first asked for, and kept."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._model: PeftModel | None = None
+
+    def batch_for(self, adapter: AdapterSource) -> StaticBatch:
+        """A batch for one adapter."""
+        if self._model is None:
+            self._model = PeftModel.from_pretrained(
+                self._base.model, adapter.folder, adapter_name=adapter.name, autocast_adapter_dtype=False
+            ).eval()
+        elif adapter.name not in self._model.peft_config:
+            self._model.load_adapter(adapter.folder, adapter.name, autocast_adapter_dtype=False)
+        return StaticBatch(self._model)
+
+
+def serve_with_engine(engine: BatchingEngine, requests: Sequence[Arrival], tokens: int) -> None:
+    """Serves each request as it comes."""
+    sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
+
+    async def serve(one: Arrival, started: float) -> None:
+        await asyncio.sleep(max(0.0, one.at - (time.perf_counter() - started)))
+        async for _ in engine.astream(Request(one.prompt, one.adapter, sampling)):
+            one.last = time.perf_counter() - started - one.at
+            one.first = one.first or one.last
+
+    async def serve_all() -> None:
+        started = time.perf_counter()
+        await asyncio.gather(*(serve(one, started) for one in requests))
+
+    asyncio.run(serve_all())
+
+
+def summary(requests: Sequence[Arrival], tokens: int) -> dict[str, float]:
+    """What a contender achieved."""
+    seconds = max(one.at + one.last for one in requests) - min(one.at for one in requests)
+    first, last = [one.first for one in requests], [one.last for one in requests]
+    return {
+        "tokens_per_second": len(requests) * tokens / seconds,
+        "first_token_p50": float(np.percentile(first, 50)),
+        "first_token_p99": float(np.percentile(first, 99)),
+        "latency_p50": float(np.percentile(last, 50)),
+        "latency_p99": float(np.percentile(last, 99)),
+    }
