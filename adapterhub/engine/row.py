@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from adapterhub.engine.interface import FinishReason, Piece, Request, TokenLogprob, answer_budget
-from adapterhub.engine.sampler import Sampler
+from adapterhub.engine.sampler import Logits, Sampler
 from adapterhub.engine.structured import Constraint, StructureCompiler
 from adapterhub.engine.text import TextAssembler
 from adapterhub.errors import ConfigError
 from adapterhub.models import Base
+from adapterhub.structure import OutputFormat
 
 
 @dataclass(eq=False)
@@ -39,8 +38,8 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     finished: bool = False
 
-    def accept(self, logits: torch.Tensor) -> Piece:
-        """Draws the next token from logits of shape (vocabulary,) and says what it adds."""
+    def accept(self, logits: Logits) -> Piece:
+        """Draws the next token and says what it adds."""
         token, logprob = self._draw(logits)
         self.tokens.append(token)
         ended = self.constraint.ended if self.constraint else token in self.end_ids
@@ -57,12 +56,12 @@ class Row:
         """Whether nothing more may come: the budget is used up, or the form complete."""
         return self.constraint.finished if self.constraint else len(self.tokens) >= self.budget
 
-    def _draw(self, logits: torch.Tensor) -> tuple[int, TokenLogprob | None]:
+    def _draw(self, logits: Logits) -> tuple[int, TokenLogprob | None]:
         history = [*self.prompt, *self.tokens]
         if self.constraint is None:
             return self.sampler.draw(logits, history)
         return self.constraint.choose(
-            lambda allowed: self.sampler.draw(logits, history, allowed), len(logits)
+            lambda allowed: self.sampler.draw(logits, history, allowed), len(logits.values)
         )
 
 
@@ -80,6 +79,10 @@ class RowMaker:
         self._special = {token.content: number for number, token in added if token.special}
         width = base.model.config.get_text_config().vocab_size
         self._structures = StructureCompiler(base.tokenizer, width, self._end_ids)
+
+    def compile(self, structure: OutputFormat) -> None:
+        """Does beforehand what takes long about making the first row of a form; raises as `row`."""
+        self._structures.compile(structure)
 
     def row(self, request: Request, number: int) -> Row:
         """The `number`-th of the request's `sampling.n` answers.

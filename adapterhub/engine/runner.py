@@ -46,7 +46,7 @@ class ModelRunner:
         self.layers = AdapterLayers(base.model, slots=slots, dtype=base.compute_dtype)
         self.kv_shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, base.device)
 
-    def step(self, rows: Sequence[StepRow]) -> list[torch.Tensor | None]:
+    def step(self, rows: Sequence[StepRow]) -> torch.Tensor:
         """Computes the next tokens of some answers, and lengthens their lanes.
 
         An exception leaves every lane as long as it was, so the same step can be tried again.
@@ -55,19 +55,20 @@ class ModelRunner:
             rows: Each with a lane of its own.
 
         Returns:
-            For each row the logits of its last token, shape (vocabulary,), or None where they were not wanted.
+            The logits of the last token of each row where they are wanted, shape (wanted rows, vocabulary).
 
         Raises:
             EngineError: The model keeps more of a text than keys and values.
         """
         order = sorted(range(len(rows)), key=lambda place: _place(rows[place]))
-        own = [rows[place] for place in order]
-        logits = self._forward(own)
-        for row in own:
+        logits = self._forward([rows[place] for place in order])
+        for row in rows:
             row.lane.length += len(row.tokens)
-        wanted = iter(logits)
-        answers = [next(wanted) if row.wanted else None for row in own]
-        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=lambda pair: pair[0])]
+        wanted = [place for place in order if rows[place].wanted]
+        if wanted == sorted(wanted):
+            return logits
+        back = sorted(range(len(wanted)), key=wanted.__getitem__)
+        return logits[torch.tensor(back, device=logits.device)]
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[StepRow]) -> torch.Tensor:

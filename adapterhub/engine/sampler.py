@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers.generation.logits_process import (
@@ -21,6 +23,29 @@ from adapterhub.sampling import SamplingParams
 _FAR = (
     1e30  # beyond every logit, and finite in float32 after the repetition penalty and the lowest temperature
 )
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What the base says about one answer's next token.
+
+    Attributes:
+        values: Shape (vocabulary,).
+        best: The token with the highest value.
+        highest: That value; NaN if any value is.
+    """
+
+    values: torch.Tensor
+    best: int
+    highest: float
+
+    @classmethod
+    def of(cls, rows: torch.Tensor) -> list[Logits]:
+        """Those of several answers, shape (answers, vocabulary), looked through in one pass."""
+        if not len(rows):
+            return []
+        highest, best = rows.max(-1)
+        return [cls(*row) for row in zip(rows, best.tolist(), highest.tolist(), strict=True)]
 
 
 class Sampler:
@@ -42,12 +67,12 @@ class Sampler:
             self._random.manual_seed((params.seed + index) % 2**63)
 
     def draw(
-        self, logits: torch.Tensor, history: Sequence[int], allowed: torch.Tensor | None = None
+        self, logits: Logits, history: Sequence[int], allowed: torch.Tensor | None = None
     ) -> tuple[int, TokenLogprob | None]:
         """Chooses the next token.
 
         Args:
-            logits: Shape (vocabulary,).
+            logits: Of all tokens.
             history: Token ids of the prompt and the answer so far, for the repetition penalty.
             allowed: Among which tokens, bool of shape (vocabulary,); if not given, all. Log-probabilities are the
                 model's own either way.
@@ -55,24 +80,26 @@ class Sampler:
         Raises:
             GenerationError: The logits are not numbers.
         """
-        scores = logits.float()[None]
-        if scores.isnan().any():
+        if math.isnan(logits.highest):
             # Taking the maximum would give some token without a word, the same one for ever.
             raise GenerationError(
                 "The base computed NaN in place of an answer.",
                 hint="float16 overflows on bases trained in bfloat16; try another compute_dtype.",
             )
+        if self._params.greedy and not self._processors and allowed is None:
+            return logits.best, self._logprob(logits.values, logits.best)
+        scores = logits.values.float()[None]
         if allowed is not None:
             # What is allowed stays finite, and so apart from the rest, where the base gives minus infinity.
             scores = scores.clamp(-_FAR, _FAR).masked_fill(~allowed.to(scores.device), -torch.inf)
         if self._processors:
-            ids = torch.tensor([list(history)], device=logits.device)
+            ids = torch.tensor([list(history)], device=scores.device)
             scores = self._processors(ids, scores)
         if self._params.greedy:
             token = int(scores.argmax())
         else:
             token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._random))
-        return token, self._logprob(logits, token)
+        return token, self._logprob(logits.values, token)
 
     def _logprob(self, logits: torch.Tensor, token: int) -> TokenLogprob | None:
         if self._params.logprobs is None:

@@ -59,7 +59,8 @@ class Turns:
                         while not ready():
                             self._step()
                     finally:
-                        self._resign()
+                        self._release()
+                        self.tidy()
                 else:
                     waiter.wait()
         finally:
@@ -68,11 +69,11 @@ class Turns:
 
     def tidy(self) -> None:
         """Tidies up, unless another thread leads: its next step does, or its resigning."""
-        if self._lead(None):
+        while self._untidy() and self._lead(None):
             try:
                 self._tidy()
             finally:
-                self._resign()
+                self._release()
 
     def _lead(self, waiter: Waiter | None) -> bool:
         with self._lock:
@@ -83,12 +84,10 @@ class Turns:
             self._leading = True
             return True
 
-    def _resign(self) -> None:
+    def _release(self) -> None:
         with self._lock:
             self._leading = False
             waiting = list(self._waiting)
         # All of them: whoever comes first leads, and no one is counted on who may have what it waited for.
         for waiter in waiting:
             waiter.wake()
-        if self._untidy():
-            self.tidy()

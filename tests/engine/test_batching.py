@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import AdapterSource, Request
-from adapterhub.engine.sampler import Sampler
+from adapterhub.engine.sampler import Logits, Sampler
 from adapterhub.errors import AdapterHubError, ConfigError, EngineError, GenerationError, RequestTooLongError
 from adapterhub.limits import EngineLimits
 from adapterhub.models import load_base
@@ -148,14 +148,16 @@ def test_almost_no_temperature_is_greedy(engine):
 def test_min_p_comes_before_top_p():
     # As in vLLM: of 50, 30 and 20 % min_p leaves the first two, of which the first alone reaches 60 %.
     sampler = Sampler(SamplingParams(temperature=1, min_p=0.5, top_p=0.6, seed=0), 0, torch.device("cpu"))
-    assert {sampler.draw(torch.tensor([0.5, 0.3, 0.2]).log(), [0])[0] for _ in range(50)} == {0}
+    assert {sampler.draw(Logits.of(torch.tensor([[0.5, 0.3, 0.2]]).log())[0], [0])[0] for _ in range(50)} == {
+        0
+    }
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_nan_is_an_error_and_no_token(temperature):
     sampler = Sampler(SamplingParams(temperature=temperature), 0, torch.device("cpu"))
     with pytest.raises(GenerationError, match="NaN"):
-        sampler.draw(torch.tensor([0.0, float("nan")]), [0])
+        sampler.draw(Logits.of(torch.tensor([[0.0, float("nan")]]))[0], [0])
 
 
 def test_logprobs_are_the_models(engine, tiny_base):
