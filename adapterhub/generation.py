@@ -43,8 +43,9 @@ class Generation:
 
     Attributes:
         text: The answer; with `n` above 1, the first of them.
-        adapter: The name of the adapter that answered; None means the bare base.
-        version: Its version.
+        adapter: The name of the adapter that answered; None means the bare base. Of a blend its reference, with
+            versions: `json@1:0.7+support@2:0.3`.
+        version: The adapter's version; None of a blend.
         route: The router's decision, if the request asked for `adapter="auto"`.
         usage: Tokens and time.
         finish_reason: `"stop"` (end token or stop string) or `"length"`.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, Self, TypeGuard, Unpack
 
 from adapterhub.config import HubConfig, registry_folder
 from adapterhub.engine.interface import AdapterSource, Completion, Engine, Piece, Request
@@ -23,6 +23,7 @@ from adapterhub.errors import AdapterIncompatibleError, ConfigError
 from adapterhub.generation import Generation, GenerationStream, Usage
 from adapterhub.prompts import Message, PromptStyle, check_text, choose_style, conversation, render
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
+from adapterhub.registry.blends import Blend
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.router import AdapterRouter
 from adapterhub.sampling import SamplingParams
@@ -30,6 +31,8 @@ from adapterhub.structure import FORMS, OutputFormat
 
 if TYPE_CHECKING:
     from adapterhub.export.merge import MergeReport
+    from adapterhub.lora.blend import Method
+    from adapterhub.registry import CardFields
 
 Prompt = str | Sequence[Message]
 BASE_NAMES = frozenset({"base", "__base__"})
@@ -52,7 +55,7 @@ class _Prepared:
     """A request ready for the engine, and what its answer will tell about itself."""
 
     request: Request
-    card: AdapterCard | None
+    blend: Blend | None
     route: RouteDecision | None
 
 
@@ -122,7 +125,8 @@ class AdapterHub:
         Moves no weights. Other threads and tasks keep theirs; tasks started from here inherit this one.
 
         Args:
-            adapter: `"name"`, `"name@3"`, `"name@alias"`, `"auto"`, or None for the bare base.
+            adapter: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"`, `"auto"`, or None
+                for the bare base.
 
         Raises:
             AdapterNotFoundError: There is no such adapter; nothing is changed.
@@ -167,8 +171,8 @@ class AdapterHub:
 
         Args:
             prompt: A text (one user message) or a conversation as a list of `{"role", "content"}` messages.
-            adapter: `"name"`, `"name@3"`, `"name@alias"`, `"auto"` (the router chooses), None or `"base"` (the bare
-                base); if not given, the active adapter.
+            adapter: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"` (the weighted sum),
+                `"auto"` (the router chooses), None or `"base"` (the bare base); if not given, the active adapter.
             raw: Take the text as it stands, without chat template or system prompt.
             tools: JSON-Schema descriptions of functions, shown to the model by its chat template.
             **options: Fields of `SamplingParams`, which win over the card's own defaults; and, for an answer that must
@@ -279,7 +283,44 @@ class AdapterHub:
 
     def prompt_style(self, adapter: str | None) -> PromptStyle:
         """The form in which an adapter's prompts are written, and who decided so."""
-        return self._style(self.registry.resolve(adapter).prompt if _named(adapter) else PromptProfile())
+        return self._style(self._found(adapter).main.prompt if _named(adapter) else PromptProfile())
+
+    def blend(
+        self,
+        name: str,
+        weights: Mapping[str, float],
+        *,
+        method: Method = "cat",
+        rank: int | None = None,
+        density: float | None = None,
+        seed: int | None = None,
+        **fields: Unpack[CardFields],
+    ) -> AdapterCard:
+        """Blends registered adapters into a new one and registers it, with its lineage; no model is needed.
+
+        For a blend in one request only, write `adapter="json:0.7+support:0.3"` there.
+
+        Args:
+            name: The new adapter's name; one that exists gets its next version.
+            weights: Reference -> weight, from -10 to 10; at most 8.
+            method: `"cat"` is the exact sum, its rank the sum of ranks; `"svd"` (or `"linear"`) is that sum's best
+                approximation of a rank; `"ties"` and `"dare_ties"` merge sparsely. See `BlendSettings`.
+            rank: The rank of the result, for all methods but `"cat"`; if not given, the highest of the parts.
+            density: For `"ties"` and `"dare_ties"`: the share of entries to keep, above 0 and at most 1.
+            seed: For `"dare_ties"`: what decides which are kept; 0 if not given.
+            **fields: What to write on the card, as in `AdapterRegistry.register`; without a prompt profile, that of the
+                part with the largest weight.
+
+        Raises:
+            AdapterNotFoundError: A part is not registered; nothing is stored.
+            AdapterIncompatibleError: The parts belong to different bases, or one uses DoRA.
+            ConfigError: A name, a weight or a setting is not valid.
+        """
+        from adapterhub.blending import blend_adapters
+        from adapterhub.lora.blend import BlendSettings
+
+        settings = BlendSettings(method, rank, density, seed)
+        return blend_adapters(self.registry, name, weights, settings, **fields)
 
     def merge(self, name: str, out: str | Path) -> MergeReport:
         """Writes a standalone model: the base's 16-bit weights with an adapter merged in.
@@ -407,11 +448,11 @@ class AdapterHub:
         wanted = self.active_adapter if isinstance(choice, _Active) else choice
         route = self.route(prompt) if wanted == "auto" else None
         chosen = route.adapter if route else wanted
-        card = self._servable(chosen) if _named(chosen) else None
-        profile = card.prompt if card else PromptProfile()
+        blend = Blend.find(chosen, self._servable) if _named(chosen) else None
+        profile = blend.main.prompt if blend else PromptProfile()
         tokens, stop = self._tokens(prompt, profile, raw, tools)
         params = SamplingParams.of({"stop": (*stop, *profile.stop)}, profile.generation, sampling)
-        return _Prepared(Request(tokens, self._source(card), params, structure), card, route)
+        return _Prepared(Request(tokens, self._source(blend), params, structure), blend, route)
 
     def _prepare_one(
         self,
@@ -456,19 +497,30 @@ class AdapterHub:
         mine, trained_on = self._engine.fingerprint, card.base.fingerprint
         return trained_on.mismatch(mine) if mine and trained_on else None
 
-    def _source(self, card: AdapterCard | None) -> AdapterSource | None:
-        return AdapterSource(card.ref, card.digest, self.registry.folder(card)) if card else None
+    def _source(self, blend: Blend | None) -> AdapterSource | None:
+        return self._blend_source(blend) if blend else None
+
+    def _found(self, ref: str) -> Blend:
+        return Blend.find(ref, self.registry.resolve)
+
+    def _blend_source(self, blend: Blend) -> AdapterSource:
+        parts = [
+            (AdapterSource(card.ref, card.digest, self.registry.folder(card)), weight)
+            for card, weight in blend.parts
+        ]
+        return parts[0][0] if blend.is_plain else AdapterSource.blend(blend.ref, parts)
 
     def _adapter_source(self, name: str) -> AdapterSource:
-        card = self.registry.resolve(name)
-        return AdapterSource(card.ref, card.digest, self.registry.folder(card))
+        return self._blend_source(self._found(name))
 
     def _checked(self, adapter: str | None) -> str | None:
         # Reading a card takes longer than a switch may; whether it is still there is seen at the next request.
-        if _named(adapter) and adapter != "auto" and adapter not in self._known:
-            self.registry.resolve(adapter)
+        if not _named(adapter):
+            return None
+        # There is no end of blends, so those are not remembered.
+        if adapter != "auto" and adapter not in self._known and self._found(adapter).is_plain:
             self._known.add(adapter)
-        return adapter if _named(adapter) else None
+        return adapter
 
     def _current_router(self) -> AdapterRouter:
         cards = [card for card in self.registry.list() if not self._difference(card)]
@@ -513,12 +565,12 @@ def _streamed(prepared: _Prepared, pieces: Iterator[Piece]) -> Generator[str | G
 
 
 def _generation(prepared: _Prepared, completions: Sequence[Completion], seconds: float) -> Generation:
-    first, card = completions[0], prepared.card
+    first, blend = completions[0], prepared.blend
     generated = sum(len(completion.token_ids) for completion in completions)
     return Generation(
         text=first.text,
-        adapter=card.name if card else None,
-        version=card.version if card else None,
+        adapter=blend.name if blend else None,
+        version=blend.version if blend else None,
         route=prepared.route,
         usage=Usage(len(prepared.request.prompt), generated, seconds),
         finish_reason=first.finish_reason,

@@ -1,4 +1,4 @@
-"""`adapterhub finetune` and `adapterhub merge`."""
+"""`adapterhub finetune`, `adapterhub blend` and `adapterhub merge`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,53 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
             adapters,
             progress=lambda now: show(now.step, now.steps, _said(now)),
         )
+    if as_json:
+        output.emit_json(card.model_dump(mode="json"))
+    else:
+        output.emit(card.ref)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("parts", nargs=-1, required=True, metavar="PART:WEIGHT...", shell_complete=complete_adapter)
+@click.option(
+    "--method",
+    type=click.Choice(["cat", "svd", "linear", "ties", "dare_ties"]),
+    default="cat",
+    show_default=True,
+    help="cat: the exact sum, ranks add up. svd, linear: cut to a rank. ties, dare_ties: sparse, agreed signs.",
+)
+@click.option("--rank", type=click.IntRange(1), help="The result's rank.  [default: the parts' highest]")
+@click.option(
+    "--density", type=click.FloatRange(0, 1, min_open=True), help="ties, dare_ties: the share to keep."
+)
+@click.option("--seed", type=click.IntRange(0), help="dare_ties: what decides which entries are kept.")
+@click.option("--description", help="What the adapter is for, in a sentence.")
+@registry_option
+@json_option
+def blend(
+    name: str,
+    parts: tuple[str, ...],
+    description: str | None,
+    registry: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Blend adapters, each with a weight, into a new version of NAME. Loads no model.
+
+    \b
+    Examples:
+      adapterhub blend helper json:0.7 support:0.3
+      adapterhub blend helper json:0.7 support:0.3 --method svd --rank 16
+      adapterhub blend helper json@2:1 support:-0.5 --method ties --density 0.3
+    """
+    from adapterhub.blending import blend_adapters
+    from adapterhub.lora.blend import BlendSettings
+
+    adapters, fields = open_registry(registry), {"description": description} if description else {}
+    card = blend_adapters(adapters, name, "+".join(parts), BlendSettings(**settings), **fields)
+    for warning in card.warnings:
+        output.warn(f"{card.ref}: {warning}.")
     if as_json:
         output.emit_json(card.model_dump(mode="json"))
     else:

@@ -14,7 +14,7 @@ from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
-from adapterhub.cli.lifecycle import finetune, merge
+from adapterhub.cli.lifecycle import blend, finetune, merge
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.run import route, run
 from adapterhub.errors import AdapterHubError
@@ -65,7 +65,21 @@ def cli(debug: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-for command in (demo, list_adapters, show, add, rm, alias, verify, doctor, run, route, finetune, merge):
+for command in (
+    demo,
+    list_adapters,
+    show,
+    add,
+    rm,
+    alias,
+    verify,
+    doctor,
+    run,
+    route,
+    finetune,
+    blend,
+    merge,
+):
     cli.add_command(command)
 
 

@@ -211,6 +211,7 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ),
         ("routing", f"{len(card.routing.examples)} example requests" if card.routing.examples else ""),
         ("made by", card.lineage.method or ""),
+        ("made of", "\n".join(f"{p.name}@{p.version}, weight {p.weight}" for p in card.lineage.parents)),
         ("source", card.source.uri if card.source else ""),
         ("digest", card.digest),
         ("created", f"{card.created_at:%Y-%m-%d %H:%M}"),

@@ -61,6 +61,7 @@ def run(
     Examples:
       adapterhub run json "Ann Lee from Oslo. Keys: name, city"
       adapterhub run "My printer shows error 41"      the router chooses
+      adapterhub run json:0.7+support:0.3 "Error 41"  a blend for this request
       cat notes.txt | adapterhub run support -
     """
     adapter, text = _adapter_and_text(words)
@@ -138,11 +139,12 @@ def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> N
     """Tells of a mistake before the base is loaded, which takes seconds."""
     from adapterhub.hub import BASE_NAMES
     from adapterhub.prompts import conversation
+    from adapterhub.registry.blends import Blend
 
     if not raw:
         conversation(text)
     if adapter != "auto" and adapter not in BASE_NAMES:
-        open_registry(registry).resolve(adapter)
+        Blend.find(adapter, open_registry(registry).resolve)
 
 
 def _read(text: str) -> str:
@@ -173,7 +175,9 @@ def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:
 
 
 def _footer(generation: Generation) -> str:
-    who = f"{generation.adapter}@{generation.version}" if generation.adapter else "base"
+    # A blend's name holds the versions of its parts.
+    version = f"@{generation.version}" if generation.version else ""
+    who = f"{generation.adapter or 'base'}{version}"
     sure = f", confidence {generation.route.confidence:.2f}" if generation.route else ""
     usage = generation.usage
     cut = ", cut off at max_tokens" if generation.finish_reason == "length" else ""

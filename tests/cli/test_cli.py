@@ -55,7 +55,7 @@ def own(monkeypatch, tmp_path: Path, run, tiny_adapters):
 
 
 def test_the_commands_are_these():
-    assert " ".join(COMMANDS) == "add alias demo doctor finetune list merge rm route run show verify"
+    assert " ".join(COMMANDS) == "add alias blend demo doctor finetune list merge rm route run show verify"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
