@@ -54,19 +54,18 @@ class HostCache(Generic[K]):
             self._entries[key] = self._reader.submit(self._timed, adapter)
 
     def take(self, adapter: K, *, keep: Collection[str] = ()) -> Deltas | None:
-        """An adapter's changes; None while it is being read.
+        """An adapter's changes; None unless it has been read.
 
         Args:
             adapter: Which one.
             keep: Keys of others that must not make room for it.
 
         Raises:
-            AdapterHubError: It could not be read; the next request for it tries again.
+            AdapterHubError: It could not be read; the next `prefetch` tries again.
         """
-        self.prefetch(adapter)
         key = self._key(adapter)
-        future = self._entries[key]
-        if not future.done():
+        future = self._entries.get(key)
+        if future is None or not future.done():
             return None
         if future.exception():
             del self._entries[key]

@@ -145,7 +145,11 @@ class Engine(Protocol):
         ...
 
     def pin(self, adapter: AdapterSource, pinned: bool = True) -> None:
-        """Keeps an adapter where it is quickest to use once it is there, or no longer."""
+        """Keeps an adapter where it is quickest to use once it is there, or no longer.
+
+        Raises:
+            CapacityError: Too many are pinned.
+        """
         ...
 
     def unload(self, adapter: AdapterSource) -> None:

@@ -57,6 +57,7 @@ class Scheduler:
             max_bytes=limits.adapter_cache_bytes,
         )
         self._waiting: WaitingQueue[Job] = WaitingQueue(patience=4 * limits.max_batch_size)
+        self._next: set[str] = set()  # digests of adapters that are about to be needed
         self._running: list[Job] = []
         self._unloading: dict[str, None] = {}
         self._meter = Meter()
@@ -148,13 +149,13 @@ class Scheduler:
 
     def _prefetch(self) -> None:
         """Has the adapters of the next requests read; not of all of them, or they would push each other out."""
-        wanted = 0
+        self._next.clear()
         for job in self._waiting:
+            if len(self._next) >= max(1, self._limits.max_cpu_loras // 2):
+                return
             if job.adapter and self._slots.slot_of(job.digest) is None:
                 self._host.prefetch(job.adapter)
-                wanted += 1
-            if wanted >= self._limits.max_cpu_loras // 2:
-                return
+                self._next.add(job.digest)
 
     def _try_start(self, job: Job) -> bool | None:
         """Gives a job what it needs to run; see `WaitingQueue.start`."""
@@ -189,7 +190,7 @@ class Scheduler:
         """What a job's adapter changes, nothing for the bare base; None while it is being read."""
         if job.adapter is None or self._slots.slot_of(job.digest) is not None:
             return {}
-        return self._host.take(job.adapter, keep={other.digest for other in self._waiting})
+        return self._host.take(job.adapter, keep=self._next)
 
     def _occupy(self, job: Job, deltas: Deltas) -> int | None:
         """The slot that a job's adapter is in from now on."""

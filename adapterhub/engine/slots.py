@@ -16,6 +16,7 @@ class SlotTable:
     """
 
     def __init__(self, slots: int) -> None:
+        self._slots = slots
         self._free = list(reversed(range(slots)))
         self._slot_of: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._users: dict[str, int] = {}
@@ -76,8 +77,20 @@ class SlotTable:
         return slot
 
     def pin(self, digest: str, pinned: bool = True) -> None:
-        """Keeps an adapter in its slot, once it is in one, even while no answer uses it."""
-        (self._pinned.add if pinned else self._pinned.discard)(digest)
+        """Keeps an adapter in its slot, once it is in one, even while no answer uses it.
+
+        Raises:
+            CapacityError: No slot would be left for the others.
+        """
+        if not pinned:
+            self._pinned.discard(digest)
+        elif len(self._pinned | {digest}) < self._slots:
+            self._pinned.add(digest)
+        else:
+            raise CapacityError(
+                f"{len(self._pinned)} adapters are pinned, and of {self._slots} slots one has to stay free.",
+                hint="Raise max_loras, or unpin another adapter.",
+            )
 
     def _idle(self) -> str | None:
         return next((d for d in self._slot_of if d not in self._users and d not in self._pinned), None)
@@ -86,7 +99,7 @@ class SlotTable:
         digest = self._idle()
         if digest is None:
             raise CapacityError(
-                "Every slot is in use or pinned.", hint="Raise max_loras, or pin fewer adapters."
+                "Every slot is in use or pinned.", hint="Raise max_loras, or unpin an adapter."
             )
         self.evictions += 1
         self.forget(digest)

@@ -20,16 +20,27 @@ def test_the_least_recently_used_one_goes():
 
 
 def test_a_pin_counts_before_the_adapter_comes_and_can_be_taken_away():
-    table = SlotTable(1)
+    table = SlotTable(2)
     table.pin("a")
     table.acquire("a")
     table.release("a")
-    assert not table.can_acquire("b")
+    table.acquire("b")
+    assert not table.can_acquire("c")
     with pytest.raises(CapacityError, match="in use or pinned"):
-        table.acquire("b")
-    assert table.resident == ("a",)
+        table.acquire("c")
+    assert table.resident == ("a", "b")
     table.pin("a", pinned=False)
-    assert table.acquire("b") == (0, True)
+    assert table.acquire("c") == (0, True)
+
+
+def test_a_slot_stays_free_of_pins():
+    table = SlotTable(2)
+    table.pin("a")
+    table.pin("a")
+    with pytest.raises(CapacityError, match="1 adapters are pinned"):
+        table.pin("b")
+    table.pin("a", pinned=False)
+    table.pin("b")
 
 
 def test_what_is_forgotten_gives_its_slot_back():
@@ -82,6 +93,10 @@ class Slots(RuleBasedStateMachine):
 
     @rule(digest=st.sampled_from(DIGESTS), pinned=st.booleans())
     def pin(self, digest: str, pinned: bool) -> None:
+        if pinned and len(self.pinned | {digest}) == self.SLOTS:
+            with pytest.raises(CapacityError):
+                self.table.pin(digest)
+            return
         self.table.pin(digest, pinned)
         (self.pinned.add if pinned else self.pinned.discard)(digest)
 
