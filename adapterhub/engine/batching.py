@@ -88,6 +88,7 @@ class BatchingEngine:
     def stream(self, request: Request) -> Iterator[Piece]:
         """Answers one request piece by piece; see `Engine.stream`."""
         self._check(request)
+        self._rows.row(request, 0)  # refuses a form that cannot be kept now, and not at the first piece
         return self._pieces(request)
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:

@@ -163,7 +163,8 @@ class _Search:
     repeats: int
     looks: int
     path: Counter[bytes] = field(default_factory=Counter)
-    dead: dict[bytes, int] = field(default_factory=dict)  # state -> on which repetition it led nowhere
+    # State -> on which repetition and how deep it led nowhere: the same, or later and deeper, does so again.
+    dead: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     cut: bool = False
 
 
@@ -214,7 +215,7 @@ class EndingFinder:
                 if len(stack) == depth:
                     self._offer(frame, way.text, found)
                 continue
-            found = self._leave(matcher, search, stack.pop())
+            found = self._leave(matcher, search, stack.pop(), len(stack))
             if stack:
                 self._offer(stack[-1], frame.step, found)
         return found
@@ -225,7 +226,8 @@ class EndingFinder:
         """Returns what is known of a state at once, or puts it on the stack to be searched."""
         look = self._look(matcher, search)
         found = self._at_once(matcher, look)
-        dead = search.dead.get(look.key, _MANY) <= search.path[look.key]
+        repeat, depth = search.dead.get(look.key, (_MANY, _MANY))
+        dead = repeat <= search.path[look.key] and depth <= len(stack)
         too_often = search.path[look.key] >= search.repeats
         search.cut |= too_often
         if found or dead or too_often:
@@ -237,11 +239,11 @@ class EndingFinder:
         stack.append(frame)
         return None
 
-    def _leave(self, matcher: LLMatcher, search: _Search, frame: _Frame) -> Ending | None:
+    def _leave(self, matcher: LLMatcher, search: _Search, frame: _Frame, depth: int) -> Ending | None:
         matcher.rollback(frame.taken)
         search.path[frame.look.key] -= 1
         if frame.best is None:
-            search.dead[frame.look.key] = search.path[frame.look.key]
+            search.dead[frame.look.key] = (search.path[frame.look.key], depth)
             return None
         return self._spelling.before(frame.look.forced, frame.best)
 
@@ -311,4 +313,7 @@ class EndingFinder:
                 if place not in seen and (token not in ways or not ways[token].changes):
                     ways[token] = _Way(text, token, changes=place != (b"", look.key))
                 seen.add(place)
-        return list(ways.values())
+        # What changes nothing comes after what does, but before the beginnings of longer sequences.
+        ordered = sorted(ways.values(), key=lambda way: 2 * _begins_sequence(way.text) + (not way.changes))
+        self._ways[look.key] = {way.token: way for way in ordered}
+        return ordered
