@@ -1,0 +1,144 @@
+"""What the engine's tests share: adapters of every kind that is served, PEFT as the reference, and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.interface import AdapterSource, Completion, Request
+from adapterhub.sampling import SamplingParams
+from tests.tiny import ALL_LINEAR, ATTENTION
+
+
+def adapter_settings(kind: str) -> dict[str, dict[str, Any]]:
+    """Sixteen different kinds of adapters for an architecture: ranks 4 to 64, other layers, other scalings."""
+    attention, every = ATTENTION[kind], ALL_LINEAR[kind]
+    mlp = ["c_fc", "mlp.c_proj"] if kind == "gpt2" else ["gate_proj", "up_proj", "down_proj"]
+    part = "h.1.mlp.c_fc" if kind == "gpt2" else "layers.1.mlp.up_proj"
+    patterns = {"rank_pattern": {attention[0]: 8, part: 5}, "alpha_pattern": {attention[0]: 3, part: 20}}
+    return {
+        "lora-4": {"r": 4, "target_modules": attention},
+        "lora-6": {"r": 6, "target_modules": attention},
+        "mlp-8": {"r": 8, "target_modules": mlp},
+        "part-12": {"r": 12, "target_modules": [part]},
+        "all-4": {"r": 4, "target_modules": every},
+        "all-16": {"r": 16, "target_modules": every},
+        "all-32": {"r": 32, "target_modules": every},
+        "all-64": {"r": 64, "target_modules": every},
+        "rslora-8": {"r": 8, "target_modules": attention, "use_rslora": True},
+        "rslora-24": {"r": 24, "target_modules": every, "use_rslora": True},
+        "dora-4": {"r": 4, "target_modules": attention, "use_dora": True},
+        "dora-16": {"r": 16, "target_modules": every, "use_dora": True},
+        "dora-mlp-8": {"r": 8, "target_modules": mlp, "use_dora": True},
+        "patterns-16": {"r": 16, "target_modules": every, **patterns},
+        "patterns-4": {"r": 4, "target_modules": [attention[0], part], **patterns},
+        "everything-64": {"r": 64, "target_modules": every, "use_rslora": True, "use_dora": True, **patterns},
+    }
+
+
+def make_adapters(root: Path, base: Path, settings: Mapping[str, dict[str, Any]]) -> dict[str, Path]:
+    """Writes random adapters in PEFT's format, large enough to change every answer: name -> folder."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    conv = model.config.model_type == "gpt2"
+    configs = {
+        name: LoraConfig(**{"lora_alpha": 8, "task_type": "CAUSAL_LM", "fan_in_fan_out": conv, **one})
+        for name, one in settings.items()
+    }
+    first, *others = configs
+    adapted = get_peft_model(model, configs[first], adapter_name=first)
+    for name in others:
+        adapted.add_adapter(name, configs[name])
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+        if "lora_magnitude_vector" in name:
+            parameter.data.mul_(torch.empty_like(parameter).uniform_(0.7, 1.3))
+    adapted.save_pretrained(root)
+    return {name: root / name for name in configs}
+
+
+def sources_of(folders: Mapping[str, Path]) -> dict[str, AdapterSource]:
+    """Adapters as an engine sees them."""
+    return {name: AdapterSource(name, f"sha256:{name}", folder) for name, folder in folders.items()}
+
+
+class Reference:
+    """PEFT over a base of its own, one adapter at a time.
+
+    Args:
+        model: A transformers model.
+        folders: The adapters' folders.
+    """
+
+    def __init__(self, model: Any, folders: Mapping[str, Path]) -> None:
+        first, *others = folders
+        self.model = PeftModel.from_pretrained(model, folders[first], adapter_name=first)
+        for name in others:
+            self.model.load_adapter(folders[name], name)
+        self.model.eval().generation_config.eos_token_id = None  # answers go on, whatever comes
+
+    @torch.inference_mode()
+    def logits(self, name: str | None, ids: Sequence[int]) -> torch.Tensor:
+        """Of every token, shape (tokens, vocabulary)."""
+        with self._as(name):
+            logits: torch.Tensor = self.model(input_ids=torch.tensor([ids])).logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def generate(self, name: str | None, ids: Sequence[int], tokens: int) -> list[int]:
+        """A greedy answer of this many tokens."""
+        config = GenerationConfig(max_new_tokens=tokens, pad_token_id=0)
+        with self._as(name):
+            out = self.model.generate(input_ids=torch.tensor([ids]), generation_config=config)
+        return out[0, len(ids) :].tolist()
+
+    def _as(self, name: str | None) -> Any:
+        if name is None:
+            return self.model.disable_adapter()
+        self.model.set_adapter(name)
+        return nullcontext()
+
+
+def request(
+    prompt: Sequence[int], adapter: AdapterSource | None = None, priority: int = 0, **sampling: object
+) -> Request:
+    """Twelve tokens, whatever they are, unless it is said otherwise."""
+    params = SamplingParams.of({"max_tokens": 12, "ignore_eos": True}, sampling)
+    return Request(prompt, adapter, params, priority=priority)
+
+
+def answer(engine: BatchingEngine, one: Request) -> Completion:
+    """One request's first answer, made with nobody beside it."""
+    return engine.generate([one])[0][0]
+
+
+def tokens(engine: BatchingEngine, one: Request) -> list[int]:
+    """The same, only its tokens."""
+    return list(answer(engine, one).token_ids)
+
+
+def prompt_of(seed: int, length: int) -> list[int]:
+    """A prompt of random tokens, none of them special."""
+    return torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def counts(engine: BatchingEngine) -> dict[str, int]:
+    """What must be nothing once nobody waits for an answer."""
+    stats = engine.stats()
+    return {
+        "running": stats.running,
+        "waiting": stats.waiting,
+        "slot_users": stats.slot_users,
+        "kv_lanes": stats.kv_lanes,
+    }
+
+
+NOTHING = {"running": 0, "waiting": 0, "slot_users": 0, "kv_lanes": 0}
