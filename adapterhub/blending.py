@@ -134,8 +134,10 @@ def _check_same_base(blend: Blend) -> None:
 
 def _base_at_hand(card: AdapterCard) -> Path | None:
     """The folder of the base that a card names, if it is on this machine."""
+    if card.base.name is None:
+        return None
     try:
-        return locate_base(card.base.name or "", revision=card.base.revision, local_files_only=True)
+        return locate_base(card.base.name, revision=card.base.revision, local_files_only=True)
     except ConfigError:
         return None
 

@@ -319,6 +319,46 @@ class TestRun:
         assert (shown.code, "list" in shown.err) == (1, True)
 
 
+class TestBlend:
+    def test_it_registers_a_blend_with_its_lineage(self, own, tiny_adapters, tiny_base, monkeypatch):
+        for name in ("json", "support"):
+            own("add", name, tiny_adapters[name], "--base", tiny_base)
+        monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
+        blended = own("blend", "helper", "json:0.7", "support:0.3", "--method", "svd", "--rank", 6)
+        assert (blended.code, blended.out, blended.err) == (0, "helper@1\n", "")
+        card = own("blend", "helper", "json:0.7", "support@1", "--description", "Mine.", "--json").json
+        assert (card["version"], card["peft"]["r"], card["description"]) == (2, 12, "Mine.")
+        assert [(p["name"], p["weight"]) for p in card["lineage"]["parents"]] == [
+            ("support", 1),
+            ("json", 0.7),
+        ]
+        assert "json@1, weight 0.7" in own("show", "helper@1").out
+
+    @pytest.mark.parametrize(
+        ("parts", "words"),
+        [
+            (("json:0.7", "jsn:0.3"), "Did you mean 'json'?"),
+            (("json:0.7", "json:0.3"), "twice"),
+            (("json:much",), "weight"),
+            (("json:1", "code:1", "--rank", 4), "rank"),
+            (("json:1", "code:1", "--method", "ties"), "density"),
+        ],
+    )
+    def test_mistakes_change_nothing(self, run, tiny_registry, parts, words):
+        shown = run("blend", "helper", *parts)
+        assert (shown.code, shown.out) == (1, "")
+        assert words in shown.err
+        assert not (tiny_registry / "helper").exists()
+
+    def test_run_takes_a_blend(self, run):
+        answer = run("run", "json:0.7+support:0.3", "Hi", "--max-tokens", 2, "--json").json
+        assert (answer["adapter"], answer["version"]) == ("json@1:0.7+support@1:0.3", None)
+        assert (
+            "[json@1:0.7+support@1:0.3, " in run("run", "json:0.7+support:0.3", "Hi", "--max-tokens", 2).err
+        )
+        assert "Did you mean 'json'?" in run("run", "code+jsn", "Hi").err
+
+
 class TestMerge:
     def test_it_writes_a_model_and_tells_how_far_the_answers_agree(self, run, tmp_path):
         merged = run(

@@ -1,0 +1,153 @@
+"""Blends through the hub: the same wherever an adapter is asked for, per request and stored."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.errors import AdapterIncompatibleError, AdapterNotFoundError, ConfigError
+from tests.tiny import make_adapter, make_base
+
+BLEND, WHO = "support:0.3+json:0.7", "json@1:0.7+support@1:0.3"
+
+
+@pytest.fixture
+def echo(tiny_registry: Path) -> AdapterHub:
+    return AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory, tiny_registry: Path, tiny_base: Path) -> AdapterRegistry:
+    """A registry that this module may change, with an adapter that uses DoRA."""
+    root = tmp_path_factory.mktemp("blends") / "registry"
+    shutil.copytree(tiny_registry, root)
+    registry = AdapterRegistry(root)
+    dora = make_adapter(tmp_path_factory.mktemp("blends") / "dora", tiny_base, seed=9, use_dora=True)
+    registry.register(dora, "dora", base=tiny_base)
+    return registry
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_base: Path, registry: AdapterRegistry):
+    with AdapterHub.from_pretrained(tiny_base, registry.root, quantization=None, device="cpu") as hub:
+        yield hub
+
+
+class TestAsking:
+    def test_everywhere_an_adapter_is_asked_for(self, echo):
+        assert echo.generate("Hi", BLEND).text.startswith(f"[{WHO}]")
+        assert list(echo.stream("Hi", BLEND))
+        batch = echo.generate_batch(["a", "b", "c"], [BLEND, "code", None])
+        assert [answer.adapter for answer in batch] == [WHO, "code", None]
+        with echo.using(BLEND):
+            assert echo.active_adapter == BLEND
+            assert echo.generate("Hi").adapter == WHO
+        echo.set_adapter(BLEND)
+        assert echo.generate("Hi").adapter == WHO
+        echo.set_adapter(None)
+
+    def test_an_answer_names_the_parts_with_their_versions(self, echo):
+        answer = echo.generate("Hi", BLEND)
+        assert (answer.adapter, answer.version, answer.route) == (WHO, None, None)
+        assert echo.generate("Hi", answer.adapter).text == answer.text
+
+    def test_one_part_with_the_weight_1_is_that_adapter(self, echo):
+        answer = echo.generate("Hi", "json:1")
+        assert (answer.adapter, answer.version) == ("json", 1)
+
+    @pytest.mark.parametrize(
+        ("wanted", "error"),
+        [
+            ("json:0.7+jsn:0.3", AdapterNotFoundError),
+            ("json:0.7+auto:0.3", ConfigError),
+            ("json:0.7+base:0.3", ConfigError),
+            ("json:nan", ConfigError),
+            ("json+json", ConfigError),
+        ],
+    )
+    def test_bad_blends_change_nothing(self, echo, wanted, error):
+        echo.set_adapter("json")
+        for ask in (echo.set_adapter, lambda wanted: echo.generate("Hi", wanted)):
+            with pytest.raises(error):
+                ask(wanted)
+        with pytest.raises(error), echo.using(wanted):
+            pass
+        assert echo.active_adapter == "json"
+        echo.set_adapter(None)
+
+    def test_the_prompt_is_written_as_for_the_heaviest_part(self, tmp_path, tiny_adapters):
+        registry = AdapterRegistry(tmp_path / "registry")
+        for name in ("json", "support"):
+            prompt = {
+                "system": f"I am {name}.",
+                "stop": [f"<{name}>"],
+                "generation": {"max_tokens": len(name) + 30},
+            }
+            registry.register(tiny_adapters[name], name, prompt=prompt)
+        hub = AdapterHub(registry, EchoEngine())
+        assert (
+            "I am json." in hub.generate("Hi", "support:0.2+json:0.3").text + hub.generate("Hi", "json").text
+        )
+        for wanted, leader in [("support:0.2+json:0.3", "json"), ("support:0.2+json:-3", "support")]:
+            told = hub.generate("Hi", wanted, max_tokens=200).text
+            assert f"I am {leader}." in told
+            assert hub.prompt_style(wanted) == hub.prompt_style(leader)
+
+    def test_a_part_for_another_base_is_refused(self, hub, registry, tmp_path):
+        other = make_base(tmp_path / "other", seed=5)
+        registry.register(make_adapter(tmp_path / "stranger", other), "stranger", base=other)
+        with pytest.raises(AdapterIncompatibleError, match="another base"):
+            hub.generate("Hi", "json:0.7+stranger:0.3")
+        registry.remove("stranger")
+
+
+def answers(hub: AdapterHub, adapter: str) -> list[tuple[int, ...]]:
+    prompts = ["Hi", "the quick brown fox", "one two three"]
+    batch = hub.generate_batch(prompts, adapter, max_tokens=16, temperature=0, ignore_eos=True)
+    return [answer.completions[0].token_ids for answer in batch]
+
+
+class TestServing:
+    def test_a_stored_blend_answers_as_the_blend_in_the_request(self, hub):
+        card = hub.blend("helper", {"json": 0.7, "support": 0.3})
+        assert card.ref == "helper@1"
+        told = answers(hub, BLEND)
+        assert answers(hub, "helper") == told
+        assert answers(hub, "json:0.3+support:0.7") != told
+        assert answers(hub, "json") != told
+
+    def test_a_blend_shares_a_batch_with_its_parts(self, hub):
+        who = [BLEND, "json", None, "support", "json+support:-0.5"]
+        settings = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+        together = hub.generate_batch(["Hi"] * len(who), who, **settings)
+        alone = [hub.generate("Hi", one, **settings) for one in who]
+        assert [a.text for a in together] == [a.text for a in alone]
+
+    def test_a_part_at_weight_0_does_nothing(self, hub):
+        assert answers(hub, "json:1+support:0") == answers(hub, "json")
+
+    def test_dora_is_blended_in_a_request(self, hub):
+        assert answers(hub, "dora:1+json:0") == answers(hub, "dora")
+        assert answers(hub, "dora:0+json:1") == answers(hub, "json")
+        assert answers(hub, "dora:0.5+json:0.5") != answers(hub, "json")
+
+    def test_a_rank_beyond_the_limit_fails_only_that_request(self, tiny_base, registry):
+        with AdapterHub.from_pretrained(
+            tiny_base, registry.root, quantization=None, device="cpu", max_lora_rank=8
+        ) as hub:
+            with pytest.raises(AdapterIncompatibleError, match="rank is 12"):
+                hub.generate("Hi", BLEND)
+            assert hub.generate("Hi", "json", max_tokens=2).adapter == "json"
+
+    def test_a_blend_can_be_unloaded(self, hub):
+        hub.generate("Hi", BLEND, max_tokens=2)
+        hub.unload(BLEND)
+        assert hub.generate("Hi", BLEND, max_tokens=2).adapter == WHO
+
+    def test_hub_blend_checks_its_settings(self, hub):
+        for settings in ({"method": "mean"}, {"rank": 4}, {"method": "ties"}, {"seed": 1}):
+            with pytest.raises(ConfigError):
+                hub.blend("bad", {"json": 1, "code": 1}, **settings)
+        with pytest.raises(AdapterNotFoundError):
+            hub.registry.resolve("bad")
