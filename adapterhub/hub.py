@@ -12,31 +12,25 @@ from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, TypeGuard, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from adapterhub.config import HubConfig, registry_folder
-from adapterhub.engine.interface import AdapterSource, Completion, Engine, Piece, Request
+from adapterhub.engine.interface import Completion, Engine, Piece
 from adapterhub.engine.stats import EngineStats
-from adapterhub.errors import AdapterIncompatibleError, ConfigError
-from adapterhub.generation import Generation, GenerationStream, Usage
-from adapterhub.prompts import Message, PromptStyle, check_text, choose_style, conversation, render
-from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
-from adapterhub.registry.blends import Blend
+from adapterhub.errors import ConfigError
+from adapterhub.generation import Generation, GenerationStream
+from adapterhub.prompts import PromptStyle
+from adapterhub.registry import AdapterCard, AdapterRegistry
+from adapterhub.request_maker import Options, Prepared, Prompt, RequestMaker, names_adapter
 from adapterhub.routing.decision import RouteDecision
-from adapterhub.routing.router import AdapterRouter
-from adapterhub.sampling import SamplingParams
-from adapterhub.structure import FORMS, OutputFormat
+from adapterhub.structure import OutputFormat
 
 if TYPE_CHECKING:
     from adapterhub.export.merge import MergeReport
     from adapterhub.lora.blend import Method
     from adapterhub.registry import CardFields
-
-Prompt = str | Sequence[Message]
-BASE_NAMES = frozenset({"base", "__base__"})
-"""Words for the bare base where an adapter's name may stand; the second is PEFT's."""
 
 
 class _Active:
@@ -48,15 +42,6 @@ class _Active:
 
 ACTIVE: Final = _Active()
 Choice = str | None | _Active
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A request ready for the engine, and what its answer will tell about itself."""
-
-    request: Request
-    blend: Blend | None
-    route: RouteDecision | None
 
 
 class AdapterHub:
@@ -74,7 +59,7 @@ class AdapterHub:
         self._engine = engine
         self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
         self._known: set[str] = set()  # references that `set_adapter` has found before
-        self._router: tuple[object, AdapterRouter] | None = None
+        self._maker = RequestMaker(registry, engine)
 
     @classmethod
     def from_pretrained(
@@ -152,9 +137,7 @@ class AdapterHub:
             ConfigError: The prompt is empty.
             RoutingError: No card of an adapter for this base has anything to route by.
         """
-        messages = conversation(prompt)
-        asked = [message for message in messages if message["role"] == "user"] or messages
-        return self._current_router().route(str(asked[-1].get("content") or ""))
+        return self._maker.route(prompt)
 
     # Answering
 
@@ -177,7 +160,8 @@ class AdapterHub:
             tools: JSON-Schema descriptions of functions, shown to the model by its chat template.
             **options: Fields of `SamplingParams`, which win over the card's own defaults; and, for an answer that must
                 have a form, one of `schema` (a pydantic model or another type, or a JSON Schema), `regex`, `grammar`
-                (Lark) or `choices` (a list of texts). See `OutputFormat.of`.
+                (Lark) or `choices` (a list of texts), see `OutputFormat.of`; and `priority`, a whole number: where
+                requests have to wait, higher ones start first, 0 by default.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
@@ -188,10 +172,10 @@ class AdapterHub:
                 that form takes.
             ConfigError: An empty prompt, an argument that is not valid, or a form that cannot be enforced.
         """
-        prepared = self._prepare_one(prompt, adapter, raw, tools, options)
+        prepared = self._prepare(prompt, adapter, raw, tools, options)
         started = time.perf_counter()
         (answers,) = self._engine.generate([prepared.request])
-        return _generation(prepared, answers, time.perf_counter() - started)
+        return prepared.generation(answers, time.perf_counter() - started)
 
     def generate_batch(
         self,
@@ -218,17 +202,17 @@ class AdapterHub:
         """
         if isinstance(prompts, str):
             raise ConfigError("A batch takes a list of prompts, not one text.", hint="generate() takes one.")
-        choices = _one_each(prompts, adapters)
-        wanted, sampling = _split(options)
-        forms = OutputFormat.each(len(prompts), **wanted)
+        choices, asked = _one_each(prompts, adapters), Options.of(options)
+        forms = OutputFormat.each(len(prompts), **asked.form)
+        asked = replace(asked, form={})
         prepared = [
-            self._prepare(prompt, choice, raw, tools, sampling, form)
+            self._maker.make(prompt, self._wanted(choice), asked, raw=raw, tools=tools, structure=form)
             for prompt, choice, form in zip(prompts, choices, forms, strict=True)
         ]
         started = time.perf_counter()
         answers = self._engine.generate([one.request for one in prepared])
         seconds = time.perf_counter() - started
-        return [_generation(one, answer, seconds) for one, answer in zip(prepared, answers, strict=True)]
+        return [one.generation(answer, seconds) for one, answer in zip(prepared, answers, strict=True)]
 
     def stream(
         self,
@@ -245,7 +229,7 @@ class AdapterHub:
             An iterator of text; its `result` is the `Generation` once it has ended.
         """
         _refuse_several(options)
-        prepared = self._prepare_one(prompt, adapter, raw, tools, options)
+        prepared = self._prepare(prompt, adapter, raw, tools, options)
         return GenerationStream(_streamed(prepared, self._engine.stream(prepared.request)))
 
     async def agenerate(
@@ -258,10 +242,10 @@ class AdapterHub:
         **options: Any,
     ) -> Generation:
         """As `generate`, without blocking the event loop; cancelling the task cancels the answer."""
-        prepared = await asyncio.to_thread(self._prepare_one, prompt, adapter, raw, tools, options)
+        prepared = await asyncio.to_thread(self._prepare, prompt, adapter, raw, tools, options)
         started = time.perf_counter()
         (answers,) = await self._engine.agenerate([prepared.request])
-        return _generation(prepared, answers, time.perf_counter() - started)
+        return prepared.generation(answers, time.perf_counter() - started)
 
     async def astream(
         self,
@@ -274,7 +258,7 @@ class AdapterHub:
     ) -> AsyncIterator[str]:
         """As `stream`, without blocking the event loop; leaving the loop early cancels the answer."""
         _refuse_several(options)
-        prepared = await asyncio.to_thread(self._prepare_one, prompt, adapter, raw, tools, options)
+        prepared = await asyncio.to_thread(self._prepare, prompt, adapter, raw, tools, options)
         async for piece in self._engine.astream(prepared.request):
             if piece.text:
                 yield piece.text
@@ -283,7 +267,7 @@ class AdapterHub:
 
     def prompt_style(self, adapter: str | None) -> PromptStyle:
         """The form in which an adapter's prompts are written, and who decided so."""
-        return self._style(self._found(adapter).main.prompt if _named(adapter) else PromptProfile())
+        return self._maker.style(adapter)
 
     def blend(
         self,
@@ -404,7 +388,7 @@ class AdapterHub:
         Raises:
             AdapterNotFoundError: There is no such adapter.
         """
-        self._engine.pin(self._adapter_source(name), pinned)
+        self._engine.pin(self._maker.source(name), pinned)
 
     def unload(self, name: str) -> None:
         """Takes an adapter out of the model and out of memory once no running answer needs it.
@@ -417,7 +401,7 @@ class AdapterHub:
         Raises:
             AdapterNotFoundError: There is no such adapter.
         """
-        self._engine.unload(self._adapter_source(name))
+        self._engine.unload(self._maker.source(name))
 
     def close(self) -> None:
         """Ends running answers and frees the engine. The registry stays usable."""
@@ -429,7 +413,7 @@ class AdapterHub:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # A request's path
+    # Requests
 
     def _prepare(
         self,
@@ -437,101 +421,21 @@ class AdapterHub:
         choice: Choice,
         raw: bool,
         tools: Sequence[Mapping[str, Any]] | None,
-        sampling: Mapping[str, Any],
-        structure: OutputFormat | None = None,
-    ) -> _Prepared:
-        if structure and sampling.get("stop"):
-            raise ConfigError(
-                "A stop string would cut an answer that has to be whole.",
-                hint="Leave stop out; the form ends it.",
-            )
-        wanted = self.active_adapter if isinstance(choice, _Active) else choice
-        route = self.route(prompt) if wanted == "auto" else None
-        chosen = route.adapter if route else wanted
-        blend = Blend.find(chosen, self._servable) if _named(chosen) else None
-        profile = blend.main.prompt if blend else PromptProfile()
-        tokens, stop = self._tokens(prompt, profile, raw, tools)
-        params = SamplingParams.of({"stop": (*stop, *profile.stop)}, profile.generation, sampling)
-        return _Prepared(Request(tokens, self._source(blend), params, structure), blend, route)
-
-    def _prepare_one(
-        self,
-        prompt: Prompt,
-        choice: Choice,
-        raw: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
         options: Mapping[str, Any],
-    ) -> _Prepared:
-        wanted, sampling = _split(options)
-        return self._prepare(prompt, choice, raw, tools, sampling, OutputFormat.of(**wanted))
+    ) -> Prepared:
+        return self._maker.make(prompt, self._wanted(choice), Options.of(options), raw=raw, tools=tools)
 
-    def _tokens(
-        self, prompt: Prompt, profile: PromptProfile, raw: bool, tools: Sequence[Mapping[str, Any]] | None
-    ) -> tuple[list[int], tuple[str, ...]]:
-        """What the base reads, and the strings that end its answer."""
-        tokenizer = self._engine.tokenizer
-        if raw:
-            if not isinstance(prompt, str) or not prompt:
-                raise ConfigError("raw=True takes a text that is not empty, not messages.")
-            return tokenizer.encode(check_text(prompt), add_special_tokens=True), ()
-        style = self._style(profile)
-        text = render(conversation(prompt, profile.system), style, tokenizer, tools=tools)
-        # A chat template writes the base's special tokens itself.
-        return tokenizer.encode(check_text(text), add_special_tokens=style.format != "chat"), style.stop
-
-    def _style(self, profile: PromptProfile) -> PromptStyle:
-        return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)
-
-    def _servable(self, ref: str) -> AdapterCard:
-        card = self.registry.resolve(ref)
-        difference = self._difference(card)
-        if difference:
-            raise AdapterIncompatibleError(
-                f"Adapter {card.ref!r} was made for another base than {self._engine.base_name!r}: {difference}.",
-                hint="Load the base that its card names, or register it for this one with force.",
-            )
-        return card
-
-    def _difference(self, card: AdapterCard) -> str | None:
-        """How the base that an adapter was made for differs from this one, if both are known."""
-        mine, trained_on = self._engine.fingerprint, card.base.fingerprint
-        return trained_on.mismatch(mine) if mine and trained_on else None
-
-    def _source(self, blend: Blend | None) -> AdapterSource | None:
-        return self._blend_source(blend) if blend else None
-
-    def _found(self, ref: str) -> Blend:
-        return Blend.find(ref, self.registry.resolve)
-
-    def _blend_source(self, blend: Blend) -> AdapterSource:
-        parts = [
-            (AdapterSource(card.ref, card.digest, self.registry.folder(card)), weight)
-            for card, weight in blend.parts
-        ]
-        return parts[0][0] if blend.is_plain else AdapterSource.blend(blend.ref, parts)
-
-    def _adapter_source(self, name: str) -> AdapterSource:
-        return self._blend_source(self._found(name))
+    def _wanted(self, choice: Choice) -> str | None:
+        return self.active_adapter if isinstance(choice, _Active) else choice
 
     def _checked(self, adapter: str | None) -> str | None:
         # Reading a card takes longer than a switch may; whether it is still there is seen at the next request.
-        if not _named(adapter):
+        if not names_adapter(adapter):
             return None
         # There is no end of blends, so those are not remembered.
-        if adapter != "auto" and adapter not in self._known and self._found(adapter).is_plain:
+        if adapter != "auto" and adapter not in self._known and self._maker.found(adapter).is_plain:
             self._known.add(adapter)
         return adapter
-
-    def _current_router(self) -> AdapterRouter:
-        cards = [card for card in self.registry.list() if not self._difference(card)]
-        state = [(card.name, card.digest, card.updated_at) for card in cards]
-        if self._router is None or self._router[0] != state:
-            self._router = (state, AdapterRouter.from_cards(cards))
-        return self._router[1]
-
-
-def _named(adapter: str | None) -> TypeGuard[str]:
-    return adapter is not None and adapter not in BASE_NAMES
 
 
 def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]) -> Sequence[Choice]:
@@ -544,39 +448,18 @@ def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]
     return adapters
 
 
-def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What says which form an answer must have, and how it is drawn."""
-    form = {name: value for name, value in options.items() if name in FORMS}
-    return form, {name: value for name, value in options.items() if name not in FORMS}
-
-
 def _refuse_several(sampling: Mapping[str, Any]) -> None:
     if sampling.get("n", 1) != 1:
         raise ConfigError("A stream has one answer, so n must be 1.")
 
 
-def _streamed(prepared: _Prepared, pieces: Iterator[Piece]) -> Generator[str | Generation]:
+def _streamed(prepared: Prepared, pieces: Iterator[Piece]) -> Generator[str | Generation]:
     started, seen = time.perf_counter(), []
     for piece in pieces:
         seen.append(piece)
         if piece.text:
             yield piece.text
-    yield _generation(prepared, [Completion.of(seen)], time.perf_counter() - started)
-
-
-def _generation(prepared: _Prepared, completions: Sequence[Completion], seconds: float) -> Generation:
-    first, blend = completions[0], prepared.blend
-    generated = sum(len(completion.token_ids) for completion in completions)
-    return Generation(
-        text=first.text,
-        adapter=blend.name if blend else None,
-        version=blend.version if blend else None,
-        route=prepared.route,
-        usage=Usage(len(prepared.request.prompt), generated, seconds),
-        finish_reason=first.finish_reason,
-        completions=tuple(completions),
-        structure=prepared.request.structure,
-    )
+    yield prepared.generation([Completion.of(seen)], time.perf_counter() - started)
 
 
 def _base_of(registry: AdapterRegistry) -> str:

@@ -21,6 +21,7 @@ LAYERS = [
     {"engine"},
     {"training", "export", "blending"},
     {"generation"},
+    {"request_maker"},
     {"hub"},
     {"demo"},
     {"cli"},

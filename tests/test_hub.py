@@ -17,6 +17,7 @@ from adapterhub.errors import (
     RegistryError,
     RequestTooLongError,
 )
+from adapterhub.request_maker import RequestMaker
 from tests.tiny import make_adapter, make_base
 
 
@@ -69,7 +70,7 @@ class TestChoosing:
 
     def test_speed_is_the_engines_and_not_the_routers(self, echo, monkeypatch):
         monkeypatch.setattr(
-            type(echo), "route", lambda *_: time.sleep(0.2) or RouteDecision("json", 1.0, 0.5, "matched", {})
+            RequestMaker, "route", lambda *_: time.sleep(0.2) or RouteDecision("json", 1.0, 0.5, "matched", {})
         )
         stream = echo.stream("Hi", "auto")
         list(stream)

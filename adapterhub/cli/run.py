@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -38,6 +39,11 @@ _MAX_INPUT_BYTES = 16 * 2**20
 )
 @click.option("--seed", type=click.IntRange(0), help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
+@click.option(
+    "--schema", type=click.File(encoding="utf-8"), help="A JSON Schema file; the answer is such JSON."
+)
+@click.option("--regex", help="The answer matches it as a whole.")
+@click.option("--choice", "choices", multiple=True, help="The answer is one of these; given several times.")
 @click.option("--raw", is_flag=True, help="Take the text as it stands, without a chat template.")
 @click.option("--tools", type=click.File(encoding="utf-8"), help="A JSON file of tools to show the model.")
 @registry_option
@@ -48,12 +54,13 @@ def run(
     registry: Path | None,
     raw: bool,
     tools: IO[str] | None,
+    schema: IO[str] | None,
     as_json: bool,
     base: str | None,
     quantization: str | None,
     device: str | None,
     trust_remote_code: bool | None,
-    **sampling: Any,
+    **options: Any,
 ) -> None:
     """Answer TEXT (or standard input, with -) with an adapter, the router's choice (auto) or the bare base.
 
@@ -62,11 +69,14 @@ def run(
       adapterhub run json "Ann Lee from Oslo. Keys: name, city"
       adapterhub run "My printer shows error 41"      the router chooses
       adapterhub run json:0.7+support:0.3 "Error 41"  a blend for this request
+      adapterhub run support "Error 41" --choice hardware --choice software
       cat notes.txt | adapterhub run support -
     """
     adapter, text = _adapter_and_text(words)
-    given = {name: value for name, value in sampling.items() if value not in (None, ())}
+    given = {name: value for name, value in options.items() if value not in (None, ())}
     arguments = {"raw": raw, "tools": _tools(tools), **given}
+    if schema:
+        arguments["schema"] = _schema(schema)
     settings = {
         "base": base,
         "quantization": quantization,
@@ -74,6 +84,7 @@ def run(
         "trust_remote_code": trust_remote_code,
     }
     _check_first(adapter, text, raw, registry)
+    _check_form(arguments)
     with open_hub(registry, **settings) as hub:
         if as_json:
             output.emit_json(describe(hub.generate(text, adapter, **arguments)))
@@ -137,14 +148,20 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
 
 def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
     """Tells of a mistake before the base is loaded, which takes seconds."""
-    from adapterhub.hub import BASE_NAMES
     from adapterhub.prompts import conversation
     from adapterhub.registry.blends import Blend
+    from adapterhub.request_maker import names_adapter
 
     if not raw:
         conversation(text)
-    if adapter != "auto" and adapter not in BASE_NAMES:
+    if adapter != "auto" and names_adapter(adapter):
         Blend.find(adapter, open_registry(registry).resolve)
+
+
+def _check_form(arguments: Mapping[str, Any]) -> None:
+    from adapterhub.structure import FORMS, OutputFormat
+
+    OutputFormat.of(**{name: value for name, value in arguments.items() if name in FORMS})
 
 
 def _read(text: str) -> str:
@@ -165,13 +182,24 @@ def _read(text: str) -> str:
 def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:
     if file is None:
         return None
-    try:
-        tools = json.loads(file.read(_MAX_INPUT_BYTES))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deep
-        raise ConfigError(f"{file.name} is not JSON: {error}.") from error
+    tools = _loaded(file)
     if not isinstance(tools, list):
         raise ConfigError(f"{file.name} must hold a JSON list of tools.")
     return tools
+
+
+def _schema(file: IO[str]) -> dict[str, Any]:
+    schema = _loaded(file)
+    if not isinstance(schema, dict):
+        raise ConfigError(f"{file.name} must hold a JSON Schema, which is an object.")
+    return schema
+
+
+def _loaded(file: IO[str]) -> Any:
+    try:
+        return json.loads(file.read(_MAX_INPUT_BYTES))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deep
+        raise ConfigError(f"{file.name} is not JSON: {error}.") from error
 
 
 def _footer(generation: Generation) -> str:
