@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from adapterhub.errors import ConfigError
 
 _MIB = 1 << 20
 
@@ -30,6 +32,22 @@ class EngineLimits:
     max_num_batched_tokens: int = 512
     kv_cache_mib: int = 1024
     max_queue: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot work.
+
+        Raises:
+            ConfigError: A limit is below 1, or a step has not a token for every running answer.
+        """
+        low = [name for name, value in asdict(self).items() if value < 1]
+        if low:
+            raise ConfigError(f"The limits {', '.join(low)} must be at least 1.")
+        if self.max_num_batched_tokens < self.max_batch_size:
+            raise ConfigError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} is less than a token for each of "
+                f"max_batch_size={self.max_batch_size} answers.",
+                hint="Raise max_num_batched_tokens or lower max_batch_size.",
+            )
 
     @property
     def kv_cache_bytes(self) -> int:

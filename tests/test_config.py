@@ -5,6 +5,7 @@ import pytest
 from adapterhub import HubConfig
 from adapterhub.config import registry_folder
 from adapterhub.errors import ConfigError
+from adapterhub.limits import EngineLimits
 
 
 def test_an_argument_wins_over_environment_over_file_over_default(tmp_path: Path, monkeypatch):
@@ -47,3 +48,17 @@ def test_where_the_registry_is(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ADAPTERHUB_REGISTRY", str(tmp_path / "shared"))
     assert registry_folder() == tmp_path / "shared"
     assert registry_folder(Path("mine")) == Path("mine")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_loras": 0}, {"max_batch_size": 32, "max_num_batched_tokens": 16}], ids=str
+)
+def test_limits_that_cannot_work_are_refused(settings):
+    with pytest.raises(ConfigError, match="max_"):
+        EngineLimits(**settings)
+
+
+def test_the_limits_come_from_the_settings(tmp_path):
+    assert HubConfig.load(tmp_path, max_loras=3, kv_cache_mib=7).limits == EngineLimits(
+        max_loras=3, kv_cache_mib=7
+    )
