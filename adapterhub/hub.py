@@ -77,7 +77,7 @@ class AdapterHub:
         """
         config = HubConfig.load(base=str(base) if base else None, registry=registry, **settings)
         adapters = AdapterRegistry(registry_folder(config.registry))
-        name = config.base or _base_of(adapters)
+        name, limits = config.base or _base_of(adapters), config.limits
         # torch and transformers take seconds to import, so everything above has been checked first.
         from adapterhub.engine.batching import BatchingEngine
         from adapterhub.models import load_base
@@ -90,7 +90,7 @@ class AdapterHub:
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-        return cls(adapters, BatchingEngine(loaded, config.limits))
+        return cls(adapters, BatchingEngine(loaded, limits))
 
     @property
     def engine(self) -> Engine:
