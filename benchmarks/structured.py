@@ -1,0 +1,152 @@
+"""What a form costs each token: the mask, and the guard that keeps an answer within its budget.
+
+    python -m benchmarks.structured
+
+Answers are drawn at random from the demo base's vocabulary, so that only the constraint and the sampler are timed, in
+processor time of this process; the sampler's is that of all tokens it drew, refused ones too. `tight` answers may have
+4 tokens more than the shortest one takes, `roomy` ones 200. Last comes one token of the demo base, in a batch of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+from transformers.utils import logging
+
+from adapterhub import AdapterHub, AdapterRegistry, SamplingParams, load_base
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.sampler import Logits, Sampler
+from adapterhub.engine.structured import StructureCompiler
+from adapterhub.structure import OutputFormat
+
+clock = time.process_time  # this process's own time: other programs on the machine add nothing to it
+SPARE = {"tight": 4, "roomy": 200}
+
+
+class Item(BaseModel):
+    """A line of an order."""
+
+    name: str
+    count: int
+
+
+class Order(BaseModel):
+    """A nested schema."""
+
+    id: int
+    customer: str
+    items: list[Item]
+    status: Literal["new", "paid", "sent"]
+    note: str | None = None
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "schema": {"schema": Order},
+    "regex": {"regex": r"[A-Z][a-z]+ [A-Z][a-z]+, [0-9]{4}-[0-9]{2}-[0-9]{2}"},
+    "grammar": {"grammar": 'start: NUM | "(" start "+" start ")"\nNUM: /[0-9]+/'},
+    "choices": {"choices": ["hardware", "software", "billing", "something else"]},
+}
+
+
+class Timed:
+    """A sampler that adds up its own time."""
+
+    def __init__(self, seed: int) -> None:
+        self._sampler = Sampler(SamplingParams(temperature=1.0, seed=seed), 0, torch.device("cpu"))
+        self.seconds = 0.0
+
+    def draw(self, logits: Logits, allowed: torch.Tensor) -> tuple[int, Any]:
+        """Draws, and adds."""
+        started = clock()
+        drawn = self._sampler.draw(logits, [], allowed)
+        self.seconds += clock() - started
+        return drawn
+
+
+def answer(
+    compiler: StructureCompiler, wanted: OutputFormat, budget: int, width: int, seed: int
+) -> tuple[float, float]:
+    """Microseconds a token in the constraint and in the sampler."""
+    constraint, sampler, tokens = compiler.constraint(wanted, budget, ()), Timed(seed), 0
+    random, seconds = torch.Generator().manual_seed(seed), 0.0
+    while not constraint.finished:
+        (logits,) = Logits.of(torch.randn(1, width, generator=random))
+        started = clock()
+        constraint.choose(partial(sampler.draw, logits), width)
+        seconds += clock() - started
+        tokens += 1
+    return 1e6 * (seconds - sampler.seconds) / tokens, 1e6 * sampler.seconds / tokens
+
+
+def measure(answers: int) -> dict[str, Any]:
+    """Figures of each form, in microseconds and milliseconds."""
+    base = load_base("adapterhub-demo", device="cpu")
+    ends, width = {base.tokenizer.eos_token_id}, base.model.config.vocab_size
+    rows = []
+    for name, given in FORMS.items():
+        wanted = OutputFormat.of(**given)
+        compiler = StructureCompiler(base.tokenizer, width, ends)
+        compiler.compile(OutputFormat.of(choices=["x"]))  # the tokenizer is read once for all forms
+        started = clock()
+        least = len(compiler.compile(wanted).shortest)
+        compiling = 1e3 * (clock() - started)
+        for room, spare in SPARE.items():
+            times = [answer(compiler, wanted, least + spare, width, seed) for seed in range(answers + 1)][1:]
+            own, sampling = (statistics.median(column) for column in zip(*times, strict=True))
+            rows.append(
+                {
+                    "form": name,
+                    "budget": room,
+                    "shortest_tokens": least,
+                    "compile_ms": round(compiling, 1),
+                    "constraint_us": round(own, 1),
+                    "sampler_us": round(sampling, 1),
+                }
+            )
+    return {"forms": rows, "base_token_ms": round(base_token_ms(base), 2)}
+
+
+def base_token_ms(base: Any) -> float:
+    """Milliseconds that one token of a free answer takes."""
+    with AdapterHub(AdapterRegistry("adapters"), BatchingEngine(base)) as hub:
+        runs = []
+        for _ in range(6):
+            started = clock()
+            usage = hub.generate("Hello", None, max_tokens=64, ignore_eos=True).usage
+            runs.append(1e3 * (clock() - started) / usage.completion_tokens)
+    return statistics.median(runs[1:])
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--answers", type=int, default=40, help="of each form")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    logging.disable_progress_bar()
+    torch.set_num_threads(options.threads)
+    figures = measure(options.answers)
+    if options.json:
+        print(json.dumps(figures, indent=2))
+        return
+    print(f"{'form':<10}{'budget':<8}{'shortest':>9}{'compile':>12}{'constraint':>16}{'sampler':>16}")
+    for row in figures["forms"]:
+        print(
+            f"{row['form']:<10}{row['budget']:<8}{row['shortest_tokens']:>9}{row['compile_ms']:>9.1f} ms"
+            f"{row['constraint_us']:>10.0f} us/tok{row['sampler_us']:>10.0f} us/tok"
+        )
+    print(f"one token of the demo base: {figures['base_token_ms']:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
