@@ -31,8 +31,17 @@ from adapterhub.models import Base
 from benchmarks.common import PeakMemory, parser, random_base, report, settle, table
 from benchmarks.contenders import StaticBatch, twin
 from benchmarks.shapes import write_adapter
-from benchmarks.traffic import Arrival, LazyPeft, arrivals, serve_in_batches, serve_with_engine, summary
+from benchmarks.traffic import (
+    Arrival,
+    Clock,
+    LazyPeft,
+    arrivals,
+    serve_in_batches,
+    serve_with_engine,
+    summary,
+)
 
+BatchFor = Callable[[AdapterSource], StaticBatch]
 FILES = 8  # that the adapters share: what tells them apart is their digest
 
 
@@ -81,17 +90,23 @@ def _contenders(base: Base, options: argparse.Namespace) -> dict[str, Callable[[
 
     def ours(requests: list[Arrival]) -> None:
         engine = BatchingEngine(twin(base), EngineLimits(max_loras=rows, max_batch_size=rows))
-        serve_with_engine(engine, requests, tokens)
+        serve_with_engine(engine, requests, tokens, Clock(options.clock))
         engine.close()
 
+    def in_batches(
+        requests: list[Arrival], most: int, batch_for: BatchFor, *, by_adapter: bool = True
+    ) -> None:
+        clock = Clock(options.clock)
+        serve_in_batches(requests, most, tokens, batch_for, by_adapter=by_adapter, clock=clock)
+
     def one_by_one(requests: list[Arrival]) -> None:
-        serve_in_batches(requests, 1, tokens, LazyPeft(twin(base)).batch_for, by_adapter=True)
+        in_batches(requests, 1, LazyPeft(twin(base)).batch_for)
 
     def grouped(requests: list[Arrival]) -> None:
-        serve_in_batches(requests, rows, tokens, LazyPeft(twin(base)).batch_for, by_adapter=True)
+        in_batches(requests, rows, LazyPeft(twin(base)).batch_for)
 
     def bare(requests: list[Arrival]) -> None:
-        serve_in_batches(requests, rows, tokens, lambda _: StaticBatch(base.model), by_adapter=False)
+        in_batches(requests, rows, lambda _: StaticBatch(base.model), by_adapter=False)
 
     return {"base": bare, "ours": ours, "peft-grouped": grouped, "peft-switching": one_by_one}
 
@@ -108,7 +123,7 @@ def overload(
         engine = BatchingEngine(twin(base), limits)
         requests = _arrivals(sources, [1.0] * count, options, rate=0.0)
         with PeakMemory() as memory:
-            serve_with_engine(engine, requests, options.tokens)
+            serve_with_engine(engine, requests, options.tokens, Clock(options.clock))
         stats = engine.stats()
         engine.close()
         results.append(

@@ -1,4 +1,8 @@
-"""Requests that arrive at random, and the ways to serve them: batch after batch, or as they come."""
+"""Requests that arrive at random, and the ways to serve them: batch after batch, or as they come.
+
+On a machine that others use too, the clock can be this process's own time. Then nobody waits for a request that is yet
+to come: the clock jumps to it, and all times are what they would be if the process were alone.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,33 @@ from adapterhub.models import Base
 from adapterhub.sampling import SamplingParams
 from benchmarks.contenders import StaticBatch
 from benchmarks.shapes import VOCABULARY
+
+_POLL_SECONDS = 0.01
+
+
+class Clock:
+    """Seconds since it was made.
+
+    Args:
+        kind: `"wall"`, or `"cpu"` for this process's own time.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._read = time.process_time if kind == "cpu" else time.perf_counter
+        self._jumps = kind == "cpu"
+        self._zero = self._read()
+
+    def now(self) -> float:
+        """The time."""
+        return self._read() - self._zero
+
+    def idle_until(self, at: float) -> None:
+        """Lets the time pass in which there is nothing to do."""
+        while (left := at - self.now()) > 0:
+            if self._jumps:
+                self._zero -= left
+            else:
+                time.sleep(left)
 
 
 @dataclass
@@ -64,22 +95,22 @@ def serve_in_batches(
     batch_for: Callable[[AdapterSource], StaticBatch],
     *,
     by_adapter: bool,
+    clock: Clock,
 ) -> None:
     """Serves the oldest request, and those that can share its batch, to the end; then the next."""
-    started, left = time.perf_counter(), list(requests)
+    left = list(requests)
     while left:
-        time.sleep(max(0.0, left[0].at - (time.perf_counter() - started)))
-        here = [one for one in left if one.at <= time.perf_counter() - started]
+        clock.idle_until(left[0].at)
+        here = [one for one in left if one.at <= clock.now()]
         own = [one for one in here if not by_adapter or one.adapter is here[0].adapter][:most]
         batch = batch_for(own[0].adapter)
         batch.start([one.prompt for one in own], [own[0].adapter if by_adapter else None] * len(own), tokens)
-        first = time.perf_counter() - started
+        first = clock.now()
         for _ in range(tokens - 1):
             batch.step()
-        last = time.perf_counter() - started
         batch.stop()
         for one in own:
-            one.first, one.last = first - one.at, last - one.at
+            one.first, one.last = first - one.at, clock.now() - one.at
             left.remove(one)
 
 
@@ -101,19 +132,26 @@ class LazyPeft:
         return StaticBatch(self._model)
 
 
-def serve_with_engine(engine: BatchingEngine, requests: Sequence[Arrival], tokens: int) -> None:
+def serve_with_engine(engine: BatchingEngine, requests: Sequence[Arrival], tokens: int, clock: Clock) -> None:
     """Serves each request as it comes."""
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
 
-    async def serve(one: Arrival, started: float) -> None:
-        await asyncio.sleep(max(0.0, one.at - (time.perf_counter() - started)))
+    async def serve(one: Arrival) -> None:
         async for _ in engine.astream(Request(one.prompt, one.adapter, sampling)):
-            one.last = time.perf_counter() - started - one.at
+            one.last = clock.now() - one.at
             one.first = one.first or one.last
 
     async def serve_all() -> None:
-        started = time.perf_counter()
-        await asyncio.gather(*(serve(one, started) for one in requests))
+        running: set[asyncio.Task[None]] = set()
+        for one in requests:
+            while clock.now() < one.at:
+                if running:
+                    await asyncio.sleep(_POLL_SECONDS)
+                    running = {task for task in running if not task.done()}
+                else:
+                    clock.idle_until(one.at)
+            running.add(asyncio.create_task(serve(one)))
+        await asyncio.gather(*running)
 
     asyncio.run(serve_all())
 

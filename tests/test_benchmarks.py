@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks import adapter_load, decode_step, memory, serving
 from benchmarks.common import in_turn, parser, ratio
-from benchmarks.traffic import Arrival, summary
+from benchmarks.traffic import Arrival, Clock, summary
 
 TINY = ["--shape", "tiny", "--rank", "4"]
 Run = Callable[..., dict[str, Any]]
@@ -66,7 +67,7 @@ def test_serving(run: Run):
     found = run(
         serving.main,
         *("--adapters", "2", "--overload", "1", "4", "--slots", "2", "--rows", "2"),
-        *("--requests", "6", "--rate", "0", "--tokens", "3", "--prompt", "4"),
+        *("--requests", "6", "--rate", "50", "--clock", "cpu", "--tokens", "3", "--prompt", "4"),
     )
     served = {one["contender"]: one for one in found["served"]}
     assert set(served) == {"base", "ours", "peft-grouped", "peft-switching"}
@@ -123,3 +124,16 @@ def test_throughput_counts_from_the_first_arrival_to_the_last_token():
     requests = [Arrival(1.0, None, [], first=0.5, last=1.0), Arrival(2.0, None, [], first=1.0, last=4.0)]  # type: ignore[arg-type]
     assert summary(requests, tokens=10)["tokens_per_second"] == pytest.approx(20 / 5)
     assert summary(requests, tokens=10)["latency_p50"] == pytest.approx(2.5)
+
+
+def test_a_clock_of_the_process_does_not_wait():
+    clock, started = Clock("cpu"), time.perf_counter()
+    clock.idle_until(30.0)
+    assert clock.now() >= 30.0
+    assert time.perf_counter() - started < 20.0
+
+
+def test_a_clock_of_the_wall_waits():
+    clock, started = Clock("wall"), time.perf_counter()
+    clock.idle_until(0.05)
+    assert time.perf_counter() - started >= 0.05
