@@ -318,6 +318,24 @@ class TestRun:
         shown = run("run", "json", "Hi", "--tools", tmp_path / "tools.json")
         assert (shown.code, "list" in shown.err) == (1, True)
 
+    def test_an_answer_in_a_form(self, run, tmp_path):
+        schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+        (tmp_path / "schema.json").write_text(json.dumps(schema))
+        answer = run(
+            "run", "json", "Hi", "--schema", tmp_path / "schema.json", "--max-tokens", 12, "--json"
+        ).json
+        assert json.loads(answer["text"]).keys() == {"n"}
+        assert run("run", "json", "Hi", "--choice", "left", "--choice", "right").out in ("left\n", "right\n")
+        assert len(run("run", "json", "Hi", "--regex", "[0-9]{3}").out) == 4
+
+    def test_a_form_that_cannot_be_is_told_before_the_base_is_loaded(self, run, tmp_path, monkeypatch):
+        (tmp_path / "schema.json").write_text("[1]")
+        monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
+        two = run("run", "json", "Hi", "--regex", "a", "--choice", "b")
+        assert (two.code, "one form" in two.err) == (1, True)
+        listed = run("run", "json", "Hi", "--schema", tmp_path / "schema.json")
+        assert (listed.code, "JSON Schema" in listed.err) == (1, True)
+
 
 class TestBlend:
     def test_it_registers_a_blend_with_its_lineage(self, own, tiny_adapters, tiny_base, monkeypatch):
