@@ -18,6 +18,7 @@ from adapterhub.lora.source import AdapterSource
 from adapterhub.lora.ties import dare_ties, ties
 from adapterhub.lora.weights import load_deltas, load_source, read_deltas
 from adapterhub.models import Base, load_base
+from benchmarks.blend import measure
 from tests.tiny import ALL_LINEAR, ATTENTION, make_adapter, make_base
 
 KINDS = ["llama", "mistral", "qwen2", "gpt2"]
@@ -348,3 +349,17 @@ class TestSource:
         dora = make_adapter(tmp_path / "dora", llama, use_dora=True)
         with pytest.raises(AdapterIncompatibleError, match="DoRA"):
             read_deltas(dora)
+
+
+def test_how_far_pefts_blends_are_from_the_sum():
+    """The figures of docs/blend.md, on a smaller layer."""
+    size, rank = 128, 4
+    plain, rslora = (measure(size, rank, rslora=rslora) for rslora in (False, True))
+    for found in (plain, rslora):
+        assert found["cat"]["error"] < 1e-6
+        assert found[f"svd, rank {2 * rank}"]["error"] < 1e-6
+        assert 0.3 < found[f"linear, rank {rank}"]["error"] < 0.7
+    assert plain["PEFT cat"]["error"] < 1e-6
+    assert plain[f"PEFT linear, rank {rank}"]["error"] == pytest.approx(1, abs=0.15)
+    assert rslora["PEFT cat"]["error"] == pytest.approx((2 * rank) ** 0.5 - 1, rel=1e-3)
+    assert rslora[f"PEFT svd, rank {2 * rank}"]["error"] == pytest.approx((2 * rank) ** 0.5 - 1, rel=1e-3)
