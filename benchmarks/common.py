@@ -127,6 +127,11 @@ def report(options: argparse.Namespace, results: Mapping[str, Any], show: Callab
     show()
 
 
+def progress(text: str) -> None:
+    """Says on stderr what is measured now; a run can take long."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table: the first column to the left, numbers to the right with as many digits as tell something."""
     cells = [list(titles), *([_cell(value) for value in row] for row in rows)]

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapterhub.engine.interface import AdapterSource
 from adapterhub.models import Base
-from benchmarks.common import Times, in_turn, parser, random_base, ratio, report, settle, table
+from benchmarks.common import Times, in_turn, parser, progress, random_base, ratio, report, settle, table
 from benchmarks.contenders import (
     Contender,
     Ours,
@@ -112,6 +112,7 @@ def measure(field: Field, options: argparse.Namespace) -> list[dict[str, Any]]:
     results = []
     for rows in options.rows:
         for distinct in [count for count in options.adapters if count <= rows] or [1]:
+            progress(f"{rows} rows, {distinct} adapters")
             # What does not depend on the number of adapters is measured once, but the base each time, to compare with.
             alone = [name for name in field.names if name not in WITH_ADAPTERS] if distinct == 1 else [BASE]
             ways = [OURS, PEFT_ONE, PEFT_MIXED] if distinct == 1 else [OURS, PEFT_TURNS, PEFT_MIXED]

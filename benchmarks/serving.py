@@ -28,7 +28,7 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import AdapterSource
 from adapterhub.limits import EngineLimits
 from adapterhub.models import Base
-from benchmarks.common import PeakMemory, parser, random_base, report, settle, table
+from benchmarks.common import PeakMemory, parser, progress, random_base, report, settle, table
 from benchmarks.contenders import StaticBatch, twin
 from benchmarks.shapes import write_adapter
 from benchmarks.traffic import (
@@ -57,6 +57,7 @@ def compare(
             for name, serve in _contenders(base, options).items():
                 if name in options.skip:
                     continue
+                progress(f"{count} adapters, {name}")
                 requests = _arrivals(sources, popularity, options, seed=number)
                 serve(requests)
                 rounds.setdefault(name, []).append(summary(requests, options.tokens))
@@ -117,6 +118,7 @@ def overload(
     """An engine with few slots, asked for ever more adapters, all requests at once."""
     results = []
     for count in options.overload:
+        progress(f"{count} adapters, {options.slots} slots")
         limits = EngineLimits(
             max_loras=options.slots, max_cpu_loras=4 * options.slots, max_batch_size=options.rows
         )
