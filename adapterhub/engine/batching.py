@@ -46,7 +46,7 @@ class BatchingEngine:
         self._rows = RowMaker(base)
         self._scheduler = Scheduler(base, self._limits)
         self._inbox: list[Job] = []  # submitted, and not yet seen by a step
-        self._lock = threading.Lock()  # guards the inbox
+        self._lock = threading.RLock()  # guards the inbox; reentrant for the reason that `Turns` has
         self._turns = Turns(self._step, self._tidy, self._is_untidy)
         self._driver = Driver(self._turns)
         self._closed = False
@@ -212,8 +212,13 @@ class BatchingEngine:
     # A turn
 
     def _step(self) -> None:
-        self._tidy()
-        self._scheduler.step()
+        try:
+            self._tidy()
+            self._scheduler.step()
+        except BaseException:
+            # A defect, or Ctrl-C: what has been done cannot be told from what has not, and nobody may be left waiting.
+            self._scheduler.end_all("The engine's step was interrupted.", hint="Ask again.")
+            raise
 
     def _is_untidy(self) -> bool:
         return self._scheduler.untidy or any(job.ticket.cancelled for job in list(self._inbox))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 
@@ -9,6 +10,7 @@ from adapterhub.engine.job import Ticket
 from adapterhub.engine.turns import Turns, Waiter
 
 IDLE_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 
 
 class Driver:
@@ -47,7 +49,10 @@ class Driver:
 
     def _run(self) -> None:
         while True:
-            self._turns.until(self._is_idle, self._waiter)
+            try:
+                self._turns.until(self._is_idle, self._waiter)
+            except Exception:  # noqa: BLE001  the thread serves others too
+                _log.exception("A step of the engine failed; its answers have ended with an error.")
             with self._news:
                 if self._is_idle() and not self._closed:
                     self._news.wait(IDLE_SECONDS)

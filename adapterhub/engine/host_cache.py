@@ -47,11 +47,12 @@ class HostCache(Generic[K]):
         """What those that are here take."""
         return sum(_size(future.result()) for future in list(self._entries.values()) if _is_loaded(future))
 
-    def prefetch(self, adapter: K) -> None:
-        """Begins to read an adapter, unless it is here or on its way."""
+    def prefetch(self, adapter: K, *, keep: Collection[str] = ()) -> None:
+        """Begins to read an adapter, unless it is here or on its way; `keep` is as in `take`."""
         key = self._key(adapter)
         if key not in self._entries:
             self._entries[key] = self._reader.submit(self._timed, adapter)
+            self._evict({key, *keep})  # what was read ahead and never taken goes too
 
     def take(self, adapter: K, *, keep: Collection[str] = ()) -> Deltas | None:
         """An adapter's changes; None unless it has been read.

@@ -4,8 +4,8 @@
 
 Every running answer gets one token a step, and what room is left goes to prompts that have yet to be read.
 
-What can fail fails alone. An adapter that cannot be read ends its own requests; a prompt that cannot be computed
-ends itself, and the others' step is run again without it.
+What can fail fails alone. An adapter that cannot be read ends its own requests; an answer that cannot be computed
+ends itself: a step that fails is run again in halves, until what fails is one answer.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Scheduler:
             max_bytes=limits.adapter_cache_bytes,
         )
         self._waiting: WaitingQueue[Job] = WaitingQueue(patience=4 * limits.max_batch_size)
-        self._next: set[str] = set()  # digests of adapters that are about to be needed
+        self._next: dict[str, AdapterSource] = {}  # by digest: adapters that are about to be needed
         self._running: list[Job] = []
         self._unloading: dict[str, None] = {}
         self._meter = Meter()
@@ -118,7 +118,7 @@ class Scheduler:
         self._waiting.discard(lambda job: job.ticket.cancelled)
         for job in [job for job in self._running if job.ticket.cancelled]:
             self._stop(job, clean=False)
-        for digest in [digest for digest in self._unloading if digest not in self._slots.users_of]:
+        for digest in [digest for digest in list(self._unloading) if digest not in self._slots.users_of]:
             self._forget(digest)
 
     def step(self) -> None:
@@ -152,10 +152,11 @@ class Scheduler:
         self._next.clear()
         for job in self._waiting:
             if len(self._next) >= max(1, self._limits.max_cpu_loras // 2):
-                return
+                break
             if job.adapter and self._slots.slot_of(job.digest) is None:
-                self._host.prefetch(job.adapter)
-                self._next.add(job.digest)
+                self._next[job.digest] = job.adapter
+        for adapter in self._next.values():
+            self._host.prefetch(adapter, keep=self._next)
 
     def _try_start(self, job: Job) -> bool | None:
         """Gives a job what it needs to run; see `WaitingQueue.start`."""
@@ -177,12 +178,12 @@ class Scheduler:
         if lane is None:
             return False
         try:
+            self._prefixes.fill(lane, job.digest, job.row.prompt)
             slot = self._occupy(job, deltas)
         except BaseException:
             self._lanes.give_back(lane)
             raise
         job.start(lane, slot)
-        self._prefixes.fill(lane, job.digest, job.row.prompt)
         self._running.append(job)
         return True
 
@@ -221,14 +222,20 @@ class Scheduler:
         return step
 
     def _advance(self, step: list[tuple[Job, StepRow]]) -> None:
+        """Runs a step; one that fails is run again in halves, until what fails is one answer alone."""
         reading = {id(job) for job, _ in step if job.reading}
         started = time.perf_counter()
         try:
             logits = self._runner.step([row for _, row in step])
         except Exception as error:  # noqa: BLE001  out of memory, most likely; serving goes on
-            # Prompts are what needs much memory at once; without them the others' step may well work.
-            for job in [job for job, _ in step if not reading or id(job) in reading]:
-                self._fail(job, error)
+            logits = None
+            if len(step) == 1:
+                self._fail(step[0][0], error)
+        if logits is None:
+            # Not in the handler, which keeps what the failed pass has allocated.
+            if len(step) > 1:
+                self._advance(step[: len(step) // 2])
+                self._advance(step[len(step) // 2 :])
             return
         wanted = [job for job, row in step if row.wanted]
         for job, own in zip(wanted, Logits.of(logits), strict=True):
@@ -238,11 +245,11 @@ class Scheduler:
     def _accept(self, job: Job, logits: Logits, *, first: bool) -> None:
         try:
             piece = job.row.accept(logits)
+            if first:
+                self._prefixes.keep(job.held[0], job.digest, job.row.prompt)
         except Exception as error:  # noqa: BLE001  one answer's trouble is not its neighbours'
             self._fail(job, error)
             return
-        if first:
-            self._prefixes.keep(job.held[0], job.digest, job.row.prompt)
         if job.row.finished:
             self._stop(job)
         job.ticket.put(piece)

@@ -15,16 +15,20 @@ class Waiter:
     """Somebody who waits for news; `wake` may be called from any thread, and stays called until they look."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._news = threading.Condition()
+        self._woken = False
 
     def wake(self) -> None:
         """There is news, or nobody leads."""
-        self._event.set()
+        with self._news:
+            self._woken = True
+            self._news.notify()
 
     def wait(self) -> None:
         """Returns at the next `wake`, at once if it came before."""
-        self._event.wait()
-        self._event.clear()
+        with self._news:
+            self._news.wait_for(lambda: self._woken)
+            self._woken = False
 
 
 class Turns:
@@ -41,7 +45,8 @@ class Turns:
     ) -> None:
         self._step = step
         self._tidy, self._untidy = tidy, untidy
-        self._lock = threading.Lock()
+        # Reentrant, as a waiter's is: an abandoned stream tidies when it is collected, in any thread and at any place.
+        self._lock = threading.RLock()
         self._leading = False
         self._waiting: set[Waiter] = set()
 
