@@ -16,113 +16,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
-_LONGEST_TOKEN = 32  # bytes; longer tokens are runs of blanks and other rarities
-_CLOSERS = (b'"', b"}", b"]", b")")
-_FIRST = b"".join(_CLOSERS) + b"0"
+from adapterhub.engine.spelling import CLOSERS, MANY, Ending, Spelling, begins_sequence
+
 _SCANS = (2, 16)  # how often the ways from like states are looked for: times the repeats, and at most
 _LONGEST_FORCED = 16 * 1024  # bytes
-_REPEATS = (
-    1,
-    4,
-    16,
-    64,
-    256,
-    1024,
-    4096,
-)  # how often one state may come again on the way; widened until an end is found
+_REPEATS = (1, 4, 16, 64, 256, 1024, 4096)
+"""How often one state may come again on the way: more only once no end was found with less."""
 _KNOWN_PER_STATE = 4
 _KNOWN_STATES = 4096
-_MANY = 1 << 30
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Bytes that complete an answer, spelled with the fewest tokens.
-
-    Attributes:
-        text: The bytes; a special token is written as llguidance does, `\\xff[id]`.
-        counts: At place k the number of tokens that spell the last k bytes.
-        sizes: At place k the bytes of the first of those tokens.
-    """
-
-    text: bytes = b""
-    counts: tuple[int, ...] = (0,)
-    sizes: tuple[int, ...] = (0,)
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        """Number of tokens, then of bytes."""
-        return self.counts[-1], len(self.text)
-
-
-class Spelling:
-    """Writes bytes with the fewest tokens of a vocabulary.
-
-    Args:
-        tokenizer: llguidance's.
-        size: The number of tokens that the model can give.
-    """
-
-    def __init__(self, tokenizer: LLTokenizer, size: int) -> None:
-        self._ids: dict[bytes, int] = {}
-        for number in range(min(size, tokenizer.vocab_size)):
-            special = tokenizer.is_special_token(number)
-            text = b"\xff[%d]" % number if special else tokenizer.decode_bytes([number])
-            if text and len(text) <= _LONGEST_TOKEN:
-                self._ids.setdefault(text, number)
-        self.steps = sorted(self._shortest(), key=_eagerness)
-
-    def before(self, text: bytes, ending: Ending) -> Ending:
-        """The ending with some bytes put before it."""
-        whole, counts, sizes = text + ending.text, list(ending.counts), list(ending.sizes)
-        for start in range(len(text) - 1, -1, -1):
-            count, first = _MANY, 1
-            for size in range(1, min(_LONGEST_TOKEN, len(whole) - start) + 1):
-                if counts[-size] < count and whole[start : start + size] in self._ids:
-                    count, first = counts[-size], size
-            counts.append(count + 1)
-            sizes.append(first)
-        return Ending(whole, tuple(counts), tuple(sizes))
-
-    def tokens(self, ending: Ending) -> list[int] | None:
-        """The ending in tokens; None if the vocabulary cannot spell it."""
-        if ending.counts[-1] >= _MANY:
-            return None
-        tokens, left = [], len(ending.text)
-        while left:
-            start = len(ending.text) - left
-            tokens.append(self._ids[ending.text[start : start + ending.sizes[left]]])
-            left -= ending.sizes[left]
-        return tokens
-
-    def _shortest(self) -> list[tuple[bytes, int]]:
-        """For each byte that tokens begin with, the shortest such tokens: nearly always that byte alone."""
-        shortest: dict[bytes, int] = {}
-        for text in self._ids:
-            key = text if text[0] == 0xFF else text[:1]
-            shortest[key] = min(len(text), shortest.get(key, _LONGEST_TOKEN))
-        return [
-            (text, number)
-            for text, number in self._ids.items()
-            if len(text) == shortest[text if text[0] == 0xFF else text[:1]]
-        ]
-
-
-def _eagerness(step: tuple[bytes, int]) -> tuple[int, bytes]:
-    """Closers first, then letters and digits, other characters, and last what begins a longer sequence."""
-    text, _ = step
-    place = _FIRST.find(text)
-    if place >= 0:
-        return place, text
-    if text.isalnum():
-        return len(_FIRST), text
-    return len(_FIRST) + (2 if _begins_sequence(text) else 1), text
-
-
-def _begins_sequence(text: bytes) -> bool:
-    return text == b"\\" or text[0] >= 0x80
 
 
 @dataclass(frozen=True)
@@ -197,10 +100,16 @@ class EndingFinder:
         for repeats in _REPEATS:
             search = _Search(repeats, looks)
             ending = self._search(matcher.deep_copy(), search)
-            if ending or not search.cut or search.looks <= 0:
-                return self._spelling.tokens(ending) if ending else None
+            if ending:
+                return self._checked(matcher, ending)
+            if not search.cut or search.looks <= 0:
+                return None
             looks = search.looks
         return None
+
+    def _checked(self, matcher: LLMatcher, ending: Ending) -> list[int] | None:
+        tokens = self._spelling.tokens(ending)
+        return tokens if tokens == [] or (tokens and self.completes(matcher, tokens)) else None
 
     def _search(self, matcher: LLMatcher, search: _Search) -> Ending | None:
         stack: list[_Frame] = []
@@ -226,7 +135,7 @@ class EndingFinder:
         """Returns what is known of a state at once, or puts it on the stack to be searched."""
         look = self._look(matcher, search)
         found = self._at_once(matcher, look)
-        repeat, depth = search.dead.get(look.key, (_MANY, _MANY))
+        repeat, depth = search.dead.get(look.key, (MANY, MANY))
         dead = repeat <= search.path[look.key] and depth <= len(stack)
         too_often = search.path[look.key] >= search.repeats
         search.cut |= too_often
@@ -251,7 +160,7 @@ class EndingFinder:
         if found is None:
             return
         whole = self._spelling.before(step, found)
-        if whole.counts[-1] < _MANY and (frame.best is None or whole.cost < frame.best.cost):
+        if whole.counts[-1] < MANY and (frame.best is None or whole.cost < frame.best.cost):
             frame.best = whole
             self._remember(frame.look.key, whole)
 
@@ -259,9 +168,9 @@ class EndingFinder:
     def _worth_trying(frame: _Frame, ways: Sequence[_Way]) -> Iterator[_Way]:
         """The ways from a state; once it is known how to end, only those that may end sooner."""
         for way in ways:
-            closing = frame.best is not None and frame.best.text[:1] in _CLOSERS
+            closing = frame.best is not None and frame.best.text[:1] in CLOSERS
             # A step that changes nothing, such as a letter within a string, is no way to the end if there is another.
-            if frame.best is None or (way.changes and not (closing and _begins_sequence(way.text))):
+            if frame.best is None or (way.changes and not (closing and begins_sequence(way.text))):
                 yield way
 
     def _look(self, matcher: LLMatcher, search: _Search) -> _Look:
@@ -314,6 +223,6 @@ class EndingFinder:
                     ways[token] = _Way(text, token, changes=place != (b"", look.key))
                 seen.add(place)
         # What changes nothing comes after what does, but before the beginnings of longer sequences.
-        ordered = sorted(ways.values(), key=lambda way: 2 * _begins_sequence(way.text) + (not way.changes))
+        ordered = sorted(ways.values(), key=lambda way: 2 * begins_sequence(way.text) + (not way.changes))
         self._ways[look.key] = {way.token: way for way in ordered}
         return ordered

@@ -20,9 +20,8 @@ from adapterhub.engine.interface import TokenLogprob
 from adapterhub.errors import GenerationError
 from adapterhub.sampling import SamplingParams
 
-_FAR = (
-    1e30  # beyond every logit, and finite in float32 after the repetition penalty and the lowest temperature
-)
+# Beyond every logit, and finite in float32 after the repetition penalty and the lowest temperature.
+_FAR = 1e30
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from adapterhub.engine.endings import EndingFinder, Spelling
+from adapterhub.engine.endings import EndingFinder
+from adapterhub.engine.spelling import Spelling
 from adapterhub.errors import ConfigError, GenerationError, RequestTooLongError
 from adapterhub.structure import OutputFormat
 

@@ -467,6 +467,16 @@ class TestDemo:
             assert isinstance(answer.parsed, self.Person)
             assert answer.usage.completion_tokens <= budget
 
+    @pytest.mark.parametrize("name", ["tree", "order", "unequal"])
+    def test_forced_text_that_its_vocabulary_can_spell_in_several_ways(self, demo, name):
+        tokenizer, case = demo.engine.tokenizer, CASES[name]
+        compiler, wanted = StructureCompiler(tokenizer, len(tokenizer), {END}), form(**case.form)
+        least = len(compiler.compile(wanted).shortest)
+        for extra in range(12):
+            tokens = write(compiler.constraint(wanted, least + extra, ()), extra, 1.0, len(tokenizer))
+            assert len(tokens) <= least + extra
+            case.check(tokenizer.decode(tokens))
+
     def test_choices(self, demo):
         for adapter in (None, "support"):
             answer = demo.generate(
