@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import AdapterSource, Completion, Request
+from adapterhub.errors import AdapterHubError
 from adapterhub.sampling import SamplingParams
 from tests.tiny import ALL_LINEAR, ATTENTION
 
@@ -142,3 +144,42 @@ def counts(engine: BatchingEngine) -> dict[str, int]:
 
 
 NOTHING = {"running": 0, "waiting": 0, "slot_users": 0, "kv_lanes": 0}
+
+
+def in_threads(work: Sequence[Callable[[], None]], seconds: float = 20.0) -> None:
+    """Runs all of it at once; fails if one does not end in time, or raises."""
+    errors: list[BaseException] = []
+
+    def guarded(one: Callable[[], None]) -> None:
+        try:
+            one()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(one,), daemon=True) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+def outcomes(engine: BatchingEngine, batch: Sequence[Request]) -> list[list[int] | AdapterHubError]:
+    """What a thread for each request gets: its tokens or its error."""
+    got: dict[int, list[int] | AdapterHubError] = {}
+
+    def ask(number: int) -> None:
+        try:
+            got[number] = tokens(engine, batch[number])
+        except AdapterHubError as error:
+            got[number] = error
+
+    in_threads([lambda number=number: ask(number) for number in range(len(batch))], 60)  # type: ignore[misc]
+    return [got[number] for number in range(len(batch))]
+
+
+def engine_threads() -> list[threading.Thread]:
+    """The threads that engines have started."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("adapterhub-")]

@@ -1,12 +1,17 @@
 """The engine against transformers' own `generate`: answers, limits, cancelling, errors."""
 
+import asyncio
+import itertools
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.engine.batching import BatchingEngine
@@ -16,6 +21,7 @@ from adapterhub.errors import AdapterHubError, ConfigError, EngineError, Generat
 from adapterhub.limits import EngineLimits
 from adapterhub.models import load_base
 from adapterhub.sampling import SamplingParams
+from tests.engine.maker import NOTHING, counts, engine_threads, in_threads, outcomes, prompt_of
 from tests.tiny import make_base
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 50, 60], [100, 20], [30, 40, 50, 60, 70]]
@@ -239,3 +245,241 @@ def test_a_closed_engine_refuses(engine, sources):
         next(stream)
     with pytest.raises(EngineError, match="closed"):
         engine.generate([request(PROMPTS[0])])
+
+
+# What goes wrong for one goes wrong for one
+
+
+@pytest.fixture
+def batch(sources) -> list[Request]:
+    """Six requests, of the base and of two adapters."""
+    adapters = itertools.cycle([None, sources["json"], sources["code"]])
+    return [request(prompt_of(number, 4 + 3 * number), next(adapters)) for number in range(6)]
+
+
+def damaged_copy(source: AdapterSource, folder: Path, tensor_value: float | None = None) -> AdapterSource:
+    """An adapter whose file is cut short, or has this value in place of a weight."""
+    assert source.folder
+    shutil.copytree(source.folder, folder)
+    file = folder / "adapter_model.safetensors"
+    if tensor_value is None:
+        file.write_bytes(file.read_bytes()[:-8])
+    else:
+        weights = load_file(file)
+        next(iter(weights.values()))[0, 0] = tensor_value
+        save_file(weights, file, {"format": "pt"})
+    return AdapterSource("bad", "sha256:bad", folder)
+
+
+def test_answers_do_not_depend_on_the_order_of_joining(engine, batch):
+    wanted = [tokens(engine, one) for one in batch]
+    for order in [(5, 3, 1, 0, 2, 4), (2, 4, 0, 5, 1, 3)]:
+        streams, got = {}, {number: [] for number in order}
+        for number in order:  # each joins when the earlier ones have some tokens
+            streams[number] = engine.stream(batch[number])
+            for earlier in streams:
+                got[earlier].append(next(streams[earlier]).token_id)
+        for number in sorted(order):
+            got[number] += [piece.token_id for piece in streams[number]]
+        assert [got[number] for number in range(6)] == wanted
+
+
+def test_an_adapter_that_left_and_came_back_gives_the_same_answer(engine, sources, batch):
+    """With two slots, each of the three adapters is pushed out and read again, while another answer goes on."""
+    wanted = {name: tokens(engine, request(PROMPTS[0], source)) for name, source in sources.items()}
+    long = request(PROMPTS[1], sources["json"], max_tokens=60)
+    whole = tokens(engine, long)
+    stream = engine.stream(long)
+    got = [next(stream).token_id]
+    loads = engine.stats().loads
+    for name in ["code", "support", "code", "support"]:
+        assert tokens(engine, request(PROMPTS[0], sources[name])) == wanted[name]
+        got.append(next(stream).token_id)
+    engine.unload(sources["json"])  # once it is not needed any more
+    assert [*got, *(piece.token_id for piece in stream)] == whole
+    assert engine.stats().loads >= loads + 3
+    assert "sha256:json" not in engine._scheduler._slots.resident
+    assert tokens(engine, long) == whole
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")], ids=["cut", "nan", "inf"])
+def test_a_damaged_adapter_fails_its_own_requests(engine, sources, batch, tmp_path: Path, value):
+    wanted = [tokens(engine, one) for one in batch]
+    bad = damaged_copy(sources["support"], tmp_path / "bad", value)
+    mixed = [*batch[:3], request(PROMPTS[0], bad), request(PROMPTS[1], bad), *batch[3:]]
+    got = outcomes(engine, mixed)
+    assert all(isinstance(one, AdapterHubError) for one in got[3:5])
+    assert [*got[:3], *got[5:]] == wanted
+    assert counts(engine) == NOTHING
+    # Also in the slot and the lanes that it had.
+    assert [tokens(engine, one) for one in batch] == wanted
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+@pytest.mark.parametrize("where", ["disk", "slot"])
+def test_no_memory_for_an_adapter_fails_its_own_requests(engine, sources, batch, monkeypatch, error, where):
+    wanted, failing = [tokens(engine, one) for one in batch], sources["support"]
+    scheduler = engine._scheduler
+    layers, load, read = scheduler._runner.layers, scheduler._runner.layers.load, scheduler._load
+
+    def no_slot(slot: int, deltas: object) -> None:
+        load(slot, deltas)
+        if scheduler._slots.slot_of(failing.digest) == slot:
+            raise error("no memory")
+
+    def no_host(adapter: AdapterSource) -> object:
+        if adapter is failing:
+            raise error("no memory")
+        return read(adapter)
+
+    with monkeypatch.context() as patch:
+        if where == "slot":
+            patch.setattr(layers, "load", no_slot)
+        else:
+            patch.setattr(scheduler._host, "_load", no_host)
+        got = outcomes(engine, [*batch, request(PROMPTS[0], failing), request(PROMPTS[1], failing)])
+    assert got[:6] == wanted
+    for one in got[6:]:
+        assert isinstance(one, GenerationError)
+        assert "memory" in one.message
+    assert counts(engine) == NOTHING
+    assert len(tokens(engine, request(PROMPTS[0], failing))) == 12
+
+
+def test_no_memory_for_a_prompt_fails_that_request(engine, batch, monkeypatch):
+    """The others are answered, those that are read in the same step too."""
+    wanted, step = [tokens(engine, one) for one in batch], engine._scheduler._runner.step
+    failed = []
+
+    def no_memory(rows):
+        if any(len(row.tokens) > 50 for row in rows):
+            failed.append(len(rows))
+            raise torch.OutOfMemoryError("no memory")
+        return step(rows)
+
+    monkeypatch.setattr(engine._scheduler._runner, "step", no_memory)
+    got = outcomes(engine, [*batch[:4], request([5] * 60), *batch[4:]])
+    assert isinstance(got.pop(4), GenerationError)
+    assert got == wanted
+    # In one call all of them are in one step.
+    failed.clear()
+    with pytest.raises(GenerationError, match="memory"):
+        engine.generate([*batch, request([5] * 60)])
+    assert failed[0] == 7
+    assert failed[-1] == 1
+    assert counts(engine) == NOTHING
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_forward_that_fails_once_fails_no_answer_of_a_batch(engine, batch, monkeypatch, at: int):
+    wanted, step, calls = [tokens(engine, one) for one in batch], engine._scheduler._runner.step, []
+
+    def fails_once(rows):
+        calls.append(rows)
+        if len(calls) == at:
+            raise RuntimeError("once")
+        return step(rows)
+
+    monkeypatch.setattr(engine._scheduler._runner, "step", fails_once)
+    assert [list(one[0].token_ids) for one in engine.generate(batch)] == wanted
+    assert len(calls) > at
+
+
+def test_a_forward_that_fails_within_a_layer_leaves_the_lanes_right(engine, batch):
+    """Keys and values of the first layer are written by then."""
+    wanted, calls = [tokens(engine, one) for one in batch], []
+
+    def fails(*_: object) -> None:
+        calls.append(1)
+        if len(calls) in (1, 4):
+            raise RuntimeError("in the last layer")
+
+    handle = engine._base.model.model.layers[-1].register_forward_pre_hook(fails)
+    got = [list(one[0].token_ids) for one in engine.generate(batch)]
+    handle.remove()
+    assert got == wanted
+
+
+def test_an_error_in_one_rows_sampler_fails_that_row(engine, batch, monkeypatch):
+    one, other = (request(PROMPTS[0], temperature=1.0, seed=seed) for seed in (666, 7))
+    wanted, draw = [tokens(engine, each) for each in [*batch, other]], Sampler.draw
+
+    def fails(self, *args, **kwargs):
+        if self._params.seed == 666:
+            raise ZeroDivisionError("in the sampler")
+        return draw(self, *args, **kwargs)
+
+    monkeypatch.setattr(Sampler, "draw", fails)
+    got = outcomes(engine, [one, *batch, other])
+    assert isinstance(got[0], GenerationError)
+    assert "ZeroDivisionError" in got[0].message
+    assert got[1:] == wanted
+    assert counts(engine) == NOTHING
+
+
+@pytest.mark.parametrize("method", ["fill", "keep"])
+def test_no_memory_for_beginnings_of_prompts_fails_that_request(engine, batch, monkeypatch, method: str):
+    wanted, prefixes = [tokens(engine, one) for one in batch], engine._scheduler._prefixes
+    whole, long = getattr(prefixes, method), request([5] * 60)
+
+    def no_memory(lane, digest, prompt):
+        if len(prompt) == 60:
+            raise MemoryError
+        return whole(lane, digest, prompt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefixes, method, no_memory)
+        got = outcomes(engine, [*batch[:3], long, *batch[3:]])
+    assert isinstance(got.pop(3), GenerationError)
+    assert got == wanted
+    assert counts(engine) == NOTHING
+    assert len(tokens(engine, long)) == 12
+
+
+def test_closing_in_mid_stream_ends_every_thread_and_task(tiny_base: Path, sources):
+    engine = BatchingEngine(load_base(tiny_base, quantization=None, device="cpu"), LIMITS)
+    long = [request(PROMPTS[0], source, max_tokens=240) for source in (None, *sources.values())]
+    ends: list[BaseException] = []
+    begun = threading.Semaphore(0)
+
+    def stream(one: Request) -> None:
+        try:
+            while True:  # until it is closed
+                for _ in engine.stream(one):
+                    begun.release()
+        except EngineError as error:
+            ends.append(error)
+
+    def generate(one: Request) -> None:
+        try:
+            while True:
+                engine.generate([one])
+        except EngineError as error:
+            ends.append(error)
+
+    async def tasks() -> None:
+        async def task(one: Request) -> None:
+            while True:
+                await engine.agenerate([one])
+
+        got = await asyncio.gather(*map(task, long), return_exceptions=True)
+        ends.extend(one for one in got if isinstance(one, BaseException))
+
+    def close() -> None:
+        for _ in range(20):
+            begun.acquire()
+        started = time.monotonic()
+        engine.close()
+        assert time.monotonic() - started < 5
+
+    paused = engine.stream(long[1])
+    next(paused)
+    work = [close, lambda: asyncio.run(tasks())]
+    work += [lambda one=one, ask=ask: ask(one) for one in long for ask in (stream, generate)]  # type: ignore[misc]
+    in_threads(work, 30)
+    with pytest.raises(EngineError, match="closed"):
+        list(paused)
+    assert len(ends) == 12
+    assert all(type(end) is EngineError and "closed" in str(end) for end in ends)
+    assert engine_threads() == []
+    assert counts(engine) == NOTHING

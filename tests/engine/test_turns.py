@@ -19,29 +19,9 @@ from adapterhub.engine.turns import Turns, Waiter
 from adapterhub.errors import AdapterHubError
 from adapterhub.limits import EngineLimits
 from adapterhub.models import load_base
-from tests.engine.maker import NOTHING, counts, prompt_of, request, tokens
+from tests.engine.maker import NOTHING, counts, in_threads, prompt_of, request, tokens
 
 SOON = 20.0
-
-
-def in_threads(work: list[Callable[[], None]]) -> None:
-    """Runs all of it at once; fails if one does not end, or raises."""
-    errors: list[BaseException] = []
-
-    def guarded(one: Callable[[], None]) -> None:
-        try:
-            one()
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(one,), daemon=True) for one in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SOON)
-    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
-    if errors:
-        raise errors[0]
 
 
 class Work:
