@@ -87,7 +87,7 @@ def read_deltas(folder: Path) -> dict[str, LoraDelta]:
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
     return {
-        module: LoraDelta(parts["lora_A"].float(), parts["lora_B"].float() * settings.scaling(module))
+        module: LoraDelta(parts["lora_A"].to(torch.float32, copy=True), parts["lora_B"].float() * settings.scaling(module))
         for module, parts in _read_tensors(folder).items()
     }
 
@@ -114,7 +114,8 @@ def _delta(
 ) -> LoraDelta:
     layer = _layer(model, module)
     device = layer.weight.device
-    a = parts["lora_A"].to(device, torch.float32)
+    # A copy: safetensors maps the file, and what is kept must not change, or vanish, with it.
+    a = parts["lora_A"].to(device, torch.float32, copy=True)
     b = parts["lora_B"].to(device, torch.float32) * settings.scaling(module)
     scale = None
     if settings.use_dora:

@@ -133,3 +133,15 @@ def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
     base = load_base(tiny_base)
     with pytest.raises(AdapterInvalidError, match="cut short"):
         load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path: Path, tiny_base: Path):
+    adapter = make_adapter(tmp_path / "a", tiny_base)
+    base = load_base(tiny_base, quantization=None)
+    deltas = load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+    before = {name: (delta.a.clone(), delta.b.clone()) for name, delta in deltas.items()}
+    weights = adapter / "adapter_model.safetensors"
+    with weights.open("r+b") as file:  # in place, as no careful program does
+        file.write(bytes(weights.stat().st_size))
+    assert all(torch.equal(delta.a, before[name][0]) for name, delta in deltas.items())
+    assert all(torch.equal(delta.b, before[name][1]) for name, delta in deltas.items())
