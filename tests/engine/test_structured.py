@@ -246,6 +246,8 @@ class TestRefused:
             ({"regex": "(" * 20_000}, "cannot be enforced"),
             ({"grammar": "start: foo"}, "foo"),
             ({"grammar": 'start: "a" start'}, "no complete answer"),
+            ({"grammar": "start: a\na[max_tokens=5]: /[a-z]{3,}/"}, "no complete answer"),
+            ({"grammar": 'start: a "x"\na[stop="!"]: /.*/'}, "no complete answer"),
             ({"grammar": "start: /[a-z]/ start"}, "no complete answer"),
             ({"schema": {"type": "string", "minLength": 10**6}}, "cannot be enforced"),
         ],
