@@ -87,7 +87,9 @@ def read_deltas(folder: Path) -> dict[str, LoraDelta]:
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
     return {
-        module: LoraDelta(parts["lora_A"].to(torch.float32, copy=True), parts["lora_B"].float() * settings.scaling(module))
+        module: LoraDelta(
+            parts["lora_A"].to(torch.float32, copy=True), parts["lora_B"].float() * settings.scaling(module)
+        )
         for module, parts in _read_tensors(folder).items()
     }
 
