@@ -18,6 +18,7 @@ must fall smoothly, and memory stay bounded, when there are more adapters than s
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -122,12 +123,14 @@ def overload(
         limits = EngineLimits(
             max_loras=options.slots, max_cpu_loras=4 * options.slots, max_batch_size=options.rows
         )
+        gc.collect()  # or the peak would have the engine before in it
         engine = BatchingEngine(twin(base), limits)
         requests = _arrivals(sources, [1.0] * count, options, rate=0.0)
         with PeakMemory() as memory:
             serve_with_engine(engine, requests, options.tokens, Clock(options.clock))
         stats = engine.stats()
         engine.close()
+        del engine
         results.append(
             {
                 "adapters": count,
