@@ -152,13 +152,13 @@ class KVCache:
 
     @property
     def lanes(self) -> int:
-        """How many lanes are in use."""
-        return sum(len(pool.lanes) for pool in self._pools.values())
+        """How many lanes are in use; as `tokens`, any thread may ask, and so of a copy of the pools."""
+        return sum(len(pool.lanes) for pool in list(self._pools.values()))
 
     @property
     def tokens(self) -> int:
         """Room in all lanes, used or not."""
-        return sum(pool.tokens for pool in self._pools.values())
+        return sum(pool.tokens for pool in list(self._pools.values()))
 
     @property
     def bytes(self) -> int:

@@ -78,7 +78,7 @@ class AdapterLayers:
     @property
     def bytes(self) -> int:
         """What the resident adapters take."""
-        return sum(bank.bytes for bank in self._banks.values())
+        return sum(bank.bytes for bank in list(self._banks.values()))  # a copy: `stats` may ask at any time
 
     def load(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
         """Puts an adapter into a slot, in place of what it held: module name -> change."""
