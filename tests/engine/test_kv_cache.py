@@ -69,13 +69,13 @@ def test_what_is_not_finite_is_wiped_out(who: int):
     cache = KVCache(SHAPE, 1024)
     lanes = [lane for _ in range(3) if (lane := cache.take(64))]
     for number, lane in enumerate(lanes):
-        lane.write(0, tokens(10 * (number + 1), float("nan") if number == who else number + 1.0))
+        lane.write(0, tokens(10 * (3 - number), float("nan") if number == who else number + 1.0))
     cache.give_back(lanes[who], clean=False)
     pool = lanes[0].pool
     assert pool.memory.isfinite().all()
     for number, lane in enumerate(lanes):
         if number != who:
-            assert torch.equal(lane.read(0, lane.length), tokens(10 * (number + 1), number + 1.0))
+            assert torch.equal(lane.read(0, lane.length), tokens(10 * (3 - number), number + 1.0))
 
 
 class Lanes(RuleBasedStateMachine):
