@@ -21,6 +21,7 @@ from adapterhub.engine.stats import EngineStats
 from adapterhub.engine.turns import Turns, Waiter
 from adapterhub.errors import (
     CapacityError,
+    ConfigError,
     EngineError,
     RequestTooLongError,
 )
@@ -175,6 +176,11 @@ class BatchingEngine:
             if self._closed:
                 raise EngineError("The engine is closed.", hint="Make a new hub.")
             new = [job for answers in jobs for job in answers]
+            if len(new) > self._limits.max_queue:
+                raise ConfigError(
+                    f"{len(new)} answers in one call are more than max_queue={self._limits.max_queue} allows.",
+                    hint="Ask in several calls, or raise max_queue.",
+                )
             queued = len(self._inbox) + self._scheduler.waiting
             if queued + len(new) > self._limits.max_queue:
                 raise CapacityError(

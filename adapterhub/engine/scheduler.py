@@ -10,8 +10,10 @@ ends itself: a step that fails is run again in halves, until what fails is one a
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -61,6 +63,8 @@ class Scheduler:
         self._running: list[Job] = []
         self._unloading: dict[str, None] = {}
         self._meter = Meter()
+        # The first forward may re-order 4-bit weights (see `models.py`), which reading an adapter with DoRA looks at.
+        self._weights_settle: AbstractContextManager[object] = threading.Lock()
 
     @property
     def max_tokens(self) -> int:
@@ -226,7 +230,9 @@ class Scheduler:
         reading = {id(job) for job, _ in step if job.reading}
         started = time.perf_counter()
         try:
-            logits = self._runner.step([row for _, row in step])
+            with self._weights_settle:
+                logits = self._runner.step([row for _, row in step])
+            self._weights_settle = nullcontext()
         except Exception as error:  # noqa: BLE001  out of memory, most likely; serving goes on
             logits = None
             if len(step) == 1:
@@ -278,7 +284,8 @@ class Scheduler:
 
     def _load(self, adapter: AdapterSource) -> Deltas:
         model, dtype = self._base.model, self._base.compute_dtype
-        deltas = load_source(adapter, model, self._shapes, dtype=dtype)
+        with self._weights_settle:
+            deltas = load_source(adapter, model, self._shapes, dtype=dtype)
         rank = max((delta.a.shape[0] for delta in deltas.values()), default=0)
         if rank > self._limits.max_lora_rank:
             raise AdapterIncompatibleError(

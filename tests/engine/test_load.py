@@ -15,7 +15,7 @@ import pytest
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import AdapterSource, Request
 from adapterhub.engine.kv_cache import LanePool
-from adapterhub.errors import CapacityError
+from adapterhub.errors import CapacityError, ConfigError
 from adapterhub.limits import EngineLimits
 from adapterhub.lora.banks import Bank
 from adapterhub.models import load_base
@@ -182,14 +182,15 @@ def test_past_its_end_the_queue_refuses_and_says_that_a_retry_may_help(
 ):
     engine = engine_of(base, EngineLimits(max_loras=2, max_batch_size=2, max_queue=4, kv_cache_mib=16))
     batch = [request(PROMPTS[0], sources[number % 3]) for number in range(4)]
-    with pytest.raises(CapacityError) as refused:
+    with pytest.raises(ConfigError, match="max_queue=4") as refused:  # no retry can help this one
         engine.generate([*batch, batch[0]])
-    assert refused.value.retryable
+    assert not refused.value.retryable
     assert (counts(engine), engine.stats().steps) == (NOTHING, 0)
     wanted = [list(one[0].token_ids) for one in engine.generate(batch)]
     got = outcomes(engine, batch * 10)
     refusals = [one for one in got if isinstance(one, CapacityError)]
     assert 0 < len(refusals) < 40
+    assert all(refusal.retryable for refusal in refusals)
     assert all(
         one in (wanted[place % 4],) for place, one in enumerate(got) if not isinstance(one, CapacityError)
     )
