@@ -70,7 +70,9 @@ class TestChoosing:
 
     def test_speed_is_the_engines_and_not_the_routers(self, echo, monkeypatch):
         monkeypatch.setattr(
-            RequestMaker, "route", lambda *_: time.sleep(0.2) or RouteDecision("json", 1.0, 0.5, "matched", {})
+            RequestMaker,
+            "route",
+            lambda *_: time.sleep(0.2) or RouteDecision("json", 1.0, 0.5, "matched", {}),
         )
         stream = echo.stream("Hi", "auto")
         list(stream)
