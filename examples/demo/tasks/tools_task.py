@@ -73,7 +73,7 @@ BY_NAME = _p(
 BY_NOUN = _p(
     "What is the {noun} of {v}? | Get the {noun} for {v}. | Tell me the {noun} of {v}. | I want to know the {noun} of {v}. | "
     "Please find the {noun} of {v}. | Look up the {noun} for {v}. | Can you give me the {noun} of {v}? | "
-    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}? | Could you get the {noun} for {v}? | Could you look up the {noun} of {v}? | Tell me please: what {noun} does {v} have? | What is the {noun} in {v}? | What is the {noun} at {v}? | What {noun} goes with {v}? | What {noun} does {v} need? | What {noun} is there for {v}? | What {noun} belongs to {v}? | What {noun} has {v}? | What {noun} was found for {v}? | What {noun} did {v} get? | Could you say what {noun} {v} has? | Please say the {noun} of {v}. | Could you find the {noun} of {v}? | Create a {noun} for {v}. | Create a {noun} named {v}.",
+    "Which {noun} does {v} have? | Show the {noun} of {v}. | {v}: what is its {noun}? | Could you get the {noun} for {v}? | Could you look up the {noun} of {v}? | Tell me please: what {noun} does {v} have? | What is the {noun} in {v}? | What is the {noun} at {v}? | Create a {noun} for {v}. | Create a {noun} named {v}.",
     "Could you tell me the {noun} of {v}? | Please look up the {noun} of {v}. | What {noun} does {v} have?",
 )
 BY_NAME_NO_ARGUMENT = _p(
