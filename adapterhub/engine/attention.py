@@ -59,6 +59,19 @@ class LaneStep:
         self.layers: set[int] = set()  # those whose attention was computed
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What one layer asks: packed tensors of shape (tokens, heads, head_dim), and where the result goes."""
+
+    layer: int
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    out: torch.Tensor
+    scale: float
+    window: int | None
+
+
 class _Decoding:
     """Answers of one pool that get one token each."""
 
@@ -85,33 +98,26 @@ class _Decoding:
         self._tokens = torch.tensor(list(of_lane.values()), device=device)
         self._masks: dict[int | None, torch.Tensor] = {}
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        scale: float,
-        window: int | None,
-    ) -> None:
-        keys, values = self._pool.keys[layer], self._pool.values[layer]
-        keys[self._lanes, :, self._places] = self._pick(k, self._own)
-        values[self._lanes, :, self._places] = self._pick(v, self._own)
+    def attend(self, call: _Call) -> None:
+        keys, values = self._pool.keys[call.layer], self._pool.values[call.layer]
+        keys[self._lanes, :, self._places] = self._pick(call.k, self._own)
+        values[self._lanes, :, self._places] = self._pick(call.v, self._own)
         # Query heads that share a key head stand where further query tokens would: with one token each, and so one
         # mask, that is the same sum, and no key is repeated.
-        grouped = self._pick(q, self._tokens).reshape(self._used, keys.shape[1], -1, q.shape[-1])
+        grouped = self._pick(call.q, self._tokens).reshape(self._used, keys.shape[1], -1, keys.shape[-1])
         attended = scaled_dot_product_attention(
             grouped,
             keys[: self._used, :, : self._width],
             values[: self._used, :, : self._width],
-            attn_mask=self._mask(window),
-            scale=scale,
-        ).reshape(self._used, -1, q.shape[-1])
+            attn_mask=self._mask(call.window),
+            scale=call.scale,
+        ).reshape(self._used, -1, keys.shape[-1])
         if self._in_order:
-            out[self._range] = attended
+            call.out[self._range] = attended
         else:
-            out.index_copy_(0, self._own, attended if self._all else attended.index_select(0, self._lanes))
+            call.out.index_copy_(
+                0, self._own, attended if self._all else attended.index_select(0, self._lanes)
+            )
 
     def _pick(self, tensor: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return tensor[self._range] if self._in_order else tensor.index_select(0, tokens)
@@ -124,8 +130,7 @@ class _Decoding:
             hidden = places > lengths
             if window is not None:
                 hidden |= places <= lengths - window
-            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-            self._masks[window] = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
+            self._masks[window] = _additive(hidden, self._dtype)[:, None, None]
         return self._masks[window]
 
 
@@ -138,32 +143,23 @@ class _Prompt:
         self._device, self._dtype = device, dtype
         self._masks: dict[int | None, torch.Tensor] = {}
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        scale: float,
-        window: int | None,
-    ) -> None:
+    def attend(self, call: _Call) -> None:
         own, end = slice(self._start, self._start + self._count), self._past + self._count
-        keys = self._lane.pool.keys[layer][self._lane.index]
-        values = self._lane.pool.values[layer][self._lane.index]
-        keys[:, self._past : end] = k[own].transpose(0, 1)
-        values[:, self._past : end] = v[own].transpose(0, 1)
-        whole = self._past == 0 and (window is None or window >= end)
+        keys = self._lane.pool.keys[call.layer][self._lane.index]
+        values = self._lane.pool.values[call.layer][self._lane.index]
+        keys[:, self._past : end] = call.k[own].transpose(0, 1)
+        values[:, self._past : end] = call.v[own].transpose(0, 1)
+        whole = self._past == 0 and (call.window is None or call.window >= end)
         attended = scaled_dot_product_attention(
-            q[own].transpose(0, 1)[None],
+            call.q[own].transpose(0, 1)[None],
             keys[None, :, :end],
             values[None, :, :end],
-            attn_mask=None if whole else self._mask(window),
+            attn_mask=None if whole else self._mask(call.window),
             is_causal=whole,
-            scale=scale,
-            enable_gqa=q.shape[1] != keys.shape[0],
+            scale=call.scale,
+            enable_gqa=call.q.shape[1] != keys.shape[0],
         )
-        out[own] = attended[0].transpose(0, 1)
+        call.out[own] = attended[0].transpose(0, 1)
 
     def _mask(self, window: int | None) -> torch.Tensor:
         """Zero where a token may look and minus infinity elsewhere, shape (tokens, past and tokens)."""
@@ -173,9 +169,13 @@ class _Prompt:
             hidden = places > own
             if window is not None:
                 hidden |= places <= own - window
-            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-            self._masks[window] = mask.masked_fill_(hidden, -torch.inf)
+            self._masks[window] = _additive(hidden, self._dtype)
         return self._masks[window]
+
+
+def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask to be added to scores: minus infinity where something is hidden, else zero."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
 
 
 def attend(
@@ -223,8 +223,9 @@ def attend(
     lane_step.layers.add(layer)
     out = q.new_empty(q.shape)
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    call = _Call(layer, q, k, v, out, scale, sliding_window)
     for part in lane_step.parts:
-        part.attend(layer, q, k, v, out, scale, sliding_window)
+        part.attend(call)
     return out[None], None
 
 

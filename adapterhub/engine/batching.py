@@ -30,8 +30,6 @@ from adapterhub.limits import EngineLimits
 from adapterhub.models import Base
 from adapterhub.prompts import Tokenizer
 
-_LOADING_POLL_SECONDS = 0.05
-
 
 class BatchingEngine:
     """Serves a base and its adapters to any number of threads.

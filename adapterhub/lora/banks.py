@@ -16,14 +16,11 @@ Two ways to compute the same sums, chosen for each step by `TokenSlots`:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from adapterhub.lora.delta import LoraDelta
-    from adapterhub.lora.slots import TokenSlots
-
+from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.slots import TokenSlots
 
 _SHRINK = ""  # where a layer's name stands for its up-projection
 
