@@ -93,12 +93,7 @@ def blend(
 
     adapters, fields = open_registry(registry), {"description": description} if description else {}
     card = blend_adapters(adapters, name, "+".join(parts), BlendSettings(**settings), **fields)
-    for warning in card.warnings:
-        output.warn(f"{card.ref}: {warning}.")
-    if as_json:
-        output.emit_json(card.model_dump(mode="json"))
-    else:
-        output.emit(card.ref)
+    output.registered(card, as_json)
 
 
 @click.command()

@@ -12,6 +12,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from adapterhub.registry import AdapterCard
+
 
 def console() -> Console:
     """Where data for people goes: stdout, with colour only where it is a terminal and NO_COLOR is not set."""
@@ -88,3 +90,13 @@ def style(text: str, **how: Any) -> str:
 def _printable(text: str) -> str:
     # Cards come from strangers, and an escape sequence can rewrite a terminal.
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def registered(card: AdapterCard, as_json: bool) -> None:
+    """Prints an adapter that has just been registered, and warns of what its card warns of."""
+    for warning in card.warnings:
+        warn(f"{card.ref}: {warning}.")
+    if as_json:
+        emit_json(card.model_dump(mode="json"))
+    else:
+        emit(card.ref)

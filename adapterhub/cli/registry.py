@@ -107,12 +107,7 @@ def add(
     card = open_registry(registry).register(
         path, name, base=base, quantization=quantization, force=force, **fields
     )
-    for warning in card.warnings:
-        output.warn(f"{card.ref}: {warning}.")
-    if as_json:
-        output.emit_json(card.model_dump(mode="json"))
-    else:
-        output.emit(card.ref)
+    output.registered(card, as_json)
 
 
 @click.command()

@@ -19,8 +19,6 @@ from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.slots import TokenSlots
 from adapterhub.models import linear_shape
 
-__all__ = ["AdaptedLinear", "AdapterLayers", "LoraDelta"]
-
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one block that read the same tensor; where they do not after all, nothing is shared."""
 
