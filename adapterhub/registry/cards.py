@@ -103,7 +103,11 @@ class Routing(_Part):
     examples: tuple[str, ...] = ()
     """Requests that belong here."""
     keywords: tuple[str, ...] = ()
-    """Words that decide for this adapter."""
+    """Words that speak for this adapter; learned from, as the tags are."""
+    phrases: tuple[str, ...] = ()
+    """Words or phrases that decide for this adapter before the classifier is asked."""
+    patterns: tuple[str, ...] = ()
+    """Regular expressions that do the same."""
     negatives: tuple[str, ...] = ()
     """Requests that look alike and do not belong here."""
     threshold: float | None = Field(default=None, ge=0, le=1)

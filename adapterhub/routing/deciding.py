@@ -1,0 +1,91 @@
+"""One decision: the caller's own choice, then rules, then the classifier with its confidence and threshold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from adapterhub.errors import RoutingError
+from adapterhub.routing.decision import RouteDecision, RouteReason
+from adapterhub.routing.filters import RouteFilter
+from adapterhub.routing.model import RouterModel
+from adapterhub.routing.rules import first_match
+from adapterhub.routing.text import Reading, read
+
+
+def decide(model: RouterModel, text: str, adapter: str | None, where: RouteFilter) -> RouteDecision:
+    """Decides for one text; arguments as for `AdapterRouter.route`, before fallback, shadow and log."""
+    reading = read(text)
+    plain = RouteDecision(
+        adapter=None,
+        confidence=0.0,
+        threshold=0.0,
+        reason="empty",
+        scores={},
+        fallback=True,
+        language=reading.script,
+        router_version=model.version,
+        has_code=reading.has_code,
+    )
+    if adapter is not None:
+        return _forced(model, plain, adapter)
+    if not model.routes or not reading.pieces:
+        return plain if model.routes else replace(plain, reason="no_routes")
+    admitted = model.admitted(where)
+    if not admitted.any():
+        return replace(plain, reason="filtered")
+    rule = first_match((model.routes[place] for place in model.ruled if admitted[place]), reading.pieces[0])
+    return _certain(plain, "rule", *rule) if rule else _classified(model, reading, plain, admitted)
+
+
+def _forced(model: RouterModel, plain: RouteDecision, adapter: str) -> RouteDecision:
+    if adapter not in model.names:
+        raise RoutingError(f"There is no route {adapter!r}.", hint="router.adapters lists them.")
+    return _certain(plain, "forced", adapter, None)
+
+
+def _certain(plain: RouteDecision, reason: RouteReason, adapter: str, matched: str | None) -> RouteDecision:
+    return replace(
+        plain,
+        adapter=adapter,
+        confidence=1.0,
+        reason=reason,
+        scores={adapter: 1.0},
+        score=1.0,
+        fallback=False,
+        matched=matched,
+    )
+
+
+def _classified(
+    model: RouterModel, reading: Reading, plain: RouteDecision, admitted: np.ndarray
+) -> RouteDecision:
+    scored, _ = model.scorer.score(reading.pieces, reading.script)
+    order = np.argsort(-scored.scores, kind="stable")
+    candidates = order[admitted[order]]
+    best, score = model.routes[candidates[0]], float(scored.scores[candidates[0]])
+    lead = score - float(scored.scores[candidates[1]]) if len(candidates) > 1 else math.inf
+    curve = model.calibration.curve(reading.script)
+    confidence = curve.confidence(score)
+    threshold = curve.threshold if best.threshold is None else best.threshold
+    reason = _reason(confidence >= threshold, lead >= model.policy.margin, scored.none > 0)
+    names = map(model.names.__getitem__, order.tolist())
+    return replace(
+        plain,
+        adapter=best.name if reason == "matched" else None,
+        confidence=confidence,
+        threshold=threshold,
+        reason=reason,
+        scores=dict(zip(names, scored.scores[order].tolist(), strict=True)),
+        score=score,
+        fallback=reason != "matched",
+        matched=scored.nearest.example,
+    )
+
+
+def _reason(sure: bool, clear: bool, for_none: bool) -> RouteReason:
+    if not sure:
+        return "none_of_these" if for_none else "below_threshold"
+    return "matched" if clear else "ambiguous"

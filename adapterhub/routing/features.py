@@ -1,0 +1,136 @@
+"""Texts as sparse vectors of hashed word and letter n-grams.
+
+Hashing needs no vocabulary, and keeps n-grams that no example holds in a text's norm: a foreign request looks less sure
+than it would if they were dropped. `crc32` is the same everywhere and has no seed; it is no defence against chosen
+collisions, which could only ever misroute the request of who chose them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+
+BUCKETS = 2**15
+"""Buckets of each of the two blocks: words first, then letters."""
+WORD_WEIGHT = 0.7
+"""The length of the word block beside 1 for the letter block."""
+_LONGEST_PART = 40
+_WORD = re.compile(r"\w+")
+
+
+class Vector(NamedTuple):
+    """A sparse vector: buckets (n), those of words first, and their values (n, float32)."""
+
+    buckets: IntArray
+    values: FloatArray
+
+
+def normalised(text: str) -> str:
+    """A text with one spelling of each letter: compatibility forms folded, lower case, Russian ё as е."""
+    folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return folded.lower().replace("ё", "е")
+
+
+def buckets(text: str) -> list[int]:
+    """The buckets of a text's n-grams, one for each occurrence: words alone and in pairs, letters in twos to fours.
+
+    Letters are taken within the parts between spaces, with a space before and after each.
+    """
+    text = normalised(text)
+    found = [_bucket(gram) for gram in _word_grams(text)]
+    for part in text.split():
+        found += _letter_buckets(part[:_LONGEST_PART])
+    return found
+
+
+def grams(text: str) -> dict[int, str]:
+    """An n-gram behind each bucket of a text."""
+    text = normalised(text)
+    named = {_bucket(gram): gram for gram in _word_grams(text)}
+    letters = {
+        BUCKETS + _bucket(gram): gram for part in text.split() for gram in _letter_grams(part[:_LONGEST_PART])
+    }
+    return named | letters
+
+
+def _word_grams(text: str) -> list[str]:
+    words = _WORD.findall(text)
+    return words + [f"{first} {second}" for first, second in pairwise(words)]
+
+
+def _letter_grams(part: str) -> list[str]:
+    padded = f" {part} "
+    return [padded[i : i + n] for n in (2, 3, 4) for i in range(len(padded) - n + 1)]
+
+
+@lru_cache(maxsize=4096)
+def _letter_buckets(part: str) -> tuple[int, ...]:
+    """The letter buckets of one part of a text; the same parts come again and again."""
+    return tuple(BUCKETS + _bucket(gram) for gram in _letter_grams(part))
+
+
+def _bucket(gram: str) -> int:
+    return crc32(gram.encode("utf-8", "surrogatepass")) % BUCKETS
+
+
+class Weighting:
+    """Sublinear counts times smooth inverse document frequency, each block with a length of its own.
+
+    Args:
+        idf: The weight of every bucket (2 * BUCKETS, float32); one that was never seen has the highest.
+    """
+
+    def __init__(self, idf: FloatArray) -> None:
+        self.idf = idf
+
+    @classmethod
+    def fit(cls, texts: Iterable[Sequence[int]]) -> Weighting:
+        """Weights from the buckets of each text."""
+        seen, count = np.zeros(2 * BUCKETS), 0
+        for found in texts:
+            seen[list(set(found))] += 1
+            count += 1
+        return cls((np.log((1 + count) / (1 + seen)) + 1).astype(np.float32))
+
+    def vector(self, found: Sequence[int]) -> Vector:
+        """The vector of a text, given what `buckets` found in it."""
+        counted = Counter(found)
+        places = np.array([*counted], np.int32)
+        values = self.idf[places]
+        if len(places) < len(found):
+            values *= 1 + np.log([*counted.values()], dtype=np.float32)
+        split = int(np.count_nonzero(places < BUCKETS))
+        for block, length in ((values[:split], WORD_WEIGHT), (values[split:], 1.0)):
+            norm = float(block @ block) ** 0.5
+            if norm:
+                block *= length / norm
+        return Vector(places, values)
+
+
+def matrix(vectors: Sequence[Vector], columns: IntArray, width: int) -> csr_array:
+    """Vectors as the rows of a matrix (n, width), each bucket in the column that `columns` names; -1 leaves it out."""
+    from scipy.sparse import csr_array
+
+    if not vectors:
+        return csr_array((0, width), dtype=np.float32)
+    places = [columns[vector.buckets] for vector in vectors]
+    kept = [place >= 0 for place in places]
+    starts = np.cumsum([0, *(int(mask.sum()) for mask in kept)]).astype(np.int32)
+    indices = np.concatenate([place[mask] for place, mask in zip(places, kept, strict=True)])
+    values = np.concatenate([vector.values[mask] for vector, mask in zip(vectors, kept, strict=True)])
+    return csr_array((values, indices.astype(np.int32), starts), shape=(len(vectors), width))

@@ -1,0 +1,50 @@
+"""Which routes a request may go to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from adapterhub.fingerprint import BaseFingerprint
+from adapterhub.routing.routes import Route
+
+
+@dataclass(frozen=True)
+class RouteFilter:
+    """Narrows the routes that may be chosen; disabled adapters never are.
+
+    Attributes:
+        allow: Only these names; None for all.
+        deny: Never these names.
+        tags: Only routes with all of these tags.
+        base: Only routes for this base, or for none in particular.
+    """
+
+    allow: frozenset[str] | None = None
+    deny: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+    base: BaseFingerprint | None = None
+
+    @classmethod
+    def of(
+        cls,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        base: BaseFingerprint | None = None,
+    ) -> RouteFilter:
+        """A filter from any iterables of names."""
+        return cls(None if allow is None else frozenset(allow), frozenset(deny), frozenset(tags), base)
+
+    def admits(self, route: Route) -> bool:
+        """Whether a route may be chosen."""
+        return (
+            route.status == "ready"
+            and (self.allow is None or route.name in self.allow)
+            and route.name not in self.deny
+            and self.tags <= set(route.tags)
+            and (self.base is None or route.base is None or not route.base.mismatch(self.base))
+        )
+
+
+EVERYTHING = RouteFilter()

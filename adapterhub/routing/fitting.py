@@ -1,0 +1,211 @@
+"""Routes to samples, samples to rows, and what rows that never saw an example make of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from adapterhub.routing.calibration import HeldOut
+from adapterhub.routing.encoding import WEIGHTS, Encoder, EncoderHead, encoded, fit_ridge
+from adapterhub.routing.features import (
+    BUCKETS,
+    FloatArray,
+    IntArray,
+    Vector,
+    Weighting,
+    buckets,
+    matrix,
+    normalised,
+)
+from adapterhub.routing.head import NONE, Samples, fit_rows, folds
+from adapterhub.routing.neighbours import Neighbours
+from adapterhub.routing.routes import Route
+from adapterhub.routing.scorer import Part, Scorer
+from adapterhub.routing.text import read
+
+FEW_EXAMPLES = 400
+"""Up to so many examples a tenth is held out at a time, above it a fifth."""
+ENOUGH_HELD_OUT = 1_500
+"""Held-out examples after which no further part is held out."""
+
+
+class Sample(NamedTuple):
+    """A text to learn from: its route, or the one route that it is a counterexample of."""
+
+    text: str
+    owner: str
+    against: str = ""
+    is_example: bool = False
+
+
+def samples_of(routes: Iterable[Route], negatives: Iterable[str] = ()) -> list[Sample]:
+    """Every text of the routes, and requests for no adapter less those that are an adapter's own."""
+    found: list[Sample] = []
+    for route in routes:
+        found += [Sample(text, route.name, is_example=True) for text in route.examples]
+        found += [Sample(text, route.name) for text in route.about]
+        found += [Sample(text, NONE, route.name) for text in route.negatives]
+    claimed = {normalised(sample.text) for sample in found if not sample.against}
+    others = sorted({text for text in negatives if normalised(text) not in claimed})
+    return found + [Sample(text, NONE) for text in others]
+
+
+class Unseen(NamedTuple):
+    """An example as rows see it that were fitted without it.
+
+    Attributes:
+        place: Its place among the samples.
+        script: The script of most of its letters.
+        scores: One per route (routes).
+    """
+
+    place: int
+    script: str
+    scores: FloatArray
+
+
+@dataclass(frozen=True)
+class Table:
+    """Samples with their features.
+
+    Attributes:
+        texts: The samples.
+        weighting: The weights of n-grams.
+        columns: Bucket -> column, -1 for those that no sample has (buckets).
+        samples: What rows are fitted on.
+        whole: How many of the samples the last whole fit had; those after them were added since.
+    """
+
+    texts: tuple[Sample, ...]
+    weighting: Weighting
+    columns: IntArray
+    samples: Samples
+    whole: int
+
+    @classmethod
+    def make(cls, texts: Sequence[Sample], weighting: Weighting | None = None) -> Self:
+        """Reads the texts; n-grams are weighed by them unless weights are given."""
+        found = [buckets(sample.text) for sample in texts]
+        weighting = weighting or Weighting.fit(found)
+        empty = np.full(2 * BUCKETS, -1, np.int32)
+        return cls._of(texts, weighting, empty, [weighting.vector(one) for one in found])
+
+    @classmethod
+    def _of(
+        cls, texts: Sequence[Sample], weighting: Weighting, columns: IntArray, vectors: Sequence[Vector]
+    ) -> Self:
+        columns, width = _widened(columns, vectors)
+        samples = Samples(
+            matrix(vectors, columns, width),
+            np.array([sample.owner for sample in texts], dtype=object),
+            np.array([sample.against for sample in texts], dtype=object),
+        )
+        return cls(tuple(texts), weighting, columns, samples, len(texts))
+
+    def with_texts(self, texts: Sequence[Sample]) -> Table:
+        """The table with more samples; n-grams keep their weights and columns, new ones get columns after them."""
+        vectors = [self.weighting.vector(buckets(sample.text)) for sample in texts]
+        added = self._of(texts, self.weighting, self.columns, vectors)
+        joined = self.samples.joined(added.samples)
+        return replace(added, texts=self.texts + added.texts, samples=joined, whole=self.whole)
+
+    def without_route(self, name: str) -> Table:
+        """The table without the samples of a route."""
+        gone = np.array([name in (sample.owner, sample.against) for sample in self.texts], dtype=bool)
+        kept = tuple(sample for sample in self.texts if name not in (sample.owner, sample.against))
+        whole = self.whole - int(gone[: self.whole].sum())
+        return replace(self, texts=kept, samples=self.samples.without(gone), whole=whole)
+
+    def fit(self, routes: Sequence[str], held_out: np.ndarray | None = None) -> Scorer:
+        """Fits the routes' rows, on all samples but those held out (a mask)."""
+        used = self.samples if held_out is None else self.samples.without(held_out)
+        weights, biases = fit_rows(used, [*routes, NONE])
+        near = self.neighbours(np.ones(len(self.texts), bool) if held_out is None else ~held_out)
+        return Scorer.of(self.weighting, Part(self.columns, weights, biases, near))
+
+    def neighbours(self, chosen: np.ndarray) -> Neighbours:
+        """An index of those chosen (a mask) among the samples that speak for a route."""
+        places = np.flatnonzero(chosen & (self.samples.owners != NONE))
+        texts = [self.texts[place].text for place in places]
+        return Neighbours(self.samples.features[places], texts, self.samples.owners[places])
+
+    def unseen(self, routes: Sequence[str]) -> Iterator[Unseen]:
+        """What rows that never saw an example make of it."""
+        owners = [sample.owner for sample in self.texts if sample.is_example]
+        if not owners:
+            return
+        count = 10 if len(owners) < FEW_EXAMPLES else 5
+        dealt = np.full(len(self.texts), -1)
+        dealt[[sample.is_example for sample in self.texts]] = folds(owners, count)
+        for fold in range(min(count, math.ceil(ENOUGH_HELD_OUT * count / len(owners)))):
+            mask = dealt == fold
+            if mask.any():
+                scorer = self.fit(routes, held_out=mask)
+                yield from (
+                    _unseen(scorer, int(place), self.texts[place].text) for place in np.flatnonzero(mask)
+                )
+
+
+def held_out(table: Table, routes: Sequence[str], unseen: Iterable[Unseen]) -> list[HeldOut]:
+    """The best route of each example that was not seen."""
+    found = []
+    for one in unseen:
+        best = int(one.scores.argmax())
+        sample = table.texts[one.place]
+        found.append(HeldOut(sample.text, sample.owner, routes[best], float(one.scores[best]), one.script))
+    return found
+
+
+def fit_encoder(
+    encoder: Encoder, table: Table, routes: Sequence[str], unseen: Sequence[Unseen]
+) -> tuple[EncoderHead, list[Unseen]]:
+    """Fits an encoder's head, weighs it for each script, and adds it to the scores of the examples not seen."""
+    head, left_out = encoder_head(encoder, table, routes)
+    weights = {
+        script: _best_weight(table, routes, [one for one in unseen if one.script == script], left_out)
+        for script in sorted({one.script for one in unseen})
+    }
+    added = [one._replace(scores=one.scores + weights[one.script] * left_out[one.place]) for one in unseen]
+    return replace(head, weights=weights), added
+
+
+def encoder_head(encoder: Encoder, table: Table, routes: Sequence[str]) -> tuple[EncoderHead, FloatArray]:
+    """An encoder's head without weights, and what it makes of every sample that is left out (n, routes)."""
+    vectors = encoded(encoder, [sample.text for sample in table.texts])
+    targets = table.samples.owners[:, None] == np.array(routes, dtype=object)[None, :]
+    coefficients, left_out = fit_ridge(vectors, targets.astype(np.float64))
+    return EncoderHead(encoder, vectors, coefficients, {}), left_out
+
+
+def _best_weight(
+    table: Table, routes: Sequence[str], unseen: Sequence[Unseen], left_out: FloatArray
+) -> float:
+    """The weight with which most examples come out right; the smallest of equals."""
+    places = [one.place for one in unseen]
+    owners = table.samples.owners[places]
+    linear, names = np.stack([one.scores for one in unseen]), np.array(routes, dtype=object)
+    right = {w: (names[(linear + w * left_out[places]).argmax(axis=1)] == owners).sum() for w in WEIGHTS}
+    return max(WEIGHTS, key=lambda weight: (right[weight], -weight))
+
+
+def _unseen(scorer: Scorer, place: int, text: str) -> Unseen:
+    reading = read(text)
+    scored, _ = scorer.score(reading.pieces, reading.script)
+    return Unseen(place, reading.script, scored.scores)
+
+
+def _widened(columns: IntArray, vectors: Sequence[Vector]) -> tuple[IntArray, int]:
+    """Columns for all buckets of the vectors, those that have one first; and how many there are."""
+    columns, width = columns.copy(), int(columns.max()) + 1
+    found = (
+        np.unique(np.concatenate([vector.buckets for vector in vectors]))
+        if vectors
+        else np.zeros(0, np.int32)
+    )
+    new = found[columns[found] < 0]
+    columns[new] = np.arange(width, width + len(new))
+    return columns, width + len(new)

@@ -1,0 +1,123 @@
+"""One linear row per route, fitted against all other examples: scikit-learn's `LinearSVC`, one against the rest.
+
+From a few thousand examples on, a row is fitted against the examples nearest to its own and some random ones, so that
+the time grows with the number of routes and not with its square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+
+from adapterhub.routing.features import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+
+NONE = "~none"
+"""The row of requests that are for no adapter; no adapter can be called that."""
+WORK = 600_000
+"""Samples that all rows together are fitted against, about; of many routes, each sees a part of the others' samples."""
+LEAST = 300
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What rows are fitted on.
+
+    Attributes:
+        features: One row per sample (n, columns).
+        owners: The route of each sample (n), or `NONE`.
+        against: The one route that a sample is a counterexample of (n), or "" for a sample of its owner.
+    """
+
+    features: csr_array
+    owners: np.ndarray
+    against: np.ndarray
+
+    def without(self, held_out: np.ndarray) -> Samples:
+        """All but some samples; `held_out` is a mask (n)."""
+        kept = ~held_out
+        return Samples(self.features[kept], self.owners[kept], self.against[kept])
+
+    def joined(self, others: Samples) -> Samples:
+        """These samples and others, whose features have these columns first."""
+        from scipy.sparse import csr_array, vstack
+
+        mine, width = self.features, others.features.shape[1]
+        widened = csr_array((mine.data, mine.indices, mine.indptr), shape=(mine.shape[0], width))
+        return Samples(
+            vstack([widened, others.features], format="csr"),
+            np.concatenate([self.owners, others.owners]),
+            np.concatenate([self.against, others.against]),
+        )
+
+
+def fit_rows(samples: Samples, routes: Iterable[str]) -> tuple[FloatArray, FloatArray]:
+    """Fits the row of each route.
+
+    Returns:
+        Weights (columns, routes) and biases (routes), float32. The weights are rounded to 255 steps of the largest of
+        their row, so that what is stored in a byte each is exactly what decides.
+    """
+    from sklearn import config_context
+
+    most = max(LEAST, WORK // len(set(samples.owners)))
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        fitted = [_fit_row(samples, route, most) for route in routes]
+    if not fitted:
+        return np.zeros((samples.features.shape[1], 0), np.float32), np.zeros(0, np.float32)
+    weights = np.stack([weights for weights, _ in fitted], axis=1)
+    return weights, np.array([bias for _, bias in fitted], np.float32)
+
+
+def _fit_row(samples: Samples, route: str, most: int) -> tuple[FloatArray, float]:
+    from sklearn.svm import LinearSVC
+
+    own = (samples.owners == route) & (samples.against == "")
+    rows = _rows(samples, route, own, most) if own.any() else np.zeros(0, np.int64)
+    if own[rows].all():  # nothing to tell it from, or nothing of its own
+        return np.zeros(samples.features.shape[1], np.float32), 1.0 if own.any() else -1.0
+    svc = LinearSVC(C=1.0, intercept_scaling=3.0, tol=1e-2, random_state=0)
+    svc.fit(samples.features[rows], own[rows])
+    return rounded(svc.coef_[0]), float(svc.intercept_[0])
+
+
+def _rows(samples: Samples, route: str, own: np.ndarray, most: int) -> IntArray:
+    """The samples that a row is fitted on."""
+    others = np.flatnonzero(~own & ((samples.against == "") | (samples.against == route)))
+    if len(others) <= most:
+        return np.sort(np.concatenate([np.flatnonzero(own), others]))
+    nearness = (samples.features @ samples.features[own].mean(axis=0))[others]
+    count = most * 2 // 3
+    order = np.argpartition(-nearness, count)
+    nearest, rest = np.split(others[order], [count])
+    chance = np.random.default_rng(crc32(route.encode()))
+    random = chance.choice(rest, most - len(nearest), replace=False)
+    told = others[samples.against[others] == route]
+    return np.unique(np.concatenate([np.flatnonzero(own), nearest, random, told]))
+
+
+def rounded(weights: FloatArray) -> FloatArray:
+    """Weights as multiples of a 127th of the largest, float32."""
+    # A scale of few binary digits: multiples of it are exact, and dividing the largest by 127 gives it back.
+    digits, exponent = np.frexp(np.abs(weights).max(initial=0) / 127)
+    scale = np.ldexp(np.rint(digits * 2**12), exponent - 12).astype(np.float32)
+    return (
+        (np.rint(weights / scale).astype(np.float32) * scale) if scale else np.zeros_like(weights, np.float32)
+    )
+
+
+def folds(owners: Sequence[str], count: int) -> IntArray:
+    """The fold of each sample (n): every route's samples are dealt out in turn."""
+    dealt: dict[str, int] = {}
+    result = np.zeros(len(owners), np.int32)
+    for place, owner in enumerate(owners):
+        dealt[owner] = dealt.get(owner, crc32(owner.encode()) % count) + 1
+        result[place] = dealt[owner] % count
+    return result

@@ -1,0 +1,132 @@
+"""What a router has learned: an immutable value, replaced whole when something changes."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from adapterhub.routing.calibration import Calibration, HeldOut, Policy
+from adapterhub.routing.encoding import Encoder
+from adapterhub.routing.filters import EVERYTHING, RouteFilter
+from adapterhub.routing.fitting import Table, encoder_head, fit_encoder, held_out, samples_of
+from adapterhub.routing.head import fit_rows
+from adapterhub.routing.routes import Route
+from adapterhub.routing.scorer import Part, Scorer
+
+
+@dataclass(frozen=True)
+class RouterModel:
+    """A fitted router.
+
+    Attributes:
+        routes: The routes, by name.
+        negatives: Requests for no adapter.
+        policy: How sure it has to be.
+        table: What was learned from.
+        scorer: Text to scores, in the order of `routes`.
+        calibration: Scores to confidences and thresholds.
+        held_out: What the fit made of examples that it had not seen.
+        changes: Routes added or removed since the last whole fit.
+    """
+
+    routes: tuple[Route, ...]
+    negatives: tuple[str, ...]
+    policy: Policy
+    table: Table
+    scorer: Scorer
+    calibration: Calibration
+    held_out: tuple[HeldOut, ...] = ()
+    changes: int = 0
+
+    @classmethod
+    def fit(
+        cls, routes: Iterable[Route], negatives: Iterable[str], policy: Policy, encoder: Encoder | None = None
+    ) -> Self:
+        """Learns everything anew; the order of routes, examples and negatives has no influence."""
+        ordered, others = tuple(sorted(routes, key=lambda route: route.name)), tuple(sorted(set(negatives)))
+        names = [route.name for route in ordered]
+        table = Table.make(samples_of(ordered, others))
+        scorer, unseen = table.fit(names), list(table.unseen(names)) if names else []
+        if encoder and unseen:
+            head, unseen = fit_encoder(encoder, table, names, unseen)
+            scorer = replace(scorer, encoder=head)
+        seen = held_out(table, names, unseen)
+        return cls(ordered, others, policy, table, scorer, Calibration.fit(seen, policy), tuple(seen))
+
+    def refitted(self) -> RouterModel:
+        """Everything learned anew from the same routes."""
+        head = self.scorer.encoder
+        return self.fit(self.routes, self.negatives, self.policy, head.encoder if head else None)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The routes' names."""
+        return tuple(route.name for route in self.routes)
+
+    @cached_property
+    def ruled(self) -> tuple[int, ...]:
+        """The places of the routes that have rules."""
+        return tuple(place for place, route in enumerate(self.routes) if route.phrases or route.patterns)
+
+    def admitted(self, where: RouteFilter) -> np.ndarray:
+        """Which routes a filter admits (routes); no filter at all is the usual case."""
+        return self._ready if where == EVERYTHING else self._admitted(where)
+
+    @cached_property
+    def _ready(self) -> np.ndarray:
+        return self._admitted(EVERYTHING)
+
+    def _admitted(self, where: RouteFilter) -> np.ndarray:
+        return np.array([where.admits(route) for route in self.routes], dtype=bool)
+
+    @cached_property
+    def version(self) -> str:
+        """A digest of everything that was learned from, and how many changes came after the last whole fit."""
+        parts = [*(route.digest for route in self.routes), *self.negatives, self.policy.model_dump_json()]
+        digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        return f"{digest}+{self.changes}" if self.changes else digest
+
+    def with_route(self, route: Route) -> RouterModel:
+        """This model with a route more, or another in place of one: only its own row is fitted."""
+        model = self.without_route(route.name) if route.name in self.names else self
+        table, scorer = model.table.with_texts(samples_of([route])), model.scorer
+        weights, biases = fit_rows(table.samples, [route.name])
+        fresh = np.zeros(len(table.texts), bool)
+        fresh[table.whole :] = True
+        if len(scorer.parts) > 1:
+            before = scorer.parts[1]
+            padding = ((0, len(weights) - len(before.weights)), (0, 0))
+            weights = np.hstack([np.pad(before.weights, padding), weights])
+            biases = np.concatenate([before.biases, biases])
+        part = Part(table.columns, weights, biases, table.neighbours(fresh))
+        place = bisect(model.names, route.name)
+        routes = (*model.routes[:place], route, *model.routes[place:])
+        return model._changed(routes, table, scorer.with_row(part, place))
+
+    def without_route(self, name: str) -> RouterModel:
+        """This model with a route less; the other rows stay as they are."""
+        place = self.names.index(name)
+        routes = (*self.routes[:place], *self.routes[place + 1 :])
+        return self._changed(routes, self.table.without_route(name), self.scorer.without(name, place))
+
+    def _changed(self, routes: tuple[Route, ...], table: Table, scorer: Scorer) -> RouterModel:
+        if scorer.encoder and routes:
+            head, _ = encoder_head(scorer.encoder.encoder, table, [route.name for route in routes])
+            scorer = replace(scorer, encoder=replace(head, weights=scorer.encoder.weights))
+        names = {route.name for route in routes}
+        return RouterModel(
+            routes,
+            self.negatives,
+            self.policy,
+            table,
+            scorer,
+            self.calibration,
+            tuple(one for one in self.held_out if one.route in names),
+            self.changes + 1,
+        )

@@ -1,0 +1,144 @@
+"""A router as one file: arrays and one JSON text in skops' format, which needs no trusted types and runs no code.
+
+What can be made again from the examples (features, columns, the index of neighbours) is made again; what was fitted is
+kept, the weights in a byte each. A digest over everything tells damage; sizes are checked before anything is unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from adapterhub.errors import RoutingError
+from adapterhub.files import write_atomic
+from adapterhub.routing.calibration import Calibration, HeldOut, Policy
+from adapterhub.routing.encoding import Encoder, EncoderHead
+from adapterhub.routing.features import BUCKETS, FloatArray, Weighting
+from adapterhub.routing.fitting import Table, samples_of
+from adapterhub.routing.model import RouterModel
+from adapterhub.routing.routes import Route
+from adapterhub.routing.scorer import Part, Scorer
+
+FORMAT = 1
+MOST_BYTES = 512 * 2**20
+"""Unpacked size of a file that is read."""
+_MOST_ENTRIES = 64
+
+
+class _Meta(BaseModel):
+    """Everything but arrays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    routes: tuple[Route, ...]
+    negatives: tuple[str, ...]
+    policy: Policy
+    calibration: Calibration
+    held_out: tuple[HeldOut, ...]
+    encoder: Mapping[str, float] | None
+
+
+def save_model(model: RouterModel, path: Path) -> None:
+    """Writes a wholly fitted model."""
+    from skops import io
+
+    head, (part,) = model.scorer.encoder, model.scorer.parts
+    meta = _Meta(
+        format=FORMAT,
+        routes=model.routes,
+        negatives=model.negatives,
+        policy=model.policy,
+        calibration=model.calibration,
+        held_out=model.held_out,
+        encoder=head.weights if head else None,
+    ).model_dump_json()
+    scales = np.abs(part.weights).max(axis=0, initial=0) / np.float32(127)
+    steps = np.rint(part.weights / np.where(scales > 0, scales, 1)).astype(np.int8)
+    arrays = {"steps": steps, "scales": scales, "biases": part.biases, "idf": model.table.weighting.idf}
+    if head:
+        arrays |= {"vectors": head.vectors, "coefficients": head.coefficients}
+    content = {"meta": meta, "digest": _digest(meta, arrays), **arrays}
+    try:
+        write_atomic(path, io.dumps(content, compression=zipfile.ZIP_DEFLATED, compresslevel=6))
+    except OSError as error:
+        raise RoutingError(f"The router could not be written to {path}: {error.strerror}.") from error
+
+
+def load_model(path: Path, encoder: Encoder | None) -> RouterModel:
+    """Reads what `save_model` wrote; errors as for `AdapterRouter.load`."""
+    content = _unpacked(path)
+    try:
+        text, digest = content.pop("meta"), content.pop("digest")
+        if not isinstance(text, str) or digest != _digest(text, content):
+            raise RoutingError(f"The router in {path} is damaged.", hint="Fit it anew.")
+        found = json.loads(text).get("format")
+        if found != FORMAT:
+            raise RoutingError(
+                f"The router in {path} has format {found}; this version reads {FORMAT}.", hint="Fit it anew."
+            )
+        return _model(_Meta.model_validate_json(text), content, encoder)
+    except (KeyError, ValueError, TypeError, AttributeError, ValidationError) as error:
+        raise RoutingError(f"The file {path} holds no router.", hint="Fit it anew.") from error
+
+
+def _unpacked(path: Path) -> dict[str, Any]:
+    from skops import io
+
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+        size = sum(entry.file_size for entry in entries)
+        if size > MOST_BYTES or len(entries) > _MOST_ENTRIES:
+            raise RoutingError(f"The router in {path} would take {size} bytes; {MOST_BYTES} are allowed.")
+        content = io.load(path, trusted=[])
+    except FileNotFoundError as error:
+        raise RoutingError(
+            f"There is no router in {path}.", hint="`adapterhub router fit` makes one."
+        ) from error
+    except RoutingError:
+        raise
+    except Exception as error:  # skops raises whatever its parsers do on bytes that are not its own
+        raise RoutingError(f"The file {path} holds no router.", hint="Fit it anew.") from error
+    if not isinstance(content, dict):
+        raise RoutingError(f"The file {path} holds no router.", hint="Fit it anew.")
+    return content
+
+
+def _model(meta: _Meta, arrays: Mapping[str, FloatArray], encoder: Encoder | None) -> RouterModel:
+    samples = samples_of(meta.routes, meta.negatives)
+    if arrays["idf"].shape != (2 * BUCKETS,):
+        raise ValueError("idf")
+    table = Table.make(samples, Weighting(arrays["idf"]))
+    weights = arrays["steps"].astype(np.float32) * arrays["scales"]
+    if weights.shape != (table.samples.features.shape[1], len(meta.routes) + 1):
+        raise ValueError("weights")
+    near = table.neighbours(np.ones(len(samples), bool))
+    scorer = Scorer.of(table.weighting, Part(table.columns, weights, arrays["biases"], near))
+    if meta.encoder is not None:
+        if encoder is None:
+            raise RoutingError(
+                "This router was trained with an encoder.", hint="Give it: load(path, encoder=...)."
+            )
+        head = EncoderHead(encoder, arrays["vectors"], arrays["coefficients"], meta.encoder)
+        scorer = replace(scorer, encoder=head)
+    return RouterModel(
+        meta.routes, meta.negatives, meta.policy, table, scorer, meta.calibration, meta.held_out
+    )
+
+
+def _digest(meta: str, arrays: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(meta.encode("utf-8", "surrogatepass"))
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"\n{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
