@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 BUCKETS = 2**15
 """Buckets of each of the two blocks: words first, then letters."""
@@ -133,4 +134,6 @@ def matrix(vectors: Sequence[Vector], columns: IntArray, width: int) -> csr_arra
     starts = np.cumsum([0, *(int(mask.sum()) for mask in kept)]).astype(np.int32)
     indices = np.concatenate([place[mask] for place, mask in zip(places, kept, strict=True)])
     values = np.concatenate([vector.values[mask] for vector, mask in zip(vectors, kept, strict=True)])
-    return csr_array((values, indices.astype(np.int32), starts), shape=(len(vectors), width))
+    rows = csr_array((values, indices.astype(np.int32), starts), shape=(len(vectors), width))
+    rows.sort_indices()  # once, and not in each fit
+    return rows

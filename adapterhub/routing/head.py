@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
 
-from adapterhub.routing.features import FloatArray, IntArray
+from adapterhub.routing.features import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 NONE = "~none"
 """The row of requests that are for no adapter; no adapter can be called that."""
-WORK = 600_000
-"""Samples that all rows together are fitted against, about; of many routes, each sees a part of the others' samples."""
-LEAST = 300
+COUNTEREXAMPLES = 20
+"""Others' samples that a row is fitted against, for each of its own; two thirds of them the nearest, the rest random."""
+LEAST = 200
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,26 @@ class Samples:
     owners: np.ndarray
     against: np.ndarray
 
-    def without(self, held_out: np.ndarray) -> Samples:
+    @cached_property
+    def general(self) -> BoolArray:
+        """Which samples count for every route (n)."""
+        return np.asarray(self.against == "")
+
+    @cached_property
+    def _codes(self) -> tuple[dict[str, int], IntArray]:
+        names, codes = np.unique(self.owners.astype(str), return_inverse=True)
+        return {name: code for code, name in enumerate(names.tolist())}, codes
+
+    def of(self, route: str) -> BoolArray:
+        """Which samples are the route's own (n)."""
+        names, codes = self._codes
+        return np.asarray(codes == names.get(route, -1)) & self.general
+
+    def usable(self, route: str) -> BoolArray:
+        """Which samples its row may be fitted on (n)."""
+        return self.general if self.general.all() else self.general | (self.against == route)
+
+    def without(self, held_out: BoolArray) -> Samples:
         """All but some samples; `held_out` is a mask (n)."""
         kept = ~held_out
         return Samples(self.features[kept], self.owners[kept], self.against[kept])
@@ -67,20 +87,19 @@ def fit_rows(samples: Samples, routes: Iterable[str]) -> tuple[FloatArray, Float
     """
     from sklearn import config_context
 
-    most = max(LEAST, WORK // len(set(samples.owners)))
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        fitted = [_fit_row(samples, route, most) for route in routes]
+        fitted = [_fit_row(samples, route) for route in routes]
     if not fitted:
         return np.zeros((samples.features.shape[1], 0), np.float32), np.zeros(0, np.float32)
     weights = np.stack([weights for weights, _ in fitted], axis=1)
     return weights, np.array([bias for _, bias in fitted], np.float32)
 
 
-def _fit_row(samples: Samples, route: str, most: int) -> tuple[FloatArray, float]:
+def _fit_row(samples: Samples, route: str) -> tuple[FloatArray, float]:
     from sklearn.svm import LinearSVC
 
-    own = (samples.owners == route) & (samples.against == "")
-    rows = _rows(samples, route, own, most) if own.any() else np.zeros(0, np.int64)
+    own = samples.of(route)
+    rows = _rows(samples, route, own) if own.any() else np.zeros(0, np.int64)
     if own[rows].all():  # nothing to tell it from, or nothing of its own
         return np.zeros(samples.features.shape[1], np.float32), 1.0 if own.any() else -1.0
     svc = LinearSVC(C=1.0, intercept_scaling=3.0, tol=1e-2, random_state=0)
@@ -88,9 +107,10 @@ def _fit_row(samples: Samples, route: str, most: int) -> tuple[FloatArray, float
     return rounded(svc.coef_[0]), float(svc.intercept_[0])
 
 
-def _rows(samples: Samples, route: str, own: np.ndarray, most: int) -> IntArray:
+def _rows(samples: Samples, route: str, own: BoolArray) -> IntArray:
     """The samples that a row is fitted on."""
-    others = np.flatnonzero(~own & ((samples.against == "") | (samples.against == route)))
+    others = np.flatnonzero(~own & samples.usable(route))
+    most = max(LEAST, COUNTEREXAMPLES * int(own.sum()))
     if len(others) <= most:
         return np.sort(np.concatenate([np.flatnonzero(own), others]))
     nearness = (samples.features @ samples.features[own].mean(axis=0))[others]
@@ -99,7 +119,7 @@ def _rows(samples: Samples, route: str, own: np.ndarray, most: int) -> IntArray:
     nearest, rest = np.split(others[order], [count])
     chance = np.random.default_rng(crc32(route.encode()))
     random = chance.choice(rest, most - len(nearest), replace=False)
-    told = others[samples.against[others] == route]
+    told = np.flatnonzero(samples.usable(route) & ~samples.general)
     return np.unique(np.concatenate([np.flatnonzero(own), nearest, random, told]))
 
 
