@@ -42,7 +42,7 @@ class Bank:
         self._layers: dict[str, int] = {}  # to their place in the shrink
         self._out: dict[str, int] = {}
         self._rank = 0
-        self._loaded: dict[int, Mapping[str, LoraDelta]] = {}
+        self._loaded: dict[int, dict[str, LoraDelta]] = {}
         self._a = self._zeros(0, 0, 0)
         self._views: dict[tuple[str, int, int], torch.Tensor] = {}
         self._b: dict[str, torch.Tensor] = {}
@@ -55,8 +55,10 @@ class Bank:
         return sum(t.nbytes for t in (self._a, *self._b.values(), *self._scale.values()))
 
     def load(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
-        """Puts an adapter into a slot: layer name -> what it changes there."""
-        self.clear(slot)
+        """Puts an adapter into a slot, in place of what it held: layer name -> what it changes there."""
+        for name, delta in list(self._loaded.get(slot, {}).items()):
+            if name not in deltas or not deltas[name].covers(delta):
+                self._wipe(slot, name)
         rank = max(self._rank, *(delta.a.shape[0] for delta in deltas.values()))
         new = [name for name in deltas if name not in self._out]
         if rank > self._rank or new:
@@ -65,12 +67,8 @@ class Bank:
 
     def clear(self, slot: int) -> None:
         """Empties a slot; an empty one is left as it is."""
-        for name, delta in self._loaded.pop(slot, {}).items():
-            self._shrink_of(slot, name)[:, : delta.a.shape[0]].zero_()
-            self._b[name][slot, : delta.a.shape[0]].zero_()
-            if slot in self._scaled[name]:
-                self._scale[name][slot].fill_(1)
-                self._scaled[name].discard(slot)
+        for name in list(self._loaded.get(slot, ())):
+            self._wipe(slot, name)
 
     def apply(
         self, name: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None, step: TokenSlots
@@ -139,16 +137,24 @@ class Bank:
         return self._views[key]
 
     def _write(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
-        self._loaded[slot] = deltas  # first, so that `clear` wipes out what a failure leaves half done
+        self._loaded[slot] = dict(deltas)  # first, so that `clear` wipes out what a failure leaves half done
         for name, delta in deltas.items():
-            rank = delta.a.shape[0]
-            self._shrink_of(slot, name)[:, :rank] = delta.a.T
-            self._b[name][slot, :rank] = delta.b.T
+            a, b = self._factors(slot, name, delta)
+            a.copy_(delta.a.T)
+            b.copy_(delta.b.T)
             if delta.column_scale is not None:
                 if name not in self._scale:
                     self._scale[name] = self._zeros(self._slots, self._out[name]).fill_(1)
                 self._scale[name][slot] = delta.column_scale
                 self._scaled[name].add(slot)
+
+    def _wipe(self, slot: int, name: str) -> None:
+        """Empties a slot of what its adapter changes in a layer."""
+        for factor in self._factors(slot, name, self._loaded[slot].pop(name)):
+            factor.zero_()
+        if slot in self._scaled[name]:
+            self._scale[name][slot].fill_(1)
+            self._scaled[name].discard(slot)
 
     def _grow(self, rank: int, layers: Mapping[str, int]) -> None:
         """Makes room for a higher rank or further layers; what is resident is written anew."""
@@ -166,10 +172,10 @@ class Bank:
         for slot, deltas in resident.items():
             self._write(slot, deltas)
 
-    def _shrink_of(self, slot: int, name: str) -> torch.Tensor:
-        """A layer's part of the shrink of a slot, shape (in, rank)."""
-        place = self._layers[name] * self._rank
-        return self._a[slot, :, place : place + self._rank]
+    def _factors(self, slot: int, name: str, delta: LoraDelta) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where in a slot a layer's change is: (in, r) of the shrink, and (r, out)."""
+        place, rank = self._layers[name] * self._rank, delta.a.shape[0]
+        return self._slot_of(_SHRINK, slot)[:, place : place + rank], self._slot_of(name, slot)[:rank]
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(*shape, dtype=self._dtype, device=self._device)

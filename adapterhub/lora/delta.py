@@ -27,6 +27,11 @@ class LoraDelta:
         scale = 0 if self.column_scale is None else self.column_scale.nbytes
         return self.a.nbytes + self.b.nbytes + scale
 
+    def covers(self, other: LoraDelta) -> bool:
+        """Whether this change, written over another, leaves nothing of it."""
+        scaled = self.column_scale is not None or other.column_scale is None
+        return scaled and self.a.shape[0] >= other.a.shape[0]
+
     def to(self, dtype: torch.dtype) -> LoraDelta:
         """The same change in another dtype."""
         scale = None if self.column_scale is None else self.column_scale.to(dtype)

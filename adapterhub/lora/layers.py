@@ -80,10 +80,11 @@ class AdapterLayers:
 
     def load(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
         """Puts an adapter into a slot, in place of what it held: module name -> change."""
-        self.clear(slot)
         banks: dict[str, dict[str, LoraDelta]] = {}
         for name, delta in deltas.items():
             banks.setdefault(_bank_name(name), {})[name] = delta
+        for left in self._banks.keys() - banks.keys():
+            self._banks[left].clear(slot)
         for bank, changes in banks.items():
             for name in changes:
                 self._wrap(name, bank)

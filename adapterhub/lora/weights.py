@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from adapterhub.errors import AdapterHubError, AdapterIncompatibleError
+from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.lora.blend import concatenate
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.source import AdapterSource
 from adapterhub.models import dense_weight
 from adapterhub.registry.checks import check_fit, check_shapes
 from adapterhub.registry.peft_format import WEIGHTS_FILE, AdapterConfig, LoraSettings, Part, parse_tensor_name
-from adapterhub.safetensors_header import read_header
+from adapterhub.safetensors_header import TensorInfo, read_header
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_source(
@@ -60,11 +62,20 @@ def load_deltas(
         AdapterInvalidError: The files are damaged.
         AdapterIncompatibleError: It is a kind of adapter that cannot be served, or does not fit the base.
     """
-    settings = AdapterConfig.read(folder).settings
+    settings, header = AdapterConfig.read(folder).settings, read_header(folder / WEIGHTS_FILE)
     # The registry has checked all this, but not against this base, and files may have changed since.
-    check_fit(check_shapes(settings, read_header(folder / WEIGHTS_FILE)), shapes)
-    modules = _read_tensors(folder)
-    return {module: _delta(model, module, parts, settings, dtype) for module, parts in modules.items()}
+    check_fit(check_shapes(settings, header), shapes)
+    # DoRA divides by a norm of the factors, which must not have been rounded by then.
+    modules = _read(folder, header, settings, torch.float32 if settings.use_dora else dtype)
+    for module in modules:
+        if module not in shapes:
+            raise AdapterIncompatibleError(
+                f"The adapter calls a layer {module!r}, which the loaded base calls otherwise.",
+                hint="It was trained on the inner model; train it on the causal language model.",
+            )
+    device = model.device
+    deltas = {module: _delta(model, module, parts, device) for module, parts in modules.items()}
+    return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
 
 
 def read_deltas(folder: Path) -> dict[str, LoraDelta]:
@@ -78,8 +89,8 @@ def read_deltas(folder: Path) -> dict[str, LoraDelta]:
         AdapterIncompatibleError: It is a kind of adapter that cannot be served, or uses DoRA: what that changes
             depends on the base's weights.
     """
-    settings = AdapterConfig.read(folder).settings
-    check_shapes(settings, read_header(folder / WEIGHTS_FILE))
+    settings, header = AdapterConfig.read(folder).settings, read_header(folder / WEIGHTS_FILE)
+    check_shapes(settings, header)
     if settings.use_dora:
         raise AdapterIncompatibleError(
             "An adapter with DoRA cannot be blended into a stored one: its magnitudes belong to its own matrices "
@@ -87,10 +98,8 @@ def read_deltas(folder: Path) -> dict[str, LoraDelta]:
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
     return {
-        module: LoraDelta(
-            parts["lora_A"].to(torch.float32, copy=True), parts["lora_B"].float() * settings.scaling(module)
-        )
-        for module, parts in _read_tensors(folder).items()
+        module: LoraDelta(parts["lora_A"], parts["lora_B"])
+        for module, parts in _read(folder, header, settings, torch.float32).items()
     }
 
 
@@ -103,35 +112,47 @@ def _load_part(
         raise type(error)(f"Its part {part.name}: {error.message}", hint=error.hint) from error
 
 
-def _read_tensors(folder: Path) -> dict[str, dict[Part, torch.Tensor]]:
+def _read(
+    folder: Path, header: Mapping[str, TensorInfo], settings: LoraSettings, dtype: torch.dtype
+) -> dict[str, dict[Part, torch.Tensor]]:
+    """An adapter's tensors, module by module, in one piece of memory of their own; lora_B is scaled.
+
+    lora_B lies there column by column, as banks have it, so that filling a slot is plain copying.
+    """
+    memory = torch.empty(sum(math.prod(info.shape) for info in header.values()), dtype=dtype)
     modules: dict[str, dict[Part, torch.Tensor]] = {}
-    for name, tensor in load_file(folder / WEIGHTS_FILE).items():
+    place = 0
+    for name, tensor in _tensors(folder / WEIGHTS_FILE, header):
         module, part = parse_tensor_name(name)
-        modules.setdefault(module, {})[part] = tensor
+        if part == "lora_B":
+            kept = memory.as_strided(tensor.shape, (1, len(tensor)), place)
+            torch.mul(tensor.float(), settings.scaling(module), out=kept)
+        else:
+            kept = memory.as_strided(tensor.shape, tensor.stride(), place).copy_(tensor)
+        modules.setdefault(module, {})[part] = kept
+        place += tensor.numel()
     return modules
 
 
-def _delta(
-    model: Any, module: str, parts: Mapping[Part, torch.Tensor], settings: LoraSettings, dtype: torch.dtype
-) -> LoraDelta:
-    layer = _layer(model, module)
-    device = layer.weight.device
-    # A copy: safetensors maps the file, and what is kept must not change, or vanish, with it.
-    a = parts["lora_A"].to(device, torch.float32, copy=True)
-    b = parts["lora_B"].to(device, torch.float32) * settings.scaling(module)
-    scale = None
-    if settings.use_dora:
-        norm = (dense_weight(layer) + b @ a).norm(dim=1)
-        scale = (parts["lora_magnitude_vector"].to(device, torch.float32) / norm).to(dtype)
-    return LoraDelta(a.to(dtype), b.to(dtype), scale)
+def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor of a file, in memory that the next one overwrites.
+
+    The file is not mapped: what is kept must not change, or vanish, with it.
+    """
+    memory = memoryview(bytearray(max(info.end - info.start for info in header.values())))
+    with path.open("rb", buffering=0) as file:
+        file.seek(min(info.start for info in header.values()))
+        for name, info in header.items():  # in the order of the bytes, without holes
+            data = memory[: info.end - info.start]
+            if file.readinto(data) < len(data):
+                raise AdapterInvalidError(f"{path.name} became shorter while it was read.")
+            yield name, torch.frombuffer(data, dtype=_DTYPES[info.dtype]).view(info.shape)
 
 
-def _layer(model: Any, module: str) -> Any:
-    try:
-        layer = model.get_submodule(module)
-    except AttributeError as error:
-        raise AdapterIncompatibleError(
-            f"The adapter calls a layer {module!r}, which the loaded base calls otherwise.",
-            hint="It was trained on the inner model; train it on the causal language model.",
-        ) from error
-    return getattr(layer, "base", layer)
+def _delta(model: Any, module: str, parts: Mapping[Part, torch.Tensor], device: torch.device) -> LoraDelta:
+    a, b = parts["lora_A"].to(device), parts["lora_B"].to(device)
+    if "lora_magnitude_vector" not in parts:
+        return LoraDelta(a, b)
+    layer = model.get_submodule(module)
+    norm = (dense_weight(getattr(layer, "base", layer)) + b @ a).norm(dim=1)
+    return LoraDelta(a, b, parts["lora_magnitude_vector"].to(device) / norm)

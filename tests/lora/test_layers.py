@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
@@ -12,6 +13,7 @@ from adapterhub.lora.layers import AdapterLayers
 from adapterhub.lora.slots import TokenSlots
 from adapterhub.lora.weights import load_deltas
 from adapterhub.models import Base, load_base
+from adapterhub.safetensors_header import read_header
 from tests.tiny import ALL_LINEAR, make_adapter, make_base
 
 KINDS = ["llama", "mistral", "qwen2", "gpt2"]
@@ -133,6 +135,33 @@ def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
     base = load_base(tiny_base)
     with pytest.raises(AdapterInvalidError, match="cut short"):
         load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, tiny_base: Path, monkeypatch):
+    adapter = make_adapter(tmp_path / "a", tiny_base)
+    weights = adapter / "adapter_model.safetensors"
+    header = read_header(weights)
+    weights.write_bytes(weights.read_bytes()[:-8])
+    monkeypatch.setattr("adapterhub.lora.weights.read_header", lambda path: header)
+    base = load_base(tiny_base)
+    with pytest.raises(AdapterInvalidError, match="shorter"):
+        load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_factors_of_any_dtype_are_rounded_once(tmp_path: Path, tiny_base: Path, stored, kept):
+    adapter = make_adapter(tmp_path / "a", tiny_base, r=8, lora_alpha=3)
+    weights = adapter / "adapter_model.safetensors"
+    tensors = {name: tensor.to(stored) for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights)
+    base = load_base(tiny_base)
+    deltas = load_deltas(adapter, base.model, base.linear_shapes, dtype=kept)
+    assert 2 * len(deltas) == len(tensors)
+    for name, delta in deltas.items():
+        a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
+        assert torch.equal(delta.a, a.to(kept))
+        assert torch.equal(delta.b, (b * (3 / 8)).to(kept))
 
 
 def test_what_was_read_does_not_change_with_the_file(tmp_path: Path, tiny_base: Path):
