@@ -38,12 +38,14 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: nn.Module, name: str, bank: Bank, step: _Step) -> None:
         super().__init__()
         self.base = base
+        # Not through the module's call: then a layer without an adapter costs what it did before it was wrapped.
+        self._forward = base.forward
         self._name = name
         self._bank = bank
         self._step = step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.base(x)
+        y: torch.Tensor = self._forward(x)
         tokens = self._step.tokens
         if tokens is None:
             return y
