@@ -25,6 +25,8 @@ from adapterhub.prompts import PromptStyle
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.request_maker import Options, Prepared, Prompt, RequestMaker, names_adapter
 from adapterhub.routing.decision import RouteDecision
+from adapterhub.routing.filters import EVERYTHING, RouteFilter
+from adapterhub.routing.router import AdapterRouter
 from adapterhub.structure import OutputFormat
 
 if TYPE_CHECKING:
@@ -52,24 +54,33 @@ class AdapterHub:
     Args:
         registry: The adapters.
         engine: What generates; `EchoEngine()` needs no model.
+        router: What `AdapterRouter.from_cards` takes beside cards, such as `policy`, `fallback`, `log` or `encoder`.
     """
 
-    def __init__(self, registry: AdapterRegistry, engine: Engine) -> None:
+    def __init__(
+        self, registry: AdapterRegistry, engine: Engine, *, router: Mapping[str, Any] | None = None
+    ) -> None:
         self.registry = registry
         self._engine = engine
         self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
         self._known: set[str] = set()  # references that `set_adapter` has found before
-        self._maker = RequestMaker(registry, engine)
+        self._maker = RequestMaker(registry, engine, router)
 
     @classmethod
     def from_pretrained(
-        cls, base: str | Path | None = None, registry: str | Path | None = None, **settings: Any
+        cls,
+        base: str | Path | None = None,
+        registry: str | Path | None = None,
+        *,
+        router: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> Self:
         """Loads a base and opens a registry.
 
         Args:
             base: `"adapterhub-demo"`, a folder or a hub id; if not given, the base that the registry's cards name.
             registry: The folder of adapters; if not given, see `HubConfig.registry`.
+            router: As for the constructor.
             **settings: Further fields of `HubConfig`, such as `quantization="nf4"` or `device="auto"`.
 
         Raises:
@@ -90,7 +101,7 @@ class AdapterHub:
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-        return cls(adapters, BatchingEngine(loaded, limits))
+        return cls(adapters, BatchingEngine(loaded, limits), router=router)
 
     @property
     def engine(self) -> Engine:
@@ -127,17 +138,27 @@ class AdapterHub:
         finally:
             self._active.reset(token)
 
-    def route(self, prompt: Prompt) -> RouteDecision:
+    @property
+    def router(self) -> AdapterRouter:
+        """The router, in step with the registry.
+
+        Raises:
+            RoutingError: No card of an adapter for this base has anything to route by.
+        """
+        return self._maker.router
+
+    def route(self, prompt: Prompt, *, where: RouteFilter = EVERYTHING) -> RouteDecision:
         """Says which adapter should answer; those for another base are no candidates.
 
         Args:
             prompt: A text or messages; of messages, the last one by the user counts.
+            where: Narrows the adapters that may be chosen.
 
         Raises:
             ConfigError: The prompt is empty.
             RoutingError: No card of an adapter for this base has anything to route by.
         """
-        return self._maker.route(prompt)
+        return self._maker.route(prompt, where)
 
     # Answering
 

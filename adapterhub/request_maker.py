@@ -16,6 +16,8 @@ from adapterhub.prompts import Message, PromptStyle, check_text, choose_style, c
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
 from adapterhub.registry.blends import Blend
 from adapterhub.routing.decision import RouteDecision
+from adapterhub.routing.filters import EVERYTHING, RouteFilter
+from adapterhub.routing.following import RouterFollowing
 from adapterhub.routing.router import AdapterRouter
 from adapterhub.sampling import SamplingParams
 from adapterhub.structure import FORMS, OutputFormat
@@ -85,12 +87,15 @@ class RequestMaker:
     Args:
         registry: The adapters.
         engine: Whose tokenizer and base they are for.
+        router: What `AdapterRouter.from_cards` takes beside cards, such as `policy` or `log`.
     """
 
-    def __init__(self, registry: AdapterRegistry, engine: Engine) -> None:
+    def __init__(
+        self, registry: AdapterRegistry, engine: Engine, router: Mapping[str, Any] | None = None
+    ) -> None:
         self._registry = registry
         self._engine = engine
-        self._router: tuple[object, AdapterRouter] | None = None
+        self._router = RouterFollowing(registry, lambda card: not self._difference(card), router or {})
 
     def make(
         self,
@@ -127,11 +132,14 @@ class RequestMaker:
         source = self._source_of(blend) if blend else None
         return Prepared(Request(tokens, source, sampling, structure, options.priority), blend, route)
 
-    def route(self, prompt: Prompt) -> RouteDecision:
+    @property
+    def router(self) -> AdapterRouter:
+        """The router for the registry as it is now."""
+        return self._router.current()
+
+    def route(self, prompt: Prompt, where: RouteFilter = EVERYTHING) -> RouteDecision:
         """Says which adapter should answer; see `AdapterHub.route`."""
-        messages = conversation(prompt)
-        asked = [message for message in messages if message["role"] == "user"] or messages
-        return self._current_router().route(str(asked[-1].get("content") or ""))
+        return self.router.route(conversation(prompt), where=where)
 
     def style(self, adapter: str | None) -> PromptStyle:
         """The form in which an adapter's prompts are written."""
@@ -183,10 +191,3 @@ class RequestMaker:
             for card, weight in blend.parts
         ]
         return parts[0][0] if blend.is_plain else AdapterSource.blend(blend.ref, parts)
-
-    def _current_router(self) -> AdapterRouter:
-        cards = [card for card in self._registry.list() if not self._difference(card)]
-        state = [(card.name, card.digest, card.updated_at) for card in cards]
-        if self._router is None or self._router[0] != state:
-            self._router = (state, AdapterRouter.from_cards(cards))
-        return self._router[1]

@@ -146,6 +146,16 @@ class AdapterRegistry:
         """
         return [card for name in self._layout.names() if (card := self._readable(name))]
 
+    def stamp(self) -> tuple[int, ...]:
+        """A value that is another one after any `AdapterRegistry`, in any process, has changed something.
+
+        Costs two calls of `stat`. Edits of files by other means are not seen.
+        """
+        # Every change passes through a folder of its own in the staging folder, whose time it sets.
+        return tuple(
+            folder.stat().st_mtime_ns if folder.exists() else 0 for folder in (self.root, self.root / STAGING)
+        )
+
     def versions(self, name: str) -> Cards:
         """The cards of all versions of one adapter, oldest first; damaged ones are left out as in `list`.
 

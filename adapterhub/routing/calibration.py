@@ -8,13 +8,15 @@ of one script say little about another, so each script with enough examples has 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapterhub.routing.features import FloatArray
+from adapterhub.routing.features import BoolArray, FloatArray
+from adapterhub.routing.head import NONE
 
 ENOUGH = 50
 """Held-out requests from which on a script has a curve of its own."""
@@ -28,7 +30,9 @@ class Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     retention: float = Field(default=0.95, gt=0, le=1)
-    """The share of requests for some adapter that shall not be sent to the base."""
+    """The share of requests for some adapter that shall not be sent to the base, at least."""
+    refusal: float = Field(default=0.95, gt=0, le=1)
+    """Once this share of the held-out requests for no adapter is sent to the base, no more of the others is."""
     precision: float | None = Field(default=None, gt=0, le=1)
     """In place of `retention`: the share of the requests sent to an adapter that shall be right."""
     margin: float = Field(default=0.0, ge=0)
@@ -36,7 +40,7 @@ class Policy(BaseModel):
 
 
 class HeldOut(NamedTuple):
-    """What a router that never saw a request made of it."""
+    """What a router that never saw a request made of it; `route` is `NONE` if it belongs to no adapter."""
 
     text: str
     route: str
@@ -78,12 +82,12 @@ class Calibration(BaseModel):
 
     @classmethod
     def fit(cls, held_out: Sequence[HeldOut], policy: Policy) -> Calibration:
-        """Curves from held-out requests that belong to some route."""
-        scripts: dict[str, list[HeldOut]] = {}
-        for one in held_out:
-            scripts.setdefault(one.script, []).append(one)
+        """Curves from held-out requests."""
+        inside = Counter(one.script for one in held_out if one.route != NONE)
         own = {
-            script: _curve(found, policy) for script, found in sorted(scripts.items()) if len(found) >= ENOUGH
+            script: _curve([one for one in held_out if one.script == script], policy)
+            for script in sorted(inside)
+            if inside[script] >= ENOUGH
         }
         return cls(general=_curve(held_out, policy), by_script=own)
 
@@ -93,17 +97,20 @@ class Calibration(BaseModel):
 
 
 def _curve(held_out: Sequence[HeldOut], policy: Policy) -> Curve:
-    if len(held_out) < FEW:
-        return PRIOR
     scores = np.array([one.score for one in held_out])
-    right = np.array([one.right for one in held_out])
-    slope, offset = _platt(scores, right)
+    right = np.array([one.right for one in held_out], dtype=bool)
+    inside = np.array([one.route != NONE for one in held_out], dtype=bool)
+    if inside.sum() < FEW:
+        return PRIOR
+    slope, offset = _platt(scores, right, _weights(inside))
     curve = Curve(slope=slope, offset=offset, threshold=0)
-    wanted = _wanted_score(scores, right, policy)
+    wanted = _wanted_score(scores[inside], right[inside], policy)
+    if policy.precision is None and (~inside).sum() >= FEW:
+        wanted = min(wanted, float(np.quantile(scores[~inside], policy.refusal)))
     return curve.model_copy(update={"threshold": curve.confidence(wanted)})
 
 
-def _wanted_score(scores: FloatArray, right: np.ndarray, policy: Policy) -> float:
+def _wanted_score(scores: FloatArray, right: BoolArray, policy: Policy) -> float:
     """The score to reach for the policy's target."""
     if policy.precision is None:
         return float(np.quantile(scores, 1 - policy.retention))
@@ -112,21 +119,25 @@ def _wanted_score(scores: FloatArray, right: np.ndarray, policy: Policy) -> floa
     return float(scores[order][np.flatnonzero(precise)[-1]]) if precise.any() else float(scores.max())
 
 
-def _platt(scores: FloatArray, right: np.ndarray) -> tuple[float, float]:
+def _weights(inside: BoolArray) -> FloatArray:
+    """How much each held-out request counts (n): those for no adapter together at most as much as the others."""
+    own, others = int(inside.sum()), int((~inside).sum())
+    return np.where(inside, 1.0, min(1.0, own / max(1, others)))
+
+
+def _platt(scores: FloatArray, right: BoolArray, weights: FloatArray) -> tuple[float, float]:
     """Slope and offset of the curve; each point counts for both outcomes, by the softened share of its own."""
     from sklearn.linear_model import LogisticRegression
 
-    hits = int(right.sum())
-    share = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
+    hits, misses = float(weights[right].sum()), float(weights[~right].sum())
+    share = np.where(right, (hits + 1) / (hits + 2), 1 / (misses + 2))
     curve = LogisticRegression(C=1e4, max_iter=1000).fit(
         np.concatenate([scores, scores])[:, None],
         np.repeat([1, 0], len(scores)),
-        sample_weight=np.concatenate([share, 1 - share]),
+        sample_weight=np.concatenate([share * weights, (1 - share) * weights]),
     )
     slope = float(curve.coef_[0, 0])
     # A slope that is not positive says that these scores tell nothing; a flat curve says the same.
     return (
-        (slope, float(curve.intercept_[0]))
-        if slope > 1e-3
-        else (1e-3, math.log((hits + 1) / (len(right) - hits + 1)))
+        (slope, float(curve.intercept_[0])) if slope > 1e-3 else (1e-3, math.log((hits + 1) / (misses + 1)))
     )

@@ -31,7 +31,10 @@ BUCKETS = 2**15
 WORD_WEIGHT = 0.7
 """The length of the word block beside 1 for the letter block."""
 _LONGEST_PART = 40
+_DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"\w+")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_DIGITS = re.compile(r"\d+")
 
 
 class Vector(NamedTuple):
@@ -42,9 +45,9 @@ class Vector(NamedTuple):
 
 
 def normalised(text: str) -> str:
-    """A text with one spelling of each letter: compatibility forms folded, lower case, Russian ё as е."""
+    """A text with one spelling of each letter: compatibility forms folded, lower case, Russian ё as е, digits as 0."""
     folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    return folded.lower().replace("ё", "е")
+    return _DIGIT.sub("0", folded.lower().replace("ё", "е"))
 
 
 def buckets(text: str) -> list[int]:
@@ -71,7 +74,16 @@ def grams(text: str) -> dict[int, str]:
 
 def _word_grams(text: str) -> list[str]:
     words = _WORD.findall(text)
-    return words + [f"{first} {second}" for first, second in pairwise(words)]
+    shapes = [_shape(part) for part in text.split() if not part.isalpha()]
+    return (
+        words + [f"{first} {second}" for first, second in pairwise(words)] + [s for s in shapes if s != "~a"]
+    )
+
+
+def _shape(part: str) -> str:
+    """What is left of a part when each run of letters or digits becomes one: `f(x)`, `name_12` and `12:30` have one."""
+    bare = part.strip(".,;:!?\"'")[:_LONGEST_PART]
+    return f"~{_LETTERS.sub('a', _DIGITS.sub('0', bare))}"
 
 
 def _letter_grams(part: str) -> list[str]:

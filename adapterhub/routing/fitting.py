@@ -24,7 +24,7 @@ from adapterhub.routing.features import (
 from adapterhub.routing.head import NONE, Samples, fit_rows, folds
 from adapterhub.routing.neighbours import Neighbours
 from adapterhub.routing.routes import Route
-from adapterhub.routing.scorer import Part, Scorer
+from adapterhub.routing.scorer import LENGTH, Part, Scorer
 from adapterhub.routing.text import read
 
 FEW_EXAMPLES = 400
@@ -33,25 +33,50 @@ ENOUGH_HELD_OUT = 1_500
 """Held-out examples after which no further part is held out."""
 
 
+RESEMBLING = 0.4
+"""Cosine to a route's sample from which on a request of the shipped list is left out."""
+
+
 class Sample(NamedTuple):
-    """A text to learn from: its route, or the one route that it is a counterexample of."""
+    """A text to learn from: its route, or the one route that it is a counterexample of.
+
+    Attributes:
+        text: The text.
+        owner: Its route, or `NONE`.
+        against: The one route that it is a counterexample of, or "".
+        is_request: Whether it stands for requests, and so is held out in its turn.
+    """
 
     text: str
     owner: str
     against: str = ""
-    is_example: bool = False
+    is_request: bool = False
 
 
 def samples_of(routes: Iterable[Route], negatives: Iterable[str] = ()) -> list[Sample]:
     """Every text of the routes, and requests for no adapter less those that are an adapter's own."""
     found: list[Sample] = []
     for route in routes:
-        found += [Sample(text, route.name, is_example=True) for text in route.examples]
+        found += [Sample(text, route.name, is_request=True) for text in route.examples]
         found += [Sample(text, route.name) for text in route.about]
         found += [Sample(text, NONE, route.name) for text in route.negatives]
     claimed = {normalised(sample.text) for sample in found if not sample.against}
     others = sorted({text for text in negatives if normalised(text) not in claimed})
-    return found + [Sample(text, NONE) for text in others]
+    return found + [Sample(text, NONE, is_request=True) for text in others]
+
+
+def unlike(texts: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
+    """Those of the texts, as requests for no adapter, that resemble nothing that speaks for a route."""
+    owned = [buckets(sample.text) for sample in samples if sample.owner != NONE]
+    given = [buckets(text) for text in texts]
+    weighting = Weighting.fit([*owned, *given])
+    theirs, ours = ([weighting.vector(one) for one in found] for found in (given, owned))
+    columns, width = _widened(np.full(2 * BUCKETS, -1, np.int32), ours)
+    products = matrix(theirs, columns, width) @ matrix(ours, columns, width).T
+    alike = (
+        products.max(axis=1).toarray() / LENGTH**2 > RESEMBLING if owned and given else np.zeros(len(given))
+    )
+    return [Sample(text, NONE, is_request=True) for text, near in zip(texts, alike, strict=True) if not near]
 
 
 class Unseen(NamedTuple):
@@ -134,14 +159,12 @@ class Table:
         return Neighbours(self.samples.features[places], texts, self.samples.owners[places])
 
     def unseen(self, routes: Sequence[str]) -> Iterator[Unseen]:
-        """What rows that never saw an example make of it."""
-        owners = [sample.owner for sample in self.texts if sample.is_example]
-        if not owners:
-            return
+        """What rows that never saw a request make of it."""
+        owners = [sample.owner for sample in self.texts if sample.is_request]
         count = 10 if len(owners) < FEW_EXAMPLES else 5
         dealt = np.full(len(self.texts), -1)
-        dealt[[sample.is_example for sample in self.texts]] = folds(owners, count)
-        for fold in range(min(count, math.ceil(ENOUGH_HELD_OUT * count / len(owners)))):
+        dealt[[sample.is_request for sample in self.texts]] = folds(owners, count)
+        for fold in range(min(count, math.ceil(ENOUGH_HELD_OUT * count / max(1, len(owners))))):
             mask = dealt == fold
             if mask.any():
                 scorer = self.fit(routes, held_out=mask)
@@ -151,7 +174,7 @@ class Table:
 
 
 def held_out(table: Table, routes: Sequence[str], unseen: Iterable[Unseen]) -> list[HeldOut]:
-    """The best route of each example that was not seen."""
+    """The best route of each request that was not seen."""
     found = []
     for one in unseen:
         best = int(one.scores.argmax())

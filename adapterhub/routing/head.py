@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NONE = "~none"
 """The row of requests that are for no adapter; no adapter can be called that."""
 COUNTEREXAMPLES = 20
-"""Others' samples that a row is fitted against, for each of its own; two thirds of them the nearest, the rest random."""
+"""Others' samples that a row is fitted against, for each of its own: two thirds the nearest, the rest random."""
 LEAST = 200
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from adapterhub.routing.calibration import HeldOut
 from adapterhub.routing.features import normalised
+from adapterhub.routing.head import NONE
 from adapterhub.routing.model import RouterModel
 from adapterhub.routing.routes import Route
 
@@ -76,7 +77,7 @@ def _mixed_up(held_out: Sequence[HeldOut]) -> Iterator[Finding]:
     asked = Counter(one.route for one in held_out)
     wrong: dict[tuple[str, str], list[str]] = {}
     for one in held_out:
-        if not one.right:
+        if not one.right and one.route != NONE:
             wrong.setdefault((min(one.route, one.best), max(one.route, one.best)), []).append(one.text)
     for (first, second), texts in sorted(wrong.items(), key=lambda found: (-len(found[1]), found[0])):
         share = len(texts) / (asked[first] + asked[second])

@@ -14,8 +14,8 @@ import numpy as np
 from adapterhub.routing.calibration import Calibration, HeldOut, Policy
 from adapterhub.routing.encoding import Encoder
 from adapterhub.routing.filters import EVERYTHING, RouteFilter
-from adapterhub.routing.fitting import Table, encoder_head, fit_encoder, held_out, samples_of
-from adapterhub.routing.head import fit_rows
+from adapterhub.routing.fitting import Table, encoder_head, fit_encoder, held_out, samples_of, unlike
+from adapterhub.routing.head import NONE, fit_rows
 from adapterhub.routing.routes import Route
 from adapterhub.routing.scorer import Part, Scorer
 
@@ -27,6 +27,7 @@ class RouterModel:
     Attributes:
         routes: The routes, by name.
         negatives: Requests for no adapter.
+        general: More of them, each learned from unless it resembles what some route learns from.
         policy: How sure it has to be.
         table: What was learned from.
         scorer: Text to scores, in the order of `routes`.
@@ -37,6 +38,7 @@ class RouterModel:
 
     routes: tuple[Route, ...]
     negatives: tuple[str, ...]
+    general: tuple[str, ...]
     policy: Policy
     table: Table
     scorer: Scorer
@@ -46,23 +48,31 @@ class RouterModel:
 
     @classmethod
     def fit(
-        cls, routes: Iterable[Route], negatives: Iterable[str], policy: Policy, encoder: Encoder | None = None
+        cls,
+        routes: Iterable[Route],
+        negatives: Iterable[str] = (),
+        general: Iterable[str] = (),
+        policy: Policy | None = None,
+        encoder: Encoder | None = None,
     ) -> Self:
         """Learns everything anew; the order of routes, examples and negatives has no influence."""
-        ordered, others = tuple(sorted(routes, key=lambda route: route.name)), tuple(sorted(set(negatives)))
-        names = [route.name for route in ordered]
-        table = Table.make(samples_of(ordered, others))
+        ordered, policy = tuple(sorted(routes, key=lambda route: route.name)), policy or Policy()
+        negatives, general = tuple(sorted(set(negatives))), tuple(sorted(set(general)))
+        names, own = [route.name for route in ordered], samples_of(ordered, negatives)
+        table = Table.make([*own, *unlike(general, own)])
         scorer, unseen = table.fit(names), list(table.unseen(names)) if names else []
         if encoder and unseen:
             head, unseen = fit_encoder(encoder, table, names, unseen)
             scorer = replace(scorer, encoder=head)
         seen = held_out(table, names, unseen)
-        return cls(ordered, others, policy, table, scorer, Calibration.fit(seen, policy), tuple(seen))
+        calibration = Calibration.fit(seen, policy)
+        return cls(ordered, negatives, general, policy, table, scorer, calibration, tuple(seen))
 
     def refitted(self) -> RouterModel:
         """Everything learned anew from the same routes."""
         head = self.scorer.encoder
-        return self.fit(self.routes, self.negatives, self.policy, head.encoder if head else None)
+        encoder = head.encoder if head else None
+        return self.fit(self.routes, self.negatives, self.general, self.policy, encoder)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -88,7 +98,13 @@ class RouterModel:
     @cached_property
     def version(self) -> str:
         """A digest of everything that was learned from, and how many changes came after the last whole fit."""
-        parts = [*(route.digest for route in self.routes), *self.negatives, self.policy.model_dump_json()]
+        parts = [
+            *(route.digest for route in self.routes),
+            *self.negatives,
+            "",
+            *self.general,
+            self.policy.model_dump_json(),
+        ]
         digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
         return f"{digest}+{self.changes}" if self.changes else digest
 
@@ -123,10 +139,11 @@ class RouterModel:
         return RouterModel(
             routes,
             self.negatives,
+            self.general,
             self.policy,
             table,
             scorer,
             self.calibration,
-            tuple(one for one in self.held_out if one.route in names),
+            tuple(one for one in self.held_out if one.route in names or one.route == NONE),
             self.changes + 1,
         )

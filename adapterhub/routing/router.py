@@ -112,11 +112,9 @@ class AdapterRouter:
             phrases=phrases,
             patterns=patterns,
         )
-        others = [
-            *(() if given is not None else negatives),
-            *(general_requests() if general_negatives else ()),
-        ]
-        return cls._of(routes, others, policy, encoder, options)
+        others = () if given is not None else negatives
+        general = general_requests() if general_negatives else ()
+        return cls._of(routes, others, general, policy, encoder, options)
 
     @classmethod
     def from_cards(
@@ -140,7 +138,7 @@ class AdapterRouter:
         Raises:
             RoutingError: No card says anything to route by.
         """
-        return cls._of(from_cards(cards), [*general_requests(), *negatives], policy, encoder, options)
+        return cls._of(from_cards(cards), negatives, general_requests(), policy, encoder, options)
 
     @classmethod
     def from_registry(cls, registry: AdapterRegistry, **settings: Any) -> Self:
@@ -152,6 +150,7 @@ class AdapterRouter:
         cls,
         routes: Sequence[Route],
         negatives: Iterable[str],
+        general: Iterable[str],
         policy: Policy | None,
         encoder: Encoder | None,
         options: Mapping[str, Any],
@@ -161,7 +160,7 @@ class AdapterRouter:
                 "No adapter has example requests, a description or tags, so there is nothing to route by.",
                 hint="Put a few requests into routing.examples of each card.",
             )
-        return cls(RouterModel.fit(routes, negatives, policy or Policy(), encoder), **options)
+        return cls(RouterModel.fit(routes, negatives, general, policy, encoder), **options)
 
     # Deciding
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 NEAREST_WEIGHT = 0.75
 NONE_WEIGHT = 0.3
-_LENGTH = (1 + WORD_WEIGHT**2) ** 0.5  # of a vector with both blocks
+LENGTH = (1 + WORD_WEIGHT**2) ** 0.5
+"""The length of a vector with both blocks."""
 
 
 class Scored(NamedTuple):
@@ -64,7 +65,7 @@ class Part:
         places = self.columns[vector.buckets]
         known = places >= 0
         places, values = places[known], vector.values[known]
-        return values @ self.weights[places] + self.biases, self.neighbours.nearest(places, values, _LENGTH)
+        return values @ self.weights[places] + self.biases, self.neighbours.nearest(places, values, LENGTH)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from adapterhub.files import write_atomic
 from adapterhub.routing.calibration import Calibration, HeldOut, Policy
 from adapterhub.routing.encoding import Encoder, EncoderHead
 from adapterhub.routing.features import BUCKETS, FloatArray, Weighting
-from adapterhub.routing.fitting import Table, samples_of
+from adapterhub.routing.fitting import Table, samples_of, unlike
 from adapterhub.routing.model import RouterModel
 from adapterhub.routing.routes import Route
 from adapterhub.routing.scorer import Part, Scorer
@@ -41,6 +41,7 @@ class _Meta(BaseModel):
     format: int
     routes: tuple[Route, ...]
     negatives: tuple[str, ...]
+    general: tuple[str, ...]
     policy: Policy
     calibration: Calibration
     held_out: tuple[HeldOut, ...]
@@ -56,6 +57,7 @@ def save_model(model: RouterModel, path: Path) -> None:
         format=FORMAT,
         routes=model.routes,
         negatives=model.negatives,
+        general=model.general,
         policy=model.policy,
         calibration=model.calibration,
         held_out=model.held_out,
@@ -114,7 +116,8 @@ def _unpacked(path: Path) -> dict[str, Any]:
 
 
 def _model(meta: _Meta, arrays: Mapping[str, FloatArray], encoder: Encoder | None) -> RouterModel:
-    samples = samples_of(meta.routes, meta.negatives)
+    own = samples_of(meta.routes, meta.negatives)
+    samples = [*own, *unlike(meta.general, own)]
     if arrays["idf"].shape != (2 * BUCKETS,):
         raise ValueError("idf")
     table = Table.make(samples, Weighting(arrays["idf"]))
@@ -131,7 +134,7 @@ def _model(meta: _Meta, arrays: Mapping[str, FloatArray], encoder: Encoder | Non
         head = EncoderHead(encoder, arrays["vectors"], arrays["coefficients"], meta.encoder)
         scorer = replace(scorer, encoder=head)
     return RouterModel(
-        meta.routes, meta.negatives, meta.policy, table, scorer, meta.calibration, meta.held_out
+        meta.routes, meta.negatives, meta.general, meta.policy, table, scorer, meta.calibration, meta.held_out
     )
 
 
