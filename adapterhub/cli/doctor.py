@@ -1,18 +1,24 @@
-"""`adapterhub doctor`: what is installed here, what it can do, and where things are."""
+"""`adapterhub doctor`: what is installed here, what it can do, where things are, and whether the routes are right."""
 
 from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
-from adapterhub.cli.options import json_option, registry_option
+from adapterhub.cli.options import json_option, open_registry, registry_option
+from adapterhub.cli.router import current_router, told
+from adapterhub.errors import RoutingError
+
+if TYPE_CHECKING:
+    from adapterhub.routing.health import Finding
 
 _PACKAGES = (
     "torch",
@@ -32,7 +38,7 @@ _EXTRAS = {"trl": "train", "datasets": "train", "gguf": "export"}
 @registry_option
 @json_option
 def doctor(registry: Path | None, as_json: bool) -> None:
-    """Print versions, device, 4-bit support, paths and limits.
+    """Print versions, device, 4-bit support, paths, limits, and what is wrong with the adapters' routes.
 
     \b
     Example:
@@ -45,10 +51,13 @@ def doctor(registry: Path | None, as_json: bool) -> None:
         **_device(),
         **_paths(registry),
     }
+    problem, findings = _routes(registry)
     if as_json:
-        output.emit_json(report)
+        routes = {"problem": problem, "findings": [asdict(one) for one in findings]}
+        output.emit_json({**report, "routes": routes})
         return
     packages = report.pop("packages")
+    report["routes"] = problem or "\n".join(map(told, findings)) or "in order"
     output.fields([*((name, str(value)) for name, value in report.items()), *packages.items()])
 
 
@@ -88,11 +97,18 @@ def _four_bit(torch: Any) -> str:
     return "works (nf4)" if finite else "does not work: it gives NaN"
 
 
+def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:
+    """Why there are no routes, if there are none; and what is wrong with those that there are."""
+    try:
+        return None, current_router(open_registry(registry)).health()
+    except RoutingError as error:
+        return error.message, []
+
+
 def _paths(registry: Path | None) -> dict[str, Any]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from adapterhub.bases import demo_base_folder
-    from adapterhub.cli.options import open_registry
     from adapterhub.config import HubConfig
 
     adapters, settings = open_registry(registry), HubConfig.load(registry=registry)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
-from typing import Any
 
 import click
 
@@ -15,27 +13,13 @@ from adapterhub.cli import output
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.lifecycle import blend, finetune, merge
+from adapterhub.cli.options import SuggestingGroup
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
-from adapterhub.cli.run import route, run
+from adapterhub.cli.router import route, router
+from adapterhub.cli.run import run
 from adapterhub.errors import AdapterHubError
 
 _UNEXPECTED = "This is a fault of adapterhub, not yours. Run `adapterhub --debug ...` again and report it."
-
-
-class SuggestingGroup(click.Group):
-    """A group that answers a mistyped command with the nearest one."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click's, with a suggestion."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            if near:
-                raise click.UsageError(
-                    f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx
-                ) from error
-            raise
 
 
 @click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,6 +60,7 @@ for command in (
     doctor,
     run,
     route,
+    router,
     finetune,
     blend,
     merge,

@@ -1,7 +1,9 @@
-"""Options that several commands share, and the hub or registry that they describe."""
+"""Options and groups that several commands share, and the text, hub or registry that they describe."""
 
 from __future__ import annotations
 
+import difflib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,11 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from adapterhub.errors import AdapterHubError, ConfigError
+
 if TYPE_CHECKING:
     from adapterhub.hub import AdapterHub
     from adapterhub.registry import AdapterRegistry
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_INPUT_BYTES = 16 * 2**20
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 registry_option = click.option(
@@ -21,6 +27,22 @@ registry_option = click.option(
     type=click.Path(path_type=Path),
     help="The folder of adapters.  [default: ADAPTERHUB_REGISTRY, ./adapters, or the user's data folder]",
 )
+
+
+class SuggestingGroup(click.Group):
+    """A group that answers a mistyped command with the nearest one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click's, with a suggestion."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if near:
+                raise click.UsageError(
+                    f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx
+                ) from error
+            raise
 
 
 def base_options(function: F) -> F:
@@ -47,8 +69,6 @@ def base_options(function: F) -> F:
 
 def complete_adapter(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Completes adapter names in the shell; where they cannot be read, it keeps quiet."""
-    from adapterhub.errors import AdapterHubError
-
     try:
         cards = open_registry(context.params.get("registry")).list()
     except (AdapterHubError, OSError):
@@ -71,3 +91,19 @@ def open_hub(registry: Path | None, **settings: Any) -> AdapterHub:
     if settings.get("quantization") is None:
         settings.pop("quantization", None)
     return AdapterHub.from_pretrained(registry=registry, **settings)
+
+
+def read_text(text: str) -> str:
+    """A text that was given as an argument; `-` stands for standard input."""
+    if text != "-":
+        return text
+    read = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(read) > MAX_INPUT_BYTES:
+        raise ConfigError("The input is larger than 16 MiB.", hint="Give a part of it.")
+    try:
+        # As in `$(...)`, the end of the last line is not part of the text, nor is the mark that Windows puts first.
+        return read.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "The input is not UTF-8 text.", hint="Convert it, for example with iconv."
+        ) from error

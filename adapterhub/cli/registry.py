@@ -11,6 +11,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
+from adapterhub.cli.router import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
@@ -104,10 +105,10 @@ def add(
         "routing": {"examples": examples} if examples else None,
     }
     fields: dict[str, Any] = {field: value for field, value in given.items() if value}
-    card = open_registry(registry).register(
-        path, name, base=base, quantization=quantization, force=force, **fields
-    )
+    adapters = open_registry(registry)
+    card = adapters.register(path, name, base=base, quantization=quantization, force=force, **fields)
     output.registered(card, as_json)
+    warn_of_routes(adapters, [card.name])
 
 
 @click.command()

@@ -1,9 +1,8 @@
-"""`adapterhub run` and `adapterhub route`."""
+"""`adapterhub run`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,19 +12,19 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.options import (
+    MAX_INPUT_BYTES,
     base_options,
     complete_adapter,
     json_option,
     open_hub,
     open_registry,
+    read_text,
     registry_option,
 )
 from adapterhub.errors import ConfigError
 
 if TYPE_CHECKING:
     from adapterhub.generation import Generation
-
-_MAX_INPUT_BYTES = 16 * 2**20
 
 
 @click.command()
@@ -97,35 +96,6 @@ def run(
                 output.note(_footer(stream.result))
 
 
-@click.command()
-@click.argument("text")
-@registry_option
-@json_option
-def route(text: str, registry: Path | None, as_json: bool) -> None:
-    """Say which adapter should answer TEXT (or standard input, with -), and how sure that is. Loads no model.
-
-    \b
-    Example:
-      adapterhub route "My printer shows error 41"
-    """
-    from adapterhub.prompts import conversation
-    from adapterhub.routing.router import AdapterRouter
-
-    message = conversation(_read(text))[0]["content"]
-    decision = AdapterRouter.from_cards(open_registry(registry).list()).route(message)
-    if as_json:
-        output.emit_json({**asdict(decision), "fallback": decision.fallback})
-        return
-    output.fields(
-        [
-            ("adapter", decision.adapter or "base (no adapter is sure enough)"),
-            ("confidence", f"{decision.confidence:.2f} (needs {decision.threshold:.2f})"),
-            ("reason", decision.reason),
-            ("scores", "  ".join(f"{name} {score:.2f}" for name, score in list(decision.scores.items())[:5])),
-        ]
-    )
-
-
 def describe(generation: Generation) -> dict[str, Any]:
     """A generation as JSON-ready fields."""
     usage = generation.usage
@@ -143,7 +113,7 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
     if len(words) > 2:
         raise click.UsageError("Put the text in quotes: adapterhub run [NAME|auto|base] TEXT")
     adapter, text = words if len(words) == 2 else ("auto", words[0])
-    return adapter, _read(text)
+    return adapter, read_text(text)
 
 
 def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
@@ -164,21 +134,6 @@ def _check_form(arguments: Mapping[str, Any]) -> None:
     OutputFormat.of(**{name: value for name, value in arguments.items() if name in FORMS})
 
 
-def _read(text: str) -> str:
-    if text != "-":
-        return text
-    read = sys.stdin.buffer.read(_MAX_INPUT_BYTES + 1)
-    if len(read) > _MAX_INPUT_BYTES:
-        raise ConfigError("The input is larger than 16 MiB.", hint="Give a part of it.")
-    try:
-        # As in `$(...)`, the end of the last line is not part of the text, nor is the mark that Windows puts first.
-        return read.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            "The input is not UTF-8 text.", hint="Convert it, for example with iconv."
-        ) from error
-
-
 def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:
     if file is None:
         return None
@@ -197,7 +152,7 @@ def _schema(file: IO[str]) -> dict[str, Any]:
 
 def _loaded(file: IO[str]) -> Any:
     try:
-        return json.loads(file.read(_MAX_INPUT_BYTES))
+        return json.loads(file.read(MAX_INPUT_BYTES))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deep
         raise ConfigError(f"{file.name} is not JSON: {error}.") from error
 

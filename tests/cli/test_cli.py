@@ -7,55 +7,23 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from adapterhub import AdapterRegistry
 from adapterhub.cli.main import cli, main
-from adapterhub.cli.run import _read as read
+from adapterhub.cli.options import read_text
 from adapterhub.errors import AdapterNotFoundError
 from tests.tiny import make_adapter, make_base
 
 COMMANDS = sorted(cli.commands)
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(monkeypatch, capfd, tiny_registry: Path):
-    """Runs `adapterhub ARGUMENTS` in this process, on a registry of three tiny adapters."""
-    monkeypatch.setenv("ADAPTERHUB_REGISTRY", str(tiny_registry))
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["adapterhub", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Result(code, *capfd.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def own(monkeypatch, tmp_path: Path, run, tiny_adapters):
-    """The same on an empty registry that the test may change."""
-    monkeypatch.setenv("ADAPTERHUB_REGISTRY", str(tmp_path / "registry"))
-    return run
-
-
 def test_the_commands_are_these():
-    assert " ".join(COMMANDS) == "add alias blend demo doctor finetune list merge rm route run show verify"
+    assert (
+        " ".join(COMMANDS)
+        == "add alias blend demo doctor finetune list merge rm route router run show verify"
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -150,7 +118,8 @@ class TestChanging:
         added = own(
             "add", "json", tiny_adapters["json"], "--base", tiny_base, "--tag", "t", "--example", "as json"
         )
-        assert (added.code, added.out, added.err) == (0, "json@1\n", "")
+        assert (added.code, added.out) == (0, "json@1\n")
+        assert added.err == "Warning: json has 1 example request; give it 5 or more.\n"
         assert own("add", "json", tiny_adapters["code"], "--base", tiny_base, "--json").json["version"] == 2
         own("alias", "json", "prod", 1)
         card = own("show", "json@prod", "--json").json
@@ -311,7 +280,7 @@ class TestRun:
     def test_the_end_of_the_last_line_is_no_part_of_the_text(self, monkeypatch):
         given = io.BytesIO(b"\xef\xbb\xbfmy router\nis broken\r\n")
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(given))
-        assert read("-") == "my router\nis broken"
+        assert read_text("-") == "my router\nis broken"
 
     def test_tools_are_read_from_a_file(self, run, tmp_path):
         (tmp_path / "tools.json").write_text('{"name": "not a list"}')
