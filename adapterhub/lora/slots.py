@@ -48,7 +48,7 @@ class TokenSlots:
         tokens, spread = self.last - self.first, (self.high - self.low) * self._width
         self.even = spread == tokens
         self.together = self._is_better_together(tokens, spread) if together is None else together
-        self._shared: dict[int, tuple[torch.Tensor, Sequence[torch.Tensor]]] = {}
+        self._last: tuple[object, torch.Tensor, Sequence[torch.Tensor]] | None = None
 
     def remember(
         self,
@@ -56,11 +56,14 @@ class TokenSlots:
         x: torch.Tensor,
         compute: Callable[[torch.Tensor, TokenSlots], Sequence[torch.Tensor]],
     ) -> Sequence[torch.Tensor]:
-        """`compute(x, self)`, computed once for an owner as long as its input is the same tensor."""
-        known = self._shared.get(id(owner))
-        if known is None or known[0] is not x:
-            known = self._shared[id(owner)] = (x, compute(x, self))
-        return known[1]
+        """`compute(x, self)`, computed once for an owner that asks several times in a row with the same tensor.
+
+        No more is kept: an input for each layer would fill memory in a long prompt, and stand in the way of large
+        blocks that come and go, which malloc would then have from the system anew each time.
+        """
+        if self._last is None or self._last[0] is not owner or self._last[1] is not x:
+            self._last = owner, x, compute(x, self)
+        return self._last[2]
 
     def own(self, tokens: torch.Tensor) -> torch.Tensor:
         """Of all tokens (tokens, features) those that have an adapter."""

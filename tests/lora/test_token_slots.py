@@ -1,5 +1,7 @@
 """Which token has which adapter: the two ways to compute are one sum, and spreading is undone by collecting."""
 
+import weakref
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,6 +103,15 @@ def test_the_choice_follows_the_shape_of_the_step():
     assert TokenSlots([(slot, 1) for slot in range(16)]).together, "decoding with many adapters"
     assert not TokenSlots([(3, 16)]).together, "one adapter"
     assert not TokenSlots([(0, 500), (1, 500)]).together, "long prompts"
+
+
+def test_an_input_is_let_go_of_when_the_next_one_comes():
+    step, x = TokenSlots([(0, 1)]), torch.zeros(1, 2)
+    gone = weakref.ref(x)
+    step.remember("bank", x, lambda x, step: (x + 1,))
+    step.remember("other", torch.zeros(1, 2), lambda x, step: (x,))
+    del x
+    assert gone() is None
 
 
 def test_what_is_remembered_belongs_to_one_input():
