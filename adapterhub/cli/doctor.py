@@ -14,7 +14,7 @@ import click
 from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.options import json_option, open_registry, registry_option
-from adapterhub.cli.router import current_router, told
+from adapterhub.cli.routes import current_router, told
 from adapterhub.errors import RoutingError
 
 if TYPE_CHECKING:

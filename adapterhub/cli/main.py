@@ -15,7 +15,8 @@ from adapterhub.cli.doctor import doctor
 from adapterhub.cli.lifecycle import blend, finetune, merge
 from adapterhub.cli.options import SuggestingGroup
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
-from adapterhub.cli.router import route, router
+from adapterhub.cli.route import route
+from adapterhub.cli.router import router
 from adapterhub.cli.run import run
 from adapterhub.errors import AdapterHubError
 

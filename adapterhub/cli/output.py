@@ -38,8 +38,8 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Warns on stderr."""
-    click.echo(f"{style('Warning:', fg='yellow')} {text}", err=True)
+    """Warns on stderr; what is not printable becomes a space."""
+    click.echo(f"{style('Warning:', fg='yellow')} {_printable(text)}", err=True)
 
 
 def fail(message: str, hint: str | None = None) -> None:

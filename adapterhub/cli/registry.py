@@ -11,7 +11,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
-from adapterhub.cli.router import warn_of_routes
+from adapterhub.cli.routes import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:

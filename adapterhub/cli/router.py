@@ -1,4 +1,4 @@
-"""`adapterhub route` and `adapterhub router`: which adapter should answer, how well that is known, and teaching it."""
+"""`adapterhub router`: fitting, measuring and teaching what chooses the adapter for a request."""
 
 from __future__ import annotations
 
@@ -11,62 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.options import SuggestingGroup, json_option, open_registry, read_text, registry_option
-from adapterhub.errors import RoutingError
+from adapterhub.cli.options import SuggestingGroup, json_option, open_registry, registry_option
+from adapterhub.cli.routes import current_router, warn, warn_of_routes
 
 if TYPE_CHECKING:
     from adapterhub.cli.labels import Labelled
     from adapterhub.registry import AdapterRegistry
-    from adapterhub.routing.decision import RouteDecision
-    from adapterhub.routing.explanation import Explanation
-    from adapterhub.routing.health import Finding
     from adapterhub.routing.model import RouterModel
-    from adapterhub.routing.router import AdapterRouter
 
-_WHY_BASE = {
-    "ambiguous": "two adapters are too close",
-    "filtered": "no adapter is enabled",
-    "empty": "there is nothing to read",
-}
-_LONGEST_SHOWN = 80
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _new_file = click.Path(dir_okay=False, path_type=Path)
-
-
-@click.command()
-@click.argument("text")
-@click.option("--explain", is_flag=True, help="Show what the decision was made by.")
-@click.option("--log", type=_new_file, help="Add the decision to this file, without the text.")
-@click.option("--log-texts", is_flag=True, help="With --log: add the text too.")
-@registry_option
-@json_option
-def route(
-    text: str, explain: bool, log: Path | None, log_texts: bool, registry: Path | None, as_json: bool
-) -> None:
-    """Say which adapter should answer TEXT (or standard input, with -), and how sure that is. Loads no model.
-
-    \b
-    Examples:
-      adapterhub route "My printer shows error 41"
-      adapterhub route "My printer shows error 41" --explain
-      adapterhub route "My printer shows error 41" --log decisions.jsonl --log-texts
-    """
-    from adapterhub.prompts import conversation
-    from adapterhub.routing.log import DecisionLog
-
-    if log_texts and not log:
-        raise click.UsageError("--log-texts needs --log FILE.")
-    request = conversation(read_text(text))
-    router = current_router(open_registry(registry), log=DecisionLog(log, texts=log_texts) if log else None)
-    decision = router.route(request)
-    why = router.explain(request) if explain else None
-    if as_json:
-        output.emit_json({**asdict(decision), **({"explanation": _explanation(why)} if why else {})})
-        return
-    output.fields([*_decision(decision), *(_why(why) if why else [])])
-    if why and why.evidence:
-        output.emit("")
-        _show_evidence(why)
 
 
 @click.group(cls=SuggestingGroup)
@@ -125,7 +79,7 @@ def fit(
     _show(learned["routes"])
     output.emit("")
     _show(learned["thresholds"])
-    _warn(found)
+    warn(found)
     output.note(f"Saved to {path}.")
 
 
@@ -221,94 +175,6 @@ def learn(file: Path, registry: Path | None, as_json: bool) -> None:
     warn_of_routes(adapters, [lesson.card.name for lesson in lessons])
 
 
-def current_router(adapters: AdapterRegistry, **options: Any) -> AdapterRouter:
-    """The registry's saved router; where the cards say something else by now, one fitted on them.
-
-    Args:
-        adapters: The registry.
-        options: As for the router's constructor.
-    """
-    from adapterhub.routing.following import saved_router
-    from adapterhub.routing.router import AdapterRouter
-
-    path = saved_router(adapters)
-    if not path.exists():
-        return AdapterRouter.from_registry(adapters, **options)
-    try:
-        saved = AdapterRouter.load(path, **options)
-    except RoutingError as error:
-        output.warn(f"The saved router is not used: {error}")
-        return AdapterRouter.from_registry(adapters, **options)
-    changed = saved.stale(adapters)
-    if not changed:
-        return saved
-    names = f"{', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}"
-    output.note(f"The saved router does not know the present cards ({names}): fitting anew.")
-    return AdapterRouter.from_registry(adapters, policy=saved.model.policy, **options)
-
-
-def warn_of_routes(adapters: AdapterRegistry, names: Sequence[str]) -> None:
-    """Warns of what is wrong at first sight with the routes of some adapters; trains nothing."""
-    from adapterhub.routing.health import findings_before_fit
-    from adapterhub.routing.routes import from_cards
-
-    try:
-        found = findings_before_fit(from_cards(adapters.list()))
-    except RoutingError as error:
-        output.warn(f"The router cannot learn from the cards: {error}")
-        return
-    _warn([one for one in found if set(one.adapters) & set(names)])
-
-
-def told(finding: Finding) -> str:
-    """A finding as a line."""
-    shown = "; ".join(f'"{_short(text)}"' for text in finding.examples)
-    return f"{finding.message} For example: {shown}" if shown else finding.message
-
-
-def _warn(findings: Sequence[Finding]) -> None:
-    for one in findings:
-        output.warn(told(one))
-
-
-def _decision(decision: RouteDecision) -> list[tuple[str, str]]:
-    why = _WHY_BASE.get(decision.reason, "no adapter is sure enough")
-    best = list(decision.scores.items())[:5]
-    return [
-        ("adapter", decision.adapter or f"base ({why})"),
-        ("confidence", f"{decision.confidence:.4f} (needs {decision.threshold:.4f})"),
-        ("reason", decision.reason),
-        ("scores", "  ".join(f"{name} {score:.2f}" for name, score in best)),
-    ]
-
-
-def _why(explanation: Explanation) -> list[tuple[str, str]]:
-    decision = explanation.decision
-    matched = "rule" if decision.reason == "rule" else "nearest"
-    return [
-        ("decided by", explanation.piece),
-        (matched, decision.matched or ""),
-        ("unknown", f"{explanation.unknown:.0%} of the n-grams" if explanation.evidence else ""),
-    ]
-
-
-def _show_evidence(explanation: Explanation) -> None:
-    best, *others = explanation.decision.scores
-    columns = ["n-gram", best, *others[:1]]
-    output.table(
-        columns,
-        [
-            (f"'{one.gram}'", f"{one.best:+.3f}", f"{one.second:+.3f}")[: len(columns)]
-            for one in explanation.evidence
-        ],
-    )
-
-
-def _explanation(why: Explanation) -> dict[str, Any]:
-    evidence = [one._asdict() for one in why.evidence]
-    return {"piece": why.piece, "unknown": why.unknown, "evidence": evidence}
-
-
 def _learned(model: RouterModel) -> dict[str, Any]:
     """What a router learned from, and the thresholds that came of it."""
     from adapterhub.routing.calibration import PRIOR
@@ -343,7 +209,3 @@ def _labelled(data: Path, adapters: AdapterRegistry) -> Labelled:
     from adapterhub.routing.routes import from_cards
 
     return read_labelled(data, [one.name for one in from_cards(adapters.list())])
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"

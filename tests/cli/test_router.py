@@ -335,6 +335,13 @@ class TestOtherCommands:
         assert 'code and json share an example. For example: "as json"' in added.err
         assert "json has 1" not in added.err
 
+    def test_a_card_does_not_steer_the_terminal(self, own, tiny_adapters, monkeypatch):
+        monkeypatch.setattr("click.utils.should_strip_ansi", lambda *_: False)
+        own("add", "json", tiny_adapters["json"], "--example", "\x1b[2J\nx")
+        added = own("add", "code", tiny_adapters["code"], "--example", "\x1b[2J\nx")
+        assert 'share an example. For example: " [2J x"' in added.err
+        assert "\x1b[2J" not in added.err
+
     def test_add_says_nothing_of_good_routes(self, own, tiny_base, tiny_adapters):
         examples = [word for n in range(5) for word in ("--example", f"as json {n}")]
         assert own("add", "json", tiny_adapters["json"], "--base", tiny_base, *examples).err == ""
