@@ -30,6 +30,7 @@ BUCKETS = 2**15
 """Buckets of each of the two blocks: words first, then letters."""
 WORD_WEIGHT = 0.7
 """The length of the word block beside 1 for the letter block."""
+_LONGEST_TEXT = 6_000  # some signs become eighteen when they are folded
 _LONGEST_PART = 40
 _DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"\w+")
@@ -47,7 +48,7 @@ class Vector(NamedTuple):
 def normalised(text: str) -> str:
     """A text with one spelling of each letter: compatibility forms folded, lower case, Russian ё as е, digits as 0."""
     folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    return _DIGIT.sub("0", folded.lower().replace("ё", "е"))
+    return _DIGIT.sub("0", folded[:_LONGEST_TEXT].lower().replace("ё", "е"))
 
 
 def buckets(text: str) -> list[int]:

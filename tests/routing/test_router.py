@@ -1,16 +1,43 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
 from adapterhub.errors import RoutingError
+from adapterhub.routing.calibration import Policy
+from adapterhub.routing.filters import RouteFilter
+from adapterhub.routing.log import DecisionLog, read_corrections
+from adapterhub.routing.model import RouterModel
+from adapterhub.routing.routes import Route
 
 EXAMPLES = {
-    "json": ["turn this sentence into json", "extract name and city as json", "give me the fields as json"],
-    "code": ["write a python function", "python code that adds two numbers", "a function to reverse a list"],
-    "support": ["my printer shows an error", "the screen stays black", "my router is broken, please help"],
+    "json": [
+        "turn this sentence into json",
+        "extract name and city as json",
+        "give me the fields as json",
+        "json with the keys title and year please",
+        "put the host and the date into a json object",
+        "what is the json of this record",
+    ],
+    "code": [
+        "write a python function",
+        "python code that adds two numbers",
+        "a function to reverse a list",
+        "define a function which doubles its argument",
+        "code that counts the words of a text",
+        "a python one-liner that sorts a list",
+    ],
+    "support": [
+        "my printer shows an error",
+        "the screen stays black",
+        "my router is broken, please help",
+        "the laptop does not start any more",
+        "why is the wifi of my phone so slow",
+        "my headphones make a strange noise",
+    ],
 }
 
 
@@ -30,12 +57,14 @@ def router() -> AdapterRouter:
 def test_a_request_like_the_examples_goes_to_their_adapter(router, text, adapter):
     decision = router.route(text)
     assert (decision.adapter, decision.reason, decision.fallback) == (adapter, "matched", False)
-    assert decision.confidence >= decision.threshold
-    assert next(iter(decision.scores)) == adapter
+    assert decision.threshold <= decision.confidence <= 1
+    assert (decision.best, decision.scores[adapter]) == (adapter, decision.score)
+    assert decision.matched in EXAMPLES[adapter]
+    assert (decision.language, decision.router_version) == ("latin", router.version)
 
 
 @pytest.mark.parametrize(
-    "text", ["Hello there!", "What is the capital of Spain?", "Привет, как дела?", "???", ""]
+    "text", ["Hello there!", "What is the capital of Spain?", "Привет, как дела?", "???"]
 )
 def test_small_talk_goes_to_the_base(router, text):
     decision = router.route(text)
@@ -47,8 +76,17 @@ def test_small_talk_goes_to_the_base(router, text):
 def test_every_adapter_has_a_score(router):
     scores = router.route("python").scores
     assert scores.keys() == EXAMPLES.keys()
-    assert 0 < sum(scores.values()) < 1
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+def test_the_last_thing_the_user_said_counts(router):
+    said = [
+        {"role": "user", "content": "write a python function"},
+        {"role": "assistant", "content": "def f(): ..."},
+        {"role": "user", "content": [{"type": "text", "text": "the screen of my phone stays black"}]},
+    ]
+    assert router.route(said) == router.route("the screen of my phone stays black")
+    assert router.route(said).adapter == "support"
 
 
 def test_one_adapter_is_enough():
@@ -57,52 +95,342 @@ def test_one_adapter_is_enough():
     assert router.route("Good morning").adapter is None
 
 
+def test_descriptions_and_tags_alone_are_enough():
+    router = AdapterRouter.fit(
+        {},
+        descriptions={"code": "Writes Python functions", "support": "Troubles with devices"},
+        tags={"code": ["programming"], "support": ["printer", "screen", "wifi"]},
+    )
+    assert router.route("trouble with the wifi").best == "support"
+    assert router.route("python programming").best == "code"
+
+
 def test_a_threshold_can_be_set_for_one_adapter():
     router = AdapterRouter.fit(EXAMPLES, thresholds={"code": 0.999})
     decision = router.route("write a function that adds two numbers")
-    assert (decision.adapter, decision.threshold, decision.reason) == (None, 0.999, "below_threshold")
+    assert (decision.adapter, decision.threshold) == (None, 0.999)
+    assert decision.reason == "below_threshold"
 
 
-def test_negatives_take_requests_away():
-    text = "python snakes in the zoo"
-    assert (
-        AdapterRouter.fit(EXAMPLES).route(text).scores["code"]
-        > (
-            AdapterRouter.fit(EXAMPLES, negatives=["a python in the zoo", "snakes", "the zoo"])
-            .route(text)
-            .scores["code"]
-        )
+def test_negatives_of_all_and_of_one_take_requests_away(router):
+    text, snakes = "python snakes in the zoo", ["a python in the zoo", "python snakes", "feed the python"]
+    before = router.route(text).scores["code"]
+    assert before > AdapterRouter.fit(EXAMPLES, negatives=snakes).route(text).scores["code"] + 0.1
+    of_one = AdapterRouter.fit(EXAMPLES, negatives={"code": snakes}).route(text).scores
+    assert before > of_one["code"] + 0.1
+
+
+def test_a_shipped_negative_that_is_an_example_is_not_held_against_it():
+    examples = {
+        **EXAMPLES,
+        "jokes": ["Tell me a joke", "a joke about cats", "say something funny", "make me laugh"],
+    }
+    model = AdapterRouter.fit(examples).model
+    against = [sample.text for sample in model.table.texts if sample.owner == "~none"]
+    assert "Hello" in against
+    assert "Tell me a joke" not in against
+
+
+def test_the_order_of_adapters_has_no_influence(router):
+    backwards = {name: list(reversed(texts)) for name, texts in reversed(EXAMPLES.items())}
+    assert AdapterRouter.fit(backwards).route("json of a python error") == router.route(
+        "json of a python error"
     )
 
 
-def test_the_order_of_adapters_has_no_influence():
-    backwards = {name: list(reversed(texts)) for name, texts in reversed(EXAMPLES.items())}
-    text = "json of a python error"
-    assert AdapterRouter.fit(backwards).route(text) == AdapterRouter.fit(EXAMPLES).route(text)
+def test_two_routes_too_close_are_ambiguous():
+    router = AdapterRouter.fit(EXAMPLES, policy=Policy(margin=10.0), thresholds=dict.fromkeys(EXAMPLES, 0.0))
+    assert (router.route("write a python function").reason, router.route("write").adapter) == (
+        "ambiguous",
+        None,
+    )
 
 
-def test_a_very_long_request_is_decided_too(router):
-    assert router.route("write a python function " + "x " * 1_000_000).confidence <= 1
+# Forced, rules, filters, fallback
 
 
-def test_nothing_to_learn_from_is_an_error():
-    with pytest.raises(RoutingError, match="example"):
-        AdapterRouter.fit({"json": [" "], "code": []})
+def test_a_caller_can_force_a_route(router):
+    decision = router.route("hello", adapter="json")
+    assert (decision.adapter, decision.reason, decision.confidence) == ("json", "forced", 1.0)
+    with pytest.raises(RoutingError, match="nobody"):
+        router.route("hello", adapter="nobody")
 
 
-def test_cards_train_it(tiny_registry):
-    registry = AdapterRegistry(tiny_registry)
-    router = AdapterRouter.from_cards(registry.list())
+def test_rules_come_before_the_classifier():
+    router = AdapterRouter.fit(
+        EXAMPLES, phrases={"json": ["as a record"]}, patterns={"code": [r"\bdef \w+\("]}
+    )
+    phrase = router.route("my printer shows an error, told AS A  RECORD")
+    assert (phrase.adapter, phrase.reason, phrase.matched) == ("json", "rule", "as a record")
+    assert router.route("what does def f(x) mean").adapter == "code"
+    assert router.route("my printer shows an error as a records keeper").adapter == "support"
+    denied = router.route("the fields as a record in json", where=RouteFilter.of(deny=["json"]))
+    assert denied.adapter != "json"
+
+
+def test_a_pattern_that_takes_too_long_is_passed_over(caplog):
+    router = AdapterRouter.fit(EXAMPLES, patterns={"code": [r"(a|aa)+$"]})
+    decision = router.route("a" * 60 + "! my printer shows an error")
+    assert decision.reason != "rule"
+    assert "was passed over" in caplog.text
+    assert "printer" not in caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["(", "a" * 501])
+def test_a_pattern_that_is_none_is_refused(pattern):
+    with pytest.raises(RoutingError, match="pattern"):
+        AdapterRouter.fit(EXAMPLES, patterns={"code": [pattern]})
+
+
+def test_filters_narrow_the_choice(router):
+    text = "write a python function"
+    assert router.route(text, where=RouteFilter.of(allow=["json", "support"])).adapter != "code"
+    assert router.route(text, where=RouteFilter.of(allow=["json", "support"])).best == "code"
+    nothing = router.route(text, where=RouteFilter.of(tags=["no such tag"]))
+    assert (nothing.adapter, nothing.reason) == (None, "filtered")
+
+
+def test_a_disabled_adapter_is_never_chosen():
+    model = RouterModel.fit(
+        [
+            Route.make(name, texts, status="disabled" if name == "code" else "ready")
+            for name, texts in EXAMPLES.items()
+        ]
+    )
+    assert AdapterRouter(model).route("write a python function").adapter != "code"
+
+
+def test_a_fallback_answers_what_nobody_is_sure_of():
+    fixed = AdapterRouter.fit(EXAMPLES, fallback="support")
+    decision = fixed.route("Hello there!")
+    assert (decision.adapter, decision.fallback) == ("support", True)
+    chosen = AdapterRouter.fit(
+        EXAMPLES, fallback=lambda text, decision: decision.best if "!" in text else None
+    )
+    assert chosen.route("Hello there!").adapter in EXAMPLES
+    assert chosen.route("Hello there").adapter is None
+
+
+def test_a_shadow_router_only_watches(tmp_path):
+    router = AdapterRouter.fit(EXAMPLES, shadow=True, log=DecisionLog(tmp_path / "log.jsonl"))
+    decision = router.route("write a python function")
+    assert (decision.adapter, decision.reason, decision.best) == (None, "shadow", "code")
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert (json.loads(line)["best"], json.loads(line)["reason"]) == ("code", "shadow")
+
+
+# Bad and strange input
+
+
+@pytest.mark.parametrize("text", ["", "   \n", "\t"])
+def test_nothing_to_read_is_a_decision(router, text):
+    decision = router.route(text)
+    assert (decision.adapter, decision.reason, decision.fallback) == (None, "empty", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 10_000_000,
+        "ab " * 3_000_000,
+        "```\n" * 100_000,
+        "```\nprint(1)\n```",
+        "\0\0\0",
+        "ﷺ" * 5_000,
+        "\ud800 lone surrogate",
+        "ɐ ʇxǝʇ ᚠᛇᚻ 𐌰𐌱 ".join(map(str, range(1000))),
+        "?" * 100_000,
+        ". ".join("no" for _ in range(100_000)),
+    ],
+)
+def test_strange_texts_are_decided_quickly(router, text):
+    import time
+
+    started = time.thread_time()
+    decision = router.route(text)
+    assert time.thread_time() - started < 0.05
+    assert 0 <= decision.confidence <= 1
+
+
+def test_code_is_passed_over_and_told_of(router):
+    decision = router.route("my printer shows an error:\n```\nwrite a python function def f(): json\n```")
+    assert (decision.adapter, decision.has_code) == ("support", True)
+
+
+def test_a_request_is_found_among_sentences_about_other_things(router):
+    filler = "I moved here in spring. The weather has been fine. We had visitors last week. "
+    decision = router.route(f"{filler} Write a python function that adds numbers. {filler}")
+    assert decision.adapter == "code"
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [{}, {"json": [" "], "code": []}, {"json": "one text"}, {"~none": ["a"]}, {"json": [3]}],
+)
+def test_nothing_to_learn_from_is_an_error(examples):
+    with pytest.raises(RoutingError):
+        AdapterRouter.fit(examples)
+
+
+def test_fields_for_a_route_that_is_none_are_refused():
+    with pytest.raises(RoutingError, match="jsno"):
+        AdapterRouter.fit(EXAMPLES, thresholds={"jsno": 0.5})
+    with pytest.raises(RoutingError, match="not valid"):
+        AdapterRouter.fit(EXAMPLES, thresholds={"json": 1.5})
+
+
+# Changes
+
+
+def test_a_route_is_added_updated_and_removed_at_once(router):
+    router = AdapterRouter(router.model)
+    fitted = router.version
+    poems = ["write a poem about the sea", "a poem of four lines", "verses about rain", "rhyme about a cat"]
+    router.add("poems", poems)
+    assert router.route("please write a poem about rain").adapter == "poems"
+    with pytest.raises(RoutingError, match="already"):
+        router.add("poems", poems)
+    assert router.settle(60)
+    whole = AdapterRouter.fit({**EXAMPLES, "poems": poems})
+    assert router.version == whole.version
+    assert router.route("verses about the sea") == whole.route("verses about the sea")
+
+    router.update("poems", ["sing a song", "a song about summer", "hum a tune", "melody of that song"])
+    assert router.route("a song about winter").best == "poems"
+    router.remove("poems")
+    assert "poems" not in router.adapters
+    assert "poems" not in router.route("please write a poem about rain").scores
+    assert router.settle(60)
+    assert router.version == fitted
+    with pytest.raises(RoutingError, match="no route"):
+        router.remove("poems")
+
+
+def test_what_was_not_changed_decides_as_before(router):
+    model = router.model.with_route(Route.make("poems", ["write a poem", "four lines of verse"]))
+    text = "a python function that adds three numbers"
+    before, after = router.route(text), AdapterRouter(model).route(text)
+    assert {name: after.scores[name] for name in EXAMPLES} == pytest.approx(dict(before.scores), abs=1e-6)
+    again = AdapterRouter(model.without_route("poems")).route(text)
+    assert again.scores == pytest.approx(dict(before.scores), abs=1e-6)
+    assert model.version.endswith("+1")
+
+
+def test_many_changes_without_a_whole_fit(router):
+    model, changed = router.model, {}
+    for topic in ("poems", "songs", "cooking", "letters"):
+        changed[topic] = [f"{topic} please", f"something about {topic}", f"I want {topic}", f"more {topic}"]
+        model = model.with_route(Route.make(topic, changed[topic]))
+    model = (
+        model.without_route("songs")
+        .without_route("json")
+        .with_route(Route.make("cooking", ["a stew", "bake it"]))
+    )
+    decide = AdapterRouter(model).route
+    assert model.names == ("code", "cooking", "letters", "poems", "support")
+    assert decide("more poems").best == "poems"
+    assert decide("bake a stew").best == "cooking"
+    assert decide("write a python function").best == "code"
+    assert decide("something about songs").matched != "something about songs"
+
+
+def test_readers_never_see_a_half_made_change(router):
+    router, failures, stop = AdapterRouter(router.model), [], threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            scores = router.route("write a poem in python").scores
+            if len(scores) not in (3, 4):
+                failures.append(scores)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in range(5):
+        router.add("poems", ["write a poem about the sea", "a poem of four lines"])
+        router.remove("poems")
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert router.settle(60)
+    assert not failures
     assert router.adapters == ("code", "json", "support")
-    assert router.route("the router shows an error again").adapter == "support"
 
 
-def test_another_process_decides_the_same(router):
+# Registries
+
+
+def test_cards_train_it(own_registry):
+    registry = AdapterRegistry(own_registry)
+    router = AdapterRouter.from_registry(registry)
+    assert router.adapters == ("code", "json", "support")
+    assert router.route("the router shows an error again").best == "support"
+    assert router.stale(registry) == ()
+
+
+def test_a_changed_card_makes_it_stale(own_registry):
+    registry = AdapterRegistry(own_registry)
+    router = AdapterRouter.from_registry(registry)
+    registry.update(
+        "json", routing={"examples": ["records as json", "json again"], "phrases": ["as a record"]}
+    )
+    assert router.stale(registry) == ("json",)
+    assert router.sync(registry.list()) == ("json",)
+    assert router.stale(registry) == ()
+    assert router.route("tell it as a record").reason == "rule"
+    assert router.settle(60)
+
+
+# Files
+
+
+def test_another_process_decides_the_same(router, tmp_path):
+    path = tmp_path / "router.skops"
+    router.save(path)
+    texts = ["python json error", "turn it into json", "привет", "the screen. It stays black."]
     code = (
-        "import json, sys; from adapterhub import AdapterRouter;"
-        "print(json.dumps(AdapterRouter.fit(json.load(sys.stdin)).route('python json error').scores))"
+        "import json, sys; from adapterhub import AdapterRouter; from dataclasses import asdict;"
+        f"r = AdapterRouter.load({str(path)!r});"
+        "print(json.dumps([asdict(r.route(text)) for text in json.load(sys.stdin)]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(EXAMPLES), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], input=json.dumps(texts), capture_output=True, text=True, check=True
     )
-    assert json.loads(done.stdout) == router.route("python json error").scores
+    mine = [router.route(text) for text in texts]
+    assert json.loads(done.stdout) == json.loads(json.dumps([vars(decision) for decision in mine]))
+
+
+def test_a_loaded_router_can_be_changed_and_looked_at(router, tmp_path):
+    router.save(tmp_path / "router.skops")
+    loaded = AdapterRouter.load(tmp_path / "router.skops")
+    assert (loaded.version, loaded.health()) == (router.version, router.health())
+    loaded.add("poems", ["write a poem about the sea", "a poem of four lines"])
+    assert loaded.route("a poem about the sea").best == "poems"
+    assert loaded.settle(60)
+
+
+# Log and corrections
+
+
+def test_the_log_keeps_texts_only_when_asked(tmp_path, router):
+    quiet, full = DecisionLog(tmp_path / "quiet.jsonl"), DecisionLog(tmp_path / "full.jsonl", texts=True)
+    decision = router.route("my secret printer")
+    for log in (quiet, full):
+        log.write(decision, "my secret printer")
+    assert "secret" not in quiet.path.read_text()
+    assert json.loads(full.path.read_text())["text"] == "my secret printer"
+    assert (quiet.path.stat().st_mode & 0o077) == 0
+
+
+def test_corrections_come_back(tmp_path):
+    lines = [{"text": "a", "correct": "json"}, {"text": "b"}, {"text": "c", "correct": None}]
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert list(read_corrections(path)) == [("a", "json"), ("c", None)]
+
+
+@pytest.mark.parametrize("line", ["{", '{"correct": "json"}', '{"text": "a", "correct": 3}', "[" * 100_000])
+def test_a_correction_that_is_none_is_told(tmp_path, line):
+    (tmp_path / "log.jsonl").write_text('{"text": "a", "correct": "json"}\n' + line)
+    with pytest.raises(RoutingError, match="Line 2"):
+        list(read_corrections(tmp_path / "log.jsonl"))

@@ -1,0 +1,412 @@
+"""The router's parts: reading, features, curves, encoders, files, health, measures, explanations."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+from adapterhub import AdapterRegistry, AdapterRouter
+from adapterhub.errors import RoutingError
+from adapterhub.routing import storage
+from adapterhub.routing.calibration import PRIOR, Calibration, HeldOut, Policy
+from adapterhub.routing.embeddings import TokenEmbeddings, compressed
+from adapterhub.routing.evaluation import evaluate
+from adapterhub.routing.features import BUCKETS, Weighting, buckets, grams, normalised
+from adapterhub.routing.following import RouterFollowing, saved_router
+from adapterhub.routing.head import NONE, rounded
+from adapterhub.routing.health import findings_before_fit
+from adapterhub.routing.routes import Route
+from adapterhub.routing.text import LONGEST, MOST_PIECES, read, request_in, script
+from tests.routing.test_router import EXAMPLES
+
+
+@pytest.fixture(scope="module")
+def router() -> AdapterRouter:
+    return AdapterRouter.fit(EXAMPLES)
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain words", "latin"),
+        ("naïve café", "latin"),
+        ("привет, world", "cyrillic"),
+        ("γειά σου", "greek"),
+        ("你好世界", "han"),
+        ("こんにちは", "kana"),
+        ("한국어", "hangul"),
+        ("שלום", "hebrew"),
+        ("مرحبا", "arabic"),
+        ("नमस्ते", "devanagari"),
+        ("12 + 30 = ?", "none"),
+        ("", "none"),
+    ],
+)
+def test_scripts(text, expected):
+    assert script(text) == expected
+
+
+def test_a_request_is_read_in_pieces():
+    assert read("One. Two? Three!").pieces == ("One. Two? Three!", "One.", "Two?", "Three!")
+    assert read("one sentence").pieces == ("one sentence",)
+    assert read("a\n```\ncode\n```\nb").pieces == ("a\n \nb", "a", "b")
+    assert read("```\nonly code\n```").pieces[0].endswith("```")
+    long = read("start. " + "x. " * 10_000 + "end.")
+    assert len(long.pieces[0]) <= LONGEST + 1
+    assert len(long.pieces) <= MOST_PIECES + 1
+    assert {"start.", "end."} <= set(long.pieces)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ([], ""),
+        ([{"role": "system", "content": "be kind"}], "be kind"),
+        ([{"role": "user", "content": None}], ""),
+        ([{"role": "user", "content": ["a", {"text": "b"}, {"type": "image"}, 3]}], "a\nb"),
+    ],
+)
+def test_what_messages_ask(prompt, asked):
+    assert request_in(prompt) == asked
+
+
+# Features
+
+
+def test_texts_that_differ_in_form_only_have_the_same_features():
+    assert normalised("Ёлка № ①２") == normalised("елка No 12")
+    assert buckets("PRINT Page 7") == buckets("print page 9")
+    assert sorted(buckets("f(x) done")) != sorted(buckets("f x done"))
+
+
+def test_unknown_grams_count_in_the_norm():
+    weighting = Weighting.fit([buckets("known words")])
+    known, mixed = (
+        weighting.vector(buckets(text)) for text in ("known words", "known words beside strangers")
+    )
+    assert float(known.values @ known.values) == pytest.approx(1 + 0.7**2, rel=1e-5)
+    assert float(mixed.values @ mixed.values) == pytest.approx(1 + 0.7**2, rel=1e-5)
+    shared = dict(zip(mixed.buckets.tolist(), mixed.values.tolist(), strict=True))
+    assert all(shared[bucket] < value for bucket, value in zip(*map(np.ndarray.tolist, known), strict=True))
+
+
+def test_every_bucket_has_a_name():
+    text = "call get_weather(city) at 12:30, please"
+    assert set(buckets(text)) == set(grams(text))
+    assert all(
+        (bucket < BUCKETS) == (not gram.startswith(" ")) or len(gram) <= 4
+        for bucket, gram in grams(text).items()
+    )
+
+
+def test_rounded_weights_are_rounded_once():
+    weights = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    once = rounded(weights)
+    assert np.array_equal(rounded(once), once)
+    assert len(np.unique(once)) <= 255
+    assert np.abs(once - weights).max() <= np.abs(weights).max() / 250
+    assert not rounded(np.zeros(3, np.float32)).any()
+
+
+# Confidence and threshold
+
+
+def _held_out(scores, right, route="a", script="latin"):
+    return [HeldOut("t", route, route if ok else "b", s, script) for s, ok in zip(scores, right, strict=True)]
+
+
+def test_confidence_is_the_share_that_was_right():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(-2, 2, 4000)
+    right = rng.random(4000) < 1 / (1 + np.exp(-(2 * scores + 0.5)))
+    curve = Calibration.fit(_held_out(scores, right), Policy()).curve("latin")
+    for score in (-1.5, -0.5, 0.0, 1.0):
+        assert curve.confidence(score) == pytest.approx(1 / (1 + np.exp(-(2 * score + 0.5))), abs=0.04)
+
+
+def test_the_threshold_keeps_the_wanted_share():
+    scores = np.linspace(0, 1, 200)
+    curve = Calibration.fit(_held_out(scores, scores > 0.3), Policy(retention=0.9)).general
+    assert np.mean([curve.confidence(s) >= curve.threshold for s in scores]) == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_threshold_gives_the_wanted_precision():
+    scores = np.linspace(0, 1, 200)
+    curve = Calibration.fit(_held_out(scores, scores > 0.5), Policy(precision=0.8)).general
+    kept = [s for s in scores if curve.confidence(s) >= curve.threshold]
+    assert np.mean([s > 0.5 for s in kept]) == pytest.approx(0.8, abs=0.01)
+
+
+def test_nothing_is_refused_in_vain():
+    inside, outside = np.linspace(1, 2, 100), np.linspace(-2, -1, 100)
+    held_out = _held_out(inside, inside > 0) + _held_out(outside, outside > 0, route=NONE)
+    curve = Calibration.fit(held_out, Policy()).general
+    assert all(curve.confidence(s) >= curve.threshold for s in inside)
+    assert np.mean([curve.confidence(s) < curve.threshold for s in outside]) >= 0.95
+
+
+def test_each_script_has_its_own_threshold():
+    held_out = _held_out(np.linspace(1, 2, 100), [True] * 100)
+    held_out += _held_out(np.linspace(0, 1, 100), [True] * 100, script="cyrillic")
+    held_out += _held_out(np.linspace(5, 6, 10), [True] * 10, script="greek")
+    calibration = Calibration.fit(held_out, Policy())
+    assert set(calibration.by_script) == {"latin", "cyrillic"}
+    assert calibration.curve("greek") == calibration.general
+    for name, low in (("latin", 1.05), ("cyrillic", 0.05)):
+        curve = calibration.curve(name)
+        assert curve.confidence(low - 0.02) < curve.threshold <= curve.confidence(low + 0.02)
+
+
+def test_too_little_to_measure_on():
+    assert Calibration.fit(_held_out([1.0] * 10, [True] * 10), Policy()).general == PRIOR
+
+
+def test_scores_that_tell_nothing_give_one_confidence():
+    rng = np.random.default_rng(0)
+    held_out = _held_out(rng.random(2000), rng.random(2000) < 0.75)
+    curve = Calibration.fit(held_out, Policy()).curve("latin")
+    assert curve.confidence(0.0) == pytest.approx(curve.confidence(1.0), abs=0.05)
+    assert curve.confidence(0.5) == pytest.approx(0.75, abs=0.02)
+
+
+# Encoders
+
+
+def topics(texts):
+    """An encoder that knows what the words of the examples are about."""
+    words = {
+        "json": 0,
+        "record": 0,
+        "python": 1,
+        "code": 1,
+        "printer": 2,
+        "screen": 2,
+        "gadget": 2,
+        "snake": 1,
+    }
+    vectors = np.full((len(texts), 4), 0.01)
+    for row, text in zip(vectors, texts, strict=True):
+        for word, place in words.items():
+            row[place] += word in text
+    return vectors
+
+
+def test_an_encoder_is_used_where_it_helps():
+    examples = {
+        "code": [
+            f"{w} number {i} of snake land"
+            for i, w in enumerate(["red", "green", "blue", "grey", "pink", "teal"])
+        ],
+        "support": [f"gadget {i} is {w}" for i, w in enumerate(["loud", "hot", "wet", "old", "slow", "dim"])],
+    }
+    texts = {"code": ["fire up my snake"], "support": ["oh no, my gadget"]}
+    with_it = AdapterRouter.fit(examples, encoder=topics, general_negatives=False)
+    assert with_it.evaluate(texts).accuracy == 1.0
+    head = with_it.model.scorer.encoder
+    assert head.weight("cyrillic") == 0.0
+
+
+def test_an_encoder_that_knows_nothing_is_not_used(router):
+    rng = np.random.default_rng(0)
+    noise = AdapterRouter.fit(EXAMPLES, encoder=lambda texts: rng.normal(size=(len(texts), 8)))
+    text = "a python function that adds"
+    assert noise.model.scorer.encoder.weight("latin") == 0.0
+    assert noise.route(text).scores == router.route(text).scores
+
+
+@pytest.mark.parametrize(
+    "encoder", [lambda texts: np.zeros(3), lambda texts: [[np.nan]] * len(texts), lambda texts: 1 / 0]
+)
+def test_a_broken_encoder_is_told(encoder):
+    with pytest.raises(RoutingError, match="encoder"):
+        AdapterRouter.fit(EXAMPLES, encoder=encoder)
+
+
+def test_a_router_with_an_encoder_is_saved_without_it(tmp_path):
+    router, path = AdapterRouter.fit(EXAMPLES, encoder=topics), tmp_path / "r.skops"
+    router.save(path)
+    with pytest.raises(RoutingError, match="encoder"):
+        AdapterRouter.load(path)
+    loaded = AdapterRouter.load(path, encoder=topics)
+    assert loaded.route("a snake in python") == router.route("a snake in python")
+    loaded.add("poems", ["write a poem", "four lines"])
+    assert len(loaded.route("python").scores) == 4
+    assert loaded.settle(60)
+
+
+def test_token_embeddings():
+    table = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
+    encoder = TokenEmbeddings(table, lambda text: [int(word) for word in text.split()])
+    common, rare, both, nothing = encoder(["0", "99", "0 99", ""])
+    assert np.allclose(common + rare, both, atol=1e-6)
+    assert np.linalg.norm(rare) / np.linalg.norm(table[99]) > 5 * np.linalg.norm(common) / np.linalg.norm(
+        table[0]
+    )
+    assert not nothing.any()
+    plain = TokenEmbeddings(table, lambda text: [1, 2], weighted=False)(["x"])[0]
+    assert np.allclose(plain, table[1] + table[2], atol=1e-6)
+
+
+def test_compressed_tables_keep_what_differs():
+    table = np.random.default_rng(0).normal(size=(200, 3)) @ np.random.default_rng(1).normal(size=(3, 32))
+    near = compressed(table, 3).astype(np.float32)
+    gaps = [np.linalg.norm(t[1:] - t[:-1], axis=1) for t in (table, near)]
+    assert np.allclose(*gaps, rtol=0.01)
+
+
+# Files
+
+
+@pytest.fixture
+def saved(router, tmp_path):
+    router.save(tmp_path / "router.skops")
+    return tmp_path / "router.skops"
+
+
+def test_a_file_needs_no_trust_and_is_small(saved):
+    from skops import io
+
+    assert io.get_untrusted_types(file=saved) == []
+    assert saved.stat().st_size < 500_000
+
+
+def test_damage_is_told(saved):
+    data = bytearray(saved.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    saved.write_bytes(data)
+    with pytest.raises(RoutingError):
+        AdapterRouter.load(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
+def test_other_files_are_told(tmp_path, content):
+    (tmp_path / "other").write_bytes(content)
+    with pytest.raises(RoutingError, match="holds no router"):
+        AdapterRouter.load(tmp_path / "other")
+    with pytest.raises(RoutingError, match="There is no router"):
+        AdapterRouter.load(tmp_path / "missing")
+
+
+def test_a_file_that_would_fill_memory_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "MOST_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("schema.json", "0" * 1001)
+    with pytest.raises(RoutingError, match="are allowed"):
+        AdapterRouter.load(tmp_path / "bomb")
+
+
+def test_changed_content_is_told(saved):
+    from skops import io
+
+    content = io.load(saved, trusted=[])
+    for change in ({"biases": content["biases"] + 1}, {"meta": content["meta"].replace("json", "jsan")}):
+        io.dump({**content, **change}, saved)
+        with pytest.raises(RoutingError, match="damaged"):
+            AdapterRouter.load(saved)
+
+
+def test_another_format_is_told(router, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "FORMAT", 2)
+    router.save(tmp_path / "r.skops")
+    monkeypatch.undo()
+    with pytest.raises(RoutingError, match="format 2"):
+        AdapterRouter.load(tmp_path / "r.skops")
+
+
+# Health
+
+
+def test_few_and_shared_examples_are_found():
+    routes = [Route.make("a", ["one", "Two things", "3"]), Route.make("b", ["two  things", *"pqrst"])]
+    few, shared = findings_before_fit(routes)
+    assert (few.kind, few.adapters) == ("few_examples", ("a",))
+    assert (shared.kind, shared.adapters, shared.message) == (
+        "shared_example",
+        ("a", "b"),
+        "a and b share an example.",
+    )
+
+
+def test_routes_that_are_mixed_up_are_found(router):
+    alike = [
+        "make a json object",
+        "put it into json",
+        "as json please",
+        "json of this",
+        "the json keys",
+        "json now",
+    ]
+    mixed = AdapterRouter.fit({**EXAMPLES, "json2": alike}).health()
+    (found,) = [finding for finding in mixed if finding.kind == "mixed_up"]
+    assert found.adapters == ("json", "json2")
+    assert "answer for each other in" in found.message
+    assert set(found.examples) <= {*alike, *EXAMPLES["json"]}
+    assert not [finding for finding in router.health() if finding.kind != "mixed_up"]
+
+
+# Measures and explanations
+
+
+def test_measures(router):
+    texts = {"json": ["the fields as json", "hello"], "code": ["a python function", "turn it into json"]}
+    measured = router.evaluate(texts, ["what is for dinner?", "write a python function"])
+    assert (measured.count, measured.out_of_scope) == (4, 2)
+    assert measured.recall == 0.5
+    assert measured.confusion["code"] == {"code": 1, "json": 1}
+    assert measured.confusion["json"][""] == 1
+    assert measured.retention == 0.75
+    assert measured.routed_right == 0.5
+    assert measured.accuracy_of_kept == pytest.approx(2 / 3)
+    assert sum(one.count for one in measured.reliability) == 4
+    assert (measured.curve[0].retention, measured.curve[0].recall) == (1.0, 0.0)
+
+
+def test_measures_of_nothing(router):
+    nothing = evaluate({}, [])
+    assert (nothing.accuracy, nothing.auroc, nothing.recall, nothing.calibration_error) == (None,) * 4
+    assert router.evaluate({"json": ["json"]}).auroc is None
+
+
+def test_an_explanation_adds_up(router):
+    told = router.explain("I am here. Write a python function that sorts.")
+    assert (told.decision.adapter, told.piece) == ("code", "Write a python function that sorts.")
+    assert told.evidence[0].best > told.evidence[0].second
+    assert any(one.gram == "python" for one in told.evidence)
+    assert 0 < told.unknown < 1
+    assert router.explain("zq").unknown > 0.5
+    assert router.explain("").evidence == ()
+
+
+# Following a registry
+
+
+def test_a_following_router_keeps_step(own_registry):
+    registry = AdapterRegistry(own_registry)
+    following = RouterFollowing(registry, lambda card: card.name != "support", {})
+    router = following.current()
+    assert router.adapters == ("code", "json")
+    assert following.current() is router
+    AdapterRegistry(own_registry).update("json", routing={"phrases": ["as a record"]})
+    assert following.current().route("tell it as a record").adapter == "json"
+    registry.remove("json", force=True)
+    assert following.current().adapters == ("code",)
+    registry.remove("code", force=True)
+    with pytest.raises(RoutingError, match="says anything to route by"):
+        following.current()
+    assert router.settle(60)
+
+
+def test_a_saved_router_is_used_and_brought_up_to_date(own_registry, caplog):
+    registry = AdapterRegistry(own_registry)
+    AdapterRouter.from_registry(registry).save(saved_router(registry))
+    registry.update("json", routing={"phrases": ["as a record"]})
+    router = RouterFollowing(registry, lambda card: True, {}).current()
+    assert router.route("tell it as a record").reason == "rule"
+    assert router.settle(60)
+    saved_router(registry).write_bytes(b"broken")
+    assert RouterFollowing(registry, lambda card: True, {}).current().adapters == ("code", "json", "support")
+    assert "saved router is not used" in caplog.text
+    assert [card.name for card in registry.list()] == ["code", "json", "support"]
