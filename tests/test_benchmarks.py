@@ -1,15 +1,22 @@
 """Each benchmark runs, on the smallest shape, and says what it is to say."""
 
 import json
+import random
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import adapter_load, decode_step, memory, serving
 from benchmarks.common import in_turn, parser, ratio
+from benchmarks.routing.__main__ import main as routing
+from benchmarks.routing.data import FILLER_WORDS, Clinc, ciphered, draw, with_filler, with_typo
+from benchmarks.routing.figures import SHIPPED, Bar, Figures, three
+from benchmarks.routing.rivals import Answers, aggregated
 from benchmarks.traffic import Arrival, Clock, summary
 
 TINY = ["--shape", "tiny", "--rank", "4"]
@@ -139,3 +146,173 @@ def test_a_clock_of_the_wall_waits():
     clock, started = Clock("wall"), time.perf_counter()
     clock.idle_until(0.05)
     assert time.perf_counter() - started >= 0.05
+
+
+THINGS = {
+    "play_music": ("play some {} for me", "put on {} now", "i want to hear {}"),
+    "stop_music": ("stop the {} at once", "no more {} please", "turn {} off"),
+    "book_table": ("book a table for {}", "reserve seats for {} tonight", "a table for {} at eight"),
+    "cancel_table": ("cancel my table for {}", "we do not come for {}", "undo the booking of {}"),
+}
+WORDS = "rock jazz opera blues dinner lunch pizza sushi friends family".split()  # noqa: SIM905  reads better
+
+
+@pytest.fixture(scope="module")
+def clinc(tmp_path_factory) -> Path:
+    """A folder with a data set in the form of CLINC150's: 4 intents of 20 requests in 2 domains."""
+    pairs = [[one.format(word), name] for name, ways in THINGS.items() for one in ways for word in WORDS]
+    outside = [[f"how {one} is the {two}", "oos"] for one in ("tall", "old") for two in WORDS]
+    data = {
+        "train": [pair for place, pair in enumerate(pairs) if place % 3],
+        "test": pairs[::3],
+        "oos_train": outside[::2],
+        "oos_test": outside[1::2],
+    }
+    domains = {"music": ["play_music", "stop_music"], "tables": ["book_table", "cancel_table"]}
+    folder = tmp_path_factory.mktemp("clinc")
+    (folder / "data_full.json").write_text(json.dumps(data))
+    (folder / "domains.json").write_text(json.dumps(domains))
+    return folder
+
+
+@pytest.fixture
+def figures(clinc: Path, tmp_path: Path) -> Callable[..., dict[tuple[str, str], dict[str, list[float]]]]:
+    """Runs one part and gives setting and contender -> measure -> draws."""
+
+    def run(part: str, *arguments: str) -> dict[tuple[str, str], dict[str, list[float]]]:
+        out = tmp_path / "figures.json"
+        routing(["--data", str(clinc), "--part", part, "--seeds", "10", "--json", str(out), *arguments])
+        found: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for row in json.loads(out.read_text())["figures"]:
+            found.setdefault((row["setting"], row["contender"]), {})[row["measure"]] = row["draws"]
+        return found
+
+    return run
+
+
+def test_routing_accuracy(figures):
+    found = figures("accuracy", "--seeds", "10,11")
+    contenders = {contender for setting, contender in found if setting == "4 routes, all"}
+    assert contenders == {
+        "router",
+        "router, shipped negatives",
+        "router, 100 negatives",
+        "TF-IDF + logistic regression",
+        "nearest utterances, mean",
+        "nearest utterances, max",
+    }
+    assert all(own["accuracy"][0] > 60 for own in found.values())  # chance is 25 or 50
+    assert len(found["4 routes, 5 each", "router"]["kept"]) == 2
+    assert len(found["4 routes, all", "router"]["ECE"]) == 1
+    assert {setting for setting, _ in found} >= {"2 domains, 10 each", "2 domains, all", "4 routes, 20 each"}
+
+
+def test_routing_speed(figures, capsys):
+    found = figures("speed", "--routes", "9", "--queries", "300")
+    few, more = found["4 routes x 10", SHIPPED], found["9 routes x 10", SHIPPED]
+    assert few.keys() == more.keys() >= {"p50 ms", "p99 ms", "fit s", "add s", "remove s", "file MB"}
+    assert all(value > 0 for own in (few, more) for (value,) in own.values())
+    assert few["p50 ms"] < few["p99 ms"]
+    assert few["file MB"] < more["file MB"]
+    assert "p50 ms" in capsys.readouterr().out
+
+
+def test_routing_after_changes_and_on_changed_requests(figures):
+    (grown,) = (own for (setting, _), own in figures("incremental").items() if "added" in setting)
+    assert grown["difference"] == [grown["one by one"][0] - grown["fitted anew"][0]]
+    found = figures("robustness")
+    assert {setting for setting, _ in found} == {"25 words of filler", "25 words, no full stops", "one typo"}
+    assert all(own["loss"] == [own["plain"][0] - own["changed"][0]] for own in found.values())
+
+
+def test_routing_in_two_languages(figures):
+    found = figures("languages")
+    assert found["English", SHIPPED].keys() == {"accuracy", "kept", "kept, one threshold"}
+    assert found["Russian", SHIPPED]["accuracy"][0] > 90
+
+
+def test_routing_to_the_shipped_adapters(figures):
+    (own,) = figures("demo").values()
+    tasks = ("json", "code", "support", "tools")
+    assert own["right adapter"][0] == pytest.approx(sum(own[task][0] for task in tasks) / 4)
+    assert own["right adapter"][0] > 80
+    assert own["OOS to base"][0] > 50
+
+
+def test_a_figure_is_told_beside_its_bar(capsys):
+    figures = Figures("accuracy")
+    for value in (82.0, 84.0):
+        figures.add("150 routes, 10 each", "router", {"accuracy": value, "ECE": 0.04})
+    figures.add("9 routes", "router", {"accuracy": 1.0})
+    figures.show()
+    told = [line.split("accuracy")[-1].split() for line in capsys.readouterr().out.splitlines()]
+    assert ["83.0", "82.0", "to", "84.0", ">=", "82.5", "reached"] in told
+    reached = {(row["setting"], row["measure"]): row["reached"] for row in figures.rows}
+    assert reached == {
+        ("150 routes, 10 each", "accuracy"): True,
+        ("150 routes, 10 each", "ECE"): False,
+        ("9 routes", "accuracy"): None,
+    }
+
+
+def test_a_bar_may_be_open_on_either_side():
+    assert [Bar(93, 97).reached(value) for value in (92.9, 93, 97, 97.1)] == [False, True, True, False]
+    assert Bar(high=5).reached(-1)
+    assert not Bar(5).reached(4)
+    assert [str(bar) for bar in (Bar(93, 97), Bar(96.0), Bar(high=0.25))] == ["93 to 97", ">= 96", "<= 0.25"]
+
+
+def test_accuracy_auroc_and_recall():
+    inside = Answers(["a", "b", "a", "b"], np.array([0.9, 0.8, 0.7, 0.4]))
+    outside = Answers(["a", "b"], np.array([0.5, 0.1]))
+    found = three(["a", "b", "b", "b"], inside, outside)
+    assert found["accuracy"] == 75.0
+    assert found["AUROC"] == 100 * 7 / 8  # one pair of eight is the wrong way round
+    assert found["OOS recall"] == 50.0  # 95 % of those inside reach 0.445
+
+
+def test_only_the_nearest_utterances_of_a_route_count():
+    cosines, codes = np.array([[0.9, 0.1, 0.6, 0.6, 0.5, 0.4]]), np.array([0, 0, 1, 1, 0, 2])
+    assert aggregated(cosines, codes, 3, mean=False).tolist() == [[0.9, 0.6, 0.4]]
+    assert aggregated(cosines, codes, 3, mean=True)[0] == pytest.approx([0.7, 0.6, 0.4])  # not the 0.1
+
+
+def test_the_data_set_by_intent_and_by_domain(clinc):
+    data = Clinc.read(clinc)
+    assert set(data.train) == set(data.test) == set(THINGS)
+    assert not {text for some in data.train.values() for text in some} & set(data.test["play_music"])
+    assert data.by_domain(data.test)["music"] == data.test["play_music"] + data.test["stop_music"]
+    assert data.tags["tables"] == ["book table", "cancel table"]
+
+
+def test_a_draw_follows_its_seed():
+    requests = {"a": list("abcdefghij"), "b": list("xy")}
+    assert draw(requests, 3, 1) == draw(requests, 3, 1) != draw(requests, 3, 2)
+    assert {name: len(texts) for name, texts in draw(requests, 3, 1).items()} == {"a": 3, "b": 2}
+
+
+def test_ciphers_make_more_routes_of_the_same_shape():
+    found = ciphered({"a": ["Hello all"], "b": ["one two"]}, 5)
+    assert list(found) == ["a_0", "b_0", "a_1", "b_1", "a_2"]
+    assert found["a_0"] == ["hello all"]
+    for name in ("a_1", "a_2"):
+        (text,) = found[name]
+        assert text != "hello all"
+        assert [text.index(sign) for sign in text] == ["hello all".index(sign) for sign in "hello all"]
+
+
+def test_filler_surrounds_a_request():
+    rng = random.Random(0)
+    texts = [with_filler("play some jazz", rng) for _ in range(50)]
+    assert all("play some jazz." in text for text in texts)
+    assert all(FILLER_WORDS <= len(text.split()) - 3 < FILLER_WORDS + 12 for text in texts)
+    assert len(set(texts)) > 40
+    assert "." not in with_filler("play some jazz", rng, sentence=False)
+
+
+def test_a_typo_is_in_the_longest_word():
+    rng = random.Random(0)
+    for text in [with_typo("put on the radio now", rng) for _ in range(50)]:
+        typed = re.fullmatch(r"put on the (\S+) now", text)[1]
+        assert abs(len(typed) - 5) <= 1
+        assert len(set("radio") & set(typed)) >= 4
