@@ -1,6 +1,6 @@
 """Writes the four tasks' training data and held-out requests as JSON Lines.
 
-python -m examples.demo.data --out build/demo --train 24000 --heldout 200
+python -m examples.demo.data --out build/demo --train 40000 --heldout 200
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
-    parser.add_argument("--train", type=int, default=24_000, help="training records of each task")
+    parser.add_argument("--train", type=int, default=40_000, help="training records of each task")
     parser.add_argument("--heldout", type=int, default=200, help="held-out requests of each task")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

@@ -10,4 +10,5 @@ python -m examples.demo.data --out build/demo
 for task in json code support tools; do
     adapterhub finetune "examples/demo/finetune/$task.yaml" --registry adapters
 done
+python -m examples.demo.routing --registry adapters
 python -m examples.demo.score --n 200 --json build/demo/scores.json --write-cards

@@ -99,6 +99,9 @@ NAMED_TOOLS = _p(
 # tools with 0, 1 and 2 parameters, and the share of verbs and endings that are listed ones, not invented.
 ARITIES: dict[Split, list[int]] = {"train": [2, 11, 7], "heldout": [1, 7, 2]}
 LISTED: dict[Split, float] = {"train": 0.5, "heldout": 0.8}
+# One, two and three tools, and the share of several that are asked for by name: who chooses by noun learns it late.
+COUNTS: dict[Split, list[int]] = {"train": [4, 5, 5], "heldout": [10, 6, 4]}
+NAMED_OF_SEVERAL: dict[Split, float] = {"train": 0.35, "heldout": 0.5}
 SCRIPTS = ("你好世界天地人大小中国山水火木金土日月", "こんにちはありがとうさくら", "éàüöñçßøå", "αβγδελπσω")
 
 
@@ -189,7 +192,8 @@ class Offer(NamedTuple):
 
 def offer(rng: random.Random, split: Split) -> Offer:
     """One to three tools with different names and nouns; among several, one not named is known by its noun."""
-    count, by_name = rng.choices([1, 2, 3], [10, 6, 4])[0], rng.random() < 0.5
+    count = rng.choices([1, 2, 3], COUNTS[split])[0]
+    by_name = rng.random() < (NAMED_OF_SEVERAL[split] if count > 1 else 0.5)
     tools: list[Tool] = []
     while len(tools) < count:
         other = tool(rng, split, noun_first=count > 1 and not by_name)
