@@ -5,19 +5,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import regex
 
 from adapterhub.errors import RoutingError
 
-if TYPE_CHECKING:
-    from adapterhub.routing.routes import Route
-
 LONGEST_PATTERN = 500
 TIMEOUT = 0.02
 """Seconds that one pattern may look at one request; one that needs more does not match."""
 _log = logging.getLogger(__name__)
+
+
+class Ruled(Protocol):
+    """What has rules: a route."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def phrases(self) -> tuple[str, ...]: ...
+
+    @property
+    def patterns(self) -> tuple[str, ...]: ...
 
 
 class Match(NamedTuple):
@@ -27,7 +37,7 @@ class Match(NamedTuple):
     rule: str
 
 
-def first_match(routes: Iterable[Route], text: str) -> Match | None:
+def first_match(routes: Iterable[Ruled], text: str) -> Match | None:
     """The first rule that applies to a request; routes in the order of their names, phrases before patterns."""
     for route in routes:
         for phrase in route.phrases:
