@@ -63,7 +63,9 @@ class Templates(Mapping[str, AnyTemplate]):
             ConfigError: The name or the template is not valid.
         """
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is no name for a template.", hint="Use lower-case letters, digits and _.")
+            raise ConfigError(
+                f"{name!r} is no name for a template.", hint="Use lower-case letters, digits and _."
+            )
         texts = {"en": text} if isinstance(text, str) else dict(text)
         if unknown := texts.keys() - set(get_args(Language)):
             raise ConfigError(f"Templates are in en or ru, not in {', '.join(sorted(unknown))}.")
@@ -75,5 +77,7 @@ class Templates(Mapping[str, AnyTemplate]):
 @cache
 def _shipped() -> Mapping[str, AnyTemplate]:
     source = yaml.safe_load(files(__package__).joinpath("shipped.yaml").read_text(encoding="utf-8"))
-    texts = {name: Template({"en": part["en"], "ru": part["ru"]}, part["is"]) for name, part in source.items()}
+    texts = {
+        name: Template({"en": part["en"], "ru": part["ru"]}, part["is"]) for name, part in source.items()
+    }
     return {**texts, "json_schema": SchemaTemplate()}

@@ -22,7 +22,7 @@ class SchemaTemplate:
     required: ClassVar[tuple[str, ...]] = ("title", "properties")
     optional: ClassVar[tuple[str, ...]] = ("description",)
 
-    def render(self, fields: Mapping[str, FieldValue], language: Language = "en") -> Rendered:  # noqa: ARG002
+    def render(self, fields: Mapping[str, FieldValue], language: Language = "en") -> Rendered:
         """Writes the schema; a property without a name is reported as missing, a type that is none as unknown."""
         given = fields.get("properties", [])
         entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []

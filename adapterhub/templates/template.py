@@ -62,9 +62,7 @@ class Template:
         if max(map(len, self.texts.values())) > MAX_CHARACTERS:
             raise ConfigError(f"A template has at most {MAX_CHARACTERS} characters.")
         if any(_LOOKS_LIKE_TOKEN.search(_without_tokens(text)) for text in self.texts.values()):
-            raise ConfigError(
-                "A section of the template is not closed.", hint="Write {{#name}}...{{/name}}."
-            )
+            raise ConfigError("A section of the template is not closed.", hint="Write {{#name}}...{{/name}}.")
         matches = [match for text in self.texts.values() for match in _TOKEN.finditer(text)]
         required = dict.fromkeys(match[3] for match in matches if match[3])
         optional = dict.fromkeys(match[1] for match in matches if match[1] and match[1] not in required)

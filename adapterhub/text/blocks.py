@@ -16,7 +16,9 @@ from typing import Literal
 from adapterhub.text.fences import MARKER, SPACE, fenced
 
 _SPACES = re.compile(f"{SPACE}+")
-_STRAY = re.compile(rf"(?:^|(?<={SPACE}))[\u00a0\u2007\u202f]+(?={SPACE}|$)")  # between spaces they hold nothing
+_STRAY = re.compile(
+    rf"(?:^|(?<={SPACE}))[\u00a0\u2007\u202f]+(?={SPACE}|$)"
+)  # between spaces they hold nothing
 _LINE_BREAK = re.compile(r"\r\n?|\n")
 _ITEM = re.compile(rf"({SPACE}*)({MARKER})(?:{SPACE}+(.*)|$)", re.DOTALL)
 _RULE = r"(?:-{3,}|\*{3,}|_{3,}|={3,})"

@@ -42,7 +42,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not 0 <= max(self.indent, self.first) < self.width:
-            raise ConfigError(f"An indent of {max(self.indent, self.first)} does not fit a width of {self.width}.")
+            raise ConfigError(
+                f"An indent of {max(self.indent, self.first)} does not fit a width of {self.width}."
+            )
 
     @property
     def first(self) -> int:

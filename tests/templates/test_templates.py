@@ -17,7 +17,10 @@ def test_the_prompt_has_its_three_parts():
     assert Templates()["prompt"].render(fields).text == (
         "### Instruction:\nTranslate\n\n### Input:\ncat\n\n### Response:"
     )
-    assert Templates()["prompt"].render({"instruction": "Переведи"}, "ru").text == "### Инструкция:\nПереведи\n\n### Ответ:"
+    assert (
+        Templates()["prompt"].render({"instruction": "Переведи"}, "ru").text
+        == "### Инструкция:\nПереведи\n\n### Ответ:"
+    )
 
 
 def test_every_template_is_there_in_both_languages():
@@ -56,7 +59,11 @@ def test_a_value_is_never_read_as_a_template(value: str):
 
 
 def test_a_json_schema():
-    properties = [{"name": "age", "type": "integer"}, {"name": "имя", "required": "no", "type": "word"}, {"type": "null"}]
+    properties = [
+        {"name": "age", "type": "integer"},
+        {"name": "имя", "required": "no", "type": "word"},
+        {"type": "null"},
+    ]
     rendered = Templates()["json_schema"].render({"title": 'A "person"', "properties": properties, "x": "y"})
     schema = json.loads(rendered.text)
     assert schema["title"] == 'A "person"'
@@ -76,7 +83,14 @@ def test_adding_a_template_changes_no_other_library():
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("Bad name", "x"), ("note", ""), ("note", {}), ("note", {"de": "x"}), ("note", "{{#a}}x"), ("note", "x" * 20_001)],
+    [
+        ("Bad name", "x"),
+        ("note", ""),
+        ("note", {}),
+        ("note", {"de": "x"}),
+        ("note", "{{#a}}x"),
+        ("note", "x" * 20_001),
+    ],
 )
 def test_templates_that_are_none(name: str, text: str):
     with pytest.raises(ConfigError):

@@ -12,7 +12,39 @@ from adapterhub.text.width import display_width
 from adapterhub.text.wrap import Layout, format_text
 
 PIECES = st.sampled_from(
-    "слово word - * — • 1. 12) # ## | > ``` ~~~ --- === `x` 日本語 👨‍👩‍👧 ❤️ e\u0301 a-b x.y \u00a0 \u00a0- - - \u0301 ```py | a".split(" ")
+    [
+        "слово",
+        "word",
+        "-",
+        "*",
+        "—",
+        "•",
+        "1.",
+        "12)",
+        "#",
+        "##",
+        "|",
+        ">",
+        "```",
+        "~~~",
+        "---",
+        "===",
+        "`x`",
+        "日本語",
+        "👨\u200d👩\u200d👧",
+        "❤️",
+        "é",
+        "a-b",
+        "x.y",
+        "\xa0",
+        "\xa0-",
+        "-",
+        "-",
+        "́",
+        "```py",
+        "|",
+        "a",
+    ]
 )
 SPACES = st.sampled_from([" ", "  ", "\n", "\n\n", "\n  ", "\n    ", "\t", "\r\n", "\u3000", "\n\t"])
 NOTES = st.lists(st.tuples(PIECES | st.text(max_size=4), SPACES), max_size=40).map(
@@ -58,7 +90,9 @@ def test_no_line_is_too_wide(text: str, layout: Layout):
 
 def test_words_wrap_in_english_and_russian():
     assert format_text("The quick brown fox jumps", Layout(width=12)) == "The quick\nbrown fox\njumps"
-    assert format_text("Съешь же ещё этих мягких булок", Layout(width=14)) == "Съешь же ещё\nэтих мягких\nбулок"
+    assert (
+        format_text("Съешь же ещё этих мягких булок", Layout(width=14)) == "Съешь же ещё\nэтих мягких\nбулок"
+    )
 
 
 def test_width_is_what_is_seen():
@@ -71,11 +105,13 @@ def test_width_is_what_is_seen():
 
 def test_paragraphs_lists_and_code_are_kept():
     text = (
-        "Intro text that is long enough to wrap.\n\n- first item that wraps too\n  - nested item that wraps\n10. ten\n\n"
+        "Intro text that is long enough to wrap.\n\n"
+        "- first item that wraps too\n  - nested item that wraps\n10. ten\n\n"
         "```python\nx  =  1   # a very long line of code that stays\n```\n# A heading that stays on its line"
     )
     assert format_text(text, Layout(width=20)) == (
-        "Intro text that is\nlong enough to wrap.\n\n- first item that\n  wraps too\n  - nested item that\n    wraps\n10. ten\n\n"
+        "Intro text that is\nlong enough to wrap.\n\n"
+        "- first item that\n  wraps too\n  - nested item that\n    wraps\n10. ten\n\n"
         "```python\nx  =  1   # a very long line of code that stays\n```\n# A heading that stays on its line"
     )
 
@@ -103,7 +139,9 @@ def test_a_no_break_space_does_not_break():
     assert format_text("12\u00a0000 рублей", Layout(width=8)) == "12\u00a0000\nрублей"
 
 
-@pytest.mark.parametrize("text", ["a" * 200_000, "a " * 100_000, "- " * 100_000, "```" * 66_000, "\n" * 200_000, "日" * 200_000])
+@pytest.mark.parametrize(
+    "text", ["a" * 200_000, "a " * 100_000, "- " * 100_000, "```" * 66_000, "\n" * 200_000, "日" * 200_000]
+)
 def test_hostile_texts_take_no_time(text: str):
     before = time.thread_time()
     format_text(text)

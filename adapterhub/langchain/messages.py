@@ -1,0 +1,131 @@
+"""LangChain's messages as a base's chat template takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
+
+from adapterhub.errors import ConfigError
+from adapterhub.prompts import ROLES, PromptStyle
+
+CALL, CALL_END = "<tool_call>", "</tool_call>"
+"""What stands around a call, in the templates of Hermes, Qwen and many others."""
+
+_ROLE_OF_TYPE = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
+_UNSEEN = frozenset(
+    {"tool_use", "tool_call", "input_json_delta", "tool_call_chunk", "reasoning", "thinking"}
+)
+"""Parts of an assistant's content that its `tool_calls` hold too, or that were never part of the answer."""
+
+
+def knows_calls(style: PromptStyle) -> bool:
+    """Whether a chat template shows tools and their calls itself, in the form that is read here."""
+    template = style.tool_template or style.template or ""
+    return "tools" in template and CALL in template
+
+
+def as_turns(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """The messages as `adapterhub` takes them.
+
+    Raises:
+        ConfigError: A message is of no known kind, or its content is more than text.
+    """
+    return [_turn(message) for message in messages]
+
+
+def in_words(turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversation for a base whose template does not know tools: everything about them is plain text.
+
+    The tools, one JSON object a line, stand before the first message of the user; calls are written into the
+    assistant's text; results that follow each other become one message of the user.
+
+    Args:
+        turns: From `as_turns`.
+        tools: Functions as JSON Schema.
+    """
+    worded: list[dict[str, Any]] = []
+    for is_result, group in groupby(turns, lambda turn: turn["role"] == "tool"):
+        worded += [_results(group)] if is_result else [_with_written_calls(turn) for turn in group]
+    if tools:
+        first = next((turn for turn in worded if turn["role"] == "user"), None)
+        if first is None:
+            first = {"role": "user", "content": ""}
+            worded.append(first)
+        first["content"] = f"{_offer(tools)}\n\n{first['content']}".rstrip()
+    return worded
+
+
+def _turn(message: BaseMessage) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": _role(message), "content": _text(message)}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "type": "function",
+                "id": call["id"],
+                "function": {"name": call["name"], "arguments": call["args"]},
+            }
+            for call in message.tool_calls
+        ]
+    if isinstance(message, ToolMessage):
+        turn["tool_call_id"] = message.tool_call_id
+        if message.name:
+            turn["name"] = message.name
+    return turn
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, ChatMessage):
+        role = {"developer": "system"}.get(message.role, message.role)
+    else:
+        role = _ROLE_OF_TYPE.get(message.type.removesuffix("MessageChunk").lower(), message.type)
+    if role not in ROLES:
+        raise ConfigError(
+            f"A message of the kind {role!r} cannot be shown to a base.", hint=f"Known: {ROLES}."
+        )
+    return role
+
+
+def _text(message: BaseMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(_part(part) for part in message.content)
+
+
+def _part(part: str | Mapping[str, Any]) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type")
+    if kind == "text":
+        return str(part["text"])
+    if kind in _UNSEEN:
+        return ""
+    raise ConfigError(
+        f"A message holds content of the type {kind!r}, and the base reads text only.",
+        hint="Send its text, or a description of it.",
+    )
+
+
+def _results(turns: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    written = [f"<tool_response>\n{turn['content']}\n</tool_response>" for turn in turns]
+    return {"role": "user", "content": "\n".join(written)}
+
+
+def _with_written_calls(turn: Mapping[str, Any]) -> dict[str, Any]:
+    calls = [call["function"] for call in turn.get("tool_calls", ())]
+    written = [f"{CALL}\n{json.dumps(call, ensure_ascii=False)}\n{CALL_END}" for call in calls]
+    return {
+        "role": turn["role"],
+        "content": "\n".join([*([turn["content"]] if turn["content"] else []), *written]),
+    }
+
+
+def _offer(tools: Sequence[Mapping[str, Any]]) -> str:
+    listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    form = '{"name": "<name>", "arguments": {<arguments>}}'
+    return (
+        f"You may call these functions:\n<tools>\n{listed}\n</tools>\nTo call one, answer with:\n{CALL}\n{form}\n{CALL_END}"
+    )
