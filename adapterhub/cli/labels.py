@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
-from adapterhub.errors import AdapterHubError, DatasetError
+from adapterhub.errors import AdapterHubError, ConfigError, DatasetError
 from adapterhub.prompts import check_text
-from adapterhub.registry.cards import MAX_CARD_BYTES, AdapterCard
+from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.names import check_name
 from adapterhub.routing.log import read_corrections
 from adapterhub.routing.routes import LONGEST_EXAMPLE
@@ -179,12 +179,10 @@ def _check_agrees(first: _Said, said: _Said) -> None:
 
 
 def _check_size(lesson: Lesson) -> None:
-    card = lesson.card.changed({"routing": lesson.routing})
-    if len(card.to_json()) > MAX_CARD_BYTES:
-        raise DatasetError(
-            f"With these corrections the card of {card.ref} would be larger than {MAX_CARD_BYTES:,} bytes.",
-            hint="Keep the lines that differ most from what the card has.",
-        )
+    try:
+        lesson.card.changed({"routing": lesson.routing}).to_json()
+    except ConfigError as error:
+        raise DatasetError(f"With these corrections: {error.message}", hint=error.hint) from error
 
 
 def _key(text: str) -> str:

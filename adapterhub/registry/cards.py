@@ -201,9 +201,19 @@ class AdapterCard(_Part):
         return f"{self.name}@{self.version}"
 
     def to_json(self) -> bytes:
-        """The content of `card.json`."""
+        """The content of `card.json`.
+
+        Raises:
+            ConfigError: It would be larger than a card that can be read.
+        """
         fields = self.model_dump(mode="json", exclude={"aliases"}, exclude_defaults=True)
-        return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+        content = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+        if len(content) > MAX_CARD_BYTES:
+            raise ConfigError(
+                f"The card of {self.ref} would be larger than {MAX_CARD_BYTES:,} bytes.",
+                hint="Keep fewer or shorter examples on it.",
+            )
+        return content
 
     @classmethod
     def from_json(cls, text: bytes) -> AdapterCard:

@@ -91,7 +91,9 @@ def evaluate(
         recall=_mean(np.array([one.fallback for one in out_of_scope], dtype=bool)),
         auroc=_auroc(inside, outside),
         calibration_error=_error(ranges, len(pairs)),
-        confusion={name: Counter(one.adapter or "" for one in found) for name, found in decisions.items()},
+        confusion={
+            name: dict(Counter(one.adapter or "" for one in found)) for name, found in decisions.items()
+        },
         reliability=ranges,
         curve=_curve(inside, outside),
     )

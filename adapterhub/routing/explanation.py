@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.features import buckets, grams
 from adapterhub.routing.model import RouterModel
@@ -58,5 +60,5 @@ def explain(model: RouterModel, text: str, decision: RouteDecision, most: int = 
         for bucket, *adds in zip(vector.buckets.tolist(), best.tolist(), second.tolist(), strict=True)
     ]
     found.sort(key=lambda one: (-abs(one.best - one.second), one.gram))
-    known = model.scorer.parts[0].columns[vector.buckets] >= 0
+    known = np.any([part.columns[vector.buckets] >= 0 for part in model.scorer.parts], axis=0)
     return Explanation(decision, piece, tuple(found[:most]), 1 - float(known.mean()))

@@ -13,6 +13,7 @@ from adapterhub.routing.calibration import HeldOut
 from adapterhub.routing.encoding import WEIGHTS, WORTHWHILE, Encoder, EncoderHead, encoded, fit_ridge
 from adapterhub.routing.features import (
     BUCKETS,
+    BoolArray,
     FloatArray,
     IntArray,
     Vector,
@@ -102,14 +103,12 @@ class Table:
         weighting: The weights of n-grams.
         columns: Bucket -> column, -1 for those that no sample has (buckets).
         samples: What rows are fitted on.
-        whole: How many of the samples the last whole fit had; those after them were added since.
     """
 
     texts: tuple[Sample, ...]
     weighting: Weighting
     columns: IntArray
     samples: Samples
-    whole: int
 
     @classmethod
     def make(cls, texts: Sequence[Sample], weighting: Weighting | None = None) -> Self:
@@ -129,34 +128,38 @@ class Table:
             np.array([sample.owner for sample in texts], dtype=object),
             np.array([sample.against for sample in texts], dtype=object),
         )
-        return cls(tuple(texts), weighting, columns, samples, len(texts))
+        return cls(tuple(texts), weighting, columns, samples)
 
     def with_texts(self, texts: Sequence[Sample]) -> Table:
         """The table with more samples; n-grams keep their weights and columns, new ones get columns after them."""
         vectors = [self.weighting.vector(buckets(sample.text)) for sample in texts]
         added = self._of(texts, self.weighting, self.columns, vectors)
-        joined = self.samples.joined(added.samples)
-        return replace(added, texts=self.texts + added.texts, samples=joined, whole=self.whole)
+        return replace(added, texts=self.texts + added.texts, samples=self.samples.joined(added.samples))
 
     def without_route(self, name: str) -> Table:
         """The table without the samples of a route."""
-        gone = np.array([name in (sample.owner, sample.against) for sample in self.texts], dtype=bool)
-        kept = tuple(sample for sample in self.texts if name not in (sample.owner, sample.against))
-        whole = self.whole - int(gone[: self.whole].sum())
-        return replace(self, texts=kept, samples=self.samples.without(gone), whole=whole)
+        return self._without(
+            np.array([name in (sample.owner, sample.against) for sample in self.texts], bool)
+        )
 
-    def fit(self, routes: Sequence[str], held_out: np.ndarray | None = None) -> Scorer:
+    def _without(self, gone: BoolArray) -> Table:
+        kept = tuple(sample for sample, out in zip(self.texts, gone.tolist(), strict=True) if not out)
+        return replace(self, texts=kept, samples=self.samples.without(gone))
+
+    def fit(self, routes: Sequence[str], held_out: BoolArray | None = None) -> Scorer:
         """Fits the routes' rows, on all samples but those held out (a mask)."""
-        used = self.samples if held_out is None else self.samples.without(held_out)
-        weights, biases = fit_rows(used, [*routes, NONE])
-        near = self.neighbours(np.ones(len(self.texts), bool) if held_out is None else ~held_out)
-        return Scorer.of(self.weighting, Part(self.columns, weights, biases, near))
+        table = self if held_out is None else self._without(held_out)
+        return Scorer.of(
+            self.weighting,
+            Part(self.columns, *fit_rows(table.samples, [*routes, NONE]), table.neighbours(routes)),
+        )
 
-    def neighbours(self, chosen: np.ndarray) -> Neighbours:
-        """An index of those chosen (a mask) among the samples that speak for a route."""
-        places = np.flatnonzero(chosen & (self.samples.owners != NONE))
-        texts = [self.texts[place].text for place in places]
-        return Neighbours(self.samples.features[places], texts, self.samples.owners[places])
+    def neighbours(self, rows: Sequence[str]) -> Neighbours:
+        """The examples of each row's route: all samples that speak for it."""
+        places = [np.flatnonzero(self.samples.of(route)) for route in rows]
+        chosen = np.concatenate(places) if places else np.zeros(0, np.intp)
+        texts = [self.texts[place].text for place in chosen]
+        return Neighbours(self.samples.features[chosen], texts, [len(own) for own in places])
 
     def unseen(self, routes: Sequence[str]) -> Iterator[Unseen]:
         """What rows that never saw a request make of it."""

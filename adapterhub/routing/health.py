@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapterhub.routing.calibration import HeldOut
-from adapterhub.routing.features import normalised
 from adapterhub.routing.head import NONE
 from adapterhub.routing.model import RouterModel
 from adapterhub.routing.routes import Route
@@ -63,7 +62,7 @@ def _shared(routes: Iterable[Route]) -> Iterator[Finding]:
     owners: dict[str, dict[str, str]] = {}
     for route in routes:
         for text in route.examples:
-            owners.setdefault(" ".join(normalised(text).split()), {}).setdefault(route.name, text)
+            owners.setdefault(" ".join(text.casefold().split()), {}).setdefault(route.name, text)
     by_names: dict[tuple[str, ...], list[str]] = {}
     for names in owners.values():
         if len(names) > 1:

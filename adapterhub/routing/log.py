@@ -72,7 +72,7 @@ def read_corrections(path: str | Path) -> Iterator[Correction]:
     path = Path(path)
     if path.stat().st_size > _MOST_BYTES:
         raise RoutingError(f"{path} is larger than 64 MiB.", hint="Give a part of it.")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 entry = json.loads(line) if line.strip() else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -18,6 +18,9 @@ from adapterhub.routing.fitting import Table, encoder_head, fit_encoder, held_ou
 from adapterhub.routing.head import NONE, fit_rows
 from adapterhub.routing.routes import Route
 from adapterhub.routing.scorer import Part, Scorer
+
+RIVALS = 5
+"""Rows that are fitted anew when a route is added."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class RouterModel:
         calibration: Scores to confidences and thresholds.
         held_out: What the fit made of examples that it had not seen.
         changes: Routes added or removed since the last whole fit.
+        added: The route of each row that was fitted since.
     """
 
     routes: tuple[Route, ...]
@@ -45,6 +49,7 @@ class RouterModel:
     calibration: Calibration
     held_out: tuple[HeldOut, ...] = ()
     changes: int = 0
+    added: tuple[str, ...] = ()
 
     @classmethod
     def fit(
@@ -109,29 +114,45 @@ class RouterModel:
         return f"{digest}+{self.changes}" if self.changes else digest
 
     def with_route(self, route: Route) -> RouterModel:
-        """This model with a route more, or another in place of one: only its own row is fitted."""
+        """This model with a route more, or another in place of one.
+
+        Its own row is fitted, and those of the routes that would answer for it: others have little to learn from it.
+        """
         model = self.without_route(route.name) if route.name in self.names else self
-        table, scorer = model.table.with_texts(samples_of([route])), model.scorer
-        weights, biases = fit_rows(table.samples, [route.name])
-        fresh = np.zeros(len(table.texts), bool)
-        fresh[table.whole :] = True
-        if len(scorer.parts) > 1:
-            before = scorer.parts[1]
-            padding = ((0, len(weights) - len(before.weights)), (0, 0))
-            weights = np.hstack([np.pad(before.weights, padding), weights])
-            biases = np.concatenate([before.biases, biases])
-        part = Part(table.columns, weights, biases, table.neighbours(fresh))
-        place = bisect(model.names, route.name)
+        samples, place = samples_of([route]), bisect(model.names, route.name)
         routes = (*model.routes[:place], route, *model.routes[place:])
-        return model._changed(routes, table, scorer.with_row(part, place))
+        rivals = model._rivals([sample.text for sample in samples if not sample.against])
+        names = [route.name, *rivals]
+        table = model.table.with_texts(samples)
+        weights, biases = fit_rows(table.samples, names)
+        before = model.added
+        if before:
+            old = model.scorer.parts[1]
+            weights = np.hstack(
+                [np.pad(old.weights, ((0, len(weights) - len(old.weights)), (0, 0))), weights]
+            )
+            biases = np.concatenate([old.biases, biases])
+        part = Part(table.columns, weights, biases, table.neighbours([*before, *names]))
+        all_names = [one.name for one in routes]
+        scorer = model.scorer.with_rows(part, place, [all_names.index(name) for name in rivals])
+        return model._changed(routes, table, scorer, (*before, *names))
+
+    def _rivals(self, texts: Sequence[str]) -> list[str]:
+        """The routes whose rows are the nearest to answering for these texts."""
+        if not self.routes:
+            return []
+        highest = np.max([self.scorer.score_text(text).scores for text in texts], axis=0)
+        return [self.names[place] for place in np.argsort(-highest, kind="stable")[:RIVALS]]
 
     def without_route(self, name: str) -> RouterModel:
         """This model with a route less; the other rows stay as they are."""
         place = self.names.index(name)
         routes = (*self.routes[:place], *self.routes[place + 1 :])
-        return self._changed(routes, self.table.without_route(name), self.scorer.without(name, place))
+        return self._changed(routes, self.table.without_route(name), self.scorer.without(place), self.added)
 
-    def _changed(self, routes: tuple[Route, ...], table: Table, scorer: Scorer) -> RouterModel:
+    def _changed(
+        self, routes: tuple[Route, ...], table: Table, scorer: Scorer, added: tuple[str, ...]
+    ) -> RouterModel:
         if scorer.encoder and routes:
             head, _ = encoder_head(scorer.encoder.encoder, table, [route.name for route in routes])
             scorer = replace(scorer, encoder=replace(head, weights=scorer.encoder.weights))
@@ -146,4 +167,5 @@ class RouterModel:
             self.calibration,
             tuple(one for one in self.held_out if one.route in names or one.route == NONE),
             self.changes + 1,
+            added,
         )

@@ -1,13 +1,8 @@
-"""How near a request is to the nearest example, through an inverted index: column -> examples that have it.
-
-Columns that many examples have lie as dense rows beside the index: adding whole rows is quicker than going through long
-lists.
-"""
+"""How near a request is to the nearest example of the routes that it may be for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,9 +11,6 @@ from adapterhub.routing.features import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
-
-COMMON = 1 / 16
-"""Share of the examples that have a column from which on it lies in a dense row."""
 
 
 class Nearest(NamedTuple):
@@ -29,58 +21,39 @@ class Nearest(NamedTuple):
 
 
 class Neighbours:
-    """Examples by column.
+    """The examples of each row, one row's after another's.
 
     Args:
-        features: One row per example (n, columns).
+        features: One line per example (n, columns); none is empty.
         texts: The examples (n).
-        owners: The route of each (n).
+        counts: How many examples each row has (rows).
     """
 
-    def __init__(self, features: csr_array, texts: Sequence[str], owners: np.ndarray) -> None:
-        by_column = features.tocsc()
-        self._texts, self._owners = texts, owners
-        self._gone = np.zeros(0, np.intp)
-        self._starts: IntArray = by_column.indptr
-        self._lengths = np.diff(self._starts)
-        self._examples: IntArray = by_column.indices.astype(np.intp)
-        self._values: FloatArray = by_column.data
-        common = np.flatnonzero(self._lengths > len(texts) * COMMON)
-        self._row = np.full(features.shape[1], -1, np.int32)
-        self._row[common] = np.arange(len(common))
-        self._dense = np.ascontiguousarray(by_column[:, common].toarray().T)
+    def __init__(self, features: csr_array, texts: Sequence[str], counts: Sequence[int]) -> None:
+        self._texts = texts
+        self._ends: IntArray = np.cumsum([0, *counts])
+        self._starts: IntArray = features.indptr
+        self._columns: IntArray = features.indices
+        self._values: FloatArray = features.data
 
-    def without(self, route: str) -> Neighbours:
-        """The same index, in which the examples of a route are no longer found."""
-        fewer = copy(self)
-        fewer._gone = np.union1d(self._gone, np.flatnonzero(self._owners == route))
-        return fewer
-
-    def nearest(self, columns: IntArray, values: FloatArray, norm: float) -> Nearest:
-        """The nearest example of a request.
+    def nearest(self, rows: Sequence[int], request: FloatArray) -> Nearest:
+        """The example of some rows whose product with a request is highest.
 
         Args:
-            columns: The known columns of the request (k).
-            values: Its values there (k).
-            norm: The length of one whole vector; vectors of requests and examples have the same.
+            rows: The rows to look among.
+            request: The request's vector (columns).
         """
-        if not len(columns) or not len(self._texts):
+        spans = [
+            (self._ends[row], self._ends[row + 1]) for row in rows if self._ends[row] < self._ends[row + 1]
+        ]
+        if not spans:
             return Nearest(None, 0.0)
-        rows = self._row[columns]
-        common = rows >= 0
-        products = values[common] @ self._dense[rows[common]]
-        products = products + self._listed(columns[~common], values[~common])
-        products[self._gone] = 0
+        places = np.concatenate([np.arange(*span) for span in spans])
+        parts = [slice(self._starts[first], self._starts[last]) for first, last in spans]
+        columns = np.concatenate([self._columns[part] for part in parts])
+        values = np.concatenate([self._values[part] for part in parts])
+        lengths = self._starts[places + 1] - self._starts[places]
+        products = np.add.reduceat(request[columns] * values, lengths.cumsum() - lengths)
         best = int(products.argmax())
-        cosine = float(products[best]) / norm**2
-        return Nearest(self._texts[best], cosine) if cosine > 0 else Nearest(None, 0.0)
-
-    def _listed(self, columns: IntArray, values: FloatArray) -> FloatArray:
-        """The products with every example (n) of the columns that lie in lists."""
-        if not len(columns):
-            return np.zeros(len(self._texts), np.float32)
-        starts, lengths = self._starts[columns], self._lengths[columns]
-        ends = lengths.cumsum()
-        places = np.arange(ends[-1]) + (starts - ends + lengths).repeat(lengths)
-        products = self._values[places] * values.repeat(lengths)
-        return np.bincount(self._examples[places], products, len(self._texts)).astype(np.float32)
+        highest = float(products[best])
+        return Nearest(self._texts[places[best]], highest) if highest > 0 else Nearest(None, 0.0)

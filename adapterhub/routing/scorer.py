@@ -1,8 +1,9 @@
 """The arithmetic of one decision: a request to one score per route. numpy alone.
 
-A route's score is the decision of its linear row, plus `NEAREST_WEIGHT` times the cosine to the nearest example of any
-route (a request unlike every example is doubtful, whatever the rows say), less `NONE_WEIGHT` times the decision of the
-row for requests that are for no adapter. An encoder, where there is one, adds a weighted score of its own.
+A route's score is the decision of its linear row, plus `NEAREST_WEIGHT` times the cosine to the nearest example of the
+`LIKELY` routes with the highest decisions (a request unlike every example is doubtful, whatever the rows say), less
+`NONE_WEIGHT` times the decision of the row for requests that are for no adapter. An encoder, where there is one, adds a
+weighted score of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 NEAREST_WEIGHT = 0.75
 NONE_WEIGHT = 0.3
+LIKELY = 8
 LENGTH = (1 + WORD_WEIGHT**2) ** 0.5
 """The length of a vector with both blocks."""
 
@@ -60,12 +62,23 @@ class Part:
     biases: FloatArray
     neighbours: Neighbours
 
-    def look(self, vector: Vector) -> tuple[FloatArray, Nearest]:
-        """The rows' decisions (rows) on a text, and its nearest example."""
+    def spread(self, vector: Vector) -> tuple[IntArray, FloatArray]:
+        """The columns of a text (k) and its values there (k), without the n-grams that no sample has."""
         places = self.columns[vector.buckets]
         known = places >= 0
-        places, values = places[known], vector.values[known]
-        return values @ self.weights[places] + self.biases, self.neighbours.nearest(places, values, LENGTH)
+        return places[known], vector.values[known]
+
+    def decisions(self, vector: Vector) -> FloatArray:
+        """The rows' decisions on a text (rows)."""
+        places, values = self.spread(vector)
+        return values @ self.weights[places] + self.biases
+
+    def nearest(self, rows: Sequence[int], vector: Vector) -> Nearest:
+        """The nearest example of some rows."""
+        places, values = self.spread(vector)
+        request = np.zeros(len(self.weights), np.float32)
+        request[places] = values / LENGTH**2
+        return self.neighbours.nearest(rows, request)
 
 
 @dataclass(frozen=True)
@@ -89,25 +102,42 @@ class Scorer:
         """A scorer of rows that were all fitted together."""
         return cls(weighting, (part,), np.arange(len(part.biases) - 1))
 
-    def with_row(self, part: Part, place: int) -> Scorer:
-        """A route more, at a place among the routes: `part` holds its row after those that were added before."""
-        row = sum(len(one.biases) for one in (self.parts[0], part)) - 1
-        return replace(self, parts=(self.parts[0], part), order=np.insert(self.order, place, row))
+    def with_rows(self, part: Part, place: int, replaced: Sequence[int]) -> Scorer:
+        """A route more, at a place among the routes, and other rows in place of some routes' own.
 
-    def without(self, route: str, place: int) -> Scorer:
-        """A route less."""
-        parts = tuple(replace(part, neighbours=part.neighbours.without(route)) for part in self.parts)
-        return replace(self, parts=parts, order=np.delete(self.order, place))
+        Args:
+            part: Holds all rows that were added before, then the new route's, then the others.
+            place: The new route's place.
+            replaced: The places of the routes, after the new one is in, that have another row now.
+        """
+        total = len(self.parts[0].biases) + len(part.biases)
+        order = np.insert(self.order, place, total - len(replaced) - 1)
+        order[list(replaced)] = np.arange(total - len(replaced), total)
+        return replace(self, parts=(self.parts[0], part), order=order)
+
+    def without(self, place: int) -> Scorer:
+        """A route less: its row is no longer asked."""
+        return replace(self, order=np.delete(self.order, place))
 
     def score_text(self, text: str) -> Scored:
         """Scores one text by its n-grams."""
         vector = self.weighting.vector(buckets(text))
-        looks = [part.look(vector) for part in self.parts]
-        rows = np.concatenate([decisions for decisions, _ in looks])
-        nearest = max((found for _, found in looks), key=lambda one: one.cosine)
-        none = float(looks[0][0][-1])
-        return Scored(
-            rows[self.order] + (NEAREST_WEIGHT * nearest.cosine - NONE_WEIGHT * none), none, nearest
+        found = [part.decisions(vector) for part in self.parts]
+        rows = np.concatenate(found) if len(found) > 1 else found[0]
+        decisions, none = rows[self.order], float(found[0][-1])
+        nearest = self._nearest(vector, decisions)
+        return Scored(decisions + (NEAREST_WEIGHT * nearest.cosine - NONE_WEIGHT * none), none, nearest)
+
+    def _nearest(self, vector: Vector, decisions: FloatArray) -> Nearest:
+        """The nearest example of the likely routes."""
+        likely = decisions.argpartition(-LIKELY)[-LIKELY:] if len(decisions) > LIKELY else slice(None)
+        rows, first = np.sort(self.order[likely]).tolist(), len(self.parts[0].biases)
+        nearest = self.parts[0].nearest([row for row in rows if row < first], vector)
+        later = [row - first for row in rows if row >= first]
+        return (
+            max(nearest, self.parts[1].nearest(later, vector), key=lambda one: one.cosine)
+            if later
+            else nearest
         )
 
     def score(self, pieces: Sequence[str], script: str) -> tuple[Scored, str]:

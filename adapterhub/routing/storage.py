@@ -124,7 +124,7 @@ def _model(meta: _Meta, arrays: Mapping[str, FloatArray], encoder: Encoder | Non
     weights = arrays["steps"].astype(np.float32) * arrays["scales"]
     if weights.shape != (table.samples.features.shape[1], len(meta.routes) + 1):
         raise ValueError("weights")
-    near = table.neighbours(np.ones(len(samples), bool))
+    near = table.neighbours([route.name for route in meta.routes])
     scorer = Scorer.of(table.weighting, Part(table.columns, weights, arrays["biases"], near))
     if meta.encoder is not None:
         if encoder is None:

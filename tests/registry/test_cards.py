@@ -112,3 +112,9 @@ def test_every_field_is_documented() -> None:
 
 def test_ref() -> None:
     assert FULL.ref == "json@1"
+
+
+def test_a_card_that_could_not_be_read_again_is_not_written() -> None:
+    big = card(routing=Routing(examples=("x" * 2**20,)))
+    with pytest.raises(ConfigError, match="would be larger"):
+        big.to_json()

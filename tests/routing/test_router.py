@@ -306,14 +306,22 @@ def test_a_route_is_added_updated_and_removed_at_once(router):
         router.remove("poems")
 
 
-def test_what_was_not_changed_decides_as_before(router):
-    model = router.model.with_route(Route.make("poems", ["write a poem", "four lines of verse"]))
+def test_removing_a_route_leaves_the_others_as_they_were(router):
     text = "a python function that adds three numbers"
+    before, after = router.route(text), AdapterRouter(router.model.without_route("support")).route(text)
+    lead = after.scores["code"] - before.scores["code"]
+    assert after.scores["json"] - before.scores["json"] == pytest.approx(lead, abs=1e-6)
+    assert after.adapter == "code"
+
+
+def test_adding_a_route_takes_its_requests_from_the_nearest_others(router):
+    poems = ["a poem about a python", "a poem on functions", "write a poem on code", "python poem please"]
+    model = router.model.with_route(Route.make("poems", poems))
+    text = "write a poem about python"
     before, after = router.route(text), AdapterRouter(model).route(text)
-    assert {name: after.scores[name] for name in EXAMPLES} == pytest.approx(dict(before.scores), abs=1e-6)
-    again = AdapterRouter(model.without_route("poems")).route(text)
-    assert again.scores == pytest.approx(dict(before.scores), abs=1e-6)
-    assert model.version.endswith("+1")
+    assert (before.best, after.best) == ("code", "poems")
+    assert after.scores["code"] < before.scores["code"]
+    assert (model.version[-2:], set(model.added)) == ("+1", {"poems", *EXAMPLES})
 
 
 def test_many_changes_without_a_whole_fit(router):
@@ -427,6 +435,12 @@ def test_corrections_come_back(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     assert list(read_corrections(path)) == [("a", "json"), ("c", None)]
+
+
+def test_corrections_that_are_not_utf8_are_told(tmp_path):
+    (tmp_path / "log.jsonl").write_bytes('{"text": "привет", "correct": null}'.encode("cp1251"))
+    with pytest.raises(RoutingError, match="Line 1"):
+        list(read_corrections(tmp_path / "log.jsonl"))
 
 
 @pytest.mark.parametrize("line", ["{", '{"correct": "json"}', '{"text": "a", "correct": 3}', "[" * 100_000])
