@@ -71,14 +71,13 @@ def _classified(
     confidence = curve.confidence(score)
     threshold = curve.threshold if best.threshold is None else best.threshold
     reason = _reason(confidence >= threshold, lead >= model.policy.margin, scored.none > 0)
-    names = map(model.names.__getitem__, order.tolist())
     return replace(
         plain,
         adapter=best.name if reason == "matched" else None,
         confidence=confidence,
         threshold=threshold,
         reason=reason,
-        scores=dict(zip(names, scored.scores[order].tolist(), strict=True)),
+        scores=dict(zip(model.labels[order].tolist(), scored.scores[order].tolist(), strict=True)),
         score=score,
         fallback=reason != "matched",
         matched=scored.nearest.example,

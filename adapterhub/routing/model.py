@@ -85,6 +85,11 @@ class RouterModel:
         return tuple(route.name for route in self.routes)
 
     @cached_property
+    def labels(self) -> np.ndarray:
+        """The names as an array, to be put in order."""
+        return np.array(self.names, dtype=object)
+
+    @cached_property
     def ruled(self) -> tuple[int, ...]:
         """The places of the routes that have rules."""
         return tuple(place for place, route in enumerate(self.routes) if route.phrases or route.patterns)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,39 +22,47 @@ class Nearest(NamedTuple):
 
 
 class Neighbours:
-    """The examples of each row, one row's after another's.
+    """The examples of each row.
 
     Args:
-        features: One line per example (n, columns); none is empty.
+        features: One line per example (n, columns), one row's after another's; none is empty.
         texts: The examples (n).
         counts: How many examples each row has (rows).
     """
 
     def __init__(self, features: csr_array, texts: Sequence[str], counts: Sequence[int]) -> None:
         self._texts = texts
-        self._ends: IntArray = np.cumsum([0, *counts])
-        self._starts: IntArray = features.indptr
-        self._columns: IntArray = features.indices
-        self._values: FloatArray = features.data
+        ends = np.cumsum([0, *counts]).tolist()
+        self._rows = [_Row.of(features, first, last) for first, last in pairwise(ends)]
 
-    def nearest(self, rows: Sequence[int], request: FloatArray) -> Nearest:
+    def nearest(self, rows: Iterable[int], request: FloatArray) -> Nearest:
         """The example of some rows whose product with a request is highest.
 
         Args:
             rows: The rows to look among.
             request: The request's vector (columns).
         """
-        spans = [
-            (self._ends[row], self._ends[row + 1]) for row in rows if self._ends[row] < self._ends[row + 1]
-        ]
-        if not spans:
-            return Nearest(None, 0.0)
-        places = np.concatenate([np.arange(*span) for span in spans])
-        parts = [slice(self._starts[first], self._starts[last]) for first, last in spans]
-        columns = np.concatenate([self._columns[part] for part in parts])
-        values = np.concatenate([self._values[part] for part in parts])
-        lengths = self._starts[places + 1] - self._starts[places]
-        products = np.add.reduceat(request[columns] * values, lengths.cumsum() - lengths)
-        best = int(products.argmax())
-        highest = float(products[best])
-        return Nearest(self._texts[places[best]], highest) if highest > 0 else Nearest(None, 0.0)
+        place, highest = -1, 0.0
+        for row in rows:
+            first, starts, columns, values = self._rows[row]
+            if len(starts):
+                products = np.add.reduceat(request[columns] * values, starts)
+                best = int(products.argmax())
+                if products[best] > highest:
+                    place, highest = first + best, float(products[best])
+        return Nearest(self._texts[place] if highest else None, highest)
+
+
+class _Row(NamedTuple):
+    """One row's examples: the first one's place, where each begins (n), and their columns and values (k)."""
+
+    first: int
+    starts: IntArray
+    columns: IntArray
+    values: FloatArray
+
+    @classmethod
+    def of(cls, features: csr_array, first: int, last: int) -> _Row:
+        begin, end = features.indptr[first], features.indptr[last]
+        starts = features.indptr[first:last] - begin
+        return cls(first, starts, features.indices[begin:end], features.data[begin:end])

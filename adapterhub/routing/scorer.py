@@ -8,7 +8,7 @@ weighted score of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NEAREST_WEIGHT = 0.75
 NONE_WEIGHT = 0.3
-LIKELY = 8
+LIKELY = 4
 LENGTH = (1 + WORD_WEIGHT**2) ** 0.5
 """The length of a vector with both blocks."""
 
@@ -62,20 +62,20 @@ class Part:
     biases: FloatArray
     neighbours: Neighbours
 
-    def spread(self, vector: Vector) -> tuple[IntArray, FloatArray]:
-        """The columns of a text (k) and its values there (k), without the n-grams that no sample has."""
+    def spread(self, vector: Vector) -> Vector:
+        """A text by columns, without the n-grams that no sample has."""
         places = self.columns[vector.buckets]
         known = places >= 0
-        return places[known], vector.values[known]
+        return Vector(places[known], vector.values[known])
 
-    def decisions(self, vector: Vector) -> FloatArray:
+    def decisions(self, spread: Vector) -> FloatArray:
         """The rows' decisions on a text (rows)."""
-        places, values = self.spread(vector)
+        places, values = spread
         return values @ self.weights[places] + self.biases
 
-    def nearest(self, rows: Sequence[int], vector: Vector) -> Nearest:
+    def nearest(self, rows: Iterable[int], spread: Vector) -> Nearest:
         """The nearest example of some rows."""
-        places, values = self.spread(vector)
+        places, values = spread
         request = np.zeros(len(self.weights), np.float32)
         request[places] = values / LENGTH**2
         return self.neighbours.nearest(rows, request)
@@ -122,20 +122,21 @@ class Scorer:
     def score_text(self, text: str) -> Scored:
         """Scores one text by its n-grams."""
         vector = self.weighting.vector(buckets(text))
-        found = [part.decisions(vector) for part in self.parts]
+        spreads = [part.spread(vector) for part in self.parts]
+        found = [part.decisions(spread) for part, spread in zip(self.parts, spreads, strict=True)]
         rows = np.concatenate(found) if len(found) > 1 else found[0]
         decisions, none = rows[self.order], float(found[0][-1])
-        nearest = self._nearest(vector, decisions)
+        nearest = self._nearest(spreads, decisions)
         return Scored(decisions + (NEAREST_WEIGHT * nearest.cosine - NONE_WEIGHT * none), none, nearest)
 
-    def _nearest(self, vector: Vector, decisions: FloatArray) -> Nearest:
-        """The nearest example of the likely routes."""
+    def _nearest(self, spreads: Sequence[Vector], decisions: FloatArray) -> Nearest:
+        """The nearest example of the likely routes, given a text by the columns of each part."""
         likely = decisions.argpartition(-LIKELY)[-LIKELY:] if len(decisions) > LIKELY else slice(None)
-        rows, first = np.sort(self.order[likely]).tolist(), len(self.parts[0].biases)
-        nearest = self.parts[0].nearest([row for row in rows if row < first], vector)
+        rows, first = sorted(self.order[likely].tolist()), len(self.parts[0].biases)
+        nearest = self.parts[0].nearest((row for row in rows if row < first), spreads[0])
         later = [row - first for row in rows if row >= first]
         return (
-            max(nearest, self.parts[1].nearest(later, vector), key=lambda one: one.cosine)
+            max(nearest, self.parts[1].nearest(later, spreads[1]), key=lambda one: one.cosine)
             if later
             else nearest
         )
