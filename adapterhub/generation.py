@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,3 +107,27 @@ class GenerationStream(Iterator[str]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class AsyncGenerationStream(AsyncIterator[str]):
+    """As `GenerationStream`, for `async for`."""
+
+    def __init__(self, pieces: AsyncGenerator[str | Generation]) -> None:
+        self._pieces = pieces
+        self._result: Generation | None = None
+
+    @property
+    def result(self) -> Generation | None:
+        """The whole answer, once the stream has ended; None before, or if it was cancelled."""
+        return self._result
+
+    async def __anext__(self) -> str:
+        async for piece in self._pieces:
+            if isinstance(piece, str):
+                return piece
+            self._result = piece
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancels the rest of the answer."""
+        await self._pieces.aclose()

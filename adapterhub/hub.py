@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -20,7 +20,7 @@ from adapterhub.config import HubConfig, registry_folder
 from adapterhub.engine.interface import Completion, Engine, Piece
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import ConfigError
-from adapterhub.generation import Generation, GenerationStream
+from adapterhub.generation import AsyncGenerationStream, Generation, GenerationStream
 from adapterhub.prompts import PromptStyle
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.request_maker import Options, Prepared, Prompt, RequestMaker, names_adapter
@@ -268,7 +268,7 @@ class AdapterHub:
         (answers,) = await self._engine.agenerate([prepared.request])
         return prepared.generation(answers, time.perf_counter() - started)
 
-    async def astream(
+    def astream(
         self,
         prompt: Prompt,
         adapter: Choice = ACTIVE,
@@ -276,13 +276,30 @@ class AdapterHub:
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
-    ) -> AsyncIterator[str]:
-        """As `stream`, without blocking the event loop; leaving the loop early cancels the answer."""
+    ) -> AsyncGenerationStream:
+        """As `stream`, without blocking the event loop; leaving the loop early cancels the answer.
+
+        Returns:
+            An asynchronous iterator of text; its `result` is the `Generation` once it has ended.
+        """
         _refuse_several(options)
-        prepared = await asyncio.to_thread(self._prepare, prompt, adapter, raw, tools, options)
+        return AsyncGenerationStream(self._astreamed(prompt, adapter, raw, tools, options))
+
+    async def _astreamed(
+        self,
+        prompt: Prompt,
+        choice: Choice,
+        raw: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> AsyncGenerator[str | Generation]:
+        prepared = await asyncio.to_thread(self._prepare, prompt, choice, raw, tools, options)
+        started, seen = time.perf_counter(), []
         async for piece in self._engine.astream(prepared.request):
+            seen.append(piece)
             if piece.text:
                 yield piece.text
+        yield prepared.generation([Completion.of(seen)], time.perf_counter() - started)
 
     # An adapter's life
 

@@ -6,11 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adapterhub.langchain.chat import ChatAdapterHub
     from adapterhub.langchain.tools import AdapterToolkit
 
-_EXPORTS = {"AdapterToolkit": "adapterhub.langchain.tools"}
+_EXPORTS = {
+    "AdapterToolkit": "adapterhub.langchain.tools",
+    "ChatAdapterHub": "adapterhub.langchain.chat",
+}
 
-__all__ = ["AdapterToolkit"]
+__all__ = ["AdapterToolkit", "ChatAdapterHub"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from langchain_core.messages import ToolCall
@@ -80,7 +80,9 @@ class ToolChoice:
             tokenizer: The base's; where it has tokens for the marks around a call, those are used.
             answer: The form of an answer without calls; any text if not given.
         """
-        lines = ["start: calls" if self.required else f"start: calls | {'answer' if answer else 'text calls?'}"]
+        lines = [
+            "start: calls" if self.required else f"start: calls | {'answer' if answer else 'text calls?'}"
+        ]
         lines.append('calls: call ("\\n" call)*' if self.parallel else "calls: call")
         names = [f"call{number}" for number in range(len(self.tools))]
         opening, end = (_mark(tokenizer, mark) for mark in (CALL, CALL_END))
@@ -118,9 +120,8 @@ def _call(name: str, function: Mapping[str, Any]) -> list[str]:
 
 
 def _schema(schema: Schema) -> str:
-    form = OutputFormat.of(schema=schema)
-    assert form is not None
-    return json.dumps({**json.loads(form.text), "x-guidance": _JSON_STYLE}, ensure_ascii=False)
+    closed = cast(OutputFormat, OutputFormat.of(schema=schema)).text
+    return json.dumps({**json.loads(closed), "x-guidance": _JSON_STYLE}, ensure_ascii=False)
 
 
 def _text_rules() -> list[str]:

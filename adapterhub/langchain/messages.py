@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
@@ -16,9 +15,7 @@ CALL, CALL_END = "<tool_call>", "</tool_call>"
 """What stands around a call, in the templates of Hermes, Qwen and many others."""
 
 _ROLE_OF_TYPE = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
-_UNSEEN = frozenset(
-    {"tool_use", "tool_call", "input_json_delta", "tool_call_chunk", "reasoning", "thinking"}
-)
+_UNSEEN = frozenset({"tool_use", "tool_call", "input_json_delta", "tool_call_chunk", "reasoning", "thinking"})
 """Parts of an assistant's content that its `tool_calls` hold too, or that were never part of the answer."""
 
 
@@ -48,8 +45,13 @@ def in_words(turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, An
         tools: Functions as JSON Schema.
     """
     worded: list[dict[str, Any]] = []
-    for is_result, group in groupby(turns, lambda turn: turn["role"] == "tool"):
-        worded += [_results(group)] if is_result else [_with_written_calls(turn) for turn in group]
+    for place, turn in enumerate(turns):
+        if turn["role"] != "tool":
+            worded.append(_with_written_calls(turn))
+        elif place and turns[place - 1]["role"] == "tool":
+            worded[-1]["content"] += f"\n{_result(turn)}"
+        else:
+            worded.append({"role": "user", "content": _result(turn)})
     if tools:
         first = next((turn for turn in worded if turn["role"] == "user"), None)
         if first is None:
@@ -109,9 +111,8 @@ def _part(part: str | Mapping[str, Any]) -> str:
     )
 
 
-def _results(turns: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    written = [f"<tool_response>\n{turn['content']}\n</tool_response>" for turn in turns]
-    return {"role": "user", "content": "\n".join(written)}
+def _result(turn: Mapping[str, Any]) -> str:
+    return f"<tool_response>\n{turn['content']}\n</tool_response>"
 
 
 def _with_written_calls(turn: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +127,5 @@ def _with_written_calls(turn: Mapping[str, Any]) -> dict[str, Any]:
 def _offer(tools: Sequence[Mapping[str, Any]]) -> str:
     listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
     form = '{"name": "<name>", "arguments": {<arguments>}}'
-    return (
-        f"You may call these functions:\n<tools>\n{listed}\n</tools>\nTo call one, answer with:\n{CALL}\n{form}\n{CALL_END}"
-    )
+    example = f"{CALL}\n{form}\n{CALL_END}"
+    return f"You may call these functions:\n<tools>\n{listed}\n</tools>\nTo call one, answer with:\n{example}"
