@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -97,7 +98,9 @@ class ChatAdapterHub(BaseChatModel):
             AdapterNotFoundError: There is no such adapter.
         """
         cards_of(self.hub, adapter)
-        return self.model_copy(update={"model": adapter})
+        copy = self.model_copy(update={"model": adapter})
+        copy.__dict__.pop("_serialized", None)  # langchain-core keeps there what traces say about the model
+        return copy
 
     def bind(self, **kwargs: Any) -> Any:
         """As in LangChain; an adapter that is bound stays, also in `bind_tools` and `with_structured_output`."""
@@ -240,7 +243,7 @@ class ChatAdapterHub(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        ask = self._question(messages, stop, kwargs)
+        ask = await asyncio.to_thread(self._question, messages, stop, kwargs)
         answer = self.hub.agenerate(ask.turns, ask.adapter, tools=ask.tools, **ask.options)
         return as_result(await within(answer, self.timeout), ask, self.hub.engine.base_name)
 
@@ -266,7 +269,7 @@ class ChatAdapterHub(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        ask, reader = self._question(messages, stop, kwargs), CallReader()
+        ask, reader = await asyncio.to_thread(self._question, messages, stop, kwargs), CallReader()
         stream = self.hub.astream(ask.turns, ask.adapter, tools=ask.tools, **ask.options)
         async with aclosing(stream):
             async for piece in ain_time(stream, self.timeout):

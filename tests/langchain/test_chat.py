@@ -283,3 +283,8 @@ def test_profile_and_tracing(model: ChatAdapterHub):
     assert model.profile["max_input_tokens"] == 8192
     assert model._get_ls_params(model="json", temperature=1)["ls_model_name"] == "json"
     assert model.get_token_ids("ab") == [97, 98]
+
+
+def test_traces_name_the_adapter_of_a_copy(model: ChatAdapterHub):
+    assert "model='support'" in model._serialized["repr"]
+    assert "model='json'" in model.with_adapter("json")._serialized["repr"]
