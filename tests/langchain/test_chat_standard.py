@@ -50,10 +50,6 @@ class TestUnit(_Chat, ChatModelUnitTests):
 
 
 class TestIntegration(_Chat, ChatModelIntegrationTests):
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {**super().chat_model_params, "max_tokens": 75}  # the shortest call takes 69 tokens here
-
     @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
     @pytest.mark.xfail(reason=DEPENDS_ON_WEIGHTS, strict=True, raises=AssertionError)
     def test_tool_calling(self, model: ChatAdapterHub) -> None:
