@@ -19,8 +19,8 @@ from adapterhub.routing.features import FloatArray
 Encoder: TypeAlias = Callable[[Sequence[str]], FloatArray]
 """Texts to vectors (n, dimensions)."""
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-WORTHWHILE = 0.01
-"""Share of the held-out examples that an encoder must bring in to be used."""
+SURE = 2.0
+"""Standard deviations that an encoder's gain on held-out examples must be from chance for it to be used."""
 SHARPNESS = 4.0
 RIDGE = 0.1
 MOST_EXAMPLES = 5_000

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from adapterhub.routing.calibration import HeldOut
-from adapterhub.routing.encoding import WEIGHTS, WORTHWHILE, Encoder, EncoderHead, encoded, fit_ridge
+from adapterhub.routing.encoding import SURE, WEIGHTS, Encoder, EncoderHead, encoded, fit_ridge
 from adapterhub.routing.features import (
     BUCKETS,
     BoolArray,
@@ -210,16 +210,17 @@ def encoder_head(encoder: Encoder, table: Table, routes: Sequence[str]) -> tuple
 def _best_weight(
     table: Table, routes: Sequence[str], unseen: Sequence[Unseen], left_out: FloatArray
 ) -> float:
-    """The weight with which most examples come out right; 0 where no other one brings in a percent of them."""
+    """The weight with which most examples come out right; 0 unless that is more than chance (McNemar's test)."""
     unseen = [one for one in unseen if table.texts[one.place].owner != NONE]
     if not unseen:
         return 0.0
     places = [one.place for one in unseen]
     owners = table.samples.owners[places]
     linear, names = np.stack([one.scores for one in unseen]), np.array(routes, dtype=object)
-    right = {w: (names[(linear + w * left_out[places]).argmax(axis=1)] == owners).sum() for w in WEIGHTS}
-    best = max(WEIGHTS, key=lambda weight: (right[weight], -weight))
-    return best if right[best] - right[0.0] >= WORTHWHILE * len(unseen) else 0.0
+    right = {w: names[(linear + w * left_out[places]).argmax(axis=1)] == owners for w in WEIGHTS}
+    best = max(WEIGHTS, key=lambda weight: (right[weight].sum(), -weight))
+    gained, lost = (right[best] & ~right[0.0]).sum(), (right[0.0] & ~right[best]).sum()
+    return best if gained - lost > SURE * math.sqrt(gained + lost) else 0.0
 
 
 def _unseen(scorer: Scorer, place: int, text: str) -> Unseen:
