@@ -34,9 +34,11 @@ class Work:
         self.leaders: set[int] = set()
         self.turns = Turns(self._step, lambda: None, lambda: False)
 
-    def ask(self, steps: int) -> None:
+    def ask(self, steps: int, everyone: threading.Barrier | None = None) -> None:
         waiter = Waiter()
         self.left[waiter] = steps
+        if everyone:
+            everyone.wait(SOON)
         self.turns.until(lambda: self.left[waiter] <= 0, waiter)
 
     def _step(self) -> None:
@@ -56,8 +58,8 @@ class Work:
 
 
 def test_one_thread_steps_at_a_time_and_every_one_is_served():
-    work = Work()
-    in_threads([lambda steps=steps: work.ask(steps) for steps in range(1, 41)])  # type: ignore[misc]
+    work, everyone = Work(), threading.Barrier(40)
+    in_threads([lambda steps=steps: work.ask(steps, everyone) for steps in range(1, 41)])  # type: ignore[misc]
     assert work.most_inside == 1
     assert 40 <= work.steps <= 80, "they share their steps"
     assert len(work.leaders) > 1, "when a leader has its answer, another one goes on"

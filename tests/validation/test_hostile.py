@@ -1,5 +1,6 @@
 """Hostile texts, patterns and schemas: an answer comes within 100 ms of processor time, and nothing is fetched."""
 
+import sys
 import time
 
 import pytest
@@ -47,13 +48,17 @@ SIGNS = [
 
 def timed(text: str, rules):
     """The report, and the least processor time of three goes: other work on the machine only ever adds."""
-    seconds = float("inf")
-    for _ in range(3):
-        before = time.thread_time()
-        report = validate(text, rules)
-        seconds = min(seconds, time.thread_time() - before)
-        if seconds < 0.1:
-            break
+    seconds, tracer = float("inf"), sys.gettrace()
+    sys.settrace(None)  # measuring coverage takes five times as long as what is measured
+    try:
+        for _ in range(3):
+            before = time.thread_time()
+            report = validate(text, rules)
+            seconds = min(seconds, time.thread_time() - before)
+            if seconds < 0.1:
+                break
+    finally:
+        sys.settrace(tracer)
     return report, seconds
 
 
