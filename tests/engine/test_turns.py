@@ -34,11 +34,10 @@ class Work:
         self.leaders: set[int] = set()
         self.turns = Turns(self._step, lambda: None, lambda: False)
 
-    def ask(self, steps: int, everyone: threading.Barrier | None = None) -> None:
+    def ask(self, steps: int, after: Callable[[], object] = lambda: None) -> None:
         waiter = Waiter()
         self.left[waiter] = steps
-        if everyone:
-            everyone.wait(SOON)
+        after()
         self.turns.until(lambda: self.left[waiter] <= 0, waiter)
 
     def _step(self) -> None:
@@ -59,7 +58,14 @@ class Work:
 
 def test_one_thread_steps_at_a_time_and_every_one_is_served():
     work, everyone = Work(), threading.Barrier(40)
-    in_threads([lambda steps=steps: work.ask(steps, everyone) for steps in range(1, 41)])  # type: ignore[misc]
+
+    def follow() -> None:
+        everyone.wait(SOON)
+        while not work.leaders:  # whoever has the most steps would lead to the end
+            time.sleep(0.001)
+
+    asks = [lambda steps=steps: work.ask(steps, everyone.wait) for steps in range(1, 40)]  # type: ignore[misc]
+    in_threads([*asks, lambda: work.ask(40, follow)])
     assert work.most_inside == 1
     assert 40 <= work.steps <= 80, "they share their steps"
     assert len(work.leaders) > 1, "when a leader has its answer, another one goes on"
