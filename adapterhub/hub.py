@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
@@ -283,23 +284,8 @@ class AdapterHub:
             An asynchronous iterator of text; its `result` is the `Generation` once it has ended.
         """
         _refuse_several(options)
-        return AsyncGenerationStream(self._astreamed(prompt, adapter, raw, tools, options))
-
-    async def _astreamed(
-        self,
-        prompt: Prompt,
-        choice: Choice,
-        raw: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
-        options: Mapping[str, Any],
-    ) -> AsyncGenerator[str | Generation]:
-        prepared = await asyncio.to_thread(self._prepare, prompt, choice, raw, tools, options)
-        started, seen = time.perf_counter(), []
-        async for piece in self._engine.astream(prepared.request):
-            seen.append(piece)
-            if piece.text:
-                yield piece.text
-        yield prepared.generation([Completion.of(seen)], time.perf_counter() - started)
+        prepare = partial(self._prepare, prompt, adapter, raw, tools, options)
+        return AsyncGenerationStream(_astreamed(prepare, self._engine))
 
     # An adapter's life
 
@@ -494,6 +480,16 @@ def _refuse_several(sampling: Mapping[str, Any]) -> None:
 def _streamed(prepared: Prepared, pieces: Iterator[Piece]) -> Generator[str | Generation]:
     started, seen = time.perf_counter(), []
     for piece in pieces:
+        seen.append(piece)
+        if piece.text:
+            yield piece.text
+    yield prepared.generation([Completion.of(seen)], time.perf_counter() - started)
+
+
+async def _astreamed(prepare: Callable[[], Prepared], engine: Engine) -> AsyncGenerator[str | Generation]:
+    prepared = await asyncio.to_thread(prepare)
+    started, seen = time.perf_counter(), []
+    async for piece in engine.astream(prepared.request):
         seen.append(piece)
         if piece.text:
             yield piece.text
