@@ -1,0 +1,21 @@
+"""A hub with a model, one for all tests that need the real engine."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from adapterhub import AdapterHub
+
+
+@pytest.fixture(scope="session")
+def live_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
+    """A random base with three random adapters, under the default settings; tests leave it as it is."""
+    from tests.tiny import make_adapter, make_base
+
+    root = tmp_path_factory.mktemp("live")
+    base = make_base(root / "base", max_position_embeddings=8192)
+    hub = AdapterHub.from_pretrained(base, root / "registry", quantization=None)
+    for seed, name in enumerate(("json", "code", "support"), start=1):
+        hub.registry.register(make_adapter(root / name, base, seed=seed), name, base=base)
+    yield hub
+    hub.close()
