@@ -1,7 +1,6 @@
 """Hubs with a model, each one for all tests that need it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +19,6 @@ def live_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
         hub.registry.register(make_adapter(root / name, base, seed=seed), name, base=base)
     yield hub
     hub.close()
-
-
-@pytest.fixture(scope="session")
-def shipped_hub() -> Iterator[AdapterHub]:
-    """The shipped base with the shipped adapters; tests leave it as it is."""
-    with AdapterHub.from_pretrained("adapterhub-demo", Path(__file__).parents[2] / "adapters") as hub:
-        yield hub
 
 
 @pytest.fixture(scope="session")
