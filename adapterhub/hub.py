@@ -222,19 +222,10 @@ class AdapterHub:
             ConfigError: As many adapters as prompts were expected.
             AdapterHubError: As `generate`, for any of the prompts; there are no answers then.
         """
-        if isinstance(prompts, str):
-            raise ConfigError("A batch takes a list of prompts, not one text.", hint="generate() takes one.")
-        choices, asked = _one_each(prompts, adapters), Options.of(options)
-        forms = OutputFormat.each(len(prompts), **asked.form)
-        asked = replace(asked, form={})
-        prepared = [
-            self._maker.make(prompt, self._wanted(choice), asked, raw=raw, tools=tools, structure=form)
-            for prompt, choice, form in zip(prompts, choices, forms, strict=True)
-        ]
+        prepared = self._prepare_batch(prompts, adapters, raw, tools, options)
         started = time.perf_counter()
         answers = self._engine.generate([one.request for one in prepared])
-        seconds = time.perf_counter() - started
-        return [one.generation(answer, seconds) for one, answer in zip(prepared, answers, strict=True)]
+        return _generations(prepared, answers, time.perf_counter() - started)
 
     def stream(
         self,
@@ -268,6 +259,21 @@ class AdapterHub:
         started = time.perf_counter()
         (answers,) = await self._engine.agenerate([prepared.request])
         return prepared.generation(answers, time.perf_counter() - started)
+
+    async def agenerate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Choice | Sequence[str | None] = ACTIVE,
+        *,
+        raw: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> list[Generation]:
+        """As `generate_batch`, without blocking the event loop; cancelling the task cancels the answers."""
+        prepared = await asyncio.to_thread(self._prepare_batch, prompts, adapters, raw, tools, options)
+        started = time.perf_counter()
+        answers = await self._engine.agenerate([one.request for one in prepared])
+        return _generations(prepared, answers, time.perf_counter() - started)
 
     def astream(
         self,
@@ -449,6 +455,24 @@ class AdapterHub:
     ) -> Prepared:
         return self._maker.make(prompt, self._wanted(choice), Options.of(options), raw=raw, tools=tools)
 
+    def _prepare_batch(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Choice | Sequence[str | None],
+        raw: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> list[Prepared]:
+        if isinstance(prompts, str):
+            raise ConfigError("A batch takes a list of prompts, not one text.", hint="generate() takes one.")
+        choices, asked = _one_each(prompts, adapters), Options.of(options)
+        forms = OutputFormat.each(len(prompts), **asked.form)
+        asked = replace(asked, form={})
+        return [
+            self._maker.make(prompt, self._wanted(choice), asked, raw=raw, tools=tools, structure=form)
+            for prompt, choice, form in zip(prompts, choices, forms, strict=True)
+        ]
+
     def _wanted(self, choice: Choice) -> str | None:
         return self.active_adapter if isinstance(choice, _Active) else choice
 
@@ -470,6 +494,12 @@ def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]
             f"There are {len(prompts)} prompts and {len(adapters)} adapters.", hint="Give one each."
         )
     return adapters
+
+
+def _generations(
+    prepared: Sequence[Prepared], answers: Sequence[Sequence[Completion]], seconds: float
+) -> list[Generation]:
+    return [one.generation(answer, seconds) for one, answer in zip(prepared, answers, strict=True)]
 
 
 def _refuse_several(sampling: Mapping[str, Any]) -> None:

@@ -130,6 +130,14 @@ class TestChoosing:
         with pytest.raises(ConfigError, match="not one text"):
             echo.generate_batch("ab", "json")
 
+    async def test_a_batch_beside_the_event_loop(self, echo):
+        answers = await echo.agenerate_batch(["a", "b"], ["json", None], raw=True)
+        assert [answer.text for answer in answers] == ["[json@1] a", "[base] b"]
+        with echo.using("code"):
+            assert [answer.adapter for answer in await echo.agenerate_batch(["a"])] == ["code"]
+        with pytest.raises(ConfigError, match="2 prompts and 1 adapter"):
+            await echo.agenerate_batch(["a", "b"], ["json"])
+
     def test_threads_and_tasks_keep_their_own(self, echo):
         seen: dict[str, str | None] = {}
 

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adapterhub.langchain.chat import ChatAdapterHub
+    from adapterhub.langchain.llm import AdapterHubLLM
+    from adapterhub.langchain.pipeline import huggingface_pipeline
     from adapterhub.langchain.tools import AdapterToolkit
 
 _EXPORTS = {
+    "AdapterHubLLM": "adapterhub.langchain.llm",
     "AdapterToolkit": "adapterhub.langchain.tools",
     "ChatAdapterHub": "adapterhub.langchain.chat",
+    "huggingface_pipeline": "adapterhub.langchain.pipeline",
 }
 
-__all__ = ["AdapterToolkit", "ChatAdapterHub"]
+__all__ = ["AdapterHubLLM", "AdapterToolkit", "ChatAdapterHub", "huggingface_pipeline"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ def as_result(generation: Generation, question: Question, base: str) -> ChatResu
     message = AIMessage(
         content=text,
         tool_calls=calls,
-        usage_metadata=_usage(generation.usage),
+        usage_metadata=usage_of(generation.usage),
         response_metadata=_metadata(generation, question, base, bool(calls)),
     )
     return ChatResult(generations=[ChatGeneration(message=message)])
@@ -45,14 +45,15 @@ def last_chunk(generation: Generation, question: Question, base: str, called: bo
     """The end of a stream; only it tells about the answer, because chunks are added up."""
     message = AIMessageChunk(
         content="",
-        usage_metadata=_usage(generation.usage),
+        usage_metadata=usage_of(generation.usage),
         response_metadata=_metadata(generation, question, base, called),
         chunk_position="last",
     )
     return ChatGenerationChunk(message=message)
 
 
-def _usage(usage: Usage) -> UsageMetadata:
+def usage_of(usage: Usage) -> UsageMetadata:
+    """Tokens as LangChain counts them."""
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
@@ -60,17 +61,29 @@ def _usage(usage: Usage) -> UsageMetadata:
     )
 
 
-def _metadata(generation: Generation, question: Question, base: str, called: bool) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
+def told_of(generation: Generation, requested: str, base: str) -> dict[str, Any]:
+    """What an answer tells about itself.
+
+    Args:
+        generation: The answer.
+        requested: The adapter that was asked for.
+        base: The base's name.
+    """
+    told: dict[str, Any] = {
         "model_name": generation.adapter or "base",
         "model_provider": PROVIDER,
-        "requested": question.adapter,
+        "requested": requested,
         "adapter": generation.adapter,
         "adapter_version": generation.version,
         "base_model": base,
-        "finish_reason": "tool_calls" if called else generation.finish_reason,
+        "finish_reason": generation.finish_reason,
     }
-    return metadata | ({"route": _route(generation.route)} if generation.route else {})
+    return told | ({"route": _route(generation.route)} if generation.route else {})
+
+
+def _metadata(generation: Generation, question: Question, base: str, called: bool) -> dict[str, Any]:
+    told = told_of(generation, question.adapter, base)
+    return told | {"finish_reason": "tool_calls"} if called else told
 
 
 def _route(route: RouteDecision) -> dict[str, Any]:

@@ -6,26 +6,25 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
-from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 
 from adapterhub.generation import Generation
-from adapterhub.hub import AdapterHub
-from adapterhub.langchain.answers import PROVIDER, as_chunk, as_result, last_chunk
+from adapterhub.langchain.answers import as_chunk, as_result, last_chunk
 from adapterhub.langchain.asking import Question, response_schema
+from adapterhub.langchain.batches import together
 from adapterhub.langchain.calls import CallReader, ToolChoice
-from adapterhub.langchain.choice import cards_of, chosen, identity, without_choice
+from adapterhub.langchain.choice import cards_of, identity, without_choice
 from adapterhub.langchain.deadline import ain_time, in_time, within
+from adapterhub.langchain.model import CONFIG, HubModel
 from adapterhub.langchain.structured import (
     Method,
     function_name,
@@ -36,11 +35,8 @@ from adapterhub.langchain.structured import (
 )
 from adapterhub.prompts import conversation, render
 
-_MOST_THREADS = 128
-_SETTINGS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop")
 
-
-class ChatAdapterHub(BaseChatModel):
+class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
     """A LangChain chat model on a hub; many of them may share one hub, and their calls share its forward passes.
 
     A call's adapter is what it names by `model=` or `adapter=`, else by `config={"configurable": {"adapter": ...}}`,
@@ -54,24 +50,8 @@ class ChatAdapterHub(BaseChatModel):
         AdapterNotFoundError: There is no such adapter.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+    model_config = CONFIG
 
-    hub: AdapterHub = Field(exclude=True, repr=False)
-    """What answers."""
-    model: str = "base"
-    """The adapter of calls that name none."""
-    temperature: float | None = None
-    """As in `SamplingParams`; what is None is left to the adapter's card."""
-    max_tokens: int | None = None
-    """Most tokens of an answer."""
-    top_p: float | None = None
-    """As in `SamplingParams`."""
-    top_k: int | None = None
-    """As in `SamplingParams`."""
-    seed: int | None = None
-    """As in `SamplingParams`."""
-    stop: list[str] | None = None
-    """Texts that end an answer; an answer that must have a form refuses them."""
     streaming: bool = False
     """Whether `invoke` streams too, for callbacks that read tokens."""
     timeout: float | None = Field(None, gt=0)
@@ -81,32 +61,7 @@ class ChatAdapterHub(BaseChatModel):
     api_key: SecretStr | None = Field(None, exclude=True, repr=False)
     """Without effect; for code that gives one to every model."""
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        cards_of(self.hub, self.model)
-        return self
-
-    # Choosing an adapter
-
-    def with_adapter(self, adapter: str) -> Self:
-        """The same model with another adapter; it shares the hub.
-
-        Args:
-            adapter: As the field `model`.
-
-        Raises:
-            AdapterNotFoundError: There is no such adapter.
-        """
-        cards_of(self.hub, adapter)
-        copy = self.model_copy(update={"model": adapter})
-        copy.__dict__.pop("_serialized", None)  # langchain-core keeps there what traces say about the model
-        return copy
-
-    def bind(self, **kwargs: Any) -> Any:
-        """As in LangChain; an adapter that is bound stays, also in `bind_tools` and `with_structured_output`."""
-        adapter = chosen(kwargs, {})
-        bound = self.with_adapter(adapter) if adapter else self
-        return super(ChatAdapterHub, bound).bind(**without_choice(kwargs))
+    # What a model of it may do
 
     def bind_tools(
         self,
@@ -170,59 +125,9 @@ class ChatAdapterHub(BaseChatModel):
             model = self.bind(response_format=response_format(schema), **kwargs)
         return with_parser(model, parser, include_raw)
 
-    # LangChain's entry points: the config is known only here
-
-    def invoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """As in LangChain."""
-        return super().invoke(input, config, **_called(kwargs, config))
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """As in LangChain; cancelling the task ends the answer."""
-        return await super().ainvoke(input, config, **_called(kwargs, config))
-
-    def stream(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        """As in LangChain; closing the stream ends the answer."""
-        return super().stream(input, config, **_called(kwargs, config))
-
-    def astream(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        """As in LangChain; closing the stream ends the answer."""
-        return super().astream(input, config, **_called(kwargs, config))
-
-    def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
-        """As in LangChain."""
-        return super().stream_events(input, config, **_called(kwargs, config))
-
-    def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
-        """As in LangChain."""
-        return super().astream_events(input, config, **_called(kwargs, config))
-
     def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[AIMessage]:
         """As in LangChain; unless `max_concurrency` says otherwise, all requests reach the hub together."""
-        return super().batch(inputs, _together(config, len(inputs)), **kwargs)
-
-    def batch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
-        """As `batch`, each answer with its place as soon as it is there."""
-        return super().batch_as_completed(inputs, _together(config, len(inputs)), **kwargs)
+        return super().batch(inputs, together(config, len(inputs)), **kwargs)
 
     # Answering
 
@@ -290,43 +195,14 @@ class ChatAdapterHub(BaseChatModel):
     def _question(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: dict[str, Any]
     ) -> Question:
-        own = {name: getattr(self, name) for name in _SETTINGS}
-        given = {"stop": stop or None, **without_choice(kwargs)}
-        arguments = own | {name: value for name, value in given.items() if value is not None}
-        return Question.of(self.hub, self._adapter(kwargs), messages, arguments)
-
-    def _adapter(self, kwargs: dict[str, Any]) -> str:
-        return chosen(kwargs, {}) or self.model
+        return Question.of(self.hub, self._adapter(kwargs), messages, self._arguments(stop, kwargs))
 
     # What tells about the model
-
-    @property
-    def _llm_type(self) -> str:
-        return PROVIDER
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        settings = {name: getattr(self, name) for name in ("model", *_SETTINGS)}
-        return settings | identity(self.hub, self.model)
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         params = super()._get_invocation_params(stop=stop or self.stop, **without_choice(kwargs))
         adapter = self._adapter(kwargs)
         return params if adapter == self.model else params | {"model": adapter} | identity(self.hub, adapter)
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = LangSmithParams(
-            ls_provider=PROVIDER, ls_model_name=self._adapter(kwargs), ls_model_type="chat"
-        )
-        temperature = kwargs.get("temperature", self.temperature)
-        max_tokens = kwargs.get("max_tokens", self.max_tokens)
-        if temperature is not None:
-            params["ls_temperature"] = temperature
-        if max_tokens is not None:
-            params["ls_max_tokens"] = max_tokens
-        if stop or self.stop:
-            params["ls_stop"] = stop or self.stop
-        return params
 
     def _resolve_model_profile(self) -> ModelProfile:
         return ModelProfile(
@@ -339,10 +215,6 @@ class ChatAdapterHub(BaseChatModel):
             structured_output=True,
         )
 
-    def get_token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, by the base's own tokenizer."""
-        return self.hub.engine.tokenizer.encode(text, add_special_tokens=False)
-
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
@@ -354,18 +226,3 @@ class ChatAdapterHub(BaseChatModel):
         tokenizer = self.hub.engine.tokenizer
         text = render(conversation(ask.turns, system), style, tokenizer, tools=ask.tools)
         return len(tokenizer.encode(text, add_special_tokens=style.format != "chat"))
-
-
-def _called(kwargs: dict[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
-    """The arguments with the adapter that the call or its config names, if they do, as `model`."""
-    adapter = chosen(kwargs, config)
-    return without_choice(kwargs) | ({"model": adapter} if adapter else {})
-
-
-def _together(config: Any, count: int) -> list[RunnableConfig]:
-    """Configs under which a batch's requests do not wait for each other in LangChain's pool of threads."""
-    threads: RunnableConfig = {"max_concurrency": min(max(count, 1), _MOST_THREADS)}
-    return [
-        {**each, **threads} if each.get("max_concurrency") is None else each
-        for each in get_config_list(config, count)
-    ]
