@@ -92,7 +92,7 @@ def _letter_grams(part: str) -> list[str]:
     return [padded[i : i + n] for n in (2, 3, 4) for i in range(len(padded) - n + 1)]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**14)
 def _letter_buckets(part: str) -> tuple[int, ...]:
     """The letter buckets of one part of a text; the same parts come again and again."""
     return tuple(BUCKETS + _bucket(gram) for gram in _letter_grams(part))
