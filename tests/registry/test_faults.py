@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -45,24 +46,35 @@ def reports(pipe: Connection) -> set[str]:
     return found
 
 
+def killed(processes: ForkServerContext, waits: list[float], root: Path, adapter: Path) -> Iterator[set[str]]:
+    """What each of some writers reports that work side by side; each is killed that long after its first report."""
+    writers = []
+    for _ in waits:
+        pipe, end = processes.Pipe(duplex=False)
+        writers.append((processes.Process(target=write_without_end, args=(root, adapter, end)), pipe))
+        writers[-1][0].start()
+        end.close()
+    for (process, pipe), wait in zip(writers, waits, strict=True):
+        assert pipe.poll(30)
+        time.sleep(wait)
+        process.kill()
+        process.join(30)
+    for _, pipe in writers:
+        yield reports(pipe)
+
+
 def test_a_hundred_kills(processes: ForkServerContext, tmp_path: Path, adapter: Path) -> None:
     registry, chance, given = AdapterRegistry(tmp_path / "registry"), random.Random(0), set[str]()
     start = time.monotonic()
     registry.alias("kept", "prod", registry.register(adapter, "kept").version)
     seconds = time.monotonic() - start  # a round of `write_without_end` takes two to three times as long
-    for _ in range(100):
-        pipe, end = processes.Pipe(duplex=False)
-        process = processes.Process(target=write_without_end, args=(registry.root, adapter, end))
-        process.start()
-        end.close()
-        assert pipe.poll(30)
-        time.sleep(chance.uniform(0, 3 * seconds))
-        process.kill()
-        process.join(30)
-        new = reports(pipe)
-        assert new
-        assert given.isdisjoint(new), "a number was given twice"
-        given |= new
+    for _ in range(25):
+        for new in killed(
+            processes, [chance.uniform(0, 3 * seconds) for _ in range(4)], registry.root, adapter
+        ):
+            assert new
+            assert given.isdisjoint(new), "a number was given twice"
+            given |= new
         assert registry.verify() == []
         stored = {card.ref for card in registry.versions("kept")}
         assert {ref for ref in given if ref.startswith("kept")} <= stored
