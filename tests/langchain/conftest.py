@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from adapterhub import AdapterHub
+from adapterhub.demo import demo_registry_folder
 
 
 @pytest.fixture(scope="session")
@@ -24,5 +25,5 @@ def live_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
 @pytest.fixture(scope="session")
 def shipped_hub() -> Iterator[AdapterHub]:
     """The shipped base and adapters; tests leave it as it is."""
-    with AdapterHub.from_pretrained() as hub:
+    with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
         yield hub

@@ -1,0 +1,92 @@
+"""The examples run as they stand, each in a namespace of its own, and what they print is true."""
+
+import ast
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PERSON = {"name": "Greta Okafor", "age": 48, "city": "Porto"}
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs an example from a folder that has nothing in it, and gives what it prints."""
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.chdir(tmp_path)
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_example_is_tested_and_documented():
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"__init__"}
+    asked = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text(encoding="utf-8")))
+    page = (EXAMPLES.parent / "docs" / "examples.md").read_text(encoding="utf-8")
+    assert names == asked == set(re.findall(r"examples/(\w+)\.py", page))
+
+
+def test_load_and_switch(run: Run):
+    printed = run("load_and_switch")
+    assert re.findall(r"^- (\w+), switched in \d+ µs", printed, re.MULTILINE) == ["base", "json", "support"]
+    assert printed.count(json.dumps(PERSON)) == 2  # alone and in the batch
+    assert "return value + 5" in printed
+    assert "after it support is active again" in printed
+    tokens, steps = re.search(r"one batch: (\[.+\]) tokens in (\d+) forward passes", printed).groups()
+    assert max(ast.literal_eval(tokens)) <= int(steps) < sum(ast.literal_eval(tokens))
+
+
+def test_merge(run: Run, tmp_path: Path):
+    printed = run("merge", str(tmp_path / "merged"))
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    assert "json@1:0.9+support@1:0.1: {" in printed
+    assert printed.endswith(f"transformers alone: {json.dumps(PERSON)}\n")
+    assert int(re.search(r"card's requests: (\d+)%", printed)[1]) >= 75
+
+
+def test_router(run: Run):
+    said, answered = run("router").split("The same requests")
+    chosen = ["json", "code", "support", "support", "base"]
+    assert re.findall(r"^- (\w+)", said, re.MULTILINE) == chosen
+    assert re.findall(r"^- (\w+):", answered, re.MULTILINE) == chosen
+    assert "Why support: '" in said
+    assert "розетку" in answered
+
+
+def test_chain(run: Run):
+    written, judged, ends = run("chain").split("\n\n=> ")
+    assert written.startswith("Subject: Zorbex printer\n\nDear Greta,\n\nCategory: power\n1. ")
+    passed, other = judged.split("\n\n", 1)
+    assert passed == "passed: no_placeholders, language, length, regex"
+    assert "Dear {{recipient}}" in other
+    assert ends.startswith("failed 1 of 4 rules\n- no_placeholders: {{recipient}}")
+
+
+def test_agent(run: Run):
+    formatted, written, valid, invalid = run("agent").strip().split("\n\n[human]")
+    assert "text_formatter({'text': 'Greta Okafor Porto', 'width': 14})" in formatted
+    assert formatted.endswith("[tool] Greta Okafor\nPorto")
+    assert "Dear Paula," in written
+    assert valid.endswith('[ai] According to "content_validator", it is valid.')
+    assert invalid.endswith('[ai] According to "content_validator", it is invalid.')
+
+
+def test_per_user(run: Run):
+    printed = run("per_user")
+    by = re.findall(r"^(\w+), answered by (\w+): '(.)", printed, re.MULTILINE)
+    assert by == [
+        ("ann", "json", "{"),
+        ("ben", "support", "C"),
+        ("eve", "support", "C"),
+        ("eve", "json", "{"),
+    ]
+    assert [int(count) for count in re.findall(r"(\d) messages", printed)] == [2, 2, 4]
