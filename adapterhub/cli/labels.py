@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 from adapterhub.errors import AdapterHubError, ConfigError, DatasetError
 from adapterhub.prompts import check_text
-from adapterhub.registry.cards import AdapterCard
+from adapterhub.registry.cards import AdapterCard, CardFields
 from adapterhub.registry.names import check_name
 from adapterhub.routing.log import read_corrections
 from adapterhub.routing.routes import LONGEST_EXAMPLE
@@ -77,14 +77,13 @@ class Lesson:
         """How many texts are new."""
         return len(self.examples) + len(self.negatives)
 
-    @property
-    def routing(self) -> dict[str, tuple[str, ...]]:
-        """The changed settings of the card; a text that is an example now is no longer a negative, and vice versa."""
-        routing = self.card.routing
-        return {
-            "examples": (*_without(routing.examples, self.negatives), *self.examples),
-            "negatives": (*_without(routing.negatives, self.examples), *self.negatives),
-        }
+    def applied_to(self, card: AdapterCard) -> CardFields:
+        """The changed settings of a card; a text that is an example now is no longer a negative, and vice versa."""
+        routing = card.routing
+        more = Lesson.of(card, self.examples, self.negatives)
+        examples = (*_without(routing.examples, self.negatives), *more.examples)
+        negatives = (*_without(routing.negatives, self.examples), *more.negatives)
+        return {"routing": {"examples": examples, "negatives": negatives}}
 
 
 class _Said(NamedTuple):
@@ -180,7 +179,7 @@ def _check_agrees(first: _Said, said: _Said) -> None:
 
 def _check_size(lesson: Lesson) -> None:
     try:
-        lesson.card.changed({"routing": lesson.routing}).to_json()
+        lesson.card.changed(lesson.applied_to(lesson.card)).to_json()
     except ConfigError as error:
         raise DatasetError(f"With these corrections: {error.message}", hint=error.hint) from error
 

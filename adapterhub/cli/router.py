@@ -157,7 +157,7 @@ def learn(file: Path, registry: Path | None, as_json: bool) -> None:
     adapters = open_registry(registry)
     lessons, known = read_lessons(file, adapters)
     for lesson in lessons:
-        adapters.update(lesson.card.ref, routing=lesson.routing)
+        adapters.revise(lesson.card.ref, lesson.applied_to)
     learned = [
         {
             "adapter": lesson.card.ref,

@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias, Unpack
@@ -180,8 +180,25 @@ class AdapterRegistry:
             AdapterNotFoundError: There is no such version.
             ConfigError: A field cannot be set, or not so.
         """
+        return self.revise(ref, lambda card: changes)
+
+    def revise(self, ref: str, change: Callable[[AdapterCard], CardFields]) -> AdapterCard:
+        """Changes a card by what it says; no other writer comes in between.
+
+        Args:
+            ref: The version.
+            change: From the card as it is to the fields to set, as for `update`.
+
+        Returns:
+            The new card.
+
+        Raises:
+            AdapterNotFoundError: There is no such version.
+            ConfigError: A field cannot be set, or not so.
+        """
         with self._changing(Ref.parse(ref)) as staged:
-            card = self.get(ref).changed(changes)
+            card = self.get(ref)
+            card = card.changed(change(card))
             write_atomic(self.folder(card) / CARD_FILE, card.to_json(), staging=staged)
             return card
 

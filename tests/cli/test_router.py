@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
+from adapterhub.cli.labels import read_lessons
 from adapterhub.cli.router import router
 from adapterhub.routing.calibration import Policy
 from adapterhub.routing.following import saved_router
@@ -259,6 +260,14 @@ class TestLearn:
         assert again == {"learned": [], "known_already": 4}
         assert routing(registry, "code") == wanted
         assert next(iter(copy("route", "sort the numbers", "--json").json["scores"])) == "code"
+
+    def test_what_another_learns_meanwhile_is_kept(self, registry, tmp_path):
+        examples, _ = routing(registry, "code")
+        mine = lines(tmp_path / "a", {"text": "sort these numbers", "correct": "code"})
+        ((lesson,), _) = read_lessons(mine, registry)
+        registry.update("code", routing={"examples": [*examples, "swap two numbers"], "negatives": ["no"]})
+        registry.revise("code", lesson.applied_to)
+        assert routing(registry, "code") == ((*examples, "swap two numbers", "sort these numbers"), ("no",))
 
     def test_a_correction_takes_back_what_the_card_says(self, copy, registry, tmp_path):
         registry.update("json", routing={"negatives": ["fields please", "other"]})

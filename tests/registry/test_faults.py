@@ -115,6 +115,19 @@ def test_threads_register_at_once(tmp_path: Path, adapter: Path) -> None:
     assert registry.verify() == []
 
 
+def test_threads_add_to_a_card_at_once(tmp_path: Path, adapter: Path) -> None:
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register(adapter, "json")
+
+    def add(tag: str) -> None:
+        registry.revise("json", lambda card: {"tags": [*card.tags, tag]})
+
+    tags = [f"tag-{number}" for number in range(30)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, tags))
+    assert sorted(registry.get("json").tags) == sorted(tags)
+
+
 def test_readers_never_see_half_a_version(
     processes: ForkServerContext, tmp_path: Path, adapter: Path
 ) -> None:
