@@ -45,7 +45,7 @@ class HubConfig(BaseModel):
     """Adapters in host memory; the least recently used one is dropped."""
     adapter_cache_mib: int = Field(2048, ge=1)
     """Most memory that the adapters in host memory take, MiB."""
-    max_batch_size: int = Field(16, ge=1)
+    max_batch_size: int = Field(32, ge=1)
     """Answers that run at once."""
     max_num_batched_tokens: int = Field(512, ge=1)
     """Tokens of one step: one for each running answer, the rest for prompts."""

@@ -28,7 +28,7 @@ class EngineLimits:
     max_lora_rank: int = 64
     max_cpu_loras: int = 64
     adapter_cache_mib: int = 2048
-    max_batch_size: int = 16
+    max_batch_size: int = 32
     max_num_batched_tokens: int = 512
     kv_cache_mib: int = 1024
     max_queue: int = 1024

@@ -10,11 +10,11 @@ from adapterhub.demo import demo_registry_folder
 
 @pytest.fixture(scope="session")
 def live_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
-    """A random base with three random adapters, under the default settings; tests leave it as it is."""
+    """A random base of one layer with three random adapters, under the default settings; tests leave it as it is."""
     from tests.tiny import make_adapter, make_base
 
     root = tmp_path_factory.mktemp("live")
-    base = make_base(root / "base", max_position_embeddings=8192)
+    base = make_base(root / "base", num_hidden_layers=1, max_position_embeddings=8192)
     hub = AdapterHub.from_pretrained(base, root / "registry", quantization=None)
     for seed, name in enumerate(("json", "code", "support"), start=1):
         hub.registry.register(make_adapter(root / name, base, seed=seed), name, base=base)

@@ -13,10 +13,10 @@ from typing_extensions import TypedDict
 
 from adapterhub import AdapterHub
 from adapterhub.errors import ConfigError, GenerationError
-from adapterhub.langchain import ChatAdapterHub
+from adapterhub.langchain import AdapterHubLLM, ChatAdapterHub
 from adapterhub.langchain.calls import CallReader, ToolChoice, read_calls
-from tests.tiny import make_adapter, make_base
 
+TOKENS = 24
 ANSWER = (
     'Well.\n<tool_call>\n{"name": "add", "arguments": {"a": "</tool_call>", "b": [1]}}\n</tool_call>\n'
     '<tool_call>\n{"name": "no\\"w", "arguments": {}}\n</tool_call>'
@@ -48,20 +48,9 @@ class Place(TypedDict):
     city: str
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory):
-    root = tmp_path_factory.mktemp("calls")
-    base = make_base(root / "base", max_position_embeddings=4096)
-    hub = AdapterHub.from_pretrained(base, root / "registry", quantization=None, max_batch_size=18)
-    for seed, name in enumerate(("json", "code", "support"), start=1):
-        hub.registry.register(make_adapter(root / name, base, seed=seed), name, base=base)
-    yield hub
-    hub.close()
-
-
 @pytest.fixture
-def model(hub: AdapterHub) -> ChatAdapterHub:
-    return ChatAdapterHub(hub=hub, model="json", max_tokens=100, temperature=1.0, seed=3)
+def model(live_hub: AdapterHub) -> ChatAdapterHub:
+    return ChatAdapterHub(hub=live_hub, model="json", max_tokens=100, temperature=1.0, seed=3)
 
 
 def check(calls: list[Any]) -> None:
@@ -223,63 +212,69 @@ class TestObjects:
             model.with_structured_output(schema, method=method)
 
 
+REQUESTS = tuple((f"Say {number}", name) for number in range(6) for name in ("json", "code", "support"))
+
+
+@pytest.fixture(scope="module")
+def alone(live_hub: AdapterHub) -> tuple[list[str], int]:
+    """Single answers to `REQUESTS`, and the forward passes of the longest of them."""
+    model, texts, longest = ChatAdapterHub(hub=live_hub, max_tokens=TOKENS), [], 0
+    for prompt, name in REQUESTS:
+        before = live_hub.stats().steps
+        texts.append(model.invoke(prompt, adapter=name).text)
+        longest = max(longest, live_hub.stats().steps - before)
+    return texts, longest
+
+
 class TestTogether:
-    REQUESTS = tuple((f"Say {number}", name) for number in range(6) for name in ("json", "code", "support"))
-
-    def alone(self, model: ChatAdapterHub) -> tuple[list[str], int]:
-        """Single answers, and the forward passes of the longest of them."""
-        texts, longest = [], 0
-        for prompt, name in self.REQUESTS:
-            before = model.hub.stats().steps
-            texts.append(model.invoke(prompt, adapter=name).text)
-            longest = max(longest, model.hub.stats().steps - before)
-        return texts, longest
-
-    @pytest.mark.parametrize("way", ["batch", "abatch"])
-    async def test_a_batch_shares_its_forward_passes(self, hub: AdapterHub, way: str):
-        model = ChatAdapterHub(hub=hub, max_tokens=60)
-        wanted, longest = await asyncio.to_thread(self.alone, model)
-        prompts = [prompt for prompt, _ in self.REQUESTS]
-        configs: list[Any] = [{"configurable": {"adapter": name}} for _, name in self.REQUESTS]
-        before = hub.stats().steps
-        if way == "batch":
-            answers = await asyncio.to_thread(model.batch, prompts, configs)
-        else:
+    @pytest.mark.parametrize("way", ["batch", "abatch", "LLM batch", "LLM abatch"])
+    async def test_a_batch_shares_its_forward_passes(
+        self, live_hub: AdapterHub, alone: tuple[list[str], int], way: str
+    ):
+        wanted, longest = alone
+        of_what = AdapterHubLLM if way.startswith("LLM") else ChatAdapterHub
+        model: Any = of_what(hub=live_hub, max_tokens=TOKENS)
+        prompts = [prompt for prompt, _ in REQUESTS]
+        configs: list[Any] = [{"configurable": {"adapter": name}} for _, name in REQUESTS]
+        before = live_hub.stats().steps
+        if way.endswith("abatch"):
             answers = await model.abatch(prompts, configs)
-        assert [answer.text for answer in answers] == wanted
-        assert [answer.response_metadata["model_name"] for answer in answers] == [
-            name for _, name in self.REQUESTS
-        ]
-        assert hub.stats().steps - before <= 1.5 * longest
+        else:
+            answers = await asyncio.to_thread(model.batch, prompts, configs)
+        steps = live_hub.stats().steps - before
+        assert [answer if isinstance(answer, str) else answer.text for answer in answers] == wanted
+        assert len(set(wanted)) > 12
+        assert longest == TOKENS
+        assert steps <= 1.5 * longest
 
-    async def test_a_task_that_is_cancelled_ends_its_answer(self, hub: AdapterHub):
-        model = ChatAdapterHub(hub=hub, max_tokens=2000)
-        before = hub.stats().tokens
+    async def test_a_task_that_is_cancelled_ends_its_answer(self, live_hub: AdapterHub):
+        model = ChatAdapterHub(hub=live_hub, max_tokens=2000)
+        before = live_hub.stats().tokens
         task = asyncio.create_task(model.ainvoke("Hi", ignore_eos=True))
-        while hub.stats().tokens == before:
+        while live_hub.stats().tokens == before:
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await self.idle(hub)
-        assert hub.stats().tokens - before < 1000
+        await self.idle(live_hub)
+        assert live_hub.stats().tokens - before < 1000
 
-    async def test_a_stream_that_is_closed_ends_its_answer(self, hub: AdapterHub):
-        model = ChatAdapterHub(hub=hub, max_tokens=2000)
-        before = hub.stats().tokens
+    async def test_a_stream_that_is_closed_ends_its_answer(self, live_hub: AdapterHub):
+        model = ChatAdapterHub(hub=live_hub, max_tokens=2000)
+        before = live_hub.stats().tokens
         stream = model.stream("Hi", ignore_eos=True)
         next(stream)
         stream.close()
-        await self.idle(hub)
+        await self.idle(live_hub)
         chunks = model.astream("Hi", ignore_eos=True)
         await anext(chunks)
         await chunks.aclose()
-        await self.idle(hub)
-        assert hub.stats().tokens - before < 1000
+        await self.idle(live_hub)
+        assert live_hub.stats().tokens - before < 1000
 
-    async def idle(self, hub: AdapterHub) -> None:
+    async def idle(self, live_hub: AdapterHub) -> None:
         for _ in range(100):
-            if not hub.stats().running:
+            if not live_hub.stats().running:
                 return
             await asyncio.sleep(0.02)
         pytest.fail("the answer went on")
