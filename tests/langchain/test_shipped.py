@@ -1,18 +1,20 @@
 """LangChain's own integration tests, for the chat model on the shipped base with its `tools` adapter.
 
-Nothing is marked as a failure here: this adapter can choose a call and copy what the question says.
+Nothing is marked as a failure here: this adapter can choose a call and copy what the question says. What random weights
+can do as well is tested with them in every run, and here in the slow ones.
 """
 
 from typing import Any
 
 import pytest
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests.chat_models import ChatModelTests
 
 from adapterhub import AdapterHub
 from adapterhub.langchain import ChatAdapterHub
 
 
-class TestShippedTools(ChatModelIntegrationTests):
+class OnShippedTools:
     @pytest.fixture(autouse=True)
     def _with_hub(self, shipped_hub: AdapterHub) -> None:
         self._hub = shipped_hub
@@ -33,3 +35,15 @@ class TestShippedTools(ChatModelIntegrationTests):
     @property
     def model_override_value(self) -> str:
         return "base"
+
+
+class TestWhatNeedsACapableModel(OnShippedTools, ChatModelTests):
+    test_tool_calling = ChatModelIntegrationTests.test_tool_calling
+    test_tool_calling_async = ChatModelIntegrationTests.test_tool_calling_async
+    test_unicode_tool_call_integration = ChatModelIntegrationTests.test_unicode_tool_call_integration
+    test_agent_loop = ChatModelIntegrationTests.test_agent_loop
+
+
+@pytest.mark.slow
+class TestEverything(OnShippedTools, ChatModelIntegrationTests):
+    pass
