@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from adapterhub.config import HubConfig, registry_folder
 from adapterhub.engine.interface import Completion, Engine, Piece
@@ -45,6 +46,7 @@ class _Active:
 
 ACTIVE: Final = _Active()
 Choice = str | None | _Active
+Result = TypeVar("Result")
 
 
 class AdapterHub:
@@ -66,6 +68,8 @@ class AdapterHub:
         self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
         self._known: set[str] = set()  # references that `set_adapter` has found before
         self._maker = RequestMaker(registry, engine, router)
+        # One thread, as Python runs one at a time: each further one would keep an event loop waiting for its turn.
+        self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapterhub-aside")
 
     @classmethod
     def from_pretrained(
@@ -255,7 +259,7 @@ class AdapterHub:
         **options: Any,
     ) -> Generation:
         """As `generate`, without blocking the event loop; cancelling the task cancels the answer."""
-        prepared = await asyncio.to_thread(self._prepare, prompt, adapter, raw, tools, options)
+        prepared = await self.aside(self._prepare, prompt, adapter, raw, tools, options)
         started = time.perf_counter()
         (answers,) = await self._engine.agenerate([prepared.request])
         return prepared.generation(answers, time.perf_counter() - started)
@@ -270,7 +274,7 @@ class AdapterHub:
         **options: Any,
     ) -> list[Generation]:
         """As `generate_batch`, without blocking the event loop; cancelling the task cancels the answers."""
-        prepared = await asyncio.to_thread(self._prepare_batch, prompts, adapters, raw, tools, options)
+        prepared = await self.aside(self._prepare_batch, prompts, adapters, raw, tools, options)
         started = time.perf_counter()
         answers = await self._engine.agenerate([one.request for one in prepared])
         return _generations(prepared, answers, time.perf_counter() - started)
@@ -290,8 +294,18 @@ class AdapterHub:
             An asynchronous iterator of text; its `result` is the `Generation` once it has ended.
         """
         _refuse_several(options)
-        prepare = partial(self._prepare, prompt, adapter, raw, tools, options)
+        prepare = partial(self.aside, self._prepare, prompt, adapter, raw, tools, options)
         return AsyncGenerationStream(_astreamed(prepare, self._engine))
+
+    async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Does what takes a moment beside the event loop, such as preparing a request; one thing at a time.
+
+        Args:
+            work: What to do.
+            *arguments: Its arguments.
+        """
+        here = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._aside, here.run, work, *arguments)
 
     # An adapter's life
 
@@ -516,8 +530,10 @@ def _streamed(prepared: Prepared, pieces: Iterator[Piece]) -> Generator[str | Ge
     yield prepared.generation([Completion.of(seen)], time.perf_counter() - started)
 
 
-async def _astreamed(prepare: Callable[[], Prepared], engine: Engine) -> AsyncGenerator[str | Generation]:
-    prepared = await asyncio.to_thread(prepare)
+async def _astreamed(
+    prepare: Callable[[], Awaitable[Prepared]], engine: Engine
+) -> AsyncGenerator[str | Generation]:
+    prepared = await prepare()
     started, seen = time.perf_counter(), []
     async for piece in engine.astream(prepared.request):
         seen.append(piece)

@@ -138,6 +138,17 @@ class TestChoosing:
         with pytest.raises(ConfigError, match="2 prompts and 1 adapter"):
             await echo.agenerate_batch(["a", "b"], ["json"])
 
+    async def test_requests_are_prepared_beside_the_event_loop_one_at_a_time(self, echo):
+        places: list[tuple[int, str | None]] = []
+
+        def place() -> None:
+            places.append((threading.get_ident(), echo.active_adapter))
+
+        with echo.using("json"):
+            await asyncio.gather(*(echo.aside(place) for _ in range(20)))
+        assert set(places) == {(places[0][0], "json")}
+        assert places[0][0] != threading.get_ident()
+
     def test_threads_and_tasks_keep_their_own(self, echo):
         seen: dict[str, str | None] = {}
 

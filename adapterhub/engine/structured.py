@@ -73,7 +73,8 @@ class StructureCompiler:
         self._end_ids = sorted(end_ids)
         self._parts: tuple[LLTokenizer, Spelling] | None = None
         self._compiled: OrderedDict[OutputFormat, CompiledFormat] = OrderedDict()  # least recently used first
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for a moment only: an event loop asks for what was compiled beside it
+        self._compiling = threading.Lock()
 
     def constraint(self, structure: OutputFormat, budget: int, end_ids: Collection[int]) -> Constraint:
         """What keeps one answer in its form.
@@ -104,13 +105,26 @@ class StructureCompiler:
         Raises:
             ConfigError: It cannot be enforced.
         """
+        found = self._kept(structure)
+        if found is None:
+            with self._compiling:
+                found = self._kept(structure)
+                if found is None:
+                    found = self._keep(structure, self._compile(structure))
+        return found
+
+    def _kept(self, structure: OutputFormat) -> CompiledFormat | None:
         with self._lock:
-            if structure not in self._compiled:
-                self._compiled[structure] = self._compile(structure)
-                if len(self._compiled) > _KEPT:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(structure)
-            return self._compiled[structure]
+            if structure in self._compiled:
+                self._compiled.move_to_end(structure)
+            return self._compiled.get(structure)
+
+    def _keep(self, structure: OutputFormat, compiled: CompiledFormat) -> CompiledFormat:
+        with self._lock:
+            self._compiled[structure] = compiled
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        return compiled
 
     def _compile(self, structure: OutputFormat) -> CompiledFormat:
         tokenizer, spelling = self._llguidance()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -22,7 +21,7 @@ from adapterhub.langchain.answers import as_chunk, as_result, last_chunk
 from adapterhub.langchain.asking import Question, response_schema
 from adapterhub.langchain.batches import together
 from adapterhub.langchain.calls import CallReader, ToolChoice
-from adapterhub.langchain.choice import cards_of, identity, without_choice
+from adapterhub.langchain.choice import cards_of, without_choice
 from adapterhub.langchain.deadline import ain_time, in_time, within
 from adapterhub.langchain.model import CONFIG, HubModel
 from adapterhub.langchain.structured import (
@@ -148,7 +147,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        ask = await asyncio.to_thread(self._question, messages, stop, kwargs)
+        ask = await self.hub.aside(self._question, messages, stop, kwargs)
         answer = self.hub.agenerate(ask.turns, ask.adapter, tools=ask.tools, **ask.options)
         return as_result(await within(answer, self.timeout), ask, self.hub.engine.base_name)
 
@@ -174,7 +173,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        ask, reader = await asyncio.to_thread(self._question, messages, stop, kwargs), CallReader()
+        ask, reader = await self.hub.aside(self._question, messages, stop, kwargs), CallReader()
         stream = self.hub.astream(ask.turns, ask.adapter, tools=ask.tools, **ask.options)
         async with aclosing(stream):
             async for piece in ain_time(stream, self.timeout):
@@ -202,7 +201,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         params = super()._get_invocation_params(stop=stop or self.stop, **without_choice(kwargs))
         adapter = self._adapter(kwargs)
-        return params if adapter == self.model else params | {"model": adapter} | identity(self.hub, adapter)
+        return params if adapter == self.model else params | {"model": adapter} | self._identity(adapter)
 
     def _resolve_model_profile(self) -> ModelProfile:
         return ModelProfile(

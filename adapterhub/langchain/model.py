@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Self, cast
 
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import (
     BaseLanguageModel,
@@ -12,6 +13,7 @@ from langchain_core.language_models.base import (
     LanguageModelOutputVar,
 )
 from langchain_core.runnables import RunnableConfig
+from langchain_core.tracers import langchain as _  # noqa: F401  else the first call imports it, on its event loop
 from pydantic import ConfigDict, Field, model_validator
 
 from adapterhub.hub import AdapterHub
@@ -149,8 +151,12 @@ class HubModel(BaseLanguageModel[LanguageModelOutputVar]):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        settings = {name: getattr(self, name) for name in ("model", *SETTINGS)}
-        return settings | identity(self.hub, self.model)
+        return {name: getattr(self, name) for name in ("model", *SETTINGS)} | self._identity(self.model)
+
+    def _identity(self, adapter: str) -> dict[str, Any]:
+        """What a cache has to know of an adapter, if there is one: reading cards takes time, on an event loop too."""
+        cached = self.cache is not False and (self.cache or get_llm_cache())
+        return identity(self.hub, adapter) if cached else {}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         # langchain-core knows which kind of model this is, the rest is told here: it takes numbers for the base's own.

@@ -4,8 +4,10 @@ import datetime
 import enum
 import json
 import re
+import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -272,6 +274,26 @@ class TestRefused:
 class TestCompiler:
     def test_a_form_is_compiled_once(self, compiler):
         assert compiler.compile(form(schema=Order)) is compiler.compile(form(schema=Order))
+
+    def test_a_compiled_form_is_at_hand_while_another_is_compiled(self, monkeypatch):
+        compiler = StructureCompiler(make_tokenizer(), VOCABULARY, {END})
+        compiled, begun, go_on = compiler.compile(form(regex="a")), threading.Event(), threading.Event()
+
+        def slowly(structure: OutputFormat) -> object:
+            begun.set()
+            assert go_on.wait(10)
+            return compiled
+
+        monkeypatch.setattr(compiler, "_compile", slowly)
+        with ThreadPoolExecutor() as pool:
+            other = pool.submit(compiler.compile, form(regex="b"))
+            assert begun.wait(10)
+            at_hand = pool.submit(compiler.compile, form(regex="a"))
+            try:
+                assert at_hand.result(5) is compiled
+            finally:
+                go_on.set()
+            assert other.result(5) is compiled
 
     def test_the_number_of_compiled_forms_is_bounded(self, monkeypatch):
         monkeypatch.setattr("adapterhub.engine.structured._KEPT", 3)

@@ -1,0 +1,61 @@
+"""The event loop goes on while many calls are answered."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import create_model
+
+from adapterhub import AdapterHub
+from adapterhub.langchain import AdapterHubLLM, ChatAdapterHub
+
+NAMES = ("json", "code", "support")
+AT_MOST = 0.020
+
+
+async def lateness(work: Callable[[], Awaitable[Any]]) -> float:
+    """The longest that a coroutine which ticks each millisecond had to wait beyond that, in seconds."""
+    worst, done = 0.0, False
+
+    async def tick() -> None:
+        nonlocal worst
+        while not done:
+            started = time.perf_counter()
+            await asyncio.sleep(0.001)
+            worst = max(worst, time.perf_counter() - started - 0.001)
+
+    ticking = asyncio.create_task(tick())
+    await asyncio.sleep(0.01)
+    await work()
+    done = True
+    await ticking
+    return worst
+
+
+def texts(hub: AdapterHub, go: int) -> list[Awaitable[Any]]:
+    model = ChatAdapterHub(hub=hub, max_tokens=24)
+    return [model.ainvoke(f"Hi {go} {n}", adapter=NAMES[n % 3], ignore_eos=True) for n in range(8)]
+
+
+def completions(hub: AdapterHub, go: int) -> list[Awaitable[Any]]:
+    llm = AdapterHubLLM(hub=hub, max_tokens=24)
+    return [llm.ainvoke(f"Hi {go} {n}", adapter=NAMES[n % 3], ignore_eos=True) for n in range(8)]
+
+
+def calls(hub: AdapterHub, go: int) -> list[Awaitable[Any]]:
+    """Each of a tool of its own, whose grammar has to be compiled first."""
+    model = ChatAdapterHub(hub=hub, max_tokens=100)
+    tools = [create_model(f"f{go}{n}", a=(bool, ...), __doc__="Does.") for n in range(8)]
+    described = [convert_to_openai_tool(tool) for tool in tools]
+    return [model.bind_tools([tool], tool_choice="any").ainvoke("Hi") for tool in described]
+
+
+@pytest.mark.parametrize("kind", [texts, completions, calls])
+async def test_eight_calls_do_not_block_it(live_hub: AdapterHub, kind: Any):
+    await asyncio.gather(*kind(live_hub, 0))
+    # The machine has other things to do: what takes long each time is ours.
+    found = [await lateness(lambda go=go: asyncio.gather(*kind(live_hub, go))) for go in (1, 2, 3)]  # type: ignore[misc]
+    assert min(found) < AT_MOST, found
