@@ -41,6 +41,17 @@ def without_choice(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key not in ("model", "adapter")}
 
 
+def check(hub: AdapterHub, adapter: str) -> None:
+    """Refuses an adapter that there is not.
+
+    Raises:
+        AdapterNotFoundError: There is no such adapter.
+        ConfigError: It is no reference.
+    """
+    if adapter != "auto":  # which may be any of them, and reading all cards takes time
+        cards_of(hub, adapter)
+
+
 def cards_of(hub: AdapterHub, adapter: str) -> list[AdapterCard]:
     """The adapters that may answer; all of them for `"auto"`.
 

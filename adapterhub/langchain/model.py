@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, model_validator
 from adapterhub.hub import AdapterHub
 from adapterhub.langchain.answers import PROVIDER
 from adapterhub.langchain.batches import together
-from adapterhub.langchain.choice import cards_of, chosen, identity, without_choice
+from adapterhub.langchain.choice import check, chosen, identity, without_choice
 
 SETTINGS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop")
 
@@ -54,7 +54,7 @@ class HubModel(BaseLanguageModel[LanguageModelOutputVar]):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        cards_of(self.hub, self.model)
+        check(self.hub, self.model)
         return self
 
     # Choosing an adapter
@@ -68,7 +68,7 @@ class HubModel(BaseLanguageModel[LanguageModelOutputVar]):
         Raises:
             AdapterNotFoundError: There is no such adapter.
         """
-        cards_of(self.hub, adapter)
+        check(self.hub, adapter)
         return self._with(model=adapter)
 
     def bind(self, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from adapterhub.bases import DEMO_BASE, demo_base_folder
 from adapterhub.errors import ConfigError
 from adapterhub.generation import GenerationStream
 from adapterhub.hub import AdapterHub
-from adapterhub.langchain.choice import cards_of, identity
+from adapterhub.langchain.choice import check, identity
 from adapterhub.prompts import Tokenizer
 
 _OURS = {
@@ -75,7 +75,7 @@ class AdapterPipeline:
     task = "text-generation"
 
     def __init__(self, hub: AdapterHub, adapter: str, defaults: Mapping[str, Any]) -> None:
-        cards_of(hub, adapter)
+        check(hub, adapter)
         self._hub = hub
         self._adapter = adapter
         self._defaults = dict(defaults)

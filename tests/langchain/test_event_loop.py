@@ -1,15 +1,18 @@
 """The event loop goes on while many calls are answered."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.caches import InMemoryCache
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import create_model
 
-from adapterhub import AdapterHub
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.langchain import AdapterHubLLM, ChatAdapterHub
 
 NAMES = ("json", "code", "support")
@@ -59,3 +62,23 @@ async def test_eight_calls_do_not_block_it(live_hub: AdapterHub, kind: Any):
     # The machine has other things to do: what takes long each time is ours.
     found = [await lateness(lambda go=go: asyncio.gather(*kind(live_hub, go))) for go in (1, 2, 3)]  # type: ignore[misc]
     assert min(found) < AT_MOST, found
+
+
+@pytest.mark.parametrize("kind", [ChatAdapterHub, AdapterHubLLM])
+async def test_only_a_cache_has_all_cards_read_on_it(
+    tiny_registry: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+):
+    hub, on_the_loop = AdapterHub(AdapterRegistry(tiny_registry), EchoEngine()), []
+    loop, cards = threading.get_ident(), hub.registry.list
+
+    def listed() -> Any:
+        on_the_loop.append(threading.get_ident() == loop)
+        return cards()
+
+    monkeypatch.setattr(hub.registry, "list", listed)
+    model = kind(hub=hub, model="json")
+    await model.ainvoke("turn this sentence into json", model="auto")
+    await model.with_adapter("auto").ainvoke("turn this sentence into json")
+    assert True not in on_the_loop
+    await kind(hub=hub, model="json", cache=InMemoryCache()).ainvoke("Hi", model="auto")
+    assert True in on_the_loop

@@ -271,3 +271,39 @@ class TestCache:
         assert "[json@1]" in llm.invoke("Hi")
         registry.register(tiny_adapters["code"], "json", base=tiny_base)
         assert "[json@2]" in llm.invoke("Hi")
+
+
+class TestWithAModel:
+    """What needs an engine that computes."""
+
+    async def test_a_task_that_is_cancelled_ends_all_its_answers(self, live_hub: AdapterHub):
+        llm = AdapterHubLLM(hub=live_hub, max_tokens=2000, options={"ignore_eos": True})
+        before = live_hub.stats().tokens
+        task = asyncio.create_task(llm.abatch(["a", "b", "c"]))
+        while live_hub.stats().tokens == before:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await self.idle(live_hub)
+        assert live_hub.stats().tokens - before < 3000
+
+    async def test_a_stream_that_is_closed_ends_its_answer(self, live_hub: AdapterHub):
+        llm = AdapterHubLLM(hub=live_hub, max_tokens=2000, options={"ignore_eos": True})
+        before = live_hub.stats().tokens
+        pieces = llm.stream("a")
+        next(pieces)
+        pieces.close()
+        await self.idle(live_hub)
+        later = llm.astream("a")
+        await anext(later)
+        await later.aclose()
+        await self.idle(live_hub)
+        assert live_hub.stats().tokens - before < 1000
+
+    async def idle(self, hub: AdapterHub) -> None:
+        for _ in range(100):
+            if not hub.stats().running:
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("the answer went on")
