@@ -30,6 +30,10 @@ class EchoTokenizer:
         """The inverse of `encode`."""
         return "".join(map(chr, token_ids))
 
+    def get_added_vocab(self) -> dict[str, int]:
+        """None: each token is one character."""
+        return {}
+
     def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Joins the messages as `role: content` lines; for a card that brings its own template."""
         return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in conversation)

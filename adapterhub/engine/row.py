@@ -103,7 +103,12 @@ class RowMaker:
             end_ids=end_ids,
             sampler=Sampler(sampling, number, self._base.device),
             # An answer in a form is whole or nothing: a stop string, most often the prompt style's, does not cut it.
-            text=TextAssembler(self._base.tokenizer, () if constraint else sampling.stop),
+            # Its special tokens are those that the form asks for, and part of the text.
+            text=TextAssembler(
+                self._base.tokenizer,
+                () if constraint else sampling.stop,
+                skip_special_tokens=constraint is None,
+            ),
             constraint=constraint,
         )
 

@@ -18,10 +18,14 @@ class TextAssembler:
     Args:
         tokenizer: Decodes the tokens.
         stop: Strings that end the answer.
+        skip_special_tokens: Leave special tokens out of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, skip_special_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
         self._stop = tuple(stop)
         self._ids: list[int] = []
         # Text of tokens before `_read` is out; those from `_context` on are decoded once more with what follows.
@@ -52,7 +56,7 @@ class TextAssembler:
         return text[len(known) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip) if ids else ""
 
     def _cut_at_stop(self) -> bool:
         places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]

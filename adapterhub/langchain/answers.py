@@ -10,7 +10,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from adapterhub.generation import Generation, Usage
 from adapterhub.langchain.asking import Question
-from adapterhub.langchain.calls import read_calls
+from adapterhub.langchain.call_reader import read_calls
 from adapterhub.routing.decision import RouteDecision
 
 PROVIDER = "adapterhub"
@@ -24,7 +24,7 @@ def as_result(generation: Generation, question: Question, base: str) -> ChatResu
         question: What it was asked.
         base: The base's name.
     """
-    text, calls = read_calls(generation.text) if question.may_call else (generation.text, [])
+    text, calls = read_calls(generation.text, question.form) if question.may_call else (generation.text, [])
     message = AIMessage(
         content=text,
         tool_calls=calls,

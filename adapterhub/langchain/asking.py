@@ -12,8 +12,10 @@ from pydantic import BaseModel
 
 from adapterhub.errors import ConfigError
 from adapterhub.hub import AdapterHub
+from adapterhub.langchain.call_format import DEFAULT, CallFormat
+from adapterhub.langchain.call_probe import CallFormats
 from adapterhub.langchain.calls import ToolChoice
-from adapterhub.langchain.messages import as_turns, in_words, knows_calls
+from adapterhub.langchain.messages import as_turns, in_form, in_words
 from adapterhub.request_maker import names_adapter
 from adapterhub.sampling import SamplingParams
 
@@ -33,6 +35,7 @@ class Question:
         tools: What the chat template shows as tools; None if it does not show any.
         options: Further arguments of `AdapterHub.generate`.
         may_call: Whether the answer may hold tool calls.
+        form: How calls are written, the conversation's and the answer's.
     """
 
     adapter: str
@@ -40,10 +43,16 @@ class Question:
     tools: Sequence[Mapping[str, Any]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     may_call: bool = False
+    form: CallFormat = DEFAULT
 
     @classmethod
     def of(
-        cls, hub: AdapterHub, adapter: str, messages: Sequence[BaseMessage], arguments: Mapping[str, Any]
+        cls,
+        hub: AdapterHub,
+        adapter: str,
+        messages: Sequence[BaseMessage],
+        arguments: Mapping[str, Any],
+        formats: CallFormats,
     ) -> Question:
         """Reads a call.
 
@@ -52,6 +61,7 @@ class Question:
             adapter: Whose answer is wanted.
             messages: The conversation.
             arguments: The call's keyword arguments over the model's own; None means not given.
+            formats: How chat templates write calls.
 
         Raises:
             ConfigError: An argument is not known or not valid, or a message cannot be shown to a base.
@@ -66,28 +76,36 @@ class Question:
             )
         tools = [convert_to_openai_tool(tool) for tool in given.get("tools", ())]
         choice = ToolChoice.of(tools, given.get("tool_choice"), given.get("parallel_tool_calls", True))
-        turns, shown = _shown(hub, adapter, messages, tools)
+        answer = response_schema(given.get("response_format"))
         options = {name: value for name, value in given.items() if name in _OPTIONS}
-        form = _form(hub, choice, response_schema(given.get("response_format")))
-        return cls(adapter, turns, shown, {**options, **form}, bool(choice.tools))
+        if not choice.tools and answer:
+            options["schema"] = answer
+        turns = as_turns(messages)
+        if not tools and not any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
+            return cls(adapter, turns, None, options)
+        form = _native(hub, adapter, formats, turns, answer)
+        if choice.tools:
+            options["grammar"] = choice.grammar(hub.engine.tokenizer, form or DEFAULT, answer)
+        if form:
+            return cls(adapter, in_form(turns, form), tools or None, options, bool(choice.tools), form)
+        return cls(adapter, in_words(turns, tools), None, options, bool(choice.tools))
 
 
-def _shown(
-    hub: AdapterHub, adapter: str, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
-) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]:
-    """The turns and the tools for a chat template; the tools are in the turns if the template knows none."""
-    turns = as_turns(messages)
-    if not tools and not any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
-        return turns, None
+def _native(
+    hub: AdapterHub,
+    adapter: str,
+    formats: CallFormats,
+    turns: Sequence[Mapping[str, Any]],
+    answer: Mapping[str, Any] | None,
+) -> CallFormat | None:
+    """How the adapter's chat template writes calls, unless it cannot write these."""
     # The router has not chosen yet; most adapters have the base's template.
     style = hub.prompt_style(adapter if names_adapter(adapter) and adapter != "auto" else None)
-    return (turns, tools or None) if knows_calls(style) else (in_words(turns, tools), None)
-
-
-def _form(hub: AdapterHub, choice: ToolChoice, answer: Mapping[str, Any] | None) -> dict[str, Any]:
-    if choice.tools:
-        return {"grammar": choice.grammar(hub.engine.tokenizer, answer)}
-    return {"schema": answer} if answer else {}
+    form = formats.of(style, hub.engine.tokenizer)
+    if form is None or (form.alone and answer):  # an object that answers may begin as a call does
+        return None
+    single = form.join is None
+    return None if single and any(len(turn.get("tool_calls", ())) > 1 for turn in turns) else form
 
 
 def response_schema(response_format: Any) -> Mapping[str, Any] | None:

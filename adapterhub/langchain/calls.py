@@ -1,32 +1,18 @@
-"""Tool calls: the grammar that makes them valid, and reading them while they arrive.
-
-A call is written as Hermes and Qwen write it, and as the demo's chat template does:
-
-    <tool_call>
-    {"name": "add", "arguments": {"a": 1, "b": 2}}
-    </tool_call>
-"""
+"""Which tools an answer may call, and the grammar that makes its calls valid."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
-from uuid import uuid4
 
-from langchain_core.messages import ToolCall
-from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
-
-from adapterhub.errors import ConfigError, GenerationError
-from adapterhub.langchain.messages import CALL, CALL_END
+from adapterhub.errors import ConfigError
+from adapterhub.langchain.call_format import ID_SIZE, CallFormat
 from adapterhub.prompts import Tokenizer
 from adapterhub.structure import OutputFormat, Schema
 
-_HEAD = re.compile(r'\n\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
-_TAIL = "}\n" + CALL_END
-_OPENING = "\n" + CALL
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
@@ -73,24 +59,29 @@ class ToolChoice:
             )
         return cls(named[:1], required=True, parallel=False)
 
-    def grammar(self, tokenizer: Tokenizer, answer: Schema | None = None) -> str:
+    def grammar(self, tokenizer: Tokenizer, form: CallFormat, answer: Schema | None = None) -> str:
         """A Lark grammar of answers: calls with valid arguments, or a text where none is required.
 
         Args:
             tokenizer: The base's; where it has tokens for the marks around a call, those are used.
+            form: How calls are written.
             answer: The form of an answer without calls; any text if not given.
         """
-        lines = [
-            "start: calls" if self.required else f"start: calls | {'answer' if answer else 'text calls?'}"
-        ]
-        lines.append('calls: call ("\\n" call)*' if self.parallel else "calls: call")
+        write = _Writer(tokenizer.get_added_vocab())
         names = [f"call{number}" for number in range(len(self.tools))]
-        opening, end = (_mark(tokenizer, mark) for mark in (CALL, CALL_END))
-        lines.append(f'call: {opening} "\\n" ({" | ".join(names)}) "\\n" {end}')
+        more = f" ({write(form.join)} call)*" if self.parallel and form.join is not None else ""
+        other = "answer" if answer else "text" if form.alone else "text calls?"
+        lines = [
+            "start: calls" if self.required else f"start: calls | {other}",
+            f"calls: {write(form.head)} call{more} {write(form.tail)}",
+            f"call: {' | '.join(names)}",
+        ]
         for name, tool in zip(names, self.tools, strict=True):
-            lines += _call(name, tool["function"])
+            lines += _call(name, tool["function"], form, write)
+        if "id" in form.parts:
+            lines.append(f"ID: /[a-zA-Z0-9]{{{ID_SIZE}}}/")
         if not self.required:
-            lines += [f"answer: %json {_schema(answer)}"] if answer else _text_rules()
+            lines += [f"answer: %json {_schema(answer)}"] if answer else _text_rules(form)
         return "\n".join(lines)
 
 
@@ -103,20 +94,36 @@ def _unwrapped(wanted: Any) -> Any:
     return function.get("name") if isinstance(function, Mapping) else wanted.get("name")
 
 
-def _mark(tokenizer: Tokenizer, mark: str) -> str:
-    """In Lark a name in angle brackets is a special token; other tokenizers spell the text."""
-    tokens = tokenizer.encode(mark, add_special_tokens=False)
-    atomic = len(tokens) == 1 and tokenizer.decode(tokens, skip_special_tokens=True) == mark
-    return mark if atomic else json.dumps(mark)
+@dataclass(frozen=True)
+class _Writer:
+    """Writes a text in Lark, and what is one token wherever it stands in a text, as that token."""
+
+    added: Mapping[str, int]
+
+    def __call__(self, text: str) -> str:
+        marks = sorted((mark for mark in self.added if mark.strip() and mark in text), key=len, reverse=True)
+        pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
+        written = [
+            f"<[{self.added[piece]}]>" if piece in marks else _quoted(piece) for piece in pieces if piece
+        ]
+        return " ".join(written)
 
 
-def _call(name: str, function: Mapping[str, Any]) -> list[str]:
-    head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": '
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _call(name: str, function: Mapping[str, Any], form: CallFormat, write: _Writer) -> list[str]:
+    shown = _quoted(function["name"])[1:-1] if form.quoted else function["name"]
+    rule, text = [], ""
+    for part, gap in zip(form.parts, (*form.gaps, ""), strict=True):
+        if part == "name":
+            text += shown + gap
+        else:
+            rule += [write(text), f"{name}_arguments" if part == "arguments" else "ID"]
+            text = gap
     schema = function.get("parameters") or {"type": "object", "properties": {}}
-    return [
-        f'{name}: {json.dumps(head, ensure_ascii=False)} {name}_arguments "}}"',
-        f"{name}_arguments: %json {_schema(schema)}",
-    ]
+    return [f"{name}: {' '.join([*rule, write(text)])}", f"{name}_arguments: %json {_schema(schema)}"]
 
 
 def _schema(schema: Schema) -> str:
@@ -124,99 +131,12 @@ def _schema(schema: Schema) -> str:
     return json.dumps({**json.loads(closed), "x-guidance": _JSON_STYLE}, ensure_ascii=False)
 
 
-def _text_rules() -> list[str]:
+def _text_rules(form: CallFormat) -> list[str]:
     # A text that spells the mark would be read as a call.
-    return [r"text: TEXT", rf"TEXT: /(.|\n)+/ & ~/(.|\n)*{CALL}(.|\n)*/"]
+    before = "" if form.alone else r"(.|\n)*"
+    return ["text: TEXT", rf"TEXT: /(.|\n)+/ & ~/{before}{_literally(form.mark)}(.|\n)*/"]
 
 
-@dataclass
-class CallReader:
-    """Tells calls from text while an answer arrives; its calls are in the form that `ToolChoice.grammar` gives them.
-
-    Attributes:
-        count: How many calls have begun.
-    """
-
-    count: int = 0
-    _held: str = ""
-    _state: str = field(default="text", repr=False)
-
-    def push(self, piece: str) -> list[str | ToolCallChunk]:
-        """Takes a piece of the answer and returns what is certain now: text, and pieces of calls."""
-        self._held += piece
-        found: list[str | ToolCallChunk] = []
-        while step := getattr(self, f"_{self._state}")():
-            found += step
-        return [part for part in found if part]
-
-    def flush(self) -> list[str]:
-        """The text that was held back, at the answer's end."""
-        rest, self._held = self._held, ""
-        if self._state in ("name", "arguments"):
-            raise GenerationError("The answer ended within a tool call.", hint="Raise max_tokens.")
-        return [rest] if rest and self._state == "text" else []
-
-    def _text(self) -> list[str | ToolCallChunk]:
-        before, mark, after = self._held.partition(CALL)
-        if not mark:
-            return self._release(_OPENING, CALL)
-        self._held, self._state = after, "name"
-        return [before.removesuffix("\n"), ""]
-
-    def _between(self) -> list[str | ToolCallChunk]:
-        _, mark, after = self._held.partition(CALL)
-        if not mark:
-            return []
-        self._held, self._state = after, "name"
-        return [""]
-
-    def _name(self) -> list[str | ToolCallChunk]:
-        head = _HEAD.match(self._held)
-        if not head:
-            return []
-        self._held, self._state = self._held[head.end() :], "arguments"
-        self.count += 1
-        return [self._chunk(name=json.loads(head[1]), id=f"call_{uuid4().hex[:24]}", args="")]
-
-    def _arguments(self) -> list[str | ToolCallChunk]:
-        arguments, mark, after = self._held.partition(_TAIL)
-        if not mark:
-            return [self._chunk(args=str(text)) for text in self._release(_TAIL)]
-        self._held, self._state = after, "between"
-        return [self._chunk(args=arguments)]
-
-    def _release(self, *marks: str) -> list[str | ToolCallChunk]:
-        """What is held, but for an end that may begin a mark."""
-        keep = max(_overlap(self._held, mark) for mark in marks)
-        released = self._held[: len(self._held) - keep]
-        self._held = self._held[len(released) :]
-        return [released] if released else []
-
-    def _chunk(self, *, args: str, name: str | None = None, id: str | None = None) -> ToolCallChunk:  # noqa: A002
-        return tool_call_chunk(name=name, args=args, id=id, index=self.count - 1)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """The length of the longest end of a text that begins a mark."""
-    return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
-
-
-def read_calls(answer: str) -> tuple[str, list[ToolCall]]:
-    """A whole answer's text and its calls.
-
-    Raises:
-        GenerationError: A call is not whole; answers in the grammar's form always are.
-    """
-    reader = CallReader()
-    parts = [*reader.push(answer), *reader.flush()]
-    text = "".join(part for part in parts if isinstance(part, str))
-    chunks = [part for part in parts if not isinstance(part, str)]
-    return text, [_joined(chunks, number) for number in range(reader.count)]
-
-
-def _joined(chunks: Sequence[ToolCallChunk], number: int) -> ToolCall:
-    mine = [chunk for chunk in chunks if chunk["index"] == number]
-    arguments = "".join(chunk["args"] or "" for chunk in mine)
-    return ToolCall(
-        name=mine[0]["name"] or "", args=json.loads(arguments), id=mine[0]["id"], type="tool_call"
-    )
+def _literally(text: str) -> str:
+    """A regular expression for exactly this text."""
+    return "".join(char if char.isalnum() or char in "<_>" else rf"\x{{{ord(char):x}}}" for char in text)

@@ -14,13 +14,15 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import Field, SecretStr
+from pydantic import Field, PrivateAttr, SecretStr
 
 from adapterhub.generation import Generation
 from adapterhub.langchain.answers import as_chunk, as_result, last_chunk
 from adapterhub.langchain.asking import Question, response_schema
 from adapterhub.langchain.batches import together
-from adapterhub.langchain.calls import CallReader, ToolChoice
+from adapterhub.langchain.call_probe import CallFormats
+from adapterhub.langchain.call_reader import CallReader
+from adapterhub.langchain.calls import ToolChoice
 from adapterhub.langchain.choice import cards_of, without_choice
 from adapterhub.langchain.deadline import ain_time, in_time, within
 from adapterhub.langchain.model import CONFIG, HubModel
@@ -59,6 +61,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
     """Without effect, as on every model that is not behind a network; for a full queue use `with_retry`."""
     api_key: SecretStr | None = Field(None, exclude=True, repr=False)
     """Without effect; for code that gives one to every model."""
+    _formats: CallFormats = PrivateAttr(default_factory=CallFormats)
 
     # What a model of it may do
 
@@ -158,7 +161,8 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        ask, reader = self._question(messages, stop, kwargs), CallReader()
+        ask = self._question(messages, stop, kwargs)
+        reader = CallReader(ask.form)
         with self.hub.stream(ask.turns, ask.adapter, tools=ask.tools, **ask.options) as stream:
             for piece in in_time(stream, self.timeout):
                 yield from map(as_chunk, reader.push(piece) if ask.may_call else [piece])
@@ -173,7 +177,8 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        ask, reader = await self.hub.aside(self._question, messages, stop, kwargs), CallReader()
+        ask = await self.hub.aside(self._question, messages, stop, kwargs)
+        reader = CallReader(ask.form)
         stream = self.hub.astream(ask.turns, ask.adapter, tools=ask.tools, **ask.options)
         async with aclosing(stream):
             async for piece in ain_time(stream, self.timeout):
@@ -194,7 +199,8 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
     def _question(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: dict[str, Any]
     ) -> Question:
-        return Question.of(self.hub, self._adapter(kwargs), messages, self._arguments(stop, kwargs))
+        given = self._arguments(stop, kwargs)
+        return Question.of(self.hub, self._adapter(kwargs), messages, given, self._formats)
 
     # What tells about the model
 
@@ -218,7 +224,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """How many tokens the messages and tools take in the adapter's form of prompt, with its system prompt."""
-        ask = Question.of(self.hub, self.model, messages, {"tools": list(tools or ())})
+        ask = Question.of(self.hub, self.model, messages, {"tools": list(tools or ())}, self._formats)
         cards = [] if self.model == "auto" else cards_of(self.hub, self.model)
         system = cards[0].prompt.system if cards else None
         style = self.hub.prompt_style(self.model if cards else None)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 
 from adapterhub.errors import ConfigError
-from adapterhub.prompts import ROLES, PromptStyle
-
-CALL, CALL_END = "<tool_call>", "</tool_call>"
-"""What stands around a call, in the templates of Hermes, Qwen and many others."""
+from adapterhub.langchain.call_format import CALL, CALL_END, ID_SIZE, CallFormat
+from adapterhub.prompts import ROLES
 
 _ROLE_OF_TYPE = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 _UNSEEN = frozenset({"tool_use", "tool_call", "input_json_delta", "tool_call_chunk", "reasoning", "thinking"})
 """Parts of an assistant's content that its `tool_calls` hold too, or that were never part of the answer."""
-
-
-def knows_calls(style: PromptStyle) -> bool:
-    """Whether a chat template shows tools and their calls itself, in the form that is read here."""
-    template = style.tool_template or style.template or ""
-    return "tools" in template and CALL in template
 
 
 def as_turns(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -32,6 +26,16 @@ def as_turns(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
         ConfigError: A message is of no known kind, or its content is more than text.
     """
     return [_turn(message) for message in messages]
+
+
+def in_form(turns: Sequence[Mapping[str, Any]], form: CallFormat) -> list[dict[str, Any]]:
+    """The same conversation for a base whose template writes calls: ids and arguments as the template takes them.
+
+    Args:
+        turns: From `as_turns`.
+        form: How the template writes calls.
+    """
+    return [_fitted(turn, form) for turn in turns]
 
 
 def in_words(turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -109,6 +113,29 @@ def _part(part: str | Mapping[str, Any]) -> str:
         f"A message holds content of the type {kind!r}, and the base reads text only.",
         hint="Send its text, or a description of it.",
     )
+
+
+def _fitted(turn: Mapping[str, Any], form: CallFormat) -> dict[str, Any]:
+    fitted = dict(turn)
+    if "tool_calls" in turn:
+        fitted["tool_calls"] = [_fitted_call(call, form) for call in turn["tool_calls"]]
+    if "tool_call_id" in turn:
+        fitted["tool_call_id"] = _fitted_id(turn["tool_call_id"], form)
+    return fitted
+
+
+def _fitted_call(call: Mapping[str, Any], form: CallFormat) -> dict[str, Any]:
+    function = dict(call["function"])
+    if form.text_arguments:
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "id": _fitted_id(call["id"], form), "function": function}
+
+
+def _fitted_id(given: str | None, form: CallFormat) -> str | None:
+    """An id that is made elsewhere, in the form that templates which show ids take: the same one for the same."""
+    if "id" not in form.parts or re.fullmatch(rf"[a-zA-Z0-9]{{{ID_SIZE}}}", given or ""):
+        return given
+    return hashlib.sha256((given or "").encode()).hexdigest()[:ID_SIZE]
 
 
 def _result(turn: Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ from typing_extensions import TypedDict
 from adapterhub import AdapterHub
 from adapterhub.errors import ConfigError, GenerationError
 from adapterhub.langchain import AdapterHubLLM, ChatAdapterHub
-from adapterhub.langchain.calls import CallReader, ToolChoice, read_calls
+from adapterhub.langchain.call_format import DEFAULT
+from adapterhub.langchain.call_reader import CallReader, read_calls
+from adapterhub.langchain.calls import ToolChoice
 
 TOKENS = 24
 ANSWER = (
@@ -62,7 +64,7 @@ def check(calls: list[Any]) -> None:
 
 class TestReader:
     def test_text_and_calls(self):
-        text, calls = read_calls(ANSWER)
+        text, calls = read_calls(ANSWER, DEFAULT)
         assert text == "Well."
         assert [(call["name"], call["args"]) for call in calls] == [
             ("add", {"a": "</tool_call>", "b": [1]}),
@@ -72,7 +74,7 @@ class TestReader:
 
     @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
     def test_pieces_of_any_size(self, size: int):
-        reader, parts = CallReader(), []
+        reader, parts = CallReader(DEFAULT), []
         for start in range(0, len(ANSWER), size):
             parts += reader.push(ANSWER[start : start + size])
         parts += reader.flush()
@@ -86,11 +88,11 @@ class TestReader:
 
     @pytest.mark.parametrize("text", ["", "\n", "a < b", "<tool", "x\n<tool_cal", "один\n\n"])
     def test_text_that_only_looks_like_a_call_is_kept(self, text: str):
-        assert read_calls(text) == (text, [])
+        assert read_calls(text, DEFAULT) == (text, [])
 
     def test_a_call_that_was_cut(self):
         with pytest.raises(GenerationError):
-            read_calls(ANSWER[:-5])
+            read_calls(ANSWER[:-5], DEFAULT)
 
 
 class TestChoice:
