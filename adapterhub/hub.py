@@ -68,8 +68,7 @@ class AdapterHub:
         self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
         self._known: set[str] = set()  # references that `set_adapter` has found before
         self._maker = RequestMaker(registry, engine, router)
-        # One thread, as Python runs one at a time: each further one would keep an event loop waiting for its turn.
-        self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapterhub-aside")
+        self._aside = _one_thread()
 
     @classmethod
     def from_pretrained(
@@ -450,6 +449,9 @@ class AdapterHub:
     def close(self) -> None:
         """Ends running answers and frees the engine. The registry stays usable."""
         self._engine.close()
+        # A later request takes the new one, and is told by the engine that it is closed.
+        former, self._aside = self._aside, _one_thread()
+        former.shutdown(wait=False)
 
     def __enter__(self) -> Self:
         return self
@@ -498,6 +500,11 @@ class AdapterHub:
         if adapter != "auto" and adapter not in self._known and self._maker.found(adapter).is_plain:
             self._known.add(adapter)
         return adapter
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    # Python runs one at a time: each further one would keep an event loop waiting for its turn.
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapterhub-aside")
 
 
 def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]) -> Sequence[Choice]:

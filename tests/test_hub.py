@@ -148,6 +148,11 @@ class TestChoosing:
             await asyncio.gather(*(echo.aside(place) for _ in range(20)))
         assert set(places) == {(places[0][0], "json")}
         assert places[0][0] != threading.get_ident()
+        echo.close()
+        deadline = time.monotonic() + 5
+        while any(thread.ident == places[0][0] for thread in threading.enumerate()):
+            assert time.monotonic() < deadline, "closing the hub ends its thread"
+            await asyncio.sleep(0.01)
 
     def test_threads_and_tasks_keep_their_own(self, echo):
         seen: dict[str, str | None] = {}
@@ -374,6 +379,8 @@ class TestOnARealBase:
         hub.close()
         with pytest.raises(EngineError, match="closed"):
             hub.generate("Hi", None)
+        with pytest.raises(EngineError, match="closed"):
+            asyncio.run(hub.agenerate("Hi", None))
 
 
 class TestMerge:

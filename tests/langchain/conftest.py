@@ -8,7 +8,7 @@ from adapterhub import AdapterHub
 from adapterhub.demo import demo_registry_folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
     """A random base of one layer with three random adapters, under the default settings; tests leave it as it is."""
     from tests.tiny import make_adapter, make_base
@@ -22,7 +22,7 @@ def live_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
     hub.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shipped_hub() -> Iterator[AdapterHub]:
     """The shipped base and adapters; tests leave it as it is."""
     with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
