@@ -46,7 +46,8 @@ def find_format(style: PromptStyle, tokenizer: Tokenizer) -> CallFormat | None:
 class CallFormats:
     """The forms of a base's templates, each found once."""
 
-    _found: dict[PromptStyle, CallFormat | None] = field(default_factory=dict)
+    # Models are equal whatever they have been asked.
+    _found: dict[PromptStyle, CallFormat | None] = field(default_factory=dict, compare=False)
 
     def of(self, style: PromptStyle, tokenizer: Tokenizer) -> CallFormat | None:
         """As `find_format`."""

@@ -70,10 +70,10 @@ class ToolChoice:
         write = _Writer(tokenizer.get_added_vocab())
         names = [f"call{number}" for number in range(len(self.tools))]
         more = f" ({write(form.join)} call)*" if self.parallel and form.join is not None else ""
-        other = "answer" if answer else "text" if form.alone else "text calls?"
         lines = [
-            "start: calls" if self.required else f"start: calls | {other}",
-            f"calls: {write(form.head)} call{more} {write(form.tail)}",
+            "start: calls" if self.required else f"start: calls | {'answer' if answer else 'text'}",
+            f"calls: {write(form.mark)} marked",
+            f"marked: {write(form.head.removeprefix(form.mark))} call{more} {write(form.tail)}",
             f"call: {' | '.join(names)}",
         ]
         for name, tool in zip(names, self.tools, strict=True):
@@ -81,7 +81,7 @@ class ToolChoice:
         if "id" in form.parts:
             lines.append(f"ID: /[a-zA-Z0-9]{{{ID_SIZE}}}/")
         if not self.required:
-            lines += [f"answer: %json {_schema(answer)}"] if answer else _text_rules(form)
+            lines += [f"answer: %json {_schema(answer)}"] if answer else _text_rules(form, write)
         return "\n".join(lines)
 
 
@@ -108,6 +108,10 @@ class _Writer:
         ]
         return " ".join(written)
 
+    def has_token(self, text: str) -> bool:
+        """Whether there is a token of its own in a text."""
+        return any(mark.strip() and mark in text for mark in self.added)
+
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
@@ -131,10 +135,16 @@ def _schema(schema: Schema) -> str:
     return json.dumps({**json.loads(closed), "x-guidance": _JSON_STYLE}, ensure_ascii=False)
 
 
-def _text_rules(form: CallFormat) -> list[str]:
+def _text_rules(form: CallFormat, write: _Writer) -> list[str]:
     # A text that spells the mark would be read as a call.
-    before = "" if form.alone else r"(.|\n)*"
-    return ["text: TEXT", rf"TEXT: /(.|\n)+/ & ~/{before}{_literally(form.mark)}(.|\n)*/"]
+    mark, before = _literally(form.mark), "" if form.alone else r"(.|\n)*"
+    rules = [rf"TEXT: /(.|\n)+/ & ~/{before}{mark}(.|\n)*/"]
+    if form.alone:
+        return ["text: TEXT", *rules]
+    if write.has_token(form.mark):
+        return ["text: TEXT calls?", *rules]
+    # Where the mark is spelled, the text before it ends only with it: its first signs could be the text's own.
+    return ["text: TEXT | opened marked", "opened[lazy]: OPENED", rf"OPENED: /(.|\n)*{mark}/", *rules]
 
 
 def _literally(text: str) -> str:

@@ -6,6 +6,7 @@ The templates are short ones that write calls as published ones do.
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -95,6 +96,12 @@ ARGS = template(
 AS_TEXT = template(
     "<calls>" + each("<call>{{ '' + c.function.name + '>' + c.function.arguments }}") + "<end>"
 )
+AS_HTML = template(  # what `safe` is joined with is escaped, so that an object's quotation marks are HTML's
+    each(
+        "{% set a = c.function.arguments %}{% set a = a if a is string else (a | tojson | safe) %}"
+        """{{ '<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' + a + '}\n</tool_call>' }}"""
+    )
+)
 FORMS = {
     "hermes": (HERMES, DEFAULT),
     "arguments first": (
@@ -123,6 +130,10 @@ FORMS = {
         CallFormat("[TOOL_CALLS]", ("name", "id", "arguments"), ("[CALL_ID]", "[ARGS]"), "", "[TOOL_CALLS]"),
     ),
     "args": (ARGS, CallFormat("[TOOL_CALLS]", ("name", "arguments"), ("[ARGS]",), "", "[TOOL_CALLS]")),
+    "as html": (
+        AS_HTML,
+        replace(DEFAULT, join='}\n</tool_call><tool_call>\n{"name": "', lead="", text_arguments=True),
+    ),
     "as text": (
         AS_TEXT,
         CallFormat("<calls><call>", ("name", "arguments"), (">",), "<end>", "<call>", "", True),
@@ -238,6 +249,14 @@ class TestFinding:
         assert formats.of(style, PLAIN) is found
         assert formats.of(choose_style(NO_FORM["raises"]), PLAIN) is None
 
+    def test_once_for_a_model_and_its_copies(self, hub: AdapterHub, monkeypatch: pytest.MonkeyPatch):
+        model = ChatAdapterHub(hub=hub, model="llama", max_tokens=80)
+        model.bind_tools([now], tool_choice="any").invoke("Hi")
+        monkeypatch.setattr("adapterhub.langchain.call_probe.find_format", None)
+        again = model.with_adapter("args").with_adapter("llama").bind_tools([now], tool_choice="any")
+        assert again.invoke("Hi").tool_calls
+        assert ChatAdapterHub(hub=hub, model="llama", max_tokens=80) == model
+
 
 @pytest.mark.parametrize("tokenizer", [PLAIN, MARKED], ids=["plain", "marked"])
 class TestGrammar:
@@ -266,6 +285,10 @@ class TestGrammar:
         for text in ("Well", "{", '{"x": 1}', "a [TOOL", "<"):
             assert accepts(grammar, text, tokenizer)
             assert read_calls(text, form) == (text, [])
+        after_text = f"Well.{form.lead}{written(name, [made('now', {})])}"
+        assert accepts(grammar, after_text, tokenizer)
+        text, calls = read_calls(after_text, form)
+        assert (text, len(calls)) == ((after_text, 0) if form.alone else ("Well.", 1))
         assert not accepts(grammar, f"{form.mark} nothing", tokenizer)
         assert accepts(grammar, f"Well {form.mark} nothing", tokenizer) is form.alone
 
