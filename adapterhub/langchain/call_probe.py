@@ -91,6 +91,7 @@ class _Call:
 _CALLS = (
     _Call("zq_first", {"zq_key": "zq_1"}, "zQ1aZq1bQ"),
     _Call("zq_other", {"zq_word": "zq_2"}, "zQ2cZq2dQ"),
+    _Call("zq_third", {"zq_last": "zq_3"}, "zQ3eZq3fQ"),
 )
 
 
@@ -125,20 +126,19 @@ class _Probe:
         return replace(form, join=self._join(start, end, form), lead=self._lead(form))
 
     def _join(self, start: str, end: str, form: CallFormat) -> str | None:
-        """What stands between two calls, unless the template refuses them or writes the second in another way."""
+        """What stands between two calls, unless the template refuses several or numbers them."""
         try:
-            two = self._written("", *_CALLS)
+            text = self._written("", *_CALLS)
         except ConfigError:
             return None
-        if not (two.startswith(start) and two.endswith(end)):
+        if not (text.startswith(start) and text.endswith(end)):
             return None
-        both = _taken_apart(two[len(start) : len(two) - len(end)], _CALLS)
-        if not both or both[0] != form.parts * 2:
+        apart = _taken_apart(text[len(start) : len(text) - len(end)], _CALLS)
+        if not apart or apart[0] != form.parts * len(_CALLS):
             return None
-        around, count = both[1], len(form.parts)
-        join = around[count]
-        same = around == [form.head, *form.gaps, join, *form.gaps, form.tail]
-        return join if same else None
+        around, join = apart[1], apart[1][len(form.parts)]
+        alike = [form.head, *form.gaps, *((join, *form.gaps) * (len(_CALLS) - 1)), form.tail]
+        return join if around == alike else None
 
     def _lead(self, form: CallFormat) -> str:
         try:

@@ -237,6 +237,20 @@ class TestFinding:
     def test_templates_without_one(self, name: str):
         assert find_format(choose_style(NO_FORM[name]), PLAIN) is None
 
+    def test_calls_that_are_numbered_come_alone(self):
+        call = "<call {{ loop.index }}>{{ c.function.name }}>{{ c.function.arguments | tojson }}"
+        found = find_format(choose_style(template(each(call))), PLAIN)
+        assert found == CallFormat("<call 1>", ("name", "arguments"), (">",), "")
+
+    def test_marks_that_begin_or_end_as_those_of_a_text_do_stay_whole(self):
+        source = (
+            "{{ tools[0].function.name }}{% for m in messages %}{% if m.tool_calls %}"
+            + each("<|called|>{{ c.function.name }}>{{ c.function.arguments | tojson }}")
+            + "<|call_end|>{% else %}<|content|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        )
+        found = find_format(choose_style(source), PLAIN)
+        assert found == CallFormat("<|called|>", ("name", "arguments"), (">",), "<|call_end|>", "<|called|>")
+
     def test_the_demos_is_the_default(self):
         source = (files("adapterhub.demo") / "base" / "chat_template.jinja").read_text()
         assert find_format(choose_style(source), PLAIN) == DEFAULT
@@ -276,6 +290,13 @@ class TestGrammar:
             assert accepts(grammar, both, tokenizer)
             alone = ToolChoice.of(TOOLS, "any", parallel=False).grammar(tokenizer, form)
             assert not accepts(alone, both, tokenizer)
+
+    def test_names_that_json_writes_with_signs(self, tokenizer: PreTrainedTokenizerFast):
+        name, form = 'no"w', FORMS["arguments first"][1]
+        tool = {"type": "function", "function": {"name": name}}
+        answer = written("arguments first", [made(name, {})])
+        assert accepts(ToolChoice.of([tool], "any").grammar(tokenizer, form), answer, tokenizer)
+        assert read_calls(answer, form)[1][0]["name"] == name
 
     @each_form
     def test_a_text_cannot_spell_what_opens_calls(self, name: str, tokenizer: PreTrainedTokenizerFast):
