@@ -43,7 +43,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
     A call's adapter is what it names by `model=` or `adapter=`, else by `config={"configurable": {"adapter": ...}}`,
     else the field `model`. Names that are not registered are an error; the base never answers in an adapter's place.
 
-    Args:
+    Attributes:
         hub: What answers. It stays open when the model is gone.
         model: `"name"`, `"name@3"`, `"name@alias"`, a blend, `"auto"` (the router chooses) or `"base"`.
 

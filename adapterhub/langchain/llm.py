@@ -32,7 +32,7 @@ class AdapterHubLLM(HubModel[str], BaseLLM):
     The adapter of a call is chosen as for `ChatAdapterHub`. The `generation_info` of an answer tells what the
     `response_metadata` of a message tells, and `usage_metadata`; `llm_output` adds up the tokens of all answers.
 
-    Args:
+    Attributes:
         hub: What answers. It stays open when the model is gone.
         model: `"name"`, `"name@3"`, `"name@alias"`, a blend, `"auto"` (the router chooses) or `"base"`.
 
