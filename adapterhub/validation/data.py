@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from adapterhub.validation.rule import BaseRule, shown
 from adapterhub.validation.schema import Schema, SchemaFaultError
 
 Where = Literal["whole", "anywhere"]
-_MAX_DIGITS = 4300  # Python's own limit; where it has been lifted, a long number would take minutes
+_MAX_DIGITS = 4300  # Python's own limit as it is set at first
 # As HTML's input type=email, which mail programs agree on, and with letters of any alphabet (RFC 6531).
 _LOCAL = r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}"
 _LABEL = r"[^\W_](?:[\w-]{0,61}[^\W_])?"
@@ -110,24 +111,34 @@ class Regex(BaseRule):
 
 
 def _parse(text: str) -> tuple[Any, Fault | None]:
+    limit = sys.get_int_max_str_digits()
+    # Where Python's own limit has been lifted, a long number would take minutes; but asking for each triples the time.
+    parse_int = int if 0 < limit <= _MAX_DIGITS else _integer
     try:
-        return json.loads(text, parse_int=_integer, parse_constant=_constant), None
+        return json.loads(text, parse_int=parse_int, parse_constant=_constant), None
     except json.JSONDecodeError as error:
         return None, Fault(f"not JSON: {error.msg}", min(error.pos, len(text)))
-    except ValueError as error:
+    except _ConstantError as error:
         return None, Fault(f"not JSON that can be read: {error}")
+    except ValueError:
+        most = min(limit or _MAX_DIGITS, _MAX_DIGITS)
+        return None, Fault(f"not JSON that can be read: a number has more than {most} digits")
     except RecursionError:
         return None, Fault("not JSON that can be read: it is nested too deeply")
 
 
 def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number has more than {_MAX_DIGITS} digits")
+        raise ValueError
     return int(digits)
 
 
+class _ConstantError(ValueError):
+    """`NaN` or an infinity, which Python reads and JSON does not have."""
+
+
 def _constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise _ConstantError(f"{name} is no JSON value")
 
 
 def _plausible(address: str) -> bool:

@@ -109,6 +109,17 @@ def test_deeply_nested_json_and_huge_numbers():
     assert "deeper than 100" in validate(nested, one(rule="json_schema", json_schema={})).results[0].reason
 
 
+def test_a_huge_number_where_pythons_own_limit_is_lifted():
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        report, seconds = timed("9" * MAX_CHARACTERS, one(rule="json"))
+    finally:
+        sys.set_int_max_str_digits(before)
+    assert report.results[0].reason == "not JSON that can be read: a number has more than 4300 digits"
+    assert seconds < 0.1
+
+
 def exponential() -> dict:
     parts = {f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(40)}
     return {"$ref": "#/$defs/a0", "$defs": {**parts, "a40": False}}
