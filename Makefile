@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Processes that share the tests, a file at a time; 0 runs them in one.
+WORKERS ?= 2
+DEFAULT := not slow and not gpu and not network
 # Two math runtimes on few cores slow each other down; tests and demo are small.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE = 1
@@ -14,7 +17,8 @@ demo: $(VENV)/installed
 	$(BIN)/adapterhub demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT) and not alone" --cov --cov-report=
+	$(BIN)/python -m pytest -m "$(DEFAULT) and alone" --cov --cov-append --cov-report=term
 
 test-all: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not gpu and not network"

@@ -180,6 +180,6 @@ def outcomes(engine: BatchingEngine, batch: Sequence[Request]) -> list[list[int]
     return [got[number] for number in range(len(batch))]
 
 
-def engine_threads() -> list[threading.Thread]:
-    """The threads that engines have started."""
-    return [thread for thread in threading.enumerate() if thread.name.startswith("adapterhub-")]
+def engine_threads() -> set[threading.Thread]:
+    """The threads that engines have started; other tests may have engines open."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("adapterhub-")}

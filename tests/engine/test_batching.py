@@ -437,6 +437,7 @@ def test_no_memory_for_beginnings_of_prompts_fails_that_request(engine, batch, m
 
 
 def test_closing_in_mid_stream_ends_every_thread_and_task(tiny_base: Path, sources):
+    others = engine_threads()
     engine = BatchingEngine(load_base(tiny_base, quantization=None, device="cpu"), LIMITS)
     long = [request(PROMPTS[0], source, max_tokens=240) for source in (None, *sources.values())]
     ends: list[BaseException] = []
@@ -481,5 +482,5 @@ def test_closing_in_mid_stream_ends_every_thread_and_task(tiny_base: Path, sourc
         list(paused)
     assert len(ends) == 12
     assert all(type(end) is EngineError and "closed" in str(end) for end in ends)
-    assert engine_threads() == []
+    assert engine_threads() <= others
     assert counts(engine) == NOTHING

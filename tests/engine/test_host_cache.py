@@ -11,6 +11,7 @@ import torch
 from adapterhub.engine.host_cache import Deltas, HostCache
 from adapterhub.errors import AdapterInvalidError
 from adapterhub.lora.delta import LoraDelta
+from tests.engine.maker import engine_threads
 
 BYTES = 4 * 4 * 2
 """What one of these adapters takes."""
@@ -139,9 +140,10 @@ def test_waiting_ends_with_the_next_one_that_is_read(disk: Disk, cache: HostCach
 
 
 def test_closing_ends_the_reading_thread(disk: Disk):
+    others = engine_threads()
     cache = cache_of(disk)
     taken(cache, "a")
-    assert any(thread.name.startswith("adapterhub-load") for thread in threading.enumerate())
+    assert engine_threads() - others
     cache.close()
-    assert not any(thread.name.startswith("adapterhub-load") for thread in threading.enumerate())
+    assert engine_threads() <= others
     assert cache.adapters == 0

@@ -15,6 +15,8 @@ from pydantic import create_model
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.langchain import AdapterHubLLM, ChatAdapterHub
 
+pytestmark = pytest.mark.alone  # how late a loop is, only the wall's time tells
+
 NAMES = ("json", "code", "support")
 AT_MOST = 0.020
 
