@@ -10,18 +10,16 @@ from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
-from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
-from pydantic import BaseModel, Field
 from transformers import AddedToken, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from adapterhub import AdapterHub
@@ -34,6 +32,7 @@ from adapterhub.langchain.call_reader import CallReader, read_calls
 from adapterhub.langchain.calls import ToolChoice
 from adapterhub.langchain.messages import as_turns, in_form
 from adapterhub.prompts import choose_style, render
+from tests.langchain.maker import Person, add, now
 from tests.tiny import make_adapter, make_base, make_tokenizer
 
 END = "<|im_end|>"
@@ -174,25 +173,6 @@ def make_marked_tokenizer() -> PreTrainedTokenizerFast:
 
 PLAIN, MARKED = make_tokenizer(), make_marked_tokenizer()
 each_form = pytest.mark.parametrize("name", FORMS)
-
-
-@tool
-def add(a: int, b: Literal["one", "two"]) -> str:
-    """Adds."""
-    return f"{a} {b}"
-
-
-@tool
-def now() -> str:
-    """Tells the time."""
-    return "noon"
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str = Field(max_length=8)
-    age: int = Field(ge=0, le=99)
 
 
 TOOLS = [convert_to_openai_tool(one) for one in (add, now)]

@@ -21,6 +21,8 @@ from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import AdapterNotFoundError, ConfigError, DeadlineError
 from adapterhub.langchain import ChatAdapterHub
 from adapterhub.langchain.messages import as_turns, in_words
+from tests.langchain import maker
+from tests.langchain.maker import config
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +35,7 @@ def model(hub: AdapterHub) -> ChatAdapterHub:
     return ChatAdapterHub(hub=hub, model="support")
 
 
-def config(adapter: str) -> dict[str, Any]:
-    return {"configurable": {"adapter": adapter}}
-
-
-# form -> (what is asked, keyword arguments, config)
-FORMS = {
-    "field": (lambda m: m.model_copy(update={"model": "json"}), {}, None),
-    "model=": (lambda m: m, {"model": "json"}, None),
-    "adapter=": (lambda m: m, {"adapter": "json"}, None),
-    "config": (lambda m: m, {}, config("json")),
-    "call over config": (lambda m: m, {"adapter": "json"}, config("code")),
-    "config over field": (lambda m: m.with_adapter("code"), {}, config("json")),
-    "with_adapter": (lambda m: m.with_adapter("json"), {}, None),
+FORMS = maker.FORMS | {
     "bind": (lambda m: m.bind(adapter="json"), {}, None),
     "bind, then tools": (lambda m: m.bind(adapter="json").bind_tools([], temperature=0), {}, None),
     "bind_tools": (lambda m: m.bind_tools([], adapter="json"), {}, None),

@@ -1,14 +1,12 @@
 """Tool calls and objects as answers, from random weights: what holds does not depend on the model."""
 
 import asyncio
-from typing import Any, Literal
+from typing import Any
 
 import jsonschema
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage
-from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from adapterhub import AdapterHub
@@ -17,31 +15,13 @@ from adapterhub.langchain import AdapterHubLLM, ChatAdapterHub
 from adapterhub.langchain.call_format import DEFAULT
 from adapterhub.langchain.call_reader import CallReader, read_calls
 from adapterhub.langchain.calls import ToolChoice
+from tests.langchain.maker import Person, add, idle, now
 
 TOKENS = 24
 ANSWER = (
     'Well.\n<tool_call>\n{"name": "add", "arguments": {"a": "</tool_call>", "b": [1]}}\n</tool_call>\n'
     '<tool_call>\n{"name": "no\\"w", "arguments": {}}\n</tool_call>'
 )
-
-
-@tool
-def add(a: int, b: Literal["one", "two"]) -> str:
-    """Adds."""
-    return f"{a} {b}"
-
-
-@tool
-def now() -> str:
-    """Tells the time."""
-    return "noon"
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str = Field(max_length=8)
-    age: int = Field(ge=0, le=99)
 
 
 class Place(TypedDict):
@@ -258,7 +238,7 @@ class TestTogether:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await self.idle(live_hub)
+        await idle(live_hub)
         assert live_hub.stats().tokens - before < 1000
 
     async def test_a_stream_that_is_closed_ends_its_answer(self, live_hub: AdapterHub):
@@ -267,16 +247,9 @@ class TestTogether:
         stream = model.stream("Hi", ignore_eos=True)
         next(stream)
         stream.close()
-        await self.idle(live_hub)
+        await idle(live_hub)
         chunks = model.astream("Hi", ignore_eos=True)
         await anext(chunks)
         await chunks.aclose()
-        await self.idle(live_hub)
+        await idle(live_hub)
         assert live_hub.stats().tokens - before < 1000
-
-    async def idle(self, live_hub: AdapterHub) -> None:
-        for _ in range(100):
-            if not live_hub.stats().running:
-                return
-            await asyncio.sleep(0.02)
-        pytest.fail("the answer went on")

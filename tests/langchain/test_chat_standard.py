@@ -8,30 +8,19 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 
 from adapterhub import AdapterHub
 from adapterhub.langchain import ChatAdapterHub
+from tests.langchain.maker import ChatSuite
 
 DEPENDS_ON_WEIGHTS = "random weights cannot choose a call, nor copy what the question says into its arguments"
 
 
-class _Chat:
+class _Chat(ChatSuite):
     @pytest.fixture(autouse=True)
     def _with_hub(self, live_hub: AdapterHub) -> None:
         self._hub = live_hub
 
     @property
-    def chat_model_class(self) -> type[ChatAdapterHub]:
-        return ChatAdapterHub
-
-    @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"hub": self._hub, "model": "json"}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def model_override_value(self) -> str:
-        return "base"
 
 
 class TestUnit(_Chat, ChatModelUnitTests):

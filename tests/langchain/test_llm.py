@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import AdapterNotFoundError, ConfigError
 from adapterhub.langchain import AdapterHubLLM
+from tests.langchain import maker
+from tests.langchain.maker import config, idle
 
 
 class Counting(EchoEngine):
@@ -38,19 +40,7 @@ def llm(tiny_registry: Path, engine: Counting) -> AdapterHubLLM:
     return AdapterHubLLM(hub=AdapterHub(AdapterRegistry(tiny_registry), engine), model="support", raw=True)
 
 
-def config(adapter: str) -> dict[str, Any]:
-    return {"configurable": {"adapter": adapter}}
-
-
-# form -> (what is asked, keyword arguments, config)
-FORMS = {
-    "field": (lambda m: m.model_copy(update={"model": "json"}), {}, None),
-    "model=": (lambda m: m, {"model": "json"}, None),
-    "adapter=": (lambda m: m, {"adapter": "json"}, None),
-    "config": (lambda m: m, {}, config("json")),
-    "call over config": (lambda m: m, {"adapter": "json"}, config("code")),
-    "config over field": (lambda m: m.with_adapter("code"), {}, config("json")),
-    "with_adapter": (lambda m: m.with_adapter("json"), {}, None),
+FORMS = maker.FORMS | {
     "bind": (lambda m: m.bind(adapter="json", max_tokens=100), {}, None),
     "with_config": (lambda m: m.with_config(configurable={"adapter": "json"}), {}, None),
     "config of a chain": (lambda m: RunnableLambda(lambda x: x) | m, {}, config("json")),
@@ -285,7 +275,7 @@ class TestWithAModel:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await self.idle(live_hub)
+        await idle(live_hub)
         assert live_hub.stats().tokens - before < 3000
 
     async def test_a_stream_that_is_closed_ends_its_answer(self, live_hub: AdapterHub):
@@ -294,16 +284,9 @@ class TestWithAModel:
         pieces = llm.stream("a")
         next(pieces)
         pieces.close()
-        await self.idle(live_hub)
+        await idle(live_hub)
         later = llm.astream("a")
         await anext(later)
         await later.aclose()
-        await self.idle(live_hub)
+        await idle(live_hub)
         assert live_hub.stats().tokens - before < 1000
-
-    async def idle(self, hub: AdapterHub) -> None:
-        for _ in range(100):
-            if not hub.stats().running:
-                return
-            await asyncio.sleep(0.02)
-        pytest.fail("the answer went on")

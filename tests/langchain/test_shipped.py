@@ -11,30 +11,18 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests.chat_models import ChatModelTests
 
 from adapterhub import AdapterHub
-from adapterhub.langchain import ChatAdapterHub
+from tests.langchain.maker import ChatSuite
 
 
-class OnShippedTools:
+class OnShippedTools(ChatSuite):
     @pytest.fixture(autouse=True)
     def _with_hub(self, shipped_hub: AdapterHub) -> None:
         self._hub = shipped_hub
 
     @property
-    def chat_model_class(self) -> type[ChatAdapterHub]:
-        return ChatAdapterHub
-
-    @property
     def chat_model_params(self) -> dict[str, Any]:
         # Small talk is none of its trade, and would go on for long.
         return {"hub": self._hub, "model": "tools", "max_tokens": 64}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def model_override_value(self) -> str:
-        return "base"
 
 
 class TestWhatNeedsACapableModel(OnShippedTools, ChatModelTests):
