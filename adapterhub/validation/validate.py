@@ -67,8 +67,8 @@ def validate(text: str, rules: Sequence[Rule], seconds: float = SECONDS) -> Repo
         rules: The rules, at most `MAX_RULES`.
         seconds: Processor time for all of them.
     """
-    clock = Clock(seconds)
-    return Report(tuple(Result.of(rule.rule, text, _fault(rule, text, clock)) for rule in rules))
+    with Clock(seconds) as clock:
+        return Report(tuple(Result.of(rule.rule, text, _fault(rule, text, clock)) for rule in rules))
 
 
 def _fault(rule: Rule, text: str, clock: Clock) -> Fault | None:

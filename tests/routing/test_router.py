@@ -12,6 +12,7 @@ from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.log import DecisionLog, read_corrections
 from adapterhub.routing.model import RouterModel
 from adapterhub.routing.routes import Route
+from tests.timing import least_seconds
 
 EXAMPLES = {
     "json": [
@@ -244,11 +245,8 @@ def test_nothing_to_read_is_a_decision(router, text):
     ],
 )
 def test_strange_texts_are_decided_quickly(router, text):
-    import time
-
-    started = time.thread_time()
-    decision = router.route(text)
-    assert time.thread_time() - started < 0.05
+    decision, seconds = least_seconds(lambda: router.route(text), enough=0.05)
+    assert seconds < 0.05
     assert 0 <= decision.confidence <= 1
 
 

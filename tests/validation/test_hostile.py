@@ -1,12 +1,12 @@
 """Hostile texts, patterns and schemas: an answer comes within 100 ms of processor time, and nothing is fetched."""
 
 import sys
-import time
 
 import pytest
 from pydantic import TypeAdapter
 
 from adapterhub.validation import MAX_CHARACTERS, Rule, validate
+from tests.timing import least_seconds
 
 ALL_RULES = TypeAdapter(list[Rule]).validate_python(
     [
@@ -47,19 +47,8 @@ SIGNS = [
 
 
 def timed(text: str, rules):
-    """The report, and the least processor time of three goes: other work on the machine only ever adds."""
-    seconds, tracer = float("inf"), sys.gettrace()
-    sys.settrace(None)  # measuring coverage takes five times as long as what is measured
-    try:
-        for _ in range(3):
-            before = time.thread_time()
-            report = validate(text, rules)
-            seconds = min(seconds, time.thread_time() - before)
-            if seconds < 0.1:
-                break
-    finally:
-        sys.settrace(tracer)
-    return report, seconds
+    """The report, and the processor time that it took."""
+    return least_seconds(lambda: validate(text, rules), enough=0.1)
 
 
 def one(**rule):
