@@ -59,6 +59,9 @@ class CompiledFormat:
 class StructureCompiler:
     """Compiles forms for a tokenizer, each once while it is in use. Thread-safe.
 
+    llguidance reads the vocabulary here and not at the first request. It takes a second or two for a large one and holds
+    Python's lock for as long, which would stop an event loop whichever thread asked.
+
     Args:
         tokenizer: The base's; a fast one.
         vocabulary_size: Width of the base's logits.
@@ -68,10 +71,8 @@ class StructureCompiler:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, end_ids: Collection[int]
     ) -> None:
-        self._tokenizer = tokenizer
         self._size = vocabulary_size
-        self._end_ids = sorted(end_ids)
-        self._parts: tuple[LLTokenizer, Spelling] | None = None
+        self._vocabulary = _vocabulary(tokenizer, vocabulary_size, sorted(end_ids))
         self._compiled: OrderedDict[OutputFormat, CompiledFormat] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()  # for a moment only: an event loop asks for what was compiled beside it
         self._compiling = threading.Lock()
@@ -143,16 +144,12 @@ class StructureCompiler:
         return CompiledFormat(start, finder, shortest)
 
     def _llguidance(self) -> tuple[LLTokenizer, Spelling]:
-        if self._parts is None:
-            if not isinstance(self._tokenizer, PreTrainedTokenizerFast):
-                raise ConfigError(
-                    "Structured output needs a fast tokenizer, and the base's is not.",
-                    hint="Use a base with a tokenizer.json.",
-                )
-            size = max(self._size, len(self._tokenizer))
-            tokenizer = from_tokenizer(self._tokenizer, n_vocab=size, eos_token=self._end_ids or None)
-            self._parts = tokenizer, Spelling(tokenizer, self._size)
-        return self._parts
+        if isinstance(self._vocabulary, str):
+            raise ConfigError(
+                f"The base's tokenizer cannot be used for structured output: {self._vocabulary}.",
+                hint="Use a base with a tokenizer.json that llguidance can read.",
+            )
+        return self._vocabulary
 
 
 class Constraint:
@@ -248,6 +245,19 @@ class Constraint:
                 f"The answer's grammar could not be followed further: {_reason(self._matcher)}.",
                 hint="Use a simpler one.",
             )
+
+
+def _vocabulary(
+    tokenizer: PreTrainedTokenizerBase, size: int, end_ids: list[int]
+) -> tuple[LLTokenizer, Spelling] | str:
+    """llguidance's reading of a vocabulary; or why there is none, which only those need to know who ask for a form."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return "it is not a fast one"
+    try:
+        read = from_tokenizer(tokenizer, n_vocab=max(size, len(tokenizer)), eos_token=end_ids or None)
+    except ValueError as error:
+        return str(error)
+    return read, Spelling(read, size)
 
 
 def _grammar(structure: OutputFormat) -> str:

@@ -18,8 +18,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from adapterhub import AdapterHub, EchoEngine
+from adapterhub.engine import structured
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.sampler import Logits, Sampler
@@ -267,11 +271,22 @@ class TestRefused:
         class Slow:
             pass
 
-        with pytest.raises(ConfigError, match="fast tokenizer"):
+        with pytest.raises(ConfigError, match="it is not a fast one"):
             StructureCompiler(Slow(), VOCABULARY, {END}).compile(form(regex="a"))
+
+    def test_a_tokenizer_that_llguidance_cannot_read(self):
+        words = Tokenizer(WordLevel({"a": 0, "<eos>": 1}))
+        compiler = StructureCompiler(PreTrainedTokenizerFast(tokenizer_object=words), 2, {1})
+        with pytest.raises(ConfigError, match=r"cannot be used for structured output: .*decoder"):
+            compiler.compile(form(regex="a"))
 
 
 class TestCompiler:
+    def test_the_vocabulary_is_read_before_the_first_form(self, monkeypatch):
+        compiler = StructureCompiler(make_tokenizer(), VOCABULARY, {END})
+        monkeypatch.delattr(structured, "from_tokenizer")
+        assert compiler.compile(form(regex="a")).shortest
+
     def test_a_form_is_compiled_once(self, compiler):
         assert compiler.compile(form(schema=Order)) is compiler.compile(form(schema=Order))
 
