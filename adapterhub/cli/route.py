@@ -55,7 +55,8 @@ def route(
     decision = router.route(request)
     why = router.explain(request) if explain else None
     if as_json:
-        output.emit_json({**asdict(decision), **({"explanation": _explanation(why)} if why else {})})
+        told = {**asdict(decision), "scores": dict(decision.ranked())}
+        output.emit_json({**told, **({"explanation": _explanation(why)} if why else {})})
         return
     output.fields([*_decision(decision), *(_why(why) if why else [])])
     if why and why.evidence:
@@ -65,12 +66,11 @@ def route(
 
 def _decision(decision: RouteDecision) -> list[tuple[str, str]]:
     why = _WHY_BASE.get(decision.reason, "no adapter is sure enough")
-    best = list(decision.scores.items())[:5]
     return [
         ("adapter", decision.adapter or f"base ({why})"),
         ("confidence", f"{decision.confidence:.4f} (needs {decision.threshold:.4f})"),
         ("reason", decision.reason),
-        ("scores", "  ".join(f"{name} {score:.2f}" for name, score in best)),
+        ("scores", "  ".join(f"{name} {score:.2f}" for name, score in decision.ranked(5))),
     ]
 
 
@@ -85,8 +85,7 @@ def _why(explanation: Explanation) -> list[tuple[str, str]]:
 
 
 def _show_evidence(explanation: Explanation) -> None:
-    best, *others = explanation.decision.scores
-    columns = ["n-gram", best, *others[:1]]
+    columns = ["n-gram", *(name for name, _ in explanation.decision.ranked(2))]
     output.table(
         columns,
         [

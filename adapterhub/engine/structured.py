@@ -59,8 +59,8 @@ class CompiledFormat:
 class StructureCompiler:
     """Compiles forms for a tokenizer, each once while it is in use. Thread-safe.
 
-    llguidance reads the vocabulary here and not at the first request. It takes a second or two for a large one and holds
-    Python's lock for as long, which would stop an event loop whichever thread asked.
+    llguidance reads the vocabulary here and not at the first request. It takes a second or two for a large one and
+    holds Python's lock for as long, which would stop an event loop whichever thread asked.
 
     Args:
         tokenizer: The base's; a fast one.

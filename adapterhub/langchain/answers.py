@@ -93,5 +93,5 @@ def _route(route: RouteDecision) -> dict[str, Any]:
         "confidence": route.confidence,
         "threshold": route.threshold,
         "fallback": route.fallback,
-        "scores": dict(route.scores),
+        "scores": dict(route.ranked()),
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 
 from adapterhub.errors import RoutingError
 from adapterhub.routing.decision import RouteDecision, RouteReason
+from adapterhub.routing.features import BoolArray, FloatArray
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.model import RouterModel
 from adapterhub.routing.rules import first_match
@@ -60,13 +60,11 @@ def _certain(plain: RouteDecision, reason: RouteReason, adapter: str, matched: s
 
 
 def _classified(
-    model: RouterModel, reading: Reading, plain: RouteDecision, admitted: np.ndarray
+    model: RouterModel, reading: Reading, plain: RouteDecision, admitted: BoolArray
 ) -> RouteDecision:
     scored, _ = model.scorer.score(reading.pieces, reading.script)
-    order = np.argsort(-scored.scores, kind="stable")
-    candidates = order[admitted[order]]
-    best, score = model.routes[candidates[0]], float(scored.scores[candidates[0]])
-    lead = score - float(scored.scores[candidates[1]]) if len(candidates) > 1 else math.inf
+    place, lead = _first(scored.scores, admitted)
+    best, score = model.routes[place], float(scored.scores[place])
     curve = model.calibration.curve(reading.script)
     confidence = curve.confidence(score)
     threshold = curve.threshold if best.threshold is None else best.threshold
@@ -77,11 +75,19 @@ def _classified(
         confidence=confidence,
         threshold=threshold,
         reason=reason,
-        scores=dict(zip(model.labels[order].tolist(), scored.scores[order].tolist(), strict=True)),
+        scores=dict(zip(model.names, scored.scores.tolist(), strict=True)),
         score=score,
         fallback=reason != "matched",
         matched=scored.nearest.example,
     )
+
+
+def _first(scores: FloatArray, admitted: BoolArray) -> tuple[int, float]:
+    """The place of the best admitted route, and its lead over the second."""
+    open_to_it = np.where(admitted, scores, -np.inf)
+    place = int(open_to_it.argmax())
+    best, open_to_it[place] = float(open_to_it[place]), -np.inf
+    return place, best - float(open_to_it.max())
 
 
 def _reason(sure: bool, clear: bool, for_none: bool) -> RouteReason:

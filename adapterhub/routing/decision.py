@@ -33,7 +33,7 @@ class RouteDecision:
             not sure and looks like small talk and general questions; `"ambiguous"`, when two routes are too close;
             `"filtered"`, when the filter left no route; `"empty"`, when there is nothing to read; `"no_routes"`; and
             `"shadow"`, when the router only watches.
-        scores: Every route's score, highest first; only their order and `confidence` mean anything.
+        scores: Every route's score, by name; only their order and `confidence` mean anything.
         score: The score of the best route.
         fallback: Whether the fallback answers: the base, unless the router was given another.
         matched: The rule that applied, or the example that the request is nearest to.
@@ -57,4 +57,12 @@ class RouteDecision:
     @property
     def best(self) -> str | None:
         """The route with the highest score, chosen or not."""
-        return next(iter(self.scores), None)
+        return max(self.scores, key=self.scores.__getitem__, default=None)
+
+    def ranked(self, most: int | None = None) -> list[tuple[str, float]]:
+        """Routes with their scores, the highest first.
+
+        Args:
+            most: How many of them; all if None.
+        """
+        return sorted(self.scores.items(), key=lambda one: -one[1])[:most]

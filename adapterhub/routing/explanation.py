@@ -49,7 +49,7 @@ def explain(model: RouterModel, text: str, decision: RouteDecision, most: int = 
         most: How many n-grams to show.
     """
     reading = read(text)
-    ranked = [model.names.index(name) for name in decision.scores if name in model.names]
+    ranked = [model.names.index(name) for name, _ in decision.ranked() if name in model.names]
     if not reading.pieces or decision.reason in ("rule", "forced") or not ranked:
         return Explanation(decision, reading.pieces[0] if reading.pieces else "", (), 0.0)
     _, piece = model.scorer.score(reading.pieces, reading.script)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -39,7 +38,7 @@ _DIGITS = re.compile(r"\d+")
 
 
 class Vector(NamedTuple):
-    """A sparse vector: buckets (n), those of words first, and their values (n, float32)."""
+    """A sparse vector: buckets (n), ascending, and so those of words first; and their values (n, float32)."""
 
     buckets: IntArray
     values: FloatArray
@@ -51,16 +50,14 @@ def normalised(text: str) -> str:
     return _DIGIT.sub("0", folded[:_LONGEST_TEXT].lower().replace("ё", "е"))
 
 
-def buckets(text: str) -> list[int]:
+def buckets(text: str) -> IntArray:
     """The buckets of a text's n-grams, one for each occurrence: words alone and in pairs, letters in twos to fours.
 
     Letters are taken within the parts between spaces, with a space before and after each.
     """
     text = normalised(text)
-    found = [_bucket(gram) for gram in _word_grams(text)]
-    for part in text.split():
-        found += _letter_buckets(part[:_LONGEST_PART])
-    return found
+    words = np.array([_bucket(gram) for gram in _word_grams(text)], np.intp)
+    return np.concatenate([words, *(_letter_buckets(part[:_LONGEST_PART]) for part in text.split())])
 
 
 def grams(text: str) -> dict[int, str]:
@@ -93,9 +90,11 @@ def _letter_grams(part: str) -> list[str]:
 
 
 @lru_cache(maxsize=2**14)
-def _letter_buckets(part: str) -> tuple[int, ...]:
+def _letter_buckets(part: str) -> IntArray:
     """The letter buckets of one part of a text; the same parts come again and again."""
-    return tuple(BUCKETS + _bucket(gram) for gram in _letter_grams(part))
+    found = np.array([BUCKETS + _bucket(gram) for gram in _letter_grams(part)], np.intp)
+    found.flags.writeable = False
+    return found
 
 
 def _bucket(gram: str) -> int:
@@ -113,24 +112,23 @@ class Weighting:
         self.idf = idf
 
     @classmethod
-    def fit(cls, texts: Iterable[Sequence[int]]) -> Weighting:
+    def fit(cls, texts: Iterable[IntArray]) -> Weighting:
         """Weights from the buckets of each text."""
         seen, count = np.zeros(2 * BUCKETS), 0
         for found in texts:
-            seen[list(set(found))] += 1
+            seen[found] += 1  # once for each bucket, however often it occurs
             count += 1
         return cls((np.log((1 + count) / (1 + seen)) + 1).astype(np.float32))
 
-    def vector(self, found: Sequence[int]) -> Vector:
+    def vector(self, found: IntArray) -> Vector:
         """The vector of a text, given what `buckets` found in it."""
-        counted = Counter(found)
-        places = np.array([*counted], np.int32)
-        values = self.idf[places]
+        places, counts = np.unique(found, return_counts=True)
+        values = self.idf.take(places)
         if len(places) < len(found):
-            values *= 1 + np.log([*counted.values()], dtype=np.float32)
-        split = int(np.count_nonzero(places < BUCKETS))
+            values *= 1 + np.log(counts, dtype=np.float32)
+        split = int(places.searchsorted(BUCKETS))
         for block, length in ((values[:split], WORD_WEIGHT), (values[split:], 1.0)):
-            norm = float(block @ block) ** 0.5
+            norm = float(block.dot(block)) ** 0.5
             if norm:
                 block *= length / norm
         return Vector(places, values)

@@ -32,10 +32,9 @@ FEW_EXAMPLES = 400
 """Up to so many examples a tenth is held out at a time, above it a fifth."""
 ENOUGH_HELD_OUT = 1_500
 """Held-out examples after which no further part is held out."""
-
-
 RESEMBLING = 0.4
 """Cosine to a route's sample from which on a request of the shipped list is left out."""
+_NO_COLUMNS = np.full(2 * BUCKETS, -1, np.intp)
 
 
 class Sample(NamedTuple):
@@ -64,20 +63,6 @@ def samples_of(routes: Iterable[Route], negatives: Iterable[str] = ()) -> list[S
     claimed = {normalised(sample.text) for sample in found if not sample.against}
     others = sorted({text for text in negatives if normalised(text) not in claimed})
     return found + [Sample(text, NONE, is_request=True) for text in others]
-
-
-def unlike(texts: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
-    """Those of the texts, as requests for no adapter, that resemble nothing that speaks for a route."""
-    owned = [buckets(sample.text) for sample in samples if sample.owner != NONE]
-    given = [buckets(text) for text in texts]
-    weighting = Weighting.fit([*owned, *given])
-    theirs, ours = ([weighting.vector(one) for one in found] for found in (given, owned))
-    columns, width = _widened(np.full(2 * BUCKETS, -1, np.int32), ours)
-    products = matrix(theirs, columns, width) @ matrix(ours, columns, width).T
-    alike = (
-        products.max(axis=1).toarray() / LENGTH**2 > RESEMBLING if owned and given else np.zeros(len(given))
-    )
-    return [Sample(text, NONE, is_request=True) for text, near in zip(texts, alike, strict=True) if not near]
 
 
 class Unseen(NamedTuple):
@@ -111,12 +96,23 @@ class Table:
     samples: Samples
 
     @classmethod
-    def make(cls, texts: Sequence[Sample], weighting: Weighting | None = None) -> Self:
-        """Reads the texts; n-grams are weighed by them unless weights are given."""
-        found = [buckets(sample.text) for sample in texts]
+    def make(
+        cls, own: Sequence[Sample], general: Sequence[str] = (), weighting: Weighting | None = None
+    ) -> Self:
+        """Reads the texts; n-grams are weighed by them unless weights are given.
+
+        Args:
+            own: The samples.
+            general: Requests for no adapter, of which those are learned from that resemble no route's sample.
+            weighting: The weights of n-grams.
+        """
+        found, more = [buckets(sample.text) for sample in own], [buckets(text) for text in general]
+        claimed = [one for one, sample in zip(found, own, strict=True) if sample.owner != NONE]
+        kept = np.flatnonzero(~_alike(more, claimed)).tolist()
+        texts = [*own, *(Sample(general[place], NONE, is_request=True) for place in kept)]
+        found += [more[place] for place in kept]
         weighting = weighting or Weighting.fit(found)
-        empty = np.full(2 * BUCKETS, -1, np.int32)
-        return cls._of(texts, weighting, empty, [weighting.vector(one) for one in found])
+        return cls._of(texts, weighting, _NO_COLUMNS, [weighting.vector(one) for one in found])
 
     @classmethod
     def _of(
@@ -223,6 +219,17 @@ def _best_weight(
     return best if gained - lost > SURE * math.sqrt(gained + lost) else 0.0
 
 
+def _alike(texts: Sequence[IntArray], claimed: Sequence[IntArray]) -> BoolArray:
+    """Which texts (n) resemble one of those that speak for a route; both are given by their buckets."""
+    if not texts or not claimed:
+        return np.zeros(len(texts), bool)
+    weighting = Weighting.fit([*claimed, *texts])
+    theirs, ours = ([weighting.vector(one) for one in found] for found in (texts, claimed))
+    columns, width = _widened(_NO_COLUMNS, ours)
+    products = matrix(theirs, columns, width) @ matrix(ours, columns, width).T
+    return np.asarray(products.max(axis=1).toarray() > RESEMBLING * LENGTH**2).ravel()
+
+
 def _unseen(scorer: Scorer, place: int, text: str) -> Unseen:
     reading = read(text)
     scored, _ = scorer.score(reading.pieces, reading.script)
@@ -233,9 +240,7 @@ def _widened(columns: IntArray, vectors: Sequence[Vector]) -> tuple[IntArray, in
     """Columns for all buckets of the vectors, those that have one first; and how many there are."""
     columns, width = columns.copy(), int(columns.max()) + 1
     found = (
-        np.unique(np.concatenate([vector.buckets for vector in vectors]))
-        if vectors
-        else np.zeros(0, np.int32)
+        np.unique(np.concatenate([vector.buckets for vector in vectors])) if vectors else np.zeros(0, np.intp)
     )
     new = found[columns[found] < 0]
     columns[new] = np.arange(width, width + len(new))

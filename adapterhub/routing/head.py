@@ -25,7 +25,8 @@ NONE = "~none"
 COUNTEREXAMPLES = 20
 """Others' samples that a row is fitted against, for each of its own: two thirds the nearest, the rest random."""
 LEAST = 200
-_BLOCK = 256
+_BLOCK = 64
+"""Rows that are turned into columns at a time: one by one, each number would be written to another cache line."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,15 @@ def fit_rows(samples: Samples, routes: Iterable[str]) -> tuple[FloatArray, Float
     """
     from sklearn import config_context
 
+    names = list(routes)
+    weights = np.zeros((samples.features.shape[1], len(names)), np.float32)
+    biases = np.zeros(len(names), np.float32)
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        fitted = [_fit_row(samples, route) for route in routes]
-    if not fitted:
-        return np.zeros((samples.features.shape[1], 0), np.float32), np.zeros(0, np.float32)
-    weights = _columns_first(np.array([weights for weights, _ in fitted]))
-    return weights, np.array([bias for _, bias in fitted], np.float32)
-
-
-def _columns_first(rows: FloatArray) -> FloatArray:
-    """A matrix turned over, a block at a time: as a whole, nearly every number is read from another cache line."""
-    turned = np.empty(rows.shape[::-1], rows.dtype)
-    for start in range(0, len(turned), _BLOCK):
-        turned[start : start + _BLOCK] = rows[:, start : start + _BLOCK].T
-    return turned
+        for start in range(0, len(names), _BLOCK):
+            fitted = [_fit_row(samples, name) for name in names[start : start + _BLOCK]]
+            weights[:, start : start + _BLOCK] = np.transpose([row for row, _ in fitted])
+            biases[start : start + _BLOCK] = [bias for _, bias in fitted]
+    return weights, biases
 
 
 def _fit_row(samples: Samples, route: str) -> tuple[FloatArray, float]:
@@ -111,7 +107,8 @@ def _fit_row(samples: Samples, route: str) -> tuple[FloatArray, float]:
     rows = _rows(samples, route, own) if own.any() else np.zeros(0, np.int64)
     if own[rows].all():  # nothing to tell it from, or nothing of its own
         return np.zeros(samples.features.shape[1], np.float32), 1.0 if own.any() else -1.0
-    svc = LinearSVC(C=1.0, intercept_scaling=3.0, tol=1e-2, random_state=0)
+    # A smaller tolerance changes no figure by more than chance does, and takes a quarter longer.
+    svc = LinearSVC(C=1.0, intercept_scaling=3.0, tol=0.1, random_state=0)
     svc.fit(samples.features[rows], own[rows])
     return rounded(svc.coef_[0]), float(svc.intercept_[0])
 
@@ -122,7 +119,9 @@ def _rows(samples: Samples, route: str, own: BoolArray) -> IntArray:
     most = max(LEAST, COUNTEREXAMPLES * int(own.sum()))
     if len(others) <= most:
         return np.sort(np.concatenate([np.flatnonzero(own), others]))
-    nearness = (samples.features @ samples.features[own].mean(axis=0))[others]
+    mine, width = samples.features[own], samples.features.shape[1]
+    centre = np.bincount(mine.indices, mine.data, width).astype(mine.dtype)
+    nearness = (samples.features @ centre)[others]
     count = most * 2 // 3
     order = np.argpartition(-nearness, count)
     nearest, rest = np.split(others[order], [count])

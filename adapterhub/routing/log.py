@@ -41,7 +41,7 @@ class DecisionLog:
             "confidence": round(decision.confidence, 4),
             "threshold": round(decision.threshold, 4),
             "reason": decision.reason,
-            "scores": {name: round(score, 4) for name, score in list(decision.scores.items())[:_TOP]},
+            "scores": {name: round(score, 4) for name, score in decision.ranked(_TOP)},
             "language": decision.language,
             "characters": len(text),
             "router_version": decision.router_version,

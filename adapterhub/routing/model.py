@@ -14,7 +14,7 @@ import numpy as np
 from adapterhub.routing.calibration import Calibration, HeldOut, Policy
 from adapterhub.routing.encoding import Encoder
 from adapterhub.routing.filters import EVERYTHING, RouteFilter
-from adapterhub.routing.fitting import Table, encoder_head, fit_encoder, held_out, samples_of, unlike
+from adapterhub.routing.fitting import Table, encoder_head, fit_encoder, held_out, samples_of
 from adapterhub.routing.head import NONE, fit_rows
 from adapterhub.routing.routes import Route
 from adapterhub.routing.scorer import Part, Scorer
@@ -64,7 +64,7 @@ class RouterModel:
         ordered, policy = tuple(sorted(routes, key=lambda route: route.name)), policy or Policy()
         negatives, general = tuple(sorted(set(negatives))), tuple(sorted(set(general)))
         names, own = [route.name for route in ordered], samples_of(ordered, negatives)
-        table = Table.make([*own, *unlike(general, own)])
+        table = Table.make(own, general)
         scorer, unseen = table.fit(names), list(table.unseen(names)) if names else []
         if encoder and unseen:
             head, unseen = fit_encoder(encoder, table, names, unseen)
@@ -83,11 +83,6 @@ class RouterModel:
     def names(self) -> tuple[str, ...]:
         """The routes' names."""
         return tuple(route.name for route in self.routes)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """The names as an array, to be put in order."""
-        return np.array(self.names, dtype=object)
 
     @cached_property
     def ruled(self) -> tuple[int, ...]:

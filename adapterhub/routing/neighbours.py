@@ -46,7 +46,7 @@ class Neighbours:
         for row in rows:
             first, starts, columns, values = self._rows[row]
             if len(starts):
-                products = np.add.reduceat(request[columns] * values, starts)
+                products = np.add.reduceat(request.take(columns) * values, starts)
                 best = int(products.argmax())
                 if products[best] > highest:
                     place, highest = first + best, float(products[best])
@@ -65,4 +65,5 @@ class _Row(NamedTuple):
     def of(cls, features: csr_array, first: int, last: int) -> _Row:
         begin, end = features.indptr[first], features.indptr[last]
         starts = features.indptr[first:last] - begin
-        return cls(first, starts, features.indices[begin:end], features.data[begin:end])
+        columns = features.indices[begin:end].astype(np.intp)
+        return cls(first, starts.astype(np.intp), columns, features.data[begin:end])

@@ -1,5 +1,7 @@
 """The arithmetic of one decision: a request to one score per route. numpy alone.
 
+Indices are `np.intp` and are followed by `take`, which of all ways in numpy begins the soonest.
+
 A route's score is the decision of its linear row, plus `NEAREST_WEIGHT` times the cosine to the nearest example of the
 `LIKELY` routes with the highest decisions (a request unlike every example is doubtful, whatever the rows say), less
 `NONE_WEIGHT` times the decision of the row for requests that are for no adapter. An encoder, where there is one, adds a
@@ -64,14 +66,14 @@ class Part:
 
     def spread(self, vector: Vector) -> Vector:
         """A text by columns, without the n-grams that no sample has."""
-        places = self.columns[vector.buckets]
-        known = places >= 0
-        return Vector(places[known], vector.values[known])
+        places = self.columns.take(vector.buckets)
+        known = (places >= 0).nonzero()[0]
+        return Vector(places.take(known), vector.values.take(known))
 
     def decisions(self, spread: Vector) -> FloatArray:
         """The rows' decisions on a text (rows)."""
         places, values = spread
-        return values @ self.weights[places] + self.biases
+        return values @ self.weights.take(places, axis=0) + self.biases
 
     def nearest(self, rows: Iterable[int], spread: Vector) -> Nearest:
         """The nearest example of some rows."""

@@ -22,7 +22,7 @@ from adapterhub.files import write_atomic
 from adapterhub.routing.calibration import Calibration, HeldOut, Policy
 from adapterhub.routing.encoding import Encoder, EncoderHead
 from adapterhub.routing.features import BUCKETS, FloatArray, Weighting
-from adapterhub.routing.fitting import Table, samples_of, unlike
+from adapterhub.routing.fitting import Table, samples_of
 from adapterhub.routing.model import RouterModel
 from adapterhub.routing.routes import Route
 from adapterhub.routing.scorer import Part, Scorer
@@ -116,11 +116,10 @@ def _unpacked(path: Path) -> dict[str, Any]:
 
 
 def _model(meta: _Meta, arrays: Mapping[str, FloatArray], encoder: Encoder | None) -> RouterModel:
-    own = samples_of(meta.routes, meta.negatives)
-    samples = [*own, *unlike(meta.general, own)]
     if arrays["idf"].shape != (2 * BUCKETS,):
         raise ValueError("idf")
-    table = Table.make(samples, Weighting(arrays["idf"]))
+    own = samples_of(meta.routes, meta.negatives)
+    table = Table.make(own, meta.general, Weighting(arrays["idf"]))
     weights = arrays["steps"].astype(np.float32) * arrays["scales"]
     if weights.shape != (table.samples.features.shape[1], len(meta.routes) + 1):
         raise ValueError("weights")

@@ -75,9 +75,11 @@ def test_small_talk_goes_to_the_base(router, text):
 
 
 def test_every_adapter_has_a_score(router):
-    scores = router.route("python").scores
-    assert scores.keys() == EXAMPLES.keys()
-    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    decision = router.route("python")
+    assert decision.scores.keys() == EXAMPLES.keys()
+    ranked = decision.ranked()
+    assert [score for _, score in ranked] == sorted(decision.scores.values(), reverse=True)
+    assert (ranked[0], decision.ranked(1)) == ((decision.best, decision.score), ranked[:1])
 
 
 def test_the_last_thing_the_user_said_counts(router):

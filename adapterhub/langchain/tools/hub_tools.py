@@ -91,7 +91,7 @@ def _decided(decision: RouteDecision) -> dict[str, Any]:
         "adapter": decision.adapter,
         "confidence": decision.confidence,
         "reason": decision.reason,
-        "scores": dict(decision.scores),
+        "scores": dict(decision.ranked()),
     }
 
 
