@@ -11,6 +11,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A run repeats the one before it, and how busy the machine is decides nothing; `--hypothesis-profile=default` looks for
+# examples that no run has seen.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 ADAPTERS = ("json", "code", "support")
 

@@ -129,7 +129,7 @@ HEADERS = (
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(HEADERS, st.binary(max_size=64))
 def test_garbage_is_refused_and_nothing_else_happens(tmp_path: Path, header: bytes, data: bytes) -> None:
     for path in (

@@ -41,7 +41,7 @@ def one_by_one(
     return out
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(answers, st.sampled_from([None, 1, 5, 64]), st.integers(0, 100))
 def test_every_answer_sees_its_own_tokens(
     answers: list[tuple[int, int, bool, bool]], window: int | None, seed: int

@@ -24,7 +24,6 @@ def test_a_shape_is_read_from_a_configuration():
     assert shape.bytes_per_token == 2 * 3 * 8 * 8 * 2
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_what_can_ever_be_held_is_held_by_the_empty_cache(max_tokens: int, wanted: int):
     cache = KVCache(SHAPE, max_tokens)
@@ -145,4 +144,4 @@ class Lanes(RuleBasedStateMachine):
 
 
 TestLanes = Lanes.TestCase
-TestLanes.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestLanes.settings = settings(max_examples=50, stateful_step_count=30)

@@ -54,7 +54,6 @@ def common(one: list[int], other: list[int]) -> int:
     return same // BLOCK * BLOCK
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(digests, prompts), max_size=8), digests, prompts)
 def test_the_longest_common_beginning_of_the_same_adapter(
     kept: list[tuple[str, list[int]]], digest: str, prompt: list[int]
@@ -136,4 +135,4 @@ class Prefixes(RuleBasedStateMachine):
 
 
 TestPrefixes = Prefixes.TestCase
-TestPrefixes.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestPrefixes.settings = settings(max_examples=25, stateful_step_count=30)

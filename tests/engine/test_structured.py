@@ -168,7 +168,7 @@ class TestBudget:
             assert len(tokens) <= max(least + extra, 1)
             case.check(make_tokenizer().decode(tokens))
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         name=st.sampled_from(sorted(CASES)),
         extra=st.integers(0, 80),
@@ -182,7 +182,7 @@ class TestBudget:
         assert len(tokens) <= budget
         CASES[name].check(make_tokenizer().decode(tokens))
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         choices=st.lists(
             st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12), min_size=1

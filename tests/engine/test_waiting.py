@@ -37,7 +37,6 @@ def queue_of(*requests: Asked, patience: int = 3) -> WaitingQueue[Asked]:
     return queue
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3)), st.integers(1, 5))
 def test_by_priority_then_by_arrival(priorities: list[int], room: int):
     requests = [Asked(number, priority) for number, priority in enumerate(priorities)]
@@ -59,7 +58,6 @@ def test_waiting_long_makes_up_for_a_low_priority():
     assert starting(queue, 2.5 * AGEING_SECONDS, room=1) == [0]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 6), st.integers(1, 20))
 def test_one_that_waits_for_a_file_is_passed_freely(patience: int, others: int):
     queue = queue_of(*(Asked(number) for number in range(others + 1)), patience=patience)
@@ -69,7 +67,6 @@ def test_one_that_waits_for_a_file_is_passed_freely(patience: int, others: int):
     assert [one.number for one in queue] == [0]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 6), st.integers(1, 20))
 def test_within_one_step_too_nobody_is_passed_more_often_than_its_patience(patience: int, others: int):
     queue = queue_of(Asked(0, needs="a"), *(Asked(n) for n in range(1, others + 1)), patience=patience)
@@ -137,4 +134,4 @@ class Queueing(RuleBasedStateMachine):
 
 
 TestQueueing = Queueing.TestCase
-TestQueueing.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestQueueing.settings = settings(max_examples=50, stateful_step_count=30)

@@ -296,7 +296,7 @@ class TestGrammar:
 
 class TestReader:
     @each_form
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         arguments=st.lists(
             st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.none()), max_size=3),

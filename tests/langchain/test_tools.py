@@ -161,7 +161,7 @@ FIELDS = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(list(Templates())), FIELDS, st.sampled_from(["en", "ru"]))
 def test_the_generator_never_raises_and_is_deterministic(name: str, fields: dict, language: str):
     args = {"template_type": name, "fields": fields, "language": language}
@@ -178,7 +178,7 @@ RULES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.text() | st.sampled_from(["|a|\n|-|\n|", "http://[", "http://a:b", '{"a": 1}', "a|b\n-|-\n\\|\\"]),
     st.lists(RULES, min_size=1, max_size=3),

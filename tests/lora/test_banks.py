@@ -78,7 +78,7 @@ class Loading(RuleBasedStateMachine):
 
 
 TestLoading = Loading.TestCase
-TestLoading.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+TestLoading.settings = settings(max_examples=40, stateful_step_count=15)
 
 
 def test_numbers_that_are_none_leave_with_their_adapter():

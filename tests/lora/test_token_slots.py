@@ -3,7 +3,7 @@
 import weakref
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.lora.banks import Bank
@@ -16,7 +16,6 @@ runs = st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(1, 4)), min_siz
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(runs, st.integers(0, 3))
 def test_what_is_spread_is_collected_again(runs: list[tuple[int, int]], base: int):
     step = TokenSlots(runs, base=base)
@@ -27,7 +26,6 @@ def test_what_is_spread_is_collected_again(runs: list[tuple[int, int]], base: in
         assert torch.equal(spread[slot - step.low, : stop - start], own[start:stop])
 
 
-@settings(deadline=None)
 @given(runs, st.integers(0, 3))
 def test_every_token_knows_its_slot(runs: list[tuple[int, int]], base: int):
     step = TokenSlots(runs, base=base)
@@ -76,7 +74,6 @@ def expected(
     return torch.stack(rows)
 
 
-@settings(deadline=None)
 @given(runs, st.integers(0, 3), st.sampled_from([("q", 4), ("v", 7)]), st.booleans())
 def test_each_and_together_are_the_same_sum(
     runs: list[tuple[int, int]], base: int, layer: tuple[str, int], biased: bool

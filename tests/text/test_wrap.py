@@ -64,7 +64,7 @@ def solid(text: str) -> str:
     return "".join(text.split())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(NOTES, LAYOUTS)
 @example("- ```\n  x\n", Layout())
 @example("a \u00a0- b", Layout(width=12))
@@ -74,7 +74,7 @@ def test_nothing_is_lost_and_twice_is_once(text: str, layout: Layout):
     assert format_text(once, layout) == once
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(NOTES, LAYOUTS)
 def test_no_line_is_too_wide(text: str, layout: Layout):
     for block in split_blocks(format_text(text, layout)):
