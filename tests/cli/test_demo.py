@@ -28,6 +28,7 @@ def report(tmp_path_factory) -> dict:
     return {**json.loads(done.stdout), "seconds": time.perf_counter() - started, "stderr": done.stderr}
 
 
+@pytest.mark.alone
 def test_it_takes_less_than_a_minute(report):
     assert report["seconds"] < 60
 
