@@ -137,6 +137,9 @@ class FinetuneConfig(_Options):
     """The examples."""
     lora: LoraOptions = LoraOptions()
     """The adapter's shape."""
+    start: Path | None = None
+    """The folder of an adapter of that shape to go on from, such as a registry's `<name>/<version>`. A relative path
+    starts at the folder of the configuration file."""
     train: TrainOptions = TrainOptions()
     """The schedule."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
@@ -153,7 +156,7 @@ class FinetuneConfig(_Options):
         """Reads a configuration from a YAML file.
 
         Args:
-            path: The file. Relative paths under `data` are taken from its folder.
+            path: The file. Relative paths are taken from its folder.
 
         Raises:
             ConfigError: The file is missing, is no YAML mapping, or has invalid fields: all are named.
@@ -175,10 +178,9 @@ class FinetuneConfig(_Options):
 
     def _in_folder(self, folder: Path) -> Self:
         data = self.data
-        held_out = data.validation and folder / data.validation
-        return self.model_copy(
-            update={"data": data.model_copy(update={"train": folder / data.train, "validation": held_out})}
-        )
+        paths = {"train": folder / data.train, "validation": data.validation and folder / data.validation}
+        start = self.start and folder / self.start
+        return self.model_copy(update={"data": data.model_copy(update=paths), "start": start})
 
 
 def _all_errors(error: ValidationError) -> str:

@@ -38,6 +38,8 @@ def finetune(
         ConfigError: The base cannot be loaded.
         DatasetError: The data cannot be used.
         TrainingError: The loss is no longer a number, a LoRA weight did not move, or memory ran out.
+        AdapterInvalidError: The adapter to start from is not sound.
+        AdapterIncompatibleError: It is of a kind that is not trained here.
         RegistryError: The adapter could not be stored.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -64,6 +66,7 @@ def _card_fields(config: FinetuneConfig, result: TrainingResult) -> CardFields:
 def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonValue]:
     return {
         **config.train.model_dump(mode="json", exclude_none=True),
+        **({"start": result.start} if result.start else {}),
         "lora_dropout": config.lora.dropout,
         "compute_dtype": str(result.base.compute_dtype).removeprefix("torch."),
         "prompt": str(result.style),

@@ -1,8 +1,8 @@
 """Training LoRA weights on a frozen, quantised base (QLoRA, https://arxiv.org/abs/2305.14314).
 
 peft makes the LoRA layers and TRL's `SFTTrainer` runs the loop, on records that are tokenised and labelled
-here. The invariant: what is written has learned. Every `lora_B` starts at zero, so one that is still zero got
-no gradient, and the run fails instead of writing an adapter that answers like the base.
+here. The invariant: what is written has learned. A `lora_B` that is after the run what it was before got no
+gradient, and the run fails instead of writing an adapter that answers as if it had not been trained.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.models import Base, is_packed, load_base
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.data import IGNORED, Example, Examples, Record, encode, read_records
+from adapterhub.training.start import start_from
 
 try:
     from datasets import Dataset
@@ -72,6 +73,7 @@ class TrainingResult:
         loss: Mean training loss over the last tenth of the steps.
         eval_loss: Loss of the last evaluation, a mean over batches; None without one.
         steps_per_second: Mean speed.
+        start: The digest of the adapter that the run went on from, None without one.
     """
 
     base: Base
@@ -82,6 +84,7 @@ class TrainingResult:
     loss: float
     eval_loss: float | None
     steps_per_second: float
+    start: str | None
 
 
 def train_adapter(
@@ -98,6 +101,8 @@ def train_adapter(
         ConfigError: The base cannot be loaded, or lacks a layer that the run names.
         DatasetError: The data cannot be used.
         TrainingError: The loss is no longer a number, a LoRA weight did not move, or memory ran out.
+        AdapterInvalidError: The adapter to start from is not sound.
+        AdapterIncompatibleError: It is of a kind that is not trained here.
     """
     records, held_out = _records(config)
     base = load_base(
@@ -117,10 +122,12 @@ def train_adapter(
     watch = _Watch(progress)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, base, train, validation, watch, scratch)
+        start = start_from(config.start, trainer.model, config.lora) if config.start else None
+        before = {name: up.detach().clone() for name, up in _ups(trainer.model)}
         _run(trainer)
-    _check_learned(trainer.model)
+    _check_learned(trainer.model, before)
     _save(trainer.model, out)
-    return watch.result(base, style, train, validation)
+    return watch.result(base, style, train, validation, start)
 
 
 def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
@@ -251,12 +258,15 @@ def _run(trainer: SFTTrainer) -> None:
         ) from None
 
 
-def _check_learned(model: Any) -> None:
-    ups = {name: parameter for name, parameter in model.named_parameters() if "lora_B" in name}
-    still = [name for name, parameter in ups.items() if not parameter.any()]
-    if still or not ups:
+def _ups(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if "lora_B" in name]
+
+
+def _check_learned(model: Any, before: dict[str, torch.Tensor]) -> None:
+    still = [name for name, up in _ups(model) if torch.equal(up, before[name])]
+    if still or not before:
         raise TrainingError(
-            f"{len(still)} of {len(ups)} LoRA weights did not move, so the adapter did not learn.",
+            f"{len(still)} of {len(before)} LoRA weights did not move, so the adapter did not learn.",
             hint="Train for more steps: the first step of a warm-up has learning rate 0.",
         )
     if any(isinstance(layer, Linear4bit) and is_packed(layer) for layer in model.modules()):
@@ -332,7 +342,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             )
 
     def result(
-        self, base: Base, style: prompts.PromptStyle, train: Examples, validation: Examples | None
+        self,
+        base: Base,
+        style: prompts.PromptStyle,
+        train: Examples,
+        validation: Examples | None,
+        start: str | None,
     ) -> TrainingResult:
         last = self._losses[-max(1, len(self._losses) // 10) :]
         return TrainingResult(
@@ -344,6 +359,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             loss=sum(last) / len(last),
             eval_loss=self._eval_loss,
             steps_per_second=self._speed(),
+            start=start,
         )
 
     def _speed(self) -> float:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from trl import SFTTrainer
 
 from adapterhub import AdapterHub, AdapterRegistry, models
-from adapterhub.errors import ConfigError, DatasetError, TrainingError
+from adapterhub.errors import AdapterInvalidError, ConfigError, DatasetError, TrainingError
 from adapterhub.training import trainer
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.finetune import finetune
@@ -140,6 +140,43 @@ def test_the_same_seed_gives_the_same_adapter(tiny_base: Path, dataset: Path, re
     other = finetune(run(tiny_base, dataset, lora=dropout, train={"seed": 1}), registry)
     assert first.digest == again.digest != other.digest
     assert (first.version, again.version, other.version) == (1, 2, 3)
+
+
+def test_a_run_goes_on_from_an_adapter(tiny_base: Path, dataset: Path, registry: AdapterRegistry):
+    first = finetune(run(tiny_base, dataset), registry)
+    start = registry.root / "pairs" / "1"
+    second = finetune(
+        run(tiny_base, dataset, start=start, train={"max_steps": 1, "learning_rate": 1e-7}), registry
+    )
+    assert second.lineage.settings["start"] == first.digest != second.digest
+    before, after = (
+        load_file(registry.root / "pairs" / version / "adapter_model.safetensors") for version in "12"
+    )
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
+
+
+def test_weights_that_stay_where_they_began_have_not_learned(
+    tiny_base: Path, dataset: Path, registry: AdapterRegistry
+):
+    finetune(run(tiny_base, dataset), registry)
+    start = registry.root / "pairs" / "1"
+    warming = run(tiny_base, dataset, start=start, train={"max_steps": 1, "warmup": 1})  # its rate is 0
+    with pytest.raises(TrainingError, match="14 of 14 LoRA weights did not move"):
+        finetune(warming, registry)
+    assert [card.ref for card in registry.list()] == ["pairs@1"]
+
+
+def test_an_adapter_that_cannot_be_gone_on_from(tiny_base: Path, dataset: Path, registry: AdapterRegistry):
+    finetune(run(tiny_base, dataset), registry)
+    start = registry.root / "pairs" / "1"
+    for lora in ({"r": 4}, {"alpha": 8}, {"rslora": True}, {"target_modules": ["q_proj"]}):
+        with pytest.raises(ConfigError, match="another shape"):
+            finetune(run(tiny_base, dataset, start=start, lora=lora), registry)
+    with pytest.raises(AdapterInvalidError):
+        finetune(run(tiny_base, dataset, start=registry.root / "nothing"), registry)
+    assert [card.ref for card in registry.list()] == ["pairs@1"]
 
 
 def test_evaluating_changes_nothing_that_is_trained(tiny_base: Path, dataset: Path, tmp_path: Path):
