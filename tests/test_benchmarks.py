@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import adapter_load, decode_step, memory, serving
+from benchmarks import adapter_load, decode_step, memory, sampling, serving, structured
 from benchmarks.common import in_turn, parser, ratio
 from benchmarks.routing import quality
 from benchmarks.routing.__main__ import main as routing
@@ -326,3 +326,23 @@ def test_a_typo_is_in_the_longest_word():
         typed = re.fullmatch(r"put on the (\S+) now", text)[1]
         assert abs(len(typed) - 5) <= 1
         assert len(set("radio") & set(typed)) >= 4
+
+
+def test_sampling(capsys):
+    sampling.main(["--vocabulary", "100", "2000", "--rounds", "2", "--json"])
+    draws = json.loads(capsys.readouterr().out)["draws"]
+    assert [(row["vocabulary"], row["settings"]) for row in draws] == [
+        (size, name) for size in (100, 2000) for name in sampling.SETTINGS
+    ]
+    assert all(row[who] > 0 for row in draws for who in ("ours", "transformers", "ratio"))
+
+
+def test_structured_with_a_made_vocabulary():
+    tokenizer = structured.of_words(1500)
+    assert len(tokenizer) == 1500
+    assert tokenizer.decode(tokenizer("an order")["input_ids"]) == "an order"
+    rows = structured.measure(tokenizer, 1500, answers=1)
+    assert {row["form"] for row in rows} == set(structured.FORMS)
+    assert all(
+        row[cost] > 0 for row in rows for cost in ("read_ms", "compile_ms", "constraint_us", "sampler_us")
+    )

@@ -1,4 +1,8 @@
-"""Drawing one token from a row of logits, with transformers' own logits processors."""
+"""Drawing one token from a row of logits, with transformers' own logits processors where they are quick.
+
+Two things are done otherwise, since each row of each step waits for them (`benchmarks/sampling.py` compares):
+transformers puts the whole vocabulary in order for `top_p`, and `torch.multinomial` draws a random number for each token.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from transformers.generation.logits_process import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from adapterhub.engine.interface import TokenLogprob
@@ -22,6 +26,8 @@ from adapterhub.sampling import SamplingParams
 
 # Beyond every logit, and finite in float32 after the repetition penalty and the lowest temperature.
 _FAR = 1e30
+_LIKELY = 1024
+"""Tokens among which `top_p` looks first."""
 
 
 @dataclass(frozen=True)
@@ -81,24 +87,27 @@ class Sampler:
         """
         if math.isnan(logits.highest):
             # Taking the maximum would give some token without a word, the same one for ever.
-            raise GenerationError(
-                "The base computed NaN in place of an answer.",
-                hint="float16 overflows on bases trained in bfloat16; try another compute_dtype.",
-            )
+            raise _no_numbers()
         if self._params.greedy and not self._processors and allowed is None:
             return logits.best, self._logprob(logits.values, logits.best)
         scores = logits.values.float()[None]
         if allowed is not None:
             # What is allowed stays finite, and so apart from the rest, where the base gives minus infinity.
-            scores = scores.clamp(-_FAR, _FAR).masked_fill(~allowed.to(scores.device), -torch.inf)
+            scores = scores.clamp(-_FAR, _FAR).masked_fill_(~allowed.to(scores.device), -torch.inf)
         if self._processors:
             ids = torch.tensor([list(history)], device=scores.device)
             scores = self._processors(ids, scores)
-        if self._params.greedy:
-            token = int(scores.argmax())
-        else:
-            token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._random))
+        token = int(scores.argmax()) if self._params.greedy else self._drawn(scores.softmax(-1)[0])
         return token, self._logprob(logits.values, token)
+
+    def _drawn(self, probabilities: torch.Tensor) -> int:
+        if probabilities.device.type != "cpu":  # where a running sum is added up in no certain order
+            return int(torch.multinomial(probabilities, 1, generator=self._random))
+        sums = probabilities.cumsum(-1)
+        if not math.isfinite(sums[-1]):
+            raise _no_numbers()
+        # The number is above 0 and at most the whole sum: a token of probability 0, which adds nothing, is never met.
+        return int(torch.searchsorted(sums, (1 - torch.rand(1, generator=self._random)) * sums[-1]))
 
     def _logprob(self, logits: torch.Tensor, token: int) -> TokenLogprob | None:
         if self._params.logprobs is None:
@@ -123,5 +132,32 @@ def _processors(params: SamplingParams) -> LogitsProcessorList:
     if params.top_k > 0:
         chain.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
-        chain.append(TopPLogitsWarper(params.top_p))
+        chain.append(TopP(params.top_p))
     return chain
+
+
+class TopP(LogitsProcessor):  # type: ignore[misc]
+    """Keeps the fewest tokens whose probabilities reach a sum (Holtzman et al., https://arxiv.org/abs/1904.09751).
+
+    Args:
+        top_p: The sum, above 0 and below 1.
+    """
+
+    def __init__(self, top_p: float) -> None:
+        self._top_p = top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores, shape (1, vocabulary), with minus infinity in place of those that are not kept."""
+        probabilities = scores.softmax(-1)[0]
+        best, tokens = probabilities.topk(min(_LIKELY, len(probabilities)))
+        if best.sum() < self._top_p:
+            best, tokens = probabilities.sort(descending=True)
+        kept = tokens[best.cumsum(-1) - best < self._top_p]
+        return torch.full_like(scores, -torch.inf).index_copy_(1, kept, scores[:, kept])
+
+
+def _no_numbers() -> GenerationError:
+    return GenerationError(
+        "The base computed NaN in place of an answer.",
+        hint="float16 overflows on bases trained in bfloat16; try another compute_dtype.",
+    )
