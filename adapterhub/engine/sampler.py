@@ -1,7 +1,7 @@
 """Drawing one token from a row of logits, with transformers' own logits processors where they are quick.
 
-Two things are done otherwise, since each row of each step waits for them (`benchmarks/sampling.py` compares):
-for `top_p` transformers puts the whole vocabulary in order, and `torch.multinomial` draws a number for each token of it.
+Two things are done otherwise, since each row of each step waits for them (`benchmarks/sampling.py` compares). For
+`top_p` transformers puts the whole vocabulary in order, and `torch.multinomial` draws a number for each of its tokens.
 """
 
 from __future__ import annotations
