@@ -33,8 +33,3 @@ def test_calls_are_counted_by_the_number_of_tools_and_apart_from_results() -> No
         "calls, tools offered: 3": 1 / 2,
         "results in words": 1,
     }
-
-
-def test_what_an_agent_asks_is_counted_by_its_part() -> None:
-    records = [record({"part": part}, 2) for part in ("talk", "texts", "talk")]
-    assert shares(records, [True, False, False]) == {"all": 1 / 3, "talk": 1 / 2, "texts": 0}
