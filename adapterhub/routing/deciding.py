@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -14,54 +14,50 @@ from adapterhub.routing.model import RouterModel
 from adapterhub.routing.rules import first_match
 from adapterhub.routing.text import Reading, read
 
+Told = partial[RouteDecision]
+"""A decision that has everything but what was decided."""
+
 
 def decide(model: RouterModel, text: str, adapter: str | None, where: RouteFilter) -> RouteDecision:
     """Decides for one text; arguments as for `AdapterRouter.route`, before fallback, shadow and log."""
     reading = read(text)
-    plain = RouteDecision(
-        adapter=None,
-        confidence=0.0,
-        threshold=0.0,
-        reason="empty",
-        scores={},
-        fallback=True,
-        language=reading.script,
-        router_version=model.version,
-        has_code=reading.has_code,
+    told = partial(
+        RouteDecision, language=reading.script, router_version=model.version, has_code=reading.has_code
     )
     if adapter is not None:
-        return _forced(model, plain, adapter)
+        return _forced(model, told, adapter)
     if not model.routes or not reading.pieces:
-        return plain if model.routes else replace(plain, reason="no_routes")
+        return _nobody(told, "empty" if model.routes else "no_routes")
     admitted = model.admitted(where)
     if not admitted.any():
-        return replace(plain, reason="filtered")
+        return _nobody(told, "filtered")
     rule = first_match((model.routes[place] for place in model.ruled if admitted[place]), reading.pieces[0])
-    return _certain(plain, "rule", *rule) if rule else _classified(model, reading, plain, admitted)
+    return _certain(told, "rule", *rule) if rule else _classified(model, reading, told, admitted)
 
 
-def _forced(model: RouterModel, plain: RouteDecision, adapter: str) -> RouteDecision:
+def _nobody(told: Told, reason: RouteReason) -> RouteDecision:
+    return told(adapter=None, confidence=0.0, threshold=0.0, reason=reason, scores={}, fallback=True)
+
+
+def _forced(model: RouterModel, told: Told, adapter: str) -> RouteDecision:
     if adapter not in model.names:
         raise RoutingError(f"There is no route {adapter!r}.", hint="router.adapters lists them.")
-    return _certain(plain, "forced", adapter, None)
+    return _certain(told, "forced", adapter, None)
 
 
-def _certain(plain: RouteDecision, reason: RouteReason, adapter: str, matched: str | None) -> RouteDecision:
-    return replace(
-        plain,
+def _certain(told: Told, reason: RouteReason, adapter: str, matched: str | None) -> RouteDecision:
+    return told(
         adapter=adapter,
         confidence=1.0,
+        threshold=0.0,
         reason=reason,
         scores={adapter: 1.0},
         score=1.0,
-        fallback=False,
         matched=matched,
     )
 
 
-def _classified(
-    model: RouterModel, reading: Reading, plain: RouteDecision, admitted: BoolArray
-) -> RouteDecision:
+def _classified(model: RouterModel, reading: Reading, told: Told, admitted: BoolArray) -> RouteDecision:
     scored, _ = model.scorer.score(reading.pieces, reading.script)
     place, lead = _first(scored.scores, admitted)
     best, score = model.routes[place], float(scored.scores[place])
@@ -69,8 +65,7 @@ def _classified(
     confidence = curve.confidence(score)
     threshold = curve.threshold if best.threshold is None else best.threshold
     reason = _reason(confidence >= threshold, lead >= model.policy.margin, scored.none > 0)
-    return replace(
-        plain,
+    return told(
         adapter=best.name if reason == "matched" else None,
         confidence=confidence,
         threshold=threshold,
