@@ -122,7 +122,7 @@ class Weighting:
 
     def vector(self, found: IntArray) -> Vector:
         """The vector of a text, given what `buckets` found in it."""
-        places, counts = np.unique(found, return_counts=True)
+        places, counts = _counted(found)
         values = self.idf.take(places)
         if len(places) < len(found):
             values *= 1 + np.log(counts, dtype=np.float32)
@@ -132,6 +132,16 @@ class Weighting:
             if norm:
                 block *= length / norm
         return Vector(places, values)
+
+
+def _counted(found: IntArray) -> tuple[IntArray, IntArray]:
+    """The different numbers, ascending, and how often each occurs: `np.unique` in less than half of its time."""
+    ordered = np.sort(found)
+    changes = np.empty(len(ordered) + 1, bool)
+    changes[0] = changes[-1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=changes[1:-1])
+    edges = changes.nonzero()[0]
+    return ordered.take(edges[:-1]), edges[1:] - edges[:-1]
 
 
 def matrix(vectors: Sequence[Vector], columns: IntArray, width: int) -> csr_array:

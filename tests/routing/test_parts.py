@@ -93,6 +93,17 @@ def test_unknown_grams_count_in_the_norm():
     assert all(shared[bucket] < value for bucket, value in zip(*map(np.ndarray.tolist, known), strict=True))
 
 
+@pytest.mark.parametrize("text", ["", "a", "to be or not to be", "aaa aaa aaa"])
+def test_what_comes_twice_counts_less_than_double(text: str):
+    found = buckets(text)
+    vector = Weighting(np.ones(2 * BUCKETS, np.float32)).vector(found)
+    places, counts = np.unique(found, return_counts=True)
+    assert vector.buckets.tolist() == places.tolist()
+    for block in (places < BUCKETS, places >= BUCKETS):
+        shares = vector.values[block] / (1 + np.log(counts[block]))
+        assert shares == pytest.approx(shares[:1].repeat(len(shares)), rel=1e-6)
+
+
 def test_every_bucket_has_a_name():
     text = "call get_weather(city) at 12:30, please"
     assert set(buckets(text)) == set(grams(text))
