@@ -213,7 +213,7 @@ def test_routing_speed(figures, capsys):
     few, more = found["4 routes x 10", SHIPPED], found["9 routes x 10", SHIPPED]
     assert few.keys() == more.keys() >= {"p50 ms", "p99 ms", "fit s", "add s", "remove s", "file MB"}
     assert all(value > 0 for own in (few, more) for (value,) in own.values())
-    assert few["p50 ms"] < few["p99 ms"]
+    assert few["p50 at rest"] <= few["p50 ms"] < few["p99 ms"]
     assert few["file MB"] < more["file MB"]
     assert "p50 ms" in capsys.readouterr().out
 
