@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from adapterhub.routing.features import BoolArray, FloatArray, IntArray
+from adapterhub.routing.rows import Rows, in_steps
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -62,6 +63,13 @@ class Samples:
         """Which samples its row may be fitted on (n)."""
         return self.general if self.general.all() else self.general | (self.against == route)
 
+    def sum_of(self, places: IntArray) -> FloatArray:
+        """The sum of some samples' features (columns)."""
+        total = np.zeros(self.features.shape[1], self.features.dtype)
+        for first, last in zip(*(self.features.indptr[places + end].tolist() for end in (0, 1)), strict=True):
+            total[self.features.indices[first:last]] += self.features.data[first:last]
+        return total
+
     def without(self, held_out: BoolArray) -> Samples:
         """All but some samples; `held_out` is a mask (n)."""
         kept = ~held_out
@@ -80,37 +88,35 @@ class Samples:
         )
 
 
-def fit_rows(samples: Samples, routes: Iterable[str]) -> tuple[FloatArray, FloatArray]:
-    """Fits the row of each route.
-
-    Returns:
-        Weights (columns, routes) and biases (routes), float32. The weights are rounded to 255 steps of the largest of
-        their row, so that what is stored in a byte each is exactly what decides.
-    """
+def fit_rows(samples: Samples, routes: Iterable[str]) -> Rows:
+    """Fits the row of each route."""
     from sklearn import config_context
 
     names = list(routes)
-    weights = np.zeros((samples.features.shape[1], len(names)), np.float32)
-    biases = np.zeros(len(names), np.float32)
+    rows = Rows.zeros(samples.features.shape[1], len(names))
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for start in range(0, len(names), _BLOCK):
-            fitted = [_fit_row(samples, name) for name in names[start : start + _BLOCK]]
-            weights[:, start : start + _BLOCK] = np.transpose([row for row, _ in fitted])
-            biases[start : start + _BLOCK] = [bias for _, bias in fitted]
-    return weights, biases
+            block = slice(start, start + _BLOCK)
+            fitted = [_fit_row(samples, name) for name in names[block]]
+            rows.steps[:, block] = np.transpose([steps for steps, _, _ in fitted])
+            rows.scales[block] = [scale for _, scale, _ in fitted]
+            rows.biases[block] = [bias for _, _, bias in fitted]
+    return rows
 
 
-def _fit_row(samples: Samples, route: str) -> tuple[FloatArray, float]:
+def _fit_row(samples: Samples, route: str) -> tuple[IntArray, float, float]:
+    """A row's steps (columns), scale and bias."""
     from sklearn.svm import LinearSVC
 
     own = samples.of(route)
     rows = _rows(samples, route, own) if own.any() else np.zeros(0, np.int64)
     if own[rows].all():  # nothing to tell it from, or nothing of its own
-        return np.zeros(samples.features.shape[1], np.float32), 1.0 if own.any() else -1.0
-    # A smaller tolerance changes no figure by more than chance does, and takes a quarter longer.
-    svc = LinearSVC(C=1.0, intercept_scaling=3.0, tol=0.1, random_state=0)
+        return *in_steps(np.zeros(samples.features.shape[1])), 1.0 if own.any() else -1.0
+    # A smaller tolerance changes no figure by more than chance does, and takes a quarter longer. A freer bias takes
+    # liblinear more passes, since it ties all samples together; one that is held closer tells routes apart less well.
+    svc = LinearSVC(C=1.0, intercept_scaling=2.0, tol=0.1, random_state=0)
     svc.fit(samples.features[rows], own[rows])
-    return rounded(svc.coef_[0]), float(svc.intercept_[0])
+    return *in_steps(svc.coef_[0]), float(svc.intercept_[0])
 
 
 def _rows(samples: Samples, route: str, own: BoolArray) -> IntArray:
@@ -119,9 +125,7 @@ def _rows(samples: Samples, route: str, own: BoolArray) -> IntArray:
     most = max(LEAST, COUNTEREXAMPLES * int(own.sum()))
     if len(others) <= most:
         return np.sort(np.concatenate([np.flatnonzero(own), others]))
-    mine, width = samples.features[own], samples.features.shape[1]
-    centre = np.bincount(mine.indices, mine.data, width).astype(mine.dtype)
-    nearness = (samples.features @ centre)[others]
+    nearness = (samples.features @ samples.sum_of(np.flatnonzero(own)))[others]
     count = most * 2 // 3
     order = np.argpartition(-nearness, count)
     nearest, rest = np.split(others[order], [count])
@@ -129,16 +133,6 @@ def _rows(samples: Samples, route: str, own: BoolArray) -> IntArray:
     random = chance.choice(rest, most - len(nearest), replace=False)
     told = np.flatnonzero(samples.usable(route) & ~samples.general)
     return np.unique(np.concatenate([np.flatnonzero(own), nearest, random, told]))
-
-
-def rounded(weights: FloatArray) -> FloatArray:
-    """Weights as multiples of a 127th of the largest, float32."""
-    # A scale of few binary digits: multiples of it are exact, and dividing the largest by 127 gives it back.
-    digits, exponent = np.frexp(np.abs(weights).max(initial=0) / 127)
-    scale = np.ldexp(np.rint(digits * 2**12), exponent - 12).astype(np.float32)
-    return (
-        (np.rint(weights / scale).astype(np.float32) * scale) if scale else np.zeros_like(weights, np.float32)
-    )
 
 
 def folds(owners: Sequence[str], count: int) -> IntArray:

@@ -124,15 +124,10 @@ class RouterModel:
         rivals = model._rivals([sample.text for sample in samples if not sample.against])
         names = [route.name, *rivals]
         table = model.table.with_texts(samples)
-        weights, biases = fit_rows(table.samples, names)
-        before = model.added
+        rows, before = fit_rows(table.samples, names), model.added
         if before:
-            old = model.scorer.parts[1]
-            weights = np.hstack(
-                [np.pad(old.weights, ((0, len(weights) - len(old.weights)), (0, 0))), weights]
-            )
-            biases = np.concatenate([old.biases, biases])
-        part = Part(table.columns, weights, biases, table.neighbours([*before, *names]))
+            rows = model.scorer.parts[1].rows.beside(rows)
+        part = Part(table.columns, rows, table.neighbours([*before, *names]))
         all_names = [one.name for one in routes]
         scorer = model.scorer.with_rows(part, place, [all_names.index(name) for name in rivals])
         return model._changed(routes, table, scorer, (*before, *names))

@@ -18,6 +18,7 @@ import numpy as np
 
 from adapterhub.routing.features import WORD_WEIGHT, FloatArray, IntArray, Vector, Weighting, buckets
 from adapterhub.routing.neighbours import Nearest, Neighbours
+from adapterhub.routing.rows import Rows
 
 if TYPE_CHECKING:
     from adapterhub.routing.encoding import EncoderHead
@@ -54,15 +55,18 @@ class Part:
 
     Attributes:
         columns: Bucket -> column, -1 for n-grams that no sample has (buckets).
-        weights: (columns, rows), float32.
-        biases: (rows), float32.
+        rows: The rows.
         neighbours: The examples.
     """
 
     columns: IntArray
-    weights: FloatArray
-    biases: FloatArray
+    rows: Rows
     neighbours: Neighbours
+
+    @property
+    def size(self) -> int:
+        """How many rows it has."""
+        return len(self.rows.biases)
 
     def spread(self, vector: Vector) -> Vector:
         """A text by columns, without the n-grams that no sample has."""
@@ -72,13 +76,12 @@ class Part:
 
     def decisions(self, spread: Vector) -> FloatArray:
         """The rows' decisions on a text (rows)."""
-        places, values = spread
-        return values @ self.weights.take(places, axis=0) + self.biases
+        return self.rows.decisions(*spread)
 
     def nearest(self, rows: Iterable[int], spread: Vector) -> Nearest:
         """The nearest example of some rows."""
         places, values = spread
-        request = np.zeros(len(self.weights), np.float32)
+        request = np.zeros(len(self.rows.steps), np.float32)
         request[places] = values / LENGTH**2
         return self.neighbours.nearest(rows, request)
 
@@ -102,7 +105,7 @@ class Scorer:
     @classmethod
     def of(cls, weighting: Weighting, part: Part) -> Scorer:
         """A scorer of rows that were all fitted together."""
-        return cls(weighting, (part,), np.arange(len(part.biases) - 1))
+        return cls(weighting, (part,), np.arange(part.size - 1))
 
     def with_rows(self, part: Part, place: int, replaced: Sequence[int]) -> Scorer:
         """A route more, at a place among the routes, and other rows in place of some routes' own.
@@ -112,7 +115,7 @@ class Scorer:
             place: The new route's place.
             replaced: The places of the routes, after the new one is in, that have another row now.
         """
-        total = len(self.parts[0].biases) + len(part.biases)
+        total = self.parts[0].size + part.size
         order = np.insert(self.order, place, total - len(replaced) - 1)
         order[list(replaced)] = np.arange(total - len(replaced), total)
         return replace(self, parts=(self.parts[0], part), order=order)
@@ -134,7 +137,7 @@ class Scorer:
     def _nearest(self, spreads: Sequence[Vector], decisions: FloatArray) -> Nearest:
         """The nearest example of the likely routes, given a text by the columns of each part."""
         likely = decisions.argpartition(-LIKELY)[-LIKELY:] if len(decisions) > LIKELY else slice(None)
-        rows, first = sorted(self.order[likely].tolist()), len(self.parts[0].biases)
+        rows, first = sorted(self.order[likely].tolist()), self.parts[0].size
         nearest = self.parts[0].nearest((row for row in rows if row < first), spreads[0])
         later = [row - first for row in rows if row >= first]
         return (
@@ -155,7 +158,7 @@ class Scorer:
     def contributions(self, vector: Vector, place: int) -> FloatArray:
         """What each n-gram of a text adds to a route's decision (n), 0 for those it does not know."""
         row = int(self.order[place])
-        part = self.parts[row >= len(self.parts[0].biases)]
-        row -= 0 if part is self.parts[0] else len(self.parts[0].biases)
+        part = self.parts[row >= self.parts[0].size]
+        row -= 0 if part is self.parts[0] else self.parts[0].size
         columns = part.columns[vector.buckets]
-        return np.where(columns >= 0, part.weights[columns, row], 0) * vector.values
+        return np.where(columns >= 0, part.rows.weights(columns, row), 0) * vector.values

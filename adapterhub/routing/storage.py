@@ -21,10 +21,11 @@ from adapterhub.errors import RoutingError
 from adapterhub.files import write_atomic
 from adapterhub.routing.calibration import Calibration, HeldOut, Policy
 from adapterhub.routing.encoding import Encoder, EncoderHead
-from adapterhub.routing.features import BUCKETS, FloatArray, Weighting
+from adapterhub.routing.features import BUCKETS, Weighting
 from adapterhub.routing.fitting import Table, samples_of
 from adapterhub.routing.model import RouterModel
 from adapterhub.routing.routes import Route
+from adapterhub.routing.rows import Rows
 from adapterhub.routing.scorer import Part, Scorer
 
 FORMAT = 1
@@ -63,9 +64,7 @@ def save_model(model: RouterModel, path: Path) -> None:
         held_out=model.held_out,
         encoder=head.weights if head else None,
     ).model_dump_json()
-    scales = np.abs(part.weights).max(axis=0, initial=0) / np.float32(127)
-    steps = np.rint(part.weights / np.where(scales > 0, scales, 1)).astype(np.int8)
-    arrays = {"steps": steps, "scales": scales, "biases": part.biases, "idf": model.table.weighting.idf}
+    arrays = part.rows._asdict() | {"idf": model.table.weighting.idf}
     if head:
         arrays |= {"vectors": head.vectors, "coefficients": head.coefficients}
     content = {"meta": meta, "digest": _digest(meta, arrays), **arrays}
@@ -115,16 +114,15 @@ def _unpacked(path: Path) -> dict[str, Any]:
     return content
 
 
-def _model(meta: _Meta, arrays: Mapping[str, FloatArray], encoder: Encoder | None) -> RouterModel:
+def _model(meta: _Meta, arrays: Mapping[str, Any], encoder: Encoder | None) -> RouterModel:
     if arrays["idf"].shape != (2 * BUCKETS,):
         raise ValueError("idf")
     own = samples_of(meta.routes, meta.negatives)
     table = Table.make(own, meta.general, Weighting(arrays["idf"]))
-    weights = arrays["steps"].astype(np.float32) * arrays["scales"]
-    if weights.shape != (table.samples.features.shape[1], len(meta.routes) + 1):
-        raise ValueError("weights")
+    rows = Rows(arrays["steps"], arrays["scales"], arrays["biases"])
+    _check_like(rows, Rows.zeros(table.samples.features.shape[1], len(meta.routes) + 1))
     near = table.neighbours([route.name for route in meta.routes])
-    scorer = Scorer.of(table.weighting, Part(table.columns, weights, arrays["biases"], near))
+    scorer = Scorer.of(table.weighting, Part(table.columns, rows, near))
     if meta.encoder is not None:
         if encoder is None:
             raise RoutingError(
@@ -135,6 +133,12 @@ def _model(meta: _Meta, arrays: Mapping[str, FloatArray], encoder: Encoder | Non
     return RouterModel(
         meta.routes, meta.negatives, meta.general, meta.policy, table, scorer, meta.calibration, meta.held_out
     )
+
+
+def _check_like(rows: Rows, wanted: Rows) -> None:
+    for name, found, expected in zip(Rows._fields, rows, wanted, strict=True):
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise ValueError(name)
 
 
 def _digest(meta: str, arrays: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ from adapterhub.routing.embeddings import TokenEmbeddings, compressed
 from adapterhub.routing.evaluation import evaluate
 from adapterhub.routing.features import BUCKETS, Weighting, buckets, grams, normalised
 from adapterhub.routing.following import RouterFollowing, saved_router
-from adapterhub.routing.head import NONE, rounded
+from adapterhub.routing.head import NONE
 from adapterhub.routing.health import findings_before_fit
 from adapterhub.routing.routes import Route
+from adapterhub.routing.rows import in_steps
 from adapterhub.routing.text import LONGEST, MOST_PIECES, read, request_in, script
 from tests.routing.test_router import EXAMPLES
 
@@ -113,13 +114,13 @@ def test_every_bucket_has_a_name():
     )
 
 
-def test_rounded_weights_are_rounded_once():
-    weights = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    once = rounded(weights)
-    assert np.array_equal(rounded(once), once)
-    assert len(np.unique(once)) <= 255
-    assert np.abs(once - weights).max() <= np.abs(weights).max() / 250
-    assert not rounded(np.zeros(3, np.float32)).any()
+def test_weights_in_steps():
+    weights = np.random.default_rng(0).normal(size=1000)
+    steps, scale = in_steps(weights)
+    assert np.abs(steps).max() == 127
+    assert np.abs(steps * scale - weights).max() <= np.abs(weights).max() / 250
+    steps, scale = in_steps(np.zeros(3))
+    assert (steps.tolist(), scale) == ([0, 0, 0], 0)
 
 
 # Confidence and threshold
