@@ -320,6 +320,21 @@ def test_changed_content_is_told(saved):
             AdapterRouter.load(saved)
 
 
+@pytest.mark.parametrize("name", ["steps", "scales", "biases"])
+def test_rows_of_another_shape_or_type_are_told(saved, name):
+    from skops import io
+
+    content = io.load(saved, trusted=[])
+    arrays = {key: value for key, value in content.items() if key not in ("meta", "digest")}
+    for other in (arrays[name].astype(np.float64), arrays[name][:-1]):
+        changed = {**arrays, name: other}
+        io.dump(
+            {"meta": content["meta"], "digest": storage._digest(content["meta"], changed), **changed}, saved
+        )
+        with pytest.raises(RoutingError, match="holds no router"):
+            AdapterRouter.load(saved)
+
+
 def test_another_format_is_told(router, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "FORMAT", 2)
     router.save(tmp_path / "r.skops")
