@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NEAREST_WEIGHT = 0.75
 NONE_WEIGHT = 0.3
-LIKELY = 4
+LIKELY = 2
 LENGTH = (1 + WORD_WEIGHT**2) ** 0.5
 """The length of a vector with both blocks."""
 
