@@ -106,13 +106,14 @@ class Table:
             general: Requests for no adapter, of which those are learned from that resemble no route's sample.
             weighting: The weights of n-grams.
         """
-        found, more = [buckets(sample.text) for sample in own], [buckets(text) for text in general]
-        claimed = [one for one, sample in zip(found, own, strict=True) if sample.owner != NONE]
-        kept = np.flatnonzero(~_alike(more, claimed)).tolist()
-        texts = [*own, *(Sample(general[place], NONE, is_request=True) for place in kept)]
-        found += [more[place] for place in kept]
+        found = [buckets(text) for text in (*(sample.text for sample in own), *general)]
         weighting = weighting or Weighting.fit(found)
-        return cls._of(texts, weighting, _NO_COLUMNS, [weighting.vector(one) for one in found])
+        vectors = [weighting.vector(one) for one in found]
+        ours, theirs = vectors[: len(own)], vectors[len(own) :]
+        claimed = [one for one, sample in zip(ours, own, strict=True) if sample.owner != NONE]
+        kept = np.flatnonzero(~_alike(theirs, claimed)).tolist()
+        texts = [*own, *(Sample(general[place], NONE, is_request=True) for place in kept)]
+        return cls._of(texts, weighting, _NO_COLUMNS, [*ours, *(theirs[place] for place in kept)])
 
     @classmethod
     def _of(
@@ -219,14 +220,12 @@ def _best_weight(
     return best if gained - lost > SURE * math.sqrt(gained + lost) else 0.0
 
 
-def _alike(texts: Sequence[IntArray], claimed: Sequence[IntArray]) -> BoolArray:
-    """Which texts (n) resemble one of those that speak for a route; both are given by their buckets."""
+def _alike(texts: Sequence[Vector], claimed: Sequence[Vector]) -> BoolArray:
+    """Which texts (n) resemble one of those that speak for a route."""
     if not texts or not claimed:
         return np.zeros(len(texts), bool)
-    weighting = Weighting.fit([*claimed, *texts])
-    theirs, ours = ([weighting.vector(one) for one in found] for found in (texts, claimed))
-    columns, width = _widened(_NO_COLUMNS, ours)
-    products = matrix(theirs, columns, width) @ matrix(ours, columns, width).T
+    columns, width = _widened(_NO_COLUMNS, claimed)
+    products = matrix(texts, columns, width) @ matrix(claimed, columns, width).T
     return np.asarray(products.max(axis=1).toarray() > RESEMBLING * LENGTH**2).ravel()
 
 

@@ -112,9 +112,9 @@ def _fit_row(samples: Samples, route: str) -> tuple[IntArray, float, float]:
     rows = _rows(samples, route, own) if own.any() else np.zeros(0, np.int64)
     if own[rows].all():  # nothing to tell it from, or nothing of its own
         return *in_steps(np.zeros(samples.features.shape[1])), 1.0 if own.any() else -1.0
-    # A smaller tolerance changes no figure by more than chance does, and takes a quarter longer. A freer bias takes
+    # A smaller tolerance changes no figure by more than chance does, and takes longer. A freer bias takes
     # liblinear more passes, since it ties all samples together; one that is held closer tells routes apart less well.
-    svc = LinearSVC(C=1.0, intercept_scaling=2.0, tol=0.1, random_state=0)
+    svc = LinearSVC(C=1.0, intercept_scaling=2.0, tol=0.2, random_state=0)
     svc.fit(samples.features[rows], own[rows])
     return *in_steps(svc.coef_[0]), float(svc.intercept_[0])
 
