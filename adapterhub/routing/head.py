@@ -66,7 +66,8 @@ class Samples:
     def sum_of(self, places: IntArray) -> FloatArray:
         """The sum of some samples' features (columns)."""
         total = np.zeros(self.features.shape[1], self.features.dtype)
-        for first, last in zip(*(self.features.indptr[places + end].tolist() for end in (0, 1)), strict=True):
+        starts, ends = self.features.indptr[places], self.features.indptr[places + 1]
+        for first, last in zip(starts.tolist(), ends.tolist(), strict=True):
             total[self.features.indices[first:last]] += self.features.data[first:last]
         return total
 
