@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 _Item = TypeVar("_Item")
+_OLDEST = 2
+"""The generation whose collection goes through all objects that there are."""
 
 
 class OutOfTimeError(Exception):
@@ -20,8 +22,9 @@ class Clock:
     """The processor time that a validation has left.
 
     It counts the time of this thread, not the wall's: what else the machine does must not change an answer. Nor must
-    Python's collection of garbage, which can fall into any validation and takes 0.3 s where torch and transformers are
-    imported: within `with`, what it takes is added.
+    Python's collection of all garbage, which can fall into any validation and takes 0.3 s where torch and transformers
+    are imported: within `with`, what it takes is added. Collections of what is new count, since that is mostly the
+    validation's own.
 
     Args:
         seconds: How much there is.
@@ -67,7 +70,7 @@ class Clock:
 
     def _collecting(self, phase: str, info: dict[str, int]) -> None:
         """Called by Python as a collection starts and stops, on the thread that it falls into."""
-        if get_ident() != self._thread:
+        if get_ident() != self._thread or info["generation"] < _OLDEST:
             return
         now = time.thread_time()
         if phase == "stop" and self._collecting_since is not None:

@@ -24,6 +24,7 @@ _MAX_DEPTH = 100
 _NESTED = frozenset(
     {dict, list}
 )  # values come from JSON, which has no other: `isinstance` takes four times as long
+_BOOLEANS = (object(), object())
 Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError]]
 
 
@@ -147,11 +148,12 @@ class _Patterns:
 
 def _key(value: Any) -> Any:
     """What equal JSON values share: 1 and 1.0 are equal, 1 and true are not."""
-    if isinstance(value, list):
-        return ("list", *map(_key, value))
-    if isinstance(value, dict):
-        return frozenset((name, _key(part)) for name, part in value.items())
-    return (type(value) is bool, value)
+    kind = type(value)
+    if kind is dict:
+        return frozenset([(name, _key(part)) for name, part in value.items()])
+    if kind is list:
+        return tuple([_key(part) for part in value])
+    return _BOOLEANS[value] if kind is bool else value
 
 
 def _depth(value: Any) -> int:

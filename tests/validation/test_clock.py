@@ -35,6 +35,20 @@ def test_a_collection_of_garbage_does_not_count():
     assert counted < taken / 4
 
 
+def test_a_collection_of_what_is_new_counts():
+    gc.disable()
+    try:
+        heap = [[] for _ in range(1_000_000)]
+        with Clock(10) as clock:
+            before, left = time.thread_time(), clock.left
+            gc.collect(1)
+            taken, counted = time.thread_time() - before, left - clock.left
+    finally:
+        gc.enable()
+    assert heap
+    assert counted > taken * 3 / 4
+
+
 def test_a_collection_on_another_thread_adds_nothing():
     heap = [[] for _ in range(1_000_000)]
     with Clock(10) as clock:

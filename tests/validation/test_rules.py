@@ -97,6 +97,13 @@ FAILING = [
     ("{}", {"rule": "json_schema", "json_schema": PERSON}, "'age' is a required property", None, None),
     ("1", {"rule": "json_schema", "json_schema": {"type": "no type"}}, "the schema is not valid", None, None),
     ("[1, 1.0]", {"rule": "json_schema", "json_schema": {"uniqueItems": True}}, "twice", None, None),
+    (
+        '[{"a": [1, true], "b": null}, {"b": null, "a": [1.0, true]}]',
+        {"rule": "json_schema", "json_schema": {"uniqueItems": True}},
+        "twice",
+        None,
+        None,
+    ),
     ("abc", {"rule": "regex", "pattern": "b", "match": "nowhere"}, "b matches", 1, 2),
     ("abc", {"rule": "regex", "pattern": "b", "match": "whole"}, "b does not match", None, None),
     ("abc", {"rule": "regex", "pattern": "(b"}, "no regular expression", None, None),
