@@ -322,9 +322,8 @@ class TestStreams:
                 await task
 
         asyncio.run(first_then_cancel())
-        deadline = (
-            time.monotonic() + 5
-        )  # the step that runs ends first, and then the answer gives back what it held
+        # The step that runs ends first, and then the answer gives back what it held.
+        deadline = time.monotonic() + 5
         while held(hub) != (0, 0) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert held(hub) == (0, 0)
