@@ -29,8 +29,6 @@ def decide(model: RouterModel, text: str, adapter: str | None, where: RouteFilte
     if not model.routes or not reading.pieces:
         return _nobody(told, "empty" if model.routes else "no_routes")
     admitted = model.admitted(where)
-    if not admitted.any():
-        return _nobody(told, "filtered")
     rule = first_match((model.routes[place] for place in model.ruled if admitted[place]), reading.pieces[0])
     return _certain(told, "rule", *rule) if rule else _classified(model, reading, told, admitted)
 
@@ -59,12 +57,15 @@ def _certain(told: Told, reason: RouteReason, adapter: str, matched: str | None)
 
 def _classified(model: RouterModel, reading: Reading, told: Told, admitted: BoolArray) -> RouteDecision:
     scored, _ = model.scorer.score(reading.pieces, reading.script)
-    place, lead = _first(scored.scores, admitted)
+    place = _first(scored.scores, admitted)
+    if not admitted[place]:
+        return _nobody(told, "filtered")
     best, score = model.routes[place], float(scored.scores[place])
     curve = model.calibration.curve(reading.script)
     confidence = curve.confidence(score)
     threshold = curve.threshold if best.threshold is None else best.threshold
-    reason = _reason(confidence >= threshold, lead >= model.policy.margin, scored.none > 0)
+    clear = not model.policy.margin or _lead(scored.scores, admitted, place) >= model.policy.margin
+    reason = _reason(confidence >= threshold, clear, scored.none > 0)
     return told(
         adapter=best.name if reason == "matched" else None,
         confidence=confidence,
@@ -77,12 +78,17 @@ def _classified(model: RouterModel, reading: Reading, told: Told, admitted: Bool
     )
 
 
-def _first(scores: FloatArray, admitted: BoolArray) -> tuple[int, float]:
-    """The place of the best admitted route, and its lead over the second."""
-    open_to_it = np.where(admitted, scores, -np.inf)
-    place = int(open_to_it.argmax())
-    best, open_to_it[place] = float(open_to_it[place]), -np.inf
-    return place, best - float(open_to_it.max())
+def _first(scores: FloatArray, admitted: BoolArray) -> int:
+    """The place of the best admitted route, or of some other if none is."""
+    place = int(scores.argmax())
+    return place if admitted[place] else int(np.where(admitted, scores, -np.inf).argmax())
+
+
+def _lead(scores: FloatArray, admitted: BoolArray, place: int) -> float:
+    """How far a route is ahead of the best other one that is admitted."""
+    others = admitted.copy()
+    others[place] = False
+    return float(scores[place]) - float(scores[others].max(initial=-np.inf))
 
 
 def _reason(sure: bool, clear: bool, for_none: bool) -> RouteReason:

@@ -29,6 +29,10 @@ BUCKETS = 2**15
 """Buckets of each of the two blocks: words first, then letters."""
 WORD_WEIGHT = 0.7
 """The length of the word block beside 1 for the letter block."""
+LENGTH = (1 + WORD_WEIGHT**2) ** 0.5
+"""The length of a vector with both blocks."""
+_SUBLINEAR = (1 + np.log(np.arange(2**8).clip(1))).astype(np.float32)
+"""What an n-gram counts by how often it occurs; the last holds for all that occur more often."""
 _LONGEST_TEXT = 6_000  # some signs become eighteen when they are folded
 _LONGEST_PART = 40
 _DIGIT = re.compile(r"\d")
@@ -51,54 +55,73 @@ def normalised(text: str) -> str:
 
 
 def buckets(text: str) -> IntArray:
-    """The buckets of a text's n-grams, one for each occurrence: words alone and in pairs, letters in twos to fours.
+    """The buckets of a text's n-grams, ascending, one for each occurrence: words alone and in pairs, letters in twos
+    to fours.
 
     Letters are taken within the parts between spaces, with a space before and after each.
     """
-    text = normalised(text)
-    words = np.array([_bucket(gram) for gram in _word_grams(text)], np.intp)
-    return np.concatenate([words, *(_letter_buckets(part[:_LONGEST_PART]) for part in text.split())])
+    parts = [
+        _known(part) if len(part) <= _LONGEST_PART else _Part.of(part) for part in normalised(text).split()
+    ]
+    words = [word for part in parts for word in part.words]
+    # A checksum can be taken up where another one ends: at the first word's.
+    pairs = [crc32(b" " + second, checksum) % BUCKETS for (_, checksum), (second, _) in pairwise(words)]
+    found = np.concatenate([np.array(pairs, np.intp), *[part.buckets for part in parts]])
+    found.sort()
+    return found
 
 
 def grams(text: str) -> dict[int, str]:
     """An n-gram behind each bucket of a text."""
     text = normalised(text)
-    named = {_bucket(gram): gram for gram in _word_grams(text)}
-    letters = {
-        BUCKETS + _bucket(gram): gram for part in text.split() for gram in _letter_grams(part[:_LONGEST_PART])
-    }
-    return named | letters
+    parts, words = text.split(), _WORD.findall(text)
+    spoken = words + [f"{first} {second}" for first, second in pairwise(words)]
+    named = {_bucket(gram): gram for gram in (*spoken, *(shape for part in parts for shape in _shapes(part)))}
+    return named | {BUCKETS + _bucket(gram): gram for part in parts for gram in _letter_grams(part)}
 
 
-def _word_grams(text: str) -> list[str]:
-    words = _WORD.findall(text)
-    shapes = [_shape(part) for part in text.split() if not part.isalpha()]
-    return (
-        words + [f"{first} {second}" for first, second in pairwise(words)] + [s for s in shapes if s != "~a"]
-    )
+class _Part(NamedTuple):
+    """What lies between two spaces of a text.
+
+    Attributes:
+        buckets: The buckets of all its n-grams but pairs of words (n).
+        words: Each word and its checksum.
+    """
+
+    buckets: IntArray
+    words: tuple[tuple[bytes, int], ...]
+
+    @classmethod
+    def of(cls, part: str) -> _Part:
+        words = _WORD.findall(part)
+        found = [_bucket(gram) for gram in (*words, *_shapes(part))]
+        found += [BUCKETS + _bucket(gram) for gram in _letter_grams(part)]
+        return cls(np.array(found, np.intp), tuple((_encoded(word), crc32(_encoded(word))) for word in words))
 
 
-def _shape(part: str) -> str:
+_known = lru_cache(maxsize=2**14)(_Part.of)
+"""The same parts come again and again; their arrays are only ever read."""
+
+
+def _shapes(part: str) -> list[str]:
     """What is left of a part when each run of letters or digits becomes one: `f(x)`, `name_12` and `12:30` have one."""
-    bare = part.strip(".,;:!?\"'")[:_LONGEST_PART]
-    return f"~{_LETTERS.sub('a', _DIGITS.sub('0', bare))}"
+    if part.isalpha():
+        return []
+    shape = _LETTERS.sub("a", _DIGITS.sub("0", part.strip(".,;:!?\"'")[:_LONGEST_PART]))
+    return [f"~{shape}"] if shape != "a" else []
 
 
 def _letter_grams(part: str) -> list[str]:
-    padded = f" {part} "
+    padded = f" {part[:_LONGEST_PART]} "
     return [padded[i : i + n] for n in (2, 3, 4) for i in range(len(padded) - n + 1)]
 
 
-@lru_cache(maxsize=2**14)
-def _letter_buckets(part: str) -> IntArray:
-    """The letter buckets of one part of a text; the same parts come again and again."""
-    found = np.array([BUCKETS + _bucket(gram) for gram in _letter_grams(part)], np.intp)
-    found.flags.writeable = False
-    return found
-
-
 def _bucket(gram: str) -> int:
-    return crc32(gram.encode("utf-8", "surrogatepass")) % BUCKETS
+    return crc32(_encoded(gram)) % BUCKETS
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 class Weighting:
@@ -125,7 +148,7 @@ class Weighting:
         places, counts = _counted(found)
         values = self.idf.take(places)
         if len(places) < len(found):
-            values *= 1 + np.log(counts, dtype=np.float32)
+            values *= _SUBLINEAR.take(counts, mode="clip")
         split = int(places.searchsorted(BUCKETS))
         for block, length in ((values[:split], WORD_WEIGHT), (values[split:], 1.0)):
             norm = float(block.dot(block)) ** 0.5
@@ -134,9 +157,8 @@ class Weighting:
         return Vector(places, values)
 
 
-def _counted(found: IntArray) -> tuple[IntArray, IntArray]:
+def _counted(ordered: IntArray) -> tuple[IntArray, IntArray]:
     """The different numbers, ascending, and how often each occurs: `np.unique` in less than half of its time."""
-    ordered = np.sort(found)
     changes = np.empty(len(ordered) + 1, bool)
     changes[0] = changes[-1] = True
     np.not_equal(ordered[1:], ordered[:-1], out=changes[1:-1])

@@ -13,6 +13,7 @@ from adapterhub.routing.calibration import HeldOut
 from adapterhub.routing.encoding import SURE, WEIGHTS, Encoder, EncoderHead, encoded, fit_ridge
 from adapterhub.routing.features import (
     BUCKETS,
+    LENGTH,
     BoolArray,
     FloatArray,
     IntArray,
@@ -25,7 +26,7 @@ from adapterhub.routing.features import (
 from adapterhub.routing.head import NONE, Samples, fit_rows, folds
 from adapterhub.routing.neighbours import Neighbours
 from adapterhub.routing.routes import Route
-from adapterhub.routing.scorer import LENGTH, Part, Scorer
+from adapterhub.routing.scorer import Part, Scorer
 from adapterhub.routing.text import read
 
 FEW_EXAMPLES = 400

@@ -99,7 +99,7 @@ def fit_rows(samples: Samples, routes: Iterable[str]) -> Rows:
         for start in range(0, len(names), _BLOCK):
             block = slice(start, start + _BLOCK)
             fitted = [_fit_row(samples, name) for name in names[block]]
-            rows.steps[:, block] = np.transpose([steps for steps, _, _ in fitted])
+            rows.steps[:-1, block] = np.transpose([steps for steps, _, _ in fitted])
             rows.scales[block] = [scale for _, scale, _ in fitted]
             rows.biases[block] = [bias for _, _, bias in fitted]
     return rows

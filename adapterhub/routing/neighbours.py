@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adapterhub.routing.features import FloatArray, IntArray
+from adapterhub.routing.features import LENGTH, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -36,7 +36,7 @@ class Neighbours:
         self._rows = [_Row.of(features, first, last) for first, last in pairwise(ends)]
 
     def nearest(self, rows: Iterable[int], request: FloatArray) -> Nearest:
-        """The example of some rows whose product with a request is highest.
+        """The example of some rows with the highest cosine to a request.
 
         Args:
             rows: The rows to look among.
@@ -48,9 +48,10 @@ class Neighbours:
             if len(starts):
                 products = np.add.reduceat(request.take(columns) * values, starts)
                 best = int(products.argmax())
-                if products[best] > highest:
-                    place, highest = first + best, float(products[best])
-        return Nearest(self._texts[place] if highest else None, highest)
+                product = float(products[best])
+                if product > highest:
+                    place, highest = first + best, product
+        return Nearest(self._texts[place] if highest else None, highest / LENGTH**2)
 
 
 class _Row(NamedTuple):

@@ -16,7 +16,8 @@ class Rows(NamedTuple):
     """One linear row per route.
 
     Attributes:
-        steps: The weights, as multiples of their row's scale (columns, rows), int8.
+        steps: The weights, as multiples of their row's scale (columns + 1, rows), int8. The last are all 0: those of
+            n-grams without a column, which are given column -1.
         scales: (rows), float32.
         biases: (rows), float32.
     """
@@ -29,13 +30,13 @@ class Rows(NamedTuple):
     def zeros(cls, columns: int, count: int) -> Self:
         """Rows that say 0 to everything."""
         return cls(
-            np.zeros((columns, count), np.int8), np.zeros(count, np.float32), np.zeros(count, np.float32)
+            np.zeros((columns + 1, count), np.int8), np.zeros(count, np.float32), np.zeros(count, np.float32)
         )
 
     def decisions(self, columns: IntArray, values: FloatArray) -> FloatArray:
         """What each row makes of a text (rows), given its columns and their values (n)."""
         weights = self.steps.take(columns, axis=0).astype(np.float32)
-        return np.asarray(values @ weights) * self.scales + self.biases
+        return np.asarray(values.dot(weights)) * self.scales + self.biases
 
     def weights(self, columns: IntArray, row: int) -> FloatArray:
         """A row's weights in some columns (n)."""

@@ -28,8 +28,10 @@ from adapterhub.routing.routes import Route
 from adapterhub.routing.rows import Rows
 from adapterhub.routing.scorer import Part, Scorer
 
-FORMAT = 2
-"""Raised whenever a file of before would be read wrongly: 2 has its columns in order of how frequent they are."""
+FORMAT = 3
+"""Raised whenever a file of before would be read wrongly: 2 has its columns in order of how frequent they are, and 3
+has steps for n-grams without a column.
+"""
 MOST_BYTES = 512 * 2**20
 """Unpacked size of a file that is read."""
 _MOST_ENTRIES = 64

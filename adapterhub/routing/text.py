@@ -12,6 +12,7 @@ LONGEST = 4_000
 """Characters of a request that are read: its beginning and its end."""
 MOST_PIECES = 24
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_MARK = re.compile(r"[.!?…。！？\n]")
 _END_OF_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
 # Where the Unicode blocks of the commonest scripts begin, and what begins there.
 _BLOCKS = (
@@ -85,11 +86,16 @@ def read(text: str) -> Reading:
     text = text if len(text) <= LONGEST else f"{text[:half]}\n{text[-half:]}"
     prose = _FENCE.sub(" ", text) if "```" in text else text
     has_code, whole = prose != text, (prose.strip() or text.strip())
-    sentences = [piece for part in _END_OF_SENTENCE.split(whole) if (piece := part.strip())]
-    if len(sentences) > MOST_PIECES:
-        sentences = [*sentences[: MOST_PIECES // 2], *sentences[-(MOST_PIECES // 2) :]]
-    pieces = [whole, *(sentences if len(sentences) > 1 else ())]
-    return Reading(tuple(dict.fromkeys(piece for piece in pieces if piece)), script(whole), has_code)
+    sentences = _sentences(whole) if _MARK.search(whole) else []  # most requests are one, without a mark
+    pieces = dict.fromkeys([whole, *sentences]) if len(sentences) > 1 else [whole]
+    return Reading(tuple(pieces) if whole else (), script(whole), has_code)
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text; of very many the first and the last."""
+    sentences = [piece for part in _END_OF_SENTENCE.split(text) if (piece := part.strip())]
+    half = MOST_PIECES // 2
+    return sentences if len(sentences) <= MOST_PIECES else [*sentences[:half], *sentences[-half:]]
 
 
 def script(text: str) -> str:

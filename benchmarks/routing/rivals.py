@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from adapterhub import AdapterRouter
-from adapterhub.routing.features import buckets, matrix
+from adapterhub.routing.features import LENGTH, buckets, matrix
 from adapterhub.routing.fitting import Table
 from adapterhub.routing.head import NONE
-from adapterhub.routing.scorer import LENGTH
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]

@@ -16,7 +16,7 @@ from adapterhub.routing.following import RouterFollowing, saved_router
 from adapterhub.routing.head import NONE
 from adapterhub.routing.health import findings_before_fit
 from adapterhub.routing.routes import Route
-from adapterhub.routing.rows import in_steps
+from adapterhub.routing.rows import Rows, in_steps
 from adapterhub.routing.text import LONGEST, MOST_PIECES, read, request_in, script
 from tests.routing.test_router import EXAMPLES
 
@@ -105,13 +105,32 @@ def test_what_comes_twice_counts_less_than_double(text: str):
         assert shares == pytest.approx(shares[:1].repeat(len(shares)), rel=1e-6)
 
 
-def test_every_bucket_has_a_name():
-    text = "call get_weather(city) at 12:30, please"
+def test_what_comes_very_often_counts_no_more():
+    weighting = Weighting(np.ones(2 * BUCKETS, np.float32))
+    often, oftener = (weighting.vector(buckets("ab " * times)) for times in (300, 900))
+    assert np.array_equal(often.values, oftener.values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["call get_weather(city) at 12:30, please", "天気を教えて 3 times", f"{'ab_' * 30}x and \ud800", ""],
+)
+def test_every_bucket_has_a_name(text: str):
     assert set(buckets(text)) == set(grams(text))
-    assert all(
-        (bucket < BUCKETS) == (not gram.startswith(" ")) or len(gram) <= 4
-        for bucket, gram in grams(text).items()
-    )
+    assert sorted(buckets(text)) == buckets(text).tolist()
+    assert all(bucket < BUCKETS or len(gram) <= 4 for bucket, gram in grams(text).items())
+
+
+def test_a_column_that_there_is_not_adds_nothing():
+    few, more = Rows.zeros(2, 1), Rows.zeros(3, 2)
+    few.steps[:-1], few.scales[:], few.biases[:] = 100, 0.5, 1
+    more.steps[:-1], more.scales[:], more.biases[:] = 50, 1, 2
+    values = np.ones(2, np.float32)
+    assert few.decisions(np.array([1, -1]), values).tolist() == [51]
+    both = few.beside(more)
+    assert both.decisions(np.array([1, -1]), values).tolist() == [51, 52, 52]
+    assert both.decisions(np.array([2, -1]), values).tolist() == [1, 52, 52]
+    assert both.weights(np.array([0, 2, -1]), 0).tolist() == [50, 0, 0]
 
 
 def test_weights_in_steps():
