@@ -27,7 +27,7 @@ class Explanation:
 
     Attributes:
         decision: The decision.
-        piece: The part of the request that was decided by: all of it, or one sentence.
+        piece: The part of the request that was decided by: all of it, a sentence, or a span of one.
         evidence: The n-grams that count most for the best route against the second, both ways, strongest first. A
             letter n-gram begins or ends with a space where its word does.
         unknown: The share of the request's n-grams that no example has.

@@ -1,4 +1,8 @@
-"""What of a request the router reads: the last thing the user said, in pieces, without code, and its script."""
+"""What of a request the router reads: the last thing the user said, in pieces, without code, and its script.
+
+Among two dozen words that ask for nothing, a request is lost on a bag of words. So it is also read by sentences; and
+where people leave out full stops, by spans of words.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,11 @@ from typing import Any, NamedTuple
 LONGEST = 4_000
 """Characters of a request that are read: its beginning and its end."""
 MOST_PIECES = 24
+"""Sentences and spans of one request that are read beside the whole."""
+LONG_SENTENCE = 20
+"""Words that a sentence may have before its spans are read too."""
+SPAN = 10
+"""Words of a span; each begins in the middle of the one before."""
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _MARK = re.compile(r"[.!?…。！？\n]")
 _END_OF_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
@@ -50,7 +59,8 @@ class Reading(NamedTuple):
     """A request as the router reads it.
 
     Attributes:
-        pieces: The whole, then its sentences where there are several; empty if there is nothing to read.
+        pieces: The whole, then its sentences where there are several, then spans of long ones; empty if there is
+            nothing to read.
         script: The writing system of most of its letters, such as `"latin"`.
         has_code: Whether fenced code was left out.
     """
@@ -86,16 +96,32 @@ def read(text: str) -> Reading:
     text = text if len(text) <= LONGEST else f"{text[:half]}\n{text[-half:]}"
     prose = _FENCE.sub(" ", text) if "```" in text else text
     has_code, whole = prose != text, (prose.strip() or text.strip())
-    sentences = _sentences(whole) if _MARK.search(whole) else []  # most requests are one, without a mark
-    pieces = dict.fromkeys([whole, *sentences]) if len(sentences) > 1 else [whole]
-    return Reading(tuple(pieces) if whole else (), script(whole), has_code)
+    return Reading(_pieces(whole) if whole else (), script(whole), has_code)
+
+
+def _pieces(text: str) -> tuple[str, ...]:
+    sentences = _ends(_sentences(text), MOST_PIECES)
+    spans = _ends([span for sentence in sentences for span in _spans(sentence)], MOST_PIECES - len(sentences))
+    return tuple(dict.fromkeys([text, *sentences, *spans]))
 
 
 def _sentences(text: str) -> list[str]:
-    """The sentences of a text; of very many the first and the last."""
-    sentences = [piece for part in _END_OF_SENTENCE.split(text) if (piece := part.strip())]
-    half = MOST_PIECES // 2
-    return sentences if len(sentences) <= MOST_PIECES else [*sentences[:half], *sentences[-half:]]
+    if not _MARK.search(text):  # so are most requests, and a look is shorter than splitting
+        return [text]
+    return [piece for part in _END_OF_SENTENCE.split(text) if (piece := part.strip())]
+
+
+def _spans(sentence: str) -> list[str]:
+    words = sentence.split()
+    if len(words) <= LONG_SENTENCE:
+        return []
+    return [" ".join(words[start : start + SPAN]) for start in range(0, len(words) - SPAN // 2, SPAN // 2)]
+
+
+def _ends(pieces: list[str], most: int) -> list[str]:
+    """The first and the last pieces."""
+    half = most // 2
+    return pieces if len(pieces) <= most else [*pieces[:half], *pieces[len(pieces) - half :]]
 
 
 def script(text: str) -> str:

@@ -17,7 +17,7 @@ from adapterhub.routing.head import NONE
 from adapterhub.routing.health import findings_before_fit
 from adapterhub.routing.routes import Route
 from adapterhub.routing.rows import Rows, in_steps
-from adapterhub.routing.text import LONGEST, MOST_PIECES, read, request_in, script
+from adapterhub.routing.text import LONGEST, MOST_PIECES, SPAN, read, request_in, script
 from tests.routing.test_router import EXAMPLES
 
 
@@ -59,6 +59,32 @@ def test_a_request_is_read_in_pieces():
     assert len(long.pieces[0]) <= LONGEST + 1
     assert len(long.pieces) <= MOST_PIECES + 1
     assert {"start.", "end."} <= set(long.pieces)
+
+
+def test_long_sentences_are_read_in_spans_too():
+    words = [str(number) for number in range(30)]
+    assert read(" ".join(words[:20])).pieces == (" ".join(words[:20]),)
+    spans = read(" ".join(words)).pieces[1:]
+    assert [(span.split()[0], span.split()[-1]) for span in spans] == [
+        ("0", "9"),
+        ("5", "14"),
+        ("10", "19"),
+        ("15", "24"),
+        ("20", "29"),
+    ]
+    assert read(" ".join(words[:23])).pieces[-1].endswith(" 22"), "no word is left out"
+    mixed = read(f"Short one. {' '.join(words)}!").pieces
+    assert mixed[1:3] == ("Short one.", f"{' '.join(words)}!")
+    assert len(read("some words " * 300).pieces) <= MOST_PIECES + 1
+    assert len(read(f"{'more words ' * 15}. " * 20).pieces) <= MOST_PIECES + 1
+
+
+def test_a_request_is_found_among_words_without_full_stops(router):
+    filler = "my sister and her neighbour came by earlier and the cat is asleep on the old sofa again"
+    text = f"{filler} please extract all the names as json {filler}"
+    assert router.route(text).best == "json"
+    assert router.explain(text).piece in text
+    assert len(router.explain(text).piece.split()) == SPAN
 
 
 @pytest.mark.parametrize(
