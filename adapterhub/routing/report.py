@@ -29,13 +29,14 @@ _STYLE = """
   --right: #1f7a4d; --wrong: #c0392b; --mark: #2f5fb3; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8ec; --soft: #9aa3b0; --line: #3a404a; --paper: #16181d;
   --right: #4cc38a; --wrong: #ff7b6b; --mark: #7da7f0; } }
-body { margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
+body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
   font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 table { border-collapse: collapse; } th, td { padding: .2rem .9rem .2rem 0; text-align: left;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 figure { margin: 0; overflow-x: auto; } .pictures { display: flex; flex-wrap: wrap; gap: 2rem; }
 .soft { color: var(--soft); } svg text { fill: var(--ink); font-size: 12px; } svg .soft { fill: var(--soft); }
-.line { stroke: var(--line); fill: none; } .curve { stroke: var(--mark); fill: none; stroke-width: 2; }
+.line { stroke: var(--line); fill: none; } .ideal { stroke: var(--soft); stroke-dasharray: 4; fill: none; }
+.curve { stroke: var(--mark); fill: none; stroke-width: 2; }
 .dot { fill: var(--mark); fill-opacity: .7; } .right { fill: var(--right); } .wrong { fill: var(--wrong); }
 """
 
@@ -149,7 +150,7 @@ def _reliability(ranges: Sequence[Bin]) -> str:
         f"<title>{one.count} requests: confidence {one.confidence:.1%}, right {one.accuracy:.1%}</title></circle>"
         for one in ranges
     )
-    diagonal = f'<path class=line stroke-dasharray="4" d="M{_x(0)} {_y(0)}L{_x(1)} {_y(1)}"/>'
+    diagonal = f'<path class=ideal d="M{_x(0)} {_y(0)}L{_x(1)} {_y(1)}"/>'
     return _plot(diagonal + dots, "confidence", "best route is right")
 
 
