@@ -26,8 +26,10 @@ NONE = "~none"
 COUNTEREXAMPLES = 20
 """Others' samples that a row is fitted against, for each of its own: two thirds the nearest, the rest random."""
 LEAST = 200
-_BLOCK = 64
-"""Rows that are turned into columns at a time: one by one, each number would be written to another cache line."""
+_BLOCK = 32
+"""Rows that are fitted at a time: the features are gone through once for all of them, and their weights, which turn
+into columns, fill whole cache lines.
+"""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,16 @@ class Samples:
         """Which samples its row may be fitted on (n)."""
         return self.general if self.general.all() else self.general | (self.against == route)
 
-    def sum_of(self, places: IntArray) -> FloatArray:
-        """The sum of some samples' features (columns)."""
-        total = np.zeros(self.features.shape[1], self.features.dtype)
-        starts, ends = self.features.indptr[places], self.features.indptr[places + 1]
-        for first, last in zip(starts.tolist(), ends.tolist(), strict=True):
-            total[self.features.indices[first:last]] += self.features.data[first:last]
-        return total
+    def nearness(self, routes: Sequence[str]) -> FloatArray:
+        """How near some routes are to each sample: products of the sums of their own samples with it (routes, n)."""
+        features = self.features
+        sums = np.zeros((features.shape[1], len(routes)), features.dtype)
+        for route, name in enumerate(routes):
+            own = np.flatnonzero(self.of(name))
+            starts, ends = features.indptr[own], features.indptr[own + 1]
+            for first, last in zip(starts.tolist(), ends.tolist(), strict=True):
+                sums[features.indices[first:last], route] += features.data[first:last]
+        return np.ascontiguousarray((features @ sums).T)
 
     def without(self, held_out: BoolArray) -> Samples:
         """All but some samples; `held_out` is a mask (n)."""
@@ -98,19 +103,20 @@ def fit_rows(samples: Samples, routes: Iterable[str]) -> Rows:
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for start in range(0, len(names), _BLOCK):
             block = slice(start, start + _BLOCK)
-            fitted = [_fit_row(samples, name) for name in names[block]]
+            near = samples.nearness(names[block])
+            fitted = [_fit_row(samples, *one) for one in zip(names[block], near, strict=True)]
             rows.steps[:-1, block] = np.transpose([steps for steps, _, _ in fitted])
             rows.scales[block] = [scale for _, scale, _ in fitted]
             rows.biases[block] = [bias for _, _, bias in fitted]
     return rows
 
 
-def _fit_row(samples: Samples, route: str) -> tuple[IntArray, float, float]:
-    """A row's steps (columns), scale and bias."""
+def _fit_row(samples: Samples, route: str, nearness: FloatArray) -> tuple[IntArray, float, float]:
+    """A row's steps (columns), scale and bias, given how near each sample is to the route (n)."""
     from sklearn.svm import LinearSVC
 
     own = samples.of(route)
-    rows = _rows(samples, route, own) if own.any() else np.zeros(0, np.int64)
+    rows = _rows(samples, route, own, nearness) if own.any() else np.zeros(0, np.int64)
     if own[rows].all():  # nothing to tell it from, or nothing of its own
         return *in_steps(np.zeros(samples.features.shape[1])), 1.0 if own.any() else -1.0
     # A smaller tolerance changes no figure by more than chance does, and takes longer. A freer bias takes
@@ -120,15 +126,14 @@ def _fit_row(samples: Samples, route: str) -> tuple[IntArray, float, float]:
     return *in_steps(svc.coef_[0]), float(svc.intercept_[0])
 
 
-def _rows(samples: Samples, route: str, own: BoolArray) -> IntArray:
+def _rows(samples: Samples, route: str, own: BoolArray, nearness: FloatArray) -> IntArray:
     """The samples that a row is fitted on."""
     others = np.flatnonzero(~own & samples.usable(route))
     most = max(LEAST, COUNTEREXAMPLES * int(own.sum()))
     if len(others) <= most:
         return np.sort(np.concatenate([np.flatnonzero(own), others]))
-    nearness = (samples.features @ samples.sum_of(np.flatnonzero(own)))[others]
     count = most * 2 // 3
-    order = np.argpartition(-nearness, count)
+    order = np.argpartition(-nearness[others], count)
     nearest, rest = np.split(others[order], [count])
     chance = np.random.default_rng(crc32(route.encode()))
     random = chance.choice(rest, most - len(nearest), replace=False)
