@@ -22,6 +22,8 @@ ENOUGH = 50
 """Held-out requests from which on a script has a curve of its own."""
 FEW = 20
 """Held-out requests below which there is no measuring, and `PRIOR` holds."""
+NONE_SHARE = 0.25
+"""What held-out requests for no adapter count at most, all together, beside the others: one request in five."""
 
 
 class Policy(BaseModel):
@@ -120,9 +122,9 @@ def _wanted_score(scores: FloatArray, right: BoolArray, policy: Policy) -> float
 
 
 def _weights(inside: BoolArray) -> FloatArray:
-    """How much each held-out request counts (n): those for no adapter together at most as much as the others."""
+    """How much each held-out request counts (n)."""
     own, others = int(inside.sum()), int((~inside).sum())
-    return np.where(inside, 1.0, min(1.0, own / max(1, others)))
+    return np.where(inside, 1.0, min(1.0, NONE_SHARE * own / max(1, others)))
 
 
 def _platt(scores: FloatArray, right: BoolArray, weights: FloatArray) -> tuple[float, float]:

@@ -27,8 +27,8 @@ COUNTEREXAMPLES = 20
 """Others' samples that a row is fitted against, for each of its own: two thirds the nearest, the rest random."""
 LEAST = 200
 _BLOCK = 32
-"""Rows that are fitted at a time: the features are gone through once for all of them, and their weights, which turn
-into columns, fill whole cache lines.
+"""Rows that are fitted at a time: the features are gone through once for all of them, and so are the columns that their
+weights become.
 """
 
 

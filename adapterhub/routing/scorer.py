@@ -159,7 +159,7 @@ class Scorer:
 
 
 def _highest(values: FloatArray, count: int) -> list[int]:
-    """The places of the highest values; one at a time, which for a few of them takes half of a partition's time."""
+    """The places of the highest values, which for a few of them are sooner found one by one than by a partition."""
     left, found = values.copy(), []
     for _ in range(min(count, len(values))):
         found.append(int(left.argmax()))

@@ -205,6 +205,17 @@ def test_nothing_is_refused_in_vain():
     assert np.mean([curve.confidence(s) < curve.threshold for s in outside]) >= 0.95
 
 
+@pytest.mark.parametrize("others", [50, 2000])
+def test_requests_for_no_adapter_count_as_one_in_five_at_most(others: int):
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(1, 1, 400), rng.normal(0, 1, others)
+    held_out = _held_out(inside, inside > -9) + _held_out(outside, outside > 9, route=NONE)
+    curve = Calibration.fit(held_out, Policy()).general
+    ours, theirs = (np.mean([curve.confidence(score) for score in scores]) for scores in (inside, outside))
+    share = min(others / 400, 0.25)
+    assert (ours + share * theirs) / (1 + share) == pytest.approx(1 / (1 + share), abs=0.005)
+
+
 def test_each_script_has_its_own_threshold():
     held_out = _held_out(np.linspace(1, 2, 100), [True] * 100)
     held_out += _held_out(np.linspace(0, 1, 100), [True] * 100, script="cyrillic")
