@@ -68,7 +68,7 @@ class AdapterHub:
         self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
         self._known: set[str] = set()  # references that `set_adapter` has found before
         self._maker = RequestMaker(registry, engine, router)
-        self._aside = _one_thread()
+        self._aside, self._fitting = _one_thread(), _one_thread()
 
     @classmethod
     def from_pretrained(
@@ -258,7 +258,7 @@ class AdapterHub:
         **options: Any,
     ) -> Generation:
         """As `generate`, without blocking the event loop; cancelling the task cancels the answer."""
-        prepared = await self.aside(self._prepare, prompt, adapter, raw, tools, options)
+        prepared = await self._prepared(self._prepare, prompt, adapter, raw, tools, options)
         started = time.perf_counter()
         (answers,) = await self._engine.agenerate([prepared.request])
         return prepared.generation(answers, time.perf_counter() - started)
@@ -273,7 +273,7 @@ class AdapterHub:
         **options: Any,
     ) -> list[Generation]:
         """As `generate_batch`, without blocking the event loop; cancelling the task cancels the answers."""
-        prepared = await self.aside(self._prepare_batch, prompts, adapters, raw, tools, options)
+        prepared = await self._prepared(self._prepare_batch, prompts, adapters, raw, tools, options)
         started = time.perf_counter()
         answers = await self._engine.agenerate([one.request for one in prepared])
         return _generations(prepared, answers, time.perf_counter() - started)
@@ -293,7 +293,7 @@ class AdapterHub:
             An asynchronous iterator of text; its `result` is the `Generation` once it has ended.
         """
         _refuse_several(options)
-        prepare = partial(self.aside, self._prepare, prompt, adapter, raw, tools, options)
+        prepare = partial(self._prepared, self._prepare, prompt, adapter, raw, tools, options)
         return AsyncGenerationStream(_astreamed(prepare, self._engine))
 
     async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -449,9 +449,11 @@ class AdapterHub:
     def close(self) -> None:
         """Ends running answers and frees the engine. The registry stays usable."""
         self._engine.close()
-        # A later request takes the new one, and is told by the engine that it is closed.
-        former, self._aside = self._aside, _one_thread()
-        former.shutdown(wait=False)
+        # A later request takes the new ones, and is told by the engine that it is closed.
+        formers = self._aside, self._fitting
+        self._aside, self._fitting = _one_thread(), _one_thread()
+        for former in formers:
+            former.shutdown(wait=False)
 
     def __enter__(self) -> Self:
         return self
@@ -460,6 +462,15 @@ class AdapterHub:
         self.close()
 
     # Requests
+
+    async def _prepared(
+        self, prepare: Callable[..., Result], prompt: Any, adapters: Choice | Sequence[str | None], *rest: Any
+    ) -> Result:
+        """Prepares beside the event loop. Fitting the router takes seconds, for which only `"auto"` has to wait."""
+        choices = [adapters] if adapters is None or isinstance(adapters, str | _Active) else adapters
+        if not self._maker.has_router and "auto" in map(self._wanted, choices):
+            await asyncio.get_running_loop().run_in_executor(self._fitting, getattr, self, "router")
+        return await self.aside(prepare, prompt, adapters, *rest)
 
     def _prepare(
         self,

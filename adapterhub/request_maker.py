@@ -133,6 +133,11 @@ class RequestMaker:
         return Prepared(Request(tokens, source, sampling, structure, options.priority), blend, route)
 
     @property
+    def has_router(self) -> bool:
+        """Whether the router is there already; else it is fitted when it is asked for."""
+        return self._router.is_fitted
+
+    @property
     def router(self) -> AdapterRouter:
         """The router for the registry as it is now."""
         return self._router.current()

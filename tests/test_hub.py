@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import AdapterHub, AdapterRegistry, EchoEngine, RouteDecision
+from adapterhub import AdapterHub, AdapterRegistry, AdapterRouter, EchoEngine, RouteDecision
 from adapterhub.errors import (
     AdapterIncompatibleError,
     AdapterNotFoundError,
@@ -159,6 +159,30 @@ class TestChoosing:
         while any(thread.ident == places[0][0] for thread in threading.enumerate()):
             assert time.monotonic() < deadline, "closing the hub ends its thread"
             await asyncio.sleep(0.01)
+
+    async def test_only_auto_waits_until_the_router_is_fitted(self, echo, monkeypatch):
+        fit, may_fit = AdapterRouter.from_cards, threading.Event()
+
+        def slowly(*arguments, **options):
+            assert may_fit.wait(10)
+            return fit(*arguments, **options)
+
+        monkeypatch.setattr(AdapterRouter, "from_cards", slowly)
+        prompt = "the router shows an error"
+        waiting = [
+            asyncio.ensure_future(echo.agenerate(prompt, "auto")),
+            asyncio.ensure_future(echo.agenerate_batch([prompt], ["auto"])),
+            asyncio.ensure_future(anext(echo.astream(prompt, "auto"))),
+        ]
+        await asyncio.sleep(0)
+        assert (await asyncio.wait_for(echo.agenerate("Hi", "json"), 5)).adapter == "json"
+        with echo.using("code"):
+            assert (await asyncio.wait_for(echo.agenerate_batch(["Hi"]), 5))[0].adapter == "code"
+        assert not any(task.done() for task in waiting)
+        may_fit.set()
+        one, (other,), piece = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        assert one.adapter == other.adapter == "support"
+        assert one.text.startswith(piece)
 
     def test_threads_and_tasks_keep_their_own(self, echo):
         seen: dict[str, str | None] = {}

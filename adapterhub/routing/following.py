@@ -49,6 +49,11 @@ class RouterFollowing:
         self._looked = 0.0
         self._lock = threading.Lock()
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the first call has been."""
+        return self._router is not None
+
     def current(self) -> AdapterRouter:
         """The router, in step with the registry.
 
