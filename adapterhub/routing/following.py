@@ -51,7 +51,7 @@ class RouterFollowing:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the first call has been."""
+        """Whether `current` has a router already, and takes no longer than a look at the registry."""
         return self._router is not None
 
     def current(self) -> AdapterRouter:

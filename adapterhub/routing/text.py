@@ -106,7 +106,7 @@ def _pieces(text: str) -> tuple[str, ...]:
 
 
 def _sentences(text: str) -> list[str]:
-    if not _MARK.search(text):  # so are most requests, and a look is shorter than splitting
+    if not _MARK.search(text):  # as in most requests; to look for a mark takes less time than to split
         return [text]
     return [piece for part in _END_OF_SENTENCE.split(text) if (piece := part.strip())]
 
