@@ -60,13 +60,11 @@ def buckets(text: str) -> IntArray:
 
     Letters are taken within the parts between spaces, with a space before and after each.
     """
-    parts = [
-        _known(part) if len(part) <= _LONGEST_PART else _Part.of(part) for part in normalised(text).split()
-    ]
-    words = [word for part in parts for word in part.words]
-    # A checksum can be taken up where another one ends: at the first word's.
-    pairs = [crc32(b" " + second, checksum) % BUCKETS for (_, checksum), (second, _) in pairwise(words)]
-    found = np.concatenate([np.array(pairs, np.intp), *[part.buckets for part in parts]])
+    text = normalised(text)
+    pairs = np.array([_bucket(pair) for pair in _pairs(text)], np.intp)
+    # A long part hardly comes again, and would take room.
+    parts = [_known(part) if len(part) <= _LONGEST_PART else _of_part(part) for part in text.split()]
+    found = np.concatenate([pairs, *parts])
     found.sort()
     return found
 
@@ -74,41 +72,36 @@ def buckets(text: str) -> IntArray:
 def grams(text: str) -> dict[int, str]:
     """An n-gram behind each bucket of a text."""
     text = normalised(text)
-    parts, words = text.split(), _WORD.findall(text)
-    spoken = words + [f"{first} {second}" for first, second in pairwise(words)]
-    named = {_bucket(gram): gram for gram in (*spoken, *(shape for part in parts for shape in _shapes(part)))}
-    return named | {BUCKETS + _bucket(gram): gram for part in parts for gram in _letter_grams(part)}
+    parts = text.split()
+    words = [*_pairs(text), *(gram for part in parts for gram in _word_grams(part))]
+    letters = [gram for part in parts for gram in _letter_grams(part)]
+    return {_bucket(gram): gram for gram in words} | {BUCKETS + _bucket(gram): gram for gram in letters}
 
 
-class _Part(NamedTuple):
-    """What lies between two spaces of a text.
-
-    Attributes:
-        buckets: The buckets of all its n-grams but pairs of words (n).
-        words: Each word and its checksum.
-    """
-
-    buckets: IntArray
-    words: tuple[tuple[bytes, int], ...]
-
-    @classmethod
-    def of(cls, part: str) -> _Part:
-        words = _WORD.findall(part)
-        found = [_bucket(gram) for gram in (*words, *_shapes(part))]
-        found += [BUCKETS + _bucket(gram) for gram in _letter_grams(part)]
-        return cls(np.array(found, np.intp), tuple((_encoded(word), crc32(_encoded(word))) for word in words))
+def _of_part(part: str) -> IntArray:
+    """The buckets of what lies between two spaces of a text: all of its n-grams but pairs of words."""
+    words, letters = _word_grams(part), _letter_grams(part)
+    return np.array([*map(_bucket, words), *(BUCKETS + _bucket(gram) for gram in letters)], np.intp)
 
 
-_known = lru_cache(maxsize=2**14)(_Part.of)
-"""The same parts come again and again; their arrays are only ever read."""
+_known = lru_cache(maxsize=2**14)(_of_part)
+"""The same parts come again and again; their buckets are only ever read."""
 
 
-def _shapes(part: str) -> list[str]:
+def _pairs(text: str) -> list[str]:
+    return [f"{first} {second}" for first, second in pairwise(_WORD.findall(text))]
+
+
+def _word_grams(part: str) -> list[str]:
+    """The words of a part, and its shape where it is more than one word."""
+    words = _WORD.findall(part)
+    return words if part.isalpha() or (shape := _shape(part)) == "~a" else [*words, shape]
+
+
+def _shape(part: str) -> str:
     """What is left of a part when each run of letters or digits becomes one: `f(x)`, `name_12` and `12:30` have one."""
-    if part.isalpha():
-        return []
-    shape = _LETTERS.sub("a", _DIGITS.sub("0", part.strip(".,;:!?\"'")[:_LONGEST_PART]))
-    return [f"~{shape}"] if shape != "a" else []
+    bare = part.strip(".,;:!?\"'")[:_LONGEST_PART]
+    return f"~{_LETTERS.sub('a', _DIGITS.sub('0', bare))}"
 
 
 def _letter_grams(part: str) -> list[str]:
@@ -117,11 +110,7 @@ def _letter_grams(part: str) -> list[str]:
 
 
 def _bucket(gram: str) -> int:
-    return crc32(_encoded(gram)) % BUCKETS
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return crc32(gram.encode("utf-8", "surrogatepass")) % BUCKETS
 
 
 class Weighting:
