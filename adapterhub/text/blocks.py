@@ -69,11 +69,12 @@ def split_blocks(text: str) -> list[Block]:
             blocks.append(Block("code", lines, apart=apart and bool(blocks)))
             apart = False
             continue
-        for line in (_STRAY.sub(" ", line) for line in lines):
-            words = split_words(line)
-            if words:
-                _add(blocks, line, words, apart and bool(blocks))
-            apart = not words
+        for line in lines:
+            if line and (words := split_words(clean := _STRAY.sub(" ", line))):
+                _add(blocks, clean, words, apart and bool(blocks))
+                apart = False
+            else:
+                apart = True
     return blocks
 
 
