@@ -6,26 +6,27 @@ Names are imported when first used (PEP 562), so `import adapterhub` loads neith
 from __future__ import annotations
 
 import logging
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from adapterhub.base.loading import load_base
     from adapterhub.config import HubConfig
     from adapterhub.engine.echo import EchoEngine
     from adapterhub.engine.interface import Engine
+    from adapterhub.engine.sampling_params import SamplingParams
     from adapterhub.errors import (
         AdapterHubError,
         AdapterIncompatibleError,
         AdapterNotFoundError,
         CapacityError,
     )
-    from adapterhub.generation import Generation
     from adapterhub.hub import AdapterHub
-    from adapterhub.models import load_base
     from adapterhub.registry import AdapterCard, AdapterRegistry
+    from adapterhub.requests.generation import Generation
     from adapterhub.routing.decision import RouteDecision
     from adapterhub.routing.router import AdapterRouter
-    from adapterhub.sampling import SamplingParams
 
 __version__ = "0.1.0"
 
@@ -40,11 +41,11 @@ _EXPORTS = {
     "CapacityError": "adapterhub.errors",
     "EchoEngine": "adapterhub.engine.echo",
     "Engine": "adapterhub.engine.interface",
-    "Generation": "adapterhub.generation",
+    "Generation": "adapterhub.requests.generation",
     "HubConfig": "adapterhub.config",
     "RouteDecision": "adapterhub.routing.decision",
-    "SamplingParams": "adapterhub.sampling",
-    "load_base": "adapterhub.models",
+    "SamplingParams": "adapterhub.engine.sampling_params",
+    "load_base": "adapterhub.base.loading",
 }
 
 __all__ = [
@@ -69,11 +70,4 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

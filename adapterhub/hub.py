@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from adapterhub.config import HubConfig, registry_folder
-from adapterhub.engine.interface import Completion, Engine, Piece
+from adapterhub.engine.interface import Completion, Engine, TokenOutput
+from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import ConfigError
-from adapterhub.generation import AsyncGenerationStream, Generation, GenerationStream
-from adapterhub.prompts import PromptStyle
 from adapterhub.registry import AdapterCard, AdapterRegistry
-from adapterhub.request_maker import Options, Prepared, Prompt, RequestMaker, names_adapter
+from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream
+from adapterhub.requests.preparing import Options, PreparedRequest, Prompt, RequestPreparer, names_adapter
+from adapterhub.requests.prompts import PromptStyle
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import EVERYTHING, RouteFilter
 from adapterhub.routing.router import AdapterRouter
-from adapterhub.structure import OutputFormat
 
 if TYPE_CHECKING:
     from adapterhub.export.merge import MergeReport
-    from adapterhub.lora.blend import Method
+    from adapterhub.lora.blending.methods import Method
     from adapterhub.registry import CardFields
 
 
@@ -67,7 +67,7 @@ class AdapterHub:
         self._engine = engine
         self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
         self._known: set[str] = set()  # references that `set_adapter` has found before
-        self._maker = RequestMaker(registry, engine, router)
+        self._maker = RequestPreparer(registry, engine, router)
         self._aside, self._fitting = _one_thread(), _one_thread()
 
     @classmethod
@@ -94,8 +94,8 @@ class AdapterHub:
         adapters = AdapterRegistry(registry_folder(config.registry))
         name, limits = config.base or _base_of(adapters), config.limits
         # torch and transformers take seconds to import, so everything above has been checked first.
+        from adapterhub.base.loading import load_base
         from adapterhub.engine.batching import BatchingEngine
-        from adapterhub.models import load_base
 
         loaded = load_base(
             name,
@@ -343,8 +343,8 @@ class AdapterHub:
             AdapterIncompatibleError: The parts belong to different bases, or one uses DoRA.
             ConfigError: A name, a weight or a setting is not valid.
         """
-        from adapterhub.blending import blend_adapters
-        from adapterhub.lora.blend import BlendSettings
+        from adapterhub.lora.blending.methods import BlendSettings
+        from adapterhub.lora.blending.registering import blend_adapters
 
         settings = BlendSettings(method, rank, density, seed)
         return blend_adapters(self.registry, name, weights, settings, **fields)
@@ -361,7 +361,7 @@ class AdapterHub:
         Raises:
             ExportError: The merge failed; nothing was written.
         """
-        from adapterhub.bases import locate_base
+        from adapterhub.base.locating import locate_base
         from adapterhub.export.merge import merge_adapter
 
         card = self.registry.resolve(name)
@@ -394,8 +394,8 @@ class AdapterHub:
         Raises:
             ConfigError: There are no prompts, as many `tools` were expected, or the folder holds no model.
         """
+        from adapterhub.base.loading import load_base
         from adapterhub.engine.batching import BatchingEngine
-        from adapterhub.models import load_base
 
         if not prompts:
             raise ConfigError("There is nothing to compare the models by.", hint="Give prompts.")
@@ -479,7 +479,7 @@ class AdapterHub:
         raw: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         options: Mapping[str, Any],
-    ) -> Prepared:
+    ) -> PreparedRequest:
         return self._maker.make(prompt, self._wanted(choice), Options.of(options), raw=raw, tools=tools)
 
     def _prepare_batch(
@@ -489,7 +489,7 @@ class AdapterHub:
         raw: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         options: Mapping[str, Any],
-    ) -> list[Prepared]:
+    ) -> list[PreparedRequest]:
         if isinstance(prompts, str):
             raise ConfigError("A batch takes a list of prompts, not one text.", hint="generate() takes one.")
         choices, asked = _one_each(prompts, adapters), Options.of(options)
@@ -529,7 +529,7 @@ def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]
 
 
 def _generations(
-    prepared: Sequence[Prepared], answers: Sequence[Sequence[Completion]], seconds: float
+    prepared: Sequence[PreparedRequest], answers: Sequence[Sequence[Completion]], seconds: float
 ) -> list[Generation]:
     return [one.generation(answer, seconds) for one, answer in zip(prepared, answers, strict=True)]
 
@@ -539,7 +539,7 @@ def _refuse_several(sampling: Mapping[str, Any]) -> None:
         raise ConfigError("A stream has one answer, so n must be 1.")
 
 
-def _streamed(prepared: Prepared, pieces: Iterator[Piece]) -> Generator[str | Generation]:
+def _streamed(prepared: PreparedRequest, pieces: Iterator[TokenOutput]) -> Generator[str | Generation]:
     started, seen = time.perf_counter(), []
     for piece in pieces:
         seen.append(piece)
@@ -549,7 +549,7 @@ def _streamed(prepared: Prepared, pieces: Iterator[Piece]) -> Generator[str | Ge
 
 
 async def _astreamed(
-    prepare: Callable[[], Awaitable[Prepared]], engine: Engine
+    prepare: Callable[[], Awaitable[PreparedRequest]], engine: Engine
 ) -> AsyncGenerator[str | Generation]:
     prepared = await prepare()
     started, seen = time.perf_counter(), []

@@ -24,14 +24,14 @@ import torch
 from peft import PeftModel
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.base.loading import Base
+from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import AdapterSource, Request
-from adapterhub.limits import EngineLimits
+from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.delta import LoraDelta
-from adapterhub.lora.layers import AdapterLayers
-from adapterhub.lora.weights import load_source
-from adapterhub.models import Base
-from adapterhub.sampling import SamplingParams
+from adapterhub.lora.loading import load_source
+from adapterhub.lora.model_manager import LoraModelManager
 from benchmarks.common import parser, random_base, ratio, report, settle, table, timed
 from benchmarks.contenders import load_peft, twin
 from benchmarks.shapes import write_adapter
@@ -44,11 +44,11 @@ READING, INTO_SLOT, OURS = "plainly reading", "ours, into the slot", "ours"
 class Ours:
     """An engine with one slot, and the places from which it can be asked for an adapter."""
 
-    def __init__(self, base: Base, adapter: AdapterSource, other: AdapterSource) -> None:
+    def __init__(self, base: Base, adapter: LoraRequest, other: LoraRequest) -> None:
         self._engine = BatchingEngine(base, EngineLimits(max_loras=1))
         self._adapter, self._other = adapter, other
 
-    def first_token(self, adapter: AdapterSource | None = None) -> None:
+    def first_token(self, adapter: LoraRequest | None = None) -> None:
         """Answers a prompt of one token with one token."""
         once = SamplingParams(max_tokens=1)
         self._engine.generate([Request([5], adapter or self._adapter, once)])
@@ -76,8 +76,8 @@ class Ours:
 class IntoSlot:
     """The way of an adapter from disk to host memory to a slot, with nothing around it."""
 
-    def __init__(self, base: Base, adapter: AdapterSource) -> None:
-        self._layers = AdapterLayers(base.model, slots=1, dtype=base.compute_dtype)
+    def __init__(self, base: Base, adapter: LoraRequest) -> None:
+        self._layers = LoraModelManager(base.model, slots=1, dtype=base.compute_dtype)
         self._base, self._adapter = base, adapter
         self._deltas: dict[str, LoraDelta] = {}
 
@@ -113,7 +113,7 @@ class IntoSlot:
 class Peft:
     """PEFT with some other adapters loaded already."""
 
-    def __init__(self, model: PeftModel, adapter: AdapterSource, others: Sequence[AdapterSource]) -> None:
+    def __init__(self, model: PeftModel, adapter: LoraRequest, others: Sequence[LoraRequest]) -> None:
         self._model, self._adapter, self._others = model, adapter, others
 
     @torch.inference_mode()
@@ -141,7 +141,7 @@ class Peft:
             times.setdefault("evict", []).append(timed(self.evict, options))
 
 
-def _prepare(adapter: AdapterSource, place: str) -> None:
+def _prepare(adapter: LoraRequest, place: str) -> None:
     """Puts an adapter's file into the operating system's cache, or takes it out (Linux)."""
     path = adapter.folder / "adapter_model.safetensors"
     path.read_bytes()
@@ -150,7 +150,7 @@ def _prepare(adapter: AdapterSource, place: str) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _read(adapter: AdapterSource, options: argparse.Namespace, times: Times) -> None:
+def _read(adapter: LoraRequest, options: argparse.Namespace, times: Times) -> None:
     """Plainly reads the file."""
     for place in (CACHED, UNCACHED):
         _prepare(adapter, place)
@@ -159,7 +159,7 @@ def _read(adapter: AdapterSource, options: argparse.Namespace, times: Times) -> 
 
 
 def loads(
-    base: Base, sources: Sequence[AdapterSource], options: argparse.Namespace
+    base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Contender -> place -> median milliseconds, and what -> place -> times the reading; the contenders take turns."""
     adapter, *others = sources
@@ -201,7 +201,7 @@ def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
 
 
 def switches(
-    base: Base, sources: Sequence[AdapterSource], options: argparse.Namespace, scratch: Path
+    base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace, scratch: Path
 ) -> dict[int, dict[str, float]]:
     """Number of adapters -> contender -> median microseconds of a switch."""
     registry, results = AdapterRegistry(scratch / "registry"), {}
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scratch / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
         )
         os.sync()  # what is not on disk yet cannot leave the operating system's cache
-        sources = [AdapterSource(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters) + 1)]
+        sources = [LoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters) + 1)]
         load, over_reading = loads(base, sources, options)
         results = {
             "switch": switches(base, sources, options, scratch),

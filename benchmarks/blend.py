@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, LoraModel
 from torch import nn
 
-from adapterhub.lora.blend import BlendSettings, blend_deltas
+from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
 from adapterhub.lora.delta import LoraDelta
 
 LAYER = "layer"

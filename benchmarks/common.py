@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 from transformers.utils import logging
 
-from adapterhub.models import Base, load_base
+from adapterhub.base.loading import Base, load_base
 from benchmarks.shapes import SHAPES, write_base
 
 Times = dict[str, list[float]]

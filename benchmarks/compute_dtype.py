@@ -19,7 +19,7 @@ import torch
 from transformers import DynamicCache
 from transformers.utils import logging
 
-from adapterhub.models import Base, load_base
+from adapterhub.base.loading import Base, load_base
 from benchmarks.shapes import SHAPES, write_base
 
 DTYPES = ("bfloat16", "float32")

@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
+from adapterhub.base.loading import Base
+from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import AdapterSource, Piece, Request
-from adapterhub.limits import EngineLimits
-from adapterhub.models import Base
-from adapterhub.sampling import SamplingParams
+from adapterhub.engine.interface import LoraRequest, Request, TokenOutput
+from adapterhub.engine.sampling_params import SamplingParams
 
 Prompts = Sequence[Sequence[int]]
 
@@ -23,7 +23,7 @@ Prompts = Sequence[Sequence[int]]
 class Contender(Protocol):
     """Greedy decoding of one batch."""
 
-    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
         """Reads prompts of one length, each for its adapter, and makes room for some steps."""
 
     def step(self) -> None:
@@ -39,7 +39,7 @@ def twin(base: Base) -> Base:
     return dataclasses.replace(base, model=copy.deepcopy(base.model, shared))
 
 
-def load_peft(base: Base, adapters: Sequence[AdapterSource]) -> PeftModel:
+def load_peft(base: Base, adapters: Sequence[LoraRequest]) -> PeftModel:
     """PEFT's model with adapters, in the dtype of their files."""
     first, *others = adapters
     model = PeftModel.from_pretrained(
@@ -62,7 +62,7 @@ class StaticBatch:
         self._model = model
         self._mixed = mixed
 
-    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
         names = [adapter.name if adapter else "__base__" for adapter in adapters]
         self._named = {"adapter_names": names} if self._mixed else {}
         if not self._mixed and adapters[0]:
@@ -88,7 +88,7 @@ class PeftInTurn:
     def __init__(self, model: PeftModel) -> None:
         self._model = model
 
-    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
         self._batches = []
         for adapter in dict.fromkeys(adapters):
             own = [prompt for prompt, other in zip(prompts, adapters, strict=True) if other is adapter]
@@ -114,7 +114,7 @@ class Ours:
         rows: Most rows of a batch.
     """
 
-    def __init__(self, base: Base, adapters: Sequence[AdapterSource], rows: int) -> None:
+    def __init__(self, base: Base, adapters: Sequence[LoraRequest], rows: int) -> None:
         limits = EngineLimits(
             max_loras=max(1, len(adapters)),
             max_cpu_loras=max(1, len(adapters)),
@@ -124,9 +124,9 @@ class Ours:
         self.engine = BatchingEngine(base, limits)
         once = SamplingParams(max_tokens=1)
         self.engine.generate([Request([1, 2, 3], adapter, once) for adapter in adapters])
-        self._streams: list[Iterator[Piece]] = []
+        self._streams: list[Iterator[TokenOutput]] = []
 
-    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
         last = len(prompts) - 1
         sampling = SamplingParams(max_tokens=steps + len(prompts) + 2, ignore_eos=True)
         # The first piece of a row takes one step, in which those before it get a token: they start that much shorter,
@@ -150,7 +150,7 @@ class Ours:
 class TransformersContinuous:
     """transformers' own continuous batching, with a cache of the size needed, driven from this thread.
 
-    As shipped it runs in a thread of its own, which costs more; see `adapterhub.engine.turns`.
+    As shipped it runs in a thread of its own, which costs more; see `adapterhub.engine.scheduling.leader_follower`.
     """
 
     PAGE = 32
@@ -166,7 +166,7 @@ class TransformersContinuous:
         )
         self._processor = self._manager._create_batch_processor()
 
-    def start(self, prompts: Prompts, adapters: Sequence[AdapterSource | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
         self._requests = [
             self._manager.add_request(list(prompt), max_new_tokens=steps + 2, eos_token_id=-1)
             for prompt in prompts

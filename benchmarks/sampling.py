@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 )
 
 from adapterhub import SamplingParams
-from adapterhub.engine.sampler import Logits, Sampler
+from adapterhub.engine.decoding.sampler import Logits, Sampler
 from benchmarks.common import in_turn, machine, progress, ratio, settle, table
 
 SETTINGS: dict[str, dict[str, Any]] = {

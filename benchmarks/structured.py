@@ -30,9 +30,9 @@ from transformers.utils import logging
 
 from adapterhub import AdapterHub, AdapterRegistry, SamplingParams, load_base
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.sampler import Logits, Sampler
-from adapterhub.engine.structured import StructureCompiler
-from adapterhub.structure import OutputFormat
+from adapterhub.engine.decoding.grammar_constraint import GrammarCompiler
+from adapterhub.engine.decoding.sampler import Logits, Sampler
+from adapterhub.engine.output_format import OutputFormat
 
 clock = time.process_time  # this process's own time: other programs on the machine add nothing to it
 SPARE = {"tight": 4, "roomy": 200}
@@ -79,7 +79,7 @@ class Timed:
 
 
 def answer(
-    compiler: StructureCompiler, wanted: OutputFormat, budget: int, width: int, seed: int
+    compiler: GrammarCompiler, wanted: OutputFormat, budget: int, width: int, seed: int
 ) -> tuple[float, float]:
     """Microseconds a token in the constraint and in the sampler."""
     constraint, sampler, tokens = compiler.constraint(wanted, budget, ()), Timed(seed), 0
@@ -115,7 +115,7 @@ def measure(tokenizer: PreTrainedTokenizerBase, width: int, answers: int) -> lis
     for name, given in FORMS.items():
         wanted = OutputFormat.of(**given)
         started = clock()
-        compiler = StructureCompiler(tokenizer, width, {tokenizer.eos_token_id})
+        compiler = GrammarCompiler(tokenizer, width, {tokenizer.eos_token_id})
         reading = 1e3 * (clock() - started)
         started = clock()
         least = len(compiler.compile(wanted).shortest)

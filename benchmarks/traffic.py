@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from peft import PeftModel
 
+from adapterhub.base.loading import Base
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import AdapterSource, Request
-from adapterhub.models import Base
-from adapterhub.sampling import SamplingParams
+from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.sampling_params import SamplingParams
 from benchmarks.contenders import StaticBatch
 from benchmarks.shapes import VOCABULARY
 
@@ -55,14 +55,14 @@ class Arrival:
     """One request, and when it got its first and its last token, in seconds after it came."""
 
     at: float
-    adapter: AdapterSource
+    adapter: LoraRequest
     prompt: list[int]
     first: float = 0.0
     last: float = 0.0
 
 
 def arrivals(
-    sources: Sequence[AdapterSource],
+    sources: Sequence[LoraRequest],
     popularity: Sequence[float],
     *,
     requests: int,
@@ -92,7 +92,7 @@ def serve_in_batches(
     requests: Sequence[Arrival],
     most: int,
     tokens: int,
-    batch_for: Callable[[AdapterSource], StaticBatch],
+    batch_for: Callable[[LoraRequest], StaticBatch],
     *,
     by_adapter: bool,
     clock: Clock,
@@ -121,7 +121,7 @@ class LazyPeft:
         self._base = base
         self._model: PeftModel | None = None
 
-    def batch_for(self, adapter: AdapterSource) -> StaticBatch:
+    def batch_for(self, adapter: LoraRequest) -> StaticBatch:
         """A batch for one adapter."""
         if self._model is None:
             self._model = PeftModel.from_pretrained(

@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub import HubConfig
-from adapterhub.config import registry_folder
+from adapterhub.config import EngineLimits, registry_folder
 from adapterhub.errors import ConfigError
-from adapterhub.limits import EngineLimits
 
 
 def test_an_argument_wins_over_environment_over_file_over_default(tmp_path: Path, monkeypatch):

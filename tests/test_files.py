@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub._files import new_folder, read_bounded, sha256_file, write_atomic
 from adapterhub.errors import AdapterInvalidError
-from adapterhub.files import new_folder, read_bounded, sha256_file, write_atomic
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

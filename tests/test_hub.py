@@ -17,7 +17,7 @@ from adapterhub.errors import (
     RegistryError,
     RequestTooLongError,
 )
-from adapterhub.request_maker import RequestMaker
+from adapterhub.requests.preparing import RequestPreparer
 from tests.tiny import make_adapter, make_base
 
 
@@ -76,7 +76,7 @@ class TestChoosing:
 
     def test_speed_is_the_engines_and_not_the_routers(self, echo, monkeypatch):
         monkeypatch.setattr(
-            RequestMaker,
+            RequestPreparer,
             "route",
             lambda *_: time.sleep(0.2) or RouteDecision("json", 1.0, 0.5, "matched", {}),
         )

@@ -14,8 +14,8 @@ from adapterhub.cli.run import describe
 
 if TYPE_CHECKING:
     from adapterhub.demo import DemoRequest
-    from adapterhub.generation import Generation
     from adapterhub.hub import AdapterHub
+    from adapterhub.requests.generation import Generation
 
 
 @click.command()
@@ -29,7 +29,7 @@ def demo(as_json: bool) -> None:
     Example:
       adapterhub demo
     """
-    from adapterhub.bases import DEMO_BASE
+    from adapterhub.base.locating import DEMO_BASE
     from adapterhub.demo import demo_registry_folder, demo_requests
     from adapterhub.hub import AdapterHub
 

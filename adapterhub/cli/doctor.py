@@ -18,7 +18,7 @@ from adapterhub.cli.routes import current_router, told
 from adapterhub.errors import RoutingError
 
 if TYPE_CHECKING:
-    from adapterhub.routing.health import Finding
+    from adapterhub.routing.analysis.health import Finding
 
 _PACKAGES = (
     "torch",
@@ -108,7 +108,7 @@ def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:
 def _paths(registry: Path | None) -> dict[str, Any]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from adapterhub.bases import demo_base_folder
+    from adapterhub.base.locating import demo_base_folder
     from adapterhub.config import HubConfig
 
     adapters, settings = open_registry(registry), HubConfig.load(registry=registry)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 from adapterhub.errors import AdapterHubError, ConfigError, DatasetError
-from adapterhub.prompts import check_text
 from adapterhub.registry.cards import AdapterCard, CardFields
-from adapterhub.registry.names import check_name
-from adapterhub.routing.log import read_corrections
+from adapterhub.registry.references import check_name
+from adapterhub.requests.prompts import check_text
+from adapterhub.routing.feedback.decision_log import read_corrections
 from adapterhub.routing.routes import LONGEST_EXAMPLE
 
 if TYPE_CHECKING:

@@ -88,8 +88,8 @@ def blend(
       adapterhub blend helper json:0.7 support:0.3 --method svd --rank 16
       adapterhub blend helper json@2:1 support:-0.5 --method ties --density 0.3
     """
-    from adapterhub.blending import blend_adapters
-    from adapterhub.lora.blend import BlendSettings
+    from adapterhub.lora.blending.methods import BlendSettings
+    from adapterhub.lora.blending.registering import blend_adapters
 
     adapters, fields = open_registry(registry), {"description": description} if description else {}
     card = blend_adapters(adapters, name, "+".join(parts), BlendSettings(**settings), **fields)
@@ -124,7 +124,7 @@ def merge(
       adapterhub merge json ./json-merged
       adapterhub merge json ./json-merged --check 0
     """
-    from adapterhub.bases import locate_base
+    from adapterhub.base.locating import locate_base
     from adapterhub.errors import ConfigError
     from adapterhub.export.merge import merge_adapter
 

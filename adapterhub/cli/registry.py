@@ -216,8 +216,8 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
 
 def _prompt_style(card: AdapterCard) -> str:
     """Which form this adapter's prompts take on the base that its card names."""
-    from adapterhub.bases import tokenizer_chat_template
-    from adapterhub.prompts import choose_style
+    from adapterhub.base.locating import tokenizer_chat_template
+    from adapterhub.requests.prompts import choose_style
 
     template, unknown = None, "" if card.base.name else "The card names no base."
     try:

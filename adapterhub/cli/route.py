@@ -13,8 +13,8 @@ from adapterhub.cli.options import json_option, open_registry, read_text, regist
 from adapterhub.cli.routes import current_router
 
 if TYPE_CHECKING:
+    from adapterhub.routing.analysis.explanation import Explanation
     from adapterhub.routing.decision import RouteDecision
-    from adapterhub.routing.explanation import Explanation
 
 _WHY_BASE = {
     "ambiguous": "two adapters are too close",
@@ -45,8 +45,8 @@ def route(
       adapterhub route "My printer shows error 41" --explain
       adapterhub route "My printer shows error 41" --log decisions.jsonl --log-texts
     """
-    from adapterhub.prompts import conversation
-    from adapterhub.routing.log import DecisionLog
+    from adapterhub.requests.prompts import conversation
+    from adapterhub.routing.feedback.decision_log import DecisionLog
 
     if log_texts and not log:
         raise click.UsageError("--log-texts needs --log FILE.")

@@ -17,7 +17,7 @@ from adapterhub.cli.routes import current_router, warn, warn_of_routes
 if TYPE_CHECKING:
     from adapterhub.cli.labels import Labelled
     from adapterhub.registry import AdapterRegistry
-    from adapterhub.routing.model import RouterModel
+    from adapterhub.routing.classifier.model import RouterModel
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _new_file = click.Path(dir_okay=False, path_type=Path)
@@ -60,8 +60,8 @@ def fit(
       adapterhub router fit
       adapterhub router fit --precision 0.98 --out router.skops
     """
-    from adapterhub.routing.calibration import Policy
-    from adapterhub.routing.following import saved_router
+    from adapterhub.routing.classifier.calibration import Policy
+    from adapterhub.routing.registry_sync import saved_router
     from adapterhub.routing.router import AdapterRouter
 
     if retention is not None and precision is not None:
@@ -96,7 +96,7 @@ def evaluate(data: Path, registry: Path | None, as_json: bool) -> None:
     Example:
       adapterhub router eval requests.jsonl
     """
-    from adapterhub.routing.report import measures
+    from adapterhub.routing.analysis.report import measures
 
     adapters = open_registry(registry)
     labelled = _labelled(data, adapters)
@@ -123,8 +123,8 @@ def report(out: Path, data: Path | None, registry: Path | None) -> None:
       adapterhub router report router.html
       adapterhub router report router.html --data requests.jsonl
     """
-    from adapterhub.files import write_atomic
-    from adapterhub.routing.report import evaluate_held_out, html_report
+    from adapterhub._files import write_atomic
+    from adapterhub.routing.analysis.report import evaluate_held_out, html_report
 
     adapters = open_registry(registry)
     labelled = _labelled(data, adapters) if data else None
@@ -177,7 +177,7 @@ def learn(file: Path, registry: Path | None, as_json: bool) -> None:
 
 def _learned(model: RouterModel) -> dict[str, Any]:
     """What a router learned from, and the thresholds that came of it."""
-    from adapterhub.routing.calibration import PRIOR
+    from adapterhub.routing.classifier.calibration import PRIOR
 
     calibration = model.calibration
     scripts = Counter(one.script for one in model.held_out if one.route in model.names)

@@ -10,7 +10,7 @@ from adapterhub.errors import RoutingError
 
 if TYPE_CHECKING:
     from adapterhub.registry import AdapterRegistry
-    from adapterhub.routing.health import Finding
+    from adapterhub.routing.analysis.health import Finding
     from adapterhub.routing.router import AdapterRouter
 
 _LONGEST_SHOWN = 80
@@ -23,7 +23,7 @@ def current_router(adapters: AdapterRegistry, **options: Any) -> AdapterRouter:
         adapters: The registry.
         options: As for the router's constructor.
     """
-    from adapterhub.routing.following import saved_router
+    from adapterhub.routing.registry_sync import saved_router
     from adapterhub.routing.router import AdapterRouter
 
     path = saved_router(adapters)
@@ -44,7 +44,7 @@ def current_router(adapters: AdapterRegistry, **options: Any) -> AdapterRouter:
 
 def warn_of_routes(adapters: AdapterRegistry, names: Sequence[str]) -> None:
     """Warns of what is wrong at first sight with the routes of some adapters; trains nothing."""
-    from adapterhub.routing.health import findings_before_fit
+    from adapterhub.routing.analysis.health import findings_before_fit
     from adapterhub.routing.routes import from_cards
 
     try:

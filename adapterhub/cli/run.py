@@ -24,7 +24,7 @@ from adapterhub.cli.options import (
 from adapterhub.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adapterhub.generation import Generation
+    from adapterhub.requests.generation import Generation
 
 
 @click.command()
@@ -118,9 +118,9 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
 
 def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
     """Tells of a mistake before the base is loaded, which takes seconds."""
-    from adapterhub.prompts import conversation
-    from adapterhub.registry.blends import Blend
-    from adapterhub.request_maker import names_adapter
+    from adapterhub.lora.blending.references import Blend
+    from adapterhub.requests.preparing import names_adapter
+    from adapterhub.requests.prompts import conversation
 
     if not raw:
         conversation(text)
@@ -129,7 +129,7 @@ def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> N
 
 
 def _check_form(arguments: Mapping[str, Any]) -> None:
-    from adapterhub.structure import FORMS, OutputFormat
+    from adapterhub.engine.output_format import FORMS, OutputFormat
 
     OutputFormat.of(**{name: value for name, value in arguments.items() if name in FORMS})
 

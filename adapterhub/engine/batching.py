@@ -12,23 +12,23 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from adapterhub.engine.driver import Driver
-from adapterhub.engine.interface import AdapterSource, Completion, Piece, Request, answer_budget
-from adapterhub.engine.job import Job, Ticket
-from adapterhub.engine.row import RowMaker
-from adapterhub.engine.scheduler import Scheduler
+from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.loading import Base
+from adapterhub.config import EngineLimits
+from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput, answer_budget
+from adapterhub.engine.scheduling.background_loop import BackgroundLoop
+from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
+from adapterhub.engine.scheduling.row import SequenceBuilder
+from adapterhub.engine.scheduling.scheduler import Scheduler
+from adapterhub.engine.scheduling.sequence import Job, OutputQueue
 from adapterhub.engine.stats import EngineStats
-from adapterhub.engine.turns import Turns, Waiter
+from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import (
     CapacityError,
     ConfigError,
     EngineError,
     RequestTooLongError,
 )
-from adapterhub.fingerprint import BaseFingerprint
-from adapterhub.limits import EngineLimits
-from adapterhub.models import Base
-from adapterhub.prompts import Tokenizer
 
 
 class BatchingEngine:
@@ -42,12 +42,12 @@ class BatchingEngine:
     def __init__(self, base: Base, limits: EngineLimits | None = None) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
-        self._rows = RowMaker(base)
+        self._rows = SequenceBuilder(base)
         self._scheduler = Scheduler(base, self._limits)
         self._inbox: list[Job] = []  # submitted, and not yet seen by a step
-        self._lock = threading.RLock()  # guards the inbox; reentrant for the reason that `Turns` has
-        self._turns = Turns(self._step, self._tidy, self._is_untidy)
-        self._driver = Driver(self._turns)
+        self._lock = threading.RLock()  # guards the inbox; reentrant for the reason that `LeaderFollower` has
+        self._turns = LeaderFollower(self._step, self._tidy, self._is_untidy)
+        self._driver = BackgroundLoop(self._turns)
         self._closed = False
 
     @property
@@ -84,7 +84,7 @@ class BatchingEngine:
         finally:
             self._cancel([ticket for answers in tickets for ticket in answers])
 
-    def stream(self, request: Request) -> Iterator[Piece]:
+    def stream(self, request: Request) -> Iterator[TokenOutput]:
         """Answers one request piece by piece; see `Engine.stream`."""
         self._check(request)
         self._rows.row(request, 0)  # refuses a form that cannot be kept now, and not at the first piece
@@ -105,7 +105,7 @@ class BatchingEngine:
         finally:
             self._cancel(all_tickets)
 
-    async def astream(self, request: Request) -> AsyncIterator[Piece]:
+    async def astream(self, request: Request) -> AsyncIterator[TokenOutput]:
         """As `stream`, without blocking the event loop; see `Engine.astream`."""
         await self._compile([request])
         news = _LoopEvent()
@@ -129,11 +129,11 @@ class BatchingEngine:
         self._driver.close()
         self._scheduler.close()
 
-    def pin(self, adapter: AdapterSource, pinned: bool = True) -> None:
+    def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
         """Keeps an adapter in its slot once it is there; see `Engine.pin`."""
         self._scheduler.pin(adapter.digest, pinned)
 
-    def unload(self, adapter: AdapterSource) -> None:
+    def unload(self, adapter: LoraRequest) -> None:
         """Forgets an adapter once no running answer needs it; see `Engine.unload`."""
         self._scheduler.unload(adapter.digest)
         self._turns.tidy()
@@ -144,7 +144,7 @@ class BatchingEngine:
 
     # Requests in
 
-    def _pieces(self, request: Request) -> Iterator[Piece]:
+    def _pieces(self, request: Request) -> Iterator[TokenOutput]:
         waiter = Waiter()
         ((ticket, *_),) = self._submit([_once(request)], waiter.wake, every_piece=True)
         try:
@@ -165,7 +165,7 @@ class BatchingEngine:
 
     def _submit(
         self, requests: Sequence[Request], wake: Callable[[], None], *, every_piece: bool
-    ) -> list[list[Ticket]]:
+    ) -> list[list[OutputQueue]]:
         """Queues all of the requests or none of them."""
         for request in requests:
             self._check(request)
@@ -192,7 +192,7 @@ class BatchingEngine:
         jobs: list[Job] = []
         for number in range(request.sampling.n):
             first = jobs[0] if jobs else None
-            ticket = Ticket(wake, every_piece=every_piece)
+            ticket = OutputQueue(wake, every_piece=every_piece)
             jobs.append(Job(request, self._rows.row(request, number), ticket, first))
         return jobs
 
@@ -206,7 +206,7 @@ class BatchingEngine:
                 hint="Shorten the prompt, lower max_tokens, or raise kv_cache_mib.",
             )
 
-    def _cancel(self, tickets: Sequence[Ticket]) -> None:
+    def _cancel(self, tickets: Sequence[OutputQueue]) -> None:
         unfinished = [ticket for ticket in tickets if not ticket.ended]
         for ticket in unfinished:
             ticket.cancelled = True

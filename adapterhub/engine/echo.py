@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterhub.engine.interface import AdapterSource, Completion, FinishReason, Piece, Request, answer_budget
+from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
+from adapterhub.engine.interface import (
+    Completion,
+    FinishReason,
+    LoraRequest,
+    Request,
+    TokenOutput,
+    answer_budget,
+)
 from adapterhub.engine.stats import EngineStats
-from adapterhub.engine.text import TextAssembler
 from adapterhub.errors import ConfigError
-from adapterhub.fingerprint import BaseFingerprint
 
 
 class EchoTokenizer:
@@ -60,7 +67,7 @@ class EchoEngine:
             self._budget(request)
         return [[Completion.of(list(self.stream(r)))] * r.sampling.n for r in requests]
 
-    def stream(self, request: Request) -> Iterator[Piece]:
+    def stream(self, request: Request) -> Iterator[TokenOutput]:
         """Answers one request a character at a time; see `Engine.stream`."""
         return self._pieces(request, self._budget(request))
 
@@ -68,15 +75,15 @@ class EchoEngine:
         """As `generate`."""
         return self.generate(requests)
 
-    async def astream(self, request: Request) -> AsyncIterator[Piece]:
+    async def astream(self, request: Request) -> AsyncIterator[TokenOutput]:
         """As `stream`."""
         for piece in self.stream(request):
             yield piece
 
-    def pin(self, adapter: AdapterSource, pinned: bool = True) -> None:
+    def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
         """Nothing to keep."""
 
-    def unload(self, adapter: AdapterSource) -> None:
+    def unload(self, adapter: LoraRequest) -> None:
         """Nothing to forget."""
 
     def stats(self) -> EngineStats:
@@ -94,16 +101,16 @@ class EchoEngine:
             )
         return answer_budget(request, self.context_length)
 
-    def _pieces(self, request: Request, budget: int) -> Iterator[Piece]:
+    def _pieces(self, request: Request, budget: int) -> Iterator[TokenOutput]:
         answer = self._answer(request)[:budget]
-        text = TextAssembler(self.tokenizer, request.sampling.stop)
+        text = IncrementalDetokenizer(self.tokenizer, request.sampling.stop)
         for place, character in enumerate(answer, start=1):
             piece = text.push(ord(character))
             reason: FinishReason | None = "stop" if text.stopped else None
             if reason is None and place == len(answer):
                 piece += text.flush()
                 reason = "length" if place == budget else "stop"
-            yield Piece(piece, ord(character), None, reason)
+            yield TokenOutput(piece, ord(character), None, reason)
             if reason:
                 return
 

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.engine.output_format import OutputFormat
+from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.stats import EngineStats
+from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import ConfigError, RequestTooLongError
-from adapterhub.fingerprint import BaseFingerprint
-from adapterhub.lora.source import AdapterSource as AdapterSource
-from adapterhub.prompts import Tokenizer
-from adapterhub.sampling import SamplingParams
-from adapterhub.structure import OutputFormat
+from adapterhub.lora.request import LoraRequest as LoraRequest
 
 FinishReason = Literal["stop", "length"]
 DEFAULT_MAX_TOKENS = 256
@@ -34,7 +34,7 @@ class Request:
     """
 
     prompt: Sequence[int]
-    adapter: AdapterSource | None = None
+    adapter: LoraRequest | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     structure: OutputFormat | None = None
     priority: int = 0
@@ -56,7 +56,7 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenOutput:
     """What one step adds to an answer.
 
     Attributes:
@@ -89,7 +89,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
     @classmethod
-    def of(cls, pieces: Sequence[Piece]) -> Completion:
+    def of(cls, pieces: Sequence[TokenOutput]) -> Completion:
         """Joins the pieces of one answer, the last of which tells why it ended."""
         logprobs = tuple(piece.logprob for piece in pieces if piece.logprob)
         return cls(
@@ -106,7 +106,7 @@ class Engine(Protocol):
     Attributes:
         base_name: The name of the base.
         fingerprint: What the base is; None if the engine has no real one.
-        tokenizer: Turns text into the token ids of a `Request`.
+        tokenizer: LeaderFollower text into the token ids of a `Request`.
         context_length: Most tokens of a prompt and its answer together.
     """
 
@@ -132,7 +132,7 @@ class Engine(Protocol):
         """
         ...
 
-    def stream(self, request: Request) -> Iterator[Piece]:
+    def stream(self, request: Request) -> Iterator[TokenOutput]:
         """Answers one request piece by piece; closing the iterator cancels it. `sampling.n` is taken as 1."""
         ...
 
@@ -140,11 +140,11 @@ class Engine(Protocol):
         """As `generate`, without blocking the event loop; cancelling the task cancels the answers."""
         ...
 
-    def astream(self, request: Request) -> AsyncIterator[Piece]:
+    def astream(self, request: Request) -> AsyncIterator[TokenOutput]:
         """As `stream`, without blocking the event loop; closing the iterator cancels the answer."""
         ...
 
-    def pin(self, adapter: AdapterSource, pinned: bool = True) -> None:
+    def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
         """Keeps an adapter where it is quickest to use once it is there, or no longer.
 
         Raises:
@@ -152,7 +152,7 @@ class Engine(Protocol):
         """
         ...
 
-    def unload(self, adapter: AdapterSource) -> None:
+    def unload(self, adapter: LoraRequest) -> None:
         """Forgets an adapter as soon as no running answer needs it; a later request loads it again."""
         ...
 

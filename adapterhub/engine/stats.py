@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapterhub.engine.host_cache import HostCache
-    from adapterhub.engine.kv_cache import KVCache
-    from adapterhub.engine.prefix_cache import PrefixCache
-    from adapterhub.engine.slots import SlotTable
+    from adapterhub.engine.kv.cache import KVCache
+    from adapterhub.engine.kv.prefix_cache import PrefixCache
+    from adapterhub.engine.scheduling.cpu_adapter_cache import CpuAdapterCache
+    from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
 
 _RECENT_STEPS = 100
 
@@ -83,9 +83,9 @@ class Meter:
         *,
         running: int,
         waiting: int,
-        slots: SlotTable,
+        slots: LoraSlotTable,
         max_loras: int,
-        host: HostCache[Any],
+        host: CpuAdapterCache[Any],
         lanes: KVCache,
         prefixes: PrefixCache,
         adapter_bytes: int,

@@ -1,1 +1,23 @@
-"""Exports: from a base and an adapter to a model that stands alone."""
+"""Adapters out of the hub: merged into 16-bit weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from adapterhub.export.merge import MergeReport, merge_adapter
+
+__all__ = [
+    "MergeReport",
+    "merge_adapter",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "MergeReport": "adapterhub.export.merge",
+        "merge_adapter": "adapterhub.export.merge",
+    },
+)

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
+from adapterhub._files import new_folder, read_bounded
+from adapterhub.base.fingerprint import BaseFingerprint, base_shapes, stores_transposed, weight_files
 from adapterhub.errors import AdapterIncompatibleError, ExportError
-from adapterhub.files import new_folder, read_bounded
-from adapterhub.fingerprint import BaseFingerprint, base_shapes, stores_transposed, weight_files
+from adapterhub.peft_format.checks import Inspection, check_fit, inspect_adapter
+from adapterhub.peft_format.config import WEIGHTS_FILE, Part, parse_tensors
+from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
-from adapterhub.registry.checks import Inspection, check_fit, inspect_adapter
-from adapterhub.registry.peft_format import WEIGHTS_FILE, Part, parse_tensors
-from adapterhub.safetensors_header import TensorInfo, read_header
 
 LINEAGE_FILE = "merge.json"
 """The file beside the merged weights that says what they were made of."""

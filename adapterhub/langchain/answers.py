@@ -8,9 +8,9 @@ from langchain_core.messages import AIMessage, AIMessageChunk, UsageMetadata
 from langchain_core.messages.tool import ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from adapterhub.generation import Generation, Usage
 from adapterhub.langchain.asking import Question
 from adapterhub.langchain.call_reader import read_calls
+from adapterhub.requests.generation import Generation, Usage
 from adapterhub.routing.decision import RouteDecision
 
 PROVIDER = "adapterhub"

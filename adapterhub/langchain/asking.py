@@ -10,14 +10,14 @@ from langchain_core.messages import BaseMessage
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
 
+from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import ConfigError
 from adapterhub.hub import AdapterHub
 from adapterhub.langchain.call_format import DEFAULT, CallFormat
 from adapterhub.langchain.call_probe import CallFormats
 from adapterhub.langchain.calls import ToolChoice
 from adapterhub.langchain.messages import as_turns, in_form, in_words
-from adapterhub.request_maker import names_adapter
-from adapterhub.sampling import SamplingParams
+from adapterhub.requests.preparing import names_adapter
 
 _OPTIONS = frozenset({*SamplingParams.model_fields, "priority"} - {"n", "logprobs"})
 _FORM = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import ConfigError
 from adapterhub.langchain.call_format import CallFormat, Part
-from adapterhub.prompts import PromptStyle, Tokenizer, render
+from adapterhub.requests.prompts import PromptStyle, render
 
 _TEXT = "\u00b6text\u00b6"  # no template writes this sign: what is common to renderings cannot reach into it
 _USER = {"role": "user", "content": "question"}

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from adapterhub.engine.output_format import OutputFormat, Schema
+from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import ConfigError
 from adapterhub.langchain.call_format import ID_SIZE, CallFormat
-from adapterhub.prompts import Tokenizer
-from adapterhub.structure import OutputFormat, Schema
 
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 

@@ -16,7 +16,6 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr, SecretStr
 
-from adapterhub.generation import Generation
 from adapterhub.langchain.answers import as_chunk, as_result, last_chunk
 from adapterhub.langchain.asking import Question, response_schema
 from adapterhub.langchain.batches import together
@@ -26,7 +25,7 @@ from adapterhub.langchain.calls import ToolChoice
 from adapterhub.langchain.choice import cards_of, without_choice
 from adapterhub.langchain.deadline import ain_time, in_time, within
 from adapterhub.langchain.model import CONFIG, HubModel
-from adapterhub.langchain.structured import (
+from adapterhub.langchain.structured_output import (
     Method,
     function_name,
     parser_of,
@@ -34,7 +33,8 @@ from adapterhub.langchain.structured import (
     traced,
     with_parser,
 )
-from adapterhub.prompts import conversation, render
+from adapterhub.requests.generation import Generation
+from adapterhub.requests.prompts import conversation, render
 
 
 class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):

@@ -10,9 +10,9 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 
 from adapterhub.errors import ConfigError
 from adapterhub.hub import AdapterHub
+from adapterhub.lora.blending.references import Blend
 from adapterhub.registry import AdapterCard
-from adapterhub.registry.blends import Blend
-from adapterhub.request_maker import names_adapter
+from adapterhub.requests.preparing import names_adapter
 
 CONFIG_KEY = "adapter"
 """The key under `config["configurable"]` that names an adapter."""

@@ -14,13 +14,13 @@ from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_core.runnables.config import get_executor_for_config
 from pydantic import Field, model_validator
 
+from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import ConfigError
-from adapterhub.generation import Generation
 from adapterhub.langchain.answers import told_of, usage_of
 from adapterhub.langchain.batches import Part, in_order, parts_of
 from adapterhub.langchain.choice import chosen, without_choice
 from adapterhub.langchain.model import CONFIG, SETTINGS, HubModel
-from adapterhub.sampling import SamplingParams
+from adapterhub.requests.generation import Generation
 
 _OPTIONS = frozenset({*SamplingParams.model_fields, "priority"} - {"logprobs", *SETTINGS})
 _OF_THE_RUN = frozenset({"tags", "metadata", "run_name", "run_id"})

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMes
 
 from adapterhub.errors import ConfigError
 from adapterhub.langchain.call_format import CALL, CALL_END, ID_SIZE, CallFormat
-from adapterhub.prompts import ROLES
+from adapterhub.requests.prompts import ROLES
 
 _ROLE_OF_TYPE = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 _UNSEEN = frozenset({"tool_use", "tool_call", "input_json_delta", "tool_call_chunk", "reasoning", "thinking"})

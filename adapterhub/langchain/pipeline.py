@@ -11,12 +11,12 @@ from langchain_core.outputs import Generation as Answer
 from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_huggingface import HuggingFacePipeline
 
-from adapterhub.bases import DEMO_BASE, demo_base_folder
+from adapterhub.base.locating import DEMO_BASE, demo_base_folder
+from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import ConfigError
-from adapterhub.generation import GenerationStream
 from adapterhub.hub import AdapterHub
 from adapterhub.langchain.choice import check, identity
-from adapterhub.prompts import Tokenizer
+from adapterhub.requests.generation import GenerationStream
 
 _OURS = {
     "max_new_tokens": "max_tokens",

@@ -13,7 +13,7 @@ from adapterhub.registry.cards import (
     Serving,
     Source,
 )
-from adapterhub.registry.names import Ref
+from adapterhub.registry.references import Ref
 from adapterhub.registry.store import AdapterRegistry
 from adapterhub.registry.verify import Problem
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import AdapterInvalidError, ConfigError
-from adapterhub.fingerprint import BaseFingerprint
-from adapterhub.prompts import PromptFormat
-from adapterhub.registry.peft_format import LoraSettings, first_problem
+from adapterhub.peft_format.config import LoraSettings, first_problem
 
 CARD_FILE = "card.json"
 MAX_CARD_BYTES = 2**20
+PromptFormat: TypeAlias = Literal["auto", "chat", "instruction", "plain"]
 
 
 class _Part(BaseModel):

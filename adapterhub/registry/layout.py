@@ -16,11 +16,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
+from adapterhub._files import read_bounded
 from adapterhub.errors import AdapterInvalidError, ConfigError
-from adapterhub.files import read_bounded
+from adapterhub.peft_format.config import first_problem
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
-from adapterhub.registry.names import check_name
-from adapterhub.registry.peft_format import first_problem
+from adapterhub.registry.references import check_name
 
 REFS_FILE = "refs.json"
 STAGING = ".staging"

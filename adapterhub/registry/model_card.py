@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from adapterhub._files import read_bounded
 from adapterhub.errors import AdapterInvalidError
-from adapterhub.files import read_bounded
 from adapterhub.registry.cards import CardFields, Evaluation
 
 MODEL_CARD_FILE = "README.md"

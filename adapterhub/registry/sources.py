@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.errors import AdapterInvalidError, RegistryError
+from adapterhub.peft_format.checks import MAX_WEIGHTS_BYTES
+from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, Source
-from adapterhub.registry.checks import MAX_WEIGHTS_BYTES
-from adapterhub.registry.peft_format import CONFIG_FILE, WEIGHTS_FILE
 
 SAFE_PATTERNS = (WEIGHTS_FILE, "*.json", "*.txt", "*.jinja", "*.md", "LICENSE", "NOTICE")
 """The files of an adapter that are kept: weights, config, tokenizer, chat template, documents."""

@@ -19,12 +19,12 @@ from typing import TypeAlias, Unpack
 
 from filelock import FileLock, Timeout
 
+from adapterhub._files import sync_folder, sync_tree, write_atomic
 from adapterhub.errors import AdapterExistsError, AdapterInvalidError, AdapterNotFoundError, RegistryError
-from adapterhub.files import sync_folder, sync_tree, write_atomic
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
-from adapterhub.registry.intake import take_in
+from adapterhub.registry.importing import take_in
 from adapterhub.registry.layout import LOCK, REFS_FILE, STAGING, Layout, Refs
-from adapterhub.registry.names import Ref, check_alias, check_name
+from adapterhub.registry.references import Ref, check_alias, check_name
 from adapterhub.registry.sources import Downloader, find_origin
 from adapterhub.registry.verify import Problem, verify_adapter, verify_version
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adapterhub.errors import AdapterHubError
-from adapterhub.registry.checks import inspect_adapter
+from adapterhub.peft_format.checks import inspect_adapter
 from adapterhub.registry.layout import Layout, Refs
 
 

@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 
 from adapterhub.errors import RoutingError
+from adapterhub.routing.classifier.features import BoolArray, FloatArray
+from adapterhub.routing.classifier.model import RouterModel
+from adapterhub.routing.classifier.text import Reading, read
 from adapterhub.routing.decision import RouteDecision, RouteReason
-from adapterhub.routing.features import BoolArray, FloatArray
 from adapterhub.routing.filters import RouteFilter
-from adapterhub.routing.model import RouterModel
 from adapterhub.routing.rules import first_match
-from adapterhub.routing.text import Reading, read
 
 Told = partial[RouteDecision]
 """A decision that has everything but what was decided."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adapterhub.fingerprint import BaseFingerprint
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.routing.routes import Route
 
 

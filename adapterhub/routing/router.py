@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from adapterhub.errors import RoutingError
 from adapterhub.registry.cards import AdapterCard
-from adapterhub.routing.calibration import Policy
+from adapterhub.routing.analysis.evaluation import Evaluation, evaluate
+from adapterhub.routing.analysis.explanation import Explanation, explain
+from adapterhub.routing.analysis.health import Finding, findings
+from adapterhub.routing.classifier.calibration import Policy
+from adapterhub.routing.classifier.encoding import Encoder
+from adapterhub.routing.classifier.model import RouterModel
+from adapterhub.routing.classifier.storage import load_model, save_model
+from adapterhub.routing.classifier.text import request_in
 from adapterhub.routing.deciding import decide
 from adapterhub.routing.decision import RouteDecision
-from adapterhub.routing.encoding import Encoder
-from adapterhub.routing.evaluation import Evaluation, evaluate
-from adapterhub.routing.explanation import Explanation, explain
 from adapterhub.routing.filters import EVERYTHING, RouteFilter
-from adapterhub.routing.health import Finding, findings
-from adapterhub.routing.model import RouterModel
 from adapterhub.routing.routes import Route, from_cards, from_examples
-from adapterhub.routing.storage import load_model, save_model
-from adapterhub.routing.text import request_in
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry
-    from adapterhub.routing.log import DecisionLog
+    from adapterhub.routing.feedback.decision_log import DecisionLog
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 Fallback: TypeAlias = str | Callable[[str, RouteDecision], str | None] | None

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import RoutingError
-from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.registry.cards import AdapterCard
-from adapterhub.routing.head import NONE
+from adapterhub.routing.classifier.head import NONE
 from adapterhub.routing.rules import check_pattern
 
 LONGEST_EXAMPLE = 4_000

@@ -17,7 +17,7 @@ from pydantic import (
 
 from adapterhub.errors import ConfigError
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
-from adapterhub.registry.names import check_name
+from adapterhub.registry.references import check_name
 
 
 class _Options(BaseModel):

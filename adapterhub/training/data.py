@@ -16,8 +16,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapterhub import prompts
+from adapterhub.engine.tokenizer import Message
 from adapterhub.errors import ConfigError, DatasetError
+from adapterhub.requests import prompts
 
 IGNORED = -100
 """Label of a token that carries no loss, as in torch's cross entropy."""
@@ -214,9 +215,7 @@ class _Encoder:
                 labels[index] = ids[index]
         return self._ended(ids, labels)
 
-    def _render(
-        self, record: Record, messages: Sequence[prompts.Message], *, answer_follows: bool = False
-    ) -> str:
+    def _render(self, record: Record, messages: Sequence[Message], *, answer_follows: bool = False) -> str:
         def rendered(tools: list[dict[str, Any]] | None) -> str:
             return prompts.render(
                 messages, self._style, self._tokenizer, tools=tools, answer_follows=answer_follows
@@ -237,9 +236,7 @@ class _Encoder:
             )
         return text
 
-    def _spans(
-        self, record: Record, messages: Sequence[prompts.Message], whole: str
-    ) -> Iterator[tuple[int, int]]:
+    def _spans(self, record: Record, messages: Sequence[Message], whole: str) -> Iterator[tuple[int, int]]:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from adapterhub.files import sha256_file
+from adapterhub._files import sha256_file
 from adapterhub.registry.cards import AdapterCard, CardFields, Evaluation, Lineage
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter

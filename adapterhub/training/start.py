@@ -9,8 +9,8 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from adapterhub.errors import ConfigError
-from adapterhub.registry.checks import inspect_adapter
-from adapterhub.registry.peft_format import WEIGHTS_FILE, LoraSettings
+from adapterhub.peft_format.checks import inspect_adapter
+from adapterhub.peft_format.config import WEIGHTS_FILE, LoraSettings
 from adapterhub.training.config import LoraOptions
 
 

@@ -24,9 +24,10 @@ from peft import LoraConfig
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
 
-from adapterhub import prompts
+from adapterhub.base.loading import Base, load_base
+from adapterhub.base.quantized_weights import is_packed
 from adapterhub.errors import ConfigError, TrainingError
-from adapterhub.models import Base, is_packed, load_base
+from adapterhub.requests import prompts
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.data import IGNORED, Example, Examples, Record, encode, read_records
 from adapterhub.training.start import start_from

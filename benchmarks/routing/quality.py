@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from adapterhub import AdapterRouter, RouteDecision
-from adapterhub.routing.evaluation import evaluate
+from adapterhub.routing.analysis.evaluation import evaluate
 from adapterhub.routing.routes import Route
 from benchmarks.common import progress
 from benchmarks.routing.data import Clinc, Requests, draw, with_filler, with_typo
@@ -144,7 +144,7 @@ def robustness(clinc: Clinc, options: argparse.Namespace) -> Figures:
 def encoder(clinc: Clinc, options: argparse.Namespace) -> Figures:
     """The demo base's own token embeddings on top of the n-grams, 10 examples each."""
     from adapterhub import load_base
-    from adapterhub.routing.embeddings import TokenEmbeddings
+    from adapterhub.routing.classifier.embeddings import TokenEmbeddings
 
     figures, base = Figures("encoder"), load_base("adapterhub-demo", device="cpu")
     encoders = {

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from adapterhub import AdapterRouter
-from adapterhub.routing.features import LENGTH, buckets, matrix
-from adapterhub.routing.fitting import Table
-from adapterhub.routing.head import NONE
+from adapterhub.routing.classifier.features import LENGTH, buckets, matrix
+from adapterhub.routing.classifier.fitting import Table
+from adapterhub.routing.classifier.head import NONE
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]

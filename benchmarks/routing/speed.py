@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from adapterhub import AdapterRouter
-from adapterhub.routing.model import RouterModel
+from adapterhub.routing.classifier.model import RouterModel
 from adapterhub.routing.routes import Route
 from benchmarks.common import progress
 from benchmarks.routing.data import Clinc, Requests, ciphered, draw

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adapterhub.files import write_atomic
+from adapterhub._files import write_atomic
 from examples.demo import corpus, words
 
 NAME = "adapterhub-demo"

@@ -9,8 +9,8 @@ import pytest
 from adapterhub import AdapterRegistry, AdapterRouter
 from adapterhub.cli.labels import read_lessons
 from adapterhub.cli.router import router
-from adapterhub.routing.calibration import Policy
-from adapterhub.routing.following import saved_router
+from adapterhub.routing.classifier.calibration import Policy
+from adapterhub.routing.registry_sync import saved_router
 
 COMMANDS = sorted(router.commands)
 REQUEST = "my router shows an error"

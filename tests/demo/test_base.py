@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.bases import demo_base_folder
+from adapterhub.base.locating import demo_base_folder
 from adapterhub.demo import demo_registry_folder
 from examples.demo import corpus
 from examples.demo.tasks import tools_task

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from adapterhub.engine.attention import LaneStep, Span, attend, use_lanes
-from adapterhub.engine.kv_cache import KVCache, KVShape
+from adapterhub.engine.kv.attention import AttentionMetadata, QuerySpan, attend, use_packed_attention
+from adapterhub.engine.kv.cache import KVCache, KVShape
 from adapterhub.errors import EngineError
 from tests.tiny import make_base
 
@@ -54,7 +54,7 @@ def test_every_answer_sees_its_own_tokens(
         assert lane
         if takes_part:
             lane.write(0, torch.randn(2, 2, KV_HEADS, before, WIDTH, generator=random))
-            spans.append(Span(lane, start, count))
+            spans.append(QuerySpan(lane, start, count))
             pasts.append(lane.read(0, before)[:, LAYER.layer_idx])
             start += count
         else:
@@ -63,8 +63,8 @@ def test_every_answer_sees_its_own_tokens(
         return
     q = torch.randn(1, HEADS, start, WIDTH, generator=random)
     k, v = (torch.randn(1, KV_HEADS, start, WIDTH, generator=random) for _ in range(2))
-    step = LaneStep(spans, CPU, torch.float32)
-    got, _ = attend(LAYER, q, k, v, None, sliding_window=window, lane_step=step)  # type: ignore[arg-type]
+    step = AttentionMetadata(spans, CPU, torch.float32)
+    got, _ = attend(LAYER, q, k, v, None, sliding_window=window, attn_metadata=step)  # type: ignore[arg-type]
     for span, past in zip(spans, pasts, strict=True):
         own = slice(span.start, span.start + span.count)
         keys, values = (torch.cat([past[i], new[0, :, own]], dim=1) for i, new in enumerate((k, v)))
@@ -79,7 +79,7 @@ def test_every_answer_sees_its_own_tokens(
 
 def test_a_base_is_not_called_outside_its_engine(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_base(tmp_path))
-    use_lanes(model)
+    use_packed_attention(model)
     with pytest.raises(EngineError, match="outside its engine"):
         model(input_ids=torch.tensor([[5, 6]]), use_cache=False)
 
@@ -90,6 +90,6 @@ def test_what_cannot_be_computed_is_refused(extra: dict[str, object]):
     assert lane
     q = torch.zeros(1, HEADS, 1, WIDTH)
     k = torch.zeros(1, KV_HEADS, 1, WIDTH)
-    step = LaneStep([Span(lane, 0, 1)], CPU, torch.float32)
+    step = AttentionMetadata([QuerySpan(lane, 0, 1)], CPU, torch.float32)
     with pytest.raises(EngineError, match="caps its scores or has sink tokens"):
-        attend(LAYER, q, k, k, None, lane_step=step, **extra)  # type: ignore[arg-type]
+        attend(LAYER, q, k, k, None, attn_metadata=step, **extra)  # type: ignore[arg-type]

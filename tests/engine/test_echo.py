@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from adapterhub import EchoEngine, SamplingParams
-from adapterhub.engine.interface import AdapterSource, Request
+from adapterhub.engine.interface import LoraRequest, Request
 from adapterhub.errors import RequestTooLongError
 
-JSON = AdapterSource("json", "sha256:0", Path())
+JSON = LoraRequest("json", "sha256:0", Path())
 
 
-def ask(text: str, adapter: AdapterSource | None = JSON, **sampling: object) -> Request:
+def ask(text: str, adapter: LoraRequest | None = JSON, **sampling: object) -> Request:
     return Request(EchoEngine().tokenizer.encode(text), adapter, SamplingParams.of(sampling))
 
 

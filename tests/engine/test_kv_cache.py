@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from adapterhub.engine.kv_cache import SMALLEST_LANE, KVCache, KVShape, Lane
+from adapterhub.engine.kv.cache import SMALLEST_LANE, KVCache, KVShape, KVSlot
 
 SHAPE = KVShape(layers=2, heads=2, head_dim=3, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -85,7 +85,7 @@ class Lanes(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = KVCache(SHAPE, self.MAX_TOKENS)
-        self.lanes: dict[Lane, tuple[int, torch.Tensor]] = {}
+        self.lanes: dict[KVSlot, tuple[int, torch.Tensor]] = {}
         self.written = 0.0
 
     @rule(wanted=st.integers(1, 600))

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from adapterhub.base.loading import Base, load_base
+from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import AdapterSource, Completion, Request
-from adapterhub.engine.kv_cache import KVCache, Lane
-from adapterhub.engine.runner import ModelRunner, StepRow
-from adapterhub.limits import EngineLimits
-from adapterhub.lora.slots import TokenSlots
-from adapterhub.lora.weights import load_deltas
-from adapterhub.models import Base, load_base
+from adapterhub.engine.interface import Completion, LoraRequest, Request
+from adapterhub.engine.kv.cache import KVCache, KVSlot
+from adapterhub.engine.model_runner import ModelRunner, ScheduledSequence
+from adapterhub.lora.loading import load_deltas
+from adapterhub.lora.mapping import LoraMapping
 from tests.engine.maker import (
     NOTHING,
     Reference,
@@ -66,15 +66,15 @@ class Answer:
     name: str | None
     prompt: list[int]
     slot: int | None
-    lane: Lane
+    lane: KVSlot
     joins: int
     tokens: list[int] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
 
-    def row(self, chunk: int) -> StepRow:
+    def row(self, chunk: int) -> ScheduledSequence:
         done = self.lane.length
         new = self.prompt[done : done + chunk] or self.tokens[-1:]
-        return StepRow(self.lane, new, self.slot, wanted=done + len(new) >= len(self.prompt))
+        return ScheduledSequence(self.lane, new, self.slot, wanted=done + len(new) >= len(self.prompt))
 
     def accept(self, logits: torch.Tensor) -> None:
         self.logits.append(logits.clone())
@@ -152,7 +152,7 @@ def differences(answers: list[Answer], reference: Reference) -> list[float]:
     ids=["together, joining", "each, joining", "own choice, at once"],
 )
 def test_logits_of_every_row_are_pefts(world: World, monkeypatch, together: bool | None, joining: bool):
-    monkeypatch.setattr("adapterhub.engine.runner.TokenSlots", partial(TokenSlots, together=together))
+    monkeypatch.setattr("adapterhub.engine.model_runner.LoraMapping", partial(LoraMapping, together=together))
     answers = run(load_base(world.base, quantization=None, device="cpu"), world, joining=joining)
     assert max(differences(answers, world.peft)) <= 1e-4
 
@@ -219,7 +219,7 @@ def engine(llama: World) -> Iterator[BatchingEngine]:
 
 
 @pytest.fixture(scope="module")
-def sources(llama: World) -> list[AdapterSource | None]:
+def sources(llama: World) -> list[LoraRequest | None]:
     return [None, *sources_of(llama.adapters).values()]
 
 
@@ -237,7 +237,7 @@ def about_equal(got: Completion, wanted: Completion) -> None:
         assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
 
 
-def test_every_request_keeps_its_own_settings(engine: BatchingEngine, sources: list[AdapterSource | None]):
+def test_every_request_keeps_its_own_settings(engine: BatchingEngine, sources: list[LoraRequest | None]):
     plain = [answer(engine, request(prompt_of(place, 9), source)) for place, source in enumerate(sources)]
     settings: list[dict[str, object]] = [
         {"n": 3, "temperature": 1.5, "seed": 11},

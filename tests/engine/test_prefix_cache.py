@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from adapterhub.engine.kv_cache import KVCache, KVShape, Lane
-from adapterhub.engine.prefix_cache import BLOCK, PrefixCache
+from adapterhub.engine.kv.cache import KVCache, KVShape, KVSlot
+from adapterhub.engine.kv.prefix_cache import BLOCK, PrefixCache
 
 SHAPE = KVShape(layers=2, heads=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
 digests = st.sampled_from(["", "sha256:a", "sha256:b"])
@@ -23,7 +23,7 @@ def content(digest: str, prompt: list[int]) -> torch.Tensor:
     return tokens.clone()
 
 
-def lane_with(digest: str, prompt: list[int]) -> Lane:
+def lane_with(digest: str, prompt: list[int]) -> KVSlot:
     lane = KVCache(SHAPE, 4096).take(len(prompt))
     assert lane
     lane.write(0, content(digest, prompt))

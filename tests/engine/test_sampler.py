@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.generation.logits_process import TopPLogitsWarper
 
-from adapterhub.engine.sampler import Logits, Sampler, TopP
+from adapterhub.engine.decoding.sampler import Logits, Sampler, TopP
+from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import GenerationError
-from adapterhub.sampling import SamplingParams
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterRegistry
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, ConfigError, ExportError
 from adapterhub.export.merge import LINEAGE_FILE, merge_adapter
-from adapterhub.fingerprint import BaseFingerprint
 from tests.tiny import ALL_LINEAR, make_adapter, make_base
 
 KINDS = ("llama", "mistral", "qwen2", "gpt2")
@@ -238,7 +238,7 @@ def test_a_base_of_another_shape_is_refused(tmp_path: Path, adapter: Path):
 
 
 def test_a_quantised_base_is_refused(tmp_path: Path, llama: Path, adapter: Path):
-    from adapterhub.models import load_base
+    from adapterhub.base.loading import load_base
 
     load_base(llama, quantization="nf4").model.save_pretrained(tmp_path / "4bit")
     with pytest.raises(ExportError, match=r"no weight of its own|stored as"):

@@ -31,7 +31,7 @@ from adapterhub.langchain.call_probe import CallFormats, find_format
 from adapterhub.langchain.call_reader import CallReader, read_calls
 from adapterhub.langchain.calls import ToolChoice
 from adapterhub.langchain.messages import as_turns, in_form
-from adapterhub.prompts import choose_style, render
+from adapterhub.requests.prompts import choose_style, render
 from tests.langchain.maker import Person, add, now
 from tests.tiny import make_adapter, make_base, make_tokenizer
 

@@ -13,9 +13,9 @@ from llguidance import LLMatcher
 from pydantic import ValidationError
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.agent_tools.templates import Templates
 from adapterhub.langchain import AdapterToolkit
 from adapterhub.langchain.tools import content_validator, template_generator, template_tool, text_formatter
-from adapterhub.templates import Templates
 
 
 @pytest.fixture

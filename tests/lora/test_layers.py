@@ -8,12 +8,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from adapterhub.base.loading import Base, load_base
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
-from adapterhub.lora.layers import AdapterLayers
-from adapterhub.lora.slots import TokenSlots
-from adapterhub.lora.weights import load_deltas
-from adapterhub.models import Base, load_base
-from adapterhub.safetensors_header import read_header
+from adapterhub.lora.loading import load_deltas
+from adapterhub.lora.mapping import LoraMapping
+from adapterhub.lora.model_manager import LoraModelManager
+from adapterhub.peft_format.safetensors_header import read_header
 from tests.tiny import ALL_LINEAR, make_adapter, make_base
 
 KINDS = ["llama", "mistral", "qwen2", "gpt2"]
@@ -44,18 +44,18 @@ def base_folder(request, tmp_path_factory) -> Path:
     return make_base(tmp_path_factory.mktemp("bases") / request.param, request.param)
 
 
-def layers_of(base: Base) -> AdapterLayers:
-    return AdapterLayers(base.model, slots=4, dtype=torch.float32)
+def layers_of(base: Base) -> LoraModelManager:
+    return LoraModelManager(base.model, slots=4, dtype=torch.float32)
 
 
-def logits(base: Base, layers: AdapterLayers, slot: int | None) -> torch.Tensor:
-    tokens = None if slot is None else TokenSlots([(slot, IDS.numel())])
+def logits(base: Base, layers: LoraModelManager, slot: int | None) -> torch.Tensor:
+    tokens = None if slot is None else LoraMapping([(slot, IDS.numel())])
     with torch.inference_mode(), layers.using(tokens):
         result: torch.Tensor = base.model(input_ids=IDS).logits
     return result
 
 
-def load(base: Base, layers: AdapterLayers, slot: int, folder: Path) -> None:
+def load(base: Base, layers: LoraModelManager, slot: int, folder: Path) -> None:
     layers.load(slot, load_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32))
 
 
@@ -109,7 +109,7 @@ def test_a_failing_pass_leaves_the_next_one_right(tiny_base: Path, tiny_adapters
     layers = layers_of(base)
     before = logits(base, layers, None)
     load(base, layers, 0, tiny_adapters["json"])
-    with pytest.raises(ZeroDivisionError), layers.using(TokenSlots([(0, IDS.numel())])):
+    with pytest.raises(ZeroDivisionError), layers.using(LoraMapping([(0, IDS.numel())])):
         raise ZeroDivisionError
     assert torch.equal(logits(base, layers, None), before)
 
@@ -142,7 +142,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, tiny_ba
     weights = adapter / "adapter_model.safetensors"
     header = read_header(weights)
     weights.write_bytes(weights.read_bytes()[:-8])
-    monkeypatch.setattr("adapterhub.lora.weights.read_header", lambda path: header)
+    monkeypatch.setattr("adapterhub.lora.loading.read_header", lambda path: header)
     base = load_base(tiny_base)
     with pytest.raises(AdapterInvalidError, match="shorter"):
         load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)

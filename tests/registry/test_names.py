@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.errors import ConfigError
-from adapterhub.registry.names import RESERVED, Ref, check_alias, check_name
+from adapterhub.registry.references import RESERVED, Ref, check_alias, check_name
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True).filter(lambda name: name not in RESERVED)
 ALIASES = NAMES.filter(lambda name: not name.isdigit())

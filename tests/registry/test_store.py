@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import (
     AdapterExistsError,
     AdapterIncompatibleError,
@@ -17,7 +18,6 @@ from adapterhub.errors import (
     ConfigError,
     RegistryError,
 )
-from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.registry import AdapterRegistry, BaseInfo, Lineage, Problem, Routing, intake, store
 from tests.registry.maker import content, make_adapter, make_base
 

@@ -7,17 +7,17 @@ import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
 from adapterhub.errors import RoutingError
-from adapterhub.routing import storage
-from adapterhub.routing.calibration import PRIOR, Calibration, HeldOut, Policy
-from adapterhub.routing.embeddings import TokenEmbeddings, compressed
-from adapterhub.routing.evaluation import evaluate
-from adapterhub.routing.features import BUCKETS, Weighting, buckets, grams, normalised
-from adapterhub.routing.following import RouterFollowing, saved_router
-from adapterhub.routing.head import NONE
-from adapterhub.routing.health import findings_before_fit
+from adapterhub.routing.analysis.evaluation import evaluate
+from adapterhub.routing.analysis.health import findings_before_fit
+from adapterhub.routing.classifier import storage
+from adapterhub.routing.classifier.calibration import PRIOR, Calibration, HeldOut, Policy
+from adapterhub.routing.classifier.embeddings import TokenEmbeddings, compressed
+from adapterhub.routing.classifier.features import BUCKETS, Weighting, buckets, grams, normalised
+from adapterhub.routing.classifier.head import NONE
+from adapterhub.routing.classifier.rows import Rows, in_steps
+from adapterhub.routing.classifier.text import LONGEST, MOST_PIECES, SPAN, read, request_in, script
+from adapterhub.routing.registry_sync import SyncedRouter, saved_router
 from adapterhub.routing.routes import Route
-from adapterhub.routing.rows import Rows, in_steps
-from adapterhub.routing.text import LONGEST, MOST_PIECES, SPAN, read, request_in, script
 from tests.routing.test_router import EXAMPLES
 
 
@@ -468,7 +468,7 @@ def test_an_explanation_adds_up(router):
 
 def test_a_following_router_keeps_step(own_registry):
     registry = AdapterRegistry(own_registry)
-    following = RouterFollowing(registry, lambda card: card.name != "support", {})
+    following = SyncedRouter(registry, lambda card: card.name != "support", {})
     router = following.current()
     assert router.adapters == ("code", "json")
     assert following.current() is router
@@ -486,10 +486,10 @@ def test_a_saved_router_is_used_and_brought_up_to_date(own_registry, caplog):
     registry = AdapterRegistry(own_registry)
     AdapterRouter.from_registry(registry).save(saved_router(registry))
     registry.update("json", routing={"phrases": ["as a record"]})
-    router = RouterFollowing(registry, lambda card: True, {}).current()
+    router = SyncedRouter(registry, lambda card: True, {}).current()
     assert router.route("tell it as a record").reason == "rule"
     assert router.settle(60)
     saved_router(registry).write_bytes(b"broken")
-    assert RouterFollowing(registry, lambda card: True, {}).current().adapters == ("code", "json", "support")
+    assert SyncedRouter(registry, lambda card: True, {}).current().adapters == ("code", "json", "support")
     assert "saved router is not used" in caplog.text
     assert [card.name for card in registry.list()] == ["code", "json", "support"]

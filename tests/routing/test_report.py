@@ -4,12 +4,12 @@ from html.parser import HTMLParser
 import pytest
 
 from adapterhub import AdapterRouter
-from adapterhub.routing.calibration import HeldOut
+from adapterhub.routing.analysis.evaluation import Evaluation, evaluate
+from adapterhub.routing.analysis.health import Finding
+from adapterhub.routing.analysis.report import MOST_ROUTES, evaluate_held_out, html_report, measures
+from adapterhub.routing.classifier.calibration import HeldOut
+from adapterhub.routing.classifier.model import RouterModel
 from adapterhub.routing.decision import RouteDecision
-from adapterhub.routing.evaluation import Evaluation, evaluate
-from adapterhub.routing.health import Finding
-from adapterhub.routing.model import RouterModel
-from adapterhub.routing.report import MOST_ROUTES, evaluate_held_out, html_report, measures
 
 EVIL = "<script>alert('x')</script>\"&"
 

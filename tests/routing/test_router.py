@@ -7,10 +7,10 @@ import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
 from adapterhub.errors import RoutingError
-from adapterhub.routing.calibration import Policy
+from adapterhub.routing.classifier.calibration import Policy
+from adapterhub.routing.classifier.model import RouterModel
+from adapterhub.routing.feedback.decision_log import DecisionLog, read_corrections
 from adapterhub.routing.filters import RouteFilter
-from adapterhub.routing.log import DecisionLog, read_corrections
-from adapterhub.routing.model import RouterModel
 from adapterhub.routing.routes import Route
 from tests.timing import least_seconds
 

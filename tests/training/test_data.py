@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from adapterhub import prompts
 from adapterhub.errors import DatasetError
+from adapterhub.requests import prompts
 from adapterhub.training.data import IGNORED, Example, Record, encode, read_records
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer
 

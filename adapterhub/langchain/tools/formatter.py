@@ -7,8 +7,8 @@ from typing import Self
 from langchain_core.tools import tool
 from pydantic import Field, model_validator
 
+from adapterhub.agent_tools.text_formatting.wrap import Align, Layout, format_text
 from adapterhub.langchain.tools.arguments import Arguments
-from adapterhub.text.wrap import Align, Layout, format_text
 
 MAX_CHARACTERS = 100_000
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import AfterValidator, Field, StringConstraints, create_model
 
+from adapterhub.agent_tools.templates import Language, Rendered, Templates
 from adapterhub.langchain.tools.arguments import Arguments
-from adapterhub.templates import Language, Rendered, Templates
 
 _MOST_WRITTEN = 100_000
 _LONGEST_NAME = 64

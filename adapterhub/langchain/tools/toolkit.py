@@ -8,12 +8,12 @@ from typing import Literal, Self
 from langchain_core.tools import BaseTool, BaseToolkit
 from pydantic import ConfigDict, InstanceOf, SkipValidation, model_validator
 
+from adapterhub.agent_tools.templates import Templates
 from adapterhub.hub import AdapterHub
 from adapterhub.langchain.tools.formatter import text_formatter
 from adapterhub.langchain.tools.hub_tools import adapters_tool, routing_tool
 from adapterhub.langchain.tools.templates import template_tool
 from adapterhub.langchain.tools.validator import content_validator
-from adapterhub.templates import Templates
 
 ToolName = Literal[
     "text_formatter", "template_generator", "content_validator", "list_adapters", "route_request"

@@ -7,8 +7,8 @@ from typing import Any
 from langchain_core.tools import tool
 from pydantic import Field
 
+from adapterhub.agent_tools.content_rules import MAX_CHARACTERS, MAX_RULES, Rule, validate
 from adapterhub.langchain.tools.arguments import Arguments
-from adapterhub.validation import MAX_CHARACTERS, MAX_RULES, Rule, validate
 
 
 class ValidatorArguments(Arguments):

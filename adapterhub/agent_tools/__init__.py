@@ -1,0 +1,1 @@
+"""What the agent tools do: text formatting, templates, content rules. Knows neither LangChain nor a model."""

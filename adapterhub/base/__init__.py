@@ -1,0 +1,46 @@
+"""The frozen base model: where it is, what it is, and loading it in 4 bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from adapterhub.base.fingerprint import BaseFingerprint, base_shapes
+    from adapterhub.base.loading import Base, load_base
+    from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
+    from adapterhub.base.quantized_weights import dense_weight, forbid_packing, is_packed, linear_shape
+
+__all__ = [
+    "DEMO_BASE",
+    "Base",
+    "BaseFingerprint",
+    "base_shapes",
+    "demo_base_folder",
+    "dense_weight",
+    "forbid_packing",
+    "is_packed",
+    "linear_shape",
+    "load_base",
+    "locate_base",
+    "tokenizer_chat_template",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Base": "adapterhub.base.loading",
+        "BaseFingerprint": "adapterhub.base.fingerprint",
+        "DEMO_BASE": "adapterhub.base.locating",
+        "base_shapes": "adapterhub.base.fingerprint",
+        "demo_base_folder": "adapterhub.base.locating",
+        "dense_weight": "adapterhub.base.quantized_weights",
+        "forbid_packing": "adapterhub.base.quantized_weights",
+        "is_packed": "adapterhub.base.quantized_weights",
+        "linear_shape": "adapterhub.base.quantized_weights",
+        "load_base": "adapterhub.base.loading",
+        "locate_base": "adapterhub.base.locating",
+        "tokenizer_chat_template": "adapterhub.base.locating",
+    },
+)

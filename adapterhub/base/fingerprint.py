@@ -1,0 +1,206 @@
+"""What a base is, read from its folder without torch: adapters fit one base and give nonsense on another.
+
+A name cannot say it (two revisions share one; a folder may be called anything), and hashing 14 GB takes a
+minute. So the fingerprint covers every tensor's name, dtype, shape and first 4 KiB, and the settings that
+shape the arithmetic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from adapterhub.errors import AdapterInvalidError, ConfigError
+from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
+
+# Model settings under the names that Llama and GPT-2 give them.
+_SETTINGS = {
+    "vocab_size": ("vocab_size",),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "num_heads"),
+    "num_key_value_heads": ("num_key_value_heads",),
+    "intermediate_size": ("intermediate_size", "n_inner"),
+}
+_SAMPLE_BYTES = 4096
+_MAX_JSON_BYTES = 32 * 2**20
+# GPT-2's linear layers are `Conv1D`: their weights are stored as (in, out).
+_CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+_CONV1D_LAYERS = ("c_attn", "c_proj", "c_fc", "q_attn")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
+_BNB_STATE = ".weight.quant_state.bitsandbytes__"
+
+
+class BaseFingerprint(BaseModel):
+    """What identifies a base, whatever it is called and wherever it lies."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    architecture: str
+    """The model class, as `config.json` names it."""
+    model_type: str
+    """The architecture's family."""
+    vocab_size: int
+    """Rows of the embedding."""
+    hidden_size: int
+    """Width of the residual stream."""
+    num_hidden_layers: int
+    """Number of layers."""
+    digest: str
+    """sha256 over every tensor's name, dtype, shape and first 4 KiB, and the settings above."""
+
+    @classmethod
+    def of(cls, folder: str | Path) -> BaseFingerprint:
+        """Reads the fingerprint of a base on disk.
+
+        Reads headers and 4 KiB of each tensor: a few milliseconds for a model of 7 billion parameters. A
+        change that leaves the first 4 KiB of every tensor as they were goes unseen.
+
+        Args:
+            folder: Holds `config.json` and safetensors weights, in one file or in shards.
+
+        Raises:
+            ConfigError: The folder holds no such base.
+        """
+        with _reading_base(Path(folder)):
+            config = _read_config(Path(folder))
+            settings = _settings(config)
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+            for name, tensor, path in sorted(_tensors(Path(folder)), key=lambda found: found[0]):
+                digest.update(f"\n{name} {tensor.dtype} {tensor.shape} ".encode())
+                digest.update(_head(path, tensor))
+            known = {name: settings[name] or 0 for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+            return cls(
+                architecture=settings["architecture"],
+                model_type=settings["model_type"],
+                digest=f"sha256:{digest.hexdigest()}",
+                **known,
+            )
+
+    def mismatch(self, other: BaseFingerprint) -> str | None:
+        """Says how another base differs from this one.
+
+        Returns:
+            The first difference in words, coarsest first; None if they are the same base.
+        """
+        for field in ("architecture", "vocab_size", "hidden_size", "num_hidden_layers"):
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                return f"{field} is {theirs}, not {mine}"
+        return None if self.digest == other.digest else "it has the same shape but other weights"
+
+
+def base_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
+    """Reads the shapes of every layer that an adapter could target.
+
+    Weights that bitsandbytes has packed into 4 bits tell their shape in the state stored beside them.
+
+    Args:
+        folder: A base on disk.
+
+    Returns:
+        Module name, as the checkpoint spells it -> (out_features, in_features).
+
+    Raises:
+        ConfigError: The folder holds no base that can be read.
+    """
+    with _reading_base(Path(folder)):
+        model_type = str(_read_config(Path(folder)).get("model_type"))
+        shapes: dict[str, tuple[int, int]] = {}
+        for name, tensor, path in _tensors(Path(folder)):
+            module, shape = _layer(name, tensor, path)
+            if len(shape) == 2:
+                swap = stores_transposed(model_type, module)
+                shapes[module] = (shape[1], shape[0]) if swap else (shape[0], shape[1])
+        return _with_tied_head(shapes)
+
+
+def stores_transposed(model_type: str, module: str) -> bool:
+    """Whether an architecture stores a layer's weight as (in_features, out_features), as GPT-2 does."""
+    return model_type in _CONV1D and module.endswith(_CONV1D_LAYERS)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a base: one, or the shards that its index names.
+
+    Raises:
+        OSError, ValueError, KeyError: There is neither, or the index is damaged.
+    """
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = _read_json(folder / "model.safetensors.index.json")
+    shards = sorted(set(index["weight_map"].values()))
+    if any(Path(shard).name != shard for shard in shards):
+        raise ValueError("the index of shards points out of the folder")
+    return [folder / shard for shard in shards]
+
+
+def _layer(name: str, tensor: TensorInfo, path: Path) -> tuple[str, tuple[int, ...]]:
+    if _BNB_STATE in name:
+        with path.open("rb") as file:
+            file.seek(tensor.start)
+            state = json.loads(file.read(min(tensor.end - tensor.start, _SAMPLE_BYTES)))
+        return name.partition(_BNB_STATE)[0], tuple(int(size) for size in state["shape"])
+    packed = tensor.dtype == "U8"
+    return name.removesuffix(".weight"), tensor.shape if name.endswith(".weight") and not packed else ()
+
+
+def _with_tied_head(shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    # A head that shares the embedding's weights is not in the file, yet it is a layer of the model.
+    embeddings = [shape for module, shape in shapes.items() if module.endswith(_EMBEDDINGS)]
+    return {"lm_head": embeddings[0], **shapes} if len(embeddings) == 1 else shapes
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, TensorInfo, Path]]:
+    for path in weight_files(folder):
+        for name, tensor in read_header(path).items():
+            yield name, tensor, path
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES:,} bytes")
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise TypeError(f"{path.name} is not a JSON object")
+    return content
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config") or config
+    found = {name: next((text[key] for key in keys if key in text), None) for name, keys in _SETTINGS.items()}
+    return {
+        "architecture": str((config.get("architectures") or ["unknown"])[0]),
+        "model_type": str(config.get("model_type", "unknown")),
+        **found,
+    }
+
+
+def _head(path: Path, tensor: TensorInfo) -> bytes:
+    with path.open("rb") as file:
+        file.seek(tensor.start)
+        return file.read(min(tensor.end - tensor.start, _SAMPLE_BYTES))
+
+
+@contextmanager
+def _reading_base(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, AdapterInvalidError) as error:
+        raise ConfigError(
+            f"{str(folder)!r} is not a base that can be read: {error.args[-1] if error.args else error}",
+            hint="A base is a folder with config.json and model.safetensors (or its shards and their index).",
+        ) from error

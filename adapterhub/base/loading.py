@@ -1,0 +1,177 @@
+"""Loading the base: one frozen causal language model, 4-bit by default, with its tokenizer and fingerprint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.locating import locate_base
+from adapterhub.base.quantized_weights import forbid_packing, linear_shape
+from adapterhub.errors import ConfigError
+
+Quantization = Literal["nf4", "fp4", "int8"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CONTEXT_SETTINGS = ("max_position_embeddings", "max_seq_len", "seq_length")
+_NO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base.
+
+    Attributes:
+        model: The causal language model, in eval mode, its weights frozen.
+        tokenizer: Its tokenizer; `pad_token` is the end token where it has none of its own.
+        name: The name it was asked for by.
+        folder: Where its files are.
+        fingerprint: What it is, independent of its name and place.
+        quantization: How its linear layers are stored; None means unquantised.
+        compute_dtype: The dtype of its activations.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    folder: Path
+    fingerprint: BaseFingerprint
+    quantization: Quantization | None
+    compute_dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @cached_property
+    def context_length(self) -> int:
+        """The largest number of tokens, prompt and answer together, that the model was made for."""
+        config = self.model.config.get_text_config()
+        # Such a base changes the positions of a whole batch when one text in it gets longer than this.
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        if rope.get("rope_type") == "longrope" and (short := rope.get("original_max_position_embeddings")):
+            return int(short)
+        named = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
+        # A base without position embeddings (BLOOM, Mamba) has no such setting; its tokenizer may know the limit.
+        return int(next(filter(None, named), min(self.tokenizer.model_max_length, _NO_LIMIT)))
+
+    @cached_property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Every layer that an adapter may target: module name -> (out_features, in_features)."""
+        return {name: shape for name, module in self.model.named_modules() if (shape := linear_shape(module))}
+
+
+def load_base(
+    model: str | Path,
+    *,
+    quantization: Quantization | None = "nf4",
+    compute_dtype: ComputeDtype = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    training: bool = False,
+) -> Base:
+    """Loads a base through transformers and bitsandbytes.
+
+    Args:
+        model: `"adapterhub-demo"`, a folder, or a hub id.
+        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for the weights as they are.
+        compute_dtype: `"auto"` is float32 on a CPU (`benchmarks/compute_dtype.py` has the figures) and bfloat16 on a
+            GPU that has it, else float16.
+        device: `"auto"` (the first GPU if there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
+        revision: A branch, tag or commit, where `model` is a hub id.
+        trust_remote_code: Run the repository's own Python code. Off unless you ask.
+        training: Keep the weights in the layout through which gradients flow.
+
+    Raises:
+        ConfigError: No such base, no such device, or files that do not make a model.
+    """
+    folder = locate_base(model, revision=revision, trust_remote_code=trust_remote_code)
+    fingerprint = BaseFingerprint.of(folder)
+    place = _device(device)
+    dtype = _dtype(compute_dtype, place)
+    try:
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            quantization_config=_quantization_config(quantization, dtype),
+            dtype=dtype,
+            device_map={"": place},
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+        raise ConfigError(
+            f"The files of base {str(model)!r} could not be loaded: {error}",
+            hint="`adapterhub doctor` shows what is installed; the folder must hold a causal language model.",
+        ) from error
+    _refuse_missing_weights(str(model), sorted(report["missing_keys"]))
+    # Else some tokenizers take the space before a comma out of the text: harmful to code, and unlike a stream.
+    tokenizer.clean_up_tokenization_spaces = False
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    loaded.eval().requires_grad_(False)
+    forbid_packing(loaded, only_unfit=not training)
+    return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
+
+
+def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    match quantization:
+        case "nf4" | "fp4":
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=quantization,
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        case "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case None:
+            return None
+    raise ConfigError(f"There is no quantisation {quantization!r}.", hint="Use 'nf4', 'fp4', 'int8' or None.")
+
+
+def _refuse_missing_weights(base: str, missing: list[str]) -> None:
+    # transformers fills them with random numbers, and the base would talk nonsense.
+    if missing:
+        raise ConfigError(
+            f"The files of base {base!r} lack {len(missing)} weights, such as {missing[0]!r}.",
+            hint="Its config.json is of another model, or it is no causal language model.",
+        )
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"There is no device {device!r}.", hint="Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"There is no {device!r}: this PyTorch sees {torch.cuda.device_count()} CUDA GPUs.",
+            hint="Use device='cpu', or install a CUDA build of torch.",
+        )
+    return "cuda:0" if device == "cuda" else device
+
+
+def _dtype(compute_dtype: ComputeDtype, device: str) -> torch.dtype:
+    if compute_dtype in _DTYPES:
+        return _DTYPES[compute_dtype]
+    if compute_dtype != "auto":
+        raise ConfigError(
+            f"There is no compute dtype {compute_dtype!r}.",
+            hint=f"Use 'auto', {', '.join(map(repr, _DTYPES))}.",
+        )
+    if device == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -1,0 +1,97 @@
+"""Where a base lives on disk: the shipped one, a folder of yours, or a snapshot from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from adapterhub.errors import ConfigError
+
+DEMO_BASE = "adapterhub-demo"
+"""The name of the small base that ships with the package; cards use it in place of a path."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# What a causal language model needs, and nothing that could run code or be unpickled.
+_SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def demo_base_folder() -> Path:
+    """The folder of the shipped base, inside the package."""
+    return Path(__file__).parents[1] / "demo" / "base"
+
+
+def locate_base(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """Finds the folder that holds a base's files, downloading a hub snapshot if that is what the name means.
+
+    Args:
+        name: `"adapterhub-demo"`, a folder, or a hub id such as `"Qwen/Qwen3-0.6B"`.
+        revision: A branch, tag or commit of a hub id; the default branch if not given.
+        trust_remote_code: Also download the repository's Python files.
+        local_files_only: Do not ask the hub; a hub id counts only if it was downloaded before.
+
+    Raises:
+        ConfigError: There is no such folder, it holds no model, or the hub does not have it.
+    """
+    if str(name) == DEMO_BASE:
+        return demo_base_folder()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _model_folder(folder)
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+        raise ConfigError(
+            f"There is no base model at {str(name)!r}.",
+            hint="Give a folder that holds config.json and *.safetensors, or a hub id such as 'Qwen/Qwen3-0.6B'.",
+        )
+    return _model_folder(_download(name, revision, trust_remote_code, local_files_only))
+
+
+def tokenizer_chat_template(name: str | Path) -> str | None:
+    """The chat template (Jinja) of a base's tokenizer, read from its files without loading anything.
+
+    Args:
+        name: As in `locate_base`, but a hub id counts only if it was downloaded before.
+
+    Raises:
+        ConfigError: The base is not on this machine.
+    """
+    folder = locate_base(name, local_files_only=True)
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        return template.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    stored = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+    if isinstance(stored, list):  # several named templates; transformers uses the one called "default"
+        stored = next((one["template"] for one in stored if one["name"] == "default"), None)
+    return stored
+
+
+def _model_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"The folder {str(folder)!r} holds no config.json, so it is not a model.",
+            hint="Point at the folder that transformers' save_pretrained wrote.",
+        )
+    return folder
+
+
+def _download(repo: str, revision: str | None, trust_remote_code: bool, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_SAFE_FILES, "*.py"] if trust_remote_code else _SAFE_FILES
+    try:
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The base {repo!r} is neither a folder here nor could it be had from the hub ({type(error).__name__}).",
+            hint="Check the spelling and the network; for a gated model log in with `hf auth login`.",
+        ) from error
+    return Path(folder)

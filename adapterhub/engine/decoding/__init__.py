@@ -1,0 +1,1 @@
+"""From logits to text: sampling, detokenizing, structured output."""

@@ -1,0 +1,1 @@
+"""Keys and values: slots, prefix cache, attention over a packed step."""

@@ -1,0 +1,1 @@
+"""Which sequences run, and who runs the steps."""

@@ -1,0 +1,24 @@
+"""What an engine's tokenizer must do; transformers' tokenizers do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+Message: TypeAlias = Mapping[str, Any]
+"""One turn, `{"role": "user", "content": "..."}`; an assistant's may hold `tool_calls`."""
+
+
+class Tokenizer(Protocol):
+    """What a tokenizer must do for us; transformers' tokenizers do."""
+
+    chat_template: Any
+    eos_token: str | None
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str: ...
+
+    def get_added_vocab(self) -> dict[str, int]: ...
+
+    def apply_chat_template(self, conversation: Sequence[Message], **options: Any) -> Any: ...

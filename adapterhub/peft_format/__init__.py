@@ -1,0 +1,37 @@
+"""PEFT's adapter folders: config, names of tensors, checks. Nothing here loads torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from adapterhub.peft_format.checks import Inspection, check_fit, inspect_adapter
+    from adapterhub.peft_format.config import AdapterConfig, LoraSettings, adapter_digest
+    from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
+
+__all__ = [
+    "AdapterConfig",
+    "Inspection",
+    "LoraSettings",
+    "TensorInfo",
+    "adapter_digest",
+    "check_fit",
+    "inspect_adapter",
+    "read_header",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "AdapterConfig": "adapterhub.peft_format.config",
+        "Inspection": "adapterhub.peft_format.checks",
+        "LoraSettings": "adapterhub.peft_format.config",
+        "TensorInfo": "adapterhub.peft_format.safetensors_header",
+        "adapter_digest": "adapterhub.peft_format.config",
+        "check_fit": "adapterhub.peft_format.checks",
+        "inspect_adapter": "adapterhub.peft_format.checks",
+        "read_header": "adapterhub.peft_format.safetensors_header",
+    },
+)

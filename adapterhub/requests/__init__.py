@@ -1,0 +1,37 @@
+"""From what a caller asks to what the engine is asked, and from its output to a `Generation`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream, Usage
+    from adapterhub.requests.preparing import RequestPreparer
+    from adapterhub.requests.prompts import PromptStyle, choose_style, render
+
+__all__ = [
+    "AsyncGenerationStream",
+    "Generation",
+    "GenerationStream",
+    "PromptStyle",
+    "RequestPreparer",
+    "Usage",
+    "choose_style",
+    "render",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "AsyncGenerationStream": "adapterhub.requests.generation",
+        "Generation": "adapterhub.requests.generation",
+        "GenerationStream": "adapterhub.requests.generation",
+        "PromptStyle": "adapterhub.requests.prompts",
+        "RequestPreparer": "adapterhub.requests.preparing",
+        "Usage": "adapterhub.requests.generation",
+        "choose_style": "adapterhub.requests.prompts",
+        "render": "adapterhub.requests.prompts",
+    },
+)

@@ -1,0 +1,133 @@
+"""An answer, with everything a caller may want to know about where it came from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.engine.interface import Completion, FinishReason
+from adapterhub.engine.output_format import OutputFormat
+from adapterhub.routing.decision import RouteDecision
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer cost.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens generated, of all `n` answers together.
+        seconds: Wall time in the engine, from the prompt's first token to the answer's last.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens for each second of wall time."""
+        return self.completion_tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The answer to one request.
+
+    Attributes:
+        text: The answer; with `n` above 1, the first of them.
+        adapter: The name of the adapter that answered; None means the bare base. Of a blend its reference, with
+            versions: `json@1:0.7+support@2:0.3`.
+        version: The adapter's version; None of a blend.
+        route: The router's decision, if the request asked for `adapter="auto"`.
+        usage: Tokens and time.
+        finish_reason: `"stop"` (end token or stop string) or `"length"`.
+        completions: All `n` answers, with token ids and log-probabilities.
+        structure: The form that was asked for.
+    """
+
+    text: str
+    adapter: str | None
+    version: int | None
+    route: RouteDecision | None
+    usage: Usage
+    finish_reason: FinishReason
+    completions: tuple[Completion, ...]
+    structure: OutputFormat | None = None
+
+    @property
+    def parsed(self) -> Any:
+        """The answer's value where a form was asked for: of the schema's type, or JSON's; else its text.
+
+        Raises:
+            GenerationError: The text passes the grammar but not the type's own checks; see `OutputFormat.parse`.
+        """
+        return self.structure.parse(self.text) if self.structure else self.text
+
+
+class GenerationStream(Iterator[str]):
+    """An answer while it arrives: iterate over its pieces of text, then read `result`.
+
+    Closing it, or leaving its `with` block, cancels what is left of the answer.
+    """
+
+    def __init__(self, pieces: Generator[str | Generation]) -> None:
+        self._pieces = pieces
+        self._result: Generation | None = None
+        # A task may be cancelled while a thread still waits for the next piece: `close` has to wait for it too.
+        self._lock = threading.Lock()
+
+    @property
+    def result(self) -> Generation | None:
+        """The whole answer, once the stream has ended; None before, or if it was cancelled."""
+        return self._result
+
+    def __next__(self) -> str:
+        with self._lock:
+            for piece in self._pieces:
+                if isinstance(piece, str):
+                    return piece
+                self._result = piece
+            raise StopIteration
+
+    def close(self) -> None:
+        """Cancels the rest of the answer."""
+        with self._lock:
+            self._pieces.close()
+
+    def __enter__(self) -> GenerationStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncGenerationStream(AsyncIterator[str]):
+    """As `GenerationStream`, for `async for`."""
+
+    def __init__(self, pieces: AsyncGenerator[str | Generation]) -> None:
+        self._pieces = pieces
+        self._result: Generation | None = None
+
+    @property
+    def result(self) -> Generation | None:
+        """The whole answer, once the stream has ended; None before, or if it was cancelled."""
+        return self._result
+
+    async def __anext__(self) -> str:
+        async for piece in self._pieces:
+            if isinstance(piece, str):
+                return piece
+            self._result = piece
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancels the rest of the answer."""
+        await self._pieces.aclose()

@@ -1,0 +1,1 @@
+"""How good a router is: evaluation, health, reports, explanations."""

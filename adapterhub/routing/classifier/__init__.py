@@ -1,0 +1,1 @@
+"""The linear classifier: features, fitting, scores, storage."""

@@ -1,0 +1,1 @@
+"""What became of decisions: the log, and learning from it."""

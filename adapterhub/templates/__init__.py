@@ -1,6 +1,0 @@
-"""Texts with placeholders: the ones that come with the package, and those that a program adds."""
-
-from adapterhub.templates.collection import Templates
-from adapterhub.templates.template import FieldValue, Language, Rendered, Template
-
-__all__ = ["FieldValue", "Language", "Rendered", "Template", "Templates"]

@@ -1,6 +1,0 @@
-"""Rules for texts, and what became of them: whatever the text and the rules are, an answer comes soon."""
-
-from adapterhub.validation.report import Report, Result
-from adapterhub.validation.validate import MAX_CHARACTERS, MAX_RULES, Rule, validate
-
-__all__ = ["MAX_CHARACTERS", "MAX_RULES", "Report", "Result", "Rule", "validate"]

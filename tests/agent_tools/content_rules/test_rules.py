@@ -1,0 +1,165 @@
+"""Each rule: a text that keeps to it, one that does not, the reason and the place."""
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from adapterhub.agent_tools.content_rules import Rule, validate
+
+RULE = TypeAdapter(Rule)
+TABLE = "| Имя | Age |\n| --- | ---: |\n| Anna \\| Bo | 3 |\n"
+PERSON = {
+    "type": "object",
+    "properties": {"age": {"type": "integer"}},
+    "required": ["age"],
+    "additionalProperties": False,
+}
+
+
+def check(text: str, **rule):
+    (result,) = validate(text, [RULE.validate_python(rule)], seconds=1).results
+    return result
+
+
+PASSING = [
+    ("да", {"rule": "not_empty"}),
+    ("!", {"rule": "not_empty"}),
+    ("one two", {"rule": "length", "unit": "words", "minimum": 2, "maximum": 2}),
+    ("a\nb\n", {"rule": "length", "unit": "lines", "maximum": 2}),
+    ("Это русский текст про API.", {"rule": "language", "language": "ru"}),
+    ("This is English, да.", {"rule": "language", "language": "en"}),
+    ("# Заголовок\ntext", {"rule": "has_headings"}),
+    ("# A\n## B\n", {"rule": "has_headings", "level": 2}),
+    ("# Steps #\n## ИТОГ", {"rule": "required_sections", "sections": ["steps", "Итог"], "in_order": True}),
+    (TABLE, {"rule": "markdown_table", "columns": ["Имя", "Age"]}),
+    ("a|b\n-|-\n1|2", {"rule": "markdown_table"}),
+    ("Метод и тодо-лист", {"rule": "no_placeholders"}),
+    ("My password is not here; пароль я забыл.", {"rule": "no_secrets"}),
+    ("password: ${PASSWORD}", {"rule": "no_secrets"}),
+    ("write to anna@example.com.", {"rule": "email"}),
+    ("анна@пример.рф", {"rule": "email", "where": "whole"}),
+    ("see https://example.com/a?b=c.", {"rule": "url"}),
+    ("http://[::1]:8080/x", {"rule": "url", "where": "whole"}),
+    (' {"a": [1, 2.5, null]} ', {"rule": "json"}),
+    ('{"age": 3}', {"rule": "json_schema", "json_schema": PERSON}),
+    ("заказ 12-345", {"rule": "regex", "pattern": r"\b\d{2}-\d{3}\b"}),
+    ("слово", {"rule": "regex", "pattern": r"\w+", "match": "whole"}),
+    ("abc", {"rule": "regex", "pattern": "x", "match": "nowhere"}),
+]
+FAILING = [
+    (" \n\u200b\x00", {"rule": "not_empty"}, "empty", None, None),
+    ("one", {"rule": "length", "unit": "words", "minimum": 2}, "1 words, fewer than 2", None, None),
+    ("three", {"rule": "length", "maximum": 2}, "5 characters, more than 2", None, None),
+    ("This is English.", {"rule": "language", "language": "ru"}, "0% of the letters", None, None),
+    ("日本語のテキスト", {"rule": "language", "language": "en"}, "0% of the letters", None, None),
+    ("123", {"rule": "language", "language": "en"}, "no letters", None, None),
+    ("```\n# comment\n```", {"rule": "has_headings"}, "0 headings", None, None),
+    ("#hashtag", {"rule": "has_headings"}, "0 headings", None, None),
+    ("# A", {"rule": "required_sections", "sections": ["A", "Итог"]}, "missing sections: Итог", None, None),
+    (
+        "# B\n# A",
+        {"rule": "required_sections", "sections": ["A", "B"], "in_order": True},
+        "another order",
+        None,
+        None,
+    ),
+    ("no table | here", {"rule": "markdown_table"}, "no Markdown table", None, None),
+    (TABLE + "| 1 | 2 | 3 |", {"rule": "markdown_table"}, "3 cells, its header 2", 4, 1),
+    (TABLE, {"rule": "markdown_table", "columns": ["A"]}, "the columns Имя, Age", 1, 1),
+    (TABLE, {"rule": "markdown_table", "minimum_rows": 2}, "1 rows, fewer than 2", 1, 1),
+    ("Dear\n [Your name],", {"rule": "no_placeholders"}, "[Your name] was left", 2, 2),
+    ("Дата: <укажите дату>", {"rule": "no_placeholders"}, "<укажите дату>", 1, 7),
+    ("Hi {{name}}", {"rule": "no_placeholders"}, "{{name}}", 1, 4),
+    ("key\nAKIAABCDEFGHIJKLMNOP", {"rule": "no_secrets"}, "an AWS access key", 2, 1),
+    ("пароль: qwerty123", {"rule": "no_secrets"}, "a password", 1, 1),
+    ("postgres://me:hunter2@db/x", {"rule": "no_secrets"}, "a password in an address", 1, 1),
+    ("a@b", {"rule": "email"}, "no e-mail address", None, None),
+    ("see a@b.com", {"rule": "email", "where": "whole"}, "no e-mail address", None, None),
+    (".a@b.com", {"rule": "email", "where": "whole"}, "no e-mail address", None, None),
+    ("http://", {"rule": "url"}, "no web address", None, None),
+    ("http://a:99999/", {"rule": "url"}, "no web address", None, None),
+    ("ftp://a.b", {"rule": "url", "where": "whole"}, "no web address", None, None),
+    ('{"a":\n 1,}', {"rule": "json"}, "not JSON", 2, 4),
+    ("NaN", {"rule": "json"}, "NaN is no JSON value", None, None),
+    (
+        '{"age": "3"}',
+        {"rule": "json_schema", "json_schema": PERSON},
+        "at $.age: 3 does not keep to type: integer",
+        None,
+        None,
+    ),
+    (
+        '{"age": 3, "x": 1}',
+        {"rule": "json_schema", "json_schema": PERSON},
+        "the property x is not allowed",
+        None,
+        None,
+    ),
+    ("{}", {"rule": "json_schema", "json_schema": PERSON}, "'age' is a required property", None, None),
+    ("1", {"rule": "json_schema", "json_schema": {"type": "no type"}}, "the schema is not valid", None, None),
+    ("[1, 1.0]", {"rule": "json_schema", "json_schema": {"uniqueItems": True}}, "twice", None, None),
+    (
+        '[{"a": [1, true], "b": null}, {"b": null, "a": [1.0, true]}]',
+        {"rule": "json_schema", "json_schema": {"uniqueItems": True}},
+        "twice",
+        None,
+        None,
+    ),
+    ("abc", {"rule": "regex", "pattern": "b", "match": "nowhere"}, "b matches", 1, 2),
+    ("abc", {"rule": "regex", "pattern": "b", "match": "whole"}, "b does not match", None, None),
+    ("abc", {"rule": "regex", "pattern": "(b"}, "no regular expression", None, None),
+]
+
+
+@pytest.mark.parametrize(("text", "rule"), PASSING)
+def test_a_text_that_passes(text: str, rule: dict):
+    result = check(text, **rule)
+    assert (result.passed, result.reason, result.line) == (True, "", None)
+
+
+@pytest.mark.parametrize(("text", "rule", "reason", "line", "column"), FAILING)
+def test_a_text_that_does_not(text: str, rule: dict, reason: str, line: int | None, column: int | None):
+    result = check(text, **rule)
+    assert not result.passed
+    assert reason in result.reason
+    assert (result.line, result.column) == (line, column)
+
+
+def test_lists_of_equal_looking_items_are_unique():
+    assert check(
+        '[1, true, "1", [1], {"a": 1}, {"a": true}]', rule="json_schema", json_schema={"uniqueItems": True}
+    ).passed
+
+
+def test_pattern_properties_and_additional_ones():
+    schema = {"patternProperties": {"^x-": {"type": "string"}}, "additionalProperties": {"type": "integer"}}
+    assert check('{"x-a": "b", "n": 1}', rule="json_schema", json_schema=schema).passed
+    assert "$.x-a" in check('{"x-a": 1}', rule="json_schema", json_schema=schema).reason
+    assert "$.n" in check('{"n": "b"}', rule="json_schema", json_schema=schema).reason
+
+
+def test_references_within_the_schema_are_followed():
+    tree = {"$ref": "#/$defs/node", "$defs": {"node": {"type": "array", "items": {"$ref": "#/$defs/node"}}}}
+    assert check("[[], [[]]]", rule="json_schema", json_schema=tree).passed
+    assert "$[0]" in check("[1]", rule="json_schema", json_schema=tree).reason
+
+
+def test_a_report_in_words_and_as_data():
+    rules = [RULE.validate_python({"rule": "not_empty"}), RULE.validate_python({"rule": "json"})]
+    report = validate("{", rules)
+    assert str(report).startswith("failed 1 of 2 rules\n- json: not JSON: Expecting property name")
+    assert report.to_dict()["results"][0] == {
+        "rule": "not_empty",
+        "passed": True,
+        "reason": "",
+        "line": None,
+        "column": None,
+    }
+    assert str(validate("1", rules)) == "passed: not_empty, json"
+
+
+@pytest.mark.parametrize(
+    "rule", [{"rule": "none"}, {"rule": "json", "x": 1}, {"rule": "regex"}, {"rule": "length", "minimum": -1}]
+)
+def test_what_is_no_rule(rule: dict):
+    with pytest.raises(ValidationError):
+        RULE.validate_python(rule)

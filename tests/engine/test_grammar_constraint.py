@@ -1,0 +1,526 @@
+"""Answers in a form: valid and complete for every budget that can hold one, whatever the model computes."""
+
+import datetime
+import enum
+import json
+import re
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from adapterhub import AdapterHub, EchoEngine
+from adapterhub.base.loading import load_base
+from adapterhub.config import EngineLimits
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.decoding import grammar_constraint
+from adapterhub.engine.decoding.grammar_constraint import GrammarCompiler, GrammarConstraint
+from adapterhub.engine.decoding.sampler import Logits, Sampler
+from adapterhub.engine.interface import Request
+from adapterhub.engine.output_format import OutputFormat
+from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.errors import ConfigError, GenerationError, RequestTooLongError
+from tests.tiny import VOCABULARY, make_tokenizer
+
+END = 2
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Line(BaseModel):
+    name: str
+    count: Annotated[int, Field(ge=1, le=40)]
+
+
+class Card(BaseModel):
+    kind: Literal["card"]
+    number: Annotated[str, Field(pattern="^[0-9]{4}$")]
+
+
+class Cash(BaseModel):
+    kind: Literal["cash"]
+
+
+class Order(BaseModel):
+    lines: Annotated[list[Line], Field(min_length=1, max_length=3)]
+    payment: Annotated[Card | Cash, Field(discriminator="kind")]
+    colour: Colour
+    note: str | None
+    gift: bool = False
+
+
+class Tree(BaseModel):
+    value: int
+    children: "list[Tree]" = []
+
+
+class Times(BaseModel):
+    day: datetime.date
+    clock: datetime.time
+    key: uuid.UUID
+
+
+class Bounds(BaseModel):
+    share: Annotated[float, Field(ge=0.5, lt=1)]
+    even: Annotated[int, Field(multiple_of=2, gt=10)]
+    word: Annotated[str, Field(min_length=3, max_length=5)]
+    pair: tuple[int, bool]
+    table: dict[str, int]
+
+
+@dataclass
+class Case:
+    """A form, and what tells whether a text has it."""
+
+    form: dict[str, Any]
+    check: Callable[[str], Any]
+
+
+def typed(kind: Any) -> Case:
+    made = OutputFormat.of(schema=kind)
+    assert made is not None
+    return Case({"schema": kind}, made.parse)
+
+
+def matching(pattern: str) -> Case:
+    def check(text: str) -> None:
+        assert re.fullmatch(pattern, text), text
+
+    return Case({"regex": pattern}, check)
+
+
+def is_sum(text: str) -> None:
+    while "(" in text:
+        shorter = re.sub(r"\(\d+\+\d+\)", "1", text)
+        assert shorter != text, text
+        text = shorter
+    assert re.fullmatch(r"\d+", text), text
+
+
+CHOICES = ["yes", "no", "нет, никогда", "x.y|z", "two\nlines", "a", "a long answer"]
+CASES = {
+    "order": typed(Order),
+    "tree": typed(Tree),
+    # RFC 3339 has leap seconds, and so has JSON Schema's `time`; Python has not.
+    "times": Case(
+        {"schema": Times}, lambda text: Times.model_validate_json(re.sub(r":60(?!\d)", ":59", text))
+    ),
+    "bounds": typed(Bounds),
+    "union": typed(Tree | list[Line] | None),
+    "string": typed(str),
+    "open object": Case({"schema": {"type": "object"}}, json.loads),
+    "counted": matching(r"([a-z][0-9]){4}"),
+    "late end": matching(r"[a-z]{3,}x"),
+    "pairs": matching(r"(ab)*"),
+    "anything": matching(r"[^\n]*"),
+    "unequal": matching(r"a[0-9]{2}|b[0-9]{9}|foo(bar|bazinga){2,5}"),
+    "sum": Case({"grammar": 'start: NUM | "(" start "+" start ")"\nNUM: /[0-9]+/'}, is_sum),
+    "choices": Case({"choices": CHOICES}, CHOICES.index),
+}
+
+
+def form(**given: Any) -> OutputFormat:
+    made = OutputFormat.of(**given)
+    assert made is not None
+    return made
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(make_tokenizer(), VOCABULARY, {END})
+
+
+def write(
+    constraint: GrammarConstraint, seed: int, temperature: float, lengths: int = VOCABULARY
+) -> list[int]:
+    """What a model of random logits answers, without its end token."""
+    random = torch.Generator().manual_seed(seed)
+    sampler, tokens = Sampler(SamplingParams(temperature=temperature, seed=seed), 0, torch.device("cpu")), []
+    while not constraint.finished:
+        (logits,) = Logits.of(torch.randn(1, lengths, generator=random))
+        token, _ = constraint.choose(lambda allowed, row=logits: sampler.draw(row, [], allowed), lengths)
+        tokens += [] if constraint.ended else [token]
+    return tokens
+
+
+class TestBudget:
+    @pytest.mark.parametrize("name", CASES)
+    def test_every_budget_from_the_shortest_answer_on(self, compiler, name):
+        case = CASES[name]
+        wanted = form(**case.form)
+        least = len(compiler.compile(wanted).shortest)
+        for extra in [*range(12), 40, 120]:
+            tokens = write(compiler.constraint(wanted, max(least + extra, 1), ()), extra, 0.5 + extra % 3)
+            assert len(tokens) <= max(least + extra, 1)
+            case.check(make_tokenizer().decode(tokens))
+
+    @settings(max_examples=40)
+    @given(
+        name=st.sampled_from(sorted(CASES)),
+        extra=st.integers(0, 80),
+        seed=st.integers(0, 2**32),
+        temperature=st.floats(0, 20),
+    )
+    def test_any_model(self, compiler, name, extra, seed, temperature):
+        wanted = form(**CASES[name].form)
+        budget = max(len(compiler.compile(wanted).shortest) + extra, 1)
+        tokens = write(compiler.constraint(wanted, budget, ()), seed, temperature)
+        assert len(tokens) <= budget
+        CASES[name].check(make_tokenizer().decode(tokens))
+
+    @settings(max_examples=40)
+    @given(
+        choices=st.lists(
+            st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12), min_size=1
+        ),
+        extra=st.integers(0, 10),
+        seed=st.integers(0, 2**32),
+    )
+    def test_any_choices(self, compiler, choices, extra, seed):
+        wanted = form(choices=choices)
+        budget = len(compiler.compile(wanted).shortest) + extra
+        text = make_tokenizer().decode(write(compiler.constraint(wanted, budget, ()), seed, 1.0))
+        assert text in choices
+
+    @pytest.mark.parametrize(
+        ("given", "shortest"),
+        [
+            ({"choices": ["longest of all", "two", "три"]}, "two"),
+            ({"regex": "b{9}|a{2}|c{5}"}, "aa"),
+            ({"regex": "[a-z]+x"}, "ax"),
+            ({"regex": "[0-9]{40}|no"}, "no"),
+            ({"schema": Tree}, '{"value":0}'),
+            ({"schema": {"enum": ["abcdef", 12345, None, [1]]}}, None),
+            ({"schema": {"anyOf": [{"type": "string", "minLength": 9}, {"type": "null"}]}}, "null"),
+            ({"schema": {"type": "array", "items": {"type": "boolean"}, "minItems": 2}}, "[true,true]"),
+            ({"grammar": 'start: "(" start ")" | "[" start "]" | "end"'}, "end"),
+        ],
+    )
+    def test_the_shortest_answer_is_found(self, compiler, given, shortest):
+        tokens = compiler.compile(form(**given)).shortest
+        if shortest is None:
+            shortest = min(("[1]", "null", "12345"), key=lambda text: len(make_tokenizer().encode(text)))
+        assert len(tokens) == len(make_tokenizer().encode(shortest))
+
+    def test_a_long_count_is_found_too(self, compiler):
+        wanted = form(schema={"type": "string", "minLength": 500})
+        assert len(compiler.compile(wanted).shortest) == 502
+
+    def test_without_the_guard_answers_would_be_cut(self, compiler, monkeypatch):
+        monkeypatch.setattr(GrammarConstraint, "_closing_within", lambda self, limit: [])
+        wanted = form(schema=Order)
+        least, valid = len(compiler.compile(wanted).shortest), 0
+        for seed in range(10):
+            tokens = write(compiler.constraint(wanted, least + 5, ()), seed, 1.0)
+            try:
+                CASES["order"].check(make_tokenizer().decode(tokens))
+                valid += 1
+            except GenerationError:
+                pass
+        assert valid < 5
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"schema": set[int]}, "uniqueItems"),
+            ({"schema": {"type": "strin"}}, "Invalid type: strin"),
+            ({"schema": {"type": "integer", "minimum": 3, "maximum": 1}}, "Unsatisfiable"),
+            ({"schema": {"$ref": "https://example.org/x"}}, "not present"),
+            ({"schema": {"type": "string", "format": "password"}}, "password"),
+            (
+                {"schema": {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}},
+                "uniqueItems",
+            ),
+            ({"regex": "a(?=b)b"}, "look-around"),
+            ({"regex": "("}, "unclosed group"),
+            ({"regex": "(" * 20_000}, "cannot be enforced"),
+            ({"grammar": "start: foo"}, "foo"),
+            ({"grammar": 'start: "a" start'}, "no complete answer"),
+            ({"grammar": "start: a\na[max_tokens=5]: /[a-z]{3,}/"}, "no complete answer"),
+            ({"grammar": 'start: a "x"\na[stop="!"]: /.*/'}, "no complete answer"),
+            ({"grammar": "start: /[a-z]/ start"}, "no complete answer"),
+            ({"schema": {"type": "string", "minLength": 10**6}}, "cannot be enforced"),
+        ],
+    )
+    def test_what_cannot_be_enforced(self, compiler, given, said):
+        with pytest.raises(ConfigError, match=said) as caught:
+            compiler.compile(form(**given))
+        assert len(str(caught.value)) < 500
+
+    def test_a_budget_below_the_shortest_answer(self, compiler):
+        with pytest.raises(RequestTooLongError, match="takes 13 tokens, and the answer may have 5"):
+            compiler.constraint(form(choices=["choice number 1"]), 5, ())
+
+    def test_a_tokenizer_that_is_not_a_fast_one(self):
+        class Slow:
+            pass
+
+        with pytest.raises(ConfigError, match="it is not a fast one"):
+            GrammarCompiler(Slow(), VOCABULARY, {END}).compile(form(regex="a"))
+
+    def test_a_tokenizer_that_llguidance_cannot_read(self):
+        words = Tokenizer(WordLevel({"a": 0, "<eos>": 1}))
+        compiler = GrammarCompiler(PreTrainedTokenizerFast(tokenizer_object=words), 2, {1})
+        with pytest.raises(ConfigError, match=r"cannot be used for structured output: .*decoder"):
+            compiler.compile(form(regex="a"))
+
+
+class TestCompiler:
+    def test_the_vocabulary_is_read_before_the_first_form(self, monkeypatch):
+        compiler = GrammarCompiler(make_tokenizer(), VOCABULARY, {END})
+        monkeypatch.delattr(grammar_constraint, "from_tokenizer")
+        assert compiler.compile(form(regex="a")).shortest
+
+    def test_a_form_is_compiled_once(self, compiler):
+        assert compiler.compile(form(schema=Order)) is compiler.compile(form(schema=Order))
+
+    def test_a_compiled_form_is_at_hand_while_another_is_compiled(self, monkeypatch):
+        compiler = GrammarCompiler(make_tokenizer(), VOCABULARY, {END})
+        compiled, begun, go_on = compiler.compile(form(regex="a")), threading.Event(), threading.Event()
+
+        def slowly(structure: OutputFormat) -> object:
+            begun.set()
+            assert go_on.wait(10)
+            return compiled
+
+        monkeypatch.setattr(compiler, "_compile", slowly)
+        with ThreadPoolExecutor() as pool:
+            other = pool.submit(compiler.compile, form(regex="b"))
+            assert begun.wait(10)
+            at_hand = pool.submit(compiler.compile, form(regex="a"))
+            try:
+                assert at_hand.result(5) is compiled
+            finally:
+                go_on.set()
+            assert other.result(5) is compiled
+
+    def test_the_number_of_compiled_forms_is_bounded(self, monkeypatch):
+        monkeypatch.setattr("adapterhub.engine.decoding.grammar_constraint._KEPT", 3)
+        compiler = GrammarCompiler(make_tokenizer(), VOCABULARY, {END})
+        first = compiler.compile(form(regex="0"))
+        for number in range(1, 4):
+            compiler.compile(form(regex=str(number)))
+        assert len(compiler._compiled) == 3
+        assert compiler.compile(form(regex="0")) is not first
+
+    @pytest.mark.parametrize("width", [VOCABULARY + 64, VOCABULARY - 20])
+    def test_logits_wider_or_narrower_than_the_vocabulary(self, width):
+        compiler = GrammarCompiler(make_tokenizer(), width, {END})
+        tokens = write(compiler.constraint(form(schema=Order), 120, ()), 1, 1.0, width)
+        assert max(tokens) < min(width, VOCABULARY)
+        CASES["order"].check(make_tokenizer().decode(tokens))
+
+    def test_a_base_without_an_end_token(self):
+        tokenizer = make_tokenizer()
+        tokenizer.eos_token = None
+        compiler = GrammarCompiler(tokenizer, VOCABULARY, ())
+        for seed in range(5):
+            tokens = write(compiler.constraint(form(regex="[a-z]{2,}"), 20, ()), seed, 1.0)
+            assert len(tokens) <= 20
+            assert re.fullmatch("[a-z]{2,}", tokenizer.decode(tokens))
+
+    def test_the_base_that_gives_minus_infinity_everywhere(self, compiler):
+        constraint = compiler.constraint(form(choices=["yes"]), 9, ())
+        sampler, tokens = Sampler(SamplingParams(temperature=1.0), 0, torch.device("cpu")), []
+        (logits,) = Logits.of(torch.full((1, VOCABULARY), -torch.inf))
+        while not constraint.finished:
+            tokens.append(constraint.choose(lambda allowed: sampler.draw(logits, [], allowed), VOCABULARY)[0])
+        assert make_tokenizer().decode(tokens) == "yes"
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_base: Path, tiny_registry: Path):
+    with AdapterHub.from_pretrained(tiny_base, tiny_registry, quantization=None, device="cpu") as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def demo():
+    root = Path(__file__).parents[2] / "adapters"
+    with AdapterHub.from_pretrained("adapterhub-demo", root, device="cpu") as hub:
+        yield hub
+
+
+class TestHub:
+    def test_different_forms_in_one_batch(self, hub):
+        adapters = [None, "json", "code", "support", None]
+        forms: dict[str, list[Any]] = {
+            "schema": [Order, None, None, None, None],
+            "regex": [None, "[0-9]{3}-[a-z]+", None, None, None],
+            "grammar": [None, None, CASES["sum"].form["grammar"], None, None],
+            "choices": [None, None, None, CHOICES, None],
+        }
+        drawing = {
+            "temperature": 1.5,
+            "top_p": 0.95,
+            "top_k": 50,
+            "repetition_penalty": 1.3,
+            "max_tokens": 110,
+        }
+        for seed in range(3):
+            answers = hub.generate_batch(["Hello"] * 5, adapters, **forms, **drawing, seed=seed)
+            assert isinstance(answers[0].parsed, Order)
+            assert re.fullmatch("[0-9]{3}-[a-z]+", answers[1].text)
+            is_sum(answers[2].text)
+            assert answers[3].text in CHOICES
+            assert answers[4].structure is None
+            assert {answer.finish_reason for answer in answers[:4]} == {"stop"}
+
+    def test_one_form_for_all(self, hub):
+        answers = hub.generate_batch(["a", "b"], [None, "json"], choices=["x", "y"], max_tokens=2)
+        assert {answer.text for answer in answers} <= {"x", "y"}
+
+    def test_every_one_of_n_answers_has_the_form(self, hub):
+        answer = hub.generate("Hello", "json", schema=Line, n=4, temperature=1.0, max_tokens=30)
+        assert len({completion.text for completion in answer.completions}) > 1
+        for completion in answer.completions:
+            Line.model_validate_json(completion.text)
+
+    def test_a_stream_in_pieces(self, hub):
+        with hub.stream("Hello", "json", schema=Line, max_tokens=30, temperature=1.0, seed=1) as stream:
+            text = "".join(stream)
+        assert stream.result.text == text
+        assert stream.result.parsed == Line.model_validate_json(text)
+        assert text == hub.generate("Hello", "json", schema=Line, max_tokens=30, temperature=1.0, seed=1).text
+
+    async def _both(self, hub: AdapterHub) -> tuple[str, str]:
+        answer = await hub.agenerate("Hello", "json", choices=["left", "right"])
+        pieces = [piece async for piece in hub.astream("Hello", "json", choices=["left", "right"])]
+        return answer.text, "".join(pieces)
+
+    def test_async(self, hub):
+        import asyncio
+
+        whole, streamed = asyncio.run(self._both(hub))
+        assert whole == streamed
+        assert whole in ("left", "right")
+
+    def test_log_probabilities_are_the_models_own(self, hub):
+        free = hub.generate("Hello", None, max_tokens=1, logprobs=20).completions[0].logprobs
+        held = hub.generate("Hello", None, choices=["Q"], max_tokens=1, logprobs=20).completions[0].logprobs
+        assert held[0].top == pytest.approx(free[0].top)
+        assert held[0].logprob < free[0].logprob
+
+    def test_the_end_token_and_further_ones_end_an_answer_where_it_may(self, tiny_base):
+        base = load_base(tiny_base, quantization=None, device="cpu")
+        engine = BatchingEngine(base, EngineLimits(kv_cache_mib=64))
+        newline = base.tokenizer.encode("\n")[0]
+        for favourite, ids in [(END, ()), (newline, (newline,))]:
+            bias = torch.zeros(VOCABULARY)
+            bias[favourite] = 1e4
+            handle = base.model.lm_head.register_forward_hook(lambda _, __, out, bias=bias: out + bias)
+            sampling = SamplingParams(max_tokens=30, stop_token_ids=ids)
+            answer = engine.generate([Request([5, 6], None, sampling, form(regex="[a-z]{4,}"))])[0][0]
+            handle.remove()
+            assert re.fullmatch("[a-z]{4,}", answer.text)
+            assert len(answer.text) < 20
+            assert (answer.token_ids[-1], answer.finish_reason) == (favourite, "stop")
+        engine.close()
+
+    def test_stop_strings_of_a_prompt_style_do_not_cut_it(self, tiny_base):
+        engine = BatchingEngine(
+            load_base(tiny_base, quantization=None, device="cpu"), EngineLimits(kv_cache_mib=64)
+        )
+        sampling = SamplingParams(max_tokens=30, stop="b")
+        assert engine.generate([Request([5], None, sampling, form(choices=["abc"]))])[0][0].text == "abc"
+        engine.close()
+
+    @pytest.mark.parametrize(
+        ("given", "kind"),
+        [
+            ({"regex": "(?=a)"}, ConfigError),
+            ({"schema": Order, "max_tokens": 9}, RequestTooLongError),
+            ({"choices": ["a"], "regex": "a"}, ConfigError),
+            ({"choices": ["a"], "stop": "a"}, ConfigError),
+            ({"choices": ["a"], "ignore_eos": True}, ConfigError),
+        ],
+    )
+    def test_refused_when_asked(self, hub, given, kind):
+        before = hub.stats()
+        for ask in (hub.generate, hub.stream):
+            with pytest.raises(kind):
+                ask("Hello", "json", **given)
+        with pytest.raises(kind):
+            hub.generate_batch(["Hello", "Hi"], "json", **given)
+        assert hub.stats() == before
+
+    def test_the_echo_engine_says_that_it_cannot(self, tiny_registry):
+        from adapterhub import AdapterRegistry
+
+        hub = AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+        with pytest.raises(ConfigError, match="EchoEngine"):
+            hub.generate("Hello", choices=["a"])
+        with pytest.raises(ConfigError, match="EchoEngine"):
+            hub.stream("Hello", choices=["a"])
+
+    def test_what_only_pydantic_can_check(self, hub):
+        class Price(BaseModel):
+            price: Annotated[Decimal, Field(max_digits=1, decimal_places=0)]
+
+        answers = [
+            hub.generate("Hello", "json", schema=Price, temperature=5.0, seed=seed, max_tokens=40)
+            for seed in range(8)
+        ]
+        for answer in answers:
+            json.loads(answer.text)
+        refused = [answer for answer in answers if not re.fullmatch(r'\{"price": ?"?\d"?\}', answer.text)]
+        with pytest.raises(GenerationError, match="price"):
+            refused[0].parsed  # noqa: B018
+
+
+class TestDemo:
+    REQUEST = "Give me name, age and city as JSON: Greta Okafor is 48 years old and lives in Porto."
+
+    class Person(BaseModel):
+        name: str
+        age: int
+        city: str
+
+    def test_a_form_does_not_change_an_answer_that_has_it(self, demo):
+        free = demo.generate(self.REQUEST, "json")
+        held = demo.generate(self.REQUEST, "json", schema=self.Person)
+        assert held.text == free.text
+        assert held.parsed == self.Person(name="Greta Okafor", age=48, city="Porto")
+
+    def test_the_base_keeps_to_it_too_at_every_length(self, demo):
+        for budget in (15, 17, 20, 30):
+            answer = demo.generate(
+                self.REQUEST, None, schema=self.Person, max_tokens=budget, temperature=1.0, seed=2
+            )
+            assert isinstance(answer.parsed, self.Person)
+            assert answer.usage.completion_tokens <= budget
+
+    @pytest.mark.parametrize("name", ["tree", "order", "unequal"])
+    def test_forced_text_that_its_vocabulary_can_spell_in_several_ways(self, demo, name):
+        tokenizer, case = demo.engine.tokenizer, CASES[name]
+        compiler, wanted = GrammarCompiler(tokenizer, len(tokenizer), {END}), form(**case.form)
+        least = len(compiler.compile(wanted).shortest)
+        for extra in range(12):
+            tokens = write(compiler.constraint(wanted, least + extra, ()), extra, 1.0, len(tokenizer))
+            assert len(tokens) <= least + extra
+            case.check(tokenizer.decode(tokens))
+
+    def test_choices(self, demo):
+        for adapter in (None, "support"):
+            answer = demo.generate(
+                "My Zorbex printer is broken. Hardware?", adapter, choices=["hardware", "software"]
+            )
+            assert answer.text in ("hardware", "software")

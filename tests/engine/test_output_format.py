@@ -1,0 +1,201 @@
+"""What an answer's form may be described by, and what is made of it."""
+
+import datetime
+import io
+import json
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field, field_validator
+from typing_extensions import TypedDict
+
+from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat
+from adapterhub.errors import ConfigError, GenerationError
+
+
+class Address(BaseModel):
+    street: str
+    city: str | None = None
+
+
+class Person(BaseModel):
+    name: str
+    home: Address
+    tags: dict[str, int] = {}
+
+
+def schema_of(schema: Any) -> Any:
+    made = OutputFormat.of(schema=schema)
+    assert made is not None
+    return json.loads(made.text)
+
+
+class TestOne:
+    def test_nothing_given_is_free_text(self):
+        assert OutputFormat.of() is None
+
+    @pytest.mark.parametrize(
+        ("given", "kind", "text"),
+        [
+            ({"regex": "[0-9]+"}, "regex", "[0-9]+"),
+            ({"grammar": 'start: "a"'}, "grammar", 'start: "a"'),
+            ({"choices": ("да", "no")}, "choices", '["да", "no"]'),
+            ({"schema": {"type": "integer"}}, "schema", '{"type": "integer"}'),
+            ({"schema": int}, "schema", '{"type": "integer"}'),
+        ],
+    )
+    def test_each_kind(self, given, kind, text):
+        made = OutputFormat.of(**given)
+        assert made is not None
+        assert (made.kind, made.text) == (kind, text)
+
+    def test_equal_descriptions_are_equal_and_hash_alike(self):
+        assert OutputFormat.of(schema=Person) == OutputFormat.of(schema=Person)
+        assert len({OutputFormat.of(choices=["a"]), OutputFormat.of(choices=["a"])}) == 1
+        assert OutputFormat.of(regex="a") != OutputFormat.of(grammar="a")
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"regex": "a", "choices": ["a"]}, "regex and choices were given"),
+            ({"choices": []}, "at least one"),
+            ({"choices": ["a", ""]}, "none of them empty"),
+            ({"choices": "yes"}, "list of texts"),
+            ({"choices": [1]}, "list of texts"),
+            ({"regex": ""}, "empty"),
+            ({"regex": 3}, "takes a text, not int"),
+            ({"grammar": ["start"]}, "takes a text, not list"),
+            ({"schema": 3}, "No JSON Schema"),
+            ({"schema": io.StringIO}, "No JSON Schema"),
+            ({"schema": {"const": {1, 2}}}, "not a JSON Schema"),
+            ({"schema": {"minimum": float("nan")}}, "not a JSON Schema"),
+            ({"regex": "a" * (MAX_CHARACTERS + 1)}, str(MAX_CHARACTERS)),
+            ({"choices": ["a" * 99] * (MAX_CHARACTERS // 99)}, str(MAX_CHARACTERS)),
+        ],
+    )
+    def test_refused(self, given, said):
+        with pytest.raises(ConfigError, match=said):
+            OutputFormat.of(**given)
+
+    def test_a_schema_nested_without_end_is_refused(self):
+        deep: dict[str, Any] = {}
+        for _ in range(100_000):
+            deep = {"items": deep}
+        with pytest.raises(ConfigError, match="not a JSON Schema"):
+            OutputFormat.of(schema=deep)
+
+
+class TestClosing:
+    def test_a_models_objects_take_no_further_keys(self):
+        schema = schema_of(Person)
+        assert schema["additionalProperties"] is False
+        assert schema["$defs"]["Address"]["additionalProperties"] is False
+        assert schema["properties"]["tags"]["additionalProperties"] == {"type": "integer"}
+
+    def test_what_a_schema_says_about_further_keys_stands(self):
+        given = {"type": "object", "properties": {}, "additionalProperties": True}
+        assert schema_of(given) == given
+
+    def test_names_of_properties_are_no_keywords(self):
+        given = {
+            "type": "object",
+            "properties": {"properties": {"type": "string"}, "allOf": {"type": "string"}},
+        }
+        assert schema_of(given) == {**given, "additionalProperties": False}
+
+    def test_data_is_left_alone(self):
+        value = {"properties": {"a": 1}}
+        assert schema_of({"const": value}) == {"const": value}
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+            {"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]},
+            {"$defs": {"X": {"properties": {}, "$ref": "#/$defs/Y"}, "Y": {"properties": {}}}},
+        ],
+    )
+    def test_a_schema_that_combines_objects_stays_as_it_is(self, given):
+        assert schema_of(given) == given
+
+    def test_the_callers_schema_is_not_changed(self):
+        given = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}}
+        before = json.dumps(given)
+        OutputFormat.of(schema=given)
+        assert json.dumps(given) == before
+
+
+class TestEach:
+    def test_one_for_all(self):
+        a, b = OutputFormat.each(2, choices=["x", "y"])
+        assert a is b
+        assert a is not None
+        assert a.text == '["x", "y"]'
+
+    def test_one_each_of_different_kinds(self):
+        made = OutputFormat.each(
+            4,
+            schema=[Person, None, None, None],
+            regex=[None, "a", None, None],
+            choices=[None, None, ["x"], None],
+        )
+        assert [one and one.kind for one in made] == ["schema", "regex", "choices", None]
+
+    @pytest.mark.parametrize(
+        "given", [{"schema": [int]}, {"regex": ["a", "b", "c"]}, {"choices": [["a"]]}, {"grammar": 7}]
+    )
+    def test_as_many_as_prompts_are_expected(self, given):
+        with pytest.raises(ConfigError, match="2 prompts"):
+            OutputFormat.each(2, **given)
+
+    def test_two_for_one_prompt_are_refused(self):
+        with pytest.raises(ConfigError, match="one form"):
+            OutputFormat.each(2, regex=[None, "a"], choices=["x"])
+
+
+class TestParsing:
+    def parse(self, text: str, **given: Any) -> Any:
+        made = OutputFormat.of(**given)
+        assert made is not None
+        return made.parse(text)
+
+    def test_a_models_answer_is_its_instance(self):
+        text = '{"name": "Ann", "home": {"street": "A1"}}'
+        assert self.parse(text, schema=Person) == Person(name="Ann", home=Address(street="A1"))
+
+    def test_other_types(self):
+        class Point(TypedDict):
+            x: int
+
+        assert self.parse('{"x": 1}', schema=Point) == {"x": 1}
+        assert self.parse('["2026-01-02"]', schema=list[datetime.date]) == [datetime.date(2026, 1, 2)]
+        assert self.parse('"a"', schema=Literal["a", "b"]) == "a"
+
+    def test_a_json_schemas_answer_is_its_value(self):
+        assert self.parse('{"a": [1]}', schema={"type": "object"}) == {"a": [1]}
+
+    def test_other_kinds_are_text(self):
+        assert self.parse("12", regex="[0-9]+") == "12"
+
+    def test_what_a_grammar_cannot_say_is_checked_and_told_without_the_answer(self):
+        class Even(BaseModel):
+            price: Annotated[Decimal, Field(max_digits=3)]
+            number: int
+
+            @field_validator("number")
+            @classmethod
+            def even(cls, value: int) -> int:
+                if value % 2:
+                    raise ValueError("it is odd")
+                return value
+
+        with pytest.raises(GenerationError, match="number: Value error, it is odd") as caught:
+            self.parse('{"price": 1, "number": 7654321}', schema=Even)
+        assert "7654321" not in str(caught.value)
+        with pytest.raises(GenerationError, match="price"):
+            self.parse('{"price": 12345, "number": 2}', schema=Even)
+
+    def test_what_is_no_json(self):
+        with pytest.raises(GenerationError, match="not JSON"):
+            self.parse("{", schema={"type": "object"})

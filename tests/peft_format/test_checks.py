@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.base.fingerprint import base_shapes
+from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.peft_format import checks
+from adapterhub.peft_format.checks import LoraShape, check_fit, inspect_adapter
+from adapterhub.peft_format.config import LoraSettings
+from tests.registry.maker import adapter_tensors, make_adapter, make_base, module_names, values
+
+Q0, V0, Q1, V1 = module_names()
+A, B = f"base_model.model.{Q0}.lora_A.weight", f"base_model.model.{Q0}.lora_B.weight"
+DTYPES = ["F64", "F32", "F16", "BF16"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_whole_adapter(tmp_path: Path, dtype: str, dora: bool) -> None:
+    found = inspect_adapter(make_adapter(tmp_path / "a", dtype=dtype, use_dora=dora))
+    assert found.modules == {name: LoraShape(2, 8 if "q_proj" in name else 4, 8) for name in (Q0, V0, Q1, V1)}
+    assert found.dtype == dtype
+    assert found.size_bytes == (tmp_path / "a/adapter_model.safetensors").stat().st_size
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({A: None}, "has no lora_A"),
+        ({B: None}, "has no lora_B"),
+        ({A: values(3, 8)}, "rank 2"),
+        ({A: values(3, 8), B: values(8, 3)}, "rank 2"),
+        ({A: values(2, 4, 2)}, "rank 2"),
+        ({A: values(16)}, "rank 2"),
+        ({A: values(2, 0)}, r"of shape \(2, 0\)"),
+        ({A: ("I8", (2, 8), b"\0" * 16)}, "is I8"),
+        ({f"base_model.model.{Q0}.lora_magnitude_vector": values(8)}, "use_dora is off"),
+    ],
+)
+def test_weights_that_contradict_the_config(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    tensors = {name: tensor for name, tensor in {**adapter_tensors(), **change}.items() if tensor}
+    with pytest.raises(AdapterInvalidError, match=f"contradict each other.*{reason}") as caught:
+        inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors))
+    assert Q0 in caught.value.message
+
+
+def test_dora_without_magnitudes_or_with_too_few(tmp_path: Path) -> None:
+    with pytest.raises(AdapterInvalidError, match="has no lora_magnitude_vector"):
+        inspect_adapter(make_adapter(tmp_path / "a", tensors=adapter_tensors(), use_dora=True))
+    tensors = {**adapter_tensors(dora=True), f"base_model.model.{Q0}.lora_magnitude_vector": values(7)}
+    with pytest.raises(AdapterInvalidError, match="do not number 8"):
+        inspect_adapter(make_adapter(tmp_path / "b", tensors=tensors, use_dora=True))
+
+
+def test_ranks_follow_the_patterns(tmp_path: Path) -> None:
+    tensors = {**adapter_tensors(), A: values(5, 8), B: values(8, 5)}
+    folder = make_adapter(tmp_path / "a", tensors=tensors, rank_pattern={"layers.0.self_attn.q_proj": 5})
+    assert inspect_adapter(folder).modules[Q0] == (5, 8, 8)
+
+
+def test_an_adapter_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(AdapterInvalidError, match="holds no LoRA weights"):
+        inspect_adapter(make_adapter(tmp_path / "a", tensors={}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [0, -1])
+def test_nan_and_infinity_are_found_wherever_they_are(
+    tmp_path: Path, dtype: str, bad: float, where: int
+) -> None:
+    _, shape, data = values(2, 8, dtype=dtype)
+    formats = {"F64": "<d", "F32": "<f", "F16": "<e"}
+    one = struct.pack("<f", bad)[2:] if dtype == "BF16" else struct.pack(formats[dtype], bad)
+    poisoned = one + data[len(one) :] if where == 0 else data[: -len(one)] + one
+    tensors = {**adapter_tensors(dtype=dtype), A: (dtype, shape, poisoned)}
+    with pytest.raises(AdapterInvalidError, match="NaN or infinity") as caught:
+        inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors))
+    assert A in caught.value.message
+
+
+def test_the_largest_finite_numbers_pass(tmp_path: Path) -> None:
+    largest = struct.pack("<H", 0x7F7F) * 16
+    tensors = {**adapter_tensors(dtype="BF16"), A: ("BF16", (2, 8), largest)}
+    assert inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors)).dtype == "BF16"
+
+
+def test_values_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_CHUNK_BYTES", 16)
+    _, shape, data = values(2, 8)
+    folder = make_adapter(
+        tmp_path / "a", tensors={**adapter_tensors(), A: ("F32", shape, data[:-4] + b"\0\0\xc0\x7f")}
+    )
+    with pytest.raises(AdapterInvalidError, match="NaN"):
+        inspect_adapter(folder)
+    assert inspect_adapter(make_adapter(tmp_path / "b")).warnings == ()
+
+
+def test_an_adapter_that_has_learnt_nothing_is_noticed(tmp_path: Path) -> None:
+    tensors = {
+        name: (dtype, shape, b"\0" * len(data) if "lora_B" in name else data)
+        for name, (dtype, shape, data) in adapter_tensors().items()
+    }
+    (warning,) = inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors)).warnings
+    assert "learnt nothing" in warning
+
+
+def test_weights_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MAX_WEIGHTS_BYTES", 100)
+    with pytest.raises(AdapterInvalidError, match="at most 100"):
+        inspect_adapter(make_adapter(tmp_path / "a"))
+
+
+def test_fit_to_a_base(tmp_path: Path) -> None:
+    shapes = base_shapes(make_base(tmp_path / "base"))
+    check_fit(inspect_adapter(make_adapter(tmp_path / "a")).modules, shapes)
+
+
+@pytest.mark.parametrize(("mine", "its"), [("transformer.h.0.x", "h.0.x"), ("h.0.x", "transformer.h.0.x")])
+def test_the_inner_name_of_the_model_does_not_matter(mine: str, its: str) -> None:
+    check_fit({mine: LoraShape(2, 8, 4)}, {its: (8, 4)})
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({"other": (8, 8)}, f"None of the adapter's 2 modules.*'{Q0}', '{Q1}' are missing"),
+        ({Q0: (8, 8)}, f"Only 1 of the adapter's 2 modules.*'{Q1}' is missing"),
+        ({Q0: (8, 8), Q1: (8, 16)}, rf"'{Q1}' has shape \(8, 16\), not \(8, 8\)"),
+    ],
+)
+def test_modules_that_the_base_lacks(base: dict[str, tuple[int, int]], message: str) -> None:
+    adapter = {Q0: LoraShape(2, 8, 8), Q1: LoraShape(2, 8, 8)}
+    with pytest.raises(AdapterIncompatibleError, match=message):
+        check_fit(adapter, base)
+
+
+def test_only_the_first_missing_modules_are_named() -> None:
+    adapter = {name: LoraShape(2, 8, 8) for name in module_names(layers=20)}
+    with pytest.raises(AdapterIncompatibleError, match="and 37 more are missing"):
+        check_fit(adapter, {})
+
+
+def test_a_listed_target_without_weights() -> None:
+    adapter, base = {Q0: LoraShape(2, 8, 8)}, {Q0: (8, 8), V0: (4, 8)}
+    settings = LoraSettings(r=2, lora_alpha=2, target_modules=("q_proj", "v_proj", "not_in_the_base"))
+    check_fit(adapter, base)
+    check_fit(adapter, {Q0: (8, 8)}, settings)
+    with pytest.raises(AdapterInvalidError, match="'v_proj', for which there are no weights"):
+        check_fit(adapter, base, settings)

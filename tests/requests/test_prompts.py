@@ -1,0 +1,117 @@
+import pytest
+
+from adapterhub.errors import ConfigError
+from adapterhub.requests.prompts import choose_style, conversation, render
+from tests.tiny import CHAT_TEMPLATE, make_tokenizer
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Who?"},
+]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "card_format", "card", "format", "origin"),
+    [
+        ("base", "auto", None, "chat", "tokenizer"),
+        ("base", "auto", "card", "chat", "card"),
+        (None, "auto", "card", "chat", "card"),
+        (None, "auto", None, "instruction", "default"),
+        ("base", "instruction", None, "instruction", "card"),
+        ("base", "plain", None, "plain", "card"),
+    ],
+)
+def test_the_choice_of_a_style_is_told(tokenizer, card_format, card, format, origin):  # noqa: A002
+    style = choose_style(tokenizer, card_format, card)
+    assert (style.format, style.origin) == (format, origin)
+    assert style.template == (None if format != "chat" else card or tokenizer)
+
+
+def test_a_chat_template_that_is_asked_for_and_missing_is_an_error():
+    with pytest.raises(ConfigError, match="chat template"):
+        choose_style(None, "chat", None)
+
+
+def test_no_chat_template_is_said_in_words():
+    assert "no chat template" in str(choose_style(None))
+
+
+def test_the_chat_template_renders():
+    tokenizer = make_tokenizer()
+    text = render(TURNS, choose_style(CHAT_TEMPLATE), tokenizer)
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+    assert text.endswith("Who?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_the_instruction_form():
+    text = render(TURNS, choose_style(None), make_tokenizer(chat_template=None))
+    assert text == (
+        "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello<|im_end|>\n\n"
+        "### Instruction:\nWho?\n\n### Response:\n"
+    )
+
+
+def test_the_plain_form():
+    style = choose_style(None, "plain")
+    text = render([{"role": "user", "content": "Which genre?"}], style, make_tokenizer(chat_template=None))
+    assert text == "Instruction: Which genre?\nResponse:"
+
+
+def test_tools_need_a_chat_template():
+    with pytest.raises(ConfigError, match="chat template"):
+        render(TURNS, choose_style(None), make_tokenizer(), tools=[{"name": "f"}])
+
+
+def test_a_template_that_refuses_is_an_error_of_ours():
+    style = choose_style("{{ raise_exception('no system turn, please') }}")
+    with pytest.raises(ConfigError, match="no system turn"):
+        render(TURNS, style, make_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 // 0 }}", "{{ 'a' + 1 }}", "{% for i in range(10**9) %}{% endfor %}"]
+)
+def test_a_template_that_fails_is_an_error_of_ours(template):
+    with pytest.raises(ConfigError, match="chat template"):
+        render(TURNS, choose_style(template), make_tokenizer())
+
+
+def test_of_several_templates_the_one_for_tools_shows_them():
+    style = choose_style({"default": "plain", "tool_use": "{{ tools[0]['name'] }}"})
+    assert str(style) == "chat template of the tokenizer"
+    assert render(TURNS, style, make_tokenizer()) == "plain"
+    assert render(TURNS, style, make_tokenizer(), tools=[{"name": "f"}]) == "f"
+
+
+def test_the_cards_system_prompt_yields_to_the_callers():
+    assert conversation("Hi", "Card")[0] == {"role": "system", "content": "Card"}
+    assert conversation(TURNS, "Card") == TURNS
+
+
+@pytest.mark.parametrize("empty", ["", "  \n", [], [{"role": "user", "content": ""}]])
+def test_nothing_to_answer_is_an_error(empty):
+    with pytest.raises(ConfigError, match="empty"):
+        conversation(empty)
+
+
+def test_an_unknown_role_is_an_error():
+    with pytest.raises(ConfigError, match="wizard"):
+        conversation([{"role": "wizard", "content": "Hi"}])
+
+
+@pytest.mark.parametrize("wrong", [None, 42, b"Hi", {"role": "user", "content": "Hi"}, ["Hi"]])
+def test_what_is_no_prompt_is_an_error(wrong):
+    with pytest.raises(ConfigError, match="a text or a list of messages"):
+        conversation(wrong)
+
+
+def test_content_that_is_no_text_is_an_error():
+    with pytest.raises(ConfigError, match="of type list"):
+        conversation([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}])
+
+
+def test_half_a_character_is_an_error():
+    with pytest.raises(ConfigError, match="Unicode"):
+        conversation("\ud800")
