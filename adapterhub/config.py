@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import ConfigError, describe_validation
 
 CONFIG_FILE = "adapterhub.yaml"
 _PREFIX = "ADAPTERHUB_"
@@ -128,11 +128,8 @@ class HubConfig(BaseModel):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
-            )
             raise ConfigError(
-                f"The settings are not valid: {problems}.",
+                f"The settings are not valid: {describe_validation(error, limit=None)}.",
                 hint=f"Known settings: {', '.join(cls.model_fields)}.",
             ) from error
 

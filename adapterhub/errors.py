@@ -2,29 +2,38 @@
 
     AdapterHubError
     ├── ConfigError (ValueError)
+    ├── InvalidRequestError (ValueError)
     ├── RegistryError
     │   ├── AdapterNotFoundError (LookupError)
     │   ├── AdapterExistsError
-    │   └── AdapterInvalidError
+    │   ├── AdapterInvalidError
+    │   └── RegistryLockedError
     ├── AdapterIncompatibleError
     ├── RoutingError
     ├── EngineError
     │   ├── CapacityError
     │   ├── RequestTooLongError
     │   ├── GenerationError
-    │   └── DeadlineError
+    │   ├── DeadlineError
+    │   └── EngineClosedError
     ├── DatasetError
     ├── TrainingError
     ├── ExportError
     └── ToolError
 
 Every error is one sentence that says what happened, a `hint` that says what to do, and `retryable`: whether the
-same call may succeed later with nothing changed.
+same call may succeed later with nothing changed. `http_status` and `code` are what a server answers with: the codes
+are OpenAI's where it has one.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_MAX_LOCATION = 80
 
 
 class AdapterHubError(Exception):
@@ -36,7 +45,8 @@ class AdapterHubError(Exception):
     """
 
     retryable: ClassVar[bool] = False
-    code: ClassVar[str] = "error"
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -60,98 +70,148 @@ def _rebuild(kind: type[AdapterHubError], args: tuple[str, ...], hint: str | Non
 
 
 class ConfigError(AdapterHubError, ValueError):
-    """A setting, argument or configuration file is not valid."""
+    """A setting or a configuration file is not valid."""
 
-    code = "config"
+    code = "invalid_config"
+
+
+class InvalidRequestError(AdapterHubError, ValueError):
+    """A request is not valid: its prompt, roles, options, schema or adapter reference."""
+
+    code = "invalid_value"
+    http_status = 400
 
 
 class RegistryError(AdapterHubError):
     """The registry could not be read or changed."""
 
-    code = "registry"
+    code = "registry_error"
 
 
 class AdapterNotFoundError(RegistryError, LookupError):
     """No adapter, version or alias of that name is registered."""
 
-    code = "adapter_not_found"
+    code = "model_not_found"
+    http_status = 404
 
 
 class AdapterExistsError(RegistryError):
     """The name, version or alias is taken."""
 
     code = "adapter_exists"
+    http_status = 409
 
 
 class AdapterInvalidError(RegistryError):
     """The adapter's files are damaged, unsafe or contradict each other."""
 
     code = "adapter_invalid"
+    http_status = 422
+
+
+class RegistryLockedError(RegistryError):
+    """Another process has held the registry's lock for too long."""
+
+    retryable = True
+    code = "registry_locked"
+    http_status = 503
 
 
 class AdapterIncompatibleError(AdapterHubError):
     """The adapter does not fit the base: other weights, shapes, modules, or a kind that cannot be served."""
 
     code = "adapter_incompatible"
+    http_status = 422
 
 
 class RoutingError(AdapterHubError):
     """The router cannot decide at all; an uncertain decision is a `RouteDecision`, not an error."""
 
-    code = "routing"
+    code = "routing_error"
 
 
 class EngineError(AdapterHubError):
     """The engine could not serve a request."""
 
-    code = "engine"
+    code = "engine_error"
 
 
 class CapacityError(EngineError):
     """The engine is full; the same request may be accepted later."""
 
     retryable = True
-    code = "capacity"
+    code = "rate_limit_exceeded"
+    http_status = 429
 
 
 class RequestTooLongError(EngineError):
-    """Prompt and answer do not fit the context of the base."""
+    """Prompt and completion do not fit the context of the base."""
 
-    code = "request_too_long"
+    code = "context_length_exceeded"
+    http_status = 400
 
 
 class GenerationError(EngineError):
     """Generation failed part of the way."""
 
-    code = "generation"
+    code = "generation_failed"
 
 
 class DeadlineError(EngineError):
     """The request ran out of time."""
 
     retryable = True
-    code = "deadline"
+    code = "deadline_exceeded"
+    http_status = 504
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed; the request was not served."""
+
+    code = "overloaded"
+    http_status = 503
 
 
 class DatasetError(AdapterHubError):
     """A dataset cannot be read or holds unusable records."""
 
-    code = "dataset"
+    code = "dataset_error"
+    http_status = 422
 
 
 class TrainingError(AdapterHubError):
     """Fine-tuning failed or changed nothing."""
 
-    code = "training"
+    code = "training_failed"
 
 
 class ExportError(AdapterHubError):
     """A merge or export failed; nothing was written."""
 
-    code = "export"
+    code = "export_failed"
 
 
 class ToolError(AdapterHubError):
     """A tool was given something that it cannot work with."""
 
-    code = "tool"
+    code = "tool_error"
+    http_status = 400
+
+
+def describe_validation(error: ValidationError, *, limit: int | None = 1) -> str:
+    """What is wrong and where, without repeating the values, which may be anything.
+
+    Args:
+        error: From pydantic.
+        limit: How many of its problems to name; None names all.
+
+    Returns:
+        `field.name: message`, joined by `; `.
+    """
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(_describe(problem["loc"], problem["msg"]) for problem in problems[:limit])
+
+
+def _describe(location: tuple[int | str, ...], message: str) -> str:
+    field = ".".join(str(part)[:_MAX_LOCATION] for part in location)
+    return f"{field}: {message}" if field else message

@@ -22,7 +22,7 @@ from adapterhub.config import HubConfig, registry_folder
 from adapterhub.engine.interface import Completion, Engine, TokenOutput
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.stats import EngineStats
-from adapterhub.errors import ConfigError
+from adapterhub.errors import ConfigError, InvalidRequestError
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream
 from adapterhub.requests.preparing import Options, PreparedRequest, Prompt, RequestPreparer, names_adapter
@@ -159,7 +159,7 @@ class AdapterHub:
             where: Narrows the adapters that may be chosen.
 
         Raises:
-            ConfigError: The prompt is empty.
+            InvalidRequestError: The prompt is empty.
             RoutingError: No card of an adapter for this base has anything to route by.
         """
         return self._maker.route(prompt, where)
@@ -195,7 +195,7 @@ class AdapterHub:
             RoutingError: The router has nothing to choose by.
             RequestTooLongError: Prompt and answer do not fit the context, or `max_tokens` is less than an answer of
                 that form takes.
-            ConfigError: An empty prompt, an argument that is not valid, or a form that cannot be enforced.
+            InvalidRequestError: An empty prompt, an argument that is not valid, or a form that cannot be enforced.
         """
         prepared = self._prepare(prompt, adapter, raw, tools, options)
         started = time.perf_counter()
@@ -222,7 +222,7 @@ class AdapterHub:
                 each prompt, `choices` then a list of lists.
 
         Raises:
-            ConfigError: As many adapters as prompts were expected.
+            InvalidRequestError: As many adapters as prompts were expected.
             AdapterHubError: As `generate`, for any of the prompts; there are no answers then.
         """
         prepared = self._prepare_batch(prompts, adapters, raw, tools, options)
@@ -341,7 +341,7 @@ class AdapterHub:
         Raises:
             AdapterNotFoundError: A part is not registered; nothing is stored.
             AdapterIncompatibleError: The parts belong to different bases, or one uses DoRA.
-            ConfigError: A name, a weight or a setting is not valid.
+            InvalidRequestError: A name, a weight or a setting is not valid.
         """
         from adapterhub.lora.blending.methods import BlendSettings
         from adapterhub.lora.blending.registering import blend_adapters
@@ -392,16 +392,16 @@ class AdapterHub:
             The share of prompts, 0 to 1, that both answer word for word alike.
 
         Raises:
-            ConfigError: There are no prompts, as many `tools` were expected, or the folder holds no model.
+            InvalidRequestError: There are no prompts, as many `tools` were expected, or the folder holds no model.
         """
         from adapterhub.base.loading import load_base
         from adapterhub.engine.batching import BatchingEngine
 
         if not prompts:
-            raise ConfigError("There is nothing to compare the models by.", hint="Give prompts.")
+            raise InvalidRequestError("There is nothing to compare the models by.", hint="Give prompts.")
         offers = [None] * len(prompts) if tools is None else tools
         if len(offers) != len(prompts):
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"There are {len(prompts)} prompts and {len(offers)} offers of tools.", hint="Give one each."
             )
         given = {"max_tokens": max_tokens, "temperature": 0.0}
@@ -491,12 +491,14 @@ class AdapterHub:
         options: Mapping[str, Any],
     ) -> list[PreparedRequest]:
         if isinstance(prompts, str):
-            raise ConfigError("A batch takes a list of prompts, not one text.", hint="generate() takes one.")
+            raise InvalidRequestError(
+                "A batch takes a list of prompts, not one text.", hint="generate() takes one."
+            )
         choices, asked = _one_each(prompts, adapters), Options.of(options)
         forms = OutputFormat.each(len(prompts), **asked.form)
         asked = replace(asked, form={})
         return [
-            self._maker.make(prompt, self._wanted(choice), asked, raw=raw, tools=tools, structure=form)
+            self._maker.make(prompt, self._wanted(choice), asked, raw=raw, tools=tools, output_format=form)
             for prompt, choice, form in zip(prompts, choices, forms, strict=True)
         ]
 
@@ -522,7 +524,7 @@ def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]
     if adapters is None or isinstance(adapters, str | _Active):
         return [adapters] * len(prompts)
     if len(adapters) != len(prompts):
-        raise ConfigError(
+        raise InvalidRequestError(
             f"There are {len(prompts)} prompts and {len(adapters)} adapters.", hint="Give one each."
         )
     return adapters
@@ -536,7 +538,7 @@ def _generations(
 
 def _refuse_several(sampling: Mapping[str, Any]) -> None:
     if sampling.get("n", 1) != 1:
-        raise ConfigError("A stream has one answer, so n must be 1.")
+        raise InvalidRequestError("A stream has one answer, so n must be 1.")
 
 
 def _streamed(prepared: PreparedRequest, pieces: Iterator[TokenOutput]) -> Generator[str | Generation]:

@@ -3,9 +3,20 @@ import pickle
 import re
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from adapterhub import errors
-from adapterhub.errors import AdapterHubError, AdapterNotFoundError, CapacityError, ConfigError
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterIncompatibleError,
+    AdapterNotFoundError,
+    CapacityError,
+    ConfigError,
+    EngineClosedError,
+    InvalidRequestError,
+    RequestTooLongError,
+    describe_validation,
+)
 
 ALL = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
 
@@ -37,9 +48,39 @@ def test_the_text_shows_message_and_hint():
 
 
 def test_only_what_may_pass_by_itself_is_retryable():
-    assert {kind.__name__ for kind in ALL if kind.retryable} == {"CapacityError", "DeadlineError"}
-    assert CapacityError.code == "capacity"
+    passing = {"CapacityError", "DeadlineError", "RegistryLockedError"}
+    assert {kind.__name__ for kind in ALL if kind.retryable} == passing
 
 
-def test_codes_are_distinct():
+def test_every_error_has_a_code_and_a_status_of_its_own():
     assert len({kind.code for kind in ALL}) == len(ALL)
+    assert {kind.http_status for kind in ALL} <= {400, 404, 409, 422, 429, 500, 503, 504}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        (InvalidRequestError, 400, "invalid_value"),
+        (RequestTooLongError, 400, "context_length_exceeded"),
+        (AdapterNotFoundError, 404, "model_not_found"),
+        (AdapterIncompatibleError, 422, "adapter_incompatible"),
+        (CapacityError, 429, "rate_limit_exceeded"),
+        (EngineClosedError, 503, "overloaded"),
+    ],
+)
+def test_what_clients_of_openai_know(kind: type[AdapterHubError], status: int, code: str):
+    assert (kind.http_status, kind.code) == (status, code)
+
+
+class _Settings(BaseModel):
+    size: int
+    nested: dict[str, int] = {}
+
+
+def test_one_formatter_names_fields_and_never_values():
+    with pytest.raises(ValidationError) as caught:
+        _Settings.model_validate({"size": "secret", "nested": {"a": "secret"}})
+    assert describe_validation(caught.value).startswith("size: Input should be a valid integer")
+    every = describe_validation(caught.value, limit=None)
+    assert "; nested.a: " in every
+    assert "secret" not in every

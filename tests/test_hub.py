@@ -14,6 +14,7 @@ from adapterhub.errors import (
     AdapterNotFoundError,
     ConfigError,
     EngineError,
+    InvalidRequestError,
     RegistryError,
     RequestTooLongError,
 )
@@ -130,10 +131,10 @@ class TestChoosing:
     def test_a_batch_takes_one_choice_or_one_each(self, echo):
         assert [a.adapter for a in echo.generate_batch(["a", "b"], "json")] == ["json", "json"]
         assert [a.adapter for a in echo.generate_batch(["a", "b"], ["json", None])] == ["json", None]
-        with pytest.raises(ConfigError, match="2 prompts and 1 adapter"):
+        with pytest.raises(InvalidRequestError, match="2 prompts and 1 adapter"):
             echo.generate_batch(["a", "b"], ["json"])
         assert echo.generate_batch([]) == []
-        with pytest.raises(ConfigError, match="not one text"):
+        with pytest.raises(InvalidRequestError, match="not one text"):
             echo.generate_batch("ab", "json")
 
     async def test_a_batch_beside_the_event_loop(self, echo):
@@ -141,7 +142,7 @@ class TestChoosing:
         assert [answer.text for answer in answers] == ["[json@1] a", "[base] b"]
         with echo.using("code"):
             assert [answer.adapter for answer in await echo.agenerate_batch(["a"])] == ["code"]
-        with pytest.raises(ConfigError, match="2 prompts and 1 adapter"):
+        with pytest.raises(InvalidRequestError, match="2 prompts and 1 adapter"):
             await echo.agenerate_batch(["a", "b"], ["json"])
 
     async def test_requests_are_prepared_beside_the_event_loop_one_at_a_time(self, echo):
@@ -231,7 +232,7 @@ class TestPrompts:
     def test_raw_takes_the_text_as_it_stands(self, echo):
         assert echo.generate("Hi", "json", raw=True).text == "[json@1] Hi"
         for wrong in ([{"role": "user", "content": "Hi"}], ""):
-            with pytest.raises(ConfigError, match="raw"):
+            with pytest.raises(InvalidRequestError, match="raw"):
                 echo.generate(wrong, "json", raw=True)
 
     def test_the_cards_profile_counts_and_the_caller_wins(self, own_registry):
@@ -256,15 +257,15 @@ class TestPrompts:
 
     @pytest.mark.parametrize("empty", ["", " ", []])
     def test_an_empty_prompt_is_an_error(self, echo, empty):
-        with pytest.raises(ConfigError, match="empty"):
+        with pytest.raises(InvalidRequestError, match="empty"):
             echo.generate(empty, "json")
 
     def test_half_a_character_is_an_error(self, hub, monkeypatch):
         monkeypatch.setattr(hub.engine.tokenizer, "chat_template", "{{ tools[0]['name'] }}")
         for arguments in ({"raw": True}, {"raw": False}):
-            with pytest.raises(ConfigError, match="Unicode"):
+            with pytest.raises(InvalidRequestError, match="Unicode"):
                 hub.generate("\udcff", "json", **arguments)
-        with pytest.raises(ConfigError, match="Unicode"):
+        with pytest.raises(InvalidRequestError, match="Unicode"):
             hub.generate("Hi", "json", tools=[{"name": "\udcff"}])
 
     def test_too_long_a_prompt_is_an_error(self, echo):
@@ -272,7 +273,7 @@ class TestPrompts:
             echo.generate("x" * 10_000, "json")
 
     def test_a_wrong_argument_is_an_error(self, echo):
-        with pytest.raises(ConfigError, match="tempreature"):
+        with pytest.raises(InvalidRequestError, match="tempreature"):
             echo.generate("Hi", "json", tempreature=1)
 
 
@@ -317,7 +318,7 @@ class TestStreams:
     def test_an_error_comes_before_the_first_piece(self, echo):
         with pytest.raises(AdapterNotFoundError):
             echo.stream("Hi", "nothing")
-        with pytest.raises(ConfigError, match="n must be 1"):
+        with pytest.raises(InvalidRequestError, match="n must be 1"):
             echo.stream("Hi", "json", n=2)
 
     def test_leaving_the_block_cancels(self, echo):
@@ -429,7 +430,7 @@ class TestMerge:
         assert exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions == before
 
     def test_nothing_to_compare_by_is_an_error(self, exact, tmp_path):
-        with pytest.raises(ConfigError, match="nothing to compare"):
+        with pytest.raises(InvalidRequestError, match="nothing to compare"):
             exact.agreement("json", tmp_path, [])
 
     def test_each_prompt_is_asked_with_its_own_tools(self, exact, tmp_path, monkeypatch):
@@ -444,5 +445,5 @@ class TestMerge:
         tools = [[{"name": "look"}], None]
         assert exact.agreement("json", tmp_path / "merged", self.PROMPTS[:2], tools=tools) == 1
         assert [exact.engine.tokenizer.decode(request.prompt) for request in asked] == ["look", "none"]
-        with pytest.raises(ConfigError, match="2 prompts and 1 offers"):
+        with pytest.raises(InvalidRequestError, match="2 prompts and 1 offers"):
             exact.agreement("json", tmp_path / "merged", self.PROMPTS[:2], tools=tools[:1])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
-from adapterhub.errors import AdapterIncompatibleError, AdapterNotFoundError, ConfigError
+from adapterhub.errors import AdapterIncompatibleError, AdapterNotFoundError, InvalidRequestError
 from tests.tiny import make_adapter, make_base
 
 BLEND, WHO = "support:0.3+json:0.7", "json@1:0.7+support@1:0.3"
@@ -60,10 +60,10 @@ class TestAsking:
         ("wanted", "error"),
         [
             ("json:0.7+jsn:0.3", AdapterNotFoundError),
-            ("json:0.7+auto:0.3", ConfigError),
-            ("json:0.7+base:0.3", ConfigError),
-            ("json:nan", ConfigError),
-            ("json+json", ConfigError),
+            ("json:0.7+auto:0.3", InvalidRequestError),
+            ("json:0.7+base:0.3", InvalidRequestError),
+            ("json:nan", InvalidRequestError),
+            ("json+json", InvalidRequestError),
         ],
     )
     def test_bad_blends_change_nothing(self, echo, wanted, error):
@@ -147,7 +147,7 @@ class TestServing:
 
     def test_hub_blend_checks_its_settings(self, hub):
         for settings in ({"method": "mean"}, {"rank": 4}, {"method": "ties"}, {"seed": 1}):
-            with pytest.raises(ConfigError):
+            with pytest.raises(InvalidRequestError):
                 hub.blend("bad", {"json": 1, "code": 1}, **settings)
         with pytest.raises(AdapterNotFoundError):
             hub.registry.resolve("bad")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
-from adapterhub.errors import AdapterHubError, ConfigError, DatasetError
+from adapterhub.errors import AdapterHubError, DatasetError, InvalidRequestError
 from adapterhub.registry.cards import AdapterCard, CardFields
 from adapterhub.registry.references import check_name
 from adapterhub.requests.prompts import check_text
@@ -180,7 +180,7 @@ def _check_agrees(first: _Said, said: _Said) -> None:
 def _check_size(lesson: Lesson) -> None:
     try:
         lesson.card.changed(lesson.applied_to(lesson.card)).to_json()
-    except ConfigError as error:
+    except InvalidRequestError as error:
         raise DatasetError(f"With these corrections: {error.message}", hint=error.hint) from error
 
 

@@ -25,8 +25,8 @@ from adapterhub.engine.stats import EngineStats
 from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import (
     CapacityError,
-    ConfigError,
     EngineError,
+    InvalidRequestError,
     RequestTooLongError,
 )
 
@@ -160,8 +160,8 @@ class BatchingEngine:
     async def _compile(self, requests: Sequence[Request]) -> None:
         """Compiles the forms that answers must have, which may take tenths of a second, beside the event loop."""
         for request in requests:
-            if request.structure:
-                await asyncio.to_thread(self._rows.compile, request.structure)
+            if request.output_format:
+                await asyncio.to_thread(self._rows.compile, request.output_format)
 
     def _submit(
         self, requests: Sequence[Request], wake: Callable[[], None], *, every_piece: bool
@@ -175,7 +175,7 @@ class BatchingEngine:
                 raise EngineError("The engine is closed.", hint="Make a new hub.")
             new = [job for answers in jobs for job in answers]
             if len(new) > self._limits.max_queue:
-                raise ConfigError(
+                raise InvalidRequestError(
                     f"{len(new)} answers in one call are more than max_queue={self._limits.max_queue} allows.",
                     hint="Ask in several calls, or raise max_queue.",
                 )

@@ -20,7 +20,7 @@ from adapterhub.engine.interface import (
     answer_budget,
 )
 from adapterhub.engine.stats import EngineStats
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 
 
 class EchoTokenizer:
@@ -94,8 +94,8 @@ class EchoEngine:
         """Nothing to free."""
 
     def _budget(self, request: Request) -> int:
-        if request.structure:
-            raise ConfigError(
+        if request.output_format:
+            raise InvalidRequestError(
                 "EchoEngine repeats the prompt and cannot keep to a form.",
                 hint="Load a base; the demo's is small.",
             )

@@ -14,7 +14,7 @@ from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.stats import EngineStats
 from adapterhub.engine.tokenizer import Tokenizer
-from adapterhub.errors import ConfigError, RequestTooLongError
+from adapterhub.errors import InvalidRequestError, RequestTooLongError
 from adapterhub.lora.request import LoraRequest as LoraRequest
 
 FinishReason = Literal["stop", "length"]
@@ -29,14 +29,14 @@ class Request:
         prompt: Token ids.
         adapter: Whose answer is wanted; None means the bare base.
         sampling: How to draw it.
-        structure: The form that it must have; None for free text.
+        output_format: The form that it must have; None for free text.
         priority: Where requests have to wait, higher ones start first.
     """
 
     prompt: Sequence[int]
     adapter: LoraRequest | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    structure: OutputFormat | None = None
+    output_format: OutputFormat | None = None
     priority: int = 0
 
 
@@ -127,7 +127,7 @@ class Engine(Protocol):
 
         Raises:
             AdapterIncompatibleError: An adapter does not fit the base.
-            ConfigError: A prompt has no tokens; nothing was generated.
+            InvalidRequestError: A prompt has no tokens; nothing was generated.
             RequestTooLongError: A request does not fit the context; nothing was generated.
         """
         ...
@@ -169,11 +169,11 @@ def answer_budget(request: Request, context_length: int) -> int:
     """How many tokens an answer may have.
 
     Raises:
-        ConfigError: The prompt has no token at all.
+        InvalidRequestError: The prompt has no token at all.
         RequestTooLongError: The prompt leaves no room, or less than the request asks for.
     """
     if not request.prompt:
-        raise ConfigError("The prompt is empty: the base's tokenizer makes no token of it.")
+        raise InvalidRequestError("The prompt is empty: the base's tokenizer makes no token of it.")
     room = context_length - len(request.prompt)
     wanted = request.sampling.max_tokens
     if room < (wanted or 1):

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from adapterhub.errors import ConfigError, GenerationError
+from adapterhub.errors import GenerationError, InvalidRequestError, describe_validation
 
 Schema = type[Any] | Mapping[str, Any]
 """A pydantic model or another type that pydantic understands, or a JSON Schema."""
@@ -50,9 +50,9 @@ class OutputFormat:
 
     def __post_init__(self) -> None:
         if not self.text:
-            raise ConfigError(f"{self.kind}= is empty: there is nothing that an answer could be.")
+            raise InvalidRequestError(f"{self.kind}= is empty: there is nothing that an answer could be.")
         if len(self.text) > MAX_CHARACTERS:
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"{self.kind}= has {len(self.text)} characters, more than {MAX_CHARACTERS}.",
                 hint="Ask for less in one answer.",
             )
@@ -76,12 +76,12 @@ class OutputFormat:
             choices: Texts of which the answer is one.
 
         Raises:
-            ConfigError: More than one is given, or it is not of its kind or too large.
+            InvalidRequestError: More than one is given, or it is not of its kind or too large.
         """
         given = {"schema": schema, "regex": regex, "grammar": grammar, "choices": choices}
         kinds = [kind for kind, value in given.items() if value is not None]
         if len(kinds) > 1:
-            raise ConfigError(f"An answer has one form, and {' and '.join(kinds)} were given.")
+            raise InvalidRequestError(f"An answer has one form, and {' and '.join(kinds)} were given.")
         if schema is not None:
             return cls._of_schema(schema)
         if choices is not None:
@@ -103,7 +103,7 @@ class OutputFormat:
         """The forms of several answers; each argument is one for all, or a list with one or None for each.
 
         Raises:
-            ConfigError: As `of`; or a list has not `count` elements.
+            InvalidRequestError: As `of`; or a list has not `count` elements.
         """
         columns = {
             "schema": _column(schema, count, "schema", isinstance(schema, list | tuple)),
@@ -131,9 +131,7 @@ class OutputFormat:
         try:
             return self._type.validate_json(text) if self._type else json.loads(text)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            reason = f"{place}: {first['msg']}" if place else first["msg"]
+            reason = describe_validation(error)
             raise GenerationError(f"The answer does not pass its schema's own checks: {reason}.") from error
         except ValueError as error:
             raise GenerationError(f"The answer is not JSON: {error}.") from error
@@ -147,13 +145,13 @@ class OutputFormat:
                 schema = adapter.json_schema()
             return cls("schema", json.dumps(_closed(schema), ensure_ascii=False, allow_nan=False), adapter)
         except PydanticUserError as error:  # of no type, or of one without a JSON Schema
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"No JSON Schema can be made of {schema!r}: {_sentence(error.message)}."
             ) from error
         except (TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, ConfigError):
+            if isinstance(error, InvalidRequestError):
                 raise
-            raise ConfigError(f"The schema is not a JSON Schema: {_sentence(str(error))}.") from error
+            raise InvalidRequestError(f"The schema is not a JSON Schema: {_sentence(str(error))}.") from error
 
 
 def _closed(schema: Mapping[str, Any]) -> Any:
@@ -204,13 +202,13 @@ def _close_under(key: str, value: Any) -> Any:
 def _choices(choices: Sequence[str]) -> str:
     valid = isinstance(choices, Sequence) and not isinstance(choices, str | bytes)
     if not valid or not choices or not all(isinstance(choice, str) and choice for choice in choices):
-        raise ConfigError("choices= takes a list of texts, at least one and none of them empty.")
+        raise InvalidRequestError("choices= takes a list of texts, at least one and none of them empty.")
     return json.dumps(list(choices), ensure_ascii=False)
 
 
 def _text(value: Any, kind: str) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{kind}= takes a text, not {type(value).__name__}.")
+        raise InvalidRequestError(f"{kind}= takes a text, not {type(value).__name__}.")
     return value
 
 
@@ -229,7 +227,7 @@ def _column(value: Any, count: int, kind: str, listed: bool) -> Sequence[Any]:
             if isinstance(value, list | tuple)
             else f"{kind}={type(value).__name__}"
         )
-        raise ConfigError(
+        raise InvalidRequestError(
             f"There are {count} prompts and {size}.", hint="Give one for all, or a list with one each."
         )
     return value

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError, describe_validation
 
 _StopString = Annotated[str, StringConstraints(min_length=1)]
 _GREEDY_BELOW = 1e-5  # as vLLM: dividing by less overflows
@@ -62,7 +62,7 @@ class SamplingParams(BaseModel):
         """Merges settings, later layers over earlier ones.
 
         Raises:
-            ConfigError: An unknown name or a value out of range.
+            InvalidRequestError: An unknown name or a value out of range.
         """
         merged: dict[str, Any] = {}
         for layer in layers:
@@ -70,9 +70,7 @@ class SamplingParams(BaseModel):
         try:
             return cls(**merged)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"The sampling argument {name!r} is not valid: {first['msg']}.",
+            raise InvalidRequestError(
+                f"A sampling parameter is not valid: {describe_validation(error)}.",
                 hint=f"Known arguments: {', '.join(cls.model_fields)}.",
             ) from error

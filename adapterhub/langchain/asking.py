@@ -11,7 +11,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from pydantic import BaseModel
 
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.hub import AdapterHub
 from adapterhub.langchain.call_format import DEFAULT, CallFormat
 from adapterhub.langchain.call_probe import CallFormats
@@ -64,13 +64,13 @@ class Question:
             formats: How chat templates write calls.
 
         Raises:
-            ConfigError: An argument is not known or not valid, or a message cannot be shown to a base.
+            InvalidRequestError: An argument is not known or not valid, or a message cannot be shown to a base.
             AdapterNotFoundError: There is no such adapter.
         """
         given = {name: value for name, value in arguments.items() if value not in (None, [])}
         unknown = given.keys() - _OPTIONS - _FORM - _NO_EFFECT
         if unknown:
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"{', '.join(sorted(unknown))}: no such argument of a chat model.",
                 hint=f"Known: {', '.join(sorted(_OPTIONS | _FORM | {'model', 'adapter'}))}.",
             )
@@ -116,7 +116,7 @@ def response_schema(response_format: Any) -> Mapping[str, Any] | None:
             `{"type": "json_object"}` or `{"type": "text"}`; or what `json_schema_of` takes.
 
     Raises:
-        ConfigError: It is none of these.
+        InvalidRequestError: It is none of these.
     """
     if response_format is None:
         return None
@@ -129,7 +129,7 @@ def response_schema(response_format: Any) -> Mapping[str, Any] | None:
         if kind == "json_schema":
             schema = response_format.get("json_schema", {}).get("schema")
             if not isinstance(schema, Mapping):
-                raise ConfigError("response_format has no json_schema with a schema.")
+                raise InvalidRequestError("response_format has no json_schema with a schema.")
             return schema
     return json_schema_of(response_format)
 
@@ -138,7 +138,7 @@ def json_schema_of(schema: Any) -> Mapping[str, Any]:
     """The JSON Schema of a pydantic model, a TypedDict, or a JSON Schema.
 
     Raises:
-        ConfigError: It is none of these.
+        InvalidRequestError: It is none of these.
     """
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema.model_json_schema()
@@ -147,4 +147,4 @@ def json_schema_of(schema: Any) -> Mapping[str, Any]:
     try:
         return convert_to_json_schema(schema)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"No JSON Schema can be made of {schema!r}: {error}") from error
+        raise InvalidRequestError(f"No JSON Schema can be made of {schema!r}: {error}") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapterhub.engine.tokenizer import Tokenizer
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain.call_format import CallFormat, Part
 from adapterhub.requests.prompts import PromptStyle, render
 
@@ -36,7 +36,7 @@ def find_format(style: PromptStyle, tokenizer: Tokenizer) -> CallFormat | None:
     for text_arguments in (False, True):
         try:
             form = _Probe(style, tokenizer, text_arguments).found()
-        except ConfigError:  # the template refuses it
+        except InvalidRequestError:  # the template refuses it
             continue
         if form:
             return form
@@ -130,7 +130,7 @@ class _Probe:
         """What stands between two calls, unless the template refuses several or numbers them."""
         try:
             text = self._written("", *_CALLS)
-        except ConfigError:
+        except InvalidRequestError:
             return None
         if not (text.startswith(start) and text.endswith(end)):
             return None
@@ -144,7 +144,7 @@ class _Probe:
     def _lead(self, form: CallFormat) -> str:
         try:
             after = self._written(_TEXT, *_CALLS[:1]).partition(_TEXT)[2]
-        except ConfigError:
+        except InvalidRequestError:
             return ""
         lead = after.partition(form.head)[0]
         return lead if lead.isspace() else ""

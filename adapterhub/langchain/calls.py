@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from adapterhub.engine.output_format import OutputFormat, Schema
 from adapterhub.engine.tokenizer import Tokenizer
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain.call_format import ID_SIZE, CallFormat
 
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -41,7 +41,7 @@ class ToolChoice:
             parallel: Whether one answer may call several; of a function that is named it calls one.
 
         Raises:
-            ConfigError: It is none of these, or there is no such function.
+            InvalidRequestError: It is none of these, or there is no such function.
         """
         wanted = _unwrapped(wanted)
         if wanted == "none":
@@ -53,7 +53,7 @@ class ToolChoice:
         named = tuple(tool for tool in tools if tool["function"]["name"] == wanted)
         if not named:
             known = ", ".join(tool["function"]["name"] for tool in tools) or "none"
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"tool_choice is {wanted!r}, and no such tool is bound.",
                 hint=f"Bound tools: {known}. It may also be 'none', 'auto' or 'any'.",
             )

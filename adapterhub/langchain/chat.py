@@ -83,7 +83,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
             **kwargs: Further arguments of a call, such as `response_format`, `adapter` or `temperature`.
 
         Raises:
-            ConfigError: `tool_choice` names no tool, or `response_format` is not valid.
+            InvalidRequestError: `tool_choice` names no tool, or `response_format` is not valid.
         """
         described = [convert_to_openai_tool(tool) for tool in tools]
         ToolChoice.of(described, tool_choice)
@@ -115,7 +115,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
             **kwargs: Further arguments of a call, such as `adapter` or `temperature`.
 
         Raises:
-            ConfigError: There is no such method, or it needs a schema.
+            InvalidRequestError: There is no such method, or it needs a schema.
         """
         parser = parser_of(schema, method)
         kwargs |= traced(schema, method)

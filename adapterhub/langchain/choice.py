@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig, ensure_config
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.hub import AdapterHub
 from adapterhub.lora.blending.references import Blend
 from adapterhub.registry import AdapterCard
@@ -26,11 +26,13 @@ def chosen(kwargs: Mapping[str, Any], config: RunnableConfig | None = None) -> s
         config: The call's; if not given, the one around it.
 
     Raises:
-        ConfigError: `model` and `adapter` name two.
+        InvalidRequestError: `model` and `adapter` name two.
     """
     named = {kwargs[key] for key in ("model", "adapter") if kwargs.get(key) is not None}
     if len(named) > 1:
-        raise ConfigError(f"model= and adapter= mean the same, and say {' and '.join(sorted(named))}.")
+        raise InvalidRequestError(
+            f"model= and adapter= mean the same, and say {' and '.join(sorted(named))}."
+        )
     if named:
         return _checked(named.pop())
     return _checked(ensure_config(config).get("configurable", {}).get(CONFIG_KEY))
@@ -46,7 +48,7 @@ def check(hub: AdapterHub, adapter: str) -> None:
 
     Raises:
         AdapterNotFoundError: There is no such adapter.
-        ConfigError: It is no reference.
+        InvalidRequestError: It is no reference.
     """
     if adapter != "auto":  # which may be any of them, and reading all cards takes time
         cards_of(hub, adapter)
@@ -57,7 +59,7 @@ def cards_of(hub: AdapterHub, adapter: str) -> list[AdapterCard]:
 
     Raises:
         AdapterNotFoundError: There is no such adapter.
-        ConfigError: It is no reference.
+        InvalidRequestError: It is no reference.
     """
     if adapter == "auto":
         return hub.registry.list()
@@ -87,5 +89,5 @@ def _digest(cards: Iterable[AdapterCard]) -> str:
 
 def _checked(name: Any) -> str | None:
     if name is not None and (not isinstance(name, str) or not name):
-        raise ConfigError(f"An adapter is named by a text that is not empty, not {name!r}.")
+        raise InvalidRequestError(f"An adapter is named by a text that is not empty, not {name!r}.")
     return name

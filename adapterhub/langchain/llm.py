@@ -15,7 +15,7 @@ from langchain_core.runnables.config import get_executor_for_config
 from pydantic import Field, model_validator
 
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain.answers import told_of, usage_of
 from adapterhub.langchain.batches import Part, in_order, parts_of
 from adapterhub.langchain.choice import chosen, without_choice
@@ -208,7 +208,7 @@ class AdapterHubLLM(HubModel[str], BaseLLM):
 def _check(arguments: Iterable[str], known: Set[str]) -> None:
     unknown = set(arguments) - known
     if unknown:
-        raise ConfigError(
+        raise InvalidRequestError(
             f"{', '.join(sorted(unknown))}: no such argument of an LLM.",
             hint=f"Known: {', '.join(sorted(known))}.",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain.call_format import CALL, CALL_END, ID_SIZE, CallFormat
 from adapterhub.requests.prompts import ROLES
 
@@ -23,7 +23,7 @@ def as_turns(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """The messages as `adapterhub` takes them.
 
     Raises:
-        ConfigError: A message is of no known kind, or its content is more than text.
+        InvalidRequestError: A message is of no known kind, or its content is more than text.
     """
     return [_turn(message) for message in messages]
 
@@ -89,7 +89,7 @@ def _role(message: BaseMessage) -> str:
     else:
         role = _ROLE_OF_TYPE.get(message.type.removesuffix("MessageChunk").lower(), message.type)
     if role not in ROLES:
-        raise ConfigError(
+        raise InvalidRequestError(
             f"A message of the kind {role!r} cannot be shown to a base.", hint=f"Known: {ROLES}."
         )
     return role
@@ -109,7 +109,7 @@ def _part(part: str | Mapping[str, Any]) -> str:
         return str(part["text"])
     if kind in _UNSEEN:
         return ""
-    raise ConfigError(
+    raise InvalidRequestError(
         f"A message holds content of the type {kind!r}, and the base reads text only.",
         hint="Send its text, or a description of it.",
     )

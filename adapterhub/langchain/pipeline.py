@@ -13,7 +13,7 @@ from langchain_huggingface import HuggingFacePipeline
 
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder
 from adapterhub.engine.tokenizer import Tokenizer
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.hub import AdapterHub
 from adapterhub.langchain.choice import check, identity
 from adapterhub.requests.generation import GenerationStream
@@ -50,7 +50,7 @@ def huggingface_pipeline(hub: AdapterHub, adapter: str, **pipeline_kwargs: Any) 
 
     Raises:
         AdapterNotFoundError: There is no such adapter.
-        ConfigError: There is no such argument.
+        InvalidRequestError: There is no such argument.
     """
     pipeline = AdapterPipeline(hub, adapter, pipeline_kwargs)
     base = hub.engine.base_name
@@ -69,7 +69,7 @@ class AdapterPipeline:
 
     Raises:
         AdapterNotFoundError: There is no such adapter.
-        ConfigError: There is no such argument.
+        InvalidRequestError: There is no such argument.
     """
 
     task = "text-generation"
@@ -122,7 +122,7 @@ class AdapterPipeline:
         sample = given.pop("do_sample", None)
         unknown = given.keys() - _OURS
         if unknown:
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"{', '.join(sorted(unknown))}: no such argument of a pipeline on a hub.",
                 hint=f"Known: {', '.join(sorted([*_OURS, 'do_sample', 'return_full_text']))}.",
             )

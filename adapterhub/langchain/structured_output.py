@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain.asking import json_schema_of
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
@@ -22,7 +22,7 @@ def response_format(schema: Any) -> dict[str, Any]:
     """The `response_format` for a schema, or for any JSON object if there is none.
 
     Raises:
-        ConfigError: No JSON Schema can be made of it.
+        InvalidRequestError: No JSON Schema can be made of it.
     """
     if schema is None:
         return {"type": "json_object"}
@@ -45,14 +45,16 @@ def parser_of(schema: Any, method: Method) -> OutputParserLike[Any]:
     """Makes the object of an answer.
 
     Raises:
-        ConfigError: There is no such method, or it needs a schema.
+        InvalidRequestError: There is no such method, or it needs a schema.
     """
     if method not in ("json_schema", "function_calling", "json_mode"):
-        raise ConfigError(
+        raise InvalidRequestError(
             f"There is no method {method!r}.", hint="Known: json_schema, function_calling, json_mode."
         )
     if schema is None and method != "json_mode":
-        raise ConfigError(f"The method {method!r} needs a schema.", hint="Only json_mode goes without.")
+        raise InvalidRequestError(
+            f"The method {method!r} needs a schema.", hint="Only json_mode goes without."
+        )
     typed = isinstance(schema, type) and is_basemodel_subclass(schema)
     if method != "function_calling":
         return PydanticOutputParser(pydantic_object=schema) if typed else JsonOutputParser()

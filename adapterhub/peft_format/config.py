@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub._files import read_bounded
-from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, describe_validation
 from adapterhub.peft_format.module_patterns import MAX_MODULE_NAME, FewPatterns, Pattern, compile_pattern
 from adapterhub.peft_format.safetensors_header import TensorInfo
 
@@ -145,7 +145,7 @@ class AdapterConfig:
         try:
             settings = LoraSettings.model_validate(_without_nulls(config))
         except ValidationError as error:
-            raise _invalid(f"has a wrong value: {first_problem(error)}") from error
+            raise _invalid(f"has a wrong value: {describe_validation(error)}") from error
         return cls(settings, _text(config, "base_model_name_or_path"), _text(config, "revision"))
 
 
@@ -235,13 +235,6 @@ def _what_it_is(name: str) -> str:
     if "modules_to_save" in name or (name.endswith((".weight", ".bias")) and "lora_" not in name):
         return "a weight of the base itself"
     return "no part of LoRA on a linear layer"
-
-
-def first_problem(error: ValidationError) -> str:
-    """What is wrong and where, without repeating the value, which may be anything."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part)[:80] for part in problem["loc"])
-    return f"{field}: {problem['msg']}" if field else problem["msg"]
 
 
 def _invalid(reason: str) -> AdapterInvalidError:

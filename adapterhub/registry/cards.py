@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.errors import AdapterInvalidError, ConfigError
-from adapterhub.peft_format.config import LoraSettings, first_problem
+from adapterhub.errors import AdapterInvalidError, InvalidRequestError, describe_validation
+from adapterhub.peft_format.config import LoraSettings
 
 CARD_FILE = "card.json"
 MAX_CARD_BYTES = 2**20
@@ -204,12 +204,12 @@ class AdapterCard(_Part):
         """The content of `card.json`.
 
         Raises:
-            ConfigError: It would be larger than a card that can be read.
+            InvalidRequestError: It would be larger than a card that can be read.
         """
         fields = self.model_dump(mode="json", exclude={"aliases"}, exclude_defaults=True)
         content = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
         if len(content) > MAX_CARD_BYTES:
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"The card of {self.ref} would be larger than {MAX_CARD_BYTES:,} bytes.",
                 hint="Keep fewer or shorter examples on it.",
             )
@@ -226,7 +226,7 @@ class AdapterCard(_Part):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise AdapterInvalidError(
-                f"{CARD_FILE} is not a card: {first_problem(error)}.",
+                f"{CARD_FILE} is not a card: {describe_validation(error)}.",
                 hint="Mend the file, or remove that version's folder and register the adapter again.",
             ) from error
 
@@ -238,11 +238,11 @@ class AdapterCard(_Part):
                 anything else takes the field's place.
 
         Raises:
-            ConfigError: There is no such field, it cannot be changed, or the value does not fit.
+            InvalidRequestError: There is no such field, it cannot be changed, or the value does not fit.
         """
         foreign = sorted(changes.keys() - CardFields.__annotations__.keys())
         if foreign:
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"A card's {foreign[0]!r} cannot be set.",
                 hint=f"What can be set: {', '.join(CardFields.__annotations__)}.",
             )
@@ -253,7 +253,7 @@ class AdapterCard(_Part):
         try:
             return AdapterCard.model_validate({**fields, "updated_at": now()})
         except ValidationError as error:
-            raise ConfigError(f"The card cannot be set so: {first_problem(error)}.") from error
+            raise InvalidRequestError(f"The card cannot be set so: {describe_validation(error)}.") from error
 
 
 class CardFields(TypedDict, total=False):

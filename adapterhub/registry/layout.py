@@ -17,8 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from adapterhub._files import read_bounded
-from adapterhub.errors import AdapterInvalidError, ConfigError
-from adapterhub.peft_format.config import first_problem
+from adapterhub.errors import AdapterInvalidError, InvalidRequestError, describe_validation
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 from adapterhub.registry.references import check_name
 
@@ -91,7 +90,7 @@ class Layout:
         except FileNotFoundError:
             return Refs()
         except (OSError, ValidationError) as error:
-            reason = first_problem(error) if isinstance(error, ValidationError) else error.strerror
+            reason = describe_validation(error) if isinstance(error, ValidationError) else error.strerror
             raise AdapterInvalidError(
                 f"{name}/{REFS_FILE} cannot be read: {reason}.", hint="Restore it from a backup or from git."
             ) from error
@@ -131,5 +130,5 @@ def _is_number(entry: str) -> bool:
 def _is_name(entry: str) -> bool:
     try:
         return bool(check_name(entry))
-    except ConfigError:
+    except InvalidRequestError:
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 
 RESERVED = frozenset({"auto", "base", "__base__", "latest"})
 """Words that mean something else where a name may stand: the router, the bare base, the newest version."""
@@ -37,7 +37,7 @@ class Ref:
         """Reads `name`, `name@3` or `name@alias`.
 
         Raises:
-            ConfigError: It is none of these.
+            InvalidRequestError: It is none of these.
         """
         name, at, pointer = text.partition("@")
         check_name(name)
@@ -52,13 +52,15 @@ def check_name(name: str) -> str:
     """Returns an adapter's name if it is one.
 
     Raises:
-        ConfigError: It is reserved, or has characters that would collide with references, URLs or file
+        InvalidRequestError: It is reserved, or has characters that would collide with references, URLs or file
             systems.
     """
     if name in RESERVED:
-        raise ConfigError(f"{name!r} is reserved and cannot name an adapter.", hint="Choose another name.")
+        raise InvalidRequestError(
+            f"{name!r} is reserved and cannot name an adapter.", hint="Choose another name."
+        )
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name[:80]!r} is not an adapter's name.", hint=_NAME_RULE)
+        raise InvalidRequestError(f"{name[:80]!r} is not an adapter's name.", hint=_NAME_RULE)
     return name
 
 
@@ -66,10 +68,10 @@ def check_alias(alias: str) -> str:
     """Returns an alias if it is one: spelled like a name, and not a number, which would be a version.
 
     Raises:
-        ConfigError: It is not.
+        InvalidRequestError: It is not.
     """
     if alias in RESERVED or alias.isdigit() or not _NAME.fullmatch(alias):
-        raise ConfigError(
+        raise InvalidRequestError(
             f"{alias[:80]!r} is not an alias.", hint=f"{_NAME_RULE} A number alone is a version."
         )
     return alias

@@ -20,7 +20,13 @@ from typing import TypeAlias, Unpack
 from filelock import FileLock, Timeout
 
 from adapterhub._files import sync_folder, sync_tree, write_atomic
-from adapterhub.errors import AdapterExistsError, AdapterInvalidError, AdapterNotFoundError, RegistryError
+from adapterhub.errors import (
+    AdapterExistsError,
+    AdapterInvalidError,
+    AdapterNotFoundError,
+    RegistryError,
+    RegistryLockedError,
+)
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
 from adapterhub.registry.importing import take_in
 from adapterhub.registry.layout import LOCK, REFS_FILE, STAGING, Layout, Refs
@@ -335,7 +341,7 @@ class AdapterRegistry:
                 self._sweep()
                 yield
         except Timeout as error:
-            raise RegistryError(
+            raise RegistryLockedError(
                 f"Another process has held the registry's lock for {_LOCK_SECONDS:.0f} s.",
                 hint="Try again; if no process is left that could hold it, report this.",
             ) from error

@@ -50,7 +50,7 @@ class Generation:
         usage: Tokens and time.
         finish_reason: `"stop"` (end token or stop string) or `"length"`.
         completions: All `n` answers, with token ids and log-probabilities.
-        structure: The form that was asked for.
+        output_format: The form that was asked for.
     """
 
     text: str
@@ -60,7 +60,7 @@ class Generation:
     usage: Usage
     finish_reason: FinishReason
     completions: tuple[Completion, ...]
-    structure: OutputFormat | None = None
+    output_format: OutputFormat | None = None
 
     @property
     def parsed(self) -> Any:
@@ -69,7 +69,7 @@ class Generation:
         Raises:
             GenerationError: The text passes the grammar but not the type's own checks; see `OutputFormat.parse`.
         """
-        return self.structure.parse(self.text) if self.structure else self.text
+        return self.output_format.parse(self.text) if self.output_format else self.text
 
 
 class GenerationStream(Iterator[str]):

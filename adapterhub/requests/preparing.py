@@ -13,7 +13,7 @@ from adapterhub.engine.interface import Completion, Engine, LoraRequest, Request
 from adapterhub.engine.output_format import FORMS, OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.tokenizer import Message
-from adapterhub.errors import AdapterIncompatibleError, ConfigError
+from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.references import Blend
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
 from adapterhub.requests.generation import Generation, Usage
@@ -53,7 +53,7 @@ class Options:
         rest = dict(arguments)
         priority = rest.pop("priority", 0)
         if isinstance(priority, bool) or not isinstance(priority, int):
-            raise ConfigError(f"A priority is a whole number, not {priority!r}.")
+            raise InvalidRequestError(f"A priority is a whole number, not {priority!r}.")
         form = {name: rest.pop(name) for name in FORMS if name in rest}
         return cls(rest, form, priority)
 
@@ -78,7 +78,7 @@ class PreparedRequest:
             usage=Usage(len(self.request.prompt), generated, seconds),
             finish_reason=first.finish_reason,
             completions=tuple(completions),
-            structure=self.request.structure,
+            output_format=self.request.output_format,
         )
 
 
@@ -106,21 +106,21 @@ class RequestPreparer:
         *,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        structure: OutputFormat | None = None,
+        output_format: OutputFormat | None = None,
     ) -> PreparedRequest:
         """Prepares one request; arguments and errors as in `AdapterHub.generate`.
 
         Args:
             prompt: A text or a conversation.
             adapter: A reference, a blend, `"auto"`, or None for the bare base.
-            options: Sampling and priority, and the form unless `structure` is given.
+            options: Sampling and priority, and the form unless `output_format` is given.
             raw: Take the text as it stands.
             tools: JSON-Schema descriptions of functions.
-            structure: The form of the answer.
+            output_format: The form of the answer.
         """
-        structure = structure or OutputFormat.of(**options.form)
-        if structure and options.sampling.get("stop"):
-            raise ConfigError(
+        output_format = output_format or OutputFormat.of(**options.form)
+        if output_format and options.sampling.get("stop"):
+            raise InvalidRequestError(
                 "A stop string would cut an answer that has to be whole.",
                 hint="Leave stop out; the form ends it.",
             )
@@ -131,7 +131,9 @@ class RequestPreparer:
         tokens, stop = self._tokens(prompt, profile, raw, tools)
         sampling = SamplingParams.of({"stop": (*stop, *profile.stop)}, profile.generation, options.sampling)
         source = self._source_of(blend) if blend else None
-        return PreparedRequest(Request(tokens, source, sampling, structure, options.priority), blend, route)
+        return PreparedRequest(
+            Request(tokens, source, sampling, output_format, options.priority), blend, route
+        )
 
     @property
     def has_router(self) -> bool:
@@ -166,7 +168,7 @@ class RequestPreparer:
         tokenizer = self._engine.tokenizer
         if raw:
             if not isinstance(prompt, str) or not prompt:
-                raise ConfigError("raw=True takes a text that is not empty, not messages.")
+                raise InvalidRequestError("raw=True takes a text that is not empty, not messages.")
             return tokenizer.encode(check_text(prompt), add_special_tokens=True), ()
         style = self._style(profile)
         text = render(conversation(prompt, profile.system), style, tokenizer, tools=tools)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adapterhub.engine.tokenizer import Message, Tokenizer
-from adapterhub.errors import ConfigError
+from adapterhub.errors import ConfigError, InvalidRequestError
 from adapterhub.registry.cards import PromptFormat
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -90,11 +90,11 @@ def conversation(prompt: str | Sequence[Message], system: str | None = None) -> 
         system: The card's system prompt.
 
     Raises:
-        ConfigError: There is nothing to answer, or a message has no known role or no text.
+        InvalidRequestError: There is nothing to answer, or a message has no known role or no text.
     """
     given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(given, Sequence) or not all(isinstance(message, Mapping) for message in given):
-        raise ConfigError(
+        raise InvalidRequestError(
             "A prompt is a text or a list of messages.",
             hint="A message is a mapping such as {'role': 'user', 'content': 'Hi'}.",
         )
@@ -102,7 +102,9 @@ def conversation(prompt: str | Sequence[Message], system: str | None = None) -> 
     for message in messages:
         _check_message(message)
     if not any((message.get("content") or "").strip() or message.get("tool_calls") for message in messages):
-        raise ConfigError("The prompt is empty.", hint="Give a text, or messages of which one has content.")
+        raise InvalidRequestError(
+            "The prompt is empty.", hint="Give a text, or messages of which one has content."
+        )
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
@@ -112,12 +114,12 @@ def check_text(text: str) -> str:
     """Returns a text that a tokenizer can read.
 
     Raises:
-        ConfigError: It holds half a character, as text does that was not UTF-8.
+        InvalidRequestError: It holds half a character, as text does that was not UTF-8.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(
+        raise InvalidRequestError(
             "The prompt is not valid Unicode text.", hint="Convert it to UTF-8, for example with iconv."
         ) from error
     return text
@@ -126,10 +128,12 @@ def check_text(text: str) -> str:
 def _check_message(message: Message) -> None:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise ConfigError(f"A message has the role {role!r}.", hint=f"Known roles: {', '.join(ROLES)}.")
+        raise InvalidRequestError(
+            f"A message has the role {role!r}.", hint=f"Known roles: {', '.join(ROLES)}."
+        )
     if not isinstance(content, str | None):
         # A template would write it down as Python prints it.
-        raise ConfigError(
+        raise InvalidRequestError(
             f"A message's content is of type {type(content).__name__}, not a text.",
             hint="Of content in parts, join the texts.",
         )
@@ -154,12 +158,12 @@ def render(
         answer_follows: End where the assistant's answer begins.
 
     Raises:
-        ConfigError: Tools without a chat template, or a template that refuses these messages.
+        InvalidRequestError: Tools without a chat template, or a template that refuses these messages.
     """
     if style.format == "chat":
         return _render_chat(messages, style, tokenizer, tools, answer_follows)
     if tools:
-        raise ConfigError(
+        raise InvalidRequestError(
             "Tools can only be shown to a base through a chat template, and there is none.",
             hint="Set prompt.chat_template on the adapter's card.",
         )
@@ -184,7 +188,7 @@ def _render_chat(
             tokenize=False,
         )
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(
+        raise InvalidRequestError(
             f"The chat template refuses these messages: {error}",
             hint="Templates often want turns to alternate, starting with the user.",
         ) from error

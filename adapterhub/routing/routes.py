@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.errors import RoutingError
+from adapterhub.errors import RoutingError, describe_validation
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.routing.classifier.head import NONE
 from adapterhub.routing.rules import check_pattern
@@ -89,7 +89,7 @@ class Route(BaseModel):
                 **more,
             )
         except ValidationError as error:
-            raise RoutingError(f"Route {name!r} is not valid: {error.errors()[0]['msg']}.") from error
+            raise RoutingError(f"Route {name!r} is not valid: {describe_validation(error)}.") from error
         for pattern in route.patterns:
             check_pattern(pattern)
         return route

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
 
@@ -172,7 +172,7 @@ class FinetuneConfig(_Options):
             return cls.model_validate(content)._in_folder(path.parent)
         except ValidationError as error:
             raise ConfigError(
-                f"The configuration {str(path)!r} is not valid: {_all_errors(error)}.",
+                f"The configuration {str(path)!r} is not valid: {describe_validation(error, limit=None)}.",
                 hint="examples/finetune.yaml shows every field.",
             ) from error
 
@@ -181,10 +181,3 @@ class FinetuneConfig(_Options):
         paths = {"train": folder / data.train, "validation": data.validation and folder / data.validation}
         start = self.start and folder / self.start
         return self.model_copy(update={"data": data.model_copy(update=paths), "start": start})
-
-
-def _all_errors(error: ValidationError) -> str:
-    return "; ".join(
-        ".".join(str(part) for part in problem["loc"] if part != "function-after") + ": " + problem["msg"]
-        for problem in error.errors(include_url=False, include_input=False)
-    )

@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapterhub.engine.tokenizer import Message
-from adapterhub.errors import ConfigError, DatasetError
+from adapterhub.engine.tokenizer import Message as PromptMessage
+from adapterhub.errors import DatasetError, InvalidRequestError, describe_validation
 from adapterhub.requests import prompts
 
 IGNORED = -100
@@ -175,8 +175,7 @@ def _parse(line: str, number: int, records: list[Record], problems: list[str]) -
 def _reason(error: Exception) -> str:
     match error:
         case ValidationError():
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            return " ".join([*(str(part) for part in first["loc"]), first["msg"]])
+            return describe_validation(error)
         case json.JSONDecodeError():
             return f"no JSON ({error.msg})"
         case UnicodeDecodeError():
@@ -215,7 +214,9 @@ class _Encoder:
                 labels[index] = ids[index]
         return self._ended(ids, labels)
 
-    def _render(self, record: Record, messages: Sequence[Message], *, answer_follows: bool = False) -> str:
+    def _render(
+        self, record: Record, messages: Sequence[PromptMessage], *, answer_follows: bool = False
+    ) -> str:
         def rendered(tools: list[dict[str, Any]] | None) -> str:
             return prompts.render(
                 messages, self._style, self._tokenizer, tools=tools, answer_follows=answer_follows
@@ -224,7 +225,7 @@ class _Encoder:
         try:
             text = rendered(record.tools)
             shows_tools = not record.tools or text != rendered(None)
-        except (ConfigError, TypeError, ValueError):
+        except (InvalidRequestError, TypeError, ValueError):
             raise DatasetError(
                 f"The chat template refuses the record at line {record.line}.",
                 hint="Templates differ in the roles, orders and tools that they take.",
@@ -236,7 +237,9 @@ class _Encoder:
             )
         return text
 
-    def _spans(self, record: Record, messages: Sequence[Message], whole: str) -> Iterator[tuple[int, int]]:
+    def _spans(
+        self, record: Record, messages: Sequence[PromptMessage], whole: str
+    ) -> Iterator[tuple[int, int]]:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue

@@ -20,7 +20,13 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import LoraRequest, Request
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.errors import AdapterHubError, ConfigError, EngineError, GenerationError, RequestTooLongError
+from adapterhub.errors import (
+    AdapterHubError,
+    EngineError,
+    GenerationError,
+    InvalidRequestError,
+    RequestTooLongError,
+)
 from tests.engine.maker import NOTHING, counts, engine_threads, in_threads, outcomes, prompt_of
 from tests.tiny import make_base
 
@@ -217,7 +223,7 @@ def test_an_answer_may_fill_the_context_to_the_last_token(engine):
 
 
 def test_a_prompt_without_tokens_is_refused(engine):
-    with pytest.raises(ConfigError, match="empty"):
+    with pytest.raises(InvalidRequestError, match="empty"):
         engine.generate([request([])])
 
 

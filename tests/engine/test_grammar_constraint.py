@@ -32,7 +32,7 @@ from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import Request
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.errors import ConfigError, GenerationError, RequestTooLongError
+from adapterhub.errors import GenerationError, InvalidRequestError, RequestTooLongError
 from tests.tiny import VOCABULARY, make_tokenizer
 
 END = 2
@@ -261,7 +261,7 @@ class TestRefused:
         ],
     )
     def test_what_cannot_be_enforced(self, compiler, given, said):
-        with pytest.raises(ConfigError, match=said) as caught:
+        with pytest.raises(InvalidRequestError, match=said) as caught:
             compiler.compile(form(**given))
         assert len(str(caught.value)) < 500
 
@@ -273,13 +273,13 @@ class TestRefused:
         class Slow:
             pass
 
-        with pytest.raises(ConfigError, match="it is not a fast one"):
+        with pytest.raises(InvalidRequestError, match="it is not a fast one"):
             GrammarCompiler(Slow(), VOCABULARY, {END}).compile(form(regex="a"))
 
     def test_a_tokenizer_that_llguidance_cannot_read(self):
         words = Tokenizer(WordLevel({"a": 0, "<eos>": 1}))
         compiler = GrammarCompiler(PreTrainedTokenizerFast(tokenizer_object=words), 2, {1})
-        with pytest.raises(ConfigError, match=r"cannot be used for structured output: .*decoder"):
+        with pytest.raises(InvalidRequestError, match=r"cannot be used for structured output: .*decoder"):
             compiler.compile(form(regex="a"))
 
 
@@ -296,7 +296,7 @@ class TestCompiler:
         compiler = GrammarCompiler(make_tokenizer(), VOCABULARY, {END})
         compiled, begun, go_on = compiler.compile(form(regex="a")), threading.Event(), threading.Event()
 
-        def slowly(structure: OutputFormat) -> object:
+        def slowly(output_format: OutputFormat) -> object:
             begun.set()
             assert go_on.wait(10)
             return compiled
@@ -381,7 +381,7 @@ class TestHub:
             assert re.fullmatch("[0-9]{3}-[a-z]+", answers[1].text)
             is_sum(answers[2].text)
             assert answers[3].text in CHOICES
-            assert answers[4].structure is None
+            assert answers[4].output_format is None
             assert {answer.finish_reason for answer in answers[:4]} == {"stop"}
 
     def test_one_form_for_all(self, hub):
@@ -446,11 +446,11 @@ class TestHub:
     @pytest.mark.parametrize(
         ("given", "kind"),
         [
-            ({"regex": "(?=a)"}, ConfigError),
+            ({"regex": "(?=a)"}, InvalidRequestError),
             ({"schema": Order, "max_tokens": 9}, RequestTooLongError),
-            ({"choices": ["a"], "regex": "a"}, ConfigError),
-            ({"choices": ["a"], "stop": "a"}, ConfigError),
-            ({"choices": ["a"], "ignore_eos": True}, ConfigError),
+            ({"choices": ["a"], "regex": "a"}, InvalidRequestError),
+            ({"choices": ["a"], "stop": "a"}, InvalidRequestError),
+            ({"choices": ["a"], "ignore_eos": True}, InvalidRequestError),
         ],
     )
     def test_refused_when_asked(self, hub, given, kind):
@@ -466,9 +466,9 @@ class TestHub:
         from adapterhub import AdapterRegistry
 
         hub = AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
-        with pytest.raises(ConfigError, match="EchoEngine"):
+        with pytest.raises(InvalidRequestError, match="EchoEngine"):
             hub.generate("Hello", choices=["a"])
-        with pytest.raises(ConfigError, match="EchoEngine"):
+        with pytest.raises(InvalidRequestError, match="EchoEngine"):
             hub.stream("Hello", choices=["a"])
 
     def test_what_only_pydantic_can_check(self, hub):

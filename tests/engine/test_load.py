@@ -17,7 +17,7 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import LoraRequest, Request
 from adapterhub.engine.kv.cache import KVSlotPool
-from adapterhub.errors import CapacityError, ConfigError
+from adapterhub.errors import CapacityError, InvalidRequestError
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 from tests.engine.maker import (
     NOTHING,
@@ -183,7 +183,7 @@ def test_past_its_end_the_queue_refuses_and_says_that_a_retry_may_help(
 ):
     engine = engine_of(base, EngineLimits(max_loras=2, max_batch_size=2, max_queue=4, kv_cache_mib=16))
     batch = [request(PROMPTS[0], sources[number % 3]) for number in range(4)]
-    with pytest.raises(ConfigError, match="max_queue=4") as refused:  # no retry can help this one
+    with pytest.raises(InvalidRequestError, match="max_queue=4") as refused:  # no retry can help this one
         engine.generate([*batch, batch[0]])
     assert not refused.value.retryable
     assert (counts(engine), engine.stats().steps) == (NOTHING, 0)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, field_validator
 from typing_extensions import TypedDict
 
 from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat
-from adapterhub.errors import ConfigError, GenerationError
+from adapterhub.errors import GenerationError, InvalidRequestError
 
 
 class Address(BaseModel):
@@ -75,14 +75,14 @@ class TestOne:
         ],
     )
     def test_refused(self, given, said):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(InvalidRequestError, match=said):
             OutputFormat.of(**given)
 
     def test_a_schema_nested_without_end_is_refused(self):
         deep: dict[str, Any] = {}
         for _ in range(100_000):
             deep = {"items": deep}
-        with pytest.raises(ConfigError, match="not a JSON Schema"):
+        with pytest.raises(InvalidRequestError, match="not a JSON Schema"):
             OutputFormat.of(schema=deep)
 
 
@@ -146,11 +146,11 @@ class TestEach:
         "given", [{"schema": [int]}, {"regex": ["a", "b", "c"]}, {"choices": [["a"]]}, {"grammar": 7}]
     )
     def test_as_many_as_prompts_are_expected(self, given):
-        with pytest.raises(ConfigError, match="2 prompts"):
+        with pytest.raises(InvalidRequestError, match="2 prompts"):
             OutputFormat.each(2, **given)
 
     def test_two_for_one_prompt_are_refused(self):
-        with pytest.raises(ConfigError, match="one form"):
+        with pytest.raises(InvalidRequestError, match="one form"):
             OutputFormat.each(2, regex=[None, "a"], choices=["x"])
 
 

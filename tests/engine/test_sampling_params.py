@@ -1,7 +1,7 @@
 import pytest
 
 from adapterhub import SamplingParams
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 
 
 def test_the_default_is_greedy():
@@ -40,6 +40,6 @@ def test_later_layers_win():
     ],
 )
 def test_a_wrong_argument_is_named(wrong: dict[str, float]):
-    with pytest.raises(ConfigError, match=next(iter(wrong))) as caught:
+    with pytest.raises(InvalidRequestError, match=next(iter(wrong))) as caught:
         SamplingParams.of(wrong)
     assert "temperature" in (caught.value.hint or "")

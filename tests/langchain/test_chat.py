@@ -18,7 +18,7 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
-from adapterhub.errors import AdapterNotFoundError, ConfigError, DeadlineError
+from adapterhub.errors import AdapterNotFoundError, DeadlineError, InvalidRequestError
 from adapterhub.langchain import ChatAdapterHub
 from adapterhub.langchain.messages import as_turns, in_words
 from tests.langchain import maker
@@ -123,9 +123,9 @@ class TestNamesThatAreNotRegistered:
             model.bind_tools([], adapter="nobody")
 
     def test_two_names_and_no_name(self, model: ChatAdapterHub):
-        with pytest.raises(ConfigError, match="mean the same"):
+        with pytest.raises(InvalidRequestError, match="mean the same"):
             model.invoke("Hi", model="json", adapter="code")
-        with pytest.raises(ConfigError, match="named by a text"):
+        with pytest.raises(InvalidRequestError, match="named by a text"):
             model.invoke("Hi", config(7))  # type: ignore[arg-type]
 
     def test_a_field_that_there_is_not(self, hub: AdapterHub):
@@ -133,7 +133,7 @@ class TestNamesThatAreNotRegistered:
             ChatAdapterHub(hub=hub, adaptor="json")
 
     def test_an_argument_that_there_is_not(self, model: ChatAdapterHub):
-        with pytest.raises(ConfigError, match="temprature"):
+        with pytest.raises(InvalidRequestError, match="temprature"):
             model.invoke("Hi", temprature=1)
 
 
@@ -206,7 +206,7 @@ class TestAnswers:
         assert results["content"].count("<tool_response>") == 2
 
     def test_an_image_is_refused(self, model: ChatAdapterHub):
-        with pytest.raises(ConfigError, match="image"):
+        with pytest.raises(InvalidRequestError, match="image"):
             model.invoke([HumanMessage([{"type": "image", "url": "x"}])])
 
 

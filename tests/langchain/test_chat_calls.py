@@ -10,7 +10,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from typing_extensions import TypedDict
 
 from adapterhub import AdapterHub
-from adapterhub.errors import ConfigError, GenerationError
+from adapterhub.errors import GenerationError, InvalidRequestError
 from adapterhub.langchain import AdapterHubLLM, ChatAdapterHub
 from adapterhub.langchain.call_format import DEFAULT
 from adapterhub.langchain.call_reader import CallReader, read_calls
@@ -101,9 +101,9 @@ class TestChoice:
 
     @pytest.mark.parametrize("wanted", ["nothing", {"type": "function", "function": {"name": "x"}}, 7, []])
     def test_refused(self, wanted: Any):
-        with pytest.raises(ConfigError, match="no such tool"):
+        with pytest.raises(InvalidRequestError, match="no such tool"):
             ToolChoice.of(self.TOOLS, wanted)
-        with pytest.raises(ConfigError, match="no such tool"):
+        with pytest.raises(InvalidRequestError, match="no such tool"):
             ToolChoice.of((), "any")
 
 
@@ -190,7 +190,7 @@ class TestObjects:
         ("schema", "method"), [(None, "json_schema"), (Person, "magic"), (7, "json_schema")]
     )
     def test_refused(self, model: ChatAdapterHub, schema: Any, method: Any):
-        with pytest.raises(ConfigError):
+        with pytest.raises(InvalidRequestError):
             model.with_structured_output(schema, method=method)
 
 

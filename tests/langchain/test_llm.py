@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
-from adapterhub.errors import AdapterNotFoundError, ConfigError
+from adapterhub.errors import AdapterNotFoundError, InvalidRequestError
 from adapterhub.langchain import AdapterHubLLM
 from tests.langchain import maker
 from tests.langchain.maker import config, idle
@@ -146,7 +146,7 @@ class TestRefused:
             lambda: llm.invoke("Hi", temprature=1),
             lambda: list(llm.stream("Hi", temprature=1)),
         ):
-            with pytest.raises(ConfigError, match="temprature"):
+            with pytest.raises(InvalidRequestError, match="temprature"):
                 ask()
         for fields in ({"adaptor": "json"}, {"options": {"temprature": 1}}, {"options": {"max_tokens": 1}}):
             with pytest.raises(ValidationError, match=r"adaptor|temprature|max_tokens"):

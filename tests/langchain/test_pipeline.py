@@ -10,7 +10,7 @@ from langchain_core.prompts import PromptTemplate
 from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 
 from adapterhub import AdapterHub
-from adapterhub.errors import AdapterNotFoundError, ConfigError
+from adapterhub.errors import AdapterNotFoundError, InvalidRequestError
 from adapterhub.langchain import huggingface_pipeline
 
 PROMPT = "the quick brown"
@@ -115,7 +115,7 @@ def test_a_cache_does_not_mix_adapters(live_hub: AdapterHub):
 def test_what_is_refused(live_hub: AdapterHub, llm: HuggingFacePipeline):
     with pytest.raises(AdapterNotFoundError):
         huggingface_pipeline(live_hub, "nobody")
-    with pytest.raises(ConfigError, match="num_beams"):
+    with pytest.raises(InvalidRequestError, match="num_beams"):
         huggingface_pipeline(live_hub, "json", num_beams=4)
-    with pytest.raises(ConfigError, match="num_beams"):
+    with pytest.raises(InvalidRequestError, match="num_beams"):
         llm.invoke(PROMPT, pipeline_kwargs={"num_beams": 4})

@@ -10,7 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from adapterhub import AdapterRegistry
 from adapterhub.base.loading import load_base
-from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, AdapterNotFoundError, ConfigError
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterIncompatibleError,
+    AdapterNotFoundError,
+    InvalidRequestError,
+)
 from adapterhub.lora.blending.methods import METHODS, BlendSettings
 from adapterhub.lora.blending.registering import blend_adapters
 from adapterhub.lora.loading import load_source
@@ -162,11 +167,11 @@ def test_one_part_alone_is_the_same_adapter_and_may_use_dora(registry, tmp_path:
 @pytest.mark.parametrize(
     ("name", "weights", "error"),
     [
-        ("auto", WEIGHTS, ConfigError),
-        ("a:b", WEIGHTS, ConfigError),
-        ("blend", {}, ConfigError),
-        ("blend", {"json": float("nan")}, ConfigError),
-        ("blend", {"json": 1, "json@1": 1}, ConfigError),
+        ("auto", WEIGHTS, InvalidRequestError),
+        ("a:b", WEIGHTS, InvalidRequestError),
+        ("blend", {}, InvalidRequestError),
+        ("blend", {"json": float("nan")}, InvalidRequestError),
+        ("blend", {"json": 1, "json@1": 1}, InvalidRequestError),
         ("blend", {"json": 1, "jsn": 1}, AdapterNotFoundError),
         ("blend", {"json": 1, "other": 1}, AdapterIncompatibleError),
         ("blend", {"json": 1, "unknown": 1}, AdapterIncompatibleError),

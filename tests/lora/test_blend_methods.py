@@ -10,7 +10,7 @@ from peft.utils import merge_utils
 from transformers import AutoModelForCausalLM
 
 from adapterhub.base.loading import Base, load_base
-from adapterhub.errors import AdapterIncompatibleError, ConfigError
+from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.methods import METHODS, BlendSettings, blend_deltas, compress, concatenate
 from adapterhub.lora.blending.sparse import dare_ties, ties
 from adapterhub.lora.delta import LoraDelta
@@ -168,7 +168,7 @@ class TestWholeAdapters:
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         BlendSettings(**settings)
 
 

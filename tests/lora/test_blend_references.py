@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.errors import AdapterNotFoundError, ConfigError
+from adapterhub.errors import AdapterNotFoundError, InvalidRequestError
 from adapterhub.lora.blending.references import Blend, parse_weights
 from adapterhub.registry import AdapterRegistry
 
@@ -84,18 +84,18 @@ def test_the_reference_means_the_same_blend_again(find, weight):
     ],
 )
 def test_what_means_nothing_is_refused(find, text, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         find(text)
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 10.5, 10**400, True, "1", None])
 def test_weights_that_are_no_weights_are_refused(find, weight):
-    with pytest.raises(ConfigError, match="no number from -10 to 10"):
+    with pytest.raises(InvalidRequestError, match="no number from -10 to 10"):
         find({"json": weight, "code": 0.5})
 
 
 def test_nothing_is_no_blend(find):
-    with pytest.raises(ConfigError, match="1 to 8 parts"):
+    with pytest.raises(InvalidRequestError, match="1 to 8 parts"):
         find({})
 
 

@@ -12,7 +12,7 @@ from adapterhub.errors import (
     AdapterHubError,
     AdapterIncompatibleError,
     AdapterInvalidError,
-    ConfigError,
+    InvalidRequestError,
     RegistryError,
 )
 from adapterhub.registry import AdapterRegistry
@@ -126,7 +126,7 @@ def test_a_bad_name(filled: AdapterRegistry, adapter: Path, name: str) -> None:
         lambda: filled.alias(name, "prod", 1),
         lambda: filled.versions(name),
     ):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(InvalidRequestError) as caught:
             call()
         assert caught.value.hint
     assert content(filled.root.parent) == before

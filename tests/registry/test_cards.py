@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.errors import AdapterInvalidError, ConfigError
+from adapterhub.errors import AdapterInvalidError, InvalidRequestError
 from adapterhub.registry import AdapterCard, Evaluation, Lineage, Parent, PeftInfo, PromptProfile, Routing
 from adapterhub.registry.cards import CardFields, now
 
@@ -98,7 +98,7 @@ def test_changes_to_a_group_keep_its_other_settings() -> None:
     ],
 )
 def test_changes_that_cannot_be_made(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         FULL.changed(changes)
 
 
@@ -116,5 +116,5 @@ def test_ref() -> None:
 
 def test_a_card_that_could_not_be_read_again_is_not_written() -> None:
     big = card(routing=Routing(examples=("x" * 2**20,)))
-    with pytest.raises(ConfigError, match="would be larger"):
+    with pytest.raises(InvalidRequestError, match="would be larger"):
         big.to_json()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.registry.references import RESERVED, Ref, check_alias, check_name
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True).filter(lambda name: name not in RESERVED)
@@ -37,21 +37,21 @@ def test_good_names(name: str) -> None:
     ],
 )
 def test_bad_names(name: str) -> None:
-    with pytest.raises(ConfigError, match="not an adapter's name"):
+    with pytest.raises(InvalidRequestError, match="not an adapter's name"):
         check_name(name)
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
 def test_reserved_names(name: str) -> None:
-    with pytest.raises(ConfigError, match="reserved"):
+    with pytest.raises(InvalidRequestError, match="reserved"):
         check_name(name)
-    with pytest.raises(ConfigError, match="not an alias"):
+    with pytest.raises(InvalidRequestError, match="not an alias"):
         check_alias(name)
 
 
 @pytest.mark.parametrize("alias", ["3", "03", "", "Prod", "a@b", "../x", "prod\n"])
 def test_bad_aliases(alias: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(InvalidRequestError):
         check_alias(alias)
 
 
@@ -59,7 +59,7 @@ def test_bad_aliases(alias: str) -> None:
     "text", ["json@", "json@0", "json@03", "json@-1", "@3", "json@3@4", "json@prod ", "json@a/b"]
 )
 def test_bad_references(text: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(InvalidRequestError):
         Ref.parse(text)
 
 
@@ -75,7 +75,7 @@ def test_a_reference_reads_as_it_is_written(name: str, version: int, alias: str)
 def test_any_text_is_a_reference_or_a_clear_error(text: str) -> None:
     try:
         ref = Ref.parse(text)
-    except ConfigError:
+    except InvalidRequestError:
         return
     assert str(ref) == text
     assert "/" not in ref.name

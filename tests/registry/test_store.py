@@ -16,9 +16,10 @@ from adapterhub.errors import (
     AdapterInvalidError,
     AdapterNotFoundError,
     ConfigError,
+    InvalidRequestError,
     RegistryError,
 )
-from adapterhub.registry import AdapterRegistry, BaseInfo, Lineage, Problem, Routing, intake, store
+from adapterhub.registry import AdapterRegistry, BaseInfo, Lineage, Problem, Routing, importing, store
 from tests.registry.maker import content, make_adapter, make_base
 
 
@@ -141,7 +142,7 @@ def test_update_changes_the_card_and_nothing_else(three: AdapterRegistry) -> Non
 
 def test_an_update_that_does_not_fit_changes_nothing(three: AdapterRegistry) -> None:
     before = content(three.root)
-    with pytest.raises(ConfigError, match="'name' cannot be set"):
+    with pytest.raises(InvalidRequestError, match="'name' cannot be set"):
         three.update("json", name="other")  # type: ignore[call-arg]
     assert content(three.root) == before
 
@@ -239,7 +240,7 @@ def test_a_base_given_by_folder_keeps_the_name_that_the_config_gives(
 def test_a_base_that_has_a_name_everywhere_is_recorded_by_it(
     registry: AdapterRegistry, adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "demo_base_folder", lambda: base)
+    monkeypatch.setattr(importing, "demo_base_folder", lambda: base)
     assert registry.register(adapter, "json", base=base).base.name == "adapterhub-demo"
 
 
@@ -252,7 +253,7 @@ def test_a_base_from_the_hub_is_taken_at_the_revision_that_the_config_names(
         asked.append((name, revision))
         return base
 
-    monkeypatch.setattr(intake, "locate_base", locate)
+    monkeypatch.setattr(importing, "locate_base", locate)
     adapter = make_adapter(tmp_path / "a", base_model_name_or_path="org/base", revision="abc")
     cards = [registry.register(adapter, "json", base=name) for name in ("org/base", "org/other")]
     assert asked == [("org/base", "abc"), ("org/other", None)]

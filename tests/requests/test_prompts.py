@@ -1,6 +1,6 @@
 import pytest
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import ConfigError, InvalidRequestError
 from adapterhub.requests.prompts import choose_style, conversation, render
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer
 
@@ -60,13 +60,13 @@ def test_the_plain_form():
 
 
 def test_tools_need_a_chat_template():
-    with pytest.raises(ConfigError, match="chat template"):
+    with pytest.raises(InvalidRequestError, match="chat template"):
         render(TURNS, choose_style(None), make_tokenizer(), tools=[{"name": "f"}])
 
 
 def test_a_template_that_refuses_is_an_error_of_ours():
     style = choose_style("{{ raise_exception('no system turn, please') }}")
-    with pytest.raises(ConfigError, match="no system turn"):
+    with pytest.raises(InvalidRequestError, match="no system turn"):
         render(TURNS, style, make_tokenizer())
 
 
@@ -74,7 +74,7 @@ def test_a_template_that_refuses_is_an_error_of_ours():
     "template", ["{{ 1 // 0 }}", "{{ 'a' + 1 }}", "{% for i in range(10**9) %}{% endfor %}"]
 )
 def test_a_template_that_fails_is_an_error_of_ours(template):
-    with pytest.raises(ConfigError, match="chat template"):
+    with pytest.raises(InvalidRequestError, match="chat template"):
         render(TURNS, choose_style(template), make_tokenizer())
 
 
@@ -92,26 +92,26 @@ def test_the_cards_system_prompt_yields_to_the_callers():
 
 @pytest.mark.parametrize("empty", ["", "  \n", [], [{"role": "user", "content": ""}]])
 def test_nothing_to_answer_is_an_error(empty):
-    with pytest.raises(ConfigError, match="empty"):
+    with pytest.raises(InvalidRequestError, match="empty"):
         conversation(empty)
 
 
 def test_an_unknown_role_is_an_error():
-    with pytest.raises(ConfigError, match="wizard"):
+    with pytest.raises(InvalidRequestError, match="wizard"):
         conversation([{"role": "wizard", "content": "Hi"}])
 
 
 @pytest.mark.parametrize("wrong", [None, 42, b"Hi", {"role": "user", "content": "Hi"}, ["Hi"]])
 def test_what_is_no_prompt_is_an_error(wrong):
-    with pytest.raises(ConfigError, match="a text or a list of messages"):
+    with pytest.raises(InvalidRequestError, match="a text or a list of messages"):
         conversation(wrong)
 
 
 def test_content_that_is_no_text_is_an_error():
-    with pytest.raises(ConfigError, match="of type list"):
+    with pytest.raises(InvalidRequestError, match="of type list"):
         conversation([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}])
 
 
 def test_half_a_character_is_an_error():
-    with pytest.raises(ConfigError, match="Unicode"):
+    with pytest.raises(InvalidRequestError, match="Unicode"):
         conversation("\ud800")

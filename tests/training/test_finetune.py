@@ -15,7 +15,9 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from trl import SFTTrainer
 
-from adapterhub import AdapterHub, AdapterRegistry, models
+from adapterhub import AdapterHub, AdapterRegistry
+from adapterhub.base import loading
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import AdapterInvalidError, ConfigError, DatasetError, TrainingError
 from adapterhub.training import trainer
 from adapterhub.training.config import FinetuneConfig
@@ -102,7 +104,7 @@ def test_a_run_registers_an_adapter_that_has_learned(
     assert registry.verify() == []
     assert (card.description, card.routing.examples) == ("Says what comes next.", ("fox",))
     assert (card.base.name, card.base.quantization) == (str(loud_base), "nf4")
-    assert card.base.fingerprint == models.BaseFingerprint.of(loud_base)
+    assert card.base.fingerprint == BaseFingerprint.of(loud_base)
     assert card.datasets[0].startswith("train.jsonl sha256:")
     assert card.lineage.method == "finetune"
     assert (card.lineage.settings["records"], card.lineage.settings["steps"]) == (36, 50)
@@ -219,7 +221,7 @@ def test_without_the_fix_the_run_fails_and_registers_nothing(
     message: str,
 ):
     """With all layers adapted the weights do move, along wrong gradients: then only the layout tells."""
-    monkeypatch.setattr(models, "forbid_packing", lambda *_, **__: None)
+    monkeypatch.setattr(loading, "forbid_packing", lambda *_, **__: None)
     config = run(
         tiny_base,
         dataset,
@@ -234,7 +236,7 @@ def test_without_the_fix_the_run_fails_and_registers_nothing(
 
 
 def test_a_base_loaded_for_training_never_repacks(tiny_base: Path):
-    model = models.load_base(tiny_base, training=True).model
+    model = loading.load_base(tiny_base, training=True).model
     flags = [layer.support_avx512bf16_for_cpu for layer in model.modules() if isinstance(layer, Linear4bit)]
     assert flags == [False] * 14
 

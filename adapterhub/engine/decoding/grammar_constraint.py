@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from adapterhub.engine.decoding.completion_search import CompletionSearch
 from adapterhub.engine.decoding.token_spelling import TokenSpelling
 from adapterhub.engine.output_format import OutputFormat
-from adapterhub.errors import ConfigError, GenerationError, RequestTooLongError
+from adapterhub.errors import GenerationError, InvalidRequestError, RequestTooLongError
 
 _KEPT = 256  # compiled forms
 _LOOKS_TO_COMPILE, _LOOKS_ON_THE_WAY = 50_000, 2_000  # states: at most a second or so, and some milliseconds
@@ -79,67 +79,69 @@ class GrammarCompiler:
         self._lock = threading.Lock()  # for a moment only: an event loop asks for what was compiled beside it
         self._compiling = threading.Lock()
 
-    def constraint(self, structure: OutputFormat, budget: int, end_ids: Collection[int]) -> GrammarConstraint:
+    def constraint(
+        self, output_format: OutputFormat, budget: int, end_ids: Collection[int]
+    ) -> GrammarConstraint:
         """What keeps one answer in its form.
 
         Args:
-            structure: The form.
+            output_format: The form.
             budget: Most tokens of the answer.
             end_ids: Tokens that end it, beside the base's own; allowed where it may end.
 
         Raises:
-            ConfigError: The form cannot be enforced.
+            InvalidRequestError: The form cannot be enforced.
             RequestTooLongError: Its shortest answer has more tokens than the budget.
         """
-        compiled = self.compile(structure)
+        compiled = self.compile(output_format)
         needed = len(compiled.shortest)
         if needed > budget:
             raise RequestTooLongError(
-                f"The shortest answer that fits the {_KINDS[structure.kind]} takes {needed} tokens, and the answer may "
-                f"have {budget}.",
+                f"The shortest answer that fits the {_KINDS[output_format.kind]} takes {needed} tokens, and the answer "
+                f"may have {budget}.",
                 hint="Raise max_tokens, or ask for less in one answer.",
             )
         ends = {*end_ids, *self._llguidance()[0].eos_tokens}
         return GrammarConstraint(compiled, budget, [token for token in ends if token < self._size])
 
-    def compile(self, structure: OutputFormat) -> CompiledGrammar:
+    def compile(self, output_format: OutputFormat) -> CompiledGrammar:
         """The compiled form.
 
         Raises:
-            ConfigError: It cannot be enforced.
+            InvalidRequestError: It cannot be enforced.
         """
-        found = self._kept(structure)
+        found = self._kept(output_format)
         if found is None:
             with self._compiling:
-                found = self._kept(structure)
+                found = self._kept(output_format)
                 if found is None:
-                    found = self._keep(structure, self._compile(structure))
+                    found = self._keep(output_format, self._compile(output_format))
         return found
 
-    def _kept(self, structure: OutputFormat) -> CompiledGrammar | None:
+    def _kept(self, output_format: OutputFormat) -> CompiledGrammar | None:
         with self._lock:
-            if structure in self._compiled:
-                self._compiled.move_to_end(structure)
-            return self._compiled.get(structure)
+            if output_format in self._compiled:
+                self._compiled.move_to_end(output_format)
+            return self._compiled.get(output_format)
 
-    def _keep(self, structure: OutputFormat, compiled: CompiledGrammar) -> CompiledGrammar:
+    def _keep(self, output_format: OutputFormat, compiled: CompiledGrammar) -> CompiledGrammar:
         with self._lock:
-            self._compiled[structure] = compiled
+            self._compiled[output_format] = compiled
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         return compiled
 
-    def _compile(self, structure: OutputFormat) -> CompiledGrammar:
+    def _compile(self, output_format: OutputFormat) -> CompiledGrammar:
         tokenizer, spelling = self._llguidance()
-        kind = _KINDS[structure.kind]
-        grammar = _grammar(structure)
+        kind = _KINDS[output_format.kind]
+        grammar = _grammar(output_format)
         start = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
         if start.is_error():
-            raise ConfigError(f"The {kind} cannot be enforced: {_reason(start)}.")
+            raise InvalidRequestError(f"The {kind} cannot be enforced: {_reason(start)}.")
         finder = CompletionSearch(spelling, tokenizer.eos_token)
         shortest = finder.find(start, _LOOKS_TO_COMPILE)
         if shortest is None:
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"The {kind} cannot be enforced: no complete answer was found.",
                 hint="Some answer must be finite, not very long, and in characters that the base's tokenizer knows.",
             )
@@ -147,7 +149,7 @@ class GrammarCompiler:
 
     def _llguidance(self) -> tuple[LLTokenizer, TokenSpelling]:
         if isinstance(self._vocabulary, str):
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"The base's tokenizer cannot be used for structured output: {self._vocabulary}.",
                 hint="Use a base with a tokenizer.json that llguidance can read.",
             )
@@ -262,12 +264,12 @@ def _vocabulary(
     return read, TokenSpelling(read, size)
 
 
-def _grammar(structure: OutputFormat) -> str:
+def _grammar(output_format: OutputFormat) -> str:
     """The form in llguidance's own notation."""
-    if structure.kind == "schema":
+    if output_format.kind == "schema":
         # One blank after a comma or colon is what most models have learned to write; more could go on for ever.
         return LLMatcher.grammar_from_json_schema(
-            structure.text,
+            output_format.text,
             overrides={
                 "whitespace_flexible": False,
                 "item_separator": ", ?",
@@ -275,11 +277,11 @@ def _grammar(structure: OutputFormat) -> str:
                 "lenient": False,
             },
         )
-    if structure.kind == "grammar":
-        return LLMatcher.grammar_from_lark(structure.text)
-    if structure.kind == "regex":
-        return LLMatcher.grammar_from_regex(structure.text)
-    return LLMatcher.grammar_from_regex("|".join(map(_literally, json.loads(structure.text))))
+    if output_format.kind == "grammar":
+        return LLMatcher.grammar_from_lark(output_format.text)
+    if output_format.kind == "regex":
+        return LLMatcher.grammar_from_regex(output_format.text)
+    return LLMatcher.grammar_from_regex("|".join(map(_literally, json.loads(output_format.text))))
 
 
 def _literally(text: str) -> str:

@@ -11,7 +11,7 @@ from adapterhub.engine.decoding.grammar_constraint import GrammarCompiler, Gramm
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import FinishReason, Request, TokenLogprob, TokenOutput, answer_budget
 from adapterhub.engine.output_format import OutputFormat
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 
 
 @dataclass(eq=False)
@@ -80,15 +80,15 @@ class SequenceBuilder:
         width = base.model.config.get_text_config().vocab_size
         self._structures = GrammarCompiler(base.tokenizer, width, self._end_ids)
 
-    def compile(self, structure: OutputFormat) -> None:
+    def compile(self, output_format: OutputFormat) -> None:
         """Does beforehand what takes long about making the first row of a form; raises as `row`."""
-        self._structures.compile(structure)
+        self._structures.compile(output_format)
 
     def row(self, request: Request, number: int) -> Row:
         """The `number`-th of the request's `sampling.n` answers.
 
         Raises:
-            ConfigError: The form that is asked for cannot be enforced, or not together with `ignore_eos`.
+            InvalidRequestError: The form that is asked for cannot be enforced, or not together with `ignore_eos`.
             RequestTooLongError: The budget is less than the form's shortest answer.
         """
         sampling, budget = request.sampling, answer_budget(request, self._base.context_length)
@@ -113,13 +113,13 @@ class SequenceBuilder:
         )
 
     def _constraint(self, request: Request, budget: int, end_ids: frozenset[int]) -> GrammarConstraint | None:
-        if request.structure is None:
+        if request.output_format is None:
             return None
         if request.sampling.ignore_eos:
-            raise ConfigError(
+            raise InvalidRequestError(
                 "ignore_eos has no meaning for an answer in a form, which ends where the form does."
             )
-        return self._structures.constraint(request.structure, budget, end_ids)
+        return self._structures.constraint(request.output_format, budget, end_ids)
 
 
 def _end_ids(base: Base) -> frozenset[int]:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import torch
 
-from adapterhub.errors import AdapterIncompatibleError, ConfigError
+from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.sparse import dare_ties, ties
 from adapterhub.lora.delta import LoraDelta
 
@@ -39,7 +39,7 @@ class BlendSettings:
         seed: For `dare_ties`, what decides which are kept; 0 if not given.
 
     Raises:
-        ConfigError: There is no such method, or a setting does not go with it.
+        InvalidRequestError: There is no such method, or a setting does not go with it.
     """
 
     method: Method = "cat"
@@ -49,22 +49,24 @@ class BlendSettings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ConfigError(
+            raise InvalidRequestError(
                 f"There is no method {self.method!r} of blending.", hint=f"There are: {', '.join(METHODS)}."
             )
         if self.rank is not None and (self.method == "cat" or not _is_int(self.rank) or self.rank < 1):
-            raise ConfigError(
+            raise InvalidRequestError(
                 "A rank is a whole number from 1, for every method but cat.", hint="svd cuts to a rank."
             )
         sparse = self.method in _SPARSE
         if sparse and (self.density is None or not 0 < self.density <= 1):
-            raise ConfigError(f"{self.method} needs a density above 0 and at most 1.", hint="Try 0.2 to 0.5.")
+            raise InvalidRequestError(
+                f"{self.method} needs a density above 0 and at most 1.", hint="Try 0.2 to 0.5."
+            )
         if not sparse and self.density is not None:
-            raise ConfigError(f"{self.method} has no density.", hint="ties and dare_ties have one.")
+            raise InvalidRequestError(f"{self.method} has no density.", hint="ties and dare_ties have one.")
         if self.seed is not None and (
             self.method != "dare_ties" or not _is_int(self.seed) or not 0 <= self.seed < 2**63
         ):
-            raise ConfigError("A seed is a whole number from 0 to 2^63, for dare_ties only.")
+            raise InvalidRequestError("A seed is a whole number from 0 to 2^63, for dare_ties only.")
 
 
 def blend_deltas(parts: Sequence[tuple[Deltas, float]], settings: BlendSettings) -> dict[str, LoraDelta]:

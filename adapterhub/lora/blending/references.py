@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.references import RESERVED
 
@@ -38,20 +38,20 @@ class Blend:
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
-            ConfigError: It is no reference, a weight is not valid, or an adapter is named twice.
+            InvalidRequestError: It is no reference, a weight is not valid, or an adapter is named twice.
         """
         weights = parse_weights(wanted) if isinstance(wanted, str) else list(wanted.items())
         if not 1 <= len(weights) <= MAX_PARTS:
-            raise ConfigError(f"A blend has 1 to {MAX_PARTS} parts, not {len(weights)}.")
+            raise InvalidRequestError(f"A blend has 1 to {MAX_PARTS} parts, not {len(weights)}.")
         for ref, weight in weights:
             _check_weight(ref, weight)
             if ref in RESERVED and ref != wanted:
-                raise ConfigError(f"{ref!r} is no adapter, so it cannot be part of a blend.")
+                raise InvalidRequestError(f"{ref!r} is no adapter, so it cannot be part of a blend.")
         parts = [(resolve(ref), float(weight) + 0.0) for ref, weight in weights]  # -0.0 becomes 0.0
         refs = [card.ref for card, _ in parts]
         twice = next((ref for ref in refs if refs.count(ref) > 1), None)
         if twice:
-            raise ConfigError(f"The blend names {twice} twice.", hint="Give it one weight, the sum.")
+            raise InvalidRequestError(f"The blend names {twice} twice.", hint="Give it one weight, the sum.")
         return cls(tuple(sorted(parts, key=lambda part: (-part[1], part[0].ref))))
 
     @property
@@ -86,7 +86,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
     """Reads `json:0.7+support:0.3` into references and weights; names hold neither `:` nor `+`.
 
     Raises:
-        ConfigError: A weight is no number.
+        InvalidRequestError: A weight is no number.
     """
     return [_parse_part(part) for part in text.split("+", MAX_PARTS)]
 
@@ -96,7 +96,7 @@ def _parse_part(text: str) -> tuple[str, float]:
     if not colon:
         return ref, 1.0
     if not _NUMBER.fullmatch(weight):
-        raise ConfigError(
+        raise InvalidRequestError(
             f"{weight[:80]!r} is not the weight of a part of a blend.",
             hint="Write name:weight, joined by '+': json:0.7+support:0.3.",
         )
@@ -106,7 +106,7 @@ def _parse_part(text: str) -> tuple[str, float]:
 def _check_weight(ref: str, weight: object) -> None:
     number = isinstance(weight, Real) and not isinstance(weight, bool)
     if not number or not abs(weight) <= MAX_WEIGHT:  # type: ignore[arg-type]  # NaN compares as false
-        raise ConfigError(
+        raise InvalidRequestError(
             f"The weight of {ref[:80]!r} is no number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}.",
             hint="Weights usually add up to about 1.",
         )

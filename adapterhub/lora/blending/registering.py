@@ -55,7 +55,7 @@ def blend_adapters(
     Raises:
         AdapterNotFoundError: A part is not registered.
         AdapterIncompatibleError: The parts belong to different bases, or one uses DoRA.
-        ConfigError: A name, a weight or a setting is not valid.
+        InvalidRequestError: A name, a weight or a setting is not valid.
         RegistryError: The result could not be stored.
     """
     check_name(name)
