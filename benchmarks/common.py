@@ -23,11 +23,12 @@ from typing import Any, Self
 import torch
 from transformers.utils import logging
 
+import adapterhub
 from adapterhub.base.loading import Base, load_base
 from benchmarks.shapes import SHAPES, write_base
 
 Times = dict[str, list[float]]
-PACKAGES = ("adapterhub", "torch", "transformers", "peft", "bitsandbytes")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def parser(description: str | None, *, shape: str = "200m", rounds: int = 12) -> argparse.ArgumentParser:
@@ -38,6 +39,9 @@ def parser(description: str | None, *, shape: str = "200m", rounds: int = 12) ->
     options.add_argument("--shape", choices=SHAPES, default=shape)
     options.add_argument("--quantization", choices=["nf4", "none"], default="nf4")
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options.add_argument(
+        "--base", metavar="FOLDER", help="keep the random base here, and use it again if it is there already"
+    )
     options.add_argument("--rank", type=int, default=16, help="of the adapters")
     options.add_argument("--rounds", type=int, default=rounds, help="the first is dropped")
     options.add_argument("--threads", type=int, help="of torch and bitsandbytes; as it is if not given")
@@ -68,9 +72,11 @@ def settle(options: argparse.Namespace) -> None:
 def random_base(options: argparse.Namespace, scratch: Path) -> Base:
     """A random base as the options say."""
     quantization = None if options.quantization == "none" else options.quantization
-    return load_base(
-        write_base(scratch / "base", options.shape), quantization=quantization, device=options.device
-    )
+    folder = Path(options.base or scratch) / options.shape
+    if not (folder / "tokenizer.json").exists():  # which is written last
+        progress(f"writing a random base of shape {options.shape}")
+        write_base(folder, options.shape, options.device)
+    return load_base(folder, quantization=quantization, device=options.device)
 
 
 def timed(do: Callable[[], object], options: argparse.Namespace) -> float:
@@ -110,7 +116,12 @@ def machine(device: str) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "versions": {
+            "python": platform.python_version(),
+            "adapterhub": adapterhub.__version__,
+            **{package: metadata.version(package) for package in PACKAGES},
+            "cuda": torch.version.cuda,
+        },
     }
 
 
@@ -153,6 +164,15 @@ def anonymous_mib() -> float:
     """Anonymous memory of this process (what is not a mapped file), MiB (Linux)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def device_peak_mib(device: str) -> float | None:
+    """The most that torch had allocated on a GPU since this was asked for last, MiB; None without one."""
+    if device == "cpu":
+        return None
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 class PeakMemory:

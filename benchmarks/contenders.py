@@ -15,9 +15,18 @@ from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import LoraRequest, Request, TokenOutput
+from adapterhub.engine.kv.cache import SMALLEST_LANE, KVShape
 from adapterhub.engine.sampling_params import SamplingParams
 
 Prompts = Sequence[Sequence[int]]
+
+
+def kv_room_mib(base: Base, rows: int, tokens: int) -> int:
+    """The `kv_cache_mib` with which some answers of some tokens, prompts included, run at once in an engine."""
+    shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, base.device)
+    lane = 1 << (max(tokens, SMALLEST_LANE) - 1).bit_length()
+    # A quarter of it is for the beginnings of prompts.
+    return max(EngineLimits.kv_cache_mib, -(-4 * rows * lane * shape.bytes_per_token // (3 << 20)) + 1)
 
 
 class Contender(Protocol):
@@ -112,14 +121,16 @@ class Ours:
         base: Its own; see `twin`.
         adapters: Are loaded at once.
         rows: Most rows of a batch.
+        tokens: Most tokens of each, prompt included.
     """
 
-    def __init__(self, base: Base, adapters: Sequence[LoraRequest], rows: int) -> None:
+    def __init__(self, base: Base, adapters: Sequence[LoraRequest], rows: int, tokens: int) -> None:
         limits = EngineLimits(
             max_loras=max(1, len(adapters)),
             max_cpu_loras=max(1, len(adapters)),
             max_batch_size=max(1, rows),
             max_num_batched_tokens=max(512, 2 * rows),
+            kv_cache_mib=kv_room_mib(base, rows, tokens),
         )
         self.engine = BatchingEngine(base, limits)
         once = SamplingParams(max_tokens=1)
@@ -128,11 +139,16 @@ class Ours:
 
     def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
         last = len(prompts) - 1
-        sampling = SamplingParams(max_tokens=steps + len(prompts) + 2, ignore_eos=True)
         # The first piece of a row takes one step, in which those before it get a token: they start that much shorter,
         # so that all are equally long when the last one has started.
         self._streams = [
-            self.engine.stream(Request(prompt[last - place :], adapter, sampling))
+            self.engine.stream(
+                Request(
+                    prompt[last - place :],
+                    adapter,
+                    SamplingParams(max_tokens=steps + last - place + 2, ignore_eos=True),
+                )
+            )
             for place, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True))
         ]
         for stream in self._streams:

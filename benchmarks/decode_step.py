@@ -60,16 +60,20 @@ class Field:
     def __init__(self, base: Base, adapters: Sequence[LoraRequest], options: argparse.Namespace) -> None:
         rows, self._adapters, self._options = max(options.rows), adapters, options
         peft = load_peft(twin(base), adapters)
+        tokens = options.prompt + options.rounds + 4
         self._contenders: dict[str, Contender] = {
             BASE: StaticBatch(base.model),
-            FRESH: Ours(twin(base), [], rows),
-            IDLE: Ours(twin(base), adapters, rows),
-            OURS: Ours(twin(base), adapters, rows),
+            FRESH: Ours(twin(base), [], rows, tokens),
+            IDLE: Ours(twin(base), adapters, rows, tokens),
+            OURS: Ours(twin(base), adapters, rows, tokens),
             PEFT_ONE: StaticBatch(peft),
             PEFT_TURNS: PeftInTurn(peft),
             PEFT_MIXED: StaticBatch(peft, mixed=True),
-            CONTINUOUS: TransformersContinuous(twin(base), rows, options.prompt + options.rounds + 2),
         }
+        if not options.skip_continuous:
+            self._contenders[CONTINUOUS] = TransformersContinuous(
+                twin(base), rows, options.prompt + options.rounds + 2
+            )
         if options.gguf:
             from benchmarks.llama_cpp import LlamaCpp
 
@@ -172,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32])
     commands.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 16, 32])
     commands.add_argument("--prompt", type=int, default=64, help="tokens before the first step")
+    commands.add_argument(
+        "--skip-continuous", action="store_true", help="leave out transformers' continuous batching"
+    )
     commands.add_argument("--gguf", help="a file of the same shape for llama.cpp")
     options = commands.parse_args(arguments)
     settle(options)

@@ -3,12 +3,14 @@
     python -m benchmarks.memory --shape 200m --adapters 1 16 64
 
 The engine has a fixed number of slots, a limit for the adapters on the host and one for keys and values; PEFT keeps
-every adapter in the model. Nothing is timed.
+every adapter in the model. Nothing is timed. On a GPU the last column is the most that torch had allocated there at any
+time, temporary tensors included.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +24,8 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import LoraRequest, Request
 from adapterhub.engine.sampling_params import SamplingParams
-from benchmarks.common import parser, random_base, report, settle, table
-from benchmarks.contenders import load_peft, twin
+from benchmarks.common import device_peak_mib, parser, random_base, report, settle, table
+from benchmarks.contenders import kv_room_mib, load_peft, twin
 from benchmarks.shapes import write_adapter
 
 MIB = 1 << 20
@@ -35,7 +37,8 @@ def ours(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
         max_loras=options.slots,
         max_cpu_loras=options.host,
         max_batch_size=options.rows,
-        max_queue=len(sources),
+        max_queue=max(len(sources), options.rows),
+        kv_cache_mib=kv_room_mib(base, options.rows, options.prompt + options.tokens),
     )
     engine = BatchingEngine(twin(base), limits)
     once = SamplingParams(max_tokens=1)
@@ -87,11 +90,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sources = [LoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
         for count in options.adapters:
             for name, measure in (("ours", ours), ("PEFT", peft)):
+                gc.collect()  # or the one before would be counted along
+                device_peak_mib(options.device)
                 held = {
                     "base": base.model.get_memory_footprint() / MIB,
                     **measure(base, sources[:count], options),
                 }
-                results.append({"adapters": count, "contender": name, **held, "sum": sum(held.values())})
+                peak = device_peak_mib(options.device)
+                results.append(
+                    {
+                        "adapters": count,
+                        "contender": name,
+                        **held,
+                        "sum": sum(held.values()),
+                        "GPU peak": peak,
+                    }
+                )
     titles = list(results[0])
     report(
         options,

@@ -30,7 +30,7 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import LoraRequest
 from benchmarks.common import PeakMemory, parser, progress, random_base, report, settle, table
-from benchmarks.contenders import StaticBatch, twin
+from benchmarks.contenders import StaticBatch, kv_room_mib, twin
 from benchmarks.shapes import write_adapter
 from benchmarks.traffic import (
     Arrival,
@@ -89,7 +89,9 @@ def _contenders(base: Base, options: argparse.Namespace) -> dict[str, Callable[[
     rows, tokens = options.rows, options.tokens
 
     def ours(requests: list[Arrival]) -> None:
-        engine = BatchingEngine(twin(base), EngineLimits(max_loras=rows, max_batch_size=rows))
+        room = kv_room_mib(base, rows, options.prompt + tokens)
+        limits = EngineLimits(max_loras=rows, max_batch_size=rows, kv_cache_mib=room)
+        engine = BatchingEngine(twin(base), limits)
         serve_with_engine(engine, requests, tokens, Clock(options.clock))
         engine.close()
 

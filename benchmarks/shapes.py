@@ -12,6 +12,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 VOCABULARY = 32000
+CONTEXT = 8192
 SHAPES = {
     # For trying a command out, and for the tests of the commands.
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -38,10 +39,23 @@ SHAPES = {
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def write_base(folder: Path, shape: str) -> Path:
-    """Writes a random Llama of a shape, with a tokenizer of made-up words, and returns its folder."""
-    config = LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=True, **SHAPES[shape])
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+def write_base(folder: Path, shape: str, device: str = "cpu") -> Path:
+    """Writes a random Llama of a shape, with a tokenizer of made-up words, and returns its folder.
+
+    Args:
+        folder: Where to.
+        shape: One of `SHAPES`.
+        device: Where its numbers are drawn; billions of them take long on a CPU.
+    """
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, tie_word_embeddings=True, max_position_embeddings=CONTEXT, **SHAPES[shape]
+    )
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    del model
+    if device != "cpu":
+        torch.cuda.empty_cache()
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n for n in range(3, VOCABULARY)}}
     tokenizer = Tokenizer(BPE(vocab=words, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)

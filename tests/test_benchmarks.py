@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import adapter_load, decode_step, memory, sampling, serving, structured
+from adapterhub.base.loading import load_base
+from adapterhub.config import EngineLimits
+from adapterhub.engine.kv.cache import KVShape
+from benchmarks import adapter_load, decode_step, memory, prefill, profile_step, sampling, serving, structured
 from benchmarks.common import in_turn, parser, ratio
+from benchmarks.contenders import kv_room_mib
 from benchmarks.routing import quality
 from benchmarks.routing.__main__ import main as routing
 from benchmarks.routing.data import FILLER_WORDS, Clinc, ciphered, draw, with_filler, with_typo
 from benchmarks.routing.figures import SHIPPED, Bar, Figures, three
 from benchmarks.routing.rivals import Answers, aggregated
+from benchmarks.shapes import write_base
 from benchmarks.traffic import Arrival, Clock, summary
 
 TINY = ["--shape", "tiny", "--rank", "4"]
@@ -109,6 +114,43 @@ def test_memory(run: Run):
     assert sizes["PEFT", 4]["slots"] == pytest.approx(4 * sizes["PEFT", 1]["slots"])
     assert sizes["ours", 4]["slots"] == pytest.approx(2 * sizes["PEFT", 1]["slots"])
     assert sizes["ours", 4]["host"] == pytest.approx(3 * sizes["ours", 1]["host"])
+
+
+def test_prefill(run: Run):
+    found = run(prefill.main, "--tokens", "1024", "--prompts", "1", "4", "--rounds", "2")["prefill"]
+    ours = [one for one in found if one["contender"].startswith(prefill.OURS)]
+    assert {(one["prompts"], one["tokens of each"]) for one in found} == {(1, 1024), (4, 256)}
+    assert {one["contender"].rpartition(" ")[2] for one in ours} == {"512", "1024"}
+    names = {(one["prompts"], one["contender"]) for one in found}
+    assert {(1, prefill.PEFT_ONE), (4, prefill.PEFT_TURNS), (4, prefill.PEFT_MIXED)} < names
+    assert {one["over base"] for one in found if one["contender"] == prefill.BASE} == {1.0}
+
+
+def test_profile_step(run: Run):
+    found = run(profile_step.main, "--rows", "2", "--adapters", "2", "--rounds", "2")["profile"]
+    parts = {name: {part["name"]: part["ms"] for part in one["parts"]} for name, one in found.items()}
+    own = {profile_step.ADAPTERS, profile_step.ATTENTION, profile_step.DRAW}
+    assert parts[profile_step.OURS].keys() == own | {profile_step.LINEAR, profile_step.REST}
+    assert parts[profile_step.BASE].keys() == {profile_step.LINEAR, profile_step.REST}
+    for one in found.values():
+        assert one["ms"] > 0
+        assert sum(part["ms"] for part in one["parts"]) == pytest.approx(one["kernel_ms"])
+
+
+def test_a_base_is_kept_and_used_again(run: Run, tmp_path: Path):
+    written = set()
+    for _ in range(2):
+        run(memory.main, "--adapters", "1", "--rows", "1", "--base", str(tmp_path))
+        written.add((tmp_path / "tiny" / "config.json").stat().st_mtime_ns)
+    assert len(written) == 1
+
+
+def test_rows_of_a_step_have_room_in_the_engine(tmp_path: Path):
+    base = load_base(write_base(tmp_path, "tiny"), quantization=None, device="cpu")
+    assert kv_room_mib(base, 4, 100) == EngineLimits.kv_cache_mib
+    room = kv_room_mib(base, 20_000, 100)
+    tokens = (room << 20) // KVShape.of(base.model.config, base.compute_dtype, base.device).bytes_per_token
+    assert tokens - tokens // 4 >= 20_000 * 128
 
 
 def test_a_table_is_printed(capsys):

@@ -56,7 +56,7 @@ def load_deltas(
         dtype: The dtype to compute the change in.
 
     Returns:
-        Module name -> change.
+        Module name -> change, in host memory wherever the base is.
 
     Raises:
         AdapterInvalidError: The files are damaged.
@@ -73,8 +73,7 @@ def load_deltas(
                 f"The adapter calls a layer {module!r}, which the loaded base calls otherwise.",
                 hint="It was trained on the inner model; train it on the causal language model.",
             )
-    device = model.device
-    deltas = {module: _delta(model, module, parts, device) for module, parts in modules.items()}
+    deltas = {module: _delta(model, module, parts) for module, parts in modules.items()}
     return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
 
 
@@ -147,10 +146,10 @@ def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str
             yield name, torch.frombuffer(data, dtype=_DTYPES[info.dtype]).view(info.shape)
 
 
-def _delta(model: Any, module: str, parts: Mapping[Part, torch.Tensor], device: torch.device) -> LoraDelta:
-    a, b = parts["lora_A"].to(device), parts["lora_B"].to(device)
+def _delta(model: Any, module: str, parts: Mapping[Part, torch.Tensor]) -> LoraDelta:
+    a, b = parts["lora_A"], parts["lora_B"]
     if "lora_magnitude_vector" not in parts:
         return LoraDelta(a, b)
-    layer = model.get_submodule(module)
-    norm = (dense_weight(getattr(layer, "base", layer)) + b @ a).norm(dim=1)
-    return LoraDelta(a, b, parts["lora_magnitude_vector"].to(device) / norm)
+    layer, device = model.get_submodule(module), model.device
+    norm = (dense_weight(getattr(layer, "base", layer)) + b.to(device) @ a.to(device)).norm(dim=1)
+    return LoraDelta(a, b, parts["lora_magnitude_vector"] / norm.cpu())

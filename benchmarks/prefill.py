@@ -1,0 +1,142 @@
+"""What reading prompts costs, over the same prompts under the bare base: the time to the first token.
+
+    python -m benchmarks.prefill --threads 1 --pin 0 --shape 200m --quantization nf4
+
+The tokens are one long prompt, or several shorter ones of which each has an adapter of its own. Ours is the whole way
+of the requests through the engine to their first tokens, as one step and in steps of 512 tokens, the default; keeping
+the prompts' beginnings is in it. The bare base is one forward of a static batch in plain transformers. PEFT sets its
+adapter, or reads the prompts in turn, or mixes them. Every round has new prompts, so none is known from before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adapterhub.base.loading import Base
+from adapterhub.config import EngineLimits
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.sampling_params import SamplingParams
+from benchmarks.common import in_turn, parser, progress, random_base, ratio, report, settle, table
+from benchmarks.contenders import Contender, PeftInTurn, StaticBatch, kv_room_mib, load_peft, twin
+from benchmarks.shapes import VOCABULARY, write_adapter
+
+BASE, FRESH, OURS = "base, static batch", "ours, no adapter", "ours"
+PEFT_ONE, PEFT_TURNS, PEFT_MIXED = "PEFT set_adapter", "PEFT set_adapter in turn", "PEFT mixed batch"
+STEP = EngineLimits.max_num_batched_tokens
+ONCE = SamplingParams(max_tokens=1)
+
+
+class Engine:
+    """An engine that answers with one token.
+
+    Args:
+        base: Its own; see `benchmarks.contenders.twin`.
+        adapters: Are loaded at once.
+        prompts: Most prompts at a time.
+        tokens: Of all of them together.
+        step: Most tokens that a step reads.
+    """
+
+    def __init__(
+        self, base: Base, adapters: Sequence[LoraRequest], prompts: int, tokens: int, step: int
+    ) -> None:
+        limits = EngineLimits(
+            max_loras=max(1, len(adapters)),
+            max_batch_size=prompts,
+            max_num_batched_tokens=max(step, prompts),
+            kv_cache_mib=kv_room_mib(base, 1, 2 * tokens),
+        )
+        self._engine = BatchingEngine(base, limits)
+        self._engine.generate([Request([5], adapter, ONCE) for adapter in adapters])
+
+    def read(self, prompts: Sequence[Sequence[int]], adapters: Sequence[LoraRequest | None]) -> None:
+        """Gives every prompt its first token."""
+        self._engine.generate(
+            [Request(prompt, adapter, ONCE) for prompt, adapter in zip(prompts, adapters, strict=True)]
+        )
+
+
+def measure(base: Base, adapters: Sequence[LoraRequest], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One entry for each contender and number of prompts."""
+    results = []
+    engines = {
+        (name, step): Engine(twin(base), own, max(options.prompts), options.tokens, step)
+        for name, own in ((FRESH, []), (OURS, adapters))
+        for step in sorted({STEP, options.tokens})
+        if step <= options.tokens
+    }
+    model = load_peft(twin(base), adapters)
+    batches: dict[str, Contender] = {
+        BASE: StaticBatch(base.model),
+        PEFT_ONE: StaticBatch(model),
+        PEFT_TURNS: PeftInTurn(model),
+        PEFT_MIXED: StaticBatch(model, mixed=True),
+    }
+    for count in options.prompts:
+        progress(f"{count} prompts")
+        mine, nobodys = list(adapters[:count]), [None] * count
+        ways: dict[str, Callable[[], object]] = {BASE: partial(_start, batches[BASE], nobodys, options)}
+        for (name, step), engine in engines.items():
+            ways[f"{name}, steps of {step}"] = partial(
+                _read, engine, mine if name == OURS else nobodys, options
+            )
+        for name in (PEFT_ONE, PEFT_MIXED) if count == 1 else (PEFT_TURNS, PEFT_MIXED):
+            ways[name] = partial(_start, batches[name], mine, options)
+        times = in_turn(ways, options)
+        results += [
+            {
+                "prompts": count,
+                "tokens of each": options.tokens // count,
+                "contender": name,
+                "milliseconds": 1000 * statistics.median(taken),
+                "over base": ratio(taken, times[BASE]),
+            }
+            for name, taken in times.items()
+        ]
+    return results
+
+
+def _start(batch: Contender, adapters: Sequence[LoraRequest | None], options: argparse.Namespace) -> None:
+    batch.start(_prompts(len(adapters), options.tokens), adapters, 1)
+    batch.stop()
+
+
+def _read(engine: Engine, adapters: Sequence[LoraRequest | None], options: argparse.Namespace) -> None:
+    engine.read(_prompts(len(adapters), options.tokens), adapters)
+
+
+def _prompts(count: int, tokens: int) -> list[list[int]]:
+    return [random.choices(range(3, VOCABULARY), k=tokens // count) for _ in range(count)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    commands = parser(__doc__)
+    commands.add_argument("--tokens", type=int, default=2048, help="of all prompts together")
+    commands.add_argument("--prompts", type=int, nargs="+", default=[1, 8])
+    options = commands.parse_args(arguments)
+    settle(options)
+    random.seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        base = random_base(options, Path(scratch))
+        folder = write_adapter(
+            Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
+        )
+        adapters = [LoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.prompts))]
+        results = measure(base, adapters, options)
+    titles = list(results[0])
+    report(
+        options, {"prefill": results}, lambda: table(titles, [[one[t] for t in titles] for one in results])
+    )
+
+
+if __name__ == "__main__":
+    main()

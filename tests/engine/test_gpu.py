@@ -1,0 +1,241 @@
+"""The engine on a GPU: mixed batches against PEFT's at equal shapes, and what else runs otherwise than on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from adapterhub.base.loading import Base, ComputeDtype, Quantization, load_base
+from adapterhub.config import EngineLimits
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.interface import Request
+from adapterhub.engine.kv.cache import KVCache
+from adapterhub.engine.model_runner import ModelRunner, ScheduledSequence
+from adapterhub.engine.output_format import OutputFormat
+from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.lora.loading import load_deltas
+from adapterhub.lora.model_manager import LoraModelManager
+from tests.engine.maker import (
+    NOTHING,
+    Reference,
+    adapter_settings,
+    counts,
+    make_adapters,
+    prompt_of,
+    request,
+    sources_of,
+)
+from tests.engine.test_mixed import World, about_equal, differences, run
+from tests.tiny import make_adapter, make_base
+
+gpu = pytest.mark.gpu
+
+LENGTH = 9
+STEPS = 6
+# Largest and typical (root mean square) difference of a logit, of which most are below 2. In float32 only the order of
+# sums differs. bfloat16 rounds every layer's output to 8 bits, and PEFT rounds thrice where the engine rounds once: the
+# low-rank product, its scaling, and its sum with the base's. A CPU gives 0.17 and 0.011 for it.
+BOUNDS = {"float32": (1e-4, 1e-5), "bfloat16": (0.3, 0.03)}
+KINDS: list[tuple[ComputeDtype, Quantization | None]] = [
+    ("float32", None),
+    ("float32", "nf4"),
+    ("bfloat16", None),
+    ("bfloat16", "nf4"),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A base, sixteen kinds of adapters for it, and PEFT with them in float32."""
+    root = tmp_path_factory.mktemp("gpu")
+    base = make_base(root / "base")
+    adapters = make_adapters(root, base, adapter_settings("llama"))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(_device())
+    return World(base, adapters, Reference(model, adapters))
+
+
+@pytest.fixture(scope="module")
+def engine(world: World) -> Iterator[BatchingEngine]:
+    limits = EngineLimits(max_loras=6, max_cpu_loras=16, kv_cache_mib=64)
+    base = load_base(world.base, quantization=None, compute_dtype="float32", device=_device())
+    engine = BatchingEngine(base, limits)
+    yield engine
+    assert counts(engine) == NOTHING
+    engine.close()
+
+
+def _device() -> str:
+    return "cuda"
+
+
+def ours(base: Base, names: Sequence[str | None], world: World) -> torch.Tensor:
+    """Logits of greedy answers, one for each name, all in one batch: (steps, answers, vocabulary)."""
+    runner = ModelRunner(base, slots=len(names))
+    slots = {name: place for place, name in enumerate(names) if name}
+    for name, slot in slots.items():
+        deltas = load_deltas(world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype)
+        runner.layers.load(slot, deltas)
+    cache = KVCache(runner.kv_shape, 64 * len(names))
+    lanes = [cache.take(LENGTH + STEPS) for _ in names]
+    new: list[list[int]] = [prompt_of(place, LENGTH) for place in range(len(names))]
+    steps = []
+    for _ in range(STEPS):
+        rows = [
+            ScheduledSequence(lane, tokens, slots.get(name or ""), wanted=True)
+            for lane, tokens, name in zip(lanes, new, names, strict=True)
+            if lane
+        ]
+        steps.append(runner.step(rows).clone())
+        new = [[token] for token in steps[-1].argmax(-1).tolist()]
+    return torch.stack(steps)
+
+
+@torch.inference_mode()
+def pefts(base: Base, names: Sequence[str | None], world: World, tokens: torch.Tensor) -> torch.Tensor:
+    """The same by PEFT's mixed batch, which is given the tokens, shape (steps, answers), as it goes."""
+    first, *others = filter(None, names)
+    model = PeftModel.from_pretrained(
+        base.model, world.adapters[first], adapter_name=first, autocast_adapter_dtype=False
+    )
+    for name in others:
+        model.load_adapter(world.adapters[name], name, autocast_adapter_dtype=False)
+    for name, parameter in model.eval().named_parameters():
+        if (
+            ".lora_" in name
+        ):  # as the engine has them; `autocast_adapter_dtype` leaves them as their file does
+            parameter.data = parameter.data.to(base.compute_dtype)
+    given = torch.tensor([prompt_of(place, LENGTH) for place in range(len(names))], device=base.device)
+    cache, steps = DynamicCache(config=base.model.config), []
+    for own in tokens:
+        output = model(
+            input_ids=given,
+            past_key_values=cache,
+            logits_to_keep=1,
+            adapter_names=[name or "__base__" for name in names],
+        )
+        steps.append(output.logits[:, -1])
+        given = own[:, None]
+    return torch.stack(steps)
+
+
+@gpu
+@pytest.mark.parametrize(("dtype", "quantization"), KINDS, ids=lambda value: str(value))
+def test_a_mixed_batch_is_pefts_at_equal_shapes(
+    world: World, dtype: ComputeDtype, quantization: Quantization | None
+):
+    """Every product of the base has equal shapes in both, and so the same kernels. PEFT mixes no DoRA."""
+    names = [
+        None,
+        *(name for name, one in adapter_settings("llama").items() if not one.get("use_dora")),
+        None,
+    ]
+    one, other = (
+        load_base(world.base, quantization=quantization, compute_dtype=dtype, device=_device())
+        for _ in range(2)
+    )
+    got = ours(one, names, world)
+    tokens = got.argmax(-1)
+    wanted = pefts(other, names, world, tokens).float()
+    error = (got.float() - wanted).abs()
+    largest, typical = float(error.max()), float(error.pow(2).mean().sqrt())
+    same = float((tokens == wanted.argmax(-1)).float().mean())
+    print(f"largest {largest:.2g}, typical {typical:.2g}, same tokens {same:.3f}")
+    assert largest <= BOUNDS[dtype][0]
+    assert typical <= BOUNDS[dtype][1]
+    # Where a first and second choice are closer than the rounding of bfloat16, either may come first.
+    assert same == 1 if dtype == "float32" else same > 0.95
+
+
+@gpu
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_adapters_of_every_kind_that_join_and_leave_are_pefts(
+    world: World, quantization: Quantization | None
+):
+    """With DoRA, prompts of many lengths read in parts, and each row alone under PEFT; in float32."""
+    base, other = (
+        load_base(world.base, quantization=quantization, compute_dtype="float32", device=_device())
+        for _ in range(2)
+    )
+    answers = run(base, world, joining=True)
+    with torch.device(_device()):
+        reference = world.peft if quantization is None else Reference(other.model, world.adapters)
+        assert max(differences(answers, reference)) <= 1e-4
+
+
+@gpu
+def test_greedy_tokens_are_those_of_generate(world: World, engine: BatchingEngine):
+    sources, prompts = sources_of(world.adapters), [prompt_of(20 + n, 4 + n) for n in range(18)]
+    batch = [request(p, sources[n] if n else None) for n, p in zip(world.names, prompts, strict=True)]
+    got = [list(one.token_ids) for (one,) in engine.generate(batch)]
+    with torch.device(_device()):
+        assert got == [world.peft.generate(n, p, 12) for n, p in zip(world.names, prompts, strict=True)]
+
+
+@gpu
+def test_every_request_keeps_its_own_settings(world: World, engine: BatchingEngine):
+    """More adapters than slots; draws by seed, forms and log-probabilities are those of each request alone."""
+    settings: list[dict[str, object]] = [
+        {"n": 3, "temperature": 1.5, "seed": 11},
+        {"logprobs": 4},
+        {"temperature": 0.7, "seed": 5, "top_p": 0.8},
+        {"temperature": 2.0, "seed": 6, "top_k": 5, "max_tokens": 20},
+        {"temperature": 1.0, "seed": 7, "min_p": 0.1, "logprobs": 0},
+        {"repetition_penalty": 1.8},
+    ]
+    batch = [
+        request(prompt_of(place, 40), source, **settings[place % len(settings)])
+        for place, source in enumerate([None, *sources_of(world.adapters).values()])
+    ]
+    singles = [engine.generate([one])[0] for one in batch]
+    for got, wanted in zip(engine.generate(batch), singles, strict=True):
+        assert len(got) == len(wanted)
+        for one, other in zip(got, wanted, strict=True):
+            about_equal(one, other)
+    assert engine.stats().evictions > 0
+    assert engine.stats().prefix_hit_tokens > 0
+
+
+@gpu
+def test_an_answer_keeps_to_its_form(world: World, engine: BatchingEngine):
+    form = OutputFormat.of(regex="[a-c]{3}-[0-9]{4}")
+    (source, *_) = sources_of(world.adapters).values()
+    sampling = SamplingParams(temperature=1.0, seed=1, max_tokens=16)
+    ((answer,),) = engine.generate([Request(prompt_of(1, 9), source, sampling, form)])
+    letters, _, digits = answer.text.partition("-")
+    assert (len(letters), set(letters) <= set("abc"), digits.isdecimal()) == (3, True, True)
+
+
+@gpu
+def test_adapters_in_host_memory_take_nothing_of_the_gpus(world: World):
+    """DoRA's magnitudes are computed where the base is, and what is kept for later is not there."""
+    base = load_base(world.base, compute_dtype="float32", device=_device())
+    before = torch.cuda.memory_allocated()
+    kept = [
+        load_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32)
+        for folder in world.adapters.values()
+    ]
+    places = {delta.a.device.type for deltas in kept for delta in deltas.values()}
+    scales = {
+        delta.magnitude_scale.device.type
+        for deltas in kept
+        for delta in deltas.values()
+        if delta.magnitude_scale is not None
+    }
+    assert places == scales == {"cpu"}
+    assert torch.cuda.memory_allocated() - before < 2**20
+
+
+def test_adapters_stay_in_host_memory_wherever_the_base_is(tmp_path: Path):
+    """On PyTorch's device without memory, which every machine has."""
+    folder = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", folder)
+    base = load_base(folder, quantization=None, device="cpu")
+    shapes, elsewhere = base.linear_shapes, base.model.to("meta")
+    deltas = load_deltas(adapter, elsewhere, shapes, dtype=torch.bfloat16)
+    assert {tensor.device.type for delta in deltas.values() for tensor in (delta.a, delta.b)} == {"cpu"}
+    LoraModelManager(elsewhere, slots=2, dtype=torch.bfloat16).load(1, deltas)
