@@ -7,7 +7,7 @@ loaded adapter. Loading is the time to the first token of an answer to one token
 in its slot, in host memory while another adapter has the slot, or on disk, in the operating system's cache or not.
 What is more than with the adapter in its slot is the cost of the load. The same without an engine and without a step of
 the model is "into the slot": checking, reading and scaling the adapter, and filling the slot. Both are compared with
-plainly reading the file into memory that is let go of again.
+plainly reading the file into memory that is freed again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ READING, INTO_SLOT, OURS = "plainly reading", "ours, into the slot", "ours"
 
 
 class Ours:
-    """An engine with one slot, and the places from which it can be asked for an adapter."""
+    """An engine with one slot, and the states from which an adapter can be requested."""
 
     def __init__(self, base: Base, adapter: LoraRequest, other: LoraRequest) -> None:
         self._engine = BatchingEngine(base, EngineLimits(max_loras=1))
@@ -63,10 +63,10 @@ class Ours:
         times.setdefault("in its slot", []).append(timed(self.first_token, options))
         self.first_token(self._other)
         times.setdefault("in host memory", []).append(timed(self.first_token, options))
-        for place in (CACHED, UNCACHED):
+        for state in (CACHED, UNCACHED):
             times.setdefault("evict", []).append(timed(self.evict, options))
-            _prepare(self._adapter, place)
-            times.setdefault(place, []).append(timed(self.first_token, options))
+            _prepare(self._adapter, state)
+            times.setdefault(state, []).append(timed(self.first_token, options))
 
     def close(self) -> None:
         """Ends the engine."""
@@ -74,7 +74,7 @@ class Ours:
 
 
 class IntoSlot:
-    """The way of an adapter from disk to host memory to a slot, with nothing around it."""
+    """An adapter's path from disk to host memory to a slot, with no engine around it."""
 
     def __init__(self, base: Base, adapter: LoraRequest) -> None:
         self._layers = LoraModelManager(base.model, slots=1, dtype=base.compute_dtype)
@@ -104,10 +104,10 @@ class IntoSlot:
         """Takes all times once."""
         self.load()
         times.setdefault("in host memory", []).append(timed(self.fill, options))
-        for place in (CACHED, UNCACHED):
+        for state in (CACHED, UNCACHED):
             times.setdefault("evict", []).append(timed(self.evict, options))
-            _prepare(self._adapter, place)
-            times.setdefault(place, []).append(timed(self.load, options))
+            _prepare(self._adapter, state)
+            times.setdefault(state, []).append(timed(self.load, options))
 
 
 class Peft:
@@ -133,35 +133,35 @@ class Peft:
 
     def round(self, options: argparse.Namespace, times: Times) -> None:
         """Takes all times once."""
-        for place in (CACHED, UNCACHED):
-            _prepare(self._adapter, place)
-            times.setdefault(place, []).append(timed(self.load, options))
+        for state in (CACHED, UNCACHED):
+            _prepare(self._adapter, state)
+            times.setdefault(state, []).append(timed(self.load, options))
             times.setdefault("in its slot", []).append(timed(self.first_token, options))
             self._model.set_adapter(self._others[0].name)
             times.setdefault("evict", []).append(timed(self.evict, options))
 
 
-def _prepare(adapter: LoraRequest, place: str) -> None:
+def _prepare(adapter: LoraRequest, state: str) -> None:
     """Puts an adapter's file into the operating system's cache, or takes it out (Linux)."""
     path = adapter.folder / "adapter_model.safetensors"
     path.read_bytes()
-    if place == UNCACHED:
+    if state == UNCACHED:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read(adapter: LoraRequest, options: argparse.Namespace, times: Times) -> None:
     """Plainly reads the file."""
-    for place in (CACHED, UNCACHED):
-        _prepare(adapter, place)
+    for state in (CACHED, UNCACHED):
+        _prepare(adapter, state)
         read = (adapter.folder / "adapter_model.safetensors").read_bytes
-        times.setdefault(place, []).append(timed(read, options))
+        times.setdefault(state, []).append(timed(read, options))
 
 
 def loads(
     base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Contender -> place -> median milliseconds, and what -> place -> times the reading; the contenders take turns."""
+    """Contender -> state -> median milliseconds, and what -> state -> multiple of reading the file; interleaved."""
     adapter, *others = sources
     ours, into_slot = Ours(twin(base), adapter, others[0]), IntoSlot(twin(base), adapter)
     pefts = {
@@ -184,10 +184,10 @@ def _medians(times: Times) -> dict[str, float]:
 
 
 def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
-    ours, places = times[OURS], (CACHED, UNCACHED)
+    ours, states = times[OURS], (CACHED, UNCACHED)
     more = {
-        place: [cold - warm for cold, warm in zip(ours[place], ours["in its slot"], strict=True)]
-        for place in places
+        state: [cold - warm for cold, warm in zip(ours[state], ours["in its slot"], strict=True)]
+        for state in states
     }
     taken = {
         INTO_SLOT: times[INTO_SLOT],
@@ -195,7 +195,7 @@ def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
         "first token": ours,
     }
     return {
-        what: {place: ratio(own[place][1:], times[READING][place][1:]) for place in places}
+        what: {state: ratio(own[state][1:], times[READING][state][1:]) for state in states}
         for what, own in taken.items()
     }
 
@@ -216,10 +216,10 @@ def switches(
                 model.load_adapter(source.folder, source.name, autocast_adapter_dtype=False)
         contenders: dict[str, Callable[[str], None]] = {"ours": hub.set_adapter, "PEFT": model.set_adapter}
         times: Times = {name: [] for name in contenders}
-        for turn in range(20 * options.rounds):
+        for index in range(20 * options.rounds):
             for name, switch in contenders.items():
-                times[name].append(timed(lambda: switch(names[turn % count]), options))  # noqa: B023  called at once
-        # Each name's first switch looks into the registry.
+                times[name].append(timed(lambda: switch(names[index % count]), options))  # noqa: B023  called immediately
+        # Each name's first switch reads the registry.
         results[count] = {name: 1e6 * statistics.median(taken[count:]) for name, taken in times.items()}
     return results
 
@@ -229,8 +229,8 @@ def show(results: dict[str, Any]) -> None:
     print("\nswitch, microseconds\n")
     table(["adapters", "ours", "PEFT"], [[n, t["ours"], t["PEFT"]] for n, t in results["switch"].items()])
     print(f"\nmilliseconds to the first token, of an adapter of {results['file_mib']:.1f} MiB that is\n")
-    places = ["in its slot", "in host memory", CACHED, UNCACHED, "evict"]
-    table(["", *places], [[name, *map(of.get, places)] for name, of in results["load"].items()])
+    states = ["in its slot", "in host memory", CACHED, UNCACHED, "evict"]
+    table(["", *states], [[name, *map(of.get, states)] for name, of in results["load"].items()])
     print("\nover plainly reading the file\n")
     table(["", CACHED, UNCACHED], [[what, *of.values()] for what, of in results["over_reading"].items()])
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: their options, taking turns, tables.
+"""What the benchmarks share: options, interleaved timing, tables.
 
-A ratio is only worth something if both times were taken side by side, so contenders take turns in one process and
-every ratio is the median of the rounds' own ratios. The first round warms up and is dropped.
+A ratio means little unless both times were taken side by side, so contenders are timed in alternation in one process
+and every ratio is the median of the rounds' own ratios. The first round warms up and is dropped.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def timed(do: Callable[[], object], options: argparse.Namespace) -> float:
     return clock() - started
 
 
-def in_turn(contenders: Mapping[str, Callable[[], object]], options: argparse.Namespace) -> Times:
-    """Seconds of each contender's turns, without the first round's."""
+def interleaved(contenders: Mapping[str, Callable[[], object]], options: argparse.Namespace) -> Times:
+    """Seconds of each contender's runs, in alternation, without the first round."""
     times: Times = {name: [] for name in contenders}
     for _ in range(options.rounds):
         for name, do in contenders.items():
@@ -139,14 +139,14 @@ def report(options: argparse.Namespace, results: Mapping[str, Any], show: Callab
 
 
 def progress(text: str) -> None:
-    """Says on stderr what is measured now; a run can take long."""
+    """Reports on stderr what is measured now; a run can take long."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table: the first column to the left, numbers to the right with as many digits as tell something."""
     cells = [list(titles), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(titles))]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
     for row in cells:
         first, *others = zip(row, widths, strict=True)
         print("  ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]))
@@ -167,7 +167,7 @@ def anonymous_mib() -> float:
 
 
 def device_peak_mib(device: str) -> float | None:
-    """The most that torch had allocated on a GPU since this was asked for last, MiB; None without one."""
+    """Peak memory that torch allocated on a GPU since the last call, MiB; None without a GPU."""
     if device == "cpu":
         return None
     peak = torch.cuda.max_memory_allocated() / 2**20

@@ -33,7 +33,7 @@ class Contender(Protocol):
     """Greedy decoding of one batch."""
 
     def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
-        """Reads prompts of one length, each for its adapter, and makes room for some steps."""
+        """Prefills prompts of one length, each for its adapter, with room for `steps` decode steps."""
 
     def step(self) -> None:
         """Gives every row its next token."""
@@ -119,9 +119,9 @@ class Ours:
 
     Args:
         base: Its own; see `twin`.
-        adapters: Are loaded at once.
-        rows: Most rows of a batch.
-        tokens: Most tokens of each, prompt included.
+        adapters: Loaded when it is made.
+        rows: Maximum rows of a batch.
+        tokens: Maximum tokens of each row, prompt included.
     """
 
     def __init__(self, base: Base, adapters: Sequence[LoraRequest], rows: int, tokens: int) -> None:
@@ -139,23 +139,25 @@ class Ours:
 
     def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
         last = len(prompts) - 1
-        # The first piece of a row takes one step, in which those before it get a token: they start that much shorter,
+        # The first token of a row takes one step, in which the rows before it decode a token: they start that much shorter,
         # so that all are equally long when the last one has started.
         self._streams = [
             self.engine.stream(
                 Request(
-                    prompt[last - place :],
+                    prompt[last - index :],
                     adapter,
-                    SamplingParams(max_tokens=steps + last - place + 2, ignore_eos=True),
+                    SamplingParams(max_tokens=steps + last - index + 2, ignore_eos=True),
                 )
             )
-            for place, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True))
+            for index, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True))
         ]
         for stream in self._streams:
             next(stream)
 
     def step(self) -> None:
-        next(self._streams[-1])  # its next piece needs one step of all rows; the others' pieces wait for them
+        next(
+            self._streams[-1]
+        )  # its next token takes one step of all rows; the other streams' tokens are queued
 
     def stop(self) -> None:
         for stream in self._streams:

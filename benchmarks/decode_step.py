@@ -4,7 +4,7 @@
 
 The bare base is a static batch in plain transformers. Ours is a whole step of the engine, sampling and text included:
 with no adapter loaded, with all adapters loaded but none in the batch (idle), and with 1 to 32 different ones. PEFT
-sets one adapter for all rows, or decodes the rows of each adapter in turn (`set_adapter`), or mixes them
+sets one adapter for all rows, or decodes the rows of each adapter one after the other (`set_adapter`), or mixes them
 (`adapter_names`). transformers' continuous batching serves the bare base. llama.cpp runs where a GGUF file of the
 same shape is given; it serves one adapter at a time and is measured on its base.
 """
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.interface import LoraRequest
-from benchmarks.common import Times, in_turn, parser, progress, random_base, ratio, report, settle, table
+from benchmarks.common import Times, interleaved, parser, progress, random_base, ratio, report, settle, table
 from benchmarks.contenders import (
     Contender,
     Ours,
@@ -37,9 +37,9 @@ from benchmarks.contenders import (
 from benchmarks.shapes import VOCABULARY, write_adapter
 
 BASE, FRESH, IDLE, OURS = "base, static batch", "ours, none loaded", "ours, idle adapters", "ours"
-PEFT_ONE, PEFT_TURNS, PEFT_MIXED = "PEFT set_adapter", "PEFT set_adapter in turn", "PEFT mixed batch"
+PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED = "PEFT set_adapter", "PEFT switching", "PEFT mixed batch"
 CONTINUOUS, LLAMA = "transformers continuous", "llama.cpp base"
-WITH_ADAPTERS = (OURS, PEFT_ONE, PEFT_TURNS, PEFT_MIXED)
+WITH_ADAPTERS = (OURS, PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED)
 
 
 class OperationCount(TorchDispatchMode):
@@ -67,7 +67,7 @@ class Field:
             IDLE: Ours(twin(base), adapters, rows, tokens),
             OURS: Ours(twin(base), adapters, rows, tokens),
             PEFT_ONE: StaticBatch(peft),
-            PEFT_TURNS: PeftInTurn(peft),
+            PEFT_SWITCHING: PeftInTurn(peft),
             PEFT_MIXED: StaticBatch(peft, mixed=True),
         }
         if not options.skip_continuous:
@@ -85,10 +85,10 @@ class Field:
         return list(self._contenders)
 
     def run(self, names: Sequence[str], rows: int, distinct: int) -> Times:
-        """Seconds of the contenders' steps, in turn."""
+        """Seconds of the contenders' steps, in alternation."""
         for name in names:
             self._start(name, rows, distinct)
-        times = in_turn({name: self._contenders[name].step for name in names}, self._options)
+        times = interleaved({name: self._contenders[name].step for name in names}, self._options)
         for name in names:
             self._contenders[name].stop()
         return times
@@ -119,8 +119,8 @@ def measure(field: Field, options: argparse.Namespace) -> list[dict[str, Any]]:
             progress(f"{rows} rows, {distinct} adapters")
             # What does not depend on the number of adapters is measured once, but the base each time, to compare with.
             alone = [name for name in field.names if name not in WITH_ADAPTERS] if distinct == 1 else [BASE]
-            ways = [OURS, PEFT_ONE, PEFT_MIXED] if distinct == 1 else [OURS, PEFT_TURNS, PEFT_MIXED]
-            times = field.run([*alone, *ways], rows, distinct)
+            with_adapters = [OURS, PEFT_ONE if distinct == 1 else PEFT_SWITCHING, PEFT_MIXED]
+            times = field.run([*alone, *with_adapters], rows, distinct)
             results += [
                 {
                     "rows": rows,
@@ -136,7 +136,7 @@ def measure(field: Field, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def count_operations(field: Field, options: argparse.Namespace) -> dict[str, dict[int, int]]:
-    """Contender -> number of different adapters -> operations of one step with the most rows that were asked for."""
+    """Contender -> number of different adapters -> operations of one step with the maximum number of rows."""
     rows = min(max(options.rows), 16)
     counts = [count for count in (1, 2, 4, 8, 16) if count <= min(rows, max(options.adapters))]
     return {

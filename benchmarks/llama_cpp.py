@@ -17,8 +17,8 @@ class LlamaCpp:
 
     Args:
         file: A GGUF file of the shape that the others have.
-        rows: Most rows of a batch.
-        tokens: Most tokens of a row.
+        rows: Maximum rows of a batch.
+        tokens: Maximum tokens of a row.
     """
 
     def __init__(self, file: str, rows: int, tokens: int) -> None:
@@ -47,21 +47,21 @@ class LlamaCpp:
         if llama_cpp.llama_decode(self._context, self._batch):
             raise RuntimeError("llama.cpp could not compute a step.")
         self._length += len(self._tokens[0])
-        logits = (llama_cpp.llama_get_logits_ith(self._context, place) for place in wanted)
+        logits = (llama_cpp.llama_get_logits_ith(self._context, index) for index in wanted)
         self._tokens = [[int(np.ctypeslib.as_array(row, (self._words,)).argmax())] for row in logits]
 
     def stop(self) -> None:
         self._tokens.clear()
 
     def _fill(self) -> list[int]:
-        """Puts each row's tokens into the batch; returns the places whose logits are wanted."""
-        batch, wanted, place = self._batch, [], 0
+        """Puts each row's tokens into the batch; returns the indices whose logits are wanted."""
+        batch, wanted, index = self._batch, [], 0
         for row, tokens in enumerate(self._tokens):
             for offset, token in enumerate(tokens):
-                batch.token[place], batch.pos[place] = token, self._length + offset
-                batch.n_seq_id[place], batch.seq_id[place][0] = 1, row
-                batch.logits[place] = offset == len(tokens) - 1
-                place += 1
-            wanted.append(place - 1)
-        batch.n_tokens = place
+                batch.token[index], batch.pos[index] = token, self._length + offset
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, row
+                batch.logits[index] = offset == len(tokens) - 1
+                index += 1
+            wanted.append(index - 1)
+        batch.n_tokens = index
         return wanted

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory --shape 200m --adapters 1 16 64
 
-The engine has a fixed number of slots, a limit for the adapters on the host and one for keys and values; PEFT keeps
-every adapter in the model. Nothing is timed. On a GPU the last column is the most that torch had allocated there at any
+The engine has a fixed number of slots, a limit for the adapters on the host and one for keys and values; PEFT holds
+every adapter in the model. Nothing is timed. On a GPU the last column is the peak that torch had allocated there at any
 time, temporary tensors included.
 """
 
@@ -54,7 +54,7 @@ def ours(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
         "slots": stats.adapter_bytes / MIB,
         "host": stats.host_bytes / MIB,
         "keys and values": stats.kv_bytes / MIB,
-        "kept prompts": stats.prefix_tokens * stats.kv_bytes / max(stats.kv_tokens, 1) / MIB,
+        "prefix cache": stats.prefix_tokens * stats.kv_bytes / max(stats.kv_tokens, 1) / MIB,
     }
 
 
@@ -66,8 +66,8 @@ def peft(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
     tokens = torch.full((options.rows, options.prompt + options.tokens), 5, device=model.device)
     with torch.inference_mode():
         model(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
-    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    return {"slots": adapters / MIB, "host": 0.0, "keys and values": kept / MIB, "kept prompts": 0.0}
+    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return {"slots": adapters / MIB, "host": 0.0, "keys and values": kv_bytes / MIB, "prefix cache": 0.0}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser(__doc__)
     commands.add_argument("--adapters", type=int, nargs="+", default=[1, 16, 64])
     commands.add_argument("--slots", type=int, default=16)
-    commands.add_argument("--host", type=int, default=64, help="most adapters in host memory")
+    commands.add_argument("--host", type=int, default=64, help="maximum number of adapters in host memory")
     commands.add_argument("--rows", type=int, default=16, help="answers that run")
     commands.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
-    commands.add_argument("--tokens", type=int, default=64, help="most tokens of each answer")
+    commands.add_argument("--tokens", type=int, default=64, help="maximum tokens of each completion")
     options = commands.parse_args(arguments)
     settle(options)
     results: list[dict[str, Any]] = []

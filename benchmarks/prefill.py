@@ -1,11 +1,11 @@
-"""What reading prompts costs, over the same prompts under the bare base: the time to the first token.
+"""What prefill costs, over the same prompts under the bare base: the time to the first token.
 
     python -m benchmarks.prefill --threads 1 --pin 0 --shape 200m --quantization nf4
 
 The tokens are one long prompt, or several shorter ones of which each has an adapter of its own. Ours is the whole way
 of the requests through the engine to their first tokens, as one step and in steps of 512 tokens, the default; keeping
 the prompts' beginnings is in it. The bare base is one forward of a static batch in plain transformers. PEFT sets its
-adapter, or reads the prompts in turn, or mixes them. Every round has new prompts, so none is known from before.
+adapter, or prefills the prompts one after the other, or mixes them. Every round has new prompts, so the prefix cache never hits.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import LoraRequest, Request
 from adapterhub.engine.sampling_params import SamplingParams
-from benchmarks.common import in_turn, parser, progress, random_base, ratio, report, settle, table
+from benchmarks.common import interleaved, parser, progress, random_base, ratio, report, settle, table
 from benchmarks.contenders import Contender, PeftInTurn, StaticBatch, kv_room_mib, load_peft, twin
 from benchmarks.shapes import VOCABULARY, write_adapter
 
 BASE, FRESH, OURS = "base, static batch", "ours, no adapter", "ours"
-PEFT_ONE, PEFT_TURNS, PEFT_MIXED = "PEFT set_adapter", "PEFT set_adapter in turn", "PEFT mixed batch"
+PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED = "PEFT set_adapter", "PEFT switching", "PEFT mixed batch"
 STEP = EngineLimits.max_num_batched_tokens
 ONCE = SamplingParams(max_tokens=1)
 
@@ -39,10 +39,10 @@ class Engine:
 
     Args:
         base: Its own; see `benchmarks.contenders.twin`.
-        adapters: Are loaded at once.
-        prompts: Most prompts at a time.
-        tokens: Of all of them together.
-        step: Most tokens that a step reads.
+        adapters: Loaded when it is made.
+        prompts: Maximum number of concurrent prompts.
+        tokens: Of all prompts together.
+        step: Maximum number of tokens of a step.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Engine:
         self._engine = BatchingEngine(base, limits)
         self._engine.generate([Request([5], adapter, ONCE) for adapter in adapters])
 
-    def read(self, prompts: Sequence[Sequence[int]], adapters: Sequence[LoraRequest | None]) -> None:
+    def prefill(self, prompts: Sequence[Sequence[int]], adapters: Sequence[LoraRequest | None]) -> None:
         """Gives every prompt its first token."""
         self._engine.generate(
             [Request(prompt, adapter, ONCE) for prompt, adapter in zip(prompts, adapters, strict=True)]
@@ -77,20 +77,20 @@ def measure(base: Base, adapters: Sequence[LoraRequest], options: argparse.Names
     batches: dict[str, Contender] = {
         BASE: StaticBatch(base.model),
         PEFT_ONE: StaticBatch(model),
-        PEFT_TURNS: PeftInTurn(model),
+        PEFT_SWITCHING: PeftInTurn(model),
         PEFT_MIXED: StaticBatch(model, mixed=True),
     }
     for count in options.prompts:
         progress(f"{count} prompts")
         mine, nobodys = list(adapters[:count]), [None] * count
-        ways: dict[str, Callable[[], object]] = {BASE: partial(_start, batches[BASE], nobodys, options)}
+        runs: dict[str, Callable[[], object]] = {BASE: partial(_start, batches[BASE], nobodys, options)}
         for (name, step), engine in engines.items():
-            ways[f"{name}, steps of {step}"] = partial(
+            runs[f"{name}, steps of {step}"] = partial(
                 _read, engine, mine if name == OURS else nobodys, options
             )
-        for name in (PEFT_ONE, PEFT_MIXED) if count == 1 else (PEFT_TURNS, PEFT_MIXED):
-            ways[name] = partial(_start, batches[name], mine, options)
-        times = in_turn(ways, options)
+        for name in (PEFT_ONE, PEFT_MIXED) if count == 1 else (PEFT_SWITCHING, PEFT_MIXED):
+            runs[name] = partial(_start, batches[name], mine, options)
+        times = interleaved(runs, options)
         results += [
             {
                 "prompts": count,
@@ -110,7 +110,7 @@ def _start(batch: Contender, adapters: Sequence[LoraRequest | None], options: ar
 
 
 def _read(engine: Engine, adapters: Sequence[LoraRequest | None], options: argparse.Namespace) -> None:
-    engine.read(_prompts(len(adapters), options.tokens), adapters)
+    engine.prefill(_prompts(len(adapters), options.tokens), adapters)
 
 
 def _prompts(count: int, tokens: int) -> list[list[int]]:

@@ -4,7 +4,7 @@
 
 Each contender's step is timed alone first, since the profiler slows what the CPU does; then some steps run under
 `torch.profiler`. `busy` is the kernels' time in a step, which the profiler hardly changes, over the step's time without
-it. Kernels are told apart by what the step was doing when they were started: the base's linear layers, the adapters,
+it. Kernels are grouped by what the step was doing when they were launched: the base's linear layers, the adapters,
 attention of the engine's own, drawing tokens, everything else. On a CPU the operations themselves stand for kernels.
 """
 

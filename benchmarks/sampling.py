@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 
 from adapterhub import SamplingParams
 from adapterhub.engine.decoding.sampler import Logits, Sampler
-from benchmarks.common import in_turn, machine, progress, ratio, settle, table
+from benchmarks.common import interleaved, machine, progress, ratio, settle, table
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "temperature": {},
@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         values = SPREAD * torch.randn(1, size, generator=torch.Generator().manual_seed(0))
         for name, settings in SETTINGS.items():
             contenders = {"ours": ours(values, settings), "transformers": theirs(values, settings)}
-            times = in_turn(contenders, options)
+            times = interleaved(contenders, options)
             micros = {who: 1e6 * statistics.median(taken) / DRAWS for who, taken in times.items()}
             share = ratio(times["ours"], times["transformers"])
             rows.append({"vocabulary": size, "settings": name, **micros, "ratio": share})

@@ -11,7 +11,7 @@ adapter and serves the same requests:
 - PEFT grouped: the oldest request and those that wait for the same adapter, as one batch to its end;
 - base: whoever waits, as one batch to its end, without any adapter. It is the ceiling.
 
-The second table asks for adapters evenly at random, all requests at once, of an engine with few slots: throughput
+The second table requests adapters evenly at random, all requests immediately, from an engine with few slots: throughput
 must fall smoothly, and memory stay bounded, when there are more adapters than slots.
 """
 
@@ -50,7 +50,7 @@ def compare(base: Base, sources: Sequence[LoraRequest], options: argparse.Namesp
     """One entry for each contender and number of adapters: the medians of the rounds."""
     results = []
     for count in options.adapters:
-        popularity = [1 / place**options.zipf for place in range(1, count + 1)]
+        popularity = [1 / rank**options.zipf for rank in range(1, count + 1)]
         rounds: dict[str, list[dict[str, float]]] = {}
         for number in range(options.rounds):
             for name, serve in _contenders(base, options).items():
@@ -96,10 +96,10 @@ def _contenders(base: Base, options: argparse.Namespace) -> dict[str, Callable[[
         engine.close()
 
     def in_batches(
-        requests: list[Arrival], most: int, batch_for: BatchFor, *, by_adapter: bool = True
+        requests: list[Arrival], max_batch: int, batch_for: BatchFor, *, by_adapter: bool = True
     ) -> None:
         clock = Clock(options.clock)
-        serve_in_batches(requests, most, tokens, batch_for, by_adapter=by_adapter, clock=clock)
+        serve_in_batches(requests, max_batch, tokens, batch_for, by_adapter=by_adapter, clock=clock)
 
     def one_by_one(requests: list[Arrival]) -> None:
         in_batches(requests, 1, LazyPeft(twin(base)).batch_for)
@@ -114,7 +114,7 @@ def _contenders(base: Base, options: argparse.Namespace) -> dict[str, Callable[[
 
 
 def overload(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """An engine with few slots, asked for ever more adapters, all requests at once."""
+    """An engine with few slots, with ever more adapters requested, all requests immediately."""
     results = []
     for count in options.overload:
         progress(f"{count} adapters, {options.slots} slots")
@@ -162,9 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_argument("--adapters", type=int, nargs="*", default=[4, 32, 128, 1000])
     commands.add_argument("--overload", type=int, nargs="*", default=[8, 32, 128, 1000], help="adapters")
     commands.add_argument("--slots", type=int, default=8, help="under overload")
-    commands.add_argument("--rows", type=int, default=16, help="most rows of a batch")
+    commands.add_argument("--rows", type=int, default=16, help="maximum rows of a batch")
     commands.add_argument("--requests", type=int, default=64)
-    commands.add_argument("--rate", type=float, default=8.0, help="requests a second; 0 is all at once")
+    commands.add_argument("--rate", type=float, default=8.0, help="requests a second; 0 is all immediately")
     commands.add_argument("--zipf", type=float, default=1.0, help="exponent of the popularity")
     commands.add_argument("--prompt", type=int, default=32, help="tokens")
     commands.add_argument("--tokens", type=int, default=16, help="of each answer")
@@ -185,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             for number in range(FILES)
         ]
-        most = max([*options.adapters, *options.overload])
-        sources = [LoraRequest(f"a{n}", f"digest-{n}", folders[n % FILES]) for n in range(most)]
+        count = max([*options.adapters, *options.overload])
+        sources = [LoraRequest(f"a{n}", f"digest-{n}", folders[n % FILES]) for n in range(count)]
         _contenders(base, options)["base"](_arrivals(sources, [1.0], options)[:1])  # warms up
         served, overloaded = compare(base, sources, options), overload(base, sources, options)
     report(options, {"served": served, "overload": overloaded}, lambda: show(served, overloaded))

@@ -1,4 +1,4 @@
-"""Requests that arrive at random, and the ways to serve them: batch after batch, or as they come.
+"""Requests that arrive at random, and two ways to serve them: in static batches, or as they arrive.
 
 On a machine that others use too, the clock can be this process's own time. Then nobody waits for a request that is yet
 to come: the clock jumps to it, and all times are what they would be if the process were alone.
@@ -76,7 +76,7 @@ def arrivals(
         sources: The adapters; as many of them are asked for as have a popularity.
         popularity: How often each is asked for, relative to the others.
         requests: How many.
-        rate: Requests a second; 0 is all at once.
+        rate: Requests a second; 0 is all of them immediately.
         prompt: Tokens of each prompt.
         seed: Of chance.
     """
@@ -90,7 +90,7 @@ def arrivals(
 
 def serve_in_batches(
     requests: Sequence[Arrival],
-    most: int,
+    max_batch: int,
     tokens: int,
     batch_for: Callable[[LoraRequest], StaticBatch],
     *,
@@ -102,20 +102,24 @@ def serve_in_batches(
     while left:
         clock.idle_until(left[0].at)
         here = [one for one in left if one.at <= clock.now()]
-        own = [one for one in here if not by_adapter or one.adapter is here[0].adapter][:most]
-        batch = batch_for(own[0].adapter)
-        batch.start([one.prompt for one in own], [own[0].adapter if by_adapter else None] * len(own), tokens)
+        members = [one for one in here if not by_adapter or one.adapter is here[0].adapter][:max_batch]
+        batch = batch_for(members[0].adapter)
+        batch.start(
+            [one.prompt for one in members],
+            [members[0].adapter if by_adapter else None] * len(members),
+            tokens,
+        )
         first = clock.now()
         for _ in range(tokens - 1):
             batch.step()
         batch.stop()
-        for one in own:
+        for one in members:
             one.first, one.last = first - one.at, clock.now() - one.at
             left.remove(one)
 
 
 class LazyPeft:
-    """PEFT with adapters that are loaded when first asked for, and kept."""
+    """PEFT with adapters that are loaded at their first request and never unloaded."""
 
     def __init__(self, base: Base) -> None:
         self._base = base

@@ -15,7 +15,7 @@ from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.kv.cache import KVShape
 from benchmarks import adapter_load, decode_step, memory, prefill, profile_step, sampling, serving, structured
-from benchmarks.common import in_turn, parser, ratio
+from benchmarks.common import interleaved, parser, ratio
 from benchmarks.contenders import kv_room_mib
 from benchmarks.routing import quality
 from benchmarks.routing.__main__ import main as routing
@@ -122,7 +122,7 @@ def test_prefill(run: Run):
     assert {(one["prompts"], one["tokens of each"]) for one in found} == {(1, 1024), (4, 256)}
     assert {one["contender"].rpartition(" ")[2] for one in ours} == {"512", "1024"}
     names = {(one["prompts"], one["contender"]) for one in found}
-    assert {(1, prefill.PEFT_ONE), (4, prefill.PEFT_TURNS), (4, prefill.PEFT_MIXED)} < names
+    assert {(1, prefill.PEFT_ONE), (4, prefill.PEFT_SWITCHING), (4, prefill.PEFT_MIXED)} < names
     assert {one["over base"] for one in found if one["contender"] == prefill.BASE} == {1.0}
 
 
@@ -163,7 +163,7 @@ def test_a_table_is_printed(capsys):
 def test_contenders_take_turns_and_the_first_round_is_dropped():
     calls: list[str] = []
     options = parser("").parse_args(["--rounds", "3"])
-    times = in_turn({name: lambda name=name: calls.append(name) for name in "ab"}, options)
+    times = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, options)
     assert calls == list("ababab")
     assert [len(taken) for taken in times.values()] == [2, 2]
 
