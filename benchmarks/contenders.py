@@ -91,7 +91,7 @@ class StaticBatch:
         del self._cache, self._tokens
 
 
-class PeftInTurn:
+class PeftSwitching:
     """PEFT without mixed batches: the rows of each adapter are a batch of their own, and every step switches."""
 
     def __init__(self, model: PeftModel) -> None:
@@ -139,8 +139,8 @@ class Ours:
 
     def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
         last = len(prompts) - 1
-        # The first token of a row takes one step, in which the rows before it decode a token: they start that much shorter,
-        # so that all are equally long when the last one has started.
+        # Starting a row takes one step, in which the rows before it decode a token: they start that much shorter, so
+        # that all are equally long when the last one has started.
         self._streams = [
             self.engine.stream(
                 Request(

@@ -28,7 +28,7 @@ from benchmarks.common import Times, interleaved, parser, progress, random_base,
 from benchmarks.contenders import (
     Contender,
     Ours,
-    PeftInTurn,
+    PeftSwitching,
     StaticBatch,
     TransformersContinuous,
     load_peft,
@@ -67,7 +67,7 @@ class Field:
             IDLE: Ours(twin(base), adapters, rows, tokens),
             OURS: Ours(twin(base), adapters, rows, tokens),
             PEFT_ONE: StaticBatch(peft),
-            PEFT_SWITCHING: PeftInTurn(peft),
+            PEFT_SWITCHING: PeftSwitching(peft),
             PEFT_MIXED: StaticBatch(peft, mixed=True),
         }
         if not options.skip_continuous:

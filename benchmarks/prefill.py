@@ -2,10 +2,11 @@
 
     python -m benchmarks.prefill --threads 1 --pin 0 --shape 200m --quantization nf4
 
-The tokens are one long prompt, or several shorter ones of which each has an adapter of its own. Ours is the whole way
-of the requests through the engine to their first tokens, as one step and in steps of 512 tokens, the default; keeping
-the prompts' beginnings is in it. The bare base is one forward of a static batch in plain transformers. PEFT sets its
-adapter, or prefills the prompts one after the other, or mixes them. Every round has new prompts, so the prefix cache never hits.
+The tokens are one long prompt, or several shorter ones of which each has an adapter of its own. Ours is the
+requests' whole path through the engine to their first tokens, as one step and in steps of 512 tokens, the default;
+storing the prompts in the prefix cache is included. The bare base is one forward of a static batch in plain
+transformers. PEFT sets its adapter, or prefills the prompts one after the other, or mixes them. Every round has new
+prompts, so the prefix cache never hits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import LoraRequest, Request
 from adapterhub.engine.sampling_params import SamplingParams
 from benchmarks.common import interleaved, parser, progress, random_base, ratio, report, settle, table
-from benchmarks.contenders import Contender, PeftInTurn, StaticBatch, kv_room_mib, load_peft, twin
+from benchmarks.contenders import Contender, PeftSwitching, StaticBatch, kv_room_mib, load_peft, twin
 from benchmarks.shapes import VOCABULARY, write_adapter
 
 BASE, FRESH, OURS = "base, static batch", "ours, no adapter", "ours"
@@ -77,7 +78,7 @@ def measure(base: Base, adapters: Sequence[LoraRequest], options: argparse.Names
     batches: dict[str, Contender] = {
         BASE: StaticBatch(base.model),
         PEFT_ONE: StaticBatch(model),
-        PEFT_SWITCHING: PeftInTurn(model),
+        PEFT_SWITCHING: PeftSwitching(model),
         PEFT_MIXED: StaticBatch(model, mixed=True),
     }
     for count in options.prompts:
