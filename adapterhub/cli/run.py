@@ -129,9 +129,9 @@ def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> N
 
 
 def _check_form(arguments: Mapping[str, Any]) -> None:
-    from adapterhub.engine.output_format import FORMS, OutputFormat
+    from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, OutputFormat
 
-    OutputFormat.of(**{name: value for name, value in arguments.items() if name in FORMS})
+    OutputFormat.of(**{name: value for name, value in arguments.items() if name in OUTPUT_FORMAT_ARGUMENTS})
 
 
 def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:

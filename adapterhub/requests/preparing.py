@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeGuard
 
 from adapterhub.engine.interface import Completion, Engine, LoraRequest, Request
-from adapterhub.engine.output_format import FORMS, OutputFormat
+from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.tokenizer import Message
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
@@ -54,7 +54,7 @@ class Options:
         priority = rest.pop("priority", 0)
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InvalidRequestError(f"A priority is a whole number, not {priority!r}.")
-        form = {name: rest.pop(name) for name in FORMS if name in rest}
+        form = {name: rest.pop(name) for name in OUTPUT_FORMAT_ARGUMENTS if name in rest}
         return cls(rest, form, priority)
 
 
