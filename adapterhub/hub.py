@@ -23,6 +23,7 @@ from adapterhub.engine.interface import Completion, Engine, TokenOutput
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import ConfigError, InvalidRequestError
+from adapterhub.lora.blending.resolving import SingleAdapter
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream
 from adapterhub.requests.preparing import Options, PreparedRequest, Prompt, RequestPreparer, names_adapter
@@ -33,7 +34,7 @@ from adapterhub.routing.router import AdapterRouter
 
 if TYPE_CHECKING:
     from adapterhub.export.merge import MergeReport
-    from adapterhub.lora.blending.methods import Method
+    from adapterhub.lora.blending.methods import BlendMethod
     from adapterhub.registry import CardFields
 
 
@@ -317,7 +318,7 @@ class AdapterHub:
         name: str,
         weights: Mapping[str, float],
         *,
-        method: Method = "cat",
+        method: BlendMethod = "cat",
         rank: int | None = None,
         density: float | None = None,
         seed: int | None = None,
@@ -510,7 +511,11 @@ class AdapterHub:
         if not names_adapter(adapter):
             return None
         # There is no end of blends, so those are not remembered.
-        if adapter != "auto" and adapter not in self._known and self._maker.found(adapter).is_plain:
+        if (
+            adapter != "auto"
+            and adapter not in self._known
+            and isinstance(self._maker.found(adapter), SingleAdapter)
+        ):
             self._known.add(adapter)
         return adapter
 

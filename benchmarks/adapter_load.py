@@ -27,11 +27,12 @@ from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.delta import LoraDelta
-from adapterhub.lora.loading import load_source
+from adapterhub.lora.loading import load_adapter_deltas
 from adapterhub.lora.model_manager import LoraModelManager
+from adapterhub.lora.request import StoredLoraRequest
 from benchmarks.common import parser, random_base, ratio, report, settle, table, timed
 from benchmarks.contenders import load_peft, twin
 from benchmarks.shapes import write_adapter
@@ -44,11 +45,11 @@ READING, INTO_SLOT, OURS = "plainly reading", "ours, into the slot", "ours"
 class Ours:
     """An engine with one slot, and the states from which an adapter can be requested."""
 
-    def __init__(self, base: Base, adapter: LoraRequest, other: LoraRequest) -> None:
+    def __init__(self, base: Base, adapter: StoredLoraRequest, other: StoredLoraRequest) -> None:
         self._engine = BatchingEngine(base, EngineLimits(max_loras=1))
         self._adapter, self._other = adapter, other
 
-    def first_token(self, adapter: LoraRequest | None = None) -> None:
+    def first_token(self, adapter: StoredLoraRequest | None = None) -> None:
         """Answers a prompt of one token with one token."""
         once = SamplingParams(max_tokens=1)
         self._engine.generate([Request([5], adapter or self._adapter, once)])
@@ -76,7 +77,7 @@ class Ours:
 class IntoSlot:
     """An adapter's path from disk to host memory to a slot, with no engine around it."""
 
-    def __init__(self, base: Base, adapter: LoraRequest) -> None:
+    def __init__(self, base: Base, adapter: StoredLoraRequest) -> None:
         self._layers = LoraModelManager(base.model, slots=1, dtype=base.compute_dtype)
         self._base, self._adapter = base, adapter
         self._deltas: dict[str, LoraDelta] = {}
@@ -84,7 +85,9 @@ class IntoSlot:
     def read(self) -> None:
         """From disk to host memory."""
         base = self._base
-        self._deltas = load_source(self._adapter, base.model, base.linear_shapes, dtype=base.compute_dtype)
+        self._deltas = load_adapter_deltas(
+            self._adapter, base.model, base.linear_shapes, dtype=base.compute_dtype
+        )
 
     def fill(self) -> None:
         """From host memory into the slot, over the adapter that it holds."""
@@ -113,7 +116,9 @@ class IntoSlot:
 class Peft:
     """PEFT with some other adapters loaded already."""
 
-    def __init__(self, model: PeftModel, adapter: LoraRequest, others: Sequence[LoraRequest]) -> None:
+    def __init__(
+        self, model: PeftModel, adapter: StoredLoraRequest, others: Sequence[StoredLoraRequest]
+    ) -> None:
         self._model, self._adapter, self._others = model, adapter, others
 
     @torch.inference_mode()
@@ -141,7 +146,7 @@ class Peft:
             times.setdefault("evict", []).append(timed(self.evict, options))
 
 
-def _prepare(adapter: LoraRequest, state: str) -> None:
+def _prepare(adapter: StoredLoraRequest, state: str) -> None:
     """Puts an adapter's file into the operating system's cache, or takes it out (Linux)."""
     path = adapter.folder / "adapter_model.safetensors"
     path.read_bytes()
@@ -150,7 +155,7 @@ def _prepare(adapter: LoraRequest, state: str) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _read(adapter: LoraRequest, options: argparse.Namespace, times: Times) -> None:
+def _read(adapter: StoredLoraRequest, options: argparse.Namespace, times: Times) -> None:
     """Plainly reads the file."""
     for state in (CACHED, UNCACHED):
         _prepare(adapter, state)
@@ -159,7 +164,7 @@ def _read(adapter: LoraRequest, options: argparse.Namespace, times: Times) -> No
 
 
 def loads(
-    base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
+    base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Contender -> state -> median milliseconds, and what -> state -> multiple of reading the file; interleaved."""
     adapter, *others = sources
@@ -201,7 +206,7 @@ def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
 
 
 def switches(
-    base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace, scratch: Path
+    base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace, scratch: Path
 ) -> dict[int, dict[str, float]]:
     """Number of adapters -> contender -> median microseconds of a switch."""
     registry, results = AdapterRegistry(scratch / "registry"), {}
@@ -248,7 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scratch / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
         )
         os.sync()  # what is not on disk yet cannot leave the operating system's cache
-        sources = [LoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters) + 1)]
+        sources = [
+            StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters) + 1)
+        ]
         load, over_reading = loads(base, sources, options)
         results = {
             "switch": switches(base, sources, options, scratch),

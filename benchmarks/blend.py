@@ -1,10 +1,10 @@
-"""How far a blend is from the weighted sum of the adapters' changes, and how long it takes, here and in PEFT.
+"""The error of a blend against the weighted sum of the adapters' changes, and its time, here and in PEFT.
 
     OMP_NUM_THREADS=1 python -m benchmarks.blend --size 2048 --rank 16
 
-Two random adapters, half and half, on one layer of `size` x `size`; the error is that of the blend's whole change,
-|found - sum| / |sum| (Frobenius norms). It does not depend on the size; the time does, and is that of one layer.
-`ties` does not aim at the sum: its row is there for the time.
+Two random adapters with weights of 0.5 on one layer of `size` x `size`. The relative error is that of the blend's whole
+change, |found - sum| / |sum| in Frobenius norms; it does not depend on the size. The time is that of one layer.
+`ties` does not approximate the sum: its row is there for the time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from peft import LoraConfig, LoraModel
 from torch import nn
 
-from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora import LoraDelta
+from adapterhub.lora.blending import BlendSettings, blend_deltas
 
 LAYER = "layer"
 Parts = list[tuple[dict[str, LoraDelta], float]]
@@ -40,7 +40,7 @@ def peft_model(size: int, rank: int, *, rslora: bool) -> LoraModel:
 
 
 def parts_of(model: LoraModel) -> Parts:
-    """The same two adapters as changes, half each."""
+    """The same two adapters as deltas, with weights of 0.5."""
     layer = model.model[LAYER]
     return [
         (
@@ -55,13 +55,13 @@ def parts_of(model: LoraModel) -> Parts:
     ]
 
 
-def ours(parts: Parts, settings: BlendSettings) -> torch.Tensor:
+def our_blend(parts: Parts, settings: BlendSettings) -> torch.Tensor:
     """The whole change of our blend."""
     delta = blend_deltas(parts, settings)[LAYER]
     return delta.b @ delta.a
 
 
-def pefts(model: LoraModel, combination: str, **arguments: object) -> torch.Tensor:
+def peft_blend(model: LoraModel, combination: str, **arguments: object) -> torch.Tensor:
     """The whole change of PEFT's blend."""
     model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "blend", combination_type=combination, **arguments)
     change: torch.Tensor = model.model[LAYER].get_delta_weight("blend")
@@ -69,29 +69,30 @@ def pefts(model: LoraModel, combination: str, **arguments: object) -> torch.Tens
 
 
 def measure(size: int, rank: int, *, rslora: bool) -> dict[str, dict[str, float]]:
-    """Way of blending -> error and seconds."""
+    """Method -> relative error and seconds."""
     parts = parts_of(peft_model(size, rank, rslora=rslora))
     wanted = sum(weight * deltas[LAYER].b @ deltas[LAYER].a for deltas, weight in parts)
-    ways: dict[str, Callable[[], torch.Tensor]] = {
-        "cat": partial(ours, parts, BlendSettings()),
-        f"svd, rank {2 * rank}": partial(ours, parts, BlendSettings("svd", 2 * rank)),
-        f"linear, rank {rank}": partial(ours, parts, BlendSettings("linear")),
-        f"ties, rank {rank}": partial(ours, parts, BlendSettings("ties", density=0.3)),
+    blends: dict[str, Callable[[], torch.Tensor]] = {
+        "cat": partial(our_blend, parts, BlendSettings()),
+        f"svd, rank {2 * rank}": partial(our_blend, parts, BlendSettings("svd", 2 * rank)),
+        f"linear, rank {rank}": partial(our_blend, parts, BlendSettings("linear")),
+        f"ties, rank {rank}": partial(our_blend, parts, BlendSettings("ties", density=0.3)),
     }
-    for name, arguments in [("cat", {}), ("svd", {"svd_rank": 2 * rank}), ("linear", {})]:
-        way = next(way for way in ways if way.startswith(name))
-        ways[f"PEFT {way}"] = partial(pefts, peft_model(size, rank, rslora=rslora), name, **arguments)
+    for combination, arguments in [("cat", {}), ("svd", {"svd_rank": 2 * rank}), ("linear", {})]:
+        name = next(name for name in blends if name.startswith(combination))
+        model = peft_model(size, rank, rslora=rslora)
+        blends[f"PEFT {name}"] = partial(peft_blend, model, combination, **arguments)
     results = {}
-    for way, blend in ways.items():
+    for name, blend in blends.items():
         started = time.perf_counter()
         found = blend()
         seconds = time.perf_counter() - started
-        results[way] = {"error": float((found - wanted).norm() / wanted.norm()), "seconds": seconds}
+        results[name] = {"error": float((found - wanted).norm() / wanted.norm()), "seconds": seconds}
     return results
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures and prints the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -107,9 +108,9 @@ def main() -> None:
         print(json.dumps({"size": options.size, "rank": options.rank, "results": results}, indent=2))
         return
     print(f"{'':<29}{'relative error':>15}{'time':>12}")
-    for kind, ways in results.items():
-        for way, one in ways.items():
-            print(f"{kind:<7}  {way:<20}{one['error']:>15.1e}{1e3 * one['seconds']:>9.0f} ms")
+    for kind, methods in results.items():
+        for name, figures in methods.items():
+            print(f"{kind:<7}  {name:<20}{figures['error']:>15.1e}{1e3 * figures['seconds']:>9.0f} ms")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfi
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import LoraRequest, Request, TokenOutput
+from adapterhub.engine.interface import Request, TokenOutput
 from adapterhub.engine.kv.cache import SMALLEST_LANE, KVShape
 from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.lora.request import StoredLoraRequest
 
 Prompts = Sequence[Sequence[int]]
 
@@ -32,7 +33,7 @@ def kv_room_mib(base: Base, rows: int, tokens: int) -> int:
 class Contender(Protocol):
     """Greedy decoding of one batch."""
 
-    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[StoredLoraRequest | None], steps: int) -> None:
         """Prefills prompts of one length, each for its adapter, with room for `steps` decode steps."""
 
     def step(self) -> None:
@@ -48,7 +49,7 @@ def twin(base: Base) -> Base:
     return dataclasses.replace(base, model=copy.deepcopy(base.model, shared))
 
 
-def load_peft(base: Base, adapters: Sequence[LoraRequest]) -> PeftModel:
+def load_peft(base: Base, adapters: Sequence[StoredLoraRequest]) -> PeftModel:
     """PEFT's model with adapters, in the dtype of their files."""
     first, *others = adapters
     model = PeftModel.from_pretrained(
@@ -71,7 +72,7 @@ class StaticBatch:
         self._model = model
         self._mixed = mixed
 
-    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[StoredLoraRequest | None], steps: int) -> None:
         names = [adapter.name if adapter else "__base__" for adapter in adapters]
         self._named = {"adapter_names": names} if self._mixed else {}
         if not self._mixed and adapters[0]:
@@ -97,7 +98,7 @@ class PeftSwitching:
     def __init__(self, model: PeftModel) -> None:
         self._model = model
 
-    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[StoredLoraRequest | None], steps: int) -> None:
         self._batches = []
         for adapter in dict.fromkeys(adapters):
             own = [prompt for prompt, other in zip(prompts, adapters, strict=True) if other is adapter]
@@ -124,7 +125,7 @@ class Ours:
         tokens: Maximum tokens of each row, prompt included.
     """
 
-    def __init__(self, base: Base, adapters: Sequence[LoraRequest], rows: int, tokens: int) -> None:
+    def __init__(self, base: Base, adapters: Sequence[StoredLoraRequest], rows: int, tokens: int) -> None:
         limits = EngineLimits(
             max_loras=max(1, len(adapters)),
             max_cpu_loras=max(1, len(adapters)),
@@ -137,7 +138,7 @@ class Ours:
         self.engine.generate([Request([1, 2, 3], adapter, once) for adapter in adapters])
         self._streams: list[Iterator[TokenOutput]] = []
 
-    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[StoredLoraRequest | None], steps: int) -> None:
         last = len(prompts) - 1
         # Starting a row takes one step, in which the rows before it decode a token: they start that much shorter, so
         # that all are equally long when the last one has started.
@@ -184,7 +185,7 @@ class TransformersContinuous:
         )
         self._processor = self._manager._create_batch_processor()
 
-    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[StoredLoraRequest | None], steps: int) -> None:
         self._requests = [
             self._manager.add_request(list(prompt), max_new_tokens=steps + 2, eos_token_id=-1)
             for prompt in prompts

@@ -23,7 +23,7 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapterhub.base.loading import Base
-from adapterhub.engine.interface import LoraRequest
+from adapterhub.lora.request import StoredLoraRequest
 from benchmarks.common import Times, interleaved, parser, progress, random_base, ratio, report, settle, table
 from benchmarks.contenders import (
     Contender,
@@ -57,7 +57,9 @@ class OperationCount(TorchDispatchMode):
 class Field:
     """All contenders on one base, and the batches that they are compared on."""
 
-    def __init__(self, base: Base, adapters: Sequence[LoraRequest], options: argparse.Namespace) -> None:
+    def __init__(
+        self, base: Base, adapters: Sequence[StoredLoraRequest], options: argparse.Namespace
+    ) -> None:
         rows, self._adapters, self._options = max(options.rows), adapters, options
         peft = load_peft(twin(base), adapters)
         tokens = options.prompt + options.rounds + 4
@@ -104,7 +106,7 @@ class Field:
 
     def _start(self, name: str, rows: int, distinct: int) -> Contender:
         prompts = [random.choices(range(3, VOCABULARY), k=self._options.prompt) for _ in range(rows)]
-        adapters: list[LoraRequest | None] = [None] * rows
+        adapters: list[StoredLoraRequest | None] = [None] * rows
         if name in WITH_ADAPTERS:
             adapters = [self._adapters[row % distinct] for row in range(rows)]
         self._contenders[name].start(prompts, adapters, self._options.rounds + 2)
@@ -188,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = write_adapter(
             Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
         )
-        adapters = [LoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
+        adapters = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
         field = Field(base, adapters, options)
         results, operations = measure(field, options), count_operations(field, options)
     report(options, {"steps": results, "operations": operations}, lambda: show(results, operations, options))

@@ -8,7 +8,7 @@ import llama_cpp
 import numpy as np
 import torch
 
-from adapterhub.engine.interface import LoraRequest
+from adapterhub.lora.request import StoredLoraRequest
 from benchmarks.contenders import Prompts
 
 
@@ -36,7 +36,7 @@ class LlamaCpp:
         self._batch = llama_cpp.llama_batch_init(rows * tokens, 0, 1)
         self._words = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 
-    def start(self, prompts: Prompts, adapters: Sequence[LoraRequest | None], steps: int) -> None:
+    def start(self, prompts: Prompts, adapters: Sequence[StoredLoraRequest | None], steps: int) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         self._length = 0
         self._tokens: list[Sequence[int]] = list(prompts)

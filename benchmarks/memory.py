@@ -22,8 +22,9 @@ from transformers import DynamicCache
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.lora.request import StoredLoraRequest
 from benchmarks.common import device_peak_mib, parser, random_base, report, settle, table
 from benchmarks.contenders import kv_room_mib, load_peft, twin
 from benchmarks.shapes import write_adapter
@@ -31,7 +32,7 @@ from benchmarks.shapes import write_adapter
 MIB = 1 << 20
 
 
-def ours(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace) -> dict[str, float]:
+def ours(base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace) -> dict[str, float]:
     """MiB that an engine holds while as many answers run as it takes, once every adapter has been asked for."""
     limits = EngineLimits(
         max_loras=options.slots,
@@ -58,7 +59,7 @@ def ours(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
     }
 
 
-def peft(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace) -> dict[str, float]:
+def peft(base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace) -> dict[str, float]:
     """MiB that PEFT holds with the same adapters loaded and a static batch of as many answers."""
     model = load_peft(twin(base), sources)
     adapters = sum(tensor.nbytes for name, tensor in model.named_parameters() if ".lora_" in name)
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = write_adapter(
             Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
         )
-        sources = [LoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
+        sources = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
         for count in options.adapters:
             for name, measure in (("ours", ours), ("PEFT", peft)):
                 gc.collect()  # or the one before would be counted along

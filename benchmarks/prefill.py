@@ -23,8 +23,9 @@ from typing import Any
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.lora.request import StoredLoraRequest
 from benchmarks.common import interleaved, parser, progress, random_base, ratio, report, settle, table
 from benchmarks.contenders import Contender, PeftSwitching, StaticBatch, kv_room_mib, load_peft, twin
 from benchmarks.shapes import VOCABULARY, write_adapter
@@ -47,7 +48,7 @@ class Engine:
     """
 
     def __init__(
-        self, base: Base, adapters: Sequence[LoraRequest], prompts: int, tokens: int, step: int
+        self, base: Base, adapters: Sequence[StoredLoraRequest], prompts: int, tokens: int, step: int
     ) -> None:
         limits = EngineLimits(
             max_loras=max(1, len(adapters)),
@@ -58,14 +59,16 @@ class Engine:
         self._engine = BatchingEngine(base, limits)
         self._engine.generate([Request([5], adapter, ONCE) for adapter in adapters])
 
-    def prefill(self, prompts: Sequence[Sequence[int]], adapters: Sequence[LoraRequest | None]) -> None:
+    def prefill(self, prompts: Sequence[Sequence[int]], adapters: Sequence[StoredLoraRequest | None]) -> None:
         """Gives every prompt its first token."""
         self._engine.generate(
             [Request(prompt, adapter, ONCE) for prompt, adapter in zip(prompts, adapters, strict=True)]
         )
 
 
-def measure(base: Base, adapters: Sequence[LoraRequest], options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(
+    base: Base, adapters: Sequence[StoredLoraRequest], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """One entry for each contender and number of prompts."""
     results = []
     engines = {
@@ -105,12 +108,14 @@ def measure(base: Base, adapters: Sequence[LoraRequest], options: argparse.Names
     return results
 
 
-def _start(batch: Contender, adapters: Sequence[LoraRequest | None], options: argparse.Namespace) -> None:
+def _start(
+    batch: Contender, adapters: Sequence[StoredLoraRequest | None], options: argparse.Namespace
+) -> None:
     batch.start(_prompts(len(adapters), options.tokens), adapters, 1)
     batch.stop()
 
 
-def _read(engine: Engine, adapters: Sequence[LoraRequest | None], options: argparse.Namespace) -> None:
+def _read(engine: Engine, adapters: Sequence[StoredLoraRequest | None], options: argparse.Namespace) -> None:
     engine.prefill(_prompts(len(adapters), options.tokens), adapters)
 
 
@@ -131,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = write_adapter(
             Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
         )
-        adapters = [LoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.prompts))]
+        adapters = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.prompts))]
         results = measure(base, adapters, options)
     titles = list(results[0])
     report(

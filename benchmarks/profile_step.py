@@ -26,8 +26,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from adapterhub.engine.decoding.sampler import Logits
-from adapterhub.engine.interface import LoraRequest
 from adapterhub.engine.kv import attention
+from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 from benchmarks.common import parser, progress, random_base, report, settle, table, timed
 from benchmarks.contenders import Contender, Ours, StaticBatch, twin
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = write_adapter(
             Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
         )
-        adapters = [LoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(options.adapters)]
+        adapters = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(options.adapters)]
         prompts = [random.choices(range(3, VOCABULARY), k=options.prompt) for _ in range(options.rows)]
         chosen = [adapters[row % len(adapters)] for row in range(options.rows)]
         engine = Ours(twin(base), adapters, options.rows, options.prompt + steps + 2)

@@ -1,8 +1,8 @@
-"""What drawing one token costs, against transformers' own processors followed by `torch.multinomial`.
+"""The cost of sampling one token, against transformers' own logits processors followed by `torch.multinomial`.
 
     python -m benchmarks.sampling --threads 1 --clock cpu
 
-The logits are random, with a spread like that of a model that is neither sure nor lost. Every row of every step draws.
+The logits are normally distributed with a standard deviation of 3. Every row of every step samples once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "top_k 50": {"top_k": 50},
     "top_p 0.9": {"top_p": 0.9},
 }
-TEMPERATURE, SPREAD, DRAWS = 0.8, 3.0, 10
+TEMPERATURE, LOGIT_STD, DRAWS = 0.8, 3.0, 10
 
 
 def ours(values: torch.Tensor, settings: dict[str, Any]) -> Callable[[], object]:
@@ -40,17 +40,17 @@ def ours(values: torch.Tensor, settings: dict[str, Any]) -> Callable[[], object]
     return lambda: [sampler.draw(logits, [0]) for _ in range(DRAWS)]
 
 
-def theirs(values: torch.Tensor, settings: dict[str, Any]) -> Callable[[], object]:
-    """What `generate` of transformers does."""
+def transformers_sampling(values: torch.Tensor, settings: dict[str, Any]) -> Callable[[], object]:
+    """The sampling of transformers' `generate`."""
     chain = LogitsProcessorList([TemperatureLogitsWarper(TEMPERATURE)])
     if "top_k" in settings:
         chain.append(TopKLogitsWarper(settings["top_k"]))
     if "top_p" in settings:
         chain.append(TopPLogitsWarper(settings["top_p"]))
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def draw() -> int:
-        return int(torch.multinomial(chain(None, values).softmax(-1), 1, generator=chance))
+        return int(torch.multinomial(chain(None, values).softmax(-1), 1, generator=generator))
 
     return lambda: [draw() for _ in range(DRAWS)]
 
@@ -60,9 +60,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for size in options.vocabulary:
         progress(f"{size:,} tokens")
-        values = SPREAD * torch.randn(1, size, generator=torch.Generator().manual_seed(0))
+        values = LOGIT_STD * torch.randn(1, size, generator=torch.Generator().manual_seed(0))
         for name, settings in SETTINGS.items():
-            contenders = {"ours": ours(values, settings), "transformers": theirs(values, settings)}
+            contenders = {
+                "ours": ours(values, settings),
+                "transformers": transformers_sampling(values, settings),
+            }
             times = interleaved(contenders, options)
             micros = {who: 1e6 * statistics.median(taken) / DRAWS for who, taken in times.items()}
             share = ratio(times["ours"], times["transformers"])
@@ -71,7 +74,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measures and prints the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -28,7 +28,7 @@ from typing import Any
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import LoraRequest
+from adapterhub.lora.request import StoredLoraRequest
 from benchmarks.common import PeakMemory, parser, progress, random_base, report, settle, table
 from benchmarks.contenders import StaticBatch, kv_room_mib, twin
 from benchmarks.shapes import write_adapter
@@ -42,11 +42,13 @@ from benchmarks.traffic import (
     summary,
 )
 
-BatchFor = Callable[[LoraRequest], StaticBatch]
+BatchFor = Callable[[StoredLoraRequest], StaticBatch]
 FILES = 8  # that the adapters share: what tells them apart is their digest
 
 
-def compare(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(
+    base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """One entry for each contender and number of adapters: the medians of the rounds."""
     results = []
     for count in options.adapters:
@@ -67,7 +69,7 @@ def compare(base: Base, sources: Sequence[LoraRequest], options: argparse.Namesp
 
 
 def _arrivals(
-    sources: Sequence[LoraRequest],
+    sources: Sequence[StoredLoraRequest],
     popularity: Sequence[float],
     options: argparse.Namespace,
     *,
@@ -113,7 +115,9 @@ def _contenders(base: Base, options: argparse.Namespace) -> dict[str, Callable[[
     return {"base": bare, "ours": ours, "peft-grouped": grouped, "peft-switching": one_by_one}
 
 
-def overload(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace) -> list[dict[str, Any]]:
+def overload(
+    base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """An engine with few slots, with ever more adapters requested, all requests immediately."""
     results = []
     for count in options.overload:
@@ -186,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for number in range(FILES)
         ]
         count = max([*options.adapters, *options.overload])
-        sources = [LoraRequest(f"a{n}", f"digest-{n}", folders[n % FILES]) for n in range(count)]
+        sources = [StoredLoraRequest(f"a{n}", f"digest-{n}", folders[n % FILES]) for n in range(count)]
         _contenders(base, options)["base"](_arrivals(sources, [1.0], options)[:1])  # warms up
         served, overloaded = compare(base, sources, options), overload(base, sources, options)
     report(options, {"served": served, "overload": overloaded}, lambda: show(served, overloaded))

@@ -1,12 +1,12 @@
-"""What a form costs each token: the mask, and the guard that keeps an answer within its budget.
+"""The cost of structured output for each token: the mask, and the completion that keeps an answer in its budget.
 
     python -m benchmarks.structured
     python -m benchmarks.structured --vocabulary 128000
 
-Answers are drawn at random from the demo base's vocabulary, so that only the constraint and the sampler are timed, in
-processor time of this process; the sampler's is that of all tokens it drew, refused ones too. `tight` answers may have
-4 tokens more than the shortest one takes, `roomy` ones 200. Last comes one token of the demo base, in a batch of one;
-with a vocabulary of another size, which is made of random words, there is no base.
+Answers are sampled at random from the demo base's vocabulary, so that only the constraint and the sampler are timed, in
+processor time of this process; the sampler's includes the tokens that were rejected. The budget of `tight` answers is
+4 tokens above the shortest answer, of `roomy` ones 200. The last line is one token of the demo base, in a batch of one;
+with a generated vocabulary of another size there is no base.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from transformers.utils import logging
 
 from adapterhub import AdapterHub, AdapterRegistry, SamplingParams, load_base
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.decoding.grammar_constraint import GrammarCompiler
+from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.output_format import OutputFormat
 
 clock = time.process_time  # this process's own time: other programs on the machine add nothing to it
-SPARE = {"tight": 4, "roomy": 200}
+BUDGET_ABOVE_SHORTEST = {"tight": 4, "roomy": 200}
 
 
 class Item(BaseModel):
@@ -55,7 +55,7 @@ class Order(BaseModel):
     note: str | None = None
 
 
-FORMS: dict[str, dict[str, Any]] = {
+OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
     "schema": {"schema": Order},
     "regex": {"regex": r"[A-Z][a-z]+ [A-Z][a-z]+, [0-9]{4}-[0-9]{2}-[0-9]{2}"},
     "grammar": {"grammar": 'start: NUM | "(" start "+" start ")"\nNUM: /[0-9]+/'},
@@ -63,15 +63,15 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-class Timed:
-    """A sampler that adds up its own time."""
+class TimedSampler:
+    """A sampler that adds up its processor time."""
 
     def __init__(self, seed: int) -> None:
         self._sampler = Sampler(SamplingParams(temperature=1.0, seed=seed), 0, torch.device("cpu"))
         self.seconds = 0.0
 
     def draw(self, logits: Logits, allowed: torch.Tensor) -> tuple[int, Any]:
-        """Draws, and adds."""
+        """Samples a token and adds the time."""
         started = clock()
         drawn = self._sampler.draw(logits, [], allowed)
         self.seconds += clock() - started
@@ -79,66 +79,69 @@ class Timed:
 
 
 def answer(
-    compiler: GrammarCompiler, wanted: OutputFormat, budget: int, width: int, seed: int
+    compiler: GrammarCompiler, output_format: OutputFormat, budget: int, vocab_size: int, seed: int
 ) -> tuple[float, float]:
     """Microseconds a token in the constraint and in the sampler."""
-    constraint, sampler, tokens = compiler.constraint(wanted, budget, ()), Timed(seed), 0
-    chance, seconds = torch.Generator().manual_seed(seed), 0.0
+    constraint, sampler, tokens = compiler.constraint(output_format, budget, ()), TimedSampler(seed), 0
+    generator, seconds = torch.Generator().manual_seed(seed), 0.0
     while not constraint.finished:
-        (logits,) = Logits.of(torch.randn(1, width, generator=chance))
+        (logits,) = Logits.of(torch.randn(1, vocab_size, generator=generator))
         started = clock()
-        constraint.choose(partial(sampler.draw, logits), width)
+        constraint.choose(partial(sampler.draw, logits), vocab_size)
         seconds += clock() - started
         tokens += 1
     return 1e6 * (seconds - sampler.seconds) / tokens, 1e6 * sampler.seconds / tokens
 
 
-def of_words(size: int) -> PreTrainedTokenizerBase:
-    """A byte-level tokenizer of so many tokens: the bytes, words and parts of words of random letters, and an end."""
-    chance, signs = random.Random(0), sorted(ByteLevel.alphabet())
-    vocabulary = {sign: number for number, sign in enumerate(signs)}
+def generated_tokenizer(size: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of `size` tokens: the bytes, random words and parts of words, and an end token."""
+    chooser, alphabet = random.Random(0), sorted(ByteLevel.alphabet())
+    vocabulary = {symbol: token_id for token_id, symbol in enumerate(alphabet)}
     words, merges = ["\u0120", *"etaoinshrdlucmfwypvbgkqjxz"], []
     while len(vocabulary) < size - 1:
-        pair = chance.choice(words), chance.choice(words[1:27])
+        pair = chooser.choice(words), chooser.choice(words[1:27])
         if "".join(pair) not in vocabulary and len(pair[0]) < 12:
             vocabulary["".join(pair)] = len(vocabulary)
             words.append("".join(pair))
             merges.append(pair)
-    made = Tokenizer(BPE(vocab={**vocabulary, "<end>": size - 1}, merges=merges))
-    made.pre_tokenizer, made.decoder = ByteLevel(add_prefix_space=False), Decoder()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+    tokenizer = Tokenizer(BPE(vocab={**vocabulary, "<end>": size - 1}, merges=merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), Decoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 
-def measure(tokenizer: PreTrainedTokenizerBase, width: int, answers: int) -> list[dict[str, Any]]:
-    """Figures of each form, in microseconds and milliseconds, for a vocabulary and the width of its logits."""
+def measure(tokenizer: PreTrainedTokenizerBase, vocab_size: int, answers: int) -> list[dict[str, Any]]:
+    """Figures of each output format, in microseconds and milliseconds."""
     rows = []
-    for name, given in FORMS.items():
-        wanted = OutputFormat.of(**given)
+    for name, given in OUTPUT_FORMATS.items():
+        output_format = OutputFormat.of(**given)
         started = clock()
-        compiler = GrammarCompiler(tokenizer, width, {tokenizer.eos_token_id})
-        reading = 1e3 * (clock() - started)
+        compiler = GrammarCompiler(tokenizer, vocab_size, {tokenizer.eos_token_id})
+        vocabulary_ms = 1e3 * (clock() - started)
         started = clock()
-        least = len(compiler.compile(wanted).shortest)
-        compiling = 1e3 * (clock() - started)
-        for room, spare in SPARE.items():
-            times = [answer(compiler, wanted, least + spare, width, seed) for seed in range(answers + 1)][1:]
-            own, sampling = (statistics.median(column) for column in zip(*times, strict=True))
+        shortest = len(compiler.compile(output_format).shortest_completion)
+        compile_ms = 1e3 * (clock() - started)
+        for budget, above in BUDGET_ABOVE_SHORTEST.items():
+            times = [
+                answer(compiler, output_format, shortest + above, vocab_size, seed)
+                for seed in range(answers + 1)
+            ][1:]
+            constraint_us, sampler_us = (statistics.median(column) for column in zip(*times, strict=True))
             rows.append(
                 {
-                    "form": name,
-                    "budget": room,
-                    "shortest_tokens": least,
-                    "read_ms": round(reading, 1),
-                    "compile_ms": round(compiling, 1),
-                    "constraint_us": round(own, 1),
-                    "sampler_us": round(sampling, 1),
+                    "output_format": name,
+                    "budget": budget,
+                    "shortest_tokens": shortest,
+                    "vocabulary_ms": round(vocabulary_ms, 1),
+                    "compile_ms": round(compile_ms, 1),
+                    "constraint_us": round(constraint_us, 1),
+                    "sampler_us": round(sampler_us, 1),
                 }
             )
     return rows
 
 
 def base_token_ms(base: Any) -> float:
-    """Milliseconds that one token of a free answer takes."""
+    """Milliseconds of one token of an answer without an output format."""
     with AdapterHub(AdapterRegistry("adapters"), BatchingEngine(base)) as hub:
         runs = []
         for _ in range(6):
@@ -149,14 +152,16 @@ def base_token_ms(base: Any) -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures and prints the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--vocabulary", type=int, help="tokens of a made vocabulary, 1,000 or more; else the demo base's"
+        "--vocabulary",
+        type=int,
+        help="tokens of a generated vocabulary, 1,000 or more; if not given, the demo base's",
     )
-    parser.add_argument("--answers", type=int, default=40, help="of each form")
+    parser.add_argument("--answers", type=int, default=40, help="number of answers for each output format")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -164,22 +169,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.vocabulary:
         figures: dict[str, Any] = {
-            "forms": measure(of_words(options.vocabulary), options.vocabulary, options.answers)
+            "formats": measure(generated_tokenizer(options.vocabulary), options.vocabulary, options.answers)
         }
     else:
         base = load_base("adapterhub-demo", device="cpu")
-        forms = measure(base.tokenizer, base.model.config.vocab_size, options.answers)
-        figures = {"forms": forms, "base_token_ms": round(base_token_ms(base), 2)}
+        formats = measure(base.tokenizer, base.model.config.vocab_size, options.answers)
+        figures = {"formats": formats, "base_token_ms": round(base_token_ms(base), 2)}
     if options.json:
         print(json.dumps(figures, indent=2))
         return
     print(
-        f"{'form':<10}{'budget':<8}{'shortest':>9}{'read':>12}{'compile':>12}{'constraint':>16}{'sampler':>16}"
+        f"{'format':<10}{'budget':<8}{'shortest':>9}{'vocabulary':>12}{'compile':>12}{'constraint':>16}{'sampler':>16}"
     )
-    for row in figures["forms"]:
+    for row in figures["formats"]:
         print(
-            f"{row['form']:<10}{row['budget']:<8}{row['shortest_tokens']:>9}"
-            f"{row['read_ms']:>9.1f} ms{row['compile_ms']:>9.1f} ms"
+            f"{row['output_format']:<10}{row['budget']:<8}{row['shortest_tokens']:>9}"
+            f"{row['vocabulary_ms']:>9.1f} ms{row['compile_ms']:>9.1f} ms"
             f"{row['constraint_us']:>10.0f} us/tok{row['sampler_us']:>10.0f} us/tok"
         )
     if "base_token_ms" in figures:

@@ -17,8 +17,9 @@ from peft import PeftModel
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.lora.request import StoredLoraRequest
 from benchmarks.contenders import StaticBatch
 from benchmarks.shapes import VOCABULARY
 
@@ -55,14 +56,14 @@ class Arrival:
     """One request, and when it got its first and its last token, in seconds after it came."""
 
     at: float
-    adapter: LoraRequest
+    adapter: StoredLoraRequest
     prompt: list[int]
     first: float = 0.0
     last: float = 0.0
 
 
 def arrivals(
-    sources: Sequence[LoraRequest],
+    sources: Sequence[StoredLoraRequest],
     popularity: Sequence[float],
     *,
     requests: int,
@@ -92,7 +93,7 @@ def serve_in_batches(
     requests: Sequence[Arrival],
     max_batch: int,
     tokens: int,
-    batch_for: Callable[[LoraRequest], StaticBatch],
+    batch_for: Callable[[StoredLoraRequest], StaticBatch],
     *,
     by_adapter: bool,
     clock: Clock,
@@ -125,7 +126,7 @@ class LazyPeft:
         self._base = base
         self._model: PeftModel | None = None
 
-    def batch_for(self, adapter: LoraRequest) -> StaticBatch:
+    def batch_for(self, adapter: StoredLoraRequest) -> StaticBatch:
         """A batch for one adapter."""
         if self._model is None:
             self._model = PeftModel.from_pretrained(

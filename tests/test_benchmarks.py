@@ -379,12 +379,14 @@ def test_sampling(capsys):
     assert all(row[who] > 0 for row in draws for who in ("ours", "transformers", "ratio"))
 
 
-def test_structured_with_a_made_vocabulary():
-    tokenizer = structured.of_words(1500)
+def test_structured_with_a_generated_vocabulary():
+    tokenizer = structured.generated_tokenizer(1500)
     assert len(tokenizer) == 1500
     assert tokenizer.decode(tokenizer("an order")["input_ids"]) == "an order"
     rows = structured.measure(tokenizer, 1500, answers=1)
-    assert {row["form"] for row in rows} == set(structured.FORMS)
+    assert {row["output_format"] for row in rows} == set(structured.OUTPUT_FORMATS)
     assert all(
-        row[cost] > 0 for row in rows for cost in ("read_ms", "compile_ms", "constraint_us", "sampler_us")
+        row[cost] > 0
+        for row in rows
+        for cost in ("vocabulary_ms", "compile_ms", "constraint_us", "sampler_us")
     )

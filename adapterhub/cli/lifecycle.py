@@ -21,6 +21,7 @@ from adapterhub.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from adapterhub.registry import CardFields
     from adapterhub.training.trainer import TrainingStep
 
 
@@ -91,8 +92,8 @@ def blend(
     from adapterhub.lora.blending.methods import BlendSettings
     from adapterhub.lora.blending.registering import blend_adapters
 
-    adapters, fields = open_registry(registry), {"description": description} if description else {}
-    card = blend_adapters(adapters, name, "+".join(parts), BlendSettings(**settings), **fields)
+    fields: CardFields = {"description": description} if description else {}
+    card = blend_adapters(open_registry(registry), name, "+".join(parts), BlendSettings(**settings), **fields)
     output.registered(card, as_json)
 
 

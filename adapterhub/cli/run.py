@@ -118,20 +118,20 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
 
 def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
     """Tells of a mistake before the base is loaded, which takes seconds."""
-    from adapterhub.lora.blending.references import Blend
+    from adapterhub.lora.blending.resolving import resolve_adapter
     from adapterhub.requests.preparing import names_adapter
     from adapterhub.requests.prompts import conversation
 
     if not raw:
         conversation(text)
     if adapter != "auto" and names_adapter(adapter):
-        Blend.find(adapter, open_registry(registry).resolve)
+        resolve_adapter(adapter, open_registry(registry).resolve)
 
 
 def _check_form(arguments: Mapping[str, Any]) -> None:
-    from adapterhub.engine.output_format import FORMS, OutputFormat
+    from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, OutputFormat
 
-    OutputFormat.of(**{name: value for name, value in arguments.items() if name in FORMS})
+    OutputFormat.of(**{name: value for name, value in arguments.items() if name in OUTPUT_FORMAT_ARGUMENTS})
 
 
 def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:

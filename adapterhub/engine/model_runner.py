@@ -109,7 +109,7 @@ class ModelRunner:
             total[slot] = total.get(slot, 0) + count
         base = total.pop(None, 0)
         runs = [(slot, count) for slot, count in total.items() if slot is not None]
-        return LoraMapping(runs, base=base, device=self._base.device)
+        return LoraMapping(runs, num_base_tokens=base, device=self._base.device)
 
 
 def _place(row: ScheduledSequence) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""The form that an answer must have: a schema, a regular expression, a grammar or a list of choices.
+"""Output formats: a JSON Schema, a regular expression, a grammar or a list of choices that an answer must match.
 
-This is only the description; `adapterhub.engine.decoding.grammar_constraint` enforces it token by token.
+An `OutputFormat` only describes; the engine's `GrammarConstraint` enforces it token by token. vLLM calls the same
+description `StructuredOutputsParams`.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from adapterhub.errors import GenerationError, InvalidRequestError, describe_val
 Schema = type[Any] | Mapping[str, Any]
 """A pydantic model or another type that pydantic understands, or a JSON Schema."""
 
-FORMS = ("schema", "regex", "grammar", "choices")
-"""The arguments that describe a form; an answer has one of them or none."""
+OUTPUT_FORMAT_ARGUMENTS = ("schema", "regex", "grammar", "choices")
+"""The arguments that describe an output format; a request has at most one of them."""
 
 MAX_CHARACTERS = 64 * 1024
-"""A larger description is refused: it would take seconds to compile."""
+"""A longer description is refused: it would take seconds to compile."""
 
-# Keywords that combine object schemas: closing one part would forbid the keys of the others.
-_COMBINING = frozenset({"allOf", "if", "not", "dependentSchemas", "unevaluatedProperties"})
-_ALTERNATIVES = frozenset({"anyOf", "oneOf", "$ref"})
-_DATA = frozenset({"const", "default", "enum", "example", "examples"})  # what they hold is no schema
-_NAMED = frozenset(
+# JSON Schema keywords that combine object schemas: closing one part would forbid the keys of the others.
+_COMBINING_KEYWORDS = frozenset({"allOf", "if", "not", "dependentSchemas", "unevaluatedProperties"})
+_ALTERNATIVE_KEYWORDS = frozenset({"anyOf", "oneOf", "$ref"})
+_DATA_KEYWORDS = frozenset({"const", "default", "enum", "example", "examples"})  # their values are no schemas
+_MAP_KEYWORDS = frozenset(
     {"properties", "patternProperties", "$defs", "definitions"}
-)  # they hold names and their schemas
+)  # their values map names to schemas
 
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """What an answer must look like; make one with `of`.
+    """The format of an answer; construct it with `OutputFormat.of`.
 
-    Two descriptions of the same form are equal, so an engine compiles them once.
+    Two descriptions of the same format are equal and hash alike, so an engine compiles them once.
 
     Attributes:
-        kind: Which of the four it is.
+        kind: Which of the four kinds of description it is.
         text: JSON Schema, regular expression, Lark grammar, or the choices as a JSON list.
     """
 
@@ -50,7 +51,7 @@ class OutputFormat:
 
     def __post_init__(self) -> None:
         if not self.text:
-            raise InvalidRequestError(f"{self.kind}= is empty: there is nothing that an answer could be.")
+            raise InvalidRequestError(f"{self.kind}= is empty, so no answer can match it.")
         if len(self.text) > MAX_CHARACTERS:
             raise InvalidRequestError(
                 f"{self.kind}= has {len(self.text)} characters, more than {MAX_CHARACTERS}.",
@@ -66,22 +67,25 @@ class OutputFormat:
         grammar: str | None = None,
         choices: Sequence[str] | None = None,
     ) -> Self | None:
-        """The form that one of the arguments describes; None if none is given.
+        """The output format that one of the arguments describes; None if none is given.
 
         Args:
             schema: A pydantic model, TypedDict, dataclass or other type that pydantic understands, or a JSON Schema.
-                Objects that do not say whether they take further keys take none, unless the schema combines objects.
+                Objects without `additionalProperties` allow no further keys, unless the schema combines objects.
             regex: A regular expression that the whole answer matches, in the dialect of Rust's `regex` crate.
-            grammar: A context-free grammar in llguidance's dialect of Lark.
-            choices: Texts of which the answer is one.
+            grammar: A context-free grammar in llguidance's dialect of Lark,
+                https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md.
+            choices: The texts that the answer is chosen from.
 
         Raises:
-            InvalidRequestError: More than one is given, or it is not of its kind or too large.
+            InvalidRequestError: More than one is given, or it is not of its kind or too long.
         """
         given = {"schema": schema, "regex": regex, "grammar": grammar, "choices": choices}
         kinds = [kind for kind, value in given.items() if value is not None]
         if len(kinds) > 1:
-            raise InvalidRequestError(f"An answer has one form, and {' and '.join(kinds)} were given.")
+            raise InvalidRequestError(
+                f"A request has at most one output format, and {' and '.join(kinds)} were given."
+            )
         if schema is not None:
             return cls._of_schema(schema)
         if choices is not None:
@@ -100,30 +104,39 @@ class OutputFormat:
         grammar: str | Sequence[str | None] | None = None,
         choices: Sequence[str] | Sequence[Sequence[str] | None] | None = None,
     ) -> list[Self | None]:
-        """The forms of several answers; each argument is one for all, or a list with one or None for each.
+        """The output formats of a batch.
+
+        Args:
+            count: Number of prompts.
+            schema: As in `of`, for all prompts; or a list with a schema or None for each prompt.
+            regex: The same.
+            grammar: The same.
+            choices: The same.
 
         Raises:
             InvalidRequestError: As `of`; or a list has not `count` elements.
         """
         columns = {
-            "schema": _column(schema, count, "schema", isinstance(schema, list | tuple)),
-            "regex": _column(regex, count, "regex", not isinstance(regex, str)),
-            "grammar": _column(grammar, count, "grammar", not isinstance(grammar, str)),
-            "choices": _column(choices, count, "choices", _nested(choices)),
+            "schema": _per_prompt(schema, count, "schema", isinstance(schema, list | tuple)),
+            "regex": _per_prompt(regex, count, "regex", not isinstance(regex, str)),
+            "grammar": _per_prompt(grammar, count, "grammar", not isinstance(grammar, str)),
+            "choices": _per_prompt(choices, count, "choices", _is_nested(choices)),
         }
-        made: dict[tuple[int, ...], Self | None] = {}  # one description for many answers is read once
-        rows = [{kind: column[place] for kind, column in columns.items()} for place in range(count)]
+        rows = [{kind: column[index] for kind, column in columns.items()} for index in range(count)]
         keys = [tuple(map(id, row.values())) for row in rows]
+        formats: dict[
+            tuple[int, ...], Self | None
+        ] = {}  # a description shared by many prompts is parsed once
         for key, row in zip(keys, rows, strict=True):
-            if key not in made:
-                made[key] = cls.of(**row)
-        return [made[key] for key in keys]
+            if key not in formats:
+                formats[key] = cls.of(**row)
+        return [formats[key] for key in keys]
 
     def parse(self, text: str) -> Any:
-        """The value of an answer: what its type makes of it, or its JSON value; the text itself without a schema.
+        """Parses an answer: an instance of the pydantic type, or the JSON value; the text itself without a schema.
 
         Raises:
-            GenerationError: The text is not valid. A grammar cannot say all that a pydantic type may ask, such as
+            GenerationError: The text is not valid. A grammar cannot express all that a pydantic type checks, such as
                 the range of a `timedelta`, the digits of a `Decimal` or a validator written in Python.
         """
         if self.kind != "schema":
@@ -155,29 +168,29 @@ class OutputFormat:
 
 
 def _closed(schema: Mapping[str, Any]) -> Any:
-    """The schema with its objects closed: a model could go on adding keys to an open one for ever."""
+    """The schema with `additionalProperties: false` where it has none: a model could add keys for ever."""
     return dict(schema) if _combines(schema) else _close(schema)
 
 
 def _combines(node: Any) -> bool:
     if isinstance(node, Mapping) and (
-        _COMBINING & node.keys() or ("properties" in node and _ALTERNATIVES & node.keys())
+        _COMBINING_KEYWORDS & node.keys() or ("properties" in node and _ALTERNATIVE_KEYWORDS & node.keys())
     ):
         return True
-    return any(map(_combines, _parts(node)))
+    return any(map(_combines, _subschemas(node)))
 
 
-def _parts(node: Any) -> list[Any]:
-    """The schemas directly within a schema."""
+def _subschemas(node: Any) -> list[Any]:
+    """The direct subschemas of a schema."""
     if isinstance(node, list | tuple):
         return list(node)
     if not isinstance(node, Mapping):
         return []
-    parts: list[Any] = []
+    subschemas: list[Any] = []
     for key, value in node.items():
-        if key not in _DATA:
-            parts += value.values() if key in _NAMED and isinstance(value, Mapping) else [value]
-    return parts
+        if key not in _DATA_KEYWORDS:
+            subschemas += value.values() if key in _MAP_KEYWORDS and isinstance(value, Mapping) else [value]
+    return subschemas
 
 
 def _close(node: Any) -> Any:
@@ -185,16 +198,16 @@ def _close(node: Any) -> Any:
         return [_close(value) for value in node]
     if not isinstance(node, Mapping):
         return node
-    closed = {key: _close_under(key, value) for key, value in node.items()}
+    closed = {key: _close_value(key, value) for key, value in node.items()}
     if "properties" in node and "patternProperties" not in node:
         closed.setdefault("additionalProperties", False)
     return closed
 
 
-def _close_under(key: str, value: Any) -> Any:
-    if key in _DATA:
+def _close_value(key: str, value: Any) -> Any:
+    if key in _DATA_KEYWORDS:
         return value
-    if key in _NAMED and isinstance(value, Mapping):
+    if key in _MAP_KEYWORDS and isinstance(value, Mapping):
         return {name: _close(part) for name, part in value.items()}
     return _close(value)
 
@@ -212,13 +225,13 @@ def _text(value: Any, kind: str) -> str:
     return value
 
 
-def _nested(choices: Any) -> bool:
+def _is_nested(choices: Any) -> bool:
     return isinstance(choices, list | tuple) and any(
         item is None or not isinstance(item, str) for item in choices
     )
 
 
-def _column(value: Any, count: int, kind: str, listed: bool) -> Sequence[Any]:
+def _per_prompt(value: Any, count: int, kind: str, listed: bool) -> Sequence[Any]:
     if value is None or not listed:
         return [value] * count
     if not isinstance(value, list | tuple) or len(value) != count:

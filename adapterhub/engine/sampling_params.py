@@ -1,4 +1,4 @@
-"""How an answer is drawn from the model: the arguments of a request, under vLLM's names."""
+"""Sampling parameters of a request, under vLLM's names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from adapterhub.errors import InvalidRequestError, describe_validation
 
 _StopString = Annotated[str, StringConstraints(min_length=1)]
-_GREEDY_BELOW = 1e-5  # as vLLM: dividing by less overflows
+_SAMPLING_EPS = 1e-5  # as in vLLM: dividing by less overflows
 
 
-def _none_one_or_many(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else value
 
 
 class SamplingParams(BaseModel):
-    """How one answer is drawn. Names and meanings are those of vLLM's `SamplingParams`.
+    """Sampling parameters of one request. Names and meanings are those of vLLM's `SamplingParams`.
 
     Unlike vLLM, the default is greedy: the same request gives the same answer.
     """
@@ -28,34 +28,34 @@ class SamplingParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_tokens: int | None = Field(None, ge=1)
-    """Most tokens to generate; if not given, 256 or what the context leaves, whichever is less."""
+    """Maximum number of tokens to generate; if not given, 256 or what the context leaves, whichever is less."""
     temperature: float = Field(0.0, ge=0.0, le=100.0)
     """0, or below 1e-5, takes the most probable token each time (greedy); higher is more varied."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Keep the most probable tokens that together reach this probability."""
     top_k: int = Field(0, ge=-1)
-    """Keep this many most probable tokens; 0 or -1 keeps all."""
+    """Keep only this many most probable tokens; 0 or -1 keeps all."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)
-    """Keep tokens at least this probable relative to the most probable one."""
+    """Keep tokens whose probability is at least this share of the most probable one's."""
     repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
-    """Above 1 makes tokens of the prompt and the answer less likely to come again."""
-    stop: Annotated[tuple[_StopString, ...], BeforeValidator(_none_one_or_many)] = Field((), max_length=64)
+    """Above 1 makes tokens that the prompt and the answer contain less probable."""
+    stop: Annotated[tuple[_StopString, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
     """Strings or special tokens that end the answer, none of them empty; they are not part of it."""
-    stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_none_one_or_many)] = Field((), max_length=64)
+    stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
     """Tokens that end the answer, beside the base's own end tokens."""
     seed: int | None = Field(None, ge=0, lt=2**63)
-    """Makes sampling repeatable for this request; None draws anew each time."""
+    """Makes sampling reproducible for this request; None uses a new seed each time."""
     ignore_eos: bool = False
-    """Go on past the base's end token."""
+    """Continue past the base's end token."""
     n: int = Field(1, ge=1, le=64)
-    """How many answers to draw for the one prompt."""
+    """Number of answers to sample for the prompt."""
     logprobs: int | None = Field(None, ge=0, le=20)
-    """Report each token's log-probability and those of this many most probable tokens."""
+    """Return each token's log-probability and those of this many most probable tokens."""
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is left to chance."""
-        return self.temperature < _GREEDY_BELOW
+        """Whether the most probable token is always taken."""
+        return self.temperature < _SAMPLING_EPS
 
     @classmethod
     def of(cls, *layers: Mapping[str, Any]) -> Self:

@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 
 from adapterhub.errors import InvalidRequestError
 from adapterhub.hub import AdapterHub
-from adapterhub.lora.blending.references import Blend
+from adapterhub.lora.blending import resolve_adapter
 from adapterhub.registry import AdapterCard
 from adapterhub.requests.preparing import names_adapter
 
@@ -65,7 +65,7 @@ def cards_of(hub: AdapterHub, adapter: str) -> list[AdapterCard]:
         return hub.registry.list()
     if not names_adapter(adapter):
         return []
-    return [card for card, _ in Blend.find(adapter, hub.registry.resolve).parts]
+    return [card for card, _ in resolve_adapter(adapter, hub.registry.resolve).parts]
 
 
 def identity(hub: AdapterHub, adapter: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What one adapter changes in one layer, whatever form it was stored in."""
+"""The change of one layer by one adapter, independent of how the adapter was stored."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 
 @dataclass(frozen=True)
 class LoraDelta:
-    """What one adapter changes in one layer.
+    """The change of one layer by one adapter: `b @ a`, and for DoRA a scale of the adapted weight's rows.
 
     Attributes:
-        a: The down-projection, shape (r, in_features).
-        b: The up-projection times the scaling, shape (out_features, r).
-        magnitude_scale: DoRA's magnitude over the norm of the adapted weight, shape (out_features,), or None.
+        a: `lora_A`, the down-projection, shape (r, in_features).
+        b: `lora_B`, the up-projection, times the scaling, shape (out_features, r). The scaling is alpha / r, or
+            alpha / sqrt(r) for rsLoRA (arXiv 2312.03732).
+        magnitude_scale: DoRA's magnitude over the norm of the adapted weight's rows, shape (out_features,), PEFT's
+            `mag_norm_scale` (arXiv 2402.09353); None without DoRA.
     """
 
     a: torch.Tensor
@@ -23,12 +25,12 @@ class LoraDelta:
 
     @property
     def bytes(self) -> int:
-        """What its tensors take."""
+        """Memory of its tensors."""
         scale = 0 if self.magnitude_scale is None else self.magnitude_scale.nbytes
         return self.a.nbytes + self.b.nbytes + scale
 
     def covers(self, other: LoraDelta) -> bool:
-        """Whether this change, written over another, leaves nothing of it."""
+        """Whether writing this change into a slot overwrites all of another one."""
         scaled = self.magnitude_scale is not None or other.magnitude_scale is None
         return scaled and self.a.shape[0] >= other.a.shape[0]
 

@@ -1,7 +1,7 @@
 """A linear layer of the base that adds to its output what each token's adapter changes.
 
-The base layer is kept as it is and its weights are never written.
-Invariant: a token without an adapter gets exactly what the base layer returns.
+The base layer is not modified and its weights are never written. Invariant: a token without an adapter gets exactly
+what the base layer returns.
 """
 
 from __future__ import annotations
@@ -14,29 +14,38 @@ from adapterhub.lora.stacked_weights import StackedLoraWeights
 
 
 class CurrentMapping:
-    """The tokens that some layers of a model see in the step that runs now; None while no adapter is in it."""
+    """The mapping of the forward pass that runs now, shared by layers; None while no token has an adapter."""
 
-    __slots__ = ("tokens",)
+    __slots__ = ("mapping",)
 
     def __init__(self) -> None:
-        self.tokens: LoraMapping | None = None
+        self.mapping: LoraMapping | None = None
 
 
 class LinearWithLora(nn.Module):
-    """A base layer and the bank of what the resident adapters change in it."""
+    """A base layer and the stacked weights of the resident adapters; vLLM's `BaseLinearLayerWithLoRA`.
 
-    def __init__(self, base: nn.Module, name: str, bank: StackedLoraWeights, step: CurrentMapping) -> None:
+    Args:
+        base_layer: The layer of the base, quantized or not.
+        name: Its name within the stacked weights.
+        weights: The stacked weights of all layers that share its input.
+        current: The mapping of the forward pass that runs now.
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, name: str, weights: StackedLoraWeights, current: CurrentMapping
+    ) -> None:
         super().__init__()
-        self.base = base
-        # Not through the module's call: then a layer without an adapter costs what it did before it was wrapped.
-        self._forward = base.forward
+        self.base_layer = base_layer
+        # Not through `nn.Module.__call__`, so that a layer without an adapter costs what it did before wrapping.
+        self._base_forward = base_layer.forward
         self._name = name
-        self._bank = bank
-        self._step = step
+        self._weights = weights
+        self._current = current
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self._forward(x)
-        tokens = self._step.tokens
-        if tokens is None:
+        y: torch.Tensor = self._base_forward(x)
+        mapping = self._current.mapping
+        if mapping is None:
             return y
-        return self._bank.apply(self._name, x, y, getattr(self.base, "bias", None), tokens)
+        return self._weights.apply(self._name, x, y, getattr(self.base_layer, "bias", None), mapping)

@@ -1,4 +1,4 @@
-"""From an adapter's folder to the changes that it makes, layer by layer."""
+"""Loads an adapter's folder as one `LoraDelta` for each layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapterhub.base.quantized_weights import dense_weight
 from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.lora.blending.methods import concatenate
 from adapterhub.lora.delta import LoraDelta
-from adapterhub.lora.request import LoraRequest
+from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import check_fit, check_shapes
 from adapterhub.peft_format.config import WEIGHTS_FILE, AdapterConfig, LoraSettings, Part, parse_tensor_name
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
@@ -21,72 +21,81 @@ from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def load_source(
-    source: LoraRequest, model: Any, shapes: Mapping[str, tuple[int, int]], *, dtype: torch.dtype
+def load_adapter_deltas(
+    request: LoraRequest, model: Any, shapes: Mapping[str, tuple[int, int]], *, dtype: torch.dtype
 ) -> dict[str, LoraDelta]:
-    """Reads an adapter or a blend and fits it to a loaded base; a blend is the exact sum of its parts.
+    """Loads an adapter, or a blend as the exact sum of its parts, for a loaded base.
 
     Args:
-        source: What to read.
-        model: As in `load_deltas`.
-        shapes: As in `load_deltas`.
-        dtype: As in `load_deltas`; sums are computed in float32.
+        request: The adapter.
+        model: As in `load_folder_deltas`.
+        shapes: As in `load_folder_deltas`.
+        dtype: As in `load_folder_deltas`; sums are computed in float32.
+
+    Returns:
+        Module name -> change.
 
     Raises:
-        AdapterHubError: As `load_deltas`, naming the part of a blend that cannot be loaded.
+        AdapterHubError: As `load_folder_deltas`, naming the part of a blend that cannot be loaded.
     """
-    if source.folder is not None:
-        return load_deltas(source.folder, model, shapes, dtype=dtype)
-    changes: dict[str, list[tuple[LoraDelta, float]]] = {}
-    for part, weight in source.parts:
-        for module, delta in _load_part(part, model, shapes).items():
-            changes.setdefault(module, []).append((delta, weight))
-    return {module: concatenate(together).to(dtype) for module, together in changes.items()}
+    match request:
+        case StoredLoraRequest(folder=folder):
+            return load_folder_deltas(folder, model, shapes, dtype=dtype)
+        case BlendedLoraRequest(parts=parts):
+            summands: dict[str, list[tuple[LoraDelta, float]]] = {}
+            for part, weight in parts:
+                for module, delta in _load_part(part, model, shapes).items():
+                    summands.setdefault(module, []).append((delta, weight))
+            return {module: concatenate(deltas).to(dtype) for module, deltas in summands.items()}
+    raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
 
 
-def load_deltas(
+def load_folder_deltas(
     folder: Path, model: Any, shapes: Mapping[str, tuple[int, int]], *, dtype: torch.dtype
 ) -> dict[str, LoraDelta]:
-    """Reads an adapter and fits it to a loaded base.
+    """Loads a stored adapter for a loaded base.
 
     Args:
         folder: Holds PEFT's `adapter_config.json` and `adapter_model.safetensors`.
-        model: The base, for DoRA's weight norms.
-        shapes: The base's layers: module name -> (out_features, in_features).
-        dtype: The dtype to compute the change in.
+        model: The base; DoRA needs the norms of its weights (arXiv 2402.09353).
+        shapes: The base's linear layers: module name -> (out_features, in_features).
+        dtype: The dtype of the result.
 
     Returns:
         Module name -> change, in host memory wherever the base is.
 
     Raises:
         AdapterInvalidError: The files are damaged.
-        AdapterIncompatibleError: It is a kind of adapter that cannot be served, or does not fit the base.
+        AdapterIncompatibleError: The kind of adapter cannot be served, or it does not fit the base.
     """
     settings, header = AdapterConfig.read(folder).settings, read_header(folder / WEIGHTS_FILE)
-    # The registry has checked all this, but not against this base, and files may have changed since.
+    # The registry checked the files when it stored them, but not against this base, and they may have changed since.
     check_fit(check_shapes(settings, header), shapes)
-    # DoRA divides by a norm of the factors, which must not have been rounded by then.
-    modules = _read(folder, header, settings, torch.float32 if settings.use_dora else dtype)
+    # DoRA divides by a norm that depends on the factors, so they are rounded only afterwards.
+    modules = _read_tensors(folder, header, settings, torch.float32 if settings.use_dora else dtype)
     for module in modules:
         if module not in shapes:
             raise AdapterIncompatibleError(
-                f"The adapter calls a layer {module!r}, which the loaded base calls otherwise.",
+                f"The adapter has a layer {module!r}, which the loaded base does not have under that name.",
                 hint="It was trained on the inner model; train it on the causal language model.",
             )
     deltas = {module: _delta(model, module, parts) for module, parts in modules.items()}
     return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
 
 
-def read_deltas(folder: Path) -> dict[str, LoraDelta]:
-    """Reads an adapter without a base, in float32 on the CPU.
+def read_deltas_without_base(folder: Path) -> dict[str, LoraDelta]:
+    """Loads a stored adapter without a base, in float32 on the CPU.
 
     Args:
-        folder: As in `load_deltas`.
+        folder: As in `load_folder_deltas`.
+
+    Returns:
+        Module name -> change.
 
     Raises:
         AdapterInvalidError: The files are damaged.
-        AdapterIncompatibleError: It is a kind of adapter that cannot be served, or uses DoRA: what that changes
-            depends on the base's weights.
+        AdapterIncompatibleError: The kind of adapter cannot be served, or it uses DoRA, whose change depends on the
+            base's weights.
     """
     settings, header = AdapterConfig.read(folder).settings, read_header(folder / WEIGHTS_FILE)
     check_shapes(settings, header)
@@ -98,43 +107,43 @@ def read_deltas(folder: Path) -> dict[str, LoraDelta]:
         )
     return {
         module: LoraDelta(parts["lora_A"], parts["lora_B"])
-        for module, parts in _read(folder, header, settings, torch.float32).items()
+        for module, parts in _read_tensors(folder, header, settings, torch.float32).items()
     }
 
 
 def _load_part(part: LoraRequest, model: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LoraDelta]:
     try:
-        return load_source(part, model, shapes, dtype=torch.float32)
+        return load_adapter_deltas(part, model, shapes, dtype=torch.float32)
     except AdapterHubError as error:
         raise type(error)(f"Its part {part.name}: {error.message}", hint=error.hint) from error
 
 
-def _read(
+def _read_tensors(
     folder: Path, header: Mapping[str, TensorInfo], settings: LoraSettings, dtype: torch.dtype
 ) -> dict[str, dict[Part, torch.Tensor]]:
-    """An adapter's tensors, module by module, in one piece of memory of their own; lora_B is scaled.
+    """An adapter's tensors by module, in one block of memory; lora_B is multiplied by the scaling.
 
-    lora_B lies there column by column, as banks have it, so that filling a slot is plain copying.
+    lora_B is stored column-major, as in `StackedLoraWeights`, so that writing it into a slot is a plain copy.
     """
     memory = torch.empty(sum(math.prod(info.shape) for info in header.values()), dtype=dtype)
     modules: dict[str, dict[Part, torch.Tensor]] = {}
-    place = 0
+    offset = 0
     for name, tensor in _tensors(folder / WEIGHTS_FILE, header):
         module, part = parse_tensor_name(name)
         if part == "lora_B":
-            kept = memory.as_strided(tensor.shape, (1, len(tensor)), place)
-            torch.mul(tensor.float(), settings.scaling(module), out=kept)
+            copied = memory.as_strided(tensor.shape, (1, len(tensor)), offset)
+            torch.mul(tensor.float(), settings.scaling(module), out=copied)
         else:
-            kept = memory.as_strided(tensor.shape, tensor.stride(), place).copy_(tensor)
-        modules.setdefault(module, {})[part] = kept
-        place += tensor.numel()
+            copied = memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
+        modules.setdefault(module, {})[part] = copied
+        offset += tensor.numel()
     return modules
 
 
 def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str, torch.Tensor]]:
     """Each tensor of a file, in memory that the next one overwrites.
 
-    The file is not mapped: what is kept must not change, or vanish, with it.
+    The file is not memory-mapped: loaded weights must not change when the file does.
     """
     memory = memoryview(bytearray(max(info.end - info.start for info in header.values())))
     with path.open("rb", buffering=0) as file:
@@ -151,5 +160,5 @@ def _delta(model: Any, module: str, parts: Mapping[Part, torch.Tensor]) -> LoraD
     if "lora_magnitude_vector" not in parts:
         return LoraDelta(a, b)
     layer, device = model.get_submodule(module), model.device
-    norm = (dense_weight(getattr(layer, "base", layer)) + b.to(device) @ a.to(device)).norm(dim=1)
+    norm = (dense_weight(getattr(layer, "base_layer", layer)) + b.to(device) @ a.to(device)).norm(dim=1)
     return LoraDelta(a, b, parts["lora_magnitude_vector"] / norm.cpu())

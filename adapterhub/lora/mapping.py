@@ -1,4 +1,4 @@
-"""Which token of a step has which adapter, and how the step's sums are best computed."""
+"""The adapter of each token in one forward pass, and whether the pass is computed adapter by adapter or batched."""
 
 from __future__ import annotations
 
@@ -7,101 +7,111 @@ from functools import cached_property
 
 import torch
 
-TOGETHER_FROM = 2
-"""With fewer adapters than this, one product for each is at least as fast as a batched one."""
-FEW_TOKENS = 8
-"""With more tokens than this for each adapter, a product's own work outweighs the cost of starting it."""
-LARGEST_WASTE = 3
-"""A batched product may read and compute this many times what the tokens need: slots between, rows of padding."""
+MIN_ADAPTERS_FOR_BATCHED = 2
+"""With fewer adapters, one product for each is at least as fast as a batched one."""
+MAX_TOKENS_PER_ADAPTER_FOR_BATCHED = 8
+"""With more tokens for one adapter, a product's own work outweighs the cost of starting it."""
+MAX_PADDING_RATIO = 3
+"""A batched product may read and compute this many times what the tokens need: unused slots and padding rows."""
 
 
 class LoraMapping:
-    """The adapters of the tokens of one forward pass.
+    """The adapters of the tokens of one forward pass; vLLM's `LoRAMapping`.
 
-    Tokens are in runs of the same adapter, one after the other and at most one for each slot; those of the bare base
-    come before them. What layers share within the step is kept here, so that nothing outlives it.
+    The tokens of one adapter form one run. Runs are in order of their slots, and the tokens of the bare base come
+    before them. What layers share within the pass is cached here, so that it lives no longer than the pass.
 
     Args:
         runs: (slot, number of tokens) of each run, by rising slot.
-        base: Number of tokens before them that have no adapter.
-        device: Where the tokens are.
-        together: Force one way or the other; for benchmarks and tests.
+        num_base_tokens: Number of tokens before the runs that have no adapter.
+        device: The device of the tokens.
+        batched: Force one way of computing; None chooses the faster one. For benchmarks and tests.
+
+    Attributes:
+        runs: (slot, start, stop) of each run; positions count from the first token with an adapter.
+        slots: The slots of the runs.
+        first_slot: The lowest of them.
+        end_slot: One above the highest.
+        start: Position of the first token with an adapter among all tokens.
+        end: One behind the last.
+        batched: Whether all adapters are computed in one batched product.
+        needs_padding: Whether `pad` adds rows, since runs differ in length or leave out slots.
     """
 
     def __init__(
         self,
         runs: Sequence[tuple[int, int]],
         *,
-        base: int = 0,
+        num_base_tokens: int = 0,
         device: torch.device | None = None,
-        together: bool | None = None,
+        batched: bool | None = None,
     ) -> None:
         self.slots = frozenset(slot for slot, _ in runs)
-        self.low, self.high = min(self.slots, default=0), max(self.slots, default=-1) + 1
-        self.first, self.last = base, base + sum(count for _, count in runs)
-        self.runs: list[tuple[int, int, int]] = []  # slot, start and stop within the adapted tokens
+        self.first_slot, self.end_slot = min(self.slots, default=0), max(self.slots, default=-1) + 1
+        self.start, self.end = num_base_tokens, num_base_tokens + sum(count for _, count in runs)
+        self.runs: list[tuple[int, int, int]] = []
         for slot, count in runs:
             start = self.runs[-1][2] if self.runs else 0
             self.runs.append((slot, start, start + count))
-        self._width = max((count for _, count in runs), default=0)
+        self._longest_run = max((count for _, count in runs), default=0)
         self._device = device
-        tokens, spread = self.last - self.first, (self.high - self.low) * self._width
-        self.even = spread == tokens
-        self.together = self._is_better_together(tokens, spread) if together is None else together
+        tokens, padded = self.end - self.start, (self.end_slot - self.first_slot) * self._longest_run
+        self.needs_padding = padded != tokens
+        self.batched = self._is_batched_faster(tokens, padded) if batched is None else batched
         self._last: tuple[object, torch.Tensor, Sequence[torch.Tensor]] | None = None
 
-    def remember(
+    def compute_once(
         self,
         owner: object,
         x: torch.Tensor,
         compute: Callable[[torch.Tensor, LoraMapping], Sequence[torch.Tensor]],
     ) -> Sequence[torch.Tensor]:
-        """`compute(x, self)`, computed once for an owner that asks several times in a row with the same tensor.
+        """`compute(x, self)`, computed once while the same owner asks with the same tensor.
 
-        No more is kept: an input for each layer would fill memory in a long prompt, and stand in the way of large
-        blocks that come and go, which malloc would then have from the system anew each time.
+        Only the last result is cached. One for each layer would fill memory in a long prompt, and would keep malloc
+        from reusing the large blocks that are freed after each layer.
         """
         if self._last is None or self._last[0] is not owner or self._last[1] is not x:
             self._last = owner, x, compute(x, self)
         return self._last[2]
 
-    def own(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of all tokens (tokens, features) those that have an adapter."""
-        return tokens if self.last - self.first == len(tokens) else tokens[self.first : self.last]
+    def select(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens with an adapter: a view of (tokens, features)."""
+        return tokens if self.end - self.start == len(tokens) else tokens[self.start : self.end]
 
-    def spread(self, own: torch.Tensor) -> torch.Tensor:
-        """The adapted tokens (tokens, features) as (slots, most tokens of one, features), padded with any token."""
-        if not self.even:
-            own = own.index_select(0, self._places[0])
-        return own.view(self.high - self.low, self._width, -1)
+    def pad(self, selected: torch.Tensor) -> torch.Tensor:
+        """From (selected tokens, features) to (slots, longest run, features); the padding is any token."""
+        if self.needs_padding:
+            selected = selected.index_select(0, self._padding_indices[0])
+        return selected.view(self.end_slot - self.first_slot, self._longest_run, -1)
 
-    def collect(self, spread: torch.Tensor) -> torch.Tensor:
-        """The inverse of `spread`: (tokens, features)."""
-        return spread.flatten(0, 1).index_select(0, self._places[1])
+    def unpad(self, padded: torch.Tensor) -> torch.Tensor:
+        """The inverse of `pad`: (selected tokens, features)."""
+        return padded.flatten(0, 1).index_select(0, self._padding_indices[1])
 
     @cached_property
-    def slot_of_token(self) -> torch.Tensor:
-        """The slot of each adapted token, shape (tokens,)."""
+    def token_slots(self) -> torch.Tensor:
+        """The slot of each selected token, shape (selected tokens,); vLLM's `token_lora_indices`."""
         slots = [slot for slot, start, stop in self.runs for _ in range(start, stop)]
         return torch.tensor(slots, device=self._device)
 
     @cached_property
-    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """For each place of the spread form its token, and for each token its place."""
-        places = [
-            (slot - self.low) * self._width + offset
+    def _padding_indices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each padded position its token, and for each token its padded position."""
+        positions = [
+            (slot - self.first_slot) * self._longest_run + offset
             for slot, start, stop in self.runs
             for offset in range(stop - start)
         ]
-        tokens = [0] * ((self.high - self.low) * self._width)
-        for token, place in enumerate(places):
-            tokens[place] = token
-        return torch.tensor(tokens, device=self._device), torch.tensor(places, device=self._device)
+        tokens = [0] * ((self.end_slot - self.first_slot) * self._longest_run)
+        for token, position in enumerate(positions):
+            tokens[position] = token
+        return torch.tensor(tokens, device=self._device), torch.tensor(positions, device=self._device)
 
-    def _is_better_together(self, tokens: int, spread: int) -> bool:
+    def _is_batched_faster(self, tokens: int, padded: int) -> bool:
         return (
-            len(self.runs) >= TOGETHER_FROM
-            and self._width <= FEW_TOKENS
-            and spread <= LARGEST_WASTE * tokens
-            and self.high - self.low <= LARGEST_WASTE * len(self.runs)
+            len(self.runs) >= MIN_ADAPTERS_FOR_BATCHED
+            and self._longest_run <= MAX_TOKENS_PER_ADAPTER_FOR_BATCHED
+            and padded <= MAX_PADDING_RATIO * tokens
+            and self.end_slot - self.first_slot <= MAX_PADDING_RATIO * len(self.runs)
         )

@@ -1,7 +1,7 @@
-"""The adapters that are resident in one model: wraps the layers that they target, and fills and clears their slots.
+"""Manages the adapters that are resident in one model: wraps the layers that they target, fills and clears slots.
 
-Which token has which adapter is one shared value, set for one forward pass, so switching moves no weights and an
-exception leaves nothing behind.
+The mapping from tokens to adapters is one shared value, set for one forward pass. So switching adapters moves no
+weights, and an exception leaves no state behind.
 """
 
 from __future__ import annotations
@@ -19,82 +19,95 @@ from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one block that read the same tensor; where they do not after all, nothing is shared."""
+"""Layers of one block that usually have the same input tensor; where they do not, nothing is shared."""
 
 
 class LoraModelManager:
-    """The resident adapters of one model. Not thread-safe: the engine calls it between its steps.
+    """The resident adapters of one model; vLLM's `LoRAModelManager`.
+
+    Not thread-safe: the engine calls it between its steps. Only `bytes` may be read at any time.
 
     Args:
         model: The base; layers that adapters target are wrapped in place when first needed.
-        slots: How many adapters can be resident.
-        dtype: What they are kept and computed in; the dtype of the base's activations.
+        slots: Maximum number of resident adapters.
+        dtype: The dtype of the stacked weights and of their products; that of the base's activations.
     """
 
     def __init__(self, model: Any, *, slots: int, dtype: torch.dtype) -> None:
         self._model = model
         self._slots = slots
         self._dtype = dtype
-        self._step = CurrentMapping()
-        self._outputs = CurrentMapping()  # the output layer sees only the tokens whose logits are wanted
-        self._banks: dict[str, StackedLoraWeights] = {}
+        self._current = CurrentMapping()
+        self._current_outputs = (
+            CurrentMapping()
+        )  # the output layer gets only the tokens whose logits are wanted
+        self._stacked: dict[str, StackedLoraWeights] = {}  # by the group of layers that share an input
         self._wrapped: set[str] = set()
 
     @property
     def slots(self) -> int:
-        """How many adapters can be resident."""
+        """Maximum number of resident adapters."""
         return self._slots
 
     @property
     def bytes(self) -> int:
-        """What the resident adapters take."""
-        return sum(bank.bytes for bank in list(self._banks.values()))  # a copy: `stats` may ask at any time
+        """Memory of the stacked weights."""
+        return sum(stacked.bytes for stacked in list(self._stacked.values()))  # a copy: see the class
 
     def load(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
-        """Puts an adapter into a slot, in place of what it held: module name -> change."""
-        banks: dict[str, dict[str, LoraDelta]] = {}
+        """Writes an adapter into a slot, replacing its content.
+
+        Args:
+            slot: The slot.
+            deltas: Module name -> the adapter's change of that layer.
+        """
+        groups: dict[str, dict[str, LoraDelta]] = {}
         for name, delta in deltas.items():
-            banks.setdefault(_bank_name(name), {})[name] = delta
-        for left in self._banks.keys() - banks.keys():
-            self._banks[left].clear(slot)
-        for bank, changes in banks.items():
-            for name in changes:
-                self._wrap(name, bank)
-            self._banks[bank].load(slot, changes)
+            groups.setdefault(_group_name(name), {})[name] = delta
+        for unused in self._stacked.keys() - groups.keys():
+            self._stacked[unused].clear(slot)
+        for group, group_deltas in groups.items():
+            for name in group_deltas:
+                self._wrap(name, group)
+            self._stacked[group].load(slot, group_deltas)
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
-        for bank in self._banks.values():
-            bank.clear(slot)
+        for stacked in self._stacked.values():
+            stacked.clear(slot)
 
     @contextmanager
-    def using(self, tokens: LoraMapping | None, outputs: LoraMapping | None = None) -> Iterator[None]:
-        """Applies adapters to the tokens of the forward passes inside.
+    def using(self, mapping: LoraMapping | None, outputs: LoraMapping | None = None) -> Iterator[None]:
+        """Applies adapters to the tokens of the forward passes within the context.
 
         Args:
-            tokens: Which token has which adapter; None means that all are the bare base's.
-            outputs: The same for the tokens that the output layer sees, if those are not all.
+            mapping: The adapters of the tokens; None means that all tokens are the bare base's.
+            outputs: The adapters of the tokens that the output layer gets, if those are not all.
         """
-        self._step.tokens = tokens if tokens and tokens.runs else None
-        self._outputs.tokens = outputs if outputs and outputs.runs else None if outputs else self._step.tokens
+        self._current.mapping = mapping if mapping and mapping.runs else None
+        if outputs:
+            self._current_outputs.mapping = outputs if outputs.runs else None
+        else:
+            self._current_outputs.mapping = self._current.mapping
         try:
             yield
         finally:
-            self._step.tokens = self._outputs.tokens = None
+            self._current.mapping = self._current_outputs.mapping = None
 
-    def _wrap(self, name: str, bank: str) -> None:
+    def _wrap(self, name: str, group: str) -> None:
         if name in self._wrapped:
             return
         layer = self._model.get_submodule(name)
-        if bank not in self._banks:
+        if group not in self._stacked:
             _, in_features = linear_shape(layer) or (0, 0)
             device = next(layer.parameters()).device
-            self._banks[bank] = StackedLoraWeights(self._slots, in_features, self._dtype, device)
-        step = self._outputs if layer is self._model.get_output_embeddings() else self._step
-        self._model.set_submodule(name, LinearWithLora(layer, name, self._banks[bank], step))
+            self._stacked[group] = StackedLoraWeights(self._slots, in_features, self._dtype, device)
+        is_output = layer is self._model.get_output_embeddings()
+        current = self._current_outputs if is_output else self._current
+        self._model.set_submodule(name, LinearWithLora(layer, name, self._stacked[group], current))
         self._wrapped.add(name)
 
 
-def _bank_name(module: str) -> str:
+def _group_name(module: str) -> str:
     parent, _, layer = module.rpartition(".")
     return next((f"{parent}.{'+'.join(group)}" for group in SHARED_INPUT if layer in group), module)

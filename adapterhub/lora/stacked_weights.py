@@ -1,16 +1,16 @@
-"""Stacked adapters: the factors of all resident adapters for layers that read the same input, slot by slot.
+"""Stacked LoRA weights: the factors of all resident adapters for layers that share an input, slot by slot.
 
-A bank holds one down-projection for every slot, `a` of shape (slots, in, layers x rank), and one up-projection for
-every slot and layer, `b` of shape (slots, rank, out). Layers with a common input (q, k and v; gate and up) share
-one shrink, `x @ a`. An adapter of a lower rank, or one that leaves a layer alone, has zeros in its place, so any
-adapters share a step.
+`lora_a` has shape (slots, in, layers x rank), and each layer's `lora_b` shape (slots, rank, out). Layers with a common
+input (q, k and v; gate and up) share one shrink, `x @ lora_a`; each expands with its own `lora_b`. An adapter of a
+lower rank, or one that does not target a layer, has zeros there, so any adapters can share a batch. The terms shrink
+and expand are those of vLLM's Punica kernels (arXiv 2310.18547).
 
-Two ways to compute the same sums, chosen for each step by `LoraMapping`:
+There are two ways to compute the same sums, and `LoraMapping` chooses one for each forward pass:
 
-- each: two products for every run of tokens with the same adapter. No weight is copied and every product has its own
-  number of rows; best for a few adapters and for long prompts.
-- together: two batched products over a range of slots, read where they are. The number of operations does not
-  depend on the number of adapters; best when many adapters have a token or two each, as in decoding.
+- per adapter: two products for every run of tokens with the same adapter. No weight is copied and nothing is padded;
+  faster for a few adapters and for long prompts.
+- batched: two batched products over a range of slots, read in place. The number of operations does not depend on the
+  number of adapters; faster when many adapters have a token or two each, as in decoding.
 """
 
 from __future__ import annotations
@@ -22,160 +22,181 @@ import torch
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.mapping import LoraMapping
 
-_SHRINK = ""  # where a layer's name stands for its up-projection
+_LORA_A = ""  # the key of `lora_a` among views, where a layer's name is the key of its `lora_b`
 
 
 class StackedLoraWeights:
-    """The resident adapters of layers that share an input.
+    """The weights of all resident adapters for layers that share an input. Not thread-safe.
 
     Args:
-        slots: How many adapters can be resident.
+        slots: Maximum number of resident adapters.
         in_features: The width of the input.
-        dtype: What the adapters are kept and computed in.
-        device: Where they are.
+        dtype: The dtype of the weights and of their products.
+        device: The device of the weights.
     """
 
     def __init__(self, slots: int, in_features: int, dtype: torch.dtype, device: torch.device) -> None:
         self._slots = slots
-        self._in = in_features
+        self._in_features = in_features
         self._dtype, self._device = dtype, device
-        self._layers: dict[str, int] = {}  # to their place in the shrink
-        self._out: dict[str, int] = {}
+        self._layers: dict[str, int] = {}  # layer name -> index of its columns in `lora_a`
+        self._out_features: dict[str, int] = {}
         self._rank = 0
-        self._loaded: dict[int, dict[str, LoraDelta]] = {}
-        self._a = self._zeros(0, 0, 0)
+        self._loaded: dict[int, dict[str, LoraDelta]] = {}  # by slot
+        self._lora_a = self._zeros(0, 0, 0)
         self._views: dict[tuple[str, int, int], torch.Tensor] = {}
-        self._b: dict[str, torch.Tensor] = {}
-        self._scale: dict[str, torch.Tensor] = {}
-        self._scaled: dict[str, set[int]] = {}
+        self._lora_b: dict[str, torch.Tensor] = {}
+        self._magnitude_scale: dict[str, torch.Tensor] = {}
+        self._dora_slots: dict[str, set[int]] = {}
 
     @property
     def bytes(self) -> int:
-        """What the stacked factors take."""
-        return sum(t.nbytes for t in (self._a, *self._b.values(), *self._scale.values()))
+        """Memory of the stacked weights."""
+        return sum(
+            tensor.nbytes
+            for tensor in (self._lora_a, *self._lora_b.values(), *self._magnitude_scale.values())
+        )
 
     def load(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
-        """Puts an adapter into a slot, in place of what it held: layer name -> what it changes there."""
+        """Writes an adapter into a slot, replacing its content.
+
+        Args:
+            slot: The slot.
+            deltas: Layer name -> the adapter's change of that layer.
+
+        Raises:
+            torch.OutOfMemoryError: There is no memory for it; the other slots are unchanged, and `clear` empties this
+                one.
+        """
         for name, delta in list(self._loaded.get(slot, {}).items()):
             if name not in deltas or not deltas[name].covers(delta):
-                self._wipe(slot, name)
+                self._reset_layer(slot, name)
         rank = max(self._rank, *(delta.a.shape[0] for delta in deltas.values()))
-        new = [name for name in deltas if name not in self._out]
+        new = [name for name in deltas if name not in self._out_features]
         if rank > self._rank or new:
-            self._grow(rank, {name: deltas[name].b.shape[0] for name in new})
+            self._reallocate(rank, {name: deltas[name].b.shape[0] for name in new})
         self._write(slot, deltas)
 
     def clear(self, slot: int) -> None:
-        """Empties a slot; an empty one is left as it is."""
+        """Empties a slot; an empty one is not touched."""
         for name in list(self._loaded.get(slot, ())):
-            self._wipe(slot, name)
+            self._reset_layer(slot, name)
 
     def apply(
-        self, name: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None, step: LoraMapping
+        self, name: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None, mapping: LoraMapping
     ) -> torch.Tensor:
-        """Adds to a layer's output what the adapters of a step change.
+        """Adds the adapters' changes to a layer's output.
 
         Args:
             name: The layer.
-            x: Its input, shape (..., in_features), as many tokens as the step has.
-            y: The base layer's output, shape (..., out_features); it is changed in place.
+            x: Its input, shape (..., in_features), as many tokens as the mapping has.
+            y: The base layer's output, shape (..., out_features); modified in place.
             bias: The base layer's bias, shape (out_features,).
-            step: Which token has which adapter.
+            mapping: The adapters of the tokens.
+
+        Returns:
+            `y`.
         """
-        if name not in self._b:
+        if name not in self._lora_b:
             return y
-        own = step.own(y.view(-1, y.shape[-1]))
+        selected = mapping.select(y.view(-1, y.shape[-1]))
         # DoRA (arXiv 2402.09353) scales the rows of the adapted weight, and so the output without its bias.
-        scaled = not self._scaled[name].isdisjoint(step.slots)
-        if scaled and bias is not None:
-            own -= bias
-        shrunk = step.remember(self, x, self._shrink)[self._layers[name]]
-        self._expand(name, shrunk, own, step)
-        if scaled:
-            own *= self._scale[name].index_select(0, step.slot_of_token)
+        has_dora = not self._dora_slots[name].isdisjoint(mapping.slots)
+        if has_dora and bias is not None:
+            selected -= bias
+        shrunk = mapping.compute_once(self, x, self._shrink)[self._layers[name]]
+        self._expand(name, shrunk, selected, mapping)
+        if has_dora:
+            selected *= self._magnitude_scale[name].index_select(0, mapping.token_slots)
             if bias is not None:
-                own += bias
+                selected += bias
         return y
 
-    def _shrink(self, x: torch.Tensor, step: LoraMapping) -> Sequence[torch.Tensor]:
-        """For each layer the input in the adapters' low rank: (tokens, rank), or (slots, tokens of each, rank)."""
-        own = step.own(x.reshape(-1, self._in))
-        if step.together:
-            shrunk = torch.bmm(step.spread(own), self._slots_of(_SHRINK, step.low, step.high))
-        elif len(step.runs) == 1:
-            shrunk = own.mm(self._slot_of(_SHRINK, step.low))
+    def _shrink(self, x: torch.Tensor, mapping: LoraMapping) -> Sequence[torch.Tensor]:
+        """`x @ lora_a`, one tensor for each layer: (tokens, rank), or (slots, longest run, rank) if batched."""
+        selected = mapping.select(x.reshape(-1, self._in_features))
+        if mapping.batched:
+            lora_a = self._slots_view(_LORA_A, mapping.first_slot, mapping.end_slot)
+            shrunk = torch.bmm(mapping.pad(selected), lora_a)
+        elif len(mapping.runs) == 1:
+            shrunk = selected.mm(self._slot_view(_LORA_A, mapping.first_slot))
         else:
-            shrunk = own.new_empty(len(own), self._a.shape[2])
-            for slot, start, stop in step.runs:
-                torch.mm(own[start:stop], self._slot_of(_SHRINK, slot), out=shrunk[start:stop])
+            shrunk = selected.new_empty(len(selected), self._lora_a.shape[2])
+            for slot, start, stop in mapping.runs:
+                torch.mm(selected[start:stop], self._slot_view(_LORA_A, slot), out=shrunk[start:stop])
         return (shrunk,) if len(self._layers) == 1 else torch.split(shrunk, self._rank, -1)
 
-    def _expand(self, name: str, shrunk: torch.Tensor, own: torch.Tensor, step: LoraMapping) -> None:
-        if not step.together:
-            for slot, start, stop in step.runs:
-                part = (own, shrunk) if len(step.runs) == 1 else (own[start:stop], shrunk[start:stop])
-                part[0].addmm_(part[1], self._slot_of(name, slot))
-            return
-        b = self._slots_of(name, step.low, step.high)
-        if step.even:
-            own.view(step.high - step.low, -1, own.shape[1]).baddbmm_(shrunk, b)
+    def _expand(self, name: str, shrunk: torch.Tensor, selected: torch.Tensor, mapping: LoraMapping) -> None:
+        """Adds `shrunk @ lora_b` to the selected tokens of the output, in place."""
+        if mapping.batched:
+            lora_b = self._slots_view(name, mapping.first_slot, mapping.end_slot)
+            if mapping.needs_padding:
+                selected += mapping.unpad(torch.bmm(shrunk, lora_b))
+            else:
+                num_slots = mapping.end_slot - mapping.first_slot
+                selected.view(num_slots, -1, selected.shape[1]).baddbmm_(shrunk, lora_b)
+        elif len(mapping.runs) == 1:
+            selected.addmm_(shrunk, self._slot_view(name, mapping.first_slot))
         else:
-            own += step.collect(torch.bmm(shrunk, b))
+            for slot, start, stop in mapping.runs:
+                selected[start:stop].addmm_(shrunk[start:stop], self._slot_view(name, slot))
 
-    def _slot_of(self, name: str, slot: int) -> torch.Tensor:
-        """One slot's factor of a layer, or its shrink, as (in, out). Making a view costs as much as a small product."""
+    def _slot_view(self, name: str, slot: int) -> torch.Tensor:
+        """`lora_a` or a layer's `lora_b` of one slot, 2-D. Views are cached: one costs as much as a small product."""
         key = (name, slot, slot)
         if key not in self._views:
-            self._views[key] = (self._a if name == _SHRINK else self._b[name])[slot]
+            self._views[key] = (self._lora_a if name == _LORA_A else self._lora_b[name])[slot]
         return self._views[key]
 
-    def _slots_of(self, name: str, low: int, high: int) -> torch.Tensor:
-        """The same of a range of slots, as (slots, in, out)."""
+    def _slots_view(self, name: str, low: int, high: int) -> torch.Tensor:
+        """The same of a range of slots, 3-D."""
         key = (name, low, high)
         if key not in self._views:
-            self._views[key] = (self._a if name == _SHRINK else self._b[name])[low:high]
+            self._views[key] = (self._lora_a if name == _LORA_A else self._lora_b[name])[low:high]
         return self._views[key]
 
     def _write(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
-        self._loaded[slot] = dict(deltas)  # first, so that `clear` wipes out what a failure leaves half done
+        self._loaded[slot] = dict(
+            deltas
+        )  # first, so that `clear` resets a slot that a failure left half written
         for name, delta in deltas.items():
-            a, b = self._factors(slot, name, delta)
-            a.copy_(delta.a.T)
-            b.copy_(delta.b.T)
+            lora_a, lora_b = self._factors(slot, name, delta)
+            lora_a.copy_(delta.a.T)
+            lora_b.copy_(delta.b.T)
             if delta.magnitude_scale is not None:
-                if name not in self._scale:
-                    self._scale[name] = self._zeros(self._slots, self._out[name]).fill_(1)
-                self._scale[name][slot] = delta.magnitude_scale
-                self._scaled[name].add(slot)
+                if name not in self._magnitude_scale:
+                    self._magnitude_scale[name] = self._zeros(self._slots, self._out_features[name]).fill_(1)
+                self._magnitude_scale[name][slot] = delta.magnitude_scale
+                self._dora_slots[name].add(slot)
 
-    def _wipe(self, slot: int, name: str) -> None:
-        """Empties a slot of what its adapter changes in a layer."""
+    def _reset_layer(self, slot: int, name: str) -> None:
+        """Resets one layer of a slot to no change."""
         for factor in self._factors(slot, name, self._loaded[slot].pop(name)):
             factor.zero_()
-        if slot in self._scaled[name]:
-            self._scale[name][slot].fill_(1)
-            self._scaled[name].discard(slot)
+        if slot in self._dora_slots[name]:
+            self._magnitude_scale[name][slot].fill_(1)
+            self._dora_slots[name].discard(slot)
 
-    def _grow(self, rank: int, layers: Mapping[str, int]) -> None:
-        """Makes room for a higher rank or further layers; what is resident is written anew."""
+    def _reallocate(self, rank: int, layers: Mapping[str, int]) -> None:
+        """Allocates the stacked weights for a higher rank or further layers, and writes resident adapters again."""
         resident = dict(self._loaded)
-        out = {**self._out, **layers}
-        # Stored as it is multiplied with, but for the order in memory: a row of the down-projection lies in one piece.
-        a = self._zeros(self._slots, len(out) * rank, self._in).transpose(1, 2)
-        b = {name: self._zeros(self._slots, rank, width) for name, width in out.items()}
-        # Memory may have run out by now; what is resident stays as it was.
-        self._rank, self._out, self._a, self._b = rank, out, a, b
-        self._layers = {name: place for place, name in enumerate(out)}
+        out_features = {**self._out_features, **layers}
+        # Row-major per rank, so that a row of the adapter's `lora_A` is contiguous and copying it into a slot is fast.
+        lora_a = self._zeros(self._slots, len(out_features) * rank, self._in_features).transpose(1, 2)
+        lora_b = {name: self._zeros(self._slots, rank, width) for name, width in out_features.items()}
+        # Assigned only after all allocations succeeded, so that running out of memory changes nothing.
+        self._rank, self._out_features, self._lora_a, self._lora_b = rank, out_features, lora_a, lora_b
+        self._layers = {name: index for index, name in enumerate(out_features)}
         self._views.clear()
         for name in layers:
-            self._scaled[name] = set()
+            self._dora_slots[name] = set()
         for slot, deltas in resident.items():
             self._write(slot, deltas)
 
     def _factors(self, slot: int, name: str, delta: LoraDelta) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where in a slot a layer's change is: (in, r) of the shrink, and (r, out)."""
-        place, rank = self._layers[name] * self._rank, delta.a.shape[0]
-        return self._slot_of(_SHRINK, slot)[:, place : place + rank], self._slot_of(name, slot)[:rank]
+        """The views of a slot that hold a layer's change: (in, r) of `lora_a` and (r, out) of `lora_b`."""
+        start, rank = self._layers[name] * self._rank, delta.a.shape[0]
+        return self._slot_view(_LORA_A, slot)[:, start : start + rank], self._slot_view(name, slot)[:rank]
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(*shape, dtype=self._dtype, device=self._device)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeGuard
 
 from adapterhub.engine.interface import Completion, Engine, LoraRequest, Request
-from adapterhub.engine.output_format import FORMS, OutputFormat
+from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.tokenizer import Message
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
-from adapterhub.lora.blending.references import Blend
+from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
+from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.prompts import PromptStyle, check_text, choose_style, conversation, render
@@ -54,7 +55,7 @@ class Options:
         priority = rest.pop("priority", 0)
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InvalidRequestError(f"A priority is a whole number, not {priority!r}.")
-        form = {name: rest.pop(name) for name in FORMS if name in rest}
+        form = {name: rest.pop(name) for name in OUTPUT_FORMAT_ARGUMENTS if name in rest}
         return cls(rest, form, priority)
 
 
@@ -63,7 +64,7 @@ class PreparedRequest:
     """A request ready for the engine, and what its answer will tell about itself."""
 
     request: Request
-    blend: Blend | None
+    blend: ResolvedAdapter | None
     route: RouteDecision | None
 
     def generation(self, completions: Sequence[Completion], seconds: float) -> Generation:
@@ -126,8 +127,8 @@ class RequestPreparer:
             )
         route = self.route(prompt) if adapter == "auto" else None
         chosen = route.adapter if route else adapter
-        blend = Blend.find(chosen, self._servable) if names_adapter(chosen) else None
-        profile = blend.main.prompt if blend else PromptProfile()
+        blend = resolve_adapter(chosen, self._servable) if names_adapter(chosen) else None
+        profile = blend.main_card.prompt if blend else PromptProfile()
         tokens, stop = self._tokens(prompt, profile, raw, tools)
         sampling = SamplingParams.of({"stop": (*stop, *profile.stop)}, profile.generation, options.sampling)
         source = self._source_of(blend) if blend else None
@@ -151,11 +152,13 @@ class RequestPreparer:
 
     def style(self, adapter: str | None) -> PromptStyle:
         """The form in which an adapter's prompts are written."""
-        return self._style(self.found(adapter).main.prompt if names_adapter(adapter) else PromptProfile())
+        return self._style(
+            self.found(adapter).main_card.prompt if names_adapter(adapter) else PromptProfile()
+        )
 
-    def found(self, ref: str) -> Blend:
+    def found(self, ref: str) -> ResolvedAdapter:
         """The adapter, or the adapters of a blend, that a reference names."""
-        return Blend.find(ref, self._registry.resolve)
+        return resolve_adapter(ref, self._registry.resolve)
 
     def source(self, ref: str) -> LoraRequest:
         """What the engine loads for a reference."""
@@ -193,9 +196,9 @@ class RequestPreparer:
         mine, trained_on = self._engine.fingerprint, card.base.fingerprint
         return trained_on.mismatch(mine) if mine and trained_on else None
 
-    def _source_of(self, blend: Blend) -> LoraRequest:
+    def _source_of(self, adapter: ResolvedAdapter) -> LoraRequest:
         parts = [
-            (LoraRequest(card.ref, card.digest, self._registry.folder(card)), weight)
-            for card, weight in blend.parts
+            (StoredLoraRequest(card.ref, card.digest, self._registry.folder(card)), weight)
+            for card, weight in adapter.parts
         ]
-        return parts[0][0] if blend.is_plain else LoraRequest.blend(blend.ref, parts)
+        return BlendedLoraRequest.of(adapter.ref, parts) if isinstance(adapter, Blend) else parts[0][0]

@@ -301,7 +301,7 @@ class TestRun:
         (tmp_path / "schema.json").write_text("[1]")
         monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
         two = run("run", "json", "Hi", "--regex", "a", "--choice", "b")
-        assert (two.code, "one form" in two.err) == (1, True)
+        assert (two.code, "at most one output format" in two.err) == (1, True)
         listed = run("run", "json", "Hi", "--schema", tmp_path / "schema.json")
         assert (listed.code, "JSON Schema" in listed.err) == (1, True)
 

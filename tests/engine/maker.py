@@ -13,9 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import Completion, LoraRequest, Request
+from adapterhub.engine.interface import Completion, Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError
+from adapterhub.lora.request import StoredLoraRequest
 from tests.tiny import ALL_LINEAR, ATTENTION
 
 
@@ -67,9 +68,9 @@ def make_adapters(root: Path, base: Path, settings: Mapping[str, dict[str, Any]]
     return {name: root / name for name in configs}
 
 
-def sources_of(folders: Mapping[str, Path]) -> dict[str, LoraRequest]:
+def sources_of(folders: Mapping[str, Path]) -> dict[str, StoredLoraRequest]:
     """Adapters as an engine sees them."""
-    return {name: LoraRequest(name, f"sha256:{name}", folder) for name, folder in folders.items()}
+    return {name: StoredLoraRequest(name, f"sha256:{name}", folder) for name, folder in folders.items()}
 
 
 class Reference:
@@ -110,7 +111,7 @@ class Reference:
 
 
 def request(
-    prompt: Sequence[int], adapter: LoraRequest | None = None, priority: int = 0, **sampling: object
+    prompt: Sequence[int], adapter: StoredLoraRequest | None = None, priority: int = 0, **sampling: object
 ) -> Request:
     """Twelve tokens, whatever they are, unless it is said otherwise."""
     params = SamplingParams.of({"max_tokens": 12, "ignore_eos": True}, sampling)

@@ -18,7 +18,7 @@ from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.decoding.sampler import Logits, Sampler
-from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import (
     AdapterHubError,
@@ -27,6 +27,7 @@ from adapterhub.errors import (
     InvalidRequestError,
     RequestTooLongError,
 )
+from adapterhub.lora.request import StoredLoraRequest
 from tests.engine.maker import NOTHING, counts, engine_threads, in_threads, outcomes, prompt_of
 from tests.tiny import make_base
 
@@ -44,11 +45,11 @@ def engine(tiny_base: Path) -> Iterator[BatchingEngine]:
 
 
 @pytest.fixture(scope="module")
-def sources(tiny_adapters: dict[str, Path]) -> dict[str, LoraRequest]:
-    return {name: LoraRequest(name, f"sha256:{name}", folder) for name, folder in tiny_adapters.items()}
+def sources(tiny_adapters: dict[str, Path]) -> dict[str, StoredLoraRequest]:
+    return {name: StoredLoraRequest(name, f"sha256:{name}", folder) for name, folder in tiny_adapters.items()}
 
 
-def request(prompt: list[int], adapter: LoraRequest | None = None, **sampling: object) -> Request:
+def request(prompt: list[int], adapter: StoredLoraRequest | None = None, **sampling: object) -> Request:
     return Request(prompt, adapter, SamplingParams.of({"max_tokens": 12, "ignore_eos": True}, sampling))
 
 
@@ -238,7 +239,7 @@ def test_an_answer_that_has_ended_at_the_contexts_end_waits_for_the_others(tmp_p
 def test_a_broken_adapter_harms_no_other(engine, sources, tmp_path: Path):
     wanted = tokens(engine, request(PROMPTS[0], sources["json"]))
     with pytest.raises(AdapterHubError):
-        engine.generate([request(PROMPTS[0], LoraRequest("broken", "sha256:broken", tmp_path))])
+        engine.generate([request(PROMPTS[0], StoredLoraRequest("broken", "sha256:broken", tmp_path))])
     assert tokens(engine, request(PROMPTS[0], sources["json"])) == wanted
 
 
@@ -263,7 +264,9 @@ def batch(sources) -> list[Request]:
     return [request(prompt_of(number, 4 + 3 * number), next(adapters)) for number in range(6)]
 
 
-def damaged_copy(source: LoraRequest, folder: Path, tensor_value: float | None = None) -> LoraRequest:
+def damaged_copy(
+    source: StoredLoraRequest, folder: Path, tensor_value: float | None = None
+) -> StoredLoraRequest:
     """An adapter whose file is cut short, or has this value in place of a weight."""
     assert source.folder
     shutil.copytree(source.folder, folder)
@@ -274,7 +277,7 @@ def damaged_copy(source: LoraRequest, folder: Path, tensor_value: float | None =
         weights = load_file(file)
         next(iter(weights.values()))[0, 0] = tensor_value
         save_file(weights, file, {"format": "pt"})
-    return LoraRequest("bad", "sha256:bad", folder)
+    return StoredLoraRequest("bad", "sha256:bad", folder)
 
 
 def test_answers_do_not_depend_on_the_order_of_joining(engine, batch):
@@ -333,7 +336,7 @@ def test_no_memory_for_an_adapter_fails_its_own_requests(engine, sources, batch,
         if scheduler._slots.slot_of(failing.digest) == slot:
             raise error("no memory")
 
-    def no_host(adapter: LoraRequest) -> object:
+    def no_host(adapter: StoredLoraRequest) -> object:
         if adapter is failing:
             raise error("no memory")
         return read(adapter)

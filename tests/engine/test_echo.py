@@ -3,13 +3,14 @@ from pathlib import Path
 import pytest
 
 from adapterhub import EchoEngine, SamplingParams
-from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.interface import Request
 from adapterhub.errors import RequestTooLongError
+from adapterhub.lora.request import StoredLoraRequest
 
-JSON = LoraRequest("json", "sha256:0", Path())
+JSON = StoredLoraRequest("json", "sha256:0", Path())
 
 
-def ask(text: str, adapter: LoraRequest | None = JSON, **sampling: object) -> Request:
+def ask(text: str, adapter: StoredLoraRequest | None = JSON, **sampling: object) -> Request:
     return Request(EchoEngine().tokenizer.encode(text), adapter, SamplingParams.of(sampling))
 
 

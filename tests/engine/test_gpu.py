@@ -18,7 +18,7 @@ from adapterhub.engine.kv.cache import KVCache
 from adapterhub.engine.model_runner import ModelRunner, ScheduledSequence
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.lora.loading import load_deltas
+from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.model_manager import LoraModelManager
 from tests.engine.maker import (
     NOTHING,
@@ -78,7 +78,7 @@ def ours(base: Base, names: Sequence[str | None], world: World) -> torch.Tensor:
     runner = ModelRunner(base, slots=len(names))
     slots = {name: place for place, name in enumerate(names) if name}
     for name, slot in slots.items():
-        deltas = load_deltas(world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype)
+        deltas = load_folder_deltas(world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype)
         runner.layers.load(slot, deltas)
     cache = KVCache(runner.kv_shape, 64 * len(names))
     lanes = [cache.take(LENGTH + STEPS) for _ in names]
@@ -216,7 +216,7 @@ def test_adapters_in_host_memory_take_nothing_of_the_gpus(world: World):
     base = load_base(world.base, compute_dtype="float32", device=_device())
     before = torch.cuda.memory_allocated()
     kept = [
-        load_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32)
         for folder in world.adapters.values()
     ]
     places = {delta.a.device.type for deltas in kept for delta in deltas.values()}
@@ -236,6 +236,6 @@ def test_adapters_stay_in_host_memory_wherever_the_base_is(tmp_path: Path):
     adapter = make_adapter(tmp_path / "adapter", folder)
     base = load_base(folder, quantization=None, device="cpu")
     shapes, elsewhere = base.linear_shapes, base.model.to("meta")
-    deltas = load_deltas(adapter, elsewhere, shapes, dtype=torch.bfloat16)
+    deltas = load_folder_deltas(adapter, elsewhere, shapes, dtype=torch.bfloat16)
     assert {tensor.device.type for delta in deltas.values() for tensor in (delta.a, delta.b)} == {"cpu"}
     LoraModelManager(elsewhere, slots=2, dtype=torch.bfloat16).load(1, deltas)

@@ -1,4 +1,4 @@
-"""Answers in a form: valid and complete for every budget that can hold one, whatever the model computes."""
+"""Structured output: valid and complete for every budget that can hold an answer, whatever the model computes."""
 
 import datetime
 import enum
@@ -26,8 +26,9 @@ from adapterhub import AdapterHub, EchoEngine
 from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.decoding import grammar_constraint
-from adapterhub.engine.decoding.grammar_constraint import GrammarCompiler, GrammarConstraint
+from adapterhub.engine.decoding import grammar_compiler
+from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
+from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import Request
 from adapterhub.engine.output_format import OutputFormat
@@ -86,9 +87,9 @@ class Bounds(BaseModel):
 
 @dataclass
 class Case:
-    """A form, and what tells whether a text has it."""
+    """An output format, and a check that a text matches it."""
 
-    form: dict[str, Any]
+    output_format: dict[str, Any]
     check: Callable[[str], Any]
 
 
@@ -135,10 +136,10 @@ CASES = {
 }
 
 
-def form(**given: Any) -> OutputFormat:
-    made = OutputFormat.of(**given)
-    assert made is not None
-    return made
+def output_format(**given: Any) -> OutputFormat:
+    result = OutputFormat.of(**given)
+    assert result is not None
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +162,13 @@ def write(
 
 class TestBudget:
     @pytest.mark.parametrize("name", CASES)
-    def test_every_budget_from_the_shortest_answer_on(self, compiler, name):
+    def test_every_budget_that_holds_the_shortest_answer(self, compiler, name):
         case = CASES[name]
-        wanted = form(**case.form)
-        least = len(compiler.compile(wanted).shortest)
+        wanted = output_format(**case.output_format)
+        shortest = len(compiler.compile(wanted).shortest_completion)
         for extra in [*range(12), 40, 120]:
-            tokens = write(compiler.constraint(wanted, max(least + extra, 1), ()), extra, 0.5 + extra % 3)
-            assert len(tokens) <= max(least + extra, 1)
+            tokens = write(compiler.constraint(wanted, max(shortest + extra, 1), ()), extra, 0.5 + extra % 3)
+            assert len(tokens) <= max(shortest + extra, 1)
             case.check(make_tokenizer().decode(tokens))
 
     @settings(max_examples=40)
@@ -178,8 +179,8 @@ class TestBudget:
         temperature=st.floats(0, 20),
     )
     def test_any_model(self, compiler, name, extra, seed, temperature):
-        wanted = form(**CASES[name].form)
-        budget = max(len(compiler.compile(wanted).shortest) + extra, 1)
+        wanted = output_format(**CASES[name].output_format)
+        budget = max(len(compiler.compile(wanted).shortest_completion) + extra, 1)
         tokens = write(compiler.constraint(wanted, budget, ()), seed, temperature)
         assert len(tokens) <= budget
         CASES[name].check(make_tokenizer().decode(tokens))
@@ -193,8 +194,8 @@ class TestBudget:
         seed=st.integers(0, 2**32),
     )
     def test_any_choices(self, compiler, choices, extra, seed):
-        wanted = form(choices=choices)
-        budget = len(compiler.compile(wanted).shortest) + extra
+        wanted = output_format(choices=choices)
+        budget = len(compiler.compile(wanted).shortest_completion) + extra
         text = make_tokenizer().decode(write(compiler.constraint(wanted, budget, ()), seed, 1.0))
         assert text in choices
 
@@ -213,21 +214,21 @@ class TestBudget:
         ],
     )
     def test_the_shortest_answer_is_found(self, compiler, given, shortest):
-        tokens = compiler.compile(form(**given)).shortest
+        tokens = compiler.compile(output_format(**given)).shortest_completion
         if shortest is None:
             shortest = min(("[1]", "null", "12345"), key=lambda text: len(make_tokenizer().encode(text)))
         assert len(tokens) == len(make_tokenizer().encode(shortest))
 
-    def test_a_long_count_is_found_too(self, compiler):
-        wanted = form(schema={"type": "string", "minLength": 500})
-        assert len(compiler.compile(wanted).shortest) == 502
+    def test_a_long_counted_repetition_is_found(self, compiler):
+        wanted = output_format(schema={"type": "string", "minLength": 500})
+        assert len(compiler.compile(wanted).shortest_completion) == 502
 
-    def test_without_the_guard_answers_would_be_cut(self, compiler, monkeypatch):
-        monkeypatch.setattr(GrammarConstraint, "_closing_within", lambda self, limit: [])
-        wanted = form(schema=Order)
-        least, valid = len(compiler.compile(wanted).shortest), 0
+    def test_without_the_completion_answers_would_be_cut(self, compiler, monkeypatch):
+        monkeypatch.setattr(GrammarConstraint, "_completion_within", lambda self, budget: [])
+        wanted = output_format(schema=Order)
+        shortest, valid = len(compiler.compile(wanted).shortest_completion), 0
         for seed in range(10):
-            tokens = write(compiler.constraint(wanted, least + 5, ()), seed, 1.0)
+            tokens = write(compiler.constraint(wanted, shortest + 5, ()), seed, 1.0)
             try:
                 CASES["order"].check(make_tokenizer().decode(tokens))
                 valid += 1
@@ -238,7 +239,7 @@ class TestBudget:
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("given", "said"),
+        ("given", "message"),
         [
             ({"schema": set[int]}, "uniqueItems"),
             ({"schema": {"type": "strin"}}, "Invalid type: strin"),
@@ -260,41 +261,45 @@ class TestRefused:
             ({"schema": {"type": "string", "minLength": 10**6}}, "cannot be enforced"),
         ],
     )
-    def test_what_cannot_be_enforced(self, compiler, given, said):
-        with pytest.raises(InvalidRequestError, match=said) as caught:
-            compiler.compile(form(**given))
+    def test_formats_that_cannot_be_enforced(self, compiler, given, message):
+        with pytest.raises(InvalidRequestError, match=message) as caught:
+            compiler.compile(output_format(**given))
         assert len(str(caught.value)) < 500
 
     def test_a_budget_below_the_shortest_answer(self, compiler):
         with pytest.raises(RequestTooLongError, match="takes 13 tokens, and the answer may have 5"):
-            compiler.constraint(form(choices=["choice number 1"]), 5, ())
+            compiler.constraint(output_format(choices=["choice number 1"]), 5, ())
 
     def test_a_tokenizer_that_is_not_a_fast_one(self):
         class Slow:
             pass
 
         with pytest.raises(InvalidRequestError, match="it is not a fast one"):
-            GrammarCompiler(Slow(), VOCABULARY, {END}).compile(form(regex="a"))
+            GrammarCompiler(Slow(), VOCABULARY, {END}).compile(output_format(regex="a"))
 
-    def test_a_tokenizer_that_llguidance_cannot_read(self):
+    def test_a_tokenizer_that_llguidance_cannot_convert(self):
         words = Tokenizer(WordLevel({"a": 0, "<eos>": 1}))
         compiler = GrammarCompiler(PreTrainedTokenizerFast(tokenizer_object=words), 2, {1})
         with pytest.raises(InvalidRequestError, match=r"cannot be used for structured output: .*decoder"):
-            compiler.compile(form(regex="a"))
+            compiler.compile(output_format(regex="a"))
 
 
 class TestCompiler:
-    def test_the_vocabulary_is_read_before_the_first_form(self, monkeypatch):
+    def test_the_vocabulary_is_converted_before_the_first_request(self, monkeypatch):
         compiler = GrammarCompiler(make_tokenizer(), VOCABULARY, {END})
-        monkeypatch.delattr(grammar_constraint, "from_tokenizer")
-        assert compiler.compile(form(regex="a")).shortest
+        monkeypatch.delattr(grammar_compiler, "from_tokenizer")
+        assert compiler.compile(output_format(regex="a")).shortest_completion
 
-    def test_a_form_is_compiled_once(self, compiler):
-        assert compiler.compile(form(schema=Order)) is compiler.compile(form(schema=Order))
+    def test_a_format_is_compiled_once(self, compiler):
+        assert compiler.compile(output_format(schema=Order)) is compiler.compile(output_format(schema=Order))
 
-    def test_a_compiled_form_is_at_hand_while_another_is_compiled(self, monkeypatch):
+    def test_a_cached_grammar_is_available_while_another_is_compiled(self, monkeypatch):
         compiler = GrammarCompiler(make_tokenizer(), VOCABULARY, {END})
-        compiled, begun, go_on = compiler.compile(form(regex="a")), threading.Event(), threading.Event()
+        compiled, begun, go_on = (
+            compiler.compile(output_format(regex="a")),
+            threading.Event(),
+            threading.Event(),
+        )
 
         def slowly(output_format: OutputFormat) -> object:
             begun.set()
@@ -303,28 +308,27 @@ class TestCompiler:
 
         monkeypatch.setattr(compiler, "_compile", slowly)
         with ThreadPoolExecutor() as pool:
-            other = pool.submit(compiler.compile, form(regex="b"))
+            other = pool.submit(compiler.compile, output_format(regex="b"))
             assert begun.wait(10)
-            at_hand = pool.submit(compiler.compile, form(regex="a"))
+            cached = pool.submit(compiler.compile, output_format(regex="a"))
             try:
-                assert at_hand.result(5) is compiled
+                assert cached.result(5) is compiled
             finally:
                 go_on.set()
             assert other.result(5) is compiled
 
-    def test_the_number_of_compiled_forms_is_bounded(self, monkeypatch):
-        monkeypatch.setattr("adapterhub.engine.decoding.grammar_constraint._KEPT", 3)
-        compiler = GrammarCompiler(make_tokenizer(), VOCABULARY, {END})
-        first = compiler.compile(form(regex="0"))
-        for number in range(1, 4):
-            compiler.compile(form(regex=str(number)))
-        assert len(compiler._compiled) == 3
-        assert compiler.compile(form(regex="0")) is not first
+    def test_the_least_recently_used_grammar_is_evicted(self):
+        compiler = GrammarCompiler(make_tokenizer(), VOCABULARY, {END}, max_compiled=2)
+        first, second = (compiler.compile(output_format(regex=text)) for text in "01")
+        assert compiler.compile(output_format(regex="0")) is first
+        compiler.compile(output_format(regex="2"))
+        assert compiler.compile(output_format(regex="0")) is first
+        assert compiler.compile(output_format(regex="1")) is not second
 
     @pytest.mark.parametrize("width", [VOCABULARY + 64, VOCABULARY - 20])
     def test_logits_wider_or_narrower_than_the_vocabulary(self, width):
         compiler = GrammarCompiler(make_tokenizer(), width, {END})
-        tokens = write(compiler.constraint(form(schema=Order), 120, ()), 1, 1.0, width)
+        tokens = write(compiler.constraint(output_format(schema=Order), 120, ()), 1, 1.0, width)
         assert max(tokens) < min(width, VOCABULARY)
         CASES["order"].check(make_tokenizer().decode(tokens))
 
@@ -333,12 +337,12 @@ class TestCompiler:
         tokenizer.eos_token = None
         compiler = GrammarCompiler(tokenizer, VOCABULARY, ())
         for seed in range(5):
-            tokens = write(compiler.constraint(form(regex="[a-z]{2,}"), 20, ()), seed, 1.0)
+            tokens = write(compiler.constraint(output_format(regex="[a-z]{2,}"), 20, ()), seed, 1.0)
             assert len(tokens) <= 20
             assert re.fullmatch("[a-z]{2,}", tokenizer.decode(tokens))
 
-    def test_the_base_that_gives_minus_infinity_everywhere(self, compiler):
-        constraint = compiler.constraint(form(choices=["yes"]), 9, ())
+    def test_logits_of_minus_infinity_everywhere(self, compiler):
+        constraint = compiler.constraint(output_format(choices=["yes"]), 9, ())
         sampler, tokens = Sampler(SamplingParams(temperature=1.0), 0, torch.device("cpu")), []
         (logits,) = Logits.of(torch.full((1, VOCABULARY), -torch.inf))
         while not constraint.finished:
@@ -360,12 +364,12 @@ def demo():
 
 
 class TestHub:
-    def test_different_forms_in_one_batch(self, hub):
+    def test_different_formats_in_one_batch(self, hub):
         adapters = [None, "json", "code", "support", None]
-        forms: dict[str, list[Any]] = {
+        formats: dict[str, list[Any]] = {
             "schema": [Order, None, None, None, None],
             "regex": [None, "[0-9]{3}-[a-z]+", None, None, None],
-            "grammar": [None, None, CASES["sum"].form["grammar"], None, None],
+            "grammar": [None, None, CASES["sum"].output_format["grammar"], None, None],
             "choices": [None, None, None, CHOICES, None],
         }
         drawing = {
@@ -376,7 +380,7 @@ class TestHub:
             "max_tokens": 110,
         }
         for seed in range(3):
-            answers = hub.generate_batch(["Hello"] * 5, adapters, **forms, **drawing, seed=seed)
+            answers = hub.generate_batch(["Hello"] * 5, adapters, **formats, **drawing, seed=seed)
             assert isinstance(answers[0].parsed, Order)
             assert re.fullmatch("[0-9]{3}-[a-z]+", answers[1].text)
             is_sum(answers[2].text)
@@ -384,17 +388,17 @@ class TestHub:
             assert answers[4].output_format is None
             assert {answer.finish_reason for answer in answers[:4]} == {"stop"}
 
-    def test_one_form_for_all(self, hub):
+    def test_one_format_for_all_prompts(self, hub):
         answers = hub.generate_batch(["a", "b"], [None, "json"], choices=["x", "y"], max_tokens=2)
         assert {answer.text for answer in answers} <= {"x", "y"}
 
-    def test_every_one_of_n_answers_has_the_form(self, hub):
+    def test_each_of_n_answers_matches(self, hub):
         answer = hub.generate("Hello", "json", schema=Line, n=4, temperature=1.0, max_tokens=30)
         assert len({completion.text for completion in answer.completions}) > 1
         for completion in answer.completions:
             Line.model_validate_json(completion.text)
 
-    def test_a_stream_in_pieces(self, hub):
+    def test_a_stream(self, hub):
         with hub.stream("Hello", "json", schema=Line, max_tokens=30, temperature=1.0, seed=1) as stream:
             text = "".join(stream)
         assert stream.result.text == text
@@ -403,8 +407,8 @@ class TestHub:
 
     async def _both(self, hub: AdapterHub) -> tuple[str, str]:
         answer = await hub.agenerate("Hello", "json", choices=["left", "right"])
-        pieces = [piece async for piece in hub.astream("Hello", "json", choices=["left", "right"])]
-        return answer.text, "".join(pieces)
+        chunks = [chunk async for chunk in hub.astream("Hello", "json", choices=["left", "right"])]
+        return answer.text, "".join(chunks)
 
     def test_async(self, hub):
         import asyncio
@@ -415,11 +419,13 @@ class TestHub:
 
     def test_log_probabilities_are_the_models_own(self, hub):
         free = hub.generate("Hello", None, max_tokens=1, logprobs=20).completions[0].logprobs
-        held = hub.generate("Hello", None, choices=["Q"], max_tokens=1, logprobs=20).completions[0].logprobs
-        assert held[0].top == pytest.approx(free[0].top)
-        assert held[0].logprob < free[0].logprob
+        constrained = (
+            hub.generate("Hello", None, choices=["Q"], max_tokens=1, logprobs=20).completions[0].logprobs
+        )
+        assert constrained[0].top == pytest.approx(free[0].top)
+        assert constrained[0].logprob < free[0].logprob
 
-    def test_the_end_token_and_further_ones_end_an_answer_where_it_may(self, tiny_base):
+    def test_end_tokens_and_stop_token_ids_end_a_complete_answer(self, tiny_base):
         base = load_base(tiny_base, quantization=None, device="cpu")
         engine = BatchingEngine(base, EngineLimits(kv_cache_mib=64))
         newline = base.tokenizer.encode("\n")[0]
@@ -428,19 +434,24 @@ class TestHub:
             bias[favourite] = 1e4
             handle = base.model.lm_head.register_forward_hook(lambda _, __, out, bias=bias: out + bias)
             sampling = SamplingParams(max_tokens=30, stop_token_ids=ids)
-            answer = engine.generate([Request([5, 6], None, sampling, form(regex="[a-z]{4,}"))])[0][0]
+            answer = engine.generate([Request([5, 6], None, sampling, output_format(regex="[a-z]{4,}"))])[0][
+                0
+            ]
             handle.remove()
             assert re.fullmatch("[a-z]{4,}", answer.text)
             assert len(answer.text) < 20
             assert (answer.token_ids[-1], answer.finish_reason) == (favourite, "stop")
         engine.close()
 
-    def test_stop_strings_of_a_prompt_style_do_not_cut_it(self, tiny_base):
+    def test_stop_strings_of_a_prompt_style_do_not_cut_an_answer(self, tiny_base):
         engine = BatchingEngine(
             load_base(tiny_base, quantization=None, device="cpu"), EngineLimits(kv_cache_mib=64)
         )
         sampling = SamplingParams(max_tokens=30, stop="b")
-        assert engine.generate([Request([5], None, sampling, form(choices=["abc"]))])[0][0].text == "abc"
+        assert (
+            engine.generate([Request([5], None, sampling, output_format(choices=["abc"]))])[0][0].text
+            == "abc"
+        )
         engine.close()
 
     @pytest.mark.parametrize(
@@ -453,7 +464,7 @@ class TestHub:
             ({"choices": ["a"], "ignore_eos": True}, InvalidRequestError),
         ],
     )
-    def test_refused_when_asked(self, hub, given, kind):
+    def test_refused_before_generation(self, hub, given, kind):
         before = hub.stats()
         for ask in (hub.generate, hub.stream):
             with pytest.raises(kind):
@@ -462,7 +473,7 @@ class TestHub:
             hub.generate_batch(["Hello", "Hi"], "json", **given)
         assert hub.stats() == before
 
-    def test_the_echo_engine_says_that_it_cannot(self, tiny_registry):
+    def test_the_echo_engine_refuses_output_formats(self, tiny_registry):
         from adapterhub import AdapterRegistry
 
         hub = AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
@@ -471,7 +482,7 @@ class TestHub:
         with pytest.raises(InvalidRequestError, match="EchoEngine"):
             hub.stream("Hello", choices=["a"])
 
-    def test_what_only_pydantic_can_check(self, hub):
+    def test_checks_that_only_pydantic_can_make(self, hub):
         class Price(BaseModel):
             price: Annotated[Decimal, Field(max_digits=1, decimal_places=0)]
 
@@ -494,13 +505,13 @@ class TestDemo:
         age: int
         city: str
 
-    def test_a_form_does_not_change_an_answer_that_has_it(self, demo):
+    def test_an_answer_that_matches_anyway_is_not_changed(self, demo):
         free = demo.generate(self.REQUEST, "json")
-        held = demo.generate(self.REQUEST, "json", schema=self.Person)
-        assert held.text == free.text
-        assert held.parsed == self.Person(name="Greta Okafor", age=48, city="Porto")
+        constrained = demo.generate(self.REQUEST, "json", schema=self.Person)
+        assert constrained.text == free.text
+        assert constrained.parsed == self.Person(name="Greta Okafor", age=48, city="Porto")
 
-    def test_the_base_keeps_to_it_too_at_every_length(self, demo):
+    def test_the_bare_base_matches_at_every_budget(self, demo):
         for budget in (15, 17, 20, 30):
             answer = demo.generate(
                 self.REQUEST, None, schema=self.Person, max_tokens=budget, temperature=1.0, seed=2
@@ -509,13 +520,16 @@ class TestDemo:
             assert answer.usage.completion_tokens <= budget
 
     @pytest.mark.parametrize("name", ["tree", "order", "unequal"])
-    def test_forced_text_that_its_vocabulary_can_spell_in_several_ways(self, demo, name):
+    def test_forced_text_with_several_tokenizations(self, demo, name):
         tokenizer, case = demo.engine.tokenizer, CASES[name]
-        compiler, wanted = GrammarCompiler(tokenizer, len(tokenizer), {END}), form(**case.form)
-        least = len(compiler.compile(wanted).shortest)
+        compiler, wanted = (
+            GrammarCompiler(tokenizer, len(tokenizer), {END}),
+            output_format(**case.output_format),
+        )
+        shortest = len(compiler.compile(wanted).shortest_completion)
         for extra in range(12):
-            tokens = write(compiler.constraint(wanted, least + extra, ()), extra, 1.0, len(tokenizer))
-            assert len(tokens) <= least + extra
+            tokens = write(compiler.constraint(wanted, shortest + extra, ()), extra, 1.0, len(tokenizer))
+            assert len(tokens) <= shortest + extra
             case.check(tokenizer.decode(tokens))
 
     def test_choices(self, demo):

@@ -15,9 +15,10 @@ import pytest
 from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import LoraRequest, Request
+from adapterhub.engine.interface import Request
 from adapterhub.engine.kv.cache import KVSlotPool
 from adapterhub.errors import CapacityError, InvalidRequestError
+from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 from tests.engine.maker import (
     NOTHING,
@@ -45,7 +46,7 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory, base: Path) -> list[LoraRequest]:
+def sources(tmp_path_factory, base: Path) -> list[StoredLoraRequest]:
     settings = {
         f"adapter-{n}": {"r": 4 + n % 3, "target_modules": ALL_LINEAR["llama"], "use_dora": n % 8 == 0}
         for n in range(ADAPTERS)
@@ -75,7 +76,7 @@ class Callers:
         self.wrong: list[tuple[str, int]] = []
         self._lock = threading.Lock()
 
-    def ask(self, seed: int, requests: int, sources: list[LoraRequest]) -> None:
+    def ask(self, seed: int, requests: int, sources: list[StoredLoraRequest]) -> None:
         """One caller's requests, one after the other."""
         chance = random.Random(seed)
         for _ in range(requests):
@@ -134,7 +135,7 @@ class Watcher:
         self._ended.set()
 
 
-def load(engine: BatchingEngine, sources: list[LoraRequest], requests: int, threads: int) -> None:
+def load(engine: BatchingEngine, sources: list[StoredLoraRequest], requests: int, threads: int) -> None:
     """So many requests by so many threads; checks every answer, and that nothing is left."""
     keys = [(source, place) for source in sources for place in range(len(PROMPTS))]
     wanted = {
@@ -174,12 +175,14 @@ def load(engine: BatchingEngine, sources: list[LoraRequest], requests: int, thre
     assert engine.stats().host_adapters <= LIMITS.max_cpu_loras
 
 
-def test_every_request_ends_once_with_its_own_answer(engine: BatchingEngine, sources: list[LoraRequest]):
+def test_every_request_ends_once_with_its_own_answer(
+    engine: BatchingEngine, sources: list[StoredLoraRequest]
+):
     load(engine, sources, requests=2000, threads=64)
 
 
 def test_past_its_end_the_queue_refuses_and_says_that_a_retry_may_help(
-    base: Path, sources: list[LoraRequest]
+    base: Path, sources: list[StoredLoraRequest]
 ):
     engine = engine_of(base, EngineLimits(max_loras=2, max_batch_size=2, max_queue=4, kv_cache_mib=16))
     batch = [request(PROMPTS[0], sources[number % 3]) for number in range(4)]
@@ -199,7 +202,7 @@ def test_past_its_end_the_queue_refuses_and_says_that_a_retry_may_help(
     engine.close()
 
 
-def test_hot_adapters_do_not_starve_a_cold_one(base: Path, sources: list[LoraRequest]):
+def test_hot_adapters_do_not_starve_a_cold_one(base: Path, sources: list[StoredLoraRequest]):
     engine = engine_of(base, EngineLimits(max_loras=2, max_batch_size=8, kv_cache_mib=16))
     patience, cold = 4 * 8, sources[2]
     order: list[str] = []
@@ -214,7 +217,7 @@ def test_hot_adapters_do_not_starve_a_cold_one(base: Path, sources: list[LoraReq
     engine._scheduler._start = noting  # type: ignore[method-assign]
     done = threading.Event()
 
-    def hot(source: LoraRequest, length: int) -> None:
+    def hot(source: StoredLoraRequest, length: int) -> None:
         while not done.is_set() and len(order) < 400:
             tokens(engine, request(PROMPTS[0], source, max_tokens=length))
 
@@ -239,13 +242,14 @@ def test_hot_adapters_do_not_starve_a_cold_one(base: Path, sources: list[LoraReq
 
 @pytest.mark.parametrize("distinct", [8, 32, 128])
 def test_memory_is_bounded_however_many_adapters_are_asked_for(
-    base: Path, sources: list[LoraRequest], distinct: int
+    base: Path, sources: list[StoredLoraRequest], distinct: int
 ):
     limits = EngineLimits(max_loras=8, max_cpu_loras=12, kv_cache_mib=16, max_queue=256)
     engine, chance = engine_of(base, limits), random.Random(0)
     # Copies under other digests: what is held is counted by digest, and the answer is the original's.
     many = [
-        LoraRequest(f"copy-{n}", f"sha256:copy-{n}", sources[n % ADAPTERS].folder) for n in range(distinct)
+        StoredLoraRequest(f"copy-{n}", f"sha256:copy-{n}", sources[n % ADAPTERS].folder)
+        for n in range(distinct)
     ]
     chosen = [chance.randrange(distinct) for _ in range(160)]
     watcher = Watcher(engine)
@@ -271,12 +275,12 @@ def test_memory_is_bounded_however_many_adapters_are_asked_for(
     engine.close()
 
 
-def _size(engine: BatchingEngine, source: LoraRequest) -> int:
+def _size(engine: BatchingEngine, source: StoredLoraRequest) -> int:
     return sum(delta.bytes for delta in engine._scheduler._load(source).values())
 
 
 def test_stats_can_be_read_while_the_first_adapters_come(
-    engine: BatchingEngine, sources: list[LoraRequest], monkeypatch: pytest.MonkeyPatch
+    engine: BatchingEngine, sources: list[StoredLoraRequest], monkeypatch: pytest.MonkeyPatch
 ):
     """Pools of lanes are made and layers are wrapped meanwhile, by another thread."""
     tokens(engine, request(PROMPTS[0], sources[0]))
@@ -286,8 +290,8 @@ def test_stats_can_be_read_while_the_first_adapters_come(
         lanes._pools.setdefault(1024, KVSlotPool(lanes.shape, 1024))
         return pool.capacity
 
-    def while_layers_are_wrapped(bank: StackedLoraWeights) -> int:
-        layers._banks.setdefault("another", bank)
+    def while_layers_are_wrapped(stacked: StackedLoraWeights) -> int:
+        layers._stacked.setdefault("another", stacked)
         return 1
 
     monkeypatch.setattr(KVSlotPool, "tokens", property(while_pools_are_made))

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 from adapterhub.base.loading import Base, load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.interface import Completion, LoraRequest, Request
+from adapterhub.engine.interface import Completion, Request
 from adapterhub.engine.kv.cache import KVCache, KVSlot
 from adapterhub.engine.model_runner import ModelRunner, ScheduledSequence
-from adapterhub.lora.loading import load_deltas
+from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.mapping import LoraMapping
+from adapterhub.lora.request import StoredLoraRequest
 from tests.engine.maker import (
     NOTHING,
     Reference,
@@ -112,7 +113,9 @@ def run(base: Base, world: World, *, joining: bool, names: list[str | None] | No
     slots = {name: (7 * place) % 16 for place, name in enumerate(world.adapters)}  # not in the rows' order
     runner = ModelRunner(base, slots=16)
     for name in filter(None, names):
-        deltas = load_deltas(world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype)
+        deltas = load_folder_deltas(
+            world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype
+        )
         runner.layers.load(slots[name], deltas)
     cache = KVCache(runner.kv_shape, 4096)
     answers = []
@@ -147,12 +150,12 @@ def differences(answers: list[Answer], reference: Reference) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("together", "joining"),
+    ("batched", "joining"),
     [(True, True), (False, True), (None, False)],
-    ids=["together, joining", "each, joining", "own choice, at once"],
+    ids=["batched, joining", "per adapter, joining", "automatic, concurrent"],
 )
-def test_logits_of_every_row_are_pefts(world: World, monkeypatch, together: bool | None, joining: bool):
-    monkeypatch.setattr("adapterhub.engine.model_runner.LoraMapping", partial(LoraMapping, together=together))
+def test_logits_of_every_row_are_pefts(world: World, monkeypatch, batched: bool | None, joining: bool):
+    monkeypatch.setattr("adapterhub.engine.model_runner.LoraMapping", partial(LoraMapping, batched=batched))
     answers = run(load_base(world.base, quantization=None, device="cpu"), world, joining=joining)
     assert max(differences(answers, world.peft)) <= 1e-4
 
@@ -219,7 +222,7 @@ def engine(llama: World) -> Iterator[BatchingEngine]:
 
 
 @pytest.fixture(scope="module")
-def sources(llama: World) -> list[LoraRequest | None]:
+def sources(llama: World) -> list[StoredLoraRequest | None]:
     return [None, *sources_of(llama.adapters).values()]
 
 
@@ -237,7 +240,9 @@ def about_equal(got: Completion, wanted: Completion) -> None:
         assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
 
 
-def test_every_request_keeps_its_own_settings(engine: BatchingEngine, sources: list[LoraRequest | None]):
+def test_every_request_keeps_its_own_settings(
+    engine: BatchingEngine, sources: list[StoredLoraRequest | None]
+):
     plain = [answer(engine, request(prompt_of(place, 9), source)) for place, source in enumerate(sources)]
     settings: list[dict[str, object]] = [
         {"n": 3, "temperature": 1.5, "seed": 11},

@@ -1,4 +1,4 @@
-"""What an answer's form may be described by, and what is made of it."""
+"""Output formats: how they are described, closed and parsed."""
 
 import datetime
 import io
@@ -31,8 +31,8 @@ def schema_of(schema: Any) -> Any:
     return json.loads(made.text)
 
 
-class TestOne:
-    def test_nothing_given_is_free_text(self):
+class TestOf:
+    def test_no_argument_is_free_text(self):
         assert OutputFormat.of() is None
 
     @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ class TestOne:
         assert OutputFormat.of(regex="a") != OutputFormat.of(grammar="a")
 
     @pytest.mark.parametrize(
-        ("given", "said"),
+        ("given", "message"),
         [
             ({"regex": "a", "choices": ["a"]}, "regex and choices were given"),
             ({"choices": []}, "at least one"),
@@ -74,8 +74,8 @@ class TestOne:
             ({"choices": ["a" * 99] * (MAX_CHARACTERS // 99)}, str(MAX_CHARACTERS)),
         ],
     )
-    def test_refused(self, given, said):
-        with pytest.raises(InvalidRequestError, match=said):
+    def test_refused(self, given, message):
+        with pytest.raises(InvalidRequestError, match=message):
             OutputFormat.of(**given)
 
     def test_a_schema_nested_without_end_is_refused(self):
@@ -86,25 +86,25 @@ class TestOne:
             OutputFormat.of(schema=deep)
 
 
-class TestClosing:
+class TestClosedObjects:
     def test_a_models_objects_take_no_further_keys(self):
         schema = schema_of(Person)
         assert schema["additionalProperties"] is False
         assert schema["$defs"]["Address"]["additionalProperties"] is False
         assert schema["properties"]["tags"]["additionalProperties"] == {"type": "integer"}
 
-    def test_what_a_schema_says_about_further_keys_stands(self):
+    def test_additional_properties_of_a_schema_are_not_changed(self):
         given = {"type": "object", "properties": {}, "additionalProperties": True}
         assert schema_of(given) == given
 
-    def test_names_of_properties_are_no_keywords(self):
+    def test_property_names_are_not_keywords(self):
         given = {
             "type": "object",
             "properties": {"properties": {"type": "string"}, "allOf": {"type": "string"}},
         }
         assert schema_of(given) == {**given, "additionalProperties": False}
 
-    def test_data_is_left_alone(self):
+    def test_data_is_not_changed(self):
         value = {"properties": {"a": 1}}
         assert schema_of({"const": value}) == {"const": value}
 
@@ -116,7 +116,7 @@ class TestClosing:
             {"$defs": {"X": {"properties": {}, "$ref": "#/$defs/Y"}, "Y": {"properties": {}}}},
         ],
     )
-    def test_a_schema_that_combines_objects_stays_as_it_is(self, given):
+    def test_a_schema_that_combines_objects_is_not_changed(self, given):
         assert schema_of(given) == given
 
     def test_the_callers_schema_is_not_changed(self):
@@ -127,13 +127,13 @@ class TestClosing:
 
 
 class TestEach:
-    def test_one_for_all(self):
+    def test_one_format_for_all_prompts(self):
         a, b = OutputFormat.each(2, choices=["x", "y"])
         assert a is b
         assert a is not None
         assert a.text == '["x", "y"]'
 
-    def test_one_each_of_different_kinds(self):
+    def test_a_format_for_each_prompt(self):
         made = OutputFormat.each(
             4,
             schema=[Person, None, None, None],
@@ -145,12 +145,12 @@ class TestEach:
     @pytest.mark.parametrize(
         "given", [{"schema": [int]}, {"regex": ["a", "b", "c"]}, {"choices": [["a"]]}, {"grammar": 7}]
     )
-    def test_as_many_as_prompts_are_expected(self, given):
+    def test_a_list_must_have_one_element_for_each_prompt(self, given):
         with pytest.raises(InvalidRequestError, match="2 prompts"):
             OutputFormat.each(2, **given)
 
     def test_two_for_one_prompt_are_refused(self):
-        with pytest.raises(InvalidRequestError, match="one form"):
+        with pytest.raises(InvalidRequestError, match="at most one output format"):
             OutputFormat.each(2, regex=[None, "a"], choices=["x"])
 
 
@@ -178,7 +178,7 @@ class TestParsing:
     def test_other_kinds_are_text(self):
         assert self.parse("12", regex="[0-9]+") == "12"
 
-    def test_what_a_grammar_cannot_say_is_checked_and_told_without_the_answer(self):
+    def test_errors_of_a_types_own_checks_do_not_contain_the_answer(self):
         class Even(BaseModel):
             price: Annotated[Decimal, Field(max_digits=3)]
             number: int
@@ -196,6 +196,6 @@ class TestParsing:
         with pytest.raises(GenerationError, match="price"):
             self.parse('{"price": 12345, "number": 2}', schema=Even)
 
-    def test_what_is_no_json(self):
+    def test_text_that_is_not_json(self):
         with pytest.raises(GenerationError, match="not JSON"):
             self.parse("{", schema={"type": "object"})

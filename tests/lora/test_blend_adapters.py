@@ -1,4 +1,4 @@
-"""Stored blends: what is written, that PEFT computes the same from it, and that bad input writes nothing."""
+"""Stored blends: PEFT computes the same from the files, and invalid input stores nothing."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,12 @@ from adapterhub.errors import (
     AdapterNotFoundError,
     InvalidRequestError,
 )
-from adapterhub.lora.blending.methods import METHODS, BlendSettings
+from adapterhub.lora.blending.methods import BLEND_METHODS, BlendSettings
 from adapterhub.lora.blending.registering import blend_adapters
-from adapterhub.lora.loading import load_source
+from adapterhub.lora.loading import load_adapter_deltas
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
-from adapterhub.lora.request import LoraRequest
+from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from tests.registry.maker import content
 from tests.tiny import ALL_LINEAR, ATTENTION, make_adapter, make_base
 
@@ -44,10 +44,10 @@ def registry(tmp_path: Path, tiny_base: Path, tiny_adapters: dict[str, Path]) ->
     return registry
 
 
-def logits(base_folder: Path, source: LoraRequest) -> torch.Tensor:
+def logits(base_folder: Path, request: LoraRequest) -> torch.Tensor:
     base = load_base(base_folder, quantization=None, device="cpu")
     layers = LoraModelManager(base.model, slots=1, dtype=torch.float32)
-    layers.load(0, load_source(source, base.model, base.linear_shapes, dtype=torch.float32))
+    layers.load(0, load_adapter_deltas(request, base.model, base.linear_shapes, dtype=torch.float32))
     with torch.inference_mode(), layers.using(LoraMapping([(0, IDS.numel())])):
         result: torch.Tensor = base.model(input_ids=IDS).logits
     return result
@@ -59,10 +59,10 @@ def pefts_logits(base_folder: Path, adapter: Path) -> torch.Tensor:
         return PeftModel.from_pretrained(plain, adapter).eval()(input_ids=IDS).logits
 
 
-def asked(registry: AdapterRegistry, weights: dict[str, float]) -> LoraRequest:
+def asked(registry: AdapterRegistry, weights: dict[str, float]) -> BlendedLoraRequest:
     cards = [(registry.resolve(ref), weight) for ref, weight in weights.items()]
-    return LoraRequest.blend(
-        "blend", [(LoraRequest(c.ref, c.digest, registry.folder(c)), weight) for c, weight in cards]
+    return BlendedLoraRequest.of(
+        "blend", [(StoredLoraRequest(c.ref, c.digest, registry.folder(c)), weight) for c, weight in cards]
     )
 
 
@@ -82,20 +82,20 @@ def test_peft_and_the_request_compute_the_same(kind: str, tmp_path: Path):
     card = blend_adapters(registry, "blend", weights)
     wanted = logits(base, asked(registry, weights))
     assert (pefts_logits(base, registry.folder(card)) - wanted).abs().max() <= 1e-4
-    stored = LoraRequest(card.ref, card.digest, registry.folder(card))
+    stored = StoredLoraRequest(card.ref, card.digest, registry.folder(card))
     assert (logits(base, stored) - wanted).abs().max() <= 1e-5
     assert card.peft.rank_pattern == card.peft.alpha_pattern != {}
     assert card.warnings == ()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BLEND_METHODS)
 def test_every_method_gives_an_adapter_that_peft_loads(method, registry, tiny_base: Path):
     settings = BlendSettings(
         method, rank=None if method == "cat" else 5, density=0.5 if "ties" in method else None
     )
     card = blend_adapters(registry, "blend", WEIGHTS, settings)
     folder = registry.folder(card)
-    found = logits(tiny_base, LoraRequest(card.ref, card.digest, folder))
+    found = logits(tiny_base, StoredLoraRequest(card.ref, card.digest, folder))
     assert (pefts_logits(tiny_base, folder) - found).abs().max() <= 1e-4
     assert card.peft.r == (4 + 8 if method == "cat" else 5)
     assert (card.peft.lora_alpha, card.peft.use_rslora, card.peft.dtype) == (card.peft.r, False, "F32")
@@ -104,11 +104,11 @@ def test_every_method_gives_an_adapter_that_peft_loads(method, registry, tiny_ba
 
 def test_svd_at_full_rank_is_the_sum(registry, tiny_base: Path):
     card = blend_adapters(registry, "blend", WEIGHTS, BlendSettings("svd", rank=12))
-    stored = LoraRequest(card.ref, card.digest, registry.folder(card))
+    stored = StoredLoraRequest(card.ref, card.digest, registry.folder(card))
     assert (logits(tiny_base, stored) - logits(tiny_base, asked(registry, WEIGHTS))).abs().max() <= 1e-4
 
 
-def test_the_card_says_where_it_comes_from(registry):
+def test_the_card_has_the_lineage(registry):
     card = blend_adapters(
         registry, "blend", WEIGHTS, BlendSettings("dare_ties", rank=3, density=0.4, seed=9), tags=["t"]
     )
@@ -125,12 +125,12 @@ def test_the_card_says_where_it_comes_from(registry):
     assert registry.get("blend") == card
 
 
-def test_what_the_caller_says_comes_first(registry):
+def test_fields_of_the_caller_override_the_defaults(registry):
     card = blend_adapters(registry, "blend", WEIGHTS, description="Mine.", prompt={"system": "Another."})
     assert (card.description, card.prompt.system) == ("Mine.", "Another.")
 
 
-def test_the_base_need_not_be_at_hand(tmp_path: Path):
+def test_the_base_need_not_be_on_this_machine(tmp_path: Path):
     base, registry = make_base(tmp_path / "base"), AdapterRegistry(tmp_path / "registry")
     for seed, name in enumerate(WEIGHTS):
         registry.register(make_adapter(tmp_path / name, base, seed=seed), name, base=base)
@@ -143,7 +143,7 @@ def test_the_base_need_not_be_at_hand(tmp_path: Path):
     assert "model.layers.0.self_attn.q_proj" in card.peft.target_modules
 
 
-def test_the_same_again_is_bit_for_bit_the_same(registry):
+def test_the_same_blend_has_the_same_digest(registry):
     settings = BlendSettings("dare_ties", density=0.5, seed=3)
     digests = [blend_adapters(registry, "blend", WEIGHTS, settings).digest for _ in range(2)]
     other = blend_adapters(registry, "blend", WEIGHTS, BlendSettings("dare_ties", density=0.5, seed=4))
@@ -177,7 +177,7 @@ def test_one_part_alone_is_the_same_adapter_and_may_use_dora(registry, tmp_path:
         ("blend", {"json": 1, "unknown": 1}, AdapterIncompatibleError),
     ],
 )
-def test_bad_input_changes_nothing(registry, tmp_path, tiny_base, name, weights, error):
+def test_invalid_input_changes_nothing(registry, tmp_path, tiny_base, name, weights, error):
     if "other" in weights:  # another base of the same shape
         base = make_base(tmp_path / "other-base", seed=5)
         registry.register(make_adapter(tmp_path / "other", base), "other", base=base)
@@ -199,7 +199,7 @@ def test_damaged_parts_are_refused(registry):
     assert "blend" not in [card.name for card in registry.list()]
 
 
-def test_the_config_is_short_where_whole_kinds_are_meant(registry):
+def test_target_modules_are_short_where_every_layer_of_a_kind_is_targeted(registry):
     card = blend_adapters(registry, "blend", WEIGHTS)
     config = json.loads((registry.folder(card) / "adapter_config.json").read_text())
     assert config["target_modules"] == ["q_proj", "v_proj"]

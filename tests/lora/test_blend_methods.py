@@ -1,4 +1,4 @@
-"""Blends of changes: against the weighted sum that they stand for, and against PEFT on whole models."""
+"""Blend methods, against the weighted sum of the changes and against PEFT on whole models."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM
 
 from adapterhub.base.loading import Base, load_base
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
-from adapterhub.lora.blending.methods import METHODS, BlendSettings, blend_deltas, compress, concatenate
+from adapterhub.lora.blending.methods import BLEND_METHODS, BlendSettings, blend_deltas, compress, concatenate
 from adapterhub.lora.blending.sparse import dare_ties, ties
 from adapterhub.lora.delta import LoraDelta
-from adapterhub.lora.loading import load_deltas, load_source, read_deltas
+from adapterhub.lora.loading import load_adapter_deltas, load_folder_deltas, read_deltas_without_base
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
-from adapterhub.lora.request import LoraRequest
+from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from benchmarks.blend import measure
 from tests.tiny import ALL_LINEAR, ATTENTION, make_adapter, make_base
 
@@ -103,9 +103,9 @@ class TestOneLayer:
 
 
 class TestWholeAdapters:
-    def test_a_layer_that_one_part_leaves_alone(self):
+    def test_a_layer_that_one_part_does_not_target(self):
         parts = [({"x": change(4, 1), "y": change(4, 2)}, 0.5), ({"x": change(8, 3)}, 2.0)]
-        for method in METHODS:
+        for method in BLEND_METHODS:
             settings = BlendSettings(method, density=0.5 if "ties" in method else None)
             assert blend_deltas(parts, settings).keys() == {"x", "y"}
         blended = blend_deltas(parts, BlendSettings())
@@ -167,7 +167,7 @@ class TestWholeAdapters:
         ({"method": "dare_ties", "density": 0.5, "seed": -1}, "seed"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(InvalidRequestError, match=words):
         BlendSettings(**settings)
 
@@ -185,13 +185,13 @@ def llama(tmp_path_factory) -> Path:
     return make_base(tmp_path_factory.mktemp("bases") / "llama")
 
 
-def source_of(folder: Path) -> LoraRequest:
-    return LoraRequest(folder.name, f"sha256:{folder.name}", folder)
+def request_of(folder: Path) -> StoredLoraRequest:
+    return StoredLoraRequest(folder.name, f"sha256:{folder.name}", folder)
 
 
-def logits(base: Base, source: LoraRequest) -> torch.Tensor:
+def logits(base: Base, request: LoraRequest) -> torch.Tensor:
     layers = LoraModelManager(base.model, slots=1, dtype=torch.float32)
-    layers.load(0, load_source(source, base.model, base.linear_shapes, dtype=torch.float32))
+    layers.load(0, load_adapter_deltas(request, base.model, base.linear_shapes, dtype=torch.float32))
     with torch.inference_mode(), layers.using(LoraMapping([(0, IDS.numel())])):
         result: torch.Tensor = base.model(input_ids=IDS).logits
     return result
@@ -222,7 +222,9 @@ def test_logits_equal_pefts_cat(base_folder: Path, tmp_path: Path):
             tmp_path / "b", base_folder, seed=2, r=16, target_modules=ALL_LINEAR[kind], rank_pattern=pattern
         ): -0.3,
     }
-    blend = LoraRequest.blend("blend", [(source_of(folder), weight) for folder, weight in adapters.items()])
+    blend = BlendedLoraRequest.of(
+        "blend", [(request_of(folder), weight) for folder, weight in adapters.items()]
+    )
     base = load_base(base_folder, quantization=None, device="cpu")
     with torch.inference_mode():
         bare = base.model(input_ids=IDS).logits
@@ -238,16 +240,17 @@ def test_pefts_cat_overscales_rslora_and_ours_does_not(llama: Path, tmp_path: Pa
     adapters = {make_adapter(tmp_path / f"a{n}", llama, seed=n, **settings): 0.5 for n in (1, 2)}
     base = load_base(llama, quantization=None, device="cpu")
     too_much = rank**0.5
-    parts = [(source_of(folder), weight) for folder, weight in adapters.items()]
-    over = LoraRequest.blend("over", [(source, weight * too_much) for source, weight in parts])
+    parts = [(request_of(folder), weight) for folder, weight in adapters.items()]
+    over = BlendedLoraRequest.of("over", [(request, weight * too_much) for request, weight in parts])
     peft = pefts(llama, adapters, "cat")
     assert (logits(base, over) - peft).abs().max() <= 1e-4
     # The sum itself, written out: the same answer as from one adapter that holds it.
     deltas = [
-        (load_deltas(f, base.model, base.linear_shapes, dtype=torch.float32), w) for f, w in adapters.items()
+        (load_folder_deltas(f, base.model, base.linear_shapes, dtype=torch.float32), w)
+        for f, w in adapters.items()
     ]
-    blended = load_source(
-        LoraRequest.blend("right", parts), base.model, base.linear_shapes, dtype=torch.float32
+    blended = load_adapter_deltas(
+        BlendedLoraRequest.of("right", parts), base.model, base.linear_shapes, dtype=torch.float32
     )
     for module, delta in blended.items():
         wanted = sum(weight * dense(one[module]) for one, weight in deltas)
@@ -256,7 +259,7 @@ def test_pefts_cat_overscales_rslora_and_ours_does_not(llama: Path, tmp_path: Pa
 
 def test_logits_equal_pefts_svd_at_full_rank(llama: Path, tmp_path: Path):
     adapters = {make_adapter(tmp_path / f"a{n}", llama, seed=n, r=4): w for n, w in [(1, 0.6), (2, 0.4)]}
-    parts = [(read_deltas(folder), weight) for folder, weight in adapters.items()]
+    parts = [(read_deltas_without_base(folder), weight) for folder, weight in adapters.items()]
     base = load_base(llama, quantization=None, device="cpu")
     layers = LoraModelManager(base.model, slots=1, dtype=torch.float32)
     layers.load(0, blend_deltas(parts, BlendSettings("svd", rank=8)))
@@ -277,9 +280,9 @@ def test_a_blend_of_all_kinds_is_the_sum_in_every_layer(llama: Path, tmp_path: P
     weights = [0.5, -0.2, 0.9, 0.3]
     base = load_base(llama, quantization=None, device="cpu")
     shapes, model = base.linear_shapes, base.model
-    loaded = [load_deltas(folder, model, shapes, dtype=torch.float32) for folder in folders]
-    blend = LoraRequest.blend("b", zip(map(source_of, folders), weights, strict=True))
-    blended = load_source(blend, model, shapes, dtype=torch.float32)
+    loaded = [load_folder_deltas(folder, model, shapes, dtype=torch.float32) for folder in folders]
+    blend = BlendedLoraRequest.of("b", zip(map(request_of, folders), weights, strict=True))
+    blended = load_adapter_deltas(blend, model, shapes, dtype=torch.float32)
     assert blended.keys() == set().union(*loaded)
     for module, delta in blended.items():
         layer = model.get_submodule(module)
@@ -299,20 +302,20 @@ def test_a_blend_of_all_kinds_is_the_sum_in_every_layer(llama: Path, tmp_path: P
             assert (changed(delta) - plain - sum(sums)).abs().max() <= 1e-4
 
 
-class TestSource:
+class TestLoading:
     PARTS = (
-        (LoraRequest("a", "sha256:a", Path("a")), 0.7),
-        (LoraRequest("b", "sha256:b", Path("b")), 0.3),
+        (StoredLoraRequest("a", "sha256:a", Path("a")), 0.7),
+        (StoredLoraRequest("b", "sha256:b", Path("b")), 0.3),
     )
 
     def test_the_digest_does_not_depend_on_the_order(self):
         digests = [
-            LoraRequest.blend("x", parts).digest
+            BlendedLoraRequest.of("x", parts).digest
             for parts in (
                 self.PARTS,
                 self.PARTS[::-1],
                 self.PARTS[:1],
-                [(source, 0.5) for source, _ in self.PARTS],
+                [(request, 0.5) for request, _ in self.PARTS],
                 [(self.PARTS[0][0], 0.3), (self.PARTS[1][0], 0.7)],
             )
         ]
@@ -320,12 +323,18 @@ class TestSource:
         assert len(set(digests)) == 4
         assert all(digest not in ("sha256:a", "sha256:b") for digest in digests)
 
+    def test_the_digest_is_that_of_earlier_versions(self):
+        digest = "11bfedc9c888d0bf243f19462455df2bc074370d8515d7b9229043c1d5ffd725"
+        assert BlendedLoraRequest.of("x", self.PARTS).digest == f"sha256:{digest}"
+
     def test_the_sum_is_bit_for_bit_the_same_in_any_order(self, llama: Path, tmp_path: Path):
         folders = [make_adapter(tmp_path / f"a{n}", llama, seed=n) for n in (1, 2, 3)]
-        parts = [(source_of(folder), 0.1 * n) for n, folder in enumerate(folders, 1)]
+        parts = [(request_of(folder), 0.1 * n) for n, folder in enumerate(folders, 1)]
         base = load_base(llama, quantization=None, device="cpu")
         results = [
-            load_source(LoraRequest.blend("x", order), base.model, base.linear_shapes, dtype=torch.float32)
+            load_adapter_deltas(
+                BlendedLoraRequest.of("x", order), base.model, base.linear_shapes, dtype=torch.float32
+            )
             for order in (parts, parts[::-1])
         ]
         for one, other in pairwise(results):
@@ -335,20 +344,20 @@ class TestSource:
         good = make_adapter(tmp_path / "good", llama)
         bad = make_adapter(tmp_path / "bad", make_base(tmp_path / "wide", hidden_size=128))
         base = load_base(llama, quantization=None, device="cpu")
-        blend = LoraRequest.blend("x", [(source_of(good), 0.5), (source_of(bad), 0.5)])
+        blend = BlendedLoraRequest.of("x", [(request_of(good), 0.5), (request_of(bad), 0.5)])
         with pytest.raises(AdapterIncompatibleError, match="part bad"):
-            load_source(blend, base.model, base.linear_shapes, dtype=torch.float32)
+            load_adapter_deltas(blend, base.model, base.linear_shapes, dtype=torch.float32)
 
-    def test_what_is_read_without_a_base_is_the_same(self, llama: Path, tmp_path: Path):
+    def test_deltas_without_a_base_are_the_same(self, llama: Path, tmp_path: Path):
         folder = make_adapter(tmp_path / "a", llama, use_rslora=True, alpha_pattern={"q_proj": 3})
         base = load_base(llama, quantization=None, device="cpu")
-        loaded = load_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32)
-        read = read_deltas(folder)
+        loaded = load_folder_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32)
+        read = read_deltas_without_base(folder)
         assert read.keys() == loaded.keys()
         assert all(torch.equal(read[m].b, loaded[m].b) and torch.equal(read[m].a, loaded[m].a) for m in read)
         dora = make_adapter(tmp_path / "dora", llama, use_dora=True)
         with pytest.raises(AdapterIncompatibleError, match="DoRA"):
-            read_deltas(dora)
+            read_deltas_without_base(dora)
 
 
 def test_how_far_pefts_blends_are_from_the_sum():

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from adapterhub.base.loading import Base, load_base
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
-from adapterhub.lora.loading import load_deltas
+from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
 from adapterhub.peft_format.safetensors_header import read_header
@@ -56,7 +56,7 @@ def logits(base: Base, layers: LoraModelManager, slot: int | None) -> torch.Tens
 
 
 def load(base: Base, layers: LoraModelManager, slot: int, folder: Path) -> None:
-    layers.load(slot, load_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32))
+    layers.load(slot, load_folder_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -104,7 +104,7 @@ def test_the_base_answers_bit_for_bit_as_before(tiny_base: Path, tiny_adapters: 
     assert torch.equal(logits(base, layers, 0), before)
 
 
-def test_a_failing_pass_leaves_the_next_one_right(tiny_base: Path, tiny_adapters: dict[str, Path]):
+def test_a_failing_forward_pass_does_not_affect_the_next_one(tiny_base: Path, tiny_adapters: dict[str, Path]):
     base = load_base(tiny_base)
     layers = layers_of(base)
     before = logits(base, layers, None)
@@ -118,14 +118,14 @@ def test_an_adapter_for_another_architecture_is_refused(tmp_path: Path, tiny_bas
     adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "gpt2", "gpt2"))
     base = load_base(tiny_base)
     with pytest.raises(AdapterIncompatibleError, match="None of the adapter"):
-        load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
 
 
 def test_an_adapter_for_another_width_is_refused(tmp_path: Path, tiny_base: Path):
     adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "wide", hidden_size=128))
     base = load_base(tiny_base)
     with pytest.raises(AdapterIncompatibleError, match="has shape"):
-        load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
 
 
 def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
@@ -134,7 +134,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
     weights.write_bytes(weights.read_bytes()[:-8])
     base = load_base(tiny_base)
     with pytest.raises(AdapterInvalidError, match="cut short"):
-        load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, tiny_base: Path, monkeypatch):
@@ -145,29 +145,29 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, tiny_ba
     monkeypatch.setattr("adapterhub.lora.loading.read_header", lambda path: header)
     base = load_base(tiny_base)
     with pytest.raises(AdapterInvalidError, match="shorter"):
-        load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("loaded", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_factors_of_any_dtype_are_rounded_once(tmp_path: Path, tiny_base: Path, stored, kept):
+def test_factors_of_any_dtype_are_rounded_once(tmp_path: Path, tiny_base: Path, stored, loaded):
     adapter = make_adapter(tmp_path / "a", tiny_base, r=8, lora_alpha=3)
     weights = adapter / "adapter_model.safetensors"
     tensors = {name: tensor.to(stored) for name, tensor in load_file(weights).items()}
     save_file(tensors, weights)
     base = load_base(tiny_base)
-    deltas = load_deltas(adapter, base.model, base.linear_shapes, dtype=kept)
+    deltas = load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=loaded)
     assert 2 * len(deltas) == len(tensors)
     for name, delta in deltas.items():
         a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
-        assert torch.equal(delta.a, a.to(kept))
-        assert torch.equal(delta.b, (b * (3 / 8)).to(kept))
+        assert torch.equal(delta.a, a.to(loaded))
+        assert torch.equal(delta.b, (b * (3 / 8)).to(loaded))
 
 
-def test_what_was_read_does_not_change_with_the_file(tmp_path: Path, tiny_base: Path):
+def test_loaded_weights_do_not_change_with_the_file(tmp_path: Path, tiny_base: Path):
     adapter = make_adapter(tmp_path / "a", tiny_base)
     base = load_base(tiny_base, quantization=None)
-    deltas = load_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+    deltas = load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
     before = {name: (delta.a.clone(), delta.b.clone()) for name, delta in deltas.items()}
     weights = adapter / "adapter_model.safetensors"
     with weights.open("r+b") as file:  # in place, as no careful program does

@@ -1,4 +1,4 @@
-"""Banks: loading, emptying and growing one slot leaves the others right, and a failure leaves no trace."""
+"""Stacked weights: loading, clearing and reallocating one slot keeps the others, and so does a failure."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ def delta(name: str, rank: int, seed: int = 0, *, dora: bool = False) -> LoraDel
     )
 
 
-def changed(bank: StackedLoraWeights, slot: int, name: str) -> torch.Tensor:
+def changed(stacked: StackedLoraWeights, slot: int, name: str) -> torch.Tensor:
     """A layer's output under the adapter in a slot; the base layer returns ones."""
-    return bank.apply(name, X, torch.ones(1, OUT[name]), None, LoraMapping([(slot, 1)]))
+    return stacked.apply(name, X, torch.ones(1, OUT[name]), None, LoraMapping([(slot, 1)]))
 
 
 def wanted(change: LoraDelta | None, name: str) -> torch.Tensor:
@@ -37,19 +37,19 @@ def wanted(change: LoraDelta | None, name: str) -> torch.Tensor:
     return y if change.magnitude_scale is None else y * change.magnitude_scale
 
 
-def check(bank: StackedLoraWeights, adapters: dict[int, dict[str, LoraDelta]]) -> None:
+def check(stacked: StackedLoraWeights, adapters: dict[int, dict[str, LoraDelta]]) -> None:
     for slot in range(SLOTS):
         for name in OUT:
-            got, right = changed(bank, slot, name), wanted(adapters.get(slot, {}).get(name), name)
+            got, right = changed(stacked, slot, name), wanted(adapters.get(slot, {}).get(name), name)
             assert torch.allclose(got, right, atol=1e-5), f"slot {slot}, layer {name}"
 
 
 class Loading(RuleBasedStateMachine):
-    """Adapters of any rank, layers and kind come into slots and go."""
+    """Adapters of any rank, layers and kind are loaded into slots and cleared."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bank = StackedLoraWeights(SLOTS, IN, torch.float32, CPU)
+        self.stacked = StackedLoraWeights(SLOTS, IN, torch.float32, CPU)
         self.adapters: dict[int, dict[str, LoraDelta]] = {}
 
     @rule(
@@ -64,45 +64,45 @@ class Loading(RuleBasedStateMachine):
             name: delta(name, rank + number, seed + number, dora=dora)
             for number, name in enumerate(sorted(names))
         }
-        self.bank.load(slot, deltas)
+        self.stacked.load(slot, deltas)
         self.adapters[slot] = deltas
 
     @rule(slot=st.integers(0, SLOTS - 1))
     def clear(self, slot: int) -> None:
-        self.bank.clear(slot)
+        self.stacked.clear(slot)
         self.adapters.pop(slot, None)
 
     @invariant()
     def every_slot_is_right(self) -> None:
-        check(self.bank, self.adapters)
+        check(self.stacked, self.adapters)
 
 
 TestLoading = Loading.TestCase
 TestLoading.settings = settings(max_examples=40, stateful_step_count=15)
 
 
-def test_numbers_that_are_none_leave_with_their_adapter():
-    bank = StackedLoraWeights(SLOTS, IN, torch.float32, CPU)
+def test_nan_weights_are_gone_once_their_slot_is_loaded_again():
+    stacked = StackedLoraWeights(SLOTS, IN, torch.float32, CPU)
     bad = delta("q", 3, dora=True)
     for tensor in (bad.a, bad.b, bad.magnitude_scale):
         assert tensor is not None
         tensor.fill_(torch.nan)
-    bank.load(0, {"q": delta("q", 2)})
-    bank.load(1, {"q": bad})
-    assert changed(bank, 1, "q").isnan().all()
-    assert torch.allclose(changed(bank, 0, "q"), wanted(delta("q", 2), "q"))
-    bank.load(1, {"q": delta("q", 1)})
-    assert torch.allclose(changed(bank, 1, "q"), wanted(delta("q", 1), "q"))
+    stacked.load(0, {"q": delta("q", 2)})
+    stacked.load(1, {"q": bad})
+    assert changed(stacked, 1, "q").isnan().all()
+    assert torch.allclose(changed(stacked, 0, "q"), wanted(delta("q", 2), "q"))
+    stacked.load(1, {"q": delta("q", 1)})
+    assert torch.allclose(changed(stacked, 1, "q"), wanted(delta("q", 1), "q"))
 
 
 @pytest.mark.parametrize("allocation", range(6))
-def test_memory_that_cannot_be_had_leaves_the_others_right(monkeypatch, allocation: int):
+def test_running_out_of_memory_keeps_the_other_adapters(monkeypatch, allocation: int):
     """The first, second, ... allocation of a load fails, be it to grow or for DoRA's scales."""
-    bank = StackedLoraWeights(SLOTS, IN, torch.float32, CPU)
+    stacked = StackedLoraWeights(SLOTS, IN, torch.float32, CPU)
     adapters = {0: {"q": delta("q", 2, seed=1)}, 2: {"q": delta("q", 1, seed=2), "k": delta("k", 2, seed=3)}}
     for slot, deltas in adapters.items():
-        bank.load(slot, deltas)
-    allocate, left = bank._zeros, [allocation]
+        stacked.load(slot, deltas)
+    allocate, left = stacked._zeros, [allocation]
 
     def no_memory(*shape: int) -> torch.Tensor:
         left[0] -= 1
@@ -113,13 +113,13 @@ def test_memory_that_cannot_be_had_leaves_the_others_right(monkeypatch, allocati
     # It needs a higher rank, a further layer and scales: all that can be allocated.
     large = {name: delta(name, 6, dora=True) for name in OUT}
     with monkeypatch.context() as patch:
-        patch.setattr(bank, "_zeros", no_memory)
+        patch.setattr(stacked, "_zeros", no_memory)
         with pytest.raises(torch.OutOfMemoryError):
-            bank.load(1, large)
-    bank.clear(1)  # as the engine does
-    check(bank, adapters)
+            stacked.load(1, large)
+    stacked.clear(1)  # as the engine does
+    check(stacked, adapters)
     small = {"q": delta("q", 1, seed=4)}
-    bank.load(1, small)
-    check(bank, adapters | {1: small})
-    bank.load(3, large)
-    check(bank, adapters | {1: small, 3: large})
+    stacked.load(1, small)
+    check(stacked, adapters | {1: small})
+    stacked.load(3, large)
+    check(stacked, adapters | {1: small, 3: large})

@@ -1,12 +1,12 @@
-"""Short ways to end an answer that a grammar has under way.
+"""Searches for a short completion of an answer that a grammar has under way.
 
-llguidance says which tokens may come next, but not how far the end is. This finds a sequence of tokens after which
-the answer is complete: it follows forced bytes, and where there is a choice it tries one byte of each class of
-bytes that lead to different places, depth first.
+llguidance says which tokens may come next, but not how far the end is. This finds token ids after which the answer is
+complete: a depth-first search over the grammar's states, which follows forced bytes and, where there is a choice,
+tries one symbol for each distinct state that a symbol leads to.
 
-Nothing can be asked about a grammar's state but what may follow it, so two states with the same mask are taken to
-be alike while searching. That only guides the search: every ending that is returned was accepted by llguidance
-itself. It need not be the shortest one of all; in grammars without counted repetitions it almost always is.
+llguidance exposes nothing of a state but its mask of allowed tokens, so two states with the same mask share a key
+while searching. That only guides the search: llguidance itself validates every completion that is returned. A
+completion need not be the shortest of all; in grammars without counted repetitions it almost always is.
 """
 
 from __future__ import annotations
@@ -18,211 +18,221 @@ from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
 
-from adapterhub.engine.decoding.token_spelling import CLOSERS, MANY, Ending, TokenSpelling, begins_sequence
+from adapterhub.engine.decoding.minimal_tokenizer import (
+    CLOSING_CHARACTERS,
+    UNREACHABLE,
+    MinimalTokenizer,
+    TokenizedBytes,
+    starts_sequence,
+)
 
-_SCANS = (2, 16)  # how often the ways from like states are looked for: times the repeats, and at most
-_LONGEST_FORCED = 16 * 1024  # bytes
-_REPEATS = (1, 4, 16, 64, 256, 1024, 4096)
-"""How often one state may come again on the way: more only once no end was found with less."""
-_KNOWN_PER_STATE = 4
-_KNOWN_STATES = 4096
+_EDGE_SCANS_PER_VISIT, _MAX_EDGE_SCANS = 2, 16  # how often the edges of one state key are collected anew
+_MAX_FORCED_BYTES = 16 * 1024
+_MAX_VISITS = (1, 4, 16, 64, 256, 1024, 4096)
+"""How often a state key may occur on one path. The search is repeated with the next bound where one was reached."""
+_MAX_COMPLETIONS_PER_STATE = 4
+_MAX_STATES_WITH_COMPLETIONS = 4096
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What can be seen of a state."""
+class _State:
+    """What llguidance shows of a state, after its forced bytes."""
 
     forced: bytes
-    tokens: int  # that were taken to write the forced bytes
+    forced_tokens: int  # tokens that were consumed to write the forced bytes
     accepting: bool
     mask: bytes
     key: bytes
 
 
 @dataclass(frozen=True)
-class _Way:
-    """A step from a state."""
+class _Edge:
+    """A symbol that may follow a state."""
 
     text: bytes
     token: int
-    changes: bool  # whether what may follow is something else then
+    changes_state: bool
 
 
 @dataclass
-class _Frame:
-    """A state on the way that is being searched."""
+class _SearchFrame:
+    """A state on the path that is being searched."""
 
-    look: _Look
-    step: bytes  # the bytes that led here, forced ones not included
-    taken: int  # tokens to roll back
-    ways: Iterator[_Way]
-    best: Ending | None = None
+    state: _State
+    edge_text: bytes  # the bytes that led here, forced ones not included
+    tokens_to_roll_back: int
+    edges: Iterator[_Edge]
+    best: TokenizedBytes | None = None
 
 
 @dataclass
-class _Search:
-    """What one search keeps."""
+class _SearchRun:
+    """The bounds and the bookkeeping of one search."""
 
-    repeats: int
-    looks: int
-    path: Counter[bytes] = field(default_factory=Counter)
-    # State -> on which repetition and how deep it led nowhere: the same, or later and deeper, does so again.
-    dead: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    cut: bool = False
+    max_visits: int
+    states_left: int
+    visits: Counter[bytes] = field(default_factory=Counter)  # state key -> how often it is on the path
+    # State key -> (visit, depth) without a completion; a later visit at the same depth or below has none either.
+    dead_ends: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    reached_max_visits: bool = False
 
 
 class CompletionSearch:
-    """Finds endings for the answers of one grammar, and remembers them for all of its answers.
+    """Finds completions for the answers of one grammar, and caches them for all of its answers.
 
     Args:
-        spelling: The vocabulary.
+        tokenizer: Tokenizes bytes with the base's vocabulary.
         end_token: llguidance's end token.
     """
 
-    def __init__(self, spelling: TokenSpelling, end_token: int) -> None:
-        self._spelling = spelling
+    def __init__(self, tokenizer: MinimalTokenizer, end_token: int) -> None:
+        self._tokenizer = tokenizer
         self._end_token = end_token
-        self._known: dict[bytes, list[tuple[Ending, list[int]]]] = {}
-        self._ways: dict[bytes, dict[int, _Way]] = {}
-        self._scans: Counter[bytes] = Counter()
+        self._completions: dict[bytes, list[tuple[TokenizedBytes, list[int]]]] = {}
+        self._edges: dict[bytes, dict[int, _Edge]] = {}
+        self._edge_scans: Counter[bytes] = Counter()
 
-    def completes(self, matcher: LLMatcher, tokens: Sequence[int]) -> bool:
+    def is_complete_after(self, matcher: LLMatcher, tokens: Sequence[int]) -> bool:
         """Whether an answer is complete after these tokens, at least one."""
         return matcher.validate_tokens([*tokens, self._end_token]) == len(tokens) + 1
 
-    def find(self, matcher: LLMatcher, looks: int) -> list[int] | None:
-        """The tokens of a short ending; None if none was found.
+    def find(self, matcher: LLMatcher, max_states: int) -> list[int] | None:
+        """The token ids of a short completion; None if none was found.
 
         Args:
             matcher: The state of an answer; it is not changed.
-            looks: Most states to look at.
+            max_states: Maximum number of states to visit.
         """
-        for repeats in _REPEATS:
-            search = _Search(repeats, looks)
-            ending = self._search(matcher.deep_copy(), search)
-            if ending:
-                return self._checked(matcher, ending)
-            if not search.cut or search.looks <= 0:
+        for max_visits in _MAX_VISITS:
+            run = _SearchRun(max_visits, max_states)
+            completion = self._search(matcher.deep_copy(), run)
+            if completion:
+                return self._validated(matcher, completion)
+            if not run.reached_max_visits or run.states_left <= 0:
                 return None
-            looks = search.looks
+            max_states = run.states_left
         return None
 
-    def _checked(self, matcher: LLMatcher, ending: Ending) -> list[int] | None:
-        tokens = self._spelling.tokens(ending)
-        return tokens if tokens == [] or (tokens and self.completes(matcher, tokens)) else None
+    def _validated(self, matcher: LLMatcher, completion: TokenizedBytes) -> list[int] | None:
+        tokens = self._tokenizer.token_ids(completion)
+        return tokens if tokens == [] or (tokens and self.is_complete_after(matcher, tokens)) else None
 
-    def _search(self, matcher: LLMatcher, search: _Search) -> Ending | None:
-        stack: list[_Frame] = []
-        found = self._enter(matcher, b"", 0, search, stack)
+    def _search(self, matcher: LLMatcher, run: _SearchRun) -> TokenizedBytes | None:
+        stack: list[_SearchFrame] = []
+        found = self._enter(matcher, b"", 0, run, stack)
         while stack:
             frame = stack[-1]
-            way = next(frame.ways, None) if search.looks > 0 else None
-            if way:
-                matcher.consume_token(way.token)
+            edge = next(frame.edges, None) if run.states_left > 0 else None
+            if edge:
+                matcher.consume_token(edge.token)
                 depth = len(stack)
-                found = self._enter(matcher, way.text, 1, search, stack)
+                found = self._enter(matcher, edge.text, 1, run, stack)
                 if len(stack) == depth:
-                    self._offer(frame, way.text, found)
+                    self._update_best(frame, edge.text, found)
                 continue
-            found = self._leave(matcher, search, stack.pop(), len(stack))
+            found = self._leave(matcher, run, stack.pop(), len(stack))
             if stack:
-                self._offer(stack[-1], frame.step, found)
+                self._update_best(stack[-1], frame.edge_text, found)
         return found
 
     def _enter(
-        self, matcher: LLMatcher, step: bytes, taken: int, search: _Search, stack: list[_Frame]
-    ) -> Ending | None:
-        """Returns what is known of a state at once, or puts it on the stack to be searched."""
-        look = self._look(matcher, search)
-        found = self._at_once(matcher, look)
-        repeat, depth = search.dead.get(look.key, (MANY, MANY))
-        dead = repeat <= search.path[look.key] and depth <= len(stack)
-        too_often = search.path[look.key] >= search.repeats
-        search.cut |= too_often
-        if found or dead or too_often:
-            matcher.rollback(taken + look.tokens)
-            return self._spelling.before(look.forced, found) if found else None
-        frame = _Frame(look, step, taken + look.tokens, iter(()))
-        frame.ways = self._worth_trying(frame, self._classes(matcher, look, search))
-        search.path[look.key] += 1
+        self, matcher: LLMatcher, edge_text: bytes, consumed: int, run: _SearchRun, stack: list[_SearchFrame]
+    ) -> TokenizedBytes | None:
+        """Returns a completion that needs no search, or pushes the state onto the stack."""
+        state = self._inspect(matcher, run)
+        found = self._cached_completion(matcher, state)
+        visit, depth = run.dead_ends.get(state.key, (UNREACHABLE, UNREACHABLE))
+        is_dead_end = visit <= run.visits[state.key] and depth <= len(stack)
+        at_max_visits = run.visits[state.key] >= run.max_visits
+        run.reached_max_visits |= at_max_visits
+        if found or is_dead_end or at_max_visits:
+            matcher.rollback(consumed + state.forced_tokens)
+            return self._tokenizer.tokenize(state.forced, found) if found else None
+        frame = _SearchFrame(state, edge_text, consumed + state.forced_tokens, iter(()))
+        frame.edges = self._promising(frame, self._distinct_edges(matcher, state, run))
+        run.visits[state.key] += 1
         stack.append(frame)
         return None
 
-    def _leave(self, matcher: LLMatcher, search: _Search, frame: _Frame, depth: int) -> Ending | None:
-        matcher.rollback(frame.taken)
-        search.path[frame.look.key] -= 1
+    def _leave(
+        self, matcher: LLMatcher, run: _SearchRun, frame: _SearchFrame, depth: int
+    ) -> TokenizedBytes | None:
+        matcher.rollback(frame.tokens_to_roll_back)
+        run.visits[frame.state.key] -= 1
         if frame.best is None:
-            search.dead[frame.look.key] = (search.path[frame.look.key], depth)
+            run.dead_ends[frame.state.key] = (run.visits[frame.state.key], depth)
             return None
-        return self._spelling.before(frame.look.forced, frame.best)
+        return self._tokenizer.tokenize(frame.state.forced, frame.best)
 
-    def _offer(self, frame: _Frame, step: bytes, found: Ending | None) -> None:
+    def _update_best(self, frame: _SearchFrame, edge_text: bytes, found: TokenizedBytes | None) -> None:
         if found is None:
             return
-        whole = self._spelling.before(step, found)
-        if whole.counts[-1] < MANY and (frame.best is None or whole.cost < frame.best.cost):
-            frame.best = whole
-            self._remember(frame.look.key, whole)
+        completion = self._tokenizer.tokenize(edge_text, found)
+        if completion.is_reachable and (frame.best is None or completion.cost < frame.best.cost):
+            frame.best = completion
+            self._cache_completion(frame.state.key, completion)
 
     @staticmethod
-    def _worth_trying(frame: _Frame, ways: Sequence[_Way]) -> Iterator[_Way]:
-        """The ways from a state; once it is known how to end, only those that may end sooner."""
-        for way in ways:
-            closing = frame.best is not None and frame.best.text[:1] in CLOSERS
-            # A step that changes nothing, such as a letter within a string, is no way to the end if there is another.
-            if frame.best is None or (way.changes and not (closing and begins_sequence(way.text))):
-                yield way
+    def _promising(frame: _SearchFrame, edges: Sequence[_Edge]) -> Iterator[_Edge]:
+        """All edges until a completion is known, then only those that may lead to a shorter one."""
+        for edge in edges:
+            closes = frame.best is not None and frame.best.text[:1] in CLOSING_CHARACTERS
+            # An edge back to the same state, such as a letter within a string, cannot be on the shortest path.
+            if frame.best is None or (edge.changes_state and not (closes and starts_sequence(edge.text))):
+                yield edge
 
-    def _look(self, matcher: LLMatcher, search: _Search) -> _Look:
-        search.looks -= 1
+    def _inspect(self, matcher: LLMatcher, run: _SearchRun) -> _State:
+        run.states_left -= 1
         forced, tokens = matcher.compute_ff_bytes(), []
-        if len(forced) > _LONGEST_FORCED:  # a grammar without an end, most likely
-            search.looks = 0
+        if len(forced) > _MAX_FORCED_BYTES:  # most likely a grammar without an end
+            run.states_left = 0
         if forced:
-            tokens = self._spelling.tokens(self._spelling.before(forced, Ending())) or []
+            tokens = self._tokenizer.token_ids(self._tokenizer.tokenize(forced)) or []
             forced = forced if tokens else b""
             matcher.consume_tokens(tokens)
         accepting, mask = matcher.is_accepting(), matcher.compute_bitmask()
         key = hashlib.blake2b(mask, digest_size=16).digest()
-        return _Look(forced, len(tokens), accepting, mask, key)
+        return _State(forced, len(tokens), accepting, mask, key)
 
-    def _at_once(self, matcher: LLMatcher, look: _Look) -> Ending | None:
-        """An ending that needs no search."""
-        if look.accepting:
-            return Ending()
-        for ending, tokens in self._known.get(look.key, ()):
-            if self.completes(matcher, tokens):
-                return ending
+    def _cached_completion(self, matcher: LLMatcher, state: _State) -> TokenizedBytes | None:
+        if state.accepting:
+            return TokenizedBytes()
+        for completion, tokens in self._completions.get(state.key, ()):
+            if self.is_complete_after(matcher, tokens):
+                return completion
         return None
 
-    def _remember(self, key: bytes, ending: Ending) -> None:
-        if len(self._known) >= _KNOWN_STATES:
-            self._known.clear()
-            self._ways.clear()
-            self._scans.clear()
-        tokens = self._spelling.tokens(ending) or []
-        others = [known for known in self._known.get(key, ()) if known[0].text != ending.text]
-        self._known[key] = sorted(
-            [(ending, tokens), *others[: _KNOWN_PER_STATE - 1]], key=lambda known: known[0].cost
+    def _cache_completion(self, key: bytes, completion: TokenizedBytes) -> None:
+        if len(self._completions) >= _MAX_STATES_WITH_COMPLETIONS:
+            self._completions.clear()
+            self._edges.clear()
+            self._edge_scans.clear()
+        tokens = self._tokenizer.token_ids(completion) or []
+        others = [cached for cached in self._completions.get(key, ()) if cached[0].text != completion.text]
+        self._completions[key] = sorted(
+            [(completion, tokens), *others[: _MAX_COMPLETIONS_PER_STATE - 1]],
+            key=lambda cached: cached[0].cost,
         )
 
-    def _classes(self, matcher: LLMatcher, look: _Look, search: _Search) -> list[_Way]:
-        """One step for each different place that a step leads to."""
-        ways = self._ways.setdefault(look.key, {})
-        if self._scans[look.key] >= min(_SCANS[0] * search.repeats, _SCANS[1]):
-            return list(ways.values())
-        self._scans[look.key] += 1
+    def _distinct_edges(self, matcher: LLMatcher, state: _State, run: _SearchRun) -> list[_Edge]:
+        """One edge for each distinct state that a symbol leads to."""
+        edges = self._edges.setdefault(state.key, {})
+        if self._edge_scans[state.key] >= min(_EDGE_SCANS_PER_VISIT * run.max_visits, _MAX_EDGE_SCANS):
+            return list(edges.values())
+        self._edge_scans[state.key] += 1
         seen: set[tuple[bytes, bytes]] = set()
-        for text, token in self._spelling.steps:
-            if look.mask[token >> 3] >> (token & 7) & 1 and search.looks > 0:
+        for text, token in self._tokenizer.alphabet:
+            if state.mask[token >> 3] >> (token & 7) & 1 and run.states_left > 0:
                 matcher.consume_token(token)
-                there = self._look(matcher, search)
-                matcher.rollback(1 + there.tokens)
-                place = (there.forced, there.key)
-                if place not in seen and (token not in ways or not ways[token].changes):
-                    ways[token] = _Way(text, token, changes=place != (b"", look.key))
-                seen.add(place)
-        # What changes nothing comes after what does, but before the beginnings of longer sequences.
-        ordered = sorted(ways.values(), key=lambda way: 2 * begins_sequence(way.text) + (not way.changes))
-        self._ways[look.key] = {way.token: way for way in ordered}
+                target = self._inspect(matcher, run)
+                matcher.rollback(1 + target.forced_tokens)
+                identity = (target.forced, target.key)
+                if identity not in seen and (token not in edges or not edges[token].changes_state):
+                    edges[token] = _Edge(text, token, changes_state=identity != (b"", state.key))
+                seen.add(identity)
+        # Edges back to the same state come after those that leave it, but before the starts of longer sequences.
+        ordered = sorted(
+            edges.values(), key=lambda edge: 2 * starts_sequence(edge.text) + (not edge.changes_state)
+        )
+        self._edges[state.key] = {edge.token: edge for edge in ordered}
         return ordered

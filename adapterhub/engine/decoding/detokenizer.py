@@ -1,4 +1,4 @@
-"""From tokens to text while they arrive: whole characters only, and never a part of a stop string."""
+"""Decodes tokens to text as they arrive: whole characters only, and never a part of a stop string."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from adapterhub.engine.tokenizer import Tokenizer
 
-_INCOMPLETE = "\ufffd"
+_REPLACEMENT_CHARACTER = "\ufffd"
 
 
 class IncrementalDetokenizer:
-    """LeaderFollower the tokens of one answer into text, releasing only what can no longer change.
+    """Turns the tokens of one answer into text, releasing only what later tokens cannot change.
 
     Text is held back while its last character is incomplete (byte-level tokens may split one) and while its end
-    could be the beginning of a stop string.
+    could be the start of a stop string. Offsets are those of vLLM's `detokenize_incrementally`.
 
     Args:
         tokenizer: Decodes the tokens.
@@ -25,55 +25,56 @@ class IncrementalDetokenizer:
         self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, skip_special_tokens: bool = True
     ) -> None:
         self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
+        self._skip_special_tokens = skip_special_tokens
         self._stop = tuple(stop)
-        self._ids: list[int] = []
-        # Text of tokens before `_read` is out; those from `_context` on are decoded once more with what follows.
-        self._context = self._read = 0
-        self._held = ""
+        self._token_ids: list[int] = []
+        # The text of tokens before `_read_offset` is decoded; those from `_prefix_offset` on are its context.
+        self._prefix_offset = self._read_offset = 0
+        self._held_back = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Takes one token and returns the text that it releases."""
-        self._ids.append(token_id)
-        self._held += self._decode_new(final=False)
+        self._token_ids.append(token_id)
+        self._held_back += self._decode_new(final=False)
         return self._release(final=self._cut_at_stop())
 
     def flush(self) -> str:
-        """Returns what is still held when the answer ends for another reason."""
-        self._held += self._decode_new(final=True)
+        """Returns the text held back when the answer ends for another reason."""
+        self._held_back += self._decode_new(final=True)
         self._cut_at_stop()
         return self._release(final=True)
 
     def _decode_new(self, *, final: bool) -> str:
-        # A token's text depends on those before it: some tokenizers drop the space at the start of a text, and spell
-        # a rare character with several byte tokens. So the last stretch that gave whole characters comes along.
-        known = self._decode(self._ids[self._context : self._read])
-        text = self._decode(self._ids[self._context :])
-        if len(text) <= len(known) or (text.endswith(_INCOMPLETE) and not final):
+        # A token's text depends on those before it: some tokenizers drop the space at the start of a text, and write
+        # a rare character as several byte tokens. So the last tokens that gave whole characters are decoded again.
+        prefix = self._decode(self._token_ids[self._prefix_offset : self._read_offset])
+        text = self._decode(self._token_ids[self._prefix_offset :])
+        if len(text) <= len(prefix) or (text.endswith(_REPLACEMENT_CHARACTER) and not final):
             return ""
-        self._context, self._read = self._read, len(self._ids)
-        return text[len(known) :]
+        self._prefix_offset, self._read_offset = self._read_offset, len(self._token_ids)
+        return text[len(prefix) :]
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=self._skip) if ids else ""
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        if not token_ids:
+            return ""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
 
     def _cut_at_stop(self) -> bool:
-        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if places:
-            self._held, self.stopped = self._held[: min(places)], True
+        starts = [start for stop in self._stop if (start := self._held_back.find(stop)) >= 0]
+        if starts:
+            self._held_back, self.stopped = self._held_back[: min(starts)], True
         return self.stopped
 
     def _release(self, *, final: bool) -> str:
-        keep = 0 if final else self._possible_stop()
-        released = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        end = len(self._held_back) - (0 if final else self._partial_stop_length())
+        released, self._held_back = self._held_back[:end], self._held_back[end:]
         return released
 
-    def _possible_stop(self) -> int:
-        """The length of the longest end of the held text that begins a stop string."""
+    def _partial_stop_length(self) -> int:
+        """The length of the longest suffix of the held-back text that starts a stop string."""
         longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for size in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-size:]) for stop in self._stop):
+        for size in range(min(longest, len(self._held_back)), 0, -1):
+            if any(stop.startswith(self._held_back[-size:]) for stop in self._stop):
                 return size
         return 0

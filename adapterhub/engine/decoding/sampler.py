@@ -1,7 +1,7 @@
-"""Drawing one token from a row of logits, with transformers' own logits processors where they are quick.
+"""Samples one token from a row of logits, with transformers' own logits processors where they are fast.
 
-Two things are done otherwise, since each row of each step waits for them (`benchmarks/sampling.py` compares). For
-`top_p` transformers puts the whole vocabulary in order, and `torch.multinomial` draws a number for each of its tokens.
+Two steps are our own, since each row of each step pays for them (`benchmarks/sampling.py` compares). For `top_p`
+transformers sorts the whole vocabulary, and `torch.multinomial` draws a random number for each of its tokens.
 """
 
 from __future__ import annotations
@@ -24,90 +24,97 @@ from adapterhub.engine.interface import TokenLogprob
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import GenerationError
 
-# Beyond every logit, and finite in float32 after the repetition penalty and the lowest temperature.
-_FAR = 1e30
-_LIKELY = 1024
-"""Tokens among which `top_p` looks first."""
+_MAX_ABS_LOGIT = (
+    1e30  # above every real logit; finite in float32 after repetition penalty and lowest temperature
+)
+_TOP_P_TOP_K = 1024
+"""`top_p` looks among this many most probable tokens before it sorts the whole vocabulary."""
 
 
 @dataclass(frozen=True)
 class Logits:
-    """What the base says about one answer's next token.
+    """The logits of one answer's next token, with their maximum.
 
     Attributes:
         values: Shape (vocabulary,).
-        best: The token with the highest value.
-        highest: That value; NaN if any value is.
+        argmax: The token with the highest value.
+        maximum: That value; NaN if any value is.
     """
 
     values: torch.Tensor
-    best: int
-    highest: float
+    argmax: int
+    maximum: float
 
     @classmethod
     def of(cls, rows: torch.Tensor) -> list[Logits]:
-        """Those of several answers, shape (answers, vocabulary), looked through in one pass."""
+        """The logits of several answers, shape (answers, vocabulary); their maxima are taken in one pass."""
         if not len(rows):
             return []
-        highest, best = rows.max(-1)
-        return [cls(*row) for row in zip(rows, best.tolist(), highest.tolist(), strict=True)]
+        maximum, argmax = rows.max(-1)
+        return [cls(*row) for row in zip(rows, argmax.tolist(), maximum.tolist(), strict=True)]
 
 
 class Sampler:
-    """Draws the tokens of one answer.
+    """Samples the tokens of one answer.
 
     Args:
-        params: The request's settings.
-        index: Which of the request's `n` answers this is; each has its own random stream.
-        device: Where the logits are.
+        params: The request's sampling parameters.
+        index: Which of the request's `n` answers this is; each has its own random generator.
+        device: The device of the logits.
     """
 
     def __init__(self, params: SamplingParams, index: int, device: torch.device) -> None:
         self._params = params
         self._processors = _processors(params)
-        self._random = torch.Generator(device)
+        self._generator = torch.Generator(device)
         if params.seed is None:
-            self._random.seed()
+            self._generator.seed()
         else:
-            self._random.manual_seed((params.seed + index) % 2**63)
+            self._generator.manual_seed((params.seed + index) % 2**63)
 
     def draw(
         self, logits: Logits, history: Sequence[int], allowed: torch.Tensor | None = None
     ) -> tuple[int, TokenLogprob | None]:
-        """Chooses the next token.
+        """Samples the next token.
 
         Args:
-            logits: Of all tokens.
+            logits: The logits of all tokens.
             history: Token ids of the prompt and the answer so far, for the repetition penalty.
-            allowed: Among which tokens, bool of shape (vocabulary,); if not given, all. Log-probabilities are the
-                model's own either way.
+            allowed: Mask of the tokens to sample from, bool of shape (vocabulary,); None allows all. Log-probabilities
+                are the model's own either way.
+
+        Returns:
+            The token id, and its log-probability if the request asks for log-probabilities.
 
         Raises:
             GenerationError: The logits are not numbers.
         """
-        if math.isnan(logits.highest):
-            # Taking the maximum would give some token without a word, the same one for ever.
-            raise _no_numbers()
+        if math.isnan(logits.maximum):
+            # argmax would return the same token for ever, without an error.
+            raise _nan_error()
         if self._params.greedy and not self._processors and allowed is None:
-            return logits.best, self._logprob(logits.values, logits.best)
+            return logits.argmax, self._logprob(logits.values, logits.argmax)
         scores = logits.values.float()[None]
         if allowed is not None:
-            # What is allowed stays finite, and so apart from the rest, where the base gives minus infinity.
-            scores = scores.clamp(-_FAR, _FAR).masked_fill_(~allowed.to(scores.device), -torch.inf)
+            # Allowed tokens stay finite, so they differ from the masked ones even where the base gives -inf.
+            scores = scores.clamp(-_MAX_ABS_LOGIT, _MAX_ABS_LOGIT).masked_fill_(
+                ~allowed.to(scores.device), -torch.inf
+            )
         if self._processors:
             ids = torch.tensor([list(history)], device=scores.device)
             scores = self._processors(ids, scores)
-        token = int(scores.argmax()) if self._params.greedy else self._drawn(scores.softmax(-1)[0])
+        token = int(scores.argmax()) if self._params.greedy else self._sample(scores.softmax(-1)[0])
         return token, self._logprob(logits.values, token)
 
-    def _drawn(self, probabilities: torch.Tensor) -> int:
-        if probabilities.device.type != "cpu":  # where a running sum is added up in no certain order
-            return int(torch.multinomial(probabilities, 1, generator=self._random))
-        sums = probabilities.cumsum(-1)
-        if not math.isfinite(sums[-1]):
-            raise _no_numbers()
-        # The number is above 0 and at most the whole sum: a token of probability 0, which adds nothing, is never met.
-        return int(torch.searchsorted(sums, (1 - torch.rand(1, generator=self._random)) * sums[-1]))
+    def _sample(self, probabilities: torch.Tensor) -> int:
+        if probabilities.device.type != "cpu":  # a cumulative sum is not deterministic there
+            return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        cumulative = probabilities.cumsum(-1)
+        if not math.isfinite(cumulative[-1]):
+            raise _nan_error()
+        # Inverse transform sampling. The number is above 0, so a token of probability 0 is never sampled.
+        threshold = (1 - torch.rand(1, generator=self._generator)) * cumulative[-1]
+        return int(torch.searchsorted(cumulative, threshold))
 
     def _logprob(self, logits: torch.Tensor, token: int) -> TokenLogprob | None:
         if self._params.logprobs is None:
@@ -137,7 +144,7 @@ def _processors(params: SamplingParams) -> LogitsProcessorList:
 
 
 class TopP(LogitsProcessor):  # type: ignore[misc]
-    """Keeps the fewest tokens whose probabilities reach a sum (Holtzman et al., https://arxiv.org/abs/1904.09751).
+    """Nucleus sampling: keeps the fewest tokens whose probabilities reach a sum (arXiv 1904.09751).
 
     Args:
         top_p: The sum, above 0 and below 1.
@@ -147,17 +154,17 @@ class TopP(LogitsProcessor):  # type: ignore[misc]
         self._top_p = top_p
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The scores, shape (1, vocabulary), with minus infinity in place of those that are not kept."""
+        """The scores, shape (1, vocabulary), with minus infinity for the tokens outside the nucleus."""
         probabilities = scores.softmax(-1)[0]
-        best, tokens = probabilities.topk(min(_LIKELY, len(probabilities)))
-        if best.sum() < self._top_p:
-            best, tokens = probabilities.sort(descending=True)
-        kept = tokens[best.cumsum(-1) - best < self._top_p]
+        top, tokens = probabilities.topk(min(_TOP_P_TOP_K, len(probabilities)))
+        if top.sum() < self._top_p:
+            top, tokens = probabilities.sort(descending=True)
+        kept = tokens[top.cumsum(-1) - top < self._top_p]
         return torch.full_like(scores, -torch.inf).index_copy_(1, kept, scores[:, kept])
 
 
-def _no_numbers() -> GenerationError:
+def _nan_error() -> GenerationError:
     return GenerationError(
-        "The base computed NaN in place of an answer.",
+        "The base computed NaN logits.",
         hint="float16 overflows on bases trained in bfloat16; try another compute_dtype.",
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
-from adapterhub.engine.decoding.grammar_constraint import GrammarCompiler, GrammarConstraint
+from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
+from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import FinishReason, Request, TokenLogprob, TokenOutput, answer_budget
 from adapterhub.engine.output_format import OutputFormat

@@ -30,7 +30,7 @@ from adapterhub.engine.scheduling.sequence import Job
 from adapterhub.engine.scheduling.waiting_queue import WaitingQueue
 from adapterhub.engine.stats import EngineStats, Meter
 from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, EngineError, GenerationError
-from adapterhub.lora.loading import load_source
+from adapterhub.lora.loading import load_adapter_deltas
 
 _LOADING_POLL_SECONDS = 0.05
 
@@ -285,7 +285,7 @@ class Scheduler:
     def _load(self, adapter: LoraRequest) -> Deltas:
         model, dtype = self._base.model, self._base.compute_dtype
         with self._weights_settle:
-            deltas = load_source(adapter, model, self._shapes, dtype=dtype)
+            deltas = load_adapter_deltas(adapter, model, self._shapes, dtype=dtype)
         rank = max((delta.a.shape[0] for delta in deltas.values()), default=0)
         if rank > self._limits.max_lora_rank:
             raise AdapterIncompatibleError(

@@ -1,8 +1,9 @@
-"""Blends: from the changes of several adapters and weights to the changes of one.
+"""Blend methods: from the changes of several adapters and their weights to the changes of one.
 
-Everything is computed on whole changes `B @ A`, scaling included, never on A and B apart: the sum of two products is
-not the product of two sums, and the cross-terms between one adapter's A and another's B are noise as large as the
-wanted change. `cat` and `svd` need no dense matrix; `ties` and `dare_ties` do, one layer at a time.
+The methods are PEFT's `combination_type`s of `add_weighted_adapter`, but all of them work on whole changes `B @ A`,
+scaling included, never on A and B apart. The product of two sums is not the sum of two products: the cross-terms
+between one adapter's A and another's B are noise as large as the wanted change. `cat` and `svd` need no dense
+matrix; `ties` and `dare_ties` do, one layer at a time.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.sparse import dare_ties, ties
 from adapterhub.lora.delta import LoraDelta
 
-Method = Literal["cat", "svd", "linear", "ties", "dare_ties"]
-METHODS: tuple[Method, ...] = get_args(Method)
-_SPARSE = ("ties", "dare_ties")
-_NEARLY_ZERO = 1e-3
+BlendMethod = Literal["cat", "svd", "linear", "ties", "dare_ties"]
+BLEND_METHODS: tuple[BlendMethod, ...] = get_args(BlendMethod)
+_SPARSE_METHODS = ("ties", "dare_ties")
+_MIN_MAGNITUDE_SCALE = 1e-3  # a smaller one would make the up-projection huge
 
 Deltas = Mapping[str, LoraDelta]
-"""Module name -> change."""
+"""Module name -> change of one adapter."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +33,33 @@ class BlendSettings:
     """How to blend.
 
     Attributes:
-        method: `cat` (the exact sum; ranks add up), `svd` and `linear` (the same sum, its best approximation of a
-            rank), `ties` or `dare_ties` (sparse and with agreed signs, then brought to a rank).
-        rank: The rank of the result, for all but `cat`; in each layer the highest of the parts if not given.
+        method: PEFT's `combination_type`. `cat` is the exact sum, and ranks add up. `svd` and `linear` are the best
+            approximation of that sum with a given rank. `ties` (arXiv 2306.01708) and `dare_ties` (arXiv 2311.03099)
+            keep a share of the entries, agree on their signs, and approximate the result with a given rank.
+        rank: The rank of the result, for all methods but `cat`; if not given, in each layer the highest of the parts.
         density: For `ties` and `dare_ties`, the share of entries of each change to keep; above 0, at most 1.
-        seed: For `dare_ties`, what decides which are kept; 0 if not given.
+        seed: For `dare_ties`, the seed of the random choice of entries; 0 if not given.
 
     Raises:
-        InvalidRequestError: There is no such method, or a setting does not go with it.
+        InvalidRequestError: There is no such method, or a setting does not belong to the method.
     """
 
-    method: Method = "cat"
+    method: BlendMethod = "cat"
     rank: int | None = None
     density: float | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method not in BLEND_METHODS:
             raise InvalidRequestError(
-                f"There is no method {self.method!r} of blending.", hint=f"There are: {', '.join(METHODS)}."
+                f"There is no method {self.method!r} of blending.",
+                hint=f"There are: {', '.join(BLEND_METHODS)}.",
             )
         if self.rank is not None and (self.method == "cat" or not _is_int(self.rank) or self.rank < 1):
             raise InvalidRequestError(
                 "A rank is a whole number from 1, for every method but cat.", hint="svd cuts to a rank."
             )
-        sparse = self.method in _SPARSE
+        sparse = self.method in _SPARSE_METHODS
         if sparse and (self.density is None or not 0 < self.density <= 1):
             raise InvalidRequestError(
                 f"{self.method} needs a density above 0 and at most 1.", hint="Try 0.2 to 0.5."
@@ -70,11 +73,14 @@ class BlendSettings:
 
 
 def blend_deltas(parts: Sequence[tuple[Deltas, float]], settings: BlendSettings) -> dict[str, LoraDelta]:
-    """Blends adapters, layer by layer; memory beyond the parts and the result is that of one layer.
+    """Blends adapters layer by layer; beside the parts and the result it needs the memory of one layer.
 
     Args:
-        parts: Adapters without DoRA, with their weights. A part that leaves a layer alone changes nothing there.
-        settings: How.
+        parts: Adapters without DoRA, with their weights. A part contributes nothing to a layer that it does not target.
+        settings: How to blend.
+
+    Returns:
+        Module name -> change.
 
     Raises:
         AdapterIncompatibleError: The parts' shapes differ, so they belong to different bases.
@@ -89,10 +95,10 @@ def blend_deltas(parts: Sequence[tuple[Deltas, float]], settings: BlendSettings)
 
 
 def concatenate(changes: Sequence[tuple[LoraDelta, float]]) -> LoraDelta:
-    """The weighted sum of changes in one layer, exactly; its rank is the sum of theirs.
+    """The exact weighted sum of changes in one layer; its rank is the sum of theirs.
 
-    DoRA changes the base's own output too, to s * (W x + B A x); the sum over the parts has that form again, with
-    s' = 1 + sum w (s - 1) in place of s and B' = sum w s B / s'.
+    DoRA (arXiv 2402.09353) scales the base's own output too, to s * (W x + B A x). The sum over the parts can be
+    written in the same way, with s' = 1 + sum w (s - 1) in place of s and B' = sum w s B / s'.
 
     Args:
         changes: Changes with their weights.
@@ -107,25 +113,29 @@ def concatenate(changes: Sequence[tuple[LoraDelta, float]]) -> LoraDelta:
         delta.b.new_ones(len(delta.b)) if delta.magnitude_scale is None else delta.magnitude_scale
         for delta, _ in changes
     ]
-    together = torch.ones_like(scales[0])
+    total = torch.ones_like(scales[0])
     for (_, weight), scale in zip(changes, scales, strict=True):
-        together += weight * (scale - 1)
-    if together.abs().min() < _NEARLY_ZERO:
+        total += weight * (scale - 1)
+    if total.abs().min() < _MIN_MAGNITUDE_SCALE:
         raise AdapterIncompatibleError(
             "With these weights the magnitudes of the DoRA adapters cancel outputs of the base.",
             hint="Use smaller weights.",
         )
     b = [
-        delta.b * (weight * scale / together)[:, None]
+        delta.b * (weight * scale / total)[:, None]
         for (delta, weight), scale in zip(changes, scales, strict=True)
     ]
-    return LoraDelta(a, torch.cat(b, dim=1), together)
+    return LoraDelta(a, torch.cat(b, dim=1), total)
 
 
 def compress(delta: LoraDelta, rank: int) -> LoraDelta:
-    """The best approximation of a change by one of a lower rank (Eckart-Young), exact if the rank suffices.
+    """The best approximation of a change with a given rank (Eckart-Young), exact if the rank suffices.
 
     The dense matrix is never formed: with B = Q R and A^T = P S, the singular values are those of the small R S^T.
+
+    Args:
+        delta: A change without DoRA.
+        rank: The rank of the result.
     """
     out_basis, out_core = torch.linalg.qr(delta.b.double())
     in_basis, in_core = torch.linalg.qr(delta.a.double().T)
@@ -148,7 +158,7 @@ def _blend_layer(
         case "svd" | "linear":
             return compress(concatenate(changes), rank)
         case "ties" | "dare_ties":
-            return _factored(_sparse_sum(module, changes, settings), rank)
+            return _factorize(_sparse_sum(module, changes, settings), rank)
 
 
 def _sparse_sum(
@@ -158,12 +168,12 @@ def _sparse_sum(
     weights, density = [weight for _, weight in changes], settings.density or 1.0
     if settings.method == "ties":
         return ties(dense, weights, density)
-    # A layer's own stream, so that what happens to it does not depend on which other layers there are.
+    # A seed for each layer, so that its result does not depend on which other layers there are.
     seed = ((settings.seed or 0) + zlib.crc32(module.encode())) % 2**63
     return dare_ties(dense, weights, density, torch.Generator(dense[0].device).manual_seed(seed))
 
 
-def _factored(dense: torch.Tensor, rank: int) -> LoraDelta:
+def _factorize(dense: torch.Tensor, rank: int) -> LoraDelta:
     u, s, vh = torch.linalg.svd(dense, full_matrices=False)
     return LoraDelta(vh[:rank].contiguous(), (u * s)[:, :rank].contiguous())
 

@@ -1,8 +1,8 @@
-"""The verb `blend`: several registered adapters into a new one, stored in PEFT's format with its lineage.
+"""Blends registered adapters into a new one, stored in PEFT's format with its lineage.
 
-    cards -> changes, scaling included -> one adapter's changes -> a PEFT folder -> the registry's own intake
+    cards -> `LoraDelta`s of each part -> the blend's deltas -> a PEFT folder -> `AdapterRegistry.register`
 
-The result's scaling is 1 everywhere (alpha is the rank), so nothing that reads the folder can scale it otherwise.
+The scaling of the result is 1 everywhere (alpha is the rank), so no reader of the folder can scale it otherwise.
 """
 
 from __future__ import annotations
@@ -10,26 +10,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
+from typing import Unpack
 
 from adapterhub.base.fingerprint import base_shapes
 from adapterhub.base.locating import locate_base
 from adapterhub.errors import AdapterIncompatibleError, ConfigError
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
-from adapterhub.lora.blending.references import Blend
-from adapterhub.lora.delta import LoraDelta
-from adapterhub.lora.loading import read_deltas
+from adapterhub.lora.blending.resolving import ResolvedAdapter, SingleAdapter, resolve_adapter
+from adapterhub.lora.loading import read_deltas_without_base
+from adapterhub.lora.saving import save_adapter
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Lineage, Parent
 from adapterhub.registry.references import check_name
 from adapterhub.registry.store import AdapterRegistry
-
-_KEPT_SETTINGS = ("base_model_name_or_path", "revision", "fan_in_fan_out")
 
 
 def blend_adapters(
@@ -37,17 +32,17 @@ def blend_adapters(
     name: str,
     weights: str | Mapping[str, float],
     settings: BlendSettings | None = None,
-    **fields: Any,
+    **fields: Unpack[CardFields],
 ) -> AdapterCard:
-    """Blends registered adapters and registers the result, all or nothing.
+    """Blends registered adapters and registers the result, all or nothing; PEFT's `add_weighted_adapter`.
 
     Args:
-        registry: Where they are, and where the result goes; a name that exists gets its next version.
+        registry: The registry of the parts and of the result; an existing name gets its next version.
         name: The result's name.
-        weights: Reference -> weight, or `"json:0.7+support:0.3"`; see `Blend.find`.
-        settings: How; exact concatenation if not given.
-        **fields: What to write on the card, as in `AdapterRegistry.register`. Without a prompt profile it has that
-            of the part with the largest weight.
+        weights: Reference -> weight, or `"json:0.7+support:0.3"`; see `resolve_adapter`.
+        settings: How to blend; exact concatenation if not given.
+        **fields: Fields of the card, as in `AdapterRegistry.register`. If not given, the prompt profile is that of the
+            part with the largest weight.
 
     Returns:
         The result's card; its lineage names the parts with versions, digests and weights.
@@ -60,69 +55,40 @@ def blend_adapters(
     """
     check_name(name)
     settings = settings or BlendSettings()
-    blend = Blend.find(weights, registry.resolve)
-    _check_same_base(blend)
-    base = _base_at_hand(blend.main)
+    resolved = resolve_adapter(weights, registry.resolve)
+    _check_same_base(resolved)
+    base = _local_base(resolved.main_card)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _write(folder, registry, blend, settings, base)
-        # What is known of the base goes along as from any other registry: on a card beside the files.
-        (folder / CARD_FILE).write_bytes(_draft(blend).to_json())
-        said = {**_card_fields(blend, settings), **fields}
-        return registry.register(folder, name, base=blend.main.base.name if base else None, **said)
+        _save(folder, registry, resolved, settings, base)
+        # A card beside the files, as another registry has it, carries what is known of the base.
+        (folder / CARD_FILE).write_bytes(_draft_card(resolved.main_card).to_json())
+        all_fields: CardFields = {**_card_fields(resolved, settings), **fields}
+        base_name = resolved.main_card.base.name if base else None
+        return registry.register(folder, name, base=base_name, **all_fields)
 
 
-def write_adapter(
+def _save(
     folder: Path,
-    deltas: Mapping[str, LoraDelta],
-    template: Mapping[str, Any],
-    base: Mapping[str, tuple[int, int]],
+    registry: AdapterRegistry,
+    resolved: ResolvedAdapter,
+    settings: BlendSettings,
+    base: Path | None,
 ) -> None:
-    """Writes changes as a PEFT folder, with alpha = r so that PEFT's scaling is 1.
-
-    Args:
-        folder: Where to.
-        deltas: Module name -> change, without DoRA.
-        template: An `adapter_config.json` for the same base: its name, and whether its layers are transposed.
-        base: The base's layers, to name targets shortly where all layers of a kind are meant; may be empty.
-    """
-    ranks = {module: len(delta.a) for module, delta in deltas.items()}
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    pattern = _pattern({module: other for module, other in ranks.items() if other != rank}, ranks)
-    config = {
-        **{setting: template[setting] for setting in _KEPT_SETTINGS if template.get(setting) is not None},
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
-        "target_modules": sorted(_shortened(deltas, base)),
-    }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {}
-    for module, delta in deltas.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = delta.a.contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = delta.b.contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-
-
-def _write(
-    folder: Path, registry: AdapterRegistry, blend: Blend, settings: BlendSettings, base: Path | None
-) -> None:
-    source = registry.folder(blend.main)
-    if blend.is_plain and settings.method == "cat":  # the same adapter under another name, DoRA or not
+    source = registry.folder(resolved.main_card)
+    if (
+        isinstance(resolved, SingleAdapter) and settings.method == "cat"
+    ):  # a copy under another name, DoRA or not
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(source / file, folder / file)
         return
-    parts = [(read_deltas(registry.folder(card)), weight) for card, weight in blend.parts]
-    template = json.loads((source / CONFIG_FILE).read_bytes())
-    write_adapter(folder, blend_deltas(parts, settings), template, base_shapes(base) if base else {})
+    parts = [(read_deltas_without_base(registry.folder(card)), weight) for card, weight in resolved.parts]
+    base_settings = json.loads((source / CONFIG_FILE).read_bytes())
+    save_adapter(folder, blend_deltas(parts, settings), base_settings, base_shapes(base) if base else {})
 
 
-def _check_same_base(blend: Blend) -> None:
-    known = [(card.ref, card.base.fingerprint) for card, _ in blend.parts if card.base.fingerprint]
+def _check_same_base(resolved: ResolvedAdapter) -> None:
+    known = [(card.ref, card.base.fingerprint) for card, _ in resolved.parts if card.base.fingerprint]
     for other, fingerprint in known[1:]:
         first, wanted = known[0]
         if difference := wanted.mismatch(fingerprint):
@@ -132,7 +98,7 @@ def _check_same_base(blend: Blend) -> None:
             )
 
 
-def _base_at_hand(card: AdapterCard) -> Path | None:
+def _local_base(card: AdapterCard) -> Path | None:
     """The folder of the base that a card names, if it is on this machine."""
     if card.base.name is None:
         return None
@@ -142,8 +108,7 @@ def _base_at_hand(card: AdapterCard) -> Path | None:
         return None
 
 
-def _draft(blend: Blend) -> AdapterCard:
-    main = blend.main
+def _draft_card(main: AdapterCard) -> AdapterCard:
     return AdapterCard(
         name=main.name,
         version=main.version,
@@ -156,34 +121,13 @@ def _draft(blend: Blend) -> AdapterCard:
     )
 
 
-def _card_fields(blend: Blend, settings: BlendSettings) -> CardFields:
+def _card_fields(resolved: ResolvedAdapter, settings: BlendSettings) -> CardFields:
     parents = tuple(
         Parent(name=card.name, version=card.version, digest=card.digest, weight=weight)
-        for card, weight in blend.parts
+        for card, weight in resolved.parts
     )
     used = {field: value for field, value in vars(settings).items() if value is not None}
     return {
-        "description": f"A blend ({settings.method}) of {blend.ref}.",
+        "description": f"A blend ({settings.method}) of {resolved.ref}.",
         "lineage": Lineage(method="blend", parents=parents, settings=used),
     }
-
-
-def _pattern(odd: Mapping[str, int], ranks: Mapping[str, int]) -> dict[str, int]:
-    """PEFT's `rank_pattern`: for a whole kind of layer where all of that kind have one rank, else for each layer."""
-    kinds: dict[str, set[int]] = {}
-    for module, rank in ranks.items():
-        kinds.setdefault(_kind(module), set()).add(rank)
-    return {
-        _kind(module) if len(kinds[_kind(module)]) == 1 else module.replace(".", r"\."): rank
-        for module, rank in odd.items()
-    }
-
-
-def _shortened(modules: Mapping[str, Any], base: Mapping[str, Any]) -> set[str]:
-    """Names of target modules: a kind, such as `q_proj`, where every layer of that kind in the base is meant."""
-    there, here = Counter(map(_kind, base)), Counter(map(_kind, modules))
-    return {_kind(module) if here[_kind(module)] == there[_kind(module)] else module for module in modules}
-
-
-def _kind(module: str) -> str:
-    return module.rpartition(".")[2]

@@ -1,7 +1,7 @@
-"""TIES and DARE over dense changes: keep some entries of each, agree on a sign for every entry, average what agrees.
+"""TIES and DARE on dense changes: keep some entries of each, elect a sign for every entry, average those that agree.
 
-The definitions are those of PEFT 0.21 (`peft/utils/merge_utils.py`), which applies them to A and B one by one unless
-asked for the `_svd` form; here they are only applied to whole changes `B @ A`, which is what the papers merge.
+The definitions are those of PEFT 0.21 (`peft/utils/merge_utils.py`). PEFT applies them to A and B separately unless
+asked for the `_svd` variants; here they are only applied to whole changes `B @ A`, which is what the papers merge.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ def ties(changes: Sequence[torch.Tensor], weights: Sequence[float], density: flo
 
     Args:
         changes: Dense changes of one shape.
-        weights: One each. They scale the average; the signs are elected without them, as in PEFT.
-        density: The share of entries of each change to keep, the largest ones; above 0, at most 1.
+        weights: One for each change. They scale the average; the signs are elected without them, as in PEFT.
+        density: The share of entries of each change to keep, those of largest magnitude; above 0, at most 1.
     """
-    return _agree([_trim(change, density) for change in changes], weights)
+    return _elect_and_average([_trim(change, density) for change in changes], weights)
 
 
 def dare_ties(
-    changes: Sequence[torch.Tensor], weights: Sequence[float], density: float, random: torch.Generator
+    changes: Sequence[torch.Tensor], weights: Sequence[float], density: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """As `ties`, but entries are kept by chance and scaled up to keep the expectation (DARE, arXiv 2311.03099).
+    """As `ties`, but entries are dropped at random and the rest rescaled by 1 / density (DARE, arXiv 2311.03099).
 
     Args:
         changes: Dense changes of one shape.
         weights: As in `ties`.
         density: The probability that an entry is kept.
-        random: Decides which.
+        generator: The source of randomness.
     """
-    return _agree([_drop(change, density, random) for change in changes], weights)
+    return _elect_and_average([_drop(change, density, generator) for change in changes], weights)
 
 
 def _trim(change: torch.Tensor, density: float) -> torch.Tensor:
@@ -43,13 +43,13 @@ def _trim(change: torch.Tensor, density: float) -> torch.Tensor:
     return trimmed.view_as(change)
 
 
-def _drop(change: torch.Tensor, density: float, random: torch.Generator) -> torch.Tensor:
-    kept = torch.bernoulli(torch.full_like(change, density), generator=random)
+def _drop(change: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
+    kept = torch.bernoulli(torch.full_like(change, density), generator=generator)
     return change * kept / density
 
 
-def _agree(changes: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """The weighted mean, entry by entry, of the changes whose sign is that of the sum; zeros do not vote."""
+def _elect_and_average(changes: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """The weighted mean of each entry over the changes whose sign is that of the sum; zeros do not count."""
     stacked = torch.stack(list(changes))
     elected = torch.where(stacked.sum(dim=0) >= 0, 1, -1)
     agree = stacked.sign() == elected

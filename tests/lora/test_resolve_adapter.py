@@ -1,4 +1,4 @@
-"""Blends as people write them."""
+"""References and weights as callers write them, resolved to one adapter or a blend."""
 
 import math
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from adapterhub.errors import AdapterNotFoundError, InvalidRequestError
-from adapterhub.lora.blending.references import Blend, parse_weights
+from adapterhub.lora.blending import Blend, SingleAdapter, parse_weights, resolve_adapter
 from adapterhub.registry import AdapterRegistry
 
 
 @pytest.fixture
-def find(tiny_registry: Path):
+def resolve(tiny_registry: Path):
     registry = AdapterRegistry(tiny_registry)
-    return lambda wanted: Blend.find(wanted, registry.resolve)
+    return lambda wanted: resolve_adapter(wanted, registry.resolve)
 
 
 @pytest.mark.parametrize(
@@ -26,38 +26,41 @@ def find(tiny_registry: Path):
         ("a:1e-3+b:10.", [("a", 0.001), ("b", 10.0)]),
     ],
 )
-def test_what_is_written_is_read(text, wanted):
+def test_parse_weights(text, wanted):
     assert parse_weights(text) == wanted
 
 
-def test_the_order_of_the_parts_does_not_matter(find):
+def test_the_order_of_the_parts_does_not_matter(resolve):
     blends = [
-        find("support:0.3+json:0.7"),
-        find("json@1:0.70+support:0.3"),
-        find({"support": 0.3, "json": 0.7}),
+        resolve("support:0.3+json:0.7"),
+        resolve("json@1:0.70+support:0.3"),
+        resolve({"support": 0.3, "json": 0.7}),
     ]
     assert blends[0] == blends[1] == blends[2]
     assert blends[0].ref == blends[0].name == "json@1:0.7+support@1:0.3"
-    assert (blends[0].main.name, blends[0].version, blends[0].is_plain) == ("json", None, False)
+    assert isinstance(blends[0], Blend)
+    assert (blends[0].main_card.name, blends[0].version) == ("json", None)
 
 
-def test_of_equal_weights_the_first_by_name_leads(find):
-    assert find("support:0.5+json:0.5").main.name == "json"
-    assert find("support:0.5+json:-2").main.name == "support"
+def test_the_main_card_has_the_largest_weight_then_the_first_name(resolve):
+    assert resolve("support:0.5+json:0.5").main_card.name == "json"
+    assert resolve("support:0.5+json:-2").main_card.name == "support"
 
 
-def test_one_part_with_the_weight_1_is_that_adapter(find):
+def test_one_part_with_the_weight_1_is_that_adapter(resolve):
     for text in ("json", "json@1", "json:1", "json@1:1.0"):
-        blend = find(text)
-        assert (blend.is_plain, blend.ref, blend.name, blend.version) == (True, "json@1", "json", 1)
-    assert not find("json:0.5").is_plain
-    assert not find("json:-1").is_plain
+        adapter = resolve(text)
+        assert isinstance(adapter, SingleAdapter)
+        assert (adapter.ref, adapter.name, adapter.version) == ("json@1", "json", 1)
+        assert adapter.parts == ((adapter.main_card, 1.0),)
+    for text in ("json:0.5", "json:-1", "json+support"):
+        assert isinstance(resolve(text), Blend)
 
 
 @pytest.mark.parametrize("weight", [0.1, 1 / 3, -1e-7, 10, 0, -0.0, 2.5e-300, math.pi])
-def test_the_reference_means_the_same_blend_again(find, weight):
-    blend = find({"json": weight, "code": 0.5})
-    assert find(blend.ref) == blend
+def test_the_reference_resolves_to_the_same_blend(resolve, weight):
+    blend = resolve({"json": weight, "code": 0.5})
+    assert resolve(blend.ref) == blend
     assert "-0" not in blend.ref or weight < 0
 
 
@@ -83,22 +86,22 @@ def test_the_reference_means_the_same_blend_again(find, weight):
         ("+".join(f"a{n}" for n in range(9)), "1 to 8 parts"),
     ],
 )
-def test_what_means_nothing_is_refused(find, text, words):
+def test_invalid_references_are_refused(resolve, text, words):
     with pytest.raises(InvalidRequestError, match=words):
-        find(text)
+        resolve(text)
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 10.5, 10**400, True, "1", None])
-def test_weights_that_are_no_weights_are_refused(find, weight):
+def test_invalid_weights_are_refused(resolve, weight):
     with pytest.raises(InvalidRequestError, match="no number from -10 to 10"):
-        find({"json": weight, "code": 0.5})
+        resolve({"json": weight, "code": 0.5})
 
 
-def test_nothing_is_no_blend(find):
+def test_no_parts_are_refused(resolve):
     with pytest.raises(InvalidRequestError, match="1 to 8 parts"):
-        find({})
+        resolve({})
 
 
-def test_an_unknown_part_is_not_found(find):
+def test_an_unknown_part_is_not_found(resolve):
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'code'"):
-        find("json:0.7+cod:0.3")
+        resolve("json:0.7+cod:0.3")

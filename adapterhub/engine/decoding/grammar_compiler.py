@@ -1,0 +1,172 @@
+"""Compiles output formats into llguidance grammars, each once while it is in use.
+
+The counterpart of vLLM's `StructuredOutputManager` with its guidance backend. Library: llguidance,
+https://github.com/guidance-ai/llguidance.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection
+
+from cachetools import LRUCache
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.hf import from_tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from adapterhub.engine.decoding.completion_search import CompletionSearch
+from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint, matcher_error
+from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
+from adapterhub.engine.output_format import OutputFormat
+from adapterhub.errors import InvalidRequestError, RequestTooLongError
+
+MAX_COMPILED = 256
+"""Compiled grammars that are cached, least recently used first to go."""
+_MAX_STATES = 50_000  # states that the search for the shortest answer may visit: at most a second or so
+_NAMES = {
+    "schema": "schema",
+    "regex": "regular expression",
+    "grammar": "grammar",
+    "choices": "list of choices",
+}
+
+
+class GrammarCompiler:
+    """Compiles output formats for one tokenizer. Thread-safe.
+
+    The vocabulary is converted here and not at the first request: it takes a second or two for a large one and holds
+    Python's lock for as long, which would block an event loop whichever thread asked.
+
+    Args:
+        tokenizer: The base's; a fast one.
+        vocab_size: Width of the base's logits.
+        end_ids: The base's end tokens.
+        max_compiled: Maximum number of compiled grammars to cache.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        end_ids: Collection[int],
+        *,
+        max_compiled: int = MAX_COMPILED,
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._vocabulary = _convert_vocabulary(tokenizer, vocab_size, sorted(end_ids))
+        self._cache: LRUCache[OutputFormat, CompiledGrammar] = LRUCache(max_compiled)
+        # Two locks: a cached grammar is available to an event loop while another thread compiles.
+        self._cache_lock = threading.Lock()
+        self._compile_lock = threading.Lock()
+
+    def constraint(
+        self, output_format: OutputFormat, budget: int, end_ids: Collection[int]
+    ) -> GrammarConstraint:
+        """The constraint of one answer.
+
+        Args:
+            output_format: What the answer must match.
+            budget: Maximum number of tokens of the answer.
+            end_ids: Tokens that end it, beside the base's own; allowed where the answer is complete.
+
+        Raises:
+            InvalidRequestError: The format cannot be enforced.
+            RequestTooLongError: Its shortest answer has more tokens than the budget.
+        """
+        compiled = self.compile(output_format)
+        needed = len(compiled.shortest_completion)
+        if needed > budget:
+            raise RequestTooLongError(
+                f"The shortest answer that fits the {_NAMES[output_format.kind]} takes {needed} tokens, and the answer "
+                f"may have {budget}.",
+                hint="Raise max_tokens, or ask for less in one answer.",
+            )
+        all_end_ids = {*end_ids, *self._checked_vocabulary()[0].eos_tokens}
+        return GrammarConstraint(
+            compiled, budget, [token for token in all_end_ids if token < self._vocab_size]
+        )
+
+    def compile(self, output_format: OutputFormat) -> CompiledGrammar:
+        """The compiled grammar of an output format, from the cache where it has it.
+
+        Raises:
+            InvalidRequestError: The format cannot be enforced.
+        """
+        compiled = self._cached(output_format)
+        if compiled is None:
+            with self._compile_lock:
+                compiled = self._cached(output_format)  # another thread may have compiled it meanwhile
+                if compiled is None:
+                    compiled = self._compile(output_format)
+                    with self._cache_lock:
+                        self._cache[output_format] = compiled
+        return compiled
+
+    def _cached(self, output_format: OutputFormat) -> CompiledGrammar | None:
+        with self._cache_lock:
+            return self._cache.get(output_format)
+
+    def _compile(self, output_format: OutputFormat) -> CompiledGrammar:
+        ll_tokenizer, minimal_tokenizer = self._checked_vocabulary()
+        name = _NAMES[output_format.kind]
+        grammar = _to_llguidance(output_format)
+        start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        if start.is_error():
+            raise InvalidRequestError(f"The {name} cannot be enforced: {matcher_error(start)}.")
+        search = CompletionSearch(minimal_tokenizer, ll_tokenizer.eos_token)
+        shortest = search.find(start, _MAX_STATES)
+        if shortest is None:
+            raise InvalidRequestError(
+                f"The {name} cannot be enforced: no complete answer was found.",
+                hint="Some answer must be finite, not very long, and in characters that the base's tokenizer knows.",
+            )
+        return CompiledGrammar(start, search, shortest)
+
+    def _checked_vocabulary(self) -> tuple[LLTokenizer, MinimalTokenizer]:
+        if isinstance(self._vocabulary, str):
+            raise InvalidRequestError(
+                f"The base's tokenizer cannot be used for structured output: {self._vocabulary}.",
+                hint="Use a base with a tokenizer.json that llguidance can read.",
+            )
+        return self._vocabulary
+
+
+def _convert_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_ids: list[int]
+) -> tuple[LLTokenizer, MinimalTokenizer] | str:
+    """The vocabulary for llguidance, or why it cannot be used; only requests with an output format raise that."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return "it is not a fast one"
+    try:
+        converted = from_tokenizer(
+            tokenizer, n_vocab=max(vocab_size, len(tokenizer)), eos_token=end_ids or None
+        )
+    except ValueError as error:
+        return str(error)
+    return converted, MinimalTokenizer(converted, vocab_size)
+
+
+def _to_llguidance(output_format: OutputFormat) -> str:
+    """The output format as a grammar of llguidance."""
+    if output_format.kind == "schema":
+        # Most models have learned to write one blank after a comma or colon; unlimited blanks could go on for ever.
+        return LLMatcher.grammar_from_json_schema(
+            output_format.text,
+            overrides={
+                "whitespace_flexible": False,
+                "item_separator": ", ?",
+                "key_separator": ": ?",
+                "lenient": False,
+            },
+        )
+    if output_format.kind == "grammar":
+        return LLMatcher.grammar_from_lark(output_format.text)
+    if output_format.kind == "regex":
+        return LLMatcher.grammar_from_regex(output_format.text)
+    return LLMatcher.grammar_from_regex("|".join(map(_escape, json.loads(output_format.text))))
+
+
+def _escape(text: str) -> str:
+    """A regular expression for exactly this text."""
+    return "".join(char if char.isalnum() else rf"\x{{{ord(char):x}}}" for char in text)
