@@ -69,7 +69,7 @@ def blend_adapters(
         # What is known of the base goes along as from any other registry: on a card beside the files.
         (folder / CARD_FILE).write_bytes(_draft(blend).to_json())
         said = {**_card_fields(blend, settings), **fields}
-        return registry.register(folder, name, base=blend.main.base.name if base else None, **said)
+        return registry.register(name, folder, base=blend.main.base.name if base else None, **said)
 
 
 def write_adapter(
