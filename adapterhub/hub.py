@@ -56,13 +56,13 @@ class AdapterHub:
     Make one with `AdapterHub.from_pretrained`; this constructor takes the parts, for tests and other engines.
 
     Args:
-        registry: The adapters.
         engine: What generates; `EchoEngine()` needs no model.
+        registry: The adapters.
         router: What `AdapterRouter.from_cards` takes beside cards, such as `policy`, `fallback`, `log` or `encoder`.
     """
 
     def __init__(
-        self, registry: AdapterRegistry, engine: Engine, *, router: Mapping[str, Any] | None = None
+        self, engine: Engine, registry: AdapterRegistry, *, router: Mapping[str, Any] | None = None
     ) -> None:
         self.registry = registry
         self._engine = engine
@@ -106,7 +106,7 @@ class AdapterHub:
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-        return cls(adapters, BatchingEngine(loaded, limits), router=router)
+        return cls(BatchingEngine(loaded, limits), adapters, router=router)
 
     @property
     def engine(self) -> Engine:

@@ -210,11 +210,11 @@ def switches(
 ) -> dict[int, dict[str, float]]:
     """Number of adapters -> contender -> median microseconds of a switch."""
     registry, results = AdapterRegistry(scratch / "registry"), {}
-    hub, model = AdapterHub(registry, EchoEngine()), None  # the engine has no part in a switch
+    hub, model = AdapterHub(EchoEngine(), registry), None  # the engine has no part in a switch
     for count in sorted(options.adapters):
         names = [source.name for source in sources[:count]]
         for source in sources[len(registry.list()) : count]:
-            registry.register(source.folder, source.name)
+            registry.register(source.name, source.folder)
             if model is None:
                 model = load_peft(twin(base), [source])
             else:

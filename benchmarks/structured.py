@@ -142,7 +142,7 @@ def measure(tokenizer: PreTrainedTokenizerBase, vocab_size: int, answers: int) -
 
 def base_token_ms(base: Any) -> float:
     """Milliseconds of one token of an answer without an output format."""
-    with AdapterHub(AdapterRegistry("adapters"), BatchingEngine(base)) as hub:
+    with AdapterHub(BatchingEngine(base), AdapterRegistry("adapters")) as hub:
         runs = []
         for _ in range(6):
             started = clock()

@@ -90,8 +90,8 @@ def tiny_registry(
     }
     for name, folder in tiny_adapters.items():
         registry.register(
-            folder,
             name,
+            folder,
             base=tiny_base,
             description=f"The {name} adapter.",
             routing={"examples": requests[name]},

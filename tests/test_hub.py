@@ -30,14 +30,14 @@ def held(hub: AdapterHub) -> tuple[int, int]:
 
 @pytest.fixture
 def echo(tiny_registry: Path) -> AdapterHub:
-    return AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+    return AdapterHub(EchoEngine(), AdapterRegistry(tiny_registry))
 
 
 @pytest.fixture
 def own_registry(tmp_path: Path, tiny_adapters: dict[str, Path]) -> AdapterRegistry:
     """A registry that the test may change."""
     registry = AdapterRegistry(tmp_path / "registry")
-    registry.register(tiny_adapters["json"], "json", routing={"examples": ["as json please"]})
+    registry.register("json", tiny_adapters["json"], routing={"examples": ["as json please"]})
     return registry
 
 
@@ -245,7 +245,7 @@ class TestPrompts:
                 "generation": {"max_tokens": 30},
             },
         )
-        hub = AdapterHub(own_registry, EchoEngine())
+        hub = AdapterHub(EchoEngine(), own_registry)
         assert hub.generate("Hi", "json").text == "[json@1] Be brief.\nInstruction"
         longer = hub.generate("Hi", "json", max_tokens=99, stop=())
         assert longer.text == "[json@1] Be brief.\nInstruction: Hi\nResponse:"
@@ -279,27 +279,27 @@ class TestPrompts:
 
 class TestRegistryChanges:
     def test_a_new_version_is_served_at_once(self, own_registry, tiny_adapters):
-        hub = AdapterHub(own_registry, EchoEngine())
+        hub = AdapterHub(EchoEngine(), own_registry)
         assert hub.generate("Hi", "json").version == 1
-        own_registry.register(tiny_adapters["code"], "json")
+        own_registry.register("json", tiny_adapters["code"])
         assert hub.generate("Hi", "json").version == 2
         assert hub.generate("Hi", "json@1").version == 1
 
     def test_the_router_follows_the_registry(self, own_registry, tiny_adapters):
-        hub = AdapterHub(own_registry, EchoEngine())
+        hub = AdapterHub(EchoEngine(), own_registry)
         assert hub.route("write a python function").adapter is None
         own_registry.register(
-            tiny_adapters["code"], "code", routing={"examples": ["write a python function"]}
+            "code", tiny_adapters["code"], routing={"examples": ["write a python function"]}
         )
         assert hub.route("write a python function").adapter == "code"
 
     def test_a_disabled_adapter_is_not_served(self, own_registry):
         own_registry.update("json", status="disabled")
         with pytest.raises(RegistryError):
-            AdapterHub(own_registry, EchoEngine()).generate("Hi", "json")
+            AdapterHub(EchoEngine(), own_registry).generate("Hi", "json")
 
     def test_a_removed_adapter_is_not_served(self, own_registry):
-        hub = AdapterHub(own_registry, EchoEngine())
+        hub = AdapterHub(EchoEngine(), own_registry)
         hub.set_adapter("json")
         own_registry.remove("json")
         with pytest.raises(AdapterNotFoundError):
@@ -392,7 +392,7 @@ class TestOnARealBase:
     ):
         other = make_base(tmp_path / "other", seed=9)
         examples = {"examples": ["write a python function"]}
-        own_registry.register(make_adapter(tmp_path / "a", other), "code", base=other, routing=examples)
+        own_registry.register("code", make_adapter(tmp_path / "a", other), base=other, routing=examples)
         shutil.copytree(tiny_registry / "support", own_registry.root / "support")
         with AdapterHub.from_pretrained(other, own_registry.root) as hub:
             assert hub.route("write a python function").scores.keys() == {"code", "json"}

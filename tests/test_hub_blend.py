@@ -14,7 +14,7 @@ BLEND, WHO = "support:0.3+json:0.7", "json@1:0.7+support@1:0.3"
 
 @pytest.fixture
 def echo(tiny_registry: Path) -> AdapterHub:
-    return AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+    return AdapterHub(EchoEngine(), AdapterRegistry(tiny_registry))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def registry(tmp_path_factory, tiny_registry: Path, tiny_base: Path) -> AdapterR
     shutil.copytree(tiny_registry, root)
     registry = AdapterRegistry(root)
     dora = make_adapter(tmp_path_factory.mktemp("blends") / "dora", tiny_base, seed=9, use_dora=True)
-    registry.register(dora, "dora", base=tiny_base)
+    registry.register("dora", dora, base=tiny_base)
     return registry
 
 
@@ -84,8 +84,8 @@ class TestAsking:
                 "stop": [f"<{name}>"],
                 "generation": {"max_tokens": len(name) + 30},
             }
-            registry.register(tiny_adapters[name], name, prompt=prompt)
-        hub = AdapterHub(registry, EchoEngine())
+            registry.register(name, tiny_adapters[name], prompt=prompt)
+        hub = AdapterHub(EchoEngine(), registry)
         assert (
             "I am json." in hub.generate("Hi", "support:0.2+json:0.3").text + hub.generate("Hi", "json").text
         )
@@ -96,7 +96,7 @@ class TestAsking:
 
     def test_a_part_for_another_base_is_refused(self, hub, registry, tmp_path):
         other = make_base(tmp_path / "other", seed=5)
-        registry.register(make_adapter(tmp_path / "stranger", other), "stranger", base=other)
+        registry.register("stranger", make_adapter(tmp_path / "stranger", other), base=other)
         with pytest.raises(AdapterIncompatibleError, match="another base"):
             hub.generate("Hi", "json:0.7+stranger:0.3")
         registry.remove("stranger")

@@ -106,7 +106,7 @@ def add(
     }
     fields: dict[str, Any] = {field: value for field, value in given.items() if value}
     adapters = open_registry(registry)
-    card = adapters.register(path, name, base=base, quantization=quantization, force=force, **fields)
+    card = adapters.register(name, path, base=base, quantization=quantization, force=force, **fields)
     output.registered(card, as_json)
     warn_of_routes(adapters, [card.name])
 

@@ -61,8 +61,8 @@ class AdapterRegistry:
 
     def register(
         self,
-        path: str | Path,
         name: str,
+        path: str | Path,
         *,
         base: str | Path | None = None,
         quantization: str | None = None,
@@ -73,9 +73,9 @@ class AdapterRegistry:
         """Checks an adapter and stores a copy of it as the next version of a name.
 
         Args:
+            name: The name to register it under.
             path: A PEFT folder, a version's folder in another registry (its card comes along), or a hub id
                 such as `"organisation/name"` or `"hf://organisation/name@revision"`.
-            name: The name to register it under.
             base: The base that it was trained on: `"adapterhub-demo"`, a folder or a hub id. Without it,
                 modules and shapes are not compared with any base, and the card says so.
             quantization: How that base was stored in training, for example `"nf4"`.

@@ -45,8 +45,8 @@ def finetune(
     with tempfile.TemporaryDirectory() as folder:
         result = train_adapter(config, Path(folder), progress=progress)
         return registry.register(
-            folder,
             config.name,
+            folder,
             base=config.base,
             quantization=config.quantization,
             **_card_fields(config, result),

@@ -65,7 +65,7 @@ def test_for_people_it_prints_the_same_answers(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         AdapterHub,
         "from_pretrained",
-        lambda base, registry: AdapterHub(AdapterRegistry(registry), EchoEngine()),
+        lambda base, registry: AdapterHub(EchoEngine(), AdapterRegistry(registry)),
     )
     plain = [
         replace(request, tools=None) for request in demo_requests()

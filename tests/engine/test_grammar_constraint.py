@@ -476,7 +476,7 @@ class TestHub:
     def test_the_echo_engine_refuses_output_formats(self, tiny_registry):
         from adapterhub import AdapterRegistry
 
-        hub = AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+        hub = AdapterHub(EchoEngine(), AdapterRegistry(tiny_registry))
         with pytest.raises(InvalidRequestError, match="EchoEngine"):
             hub.generate("Hello", choices=["a"])
         with pytest.raises(InvalidRequestError, match="EchoEngine"):

@@ -190,8 +190,8 @@ def test_float16_and_float32_bases_keep_their_dtype(tmp_path: Path):
 def test_lineage_says_what_was_merged_into_what(tmp_path: Path, llama: Path, adapter: Path):
     registry = AdapterRegistry(tmp_path / "registry")
     card = registry.register(
-        adapter,
         "json",
+        adapter,
         base=llama,
         description="Writes JSON.",
         license="mit",
@@ -215,14 +215,14 @@ def test_lineage_says_what_was_merged_into_what(tmp_path: Path, llama: Path, ada
 def test_the_cards_chat_template_takes_the_bases_place(tmp_path: Path, llama: Path, adapter: Path):
     registry = AdapterRegistry(tmp_path / "registry")
     template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
-    card = registry.register(adapter, "json", base=llama, prompt={"chat_template": template})
+    card = registry.register("json", adapter, base=llama, prompt={"chat_template": template})
     merge_adapter(llama, registry.folder(card), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "[x]"
 
 
 def test_another_base_is_refused_unless_forced(tmp_path: Path, llama: Path, adapter: Path):
-    card = (registry := AdapterRegistry(tmp_path / "registry")).register(adapter, "json", base=llama)
+    card = (registry := AdapterRegistry(tmp_path / "registry")).register("json", adapter, base=llama)
     other = make_base(tmp_path / "other", dtype=torch.bfloat16, seed=7)
     with pytest.raises(AdapterIncompatibleError, match="another base"):
         merge_adapter(other, registry.folder(card), tmp_path / "out")

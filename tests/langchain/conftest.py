@@ -17,7 +17,7 @@ def live_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
     base = make_base(root / "base", num_hidden_layers=1, max_position_embeddings=8192)
     hub = AdapterHub.from_pretrained(base, root / "registry", quantization=None)
     for seed, name in enumerate(("json", "code", "support"), start=1):
-        hub.registry.register(make_adapter(root / name, base, seed=seed), name, base=base)
+        hub.registry.register(name, make_adapter(root / name, base, seed=seed), base=base)
     yield hub
     hub.close()
 

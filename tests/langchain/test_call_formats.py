@@ -371,7 +371,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
     hub = AdapterHub.from_pretrained(base, root / "registry", quantization=None)
     for name, (source, _) in FORMS.items():
         hub.registry.register(
-            adapter, name.replace(" ", "-"), base=base, prompt={"chat_template": source, "format": "chat"}
+            name.replace(" ", "-"), adapter, base=base, prompt={"chat_template": source, "format": "chat"}
         )
     yield hub
     hub.close()

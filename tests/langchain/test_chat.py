@@ -27,7 +27,7 @@ from tests.langchain.maker import config
 
 @pytest.fixture(scope="module")
 def hub(tiny_registry: Path) -> AdapterHub:
-    return AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+    return AdapterHub(EchoEngine(), AdapterRegistry(tiny_registry))
 
 
 @pytest.fixture
@@ -226,18 +226,18 @@ class TestCache:
 
     def test_not_for_another_version(self, tmp_path: Path, tiny_base: Path, tiny_adapters: dict[str, Path]):
         registry = AdapterRegistry(tmp_path)
-        registry.register(tiny_adapters["json"], "json", base=tiny_base)
-        model = ChatAdapterHub(hub=AdapterHub(registry, EchoEngine()), model="json", cache=InMemoryCache())
+        registry.register("json", tiny_adapters["json"], base=tiny_base)
+        model = ChatAdapterHub(hub=AdapterHub(EchoEngine(), registry), model="json", cache=InMemoryCache())
         assert model.invoke("Hi").response_metadata["adapter_version"] == 1
-        registry.register(tiny_adapters["code"], "json", base=tiny_base)
+        registry.register("json", tiny_adapters["code"], base=tiny_base)
         assert model.invoke("Hi").response_metadata["adapter_version"] == 2
 
     def test_not_for_a_card_that_was_changed(
         self, tmp_path: Path, tiny_base: Path, tiny_adapters: dict[str, Path]
     ):
         registry = AdapterRegistry(tmp_path)
-        registry.register(tiny_adapters["json"], "json", base=tiny_base)
-        model = ChatAdapterHub(hub=AdapterHub(registry, EchoEngine()), model="json", cache=InMemoryCache())
+        registry.register("json", tiny_adapters["json"], base=tiny_base)
+        model = ChatAdapterHub(hub=AdapterHub(EchoEngine(), registry), model="json", cache=InMemoryCache())
         assert "Be brief." not in model.invoke("Hi").text
         registry.update("json", prompt={"system": "Be brief."})
         assert "Be brief." in model.invoke("Hi").text

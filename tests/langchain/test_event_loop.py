@@ -95,7 +95,7 @@ def test_nor_do_the_first_tool_calls_of_a_process():
 async def test_only_a_cache_has_all_cards_read_on_it(
     tiny_registry: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    hub, on_the_loop = AdapterHub(AdapterRegistry(tiny_registry), EchoEngine()), []
+    hub, on_the_loop = AdapterHub(EchoEngine(), AdapterRegistry(tiny_registry)), []
     loop, cards = threading.get_ident(), hub.registry.list
 
     def listed() -> Any:

@@ -37,7 +37,7 @@ def engine() -> Counting:
 
 @pytest.fixture
 def llm(tiny_registry: Path, engine: Counting) -> AdapterHubLLM:
-    return AdapterHubLLM(hub=AdapterHub(AdapterRegistry(tiny_registry), engine), model="support", raw=True)
+    return AdapterHubLLM(hub=AdapterHub(engine, AdapterRegistry(tiny_registry)), model="support", raw=True)
 
 
 FORMS = maker.FORMS | {
@@ -256,10 +256,10 @@ class TestCache:
 
     def test_not_for_another_version(self, tmp_path: Path, tiny_base: Path, tiny_adapters: dict[str, Path]):
         registry = AdapterRegistry(tmp_path)
-        registry.register(tiny_adapters["json"], "json", base=tiny_base)
-        llm = AdapterHubLLM(hub=AdapterHub(registry, EchoEngine()), model="json", cache=InMemoryCache())
+        registry.register("json", tiny_adapters["json"], base=tiny_base)
+        llm = AdapterHubLLM(hub=AdapterHub(EchoEngine(), registry), model="json", cache=InMemoryCache())
         assert "[json@1]" in llm.invoke("Hi")
-        registry.register(tiny_adapters["code"], "json", base=tiny_base)
+        registry.register("json", tiny_adapters["code"], base=tiny_base)
         assert "[json@2]" in llm.invoke("Hi")
 
 

@@ -43,7 +43,7 @@ class Validator:
 class OfAHub:
     @pytest.fixture(autouse=True)
     def _hub(self, tiny_registry: Path) -> None:
-        self.hub = AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+        self.hub = AdapterHub(EchoEngine(), AdapterRegistry(tiny_registry))
 
 
 class Lister(OfAHub):

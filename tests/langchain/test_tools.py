@@ -20,7 +20,7 @@ from adapterhub.langchain.tools import content_validator, template_generator, te
 
 @pytest.fixture
 def hub(tiny_registry: Path) -> AdapterHub:
-    return AdapterHub(AdapterRegistry(tiny_registry), EchoEngine())
+    return AdapterHub(EchoEngine(), AdapterRegistry(tiny_registry))
 
 
 def call(made, **args):
@@ -90,7 +90,7 @@ def test_route_request(hub: AdapterHub):
 
 
 def test_what_fails_comes_back_as_data(hub: AdapterHub, tmp_path: Path):
-    empty = AdapterHub(AdapterRegistry(tmp_path / "none"), EchoEngine())
+    empty = AdapterHub(EchoEngine(), AdapterRegistry(tmp_path / "none"))
     (router,) = AdapterToolkit(hub=empty, selected=["route_request"]).get_tools()
     message = call(router, text="hello")
     assert message.status == "success"

@@ -34,8 +34,8 @@ def registry(tmp_path: Path, tiny_base: Path, tiny_adapters: dict[str, Path]) ->
     registry = AdapterRegistry(tmp_path / "registry")
     for name, folder in tiny_adapters.items():
         registry.register(
-            folder,
             name,
+            folder,
             base=tiny_base,
             quantization="nf4",
             prompt={"system": f"I am {name}."},
@@ -77,7 +77,7 @@ def test_peft_and_the_request_compute_the_same(kind: str, tmp_path: Path):
         "c": {"r": 8, "rank_pattern": {first: 32}, "layers_to_transform": [1]},
     }
     for seed, (name, setting) in enumerate(settings.items()):
-        registry.register(make_adapter(tmp_path / name, base, seed=seed, **setting), name, base=base)
+        registry.register(name, make_adapter(tmp_path / name, base, seed=seed, **setting), base=base)
     weights = {"a": 0.7, "b": -0.4, "c": 0.5}
     card = blend_adapters(registry, "blend", weights)
     wanted = logits(base, asked(registry, weights))
@@ -133,7 +133,7 @@ def test_fields_of_the_caller_override_the_defaults(registry):
 def test_the_base_need_not_be_on_this_machine(tmp_path: Path):
     base, registry = make_base(tmp_path / "base"), AdapterRegistry(tmp_path / "registry")
     for seed, name in enumerate(WEIGHTS):
-        registry.register(make_adapter(tmp_path / name, base, seed=seed), name, base=base)
+        registry.register(name, make_adapter(tmp_path / name, base, seed=seed), base=base)
     before = registry.resolve("json").base
     base.rename(tmp_path / "gone")
     card = blend_adapters(registry, "blend", WEIGHTS)
@@ -153,7 +153,7 @@ def test_the_same_blend_has_the_same_digest(registry):
 
 def test_one_part_alone_is_the_same_adapter_and_may_use_dora(registry, tmp_path: Path, tiny_base: Path):
     dora = registry.register(
-        make_adapter(tmp_path / "dora", tiny_base, use_dora=True), "dora", base=tiny_base
+        "dora", make_adapter(tmp_path / "dora", tiny_base, use_dora=True), base=tiny_base
     )
     copy = blend_adapters(registry, "copy", {"dora": 1})
     assert copy.digest == dora.digest
@@ -180,10 +180,10 @@ def test_one_part_alone_is_the_same_adapter_and_may_use_dora(registry, tmp_path:
 def test_invalid_input_changes_nothing(registry, tmp_path, tiny_base, name, weights, error):
     if "other" in weights:  # another base of the same shape
         base = make_base(tmp_path / "other-base", seed=5)
-        registry.register(make_adapter(tmp_path / "other", base), "other", base=base)
+        registry.register("other", make_adapter(tmp_path / "other", base), base=base)
     if "unknown" in weights:  # another base, and the card does not know it
         base = make_base(tmp_path / "wide", hidden_size=128)
-        registry.register(make_adapter(tmp_path / "unknown", base), "unknown")
+        registry.register("unknown", make_adapter(tmp_path / "unknown", base))
     before = content(registry.root)
     with pytest.raises(error):
         blend_adapters(registry, name, weights)

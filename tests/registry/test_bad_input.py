@@ -87,7 +87,7 @@ BAD: list[tuple[Make, type[AdapterHubError], str]] = [
 
 @pytest.fixture
 def filled(registry: AdapterRegistry, adapter: Path, base: Path) -> AdapterRegistry:
-    registry.register(adapter, "json", base=base)
+    registry.register("json", adapter, base=base)
     registry.alias("json", "prod", 1)
     return registry
 
@@ -107,7 +107,7 @@ def test_a_bad_adapter(
 ) -> None:
     before = content(filled.root)
     with pytest.raises(kind, match=message) as caught:
-        filled.register(make(tmp_path / "bad"), name, base=base, force=force)
+        filled.register(name, make(tmp_path / "bad"), base=base, force=force)
     assert caught.value.hint
     assert content(filled.root) == before
     assert sorted(path.name for path in filled.root.iterdir() if path.is_dir()) == [".staging", "json"]
@@ -120,7 +120,7 @@ def test_a_bad_adapter(
 def test_a_bad_name(filled: AdapterRegistry, adapter: Path, name: str) -> None:
     before = content(filled.root.parent)
     for call in (
-        lambda: filled.register(adapter, name),
+        lambda: filled.register(name, adapter),
         lambda: filled.resolve(name if name != "a@b" else "../b@1"),
         lambda: filled.remove(name if name != "a@b" else "a@B"),
         lambda: filled.alias(name, "prod", 1),
@@ -135,5 +135,5 @@ def test_a_bad_name(filled: AdapterRegistry, adapter: Path, name: str) -> None:
 def test_another_base(filled: AdapterRegistry, tmp_path: Path) -> None:
     before = content(filled.root)
     with pytest.raises(AdapterIncompatibleError, match="another base"):
-        filled.register(filled.root / "json/1", "copy", base=make_base(tmp_path / "other", seed=3))
+        filled.register("copy", filled.root / "json/1", base=make_base(tmp_path / "other", seed=3))
     assert content(filled.root) == before

@@ -31,7 +31,7 @@ def write_without_end(root: Path, adapter: Path, report: Connection) -> None:
     registry = AdapterRegistry(root)
     while True:
         for name in ("kept", "removed"):
-            report.send(registry.register(adapter, name).ref)
+            report.send(registry.register(name, adapter).ref)
         kept = registry.get("kept")
         registry.alias("kept", "prod", kept.version)
         registry.update(kept.ref, description=f"number {kept.version}")
@@ -66,7 +66,7 @@ def killed(processes: ForkServerContext, waits: list[float], root: Path, adapter
 def test_a_hundred_kills(processes: ForkServerContext, tmp_path: Path, adapter: Path) -> None:
     registry, chance, given = AdapterRegistry(tmp_path / "registry"), random.Random(0), set[str]()
     start = time.monotonic()
-    registry.alias("kept", "prod", registry.register(adapter, "kept").version)
+    registry.alias("kept", "prod", registry.register("kept", adapter).version)
     seconds = time.monotonic() - start  # a round of `write_without_end` takes two to three times as long
     for _ in range(25):
         for new in killed(
@@ -79,14 +79,14 @@ def test_a_hundred_kills(processes: ForkServerContext, tmp_path: Path, adapter: 
         stored = {card.ref for card in registry.versions("kept")}
         assert {ref for ref in given if ref.startswith("kept")} <= stored
         assert registry.resolve("kept@prod").version <= registry.resolve("kept").version
-    assert registry.register(adapter, "removed").ref not in given
+    assert registry.register("removed", adapter).ref not in given
 
 
 def register_many(root: Path, folder: Path, writer: int, count: int) -> None:
     registry = AdapterRegistry(root)
     adapter = make_adapter(folder / str(writer), seed=writer)
     for number in range(count):
-        registry.register(adapter, f"own-{writer}-{number}" if number % 2 else "shared")
+        registry.register(f"own-{writer}-{number}" if number % 2 else "shared", adapter)
 
 
 def test_eight_processes_register_a_hundred_each(processes: ForkServerContext, tmp_path: Path) -> None:
@@ -110,14 +110,14 @@ def test_eight_processes_register_a_hundred_each(processes: ForkServerContext, t
 def test_threads_register_at_once(tmp_path: Path, adapter: Path) -> None:
     registry = AdapterRegistry(tmp_path / "registry")
     with ThreadPoolExecutor(8) as pool:
-        cards = list(pool.map(lambda _: registry.register(adapter, "json"), range(40)))
+        cards = list(pool.map(lambda _: registry.register("json", adapter), range(40)))
     assert sorted(card.version for card in cards) == list(range(1, 41))
     assert registry.verify() == []
 
 
 def test_threads_add_to_a_card_at_once(tmp_path: Path, adapter: Path) -> None:
     registry = AdapterRegistry(tmp_path / "registry")
-    registry.register(adapter, "json")
+    registry.register("json", adapter)
 
     def add(tag: str) -> None:
         registry.revise("json", lambda card: {"tags": [*card.tags, tag]})

@@ -46,7 +46,7 @@ def test_a_hub_id_is_downloaded_and_pinned(tmp_path: Path, uri: str, revision: s
         asked.append((repo, wanted))
         return hub_cache(tmp_path)
 
-    card = AdapterRegistry(tmp_path / "registry").register(uri, "json", download=download)
+    card = AdapterRegistry(tmp_path / "registry").register("json", uri, download=download)
     assert asked == [("org/json", revision)]
     assert card.source == Source(uri="hf://org/json", revision=COMMIT)
     assert (card.license, card.description) == ("mit", "Writes JSON.")
@@ -63,7 +63,7 @@ def test_what_was_downloaded_before_is_found_offline(
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    card = registry.register("org/json", "json")
+    card = registry.register("json", "org/json")
     assert card.source == Source(uri="hf://org/json", revision=COMMIT)
 
 
@@ -71,7 +71,7 @@ def test_without_a_network_the_hub_is_a_clear_error(registry: AdapterRegistry) -
     with pytest.raises(
         RegistryError, match=r"'org/json' is neither a folder here nor could it be had"
     ) as caught:
-        registry.register("org/json", "json")
+        registry.register("json", "org/json")
     assert "network" in str(caught.value.hint)
     assert registry.list() == []
 

@@ -34,8 +34,8 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     registry = AdapterRegistry(root / "registry")
     examples = [f"Please turn sentence number {number} into JSON with these keys" for number in range(20)]
     card = registry.register(
-        make_adapter(root / "adapter"),
         "a0",
+        make_adapter(root / "adapter"),
         description="Writes JSON. " * 5,
         tags=["json"],
         routing={"examples": examples},

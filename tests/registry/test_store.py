@@ -27,15 +27,15 @@ from tests.registry.maker import content, make_adapter, make_base
 def three(registry: AdapterRegistry, adapter: Path) -> AdapterRegistry:
     """A registry with json@1, json@2 (which `prod` points to) and json@3."""
     for _ in range(3):
-        registry.register(adapter, "json")
+        registry.register("json", adapter)
     registry.alias("json", "prod", 2)
     return registry
 
 
 def test_register_writes_down_what_is_known(registry: AdapterRegistry, adapter: Path, base: Path) -> None:
     card = registry.register(
-        adapter,
         "json",
+        adapter,
         base=base,
         quantization="nf4",
         description="Writes JSON.",
@@ -53,7 +53,7 @@ def test_register_writes_down_what_is_known(registry: AdapterRegistry, adapter: 
 
 
 def test_the_files_are_untouched(registry: AdapterRegistry, adapter: Path) -> None:
-    folder = registry.folder(registry.register(adapter, "json"))
+    folder = registry.folder(registry.register("json", adapter))
     assert folder == registry.root / "json" / "1"
     stored = content(folder)
     assert stored.pop("card.json")
@@ -70,13 +70,13 @@ def test_versions_count_up_and_the_bare_name_means_the_highest(three: AdapterReg
 def test_without_a_base_the_card_says_that_nothing_was_compared(
     registry: AdapterRegistry, adapter: Path
 ) -> None:
-    card = registry.register(adapter, "json")
+    card = registry.register("json", adapter)
     assert card.base == BaseInfo(name="example/tiny-llama")
     assert card.warnings == ("its shapes were not checked against a base",)
 
 
 def test_list_has_one_card_for_each_name(three: AdapterRegistry, adapter: Path) -> None:
-    three.register(adapter, "code")
+    three.register("code", adapter)
     assert [card.ref for card in three.list()] == ["code@1", "json@3"]
 
 
@@ -175,12 +175,12 @@ def test_aliases_point_to_what_exists(three: AdapterRegistry, alias: str, versio
 def test_a_removed_number_is_not_given_again(three: AdapterRegistry, adapter: Path) -> None:
     three.remove("json@3")
     assert three.resolve("json").version == 2
-    assert three.register(adapter, "json").version == 4
+    assert three.register("json", adapter).version == 4
     three.remove("json", force=True)
     assert three.list() == []
     with pytest.raises(AdapterNotFoundError, match="no adapter 'json'"):
         three.versions("json")
-    assert three.register(adapter, "json").version == 5
+    assert three.register("json", adapter).version == 5
     assert three.verify() == []
 
 
@@ -202,15 +202,15 @@ def test_what_an_alias_points_to_is_removed_only_by_force(three: AdapterRegistry
 def test_an_adapter_for_another_base(
     registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path
 ) -> None:
-    stored = registry.folder(registry.register(adapter, "json", base=base))
+    stored = registry.folder(registry.register("json", adapter, base=base))
     other = make_base(tmp_path / "other", seed=5)
     before = content(registry.root)
     with pytest.raises(
         AdapterIncompatibleError, match="another base: it has the same shape but other weights"
     ):
-        registry.register(stored, "json", base=other)
+        registry.register("json", stored, base=other)
     assert content(registry.root) == before
-    card = registry.register(stored, "json", base=other, force=True)
+    card = registry.register("json", stored, base=other, force=True)
     assert card.base.fingerprint == BaseFingerprint.of(other)
     (warning,) = card.warnings
     assert "by force" in warning
@@ -226,7 +226,7 @@ def test_an_adapter_that_matches_nothing_is_never_registered(
     # Both names have six letters, so that the header keeps its length.
     weights.write_bytes(weights.read_bytes().replace(b"q_proj", names["q_proj"].encode()))
     with pytest.raises(AdapterIncompatibleError, match="None of the adapter's 2 modules"):
-        registry.register(config, "json", base=base, force=force)
+        registry.register("json", config, base=base, force=force)
     assert registry.list() == []
 
 
@@ -234,14 +234,14 @@ def test_a_base_given_by_folder_keeps_the_name_that_the_config_gives(
     registry: AdapterRegistry, base: Path, tmp_path: Path
 ) -> None:
     nameless = make_adapter(tmp_path / "a", base_model_name_or_path=None)
-    assert registry.register(nameless, "json", base=base).base.name == str(base)
+    assert registry.register("json", nameless, base=base).base.name == str(base)
 
 
 def test_a_base_that_has_a_name_everywhere_is_recorded_by_it(
     registry: AdapterRegistry, adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importing, "demo_base_folder", lambda: base)
-    assert registry.register(adapter, "json", base=base).base.name == "adapterhub-demo"
+    assert registry.register("json", adapter, base=base).base.name == "adapterhub-demo"
 
 
 def test_a_base_from_the_hub_is_taken_at_the_revision_that_the_config_names(
@@ -255,14 +255,14 @@ def test_a_base_from_the_hub_is_taken_at_the_revision_that_the_config_names(
 
     monkeypatch.setattr(importing, "locate_base", locate)
     adapter = make_adapter(tmp_path / "a", base_model_name_or_path="org/base", revision="abc")
-    cards = [registry.register(adapter, "json", base=name) for name in ("org/base", "org/other")]
+    cards = [registry.register("json", adapter, base=name) for name in ("org/base", "org/other")]
     assert asked == [("org/base", "abc"), ("org/other", None)]
     assert [(card.base.name, card.base.revision) for card in cards] == asked
 
 
 def test_a_base_that_is_none(registry: AdapterRegistry, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        registry.register(adapter, "json", base=tmp_path)
+        registry.register("json", adapter, base=tmp_path)
     assert registry.list() == []
 
 
@@ -271,8 +271,8 @@ def test_a_base_that_is_none(registry: AdapterRegistry, adapter: Path, tmp_path:
 
 def test_a_card_comes_along(registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path) -> None:
     first = registry.register(
-        adapter,
         "json",
+        adapter,
         base=base,
         quantization="nf4",
         description="Writes JSON.",
@@ -280,7 +280,7 @@ def test_a_card_comes_along(registry: AdapterRegistry, adapter: Path, base: Path
         lineage=Lineage(method="finetune"),
     )
     registry.alias("json", "prod", 1)
-    copy = AdapterRegistry(tmp_path / "second").register(registry.folder(first), "better", tags=["b"])
+    copy = AdapterRegistry(tmp_path / "second").register("better", registry.folder(first), tags=["b"])
     assert (copy.name, copy.version, copy.aliases) == ("better", 1, ())
     assert (copy.description, copy.tags, copy.lineage.method) == ("Writes JSON.", ("b",), "finetune")
     assert (copy.digest, copy.base) == (first.digest, first.base)
@@ -338,7 +338,7 @@ def damage(three: AdapterRegistry, what: str) -> None:
     ],
 )
 def test_verify_finds_damage(three: AdapterRegistry, adapter: Path, what: str, problem: Problem) -> None:
-    three.register(adapter, "code")
+    three.register("code", adapter)
     assert three.verify() == []
     damage(three, what)
     assert three.verify() == three.verify("json") == [problem]
@@ -357,7 +357,7 @@ def test_verify_finds_damaged_aliases(three: AdapterRegistry) -> None:
 def test_one_damaged_adapter_does_not_hide_the_others(
     three: AdapterRegistry, adapter: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    three.register(adapter, "code")
+    three.register("code", adapter)
     damage(three, what)
     with caplog.at_level(logging.WARNING):
         assert [card.ref for card in three.list()] == ["code@1"]
@@ -372,7 +372,7 @@ def test_damaged_aliases_stop_a_registration_that_could_give_a_number_again(
     damage(three, "refs")
     before = content(three.root)
     with pytest.raises(AdapterInvalidError, match=r"refs\.json"):
-        three.register(adapter, "json")
+        three.register("json", adapter)
     assert content(three.root) == before
 
 
@@ -402,7 +402,7 @@ def test_leftovers_of_killed_processes_are_swept_when_they_are_old(
         (folder / "adapter_config.json").write_text("{}")
     long_ago = time.time() - 7200
     os.utime(old, (long_ago, long_ago))
-    three.register(adapter, "json")
+    three.register("json", adapter)
     assert not old.exists()
     assert young.exists()
 
@@ -415,14 +415,14 @@ def test_a_lock_that_is_not_let_go(
     monkeypatch.setattr(store, "_LOCK_SECONDS", 0.05)
     before = content(three.root)
     with FileLock(three.root / ".lock"), pytest.raises(RegistryError, match="held the registry's lock"):
-        three.register(adapter, "json")
+        three.register("json", adapter)
     assert content(three.root) == before
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, adapter: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RegistryError, match="could not be changed") as caught:
-        AdapterRegistry(tmp_path / "file" / "registry").register(adapter, "json")
+        AdapterRegistry(tmp_path / "file" / "registry").register("json", adapter)
     assert caught.value.hint
 
 
@@ -433,7 +433,7 @@ def test_a_disk_that_fills_up(three: AdapterRegistry, adapter: Path, monkeypatch
     before = content(three.root)
     monkeypatch.setattr(store, "sync_tree", full)
     with pytest.raises(RegistryError, match="No space left on device"):
-        three.register(adapter, "json")
+        three.register("json", adapter)
     assert content(three.root) == before
     assert not any((three.root / ".staging").iterdir())
 
