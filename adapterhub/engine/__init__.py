@@ -1,4 +1,4 @@
-"""What generates: one base and any of its adapters, behind one interface."""
+"""Engines: they complete prompts with one base and any of its adapters."""
 
 from __future__ import annotations
 
@@ -17,20 +17,26 @@ if TYPE_CHECKING:
         TokenLogprob,
         TokenOutput,
     )
+    from adapterhub.engine.model_runner import ModelRunner, Runner, ScheduledSequence
     from adapterhub.engine.output_format import OutputFormat
     from adapterhub.engine.sampling_params import SamplingParams
+    from adapterhub.engine.scheduling.scheduler import AdapterLoader
     from adapterhub.engine.stats import EngineStats
 
 __all__ = [
+    "AdapterLoader",
     "BatchingEngine",
     "Completion",
     "EchoEngine",
     "Engine",
     "EngineStats",
     "FinishReason",
+    "ModelRunner",
     "OutputFormat",
     "Request",
+    "Runner",
     "SamplingParams",
+    "ScheduledSequence",
     "TokenLogprob",
     "TokenOutput",
 ]
@@ -38,15 +44,19 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "AdapterLoader": "adapterhub.engine.scheduling.scheduler",
         "BatchingEngine": "adapterhub.engine.batching",
         "Completion": "adapterhub.engine.interface",
         "EchoEngine": "adapterhub.engine.echo",
         "Engine": "adapterhub.engine.interface",
         "EngineStats": "adapterhub.engine.stats",
         "FinishReason": "adapterhub.engine.interface",
+        "ModelRunner": "adapterhub.engine.model_runner",
         "OutputFormat": "adapterhub.engine.output_format",
         "Request": "adapterhub.engine.interface",
+        "Runner": "adapterhub.engine.model_runner",
         "SamplingParams": "adapterhub.engine.sampling_params",
+        "ScheduledSequence": "adapterhub.engine.model_runner",
         "TokenLogprob": "adapterhub.engine.interface",
         "TokenOutput": "adapterhub.engine.interface",
     },
