@@ -6,15 +6,19 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, Lfm2Config, MambaConfig
 
 from adapterhub.base.loading import load_base
+from adapterhub.base.quantized_weights import is_packed
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine, adapter_loader
 from adapterhub.engine.decoding.sampler import Logits, Sampler
@@ -98,8 +102,8 @@ def test_the_repetition_penalty_equals_transformers(engine, sources, tiny_base, 
 
 def test_a_batch_gives_what_single_requests_give(engine, sources):
     batch = [request(prompt, adapter) for prompt in PROMPTS for adapter in (None, *sources.values())]
-    together = [list(one[0].token_ids) for one in engine.generate(batch)]
-    assert together == [tokens(engine, one) for one in batch]
+    batched = [list(one[0].token_ids) for one in engine.generate(batch)]
+    assert batched == [tokens(engine, one) for one in batch]
 
 
 def test_streams_for_different_adapters_interleave(engine, sources):
@@ -249,8 +253,8 @@ def test_a_completion_that_ends_at_the_contexts_end_does_not_disturb_the_others(
     # GPT-2 has a table of positions as long as its context.
     engine = BatchingEngine(load_base(make_base(tmp_path, "gpt2"), quantization=None, device="cpu"))
     long, short = request([5] * 250, max_tokens=6), request([5, 6], max_tokens=20)
-    together = [list(one[0].token_ids) for one in engine.generate([long, short])]
-    assert together == [tokens(engine, long), tokens(engine, short)]
+    batched = [list(one[0].token_ids) for one in engine.generate([long, short])]
+    assert batched == [tokens(engine, long), tokens(engine, short)]
 
 
 def test_a_missing_adapter_fails_alone(engine, sources, tmp_path: Path):
@@ -279,6 +283,41 @@ def test_a_stream_is_checked_before_its_first_output(engine):
     stream = engine.stream(request(PROMPTS[0]))
     assert counts(engine) == NOTHING, "it is queued at the first `next`"
     stream.close()
+
+
+UNSUPPORTED = {
+    "gemma2": Gemma2Config,  # soft-caps its scores
+    "lfm2": partial(Lfm2Config, layer_types=["conv", "full_attention"]),  # hybrid
+    "mamba": lambda **_: MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2),  # recurrent
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_an_unsupported_model_is_refused_when_the_engine_is_made(tiny_base: Path, kind: str):
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2}
+    config = UNSUPPORTED[kind](vocab_size=320, hidden_size=64, intermediate_size=128, **heads)
+    base = load_base(tiny_base, quantization=None, device="cpu")
+    with pytest.raises(EngineError, match="cannot be"):
+        BatchingEngine(replace(base, model=AutoModelForCausalLM.from_config(config).eval()), LIMITS)
+
+
+def test_4_bit_weights_never_change_once_the_engine_is_made(tiny_base: Path, sources):
+    """bitsandbytes packs them at the first forward pass, which must not be one of a request's."""
+    base = load_base(tiny_base, device="cpu")
+    layers = [layer for layer in base.model.modules() if isinstance(layer, Linear4bit)]
+    forwards: list[object] = []
+    handle = base.model.register_forward_pre_hook(lambda *_: forwards.append(_))
+    engine = BatchingEngine(base, LIMITS)
+    handle.remove()
+    assert len(forwards) == 1
+    assert engine.stats().steps == 0
+    before = [(layer.weight.data_ptr(), is_packed(layer), layer.weight.data.clone()) for layer in layers]
+    tokens(engine, request(PROMPTS[0], sources["json"]))
+    engine.close()
+    assert before
+    for layer, (pointer, packed, weight) in zip(layers, before, strict=True):
+        assert (layer.weight.data_ptr(), is_packed(layer)) == (pointer, packed)
+        assert torch.equal(layer.weight.data, weight)
 
 
 def test_a_base_has_one_owner(engine, seams: Seams):

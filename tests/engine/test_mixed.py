@@ -110,22 +110,22 @@ def run(base: Base, world: World, *, joining: bool, names: list[str | None] | No
     """Runs a batch on the model runner: in step, or joining and leaving while others prefill in chunks."""
     names = names or world.names
     slots = {
-        name: (7 * place) % 16 for place, name in enumerate(world.adapters)
+        name: (7 * index) % 16 for index, name in enumerate(world.adapters)
     }  # not in the order of the sequences
     runner = ModelRunner(base, max_loras=16)
     for name in filter(None, names):
         deltas = load_deltas(world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype)
         runner.load_adapter(slots[name], deltas)
     cache = KVCache(runner.kv_shape, 4096)
-    answers = []
-    for place, name in enumerate(names):
-        prompt = prompt_of(place, LENGTHS[place % len(LENGTHS)])
-        kv_slot = cache.allocate(len(prompt) + DECODED + 60 * (place % 2))  # in two pools
+    sequences = []
+    for index, name in enumerate(names):
+        prompt = prompt_of(index, LENGTHS[index % len(LENGTHS)])
+        kv_slot = cache.allocate(len(prompt) + DECODED + 60 * (index % 2))  # in two pools
         assert kv_slot
-        joins = (5 * place) % 4 if joining else 0
-        answers.append(Running(name, prompt, slots[name] if name else None, kv_slot, joins))
+        joins = (5 * index) % 4 if joining else 0
+        sequences.append(Running(name, prompt, slots[name] if name else None, kv_slot, joins))
     step = 0
-    while running := [one for one in answers if len(one.logits) < DECODED]:
+    while running := [one for one in sequences if len(one.logits) < DECODED]:
         active = [one for one in running if one.joins <= step]
         step_input = [one.scheduled(chunk=6 if joining else 100) for one in active]
         logits = runner.step(step_input)
@@ -133,16 +133,16 @@ def run(base: Base, world: World, *, joining: bool, names: list[str | None] | No
         for one, row in zip(with_logits, logits, strict=True):
             one.accept(row)
             if len(one.logits) == DECODED:
-                cache.free(one.kv_slot)  # another slot may move into its place
+                cache.free(one.kv_slot)  # another slot may move into the gap
         step += 1
     assert cache.num_slots == 0
-    return answers
+    return sequences
 
 
-def differences(answers: list[Running], reference: Reference) -> list[float]:
+def differences(sequences: list[Running], reference: Reference) -> list[float]:
     """For each sequence the largest difference of a logit, over the prompt's last token and all that follow."""
     out = []
-    for one in answers:
+    for one in sequences:
         wanted = reference.logits(one.name, [*one.prompt, *one.tokens[:-1]])[len(one.prompt) - 1 :]
         out.append(float((torch.stack(one.logits) - wanted).abs().max()))
     return out
@@ -151,19 +151,19 @@ def differences(answers: list[Running], reference: Reference) -> list[float]:
 @pytest.mark.parametrize(
     ("together", "joining"),
     [(True, True), (False, True), (None, False)],
-    ids=["together, joining", "each, joining", "own choice, at once"],
+    ids=["batched, joining", "each, joining", "chosen, in step"],
 )
 def test_logits_of_every_sequence_are_pefts(world: World, monkeypatch, together: bool | None, joining: bool):
     monkeypatch.setattr("adapterhub.engine.model_runner.LoraMapping", partial(LoraMapping, together=together))
-    answers = run(load_base(world.base, quantization=None, device="cpu"), world, joining=joining)
-    assert max(differences(answers, world.peft)) <= 1e-4
+    sequences = run(load_base(world.base, quantization=None, device="cpu"), world, joining=joining)
+    assert max(differences(sequences, world.peft)) <= 1e-4
 
 
 def test_the_adapters_change_the_logits(world: World):
     """Or the other tests would mean little: no adapter's logits are near the base's or another adapter's."""
     logits = [world.peft.logits(name, prompt_of(0, 9))[-1] for name in world.names[:-1]]
-    for place, one in enumerate(logits):
-        for other in logits[:place]:
+    for index, one in enumerate(logits):
+        for other in logits[:index]:
             assert (one - other).abs().max() > 0.1
 
 
@@ -182,9 +182,9 @@ def test_on_a_4_bit_base_the_same_bound_holds_for_the_float_kernel(llama: World)
     """`training=True` keeps bitsandbytes from its packed CPU kernel, which multiplies in bfloat16 and would differ
     from itself by more than this at another number of rows; what is left is float32 over the dequantised weights."""
     reference = Reference(load_base(llama.base, training=True, device="cpu").model, llama.adapters)
-    answers = run(load_base(llama.base, training=True, device="cpu"), llama, joining=True)
-    assert max(differences(answers, reference)) <= 1e-4
-    assert min(differences(answers, llama.peft)) > 1e-2, "4 bits are not the base's own weights"
+    sequences = run(load_base(llama.base, training=True, device="cpu"), llama, joining=True)
+    assert max(differences(sequences, reference)) <= 1e-4
+    assert min(differences(sequences, llama.peft)) > 1e-2, "4 bits are not the base's own weights"
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_peft(llama: World, tmp_path: Path):
@@ -240,7 +240,7 @@ def about_equal(got: Completion, wanted: Completion) -> None:
 
 
 def test_every_request_keeps_its_own_settings(engine: BatchingEngine, sources: list[LoraRequest | None]):
-    plain = [answer(engine, request(prompt_of(place, 9), source)) for place, source in enumerate(sources)]
+    plain = [answer(engine, request(prompt_of(index, 9), source)) for index, source in enumerate(sources)]
     settings: list[dict[str, object]] = [
         {"n": 3, "temperature": 1.5, "seed": 11},
         {"logprobs": 4},
@@ -254,24 +254,24 @@ def test_every_request_keeps_its_own_settings(engine: BatchingEngine, sources: l
         {"n": 2, "temperature": 1.0, "seed": 1, "repetition_penalty": 1.3, "logprobs": 1},
     ]
     batch = [
-        request(prompt_of(place, 9), source, **settings[place % len(settings)])
-        for place, source in enumerate(sources)
+        request(prompt_of(index, 9), source, **settings[index % len(settings)])
+        for index, source in enumerate(sources)
     ]
     singles = [engine.generate([one])[0] for one in batch]
-    together = engine.generate(batch)
-    for got, wanted in zip(together, singles, strict=True):
+    batched = engine.generate(batch)
+    for got, wanted in zip(batched, singles, strict=True):
         assert len(got) == len(wanted)
         for one, other in zip(got, wanted, strict=True):
             about_equal(one, other)
     # The settings did something.
-    assert [len(answers) for answers in together[:2]] == [3, 1]
-    assert len({one.token_ids for one in together[0]}) == 3
-    assert [together[place][0].finish_reason for place in (2, 3)] == ["stop", "stop"]
+    assert [len(answers) for answers in batched[:2]] == [3, 1]
+    assert len({one.token_ids for one in batched[0]}) == 3
+    assert [batched[index][0].finish_reason for index in (2, 3)] == ["stop", "stop"]
     assert (
-        together[3][0].token_ids == plain[3].token_ids[: plain[3].token_ids.index(plain[3].token_ids[5]) + 1]
+        batched[3][0].token_ids == plain[3].token_ids[: plain[3].token_ids.index(plain[3].token_ids[5]) + 1]
     )
-    assert together[7][0].token_ids != plain[7].token_ids
-    assert len(together[5][0].token_ids) == 20
+    assert batched[7][0].token_ids != plain[7].token_ids
+    assert len(batched[5][0].token_ids) == 20
 
 
 def test_the_same_seed_under_other_adapters_gives_other_answers(engine, sources):

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from adapterhub.errors import EngineError
+
 MIN_SLOT_TOKENS = 64
 
 
@@ -43,8 +45,17 @@ class KVShape:
 
     @classmethod
     def of(cls, config: Any, dtype: torch.dtype, device: torch.device) -> KVShape:
-        """Takes the shape from a transformers configuration."""
-        num_heads = config.num_attention_heads
+        """Takes the shape from a transformers configuration.
+
+        Raises:
+            EngineError: The model has no attention.
+        """
+        num_heads = getattr(config, "num_attention_heads", None)
+        if not num_heads:
+            raise EngineError(
+                f"A model of type {config.model_type!r} cannot be served: it has no attention with a KV cache.",
+                hint="Hybrid and recurrent models are not supported.",
+            )
         return cls(
             num_layers=config.num_hidden_layers,
             num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
