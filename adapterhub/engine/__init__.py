@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.engine.batching import BatchingEngine
+    from adapterhub.engine.batching import BatchingEngine, adapter_loader
     from adapterhub.engine.echo import EchoEngine
     from adapterhub.engine.interface import (
         Completion,
@@ -39,6 +39,7 @@ __all__ = [
     "ScheduledSequence",
     "TokenLogprob",
     "TokenOutput",
+    "adapter_loader",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -59,5 +60,6 @@ __getattr__, __dir__ = lazy_exports(
         "ScheduledSequence": "adapterhub.engine.model_runner",
         "TokenLogprob": "adapterhub.engine.interface",
         "TokenOutput": "adapterhub.engine.interface",
+        "adapter_loader": "adapterhub.engine.batching",
     },
 )

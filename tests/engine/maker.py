@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
-from adapterhub.engine import BatchingEngine, ModelRunner, ScheduledSequence
-from adapterhub.engine.batching import adapter_loader
+from adapterhub.engine import BatchingEngine, ModelRunner, ScheduledSequence, adapter_loader
 from adapterhub.engine.interface import Completion, LoraRequest, Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError
