@@ -69,15 +69,12 @@ class PrefixCache:
         Returns:
             Number of tokens copied.
         """
-        hits: list[torch.Tensor] = []
-        for _, key in self._block_keys(digest, prompt[:-1]):
+        for start, key in self._block_keys(digest, prompt[:-1]):
             block = self._blocks.get(key)
             if block is None:
                 break
             self._blocks.move_to_end(key)
-            hits.append(block.tokens)
-        if hits:
-            slot.write(0, torch.cat(hits, dim=3))
+            slot.write(start, block.tokens)
         self.hit_tokens += slot.length
         return slot.length
 
