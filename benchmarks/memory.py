@@ -55,7 +55,7 @@ def ours(base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Nam
         "slots": stats.adapter_bytes / MIB,
         "host": stats.host_bytes / MIB,
         "keys and values": stats.kv_bytes / MIB,
-        "prefix cache": stats.prefix_tokens * stats.kv_bytes / max(stats.kv_tokens, 1) / MIB,
+        "prefix cache": stats.prefix_cache_tokens * stats.kv_bytes / max(stats.kv_tokens, 1) / MIB,
     }
 
 

@@ -23,9 +23,9 @@ from tests.tiny import make_adapter, make_base
 
 
 def held(hub: AdapterHub) -> tuple[int, int]:
-    """How many slots and lanes of the cache answers hold now."""
+    """How many LoRA slots and KV slots are in use."""
     stats = hub.stats()
-    return stats.slot_users, stats.kv_lanes
+    return stats.slot_users, stats.kv_slots
 
 
 @pytest.fixture

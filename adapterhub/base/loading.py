@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.locating import locate_base
 from adapterhub.base.quantized_weights import forbid_packing, linear_shape
-from adapterhub.errors import ConfigError
+from adapterhub.errors import ConfigError, EngineError
 
 Quantization = Literal["nf4", "fp4", "int8"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -28,6 +29,9 @@ _NO_LIMIT = 2**31 - 1
 @dataclass(frozen=True)
 class Base:
     """A loaded base.
+
+    The fields never change, but the model may: an engine replaces its attention and wraps its layers. So an engine
+    claims a base, and from then on only that engine may run its model or hand it on.
 
     Attributes:
         model: The causal language model, in eval mode, its weights frozen.
@@ -46,6 +50,19 @@ class Base:
     fingerprint: BaseFingerprint
     quantization: Quantization | None
     compute_dtype: torch.dtype
+    _claimed: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def claim(self) -> None:
+        """Makes the caller the only owner of the model; any thread may call it.
+
+        Raises:
+            EngineError: It has an owner already.
+        """
+        if not self._claimed.acquire(blocking=False):
+            raise EngineError(
+                f"Base {self.name!r} belongs to another engine, which has changed its model.",
+                hint="Load it again with load_base for each engine.",
+            )
 
     @property
     def device(self) -> torch.device:

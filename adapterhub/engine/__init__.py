@@ -1,4 +1,4 @@
-"""What generates: one base and any of its adapters, behind one interface."""
+"""Engines: they complete prompts with one base and any of its adapters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.engine.batching import BatchingEngine
+    from adapterhub.engine.batching import BatchingEngine, adapter_loader
     from adapterhub.engine.echo import EchoEngine
     from adapterhub.engine.interface import (
         Completion,
@@ -17,37 +17,49 @@ if TYPE_CHECKING:
         TokenLogprob,
         TokenOutput,
     )
+    from adapterhub.engine.model_runner import ModelRunner, Runner, ScheduledSequence
     from adapterhub.engine.output_format import OutputFormat
     from adapterhub.engine.sampling_params import SamplingParams
+    from adapterhub.engine.scheduling.scheduler import AdapterLoader
     from adapterhub.engine.stats import EngineStats
 
 __all__ = [
+    "AdapterLoader",
     "BatchingEngine",
     "Completion",
     "EchoEngine",
     "Engine",
     "EngineStats",
     "FinishReason",
+    "ModelRunner",
     "OutputFormat",
     "Request",
+    "Runner",
     "SamplingParams",
+    "ScheduledSequence",
     "TokenLogprob",
     "TokenOutput",
+    "adapter_loader",
 ]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "AdapterLoader": "adapterhub.engine.scheduling.scheduler",
         "BatchingEngine": "adapterhub.engine.batching",
         "Completion": "adapterhub.engine.interface",
         "EchoEngine": "adapterhub.engine.echo",
         "Engine": "adapterhub.engine.interface",
         "EngineStats": "adapterhub.engine.stats",
         "FinishReason": "adapterhub.engine.interface",
+        "ModelRunner": "adapterhub.engine.model_runner",
         "OutputFormat": "adapterhub.engine.output_format",
         "Request": "adapterhub.engine.interface",
+        "Runner": "adapterhub.engine.model_runner",
         "SamplingParams": "adapterhub.engine.sampling_params",
+        "ScheduledSequence": "adapterhub.engine.model_runner",
         "TokenLogprob": "adapterhub.engine.interface",
         "TokenOutput": "adapterhub.engine.interface",
+        "adapter_loader": "adapterhub.engine.batching",
     },
 )

@@ -1,54 +1,83 @@
-"""The engine: any number of callers, any adapters, one base, one batch.
+"""The batching engine: any number of callers, any adapters, one base, one continuous batch.
 
-Nothing here runs by itself: the threads that wait for answers run the scheduler's steps (`turns.py`); a thread of the
-engine's own does so only for callers that cannot block (`driver.py`). Answers come and go between steps.
+The threads that wait for output run the scheduler's steps themselves (`leader_follower.py`); a thread of the engine's
+own does so only for callers that cannot block (`background_loop.py`). Sequences join and leave the batch between steps.
+
+What other threads ask for reaches the scheduler through two queues, which the thread that steps empties before each
+step: sequences, and commands such as `pin`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
+from itertools import chain
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
-from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput, answer_budget
+from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
+from adapterhub.engine.model_runner import ModelRunner, Runner
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
-from adapterhub.engine.scheduling.row import SequenceBuilder
-from adapterhub.engine.scheduling.scheduler import Scheduler
-from adapterhub.engine.scheduling.sequence import Job, OutputQueue
+from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
+from adapterhub.engine.scheduling.sequence import SequenceState
+from adapterhub.engine.scheduling.sequence_builder import SequenceBuilder
 from adapterhub.engine.stats import EngineStats
 from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import (
     CapacityError,
+    EngineClosedError,
     EngineError,
     InvalidRequestError,
     RequestTooLongError,
 )
+from adapterhub.lora.loading import load_adapter_deltas
 
 
 class BatchingEngine:
-    """Serves a base and its adapters to any number of threads.
+    """Serves a base and its adapters; see `Engine`. Any thread may call any method.
+
+    Making one runs a forward pass of one token; see `ModelRunner`.
 
     Args:
-        base: From `load_base`. The engine wraps its layers and is its only user from then on.
-        limits: How much it may hold; see `EngineLimits`.
+        base: From `load_base`. The engine changes its model and owns it from then on.
+        limits: Maximum sizes; see `EngineLimits`.
+        runner: What runs the forward passes, for tests and other back ends; if not given, a `ModelRunner`. It must have
+            `limits.max_loras` LoRA slots.
+        load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
+
+    Raises:
+        EngineError: Another engine owns the base, or a part of its model is not supported.
     """
 
-    def __init__(self, base: Base, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        limits: EngineLimits | None = None,
+        *,
+        runner: Runner | None = None,
+        load_adapter: AdapterLoader | None = None,
+    ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
-        self._rows = SequenceBuilder(base)
-        self._scheduler = Scheduler(base, self._limits)
-        self._inbox: list[Job] = []  # submitted, and not yet seen by a step
-        self._lock = threading.RLock()  # guards the inbox; reentrant for the reason that `LeaderFollower` has
-        self._turns = LeaderFollower(self._step, self._tidy, self._is_untidy)
-        self._driver = BackgroundLoop(self._turns)
+        load_adapter = load_adapter or adapter_loader(base)
+        runner = runner or ModelRunner(base, max_loras=self._limits.max_loras)
+        self._builder = SequenceBuilder(base)
+        self._scheduler = Scheduler(self._limits, runner, load_adapter)
+        # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
+        # empties them in the same thread.
+        self._inbox: deque[SequenceState] = deque()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._lock = threading.RLock()  # guards both, and `_closed`
         self._closed = False
+        self._stepping = LeaderFollower(self._step, self._reap, self._has_pending)
+        self._background = BackgroundLoop(self._stepping)
 
     @property
     def base_name(self) -> str:
@@ -57,7 +86,7 @@ class BatchingEngine:
 
     @property
     def fingerprint(self) -> BaseFingerprint:
-        """What the base is."""
+        """The identity of the base."""
         return self._base.fingerprint
 
     @property
@@ -68,172 +97,206 @@ class BatchingEngine:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of a prompt and its answer together."""
+        """Maximum number of tokens of a prompt and its completion together."""
         return self._base.context_length
 
-    # What callers do
+    # Requests
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answers every request; see `Engine.generate`."""
+        """Completes all requests; see `Engine.generate`."""
         waiter = Waiter()
-        tickets = self._submit(requests, waiter.wake, every_piece=False)
+        groups = [self._build(one, one.sampling.n, waiter.wake, stream=False) for one in requests]
+        sequences = list(chain.from_iterable(groups))
         try:
-            for ticket in (ticket for answers in tickets for ticket in answers):
-                self._turns.until(lambda ticket=ticket: ticket.ended, waiter)  # type: ignore[misc]
-            return [[Completion.of(ticket.take_all()) for ticket in answers] for answers in tickets]
+            self._enqueue(sequences)
+            for sequence in sequences:
+                self._stepping.run_until(lambda output=sequence.output: output.finished, waiter)  # type: ignore[misc]
+            return _completions(groups)
         finally:
-            self._cancel([ticket for answers in tickets for ticket in answers])
+            self._abort(sequences)
 
-    def stream(self, request: Request) -> Iterator[TokenOutput]:
-        """Answers one request piece by piece; see `Engine.stream`."""
-        self._check(request)
-        self._rows.row(request, 0)  # refuses a form that cannot be kept now, and not at the first piece
-        return self._pieces(request)
+    def stream(self, request: Request) -> Generator[TokenOutput]:
+        """Completes one request, token by token; see `Engine.stream`."""
+        waiter = Waiter()
+        (sequence,) = self._build(request, 1, waiter.wake, stream=True)
+        return self._stream(sequence, waiter)
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """As `generate`, without blocking the event loop; see `Engine.agenerate`."""
         await self._compile(requests)
-        news = _LoopEvent()
-        tickets = self._submit(requests, news.wake, every_piece=False)
-        all_tickets = [ticket for answers in tickets for ticket in answers]
+        event = _LoopEvent()
+        groups = [self._build(one, one.sampling.n, event.wake, stream=False) for one in requests]
+        sequences = list(chain.from_iterable(groups))
         try:
-            self._driver.serve(all_tickets)
-            for ticket in all_tickets:
-                while not ticket.ended:
-                    await news.wait()
-            return [[Completion.of(ticket.take_all()) for ticket in answers] for answers in tickets]
+            self._enqueue(sequences)
+            self._background.run(sequence.output for sequence in sequences)
+            for sequence in sequences:
+                while not sequence.output.finished:
+                    await event.wait()
+            return _completions(groups)
         finally:
-            self._cancel(all_tickets)
+            self._abort(sequences)
 
-    async def astream(self, request: Request) -> AsyncIterator[TokenOutput]:
+    async def astream(self, request: Request) -> AsyncGenerator[TokenOutput]:
         """As `stream`, without blocking the event loop; see `Engine.astream`."""
         await self._compile([request])
-        news = _LoopEvent()
-        ((ticket, *_),) = self._submit([_once(request)], news.wake, every_piece=True)
+        event = _LoopEvent()
+        (sequence,) = self._build(request, 1, event.wake, stream=True)
         try:
-            self._driver.serve([ticket])
+            self._enqueue([sequence])
+            self._background.run([sequence.output])
             finished = False
             while not finished:
-                while not ticket.has_news:
-                    await news.wait()
-                piece = ticket.take()
-                finished = piece.finish_reason is not None
-                yield piece
+                while not sequence.output.has_output:
+                    await event.wait()
+                output = sequence.output.get()
+                finished = output.finish_reason is not None
+                yield output
         finally:
-            self._cancel([ticket])
+            self._abort([sequence])
 
-    def close(self) -> None:
-        """Ends every answer with an error and refuses further requests."""
-        self._closed = True
-        self._turns.until(lambda: not self._inbox and not self._scheduler.jobs, Waiter())
-        self._driver.close()
-        self._scheduler.close()
+    # Adapters and the engine's life
 
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
-        """Keeps an adapter in its slot once it is there; see `Engine.pin`."""
-        self._scheduler.pin(adapter.digest, pinned)
+        """Excludes an adapter from eviction, or includes it again; see `Engine.pin`."""
+        self._call(partial(self._scheduler.pin, adapter.digest, pinned))
+
+    def preload(self, adapter: LoraRequest) -> None:
+        """Loads an adapter ahead of requests; see `Engine.preload`."""
+        done: Future[None] = Future()
+        with self._lock:
+            self._refuse_if_closed()
+            self._commands.append(partial(self._scheduler.preload, adapter, done))
+        self._wait_for(done)
 
     def unload(self, adapter: LoraRequest) -> None:
-        """Forgets an adapter once no running answer needs it; see `Engine.unload`."""
-        self._scheduler.unload(adapter.digest)
-        self._turns.tidy()
+        """Removes an adapter once no running sequence uses it; see `Engine.unload`."""
+        with self._lock:
+            self._commands.append(partial(self._scheduler.unload, adapter.digest))
+        self._stepping.reap()
 
     def stats(self) -> EngineStats:
-        """What the engine does and holds now."""
+        """A snapshot of what the engine runs and holds."""
         return self._scheduler.stats(submitted=len(self._inbox))
 
-    # Requests in
-
-    def _pieces(self, request: Request) -> Iterator[TokenOutput]:
-        waiter = Waiter()
-        ((ticket, *_),) = self._submit([_once(request)], waiter.wake, every_piece=True)
-        try:
-            finished = False
-            while not finished:
-                self._turns.until(lambda: ticket.has_news, waiter)
-                piece = ticket.take()
-                finished = piece.finish_reason is not None
-                yield piece
-        finally:
-            self._cancel([ticket])
-
-    async def _compile(self, requests: Sequence[Request]) -> None:
-        """Compiles the forms that answers must have, which may take tenths of a second, beside the event loop."""
-        for request in requests:
-            if request.output_format:
-                await asyncio.to_thread(self._rows.compile, request.output_format)
-
-    def _submit(
-        self, requests: Sequence[Request], wake: Callable[[], None], *, every_piece: bool
-    ) -> list[list[OutputQueue]]:
-        """Queues all of the requests or none of them."""
-        for request in requests:
-            self._check(request)
-        jobs = [self._jobs_of(request, wake, every_piece) for request in requests]
+    def close(self) -> None:
+        """Ends all sequences with `EngineClosedError` and frees what the engine holds; may be called twice."""
         with self._lock:
-            if self._closed:
-                raise EngineError("The engine is closed.", hint="Make a new hub.")
-            new = [job for answers in jobs for job in answers]
-            if len(new) > self._limits.max_queue:
-                raise InvalidRequestError(
-                    f"{len(new)} answers in one call are more than max_queue={self._limits.max_queue} allows.",
-                    hint="Ask in several calls, or raise max_queue.",
-                )
-            queued = len(self._inbox) + self._scheduler.waiting
-            if queued + len(new) > self._limits.max_queue:
-                raise CapacityError(
-                    f"{queued} answers are waiting already, and at most {self._limits.max_queue} may.",
-                    hint="Try again when some are done, or raise max_queue.",
-                )
-            self._inbox += new
-        return [[job.ticket for job in answers] for answers in jobs]
+            self._closed = True
+        # As a command: what was queued before is in the scheduler by then, and no step runs meanwhile.
+        self._call(self._scheduler.close)
+        self._background.close()
 
-    def _jobs_of(self, request: Request, wake: Callable[[], None], every_piece: bool) -> list[Job]:
-        jobs: list[Job] = []
-        for number in range(request.sampling.n):
-            first = jobs[0] if jobs else None
-            ticket = OutputQueue(wake, every_piece=every_piece)
-            jobs.append(Job(request, self._rows.row(request, number), ticket, first))
-        return jobs
+    # In the caller's thread
 
-    def _check(self, request: Request) -> None:
-        """Refuses a request that can never be answered."""
-        tokens = len(request.prompt) + answer_budget(request, self.context_length)
-        if not self._scheduler.can_ever_run(tokens):
+    def _build(
+        self, request: Request, num_sequences: int, wake: Callable[[], None], *, stream: bool
+    ) -> list[SequenceState]:
+        sequences = self._builder.build(request, num_sequences, wake, stream=stream)
+        max_length = sequences[0].max_length
+        if not self._scheduler.can_ever_fit(max_length):
             raise RequestTooLongError(
-                f"A prompt and answer of up to {tokens} tokens never fit the {self._scheduler.max_tokens} tokens that "
-                "the engine has memory for.",
+                f"A prompt and completion of up to {max_length} tokens never fit the {self._scheduler.max_tokens} "
+                "tokens that the engine has memory for.",
                 hint="Shorten the prompt, lower max_tokens, or raise kv_cache_mib.",
             )
+        return sequences
 
-    def _cancel(self, tickets: Sequence[OutputQueue]) -> None:
-        unfinished = [ticket for ticket in tickets if not ticket.ended]
-        for ticket in unfinished:
-            ticket.cancelled = True
+    async def _compile(self, requests: Sequence[Request]) -> None:
+        """Compiles output formats in another thread, since it may take tenths of a second."""
+        for request in requests:
+            if request.output_format:
+                await asyncio.to_thread(self._builder.compile, request.output_format)
+
+    def _stream(self, sequence: SequenceState, waiter: Waiter) -> Generator[TokenOutput]:
+        try:
+            self._enqueue([sequence])
+            finished = False
+            while not finished:
+                self._stepping.run_until(lambda: sequence.output.has_output, waiter)
+                output = sequence.output.get()
+                finished = output.finish_reason is not None
+                yield output
+        finally:
+            self._abort([sequence])
+
+    def _enqueue(self, sequences: Sequence[SequenceState]) -> None:
+        """Queues all of the sequences or none of them."""
+        max_queue = self._limits.max_queue
+        with self._lock:
+            self._refuse_if_closed()
+            if len(sequences) > max_queue:
+                raise InvalidRequestError(
+                    f"{len(sequences)} completions in one call are more than {max_queue=} allows.",
+                    hint="Ask in several calls, or raise max_queue.",
+                )
+            queued = len(self._inbox) + self._scheduler.num_waiting
+            if queued + len(sequences) > max_queue:
+                raise CapacityError(
+                    f"{queued} sequences are waiting already, and at most {max_queue} may.",
+                    hint="Try again when some have finished, or raise max_queue.",
+                )
+            self._inbox.extend(sequences)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EngineClosedError("The engine is closed.", hint="Make a new hub.")
+
+    def _abort(self, sequences: Iterable[SequenceState]) -> None:
+        """Ends the sequences that have not finished."""
+        unfinished = [sequence.output for sequence in sequences if not sequence.output.finished]
+        for output in unfinished:
+            output.aborted = True
         if unfinished:
-            self._turns.tidy()
+            self._stepping.reap()
 
-    # A turn
+    def _call(self, function: Callable[[], None]) -> None:
+        """Has the thread that steps call a function between two steps; returns or raises as it does."""
+        done: Future[None] = Future()
+
+        def command() -> None:
+            try:
+                function()
+            except BaseException as error:
+                done.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                done.set_result(None)
+
+        with self._lock:
+            self._commands.append(command)
+        self._wait_for(done)
+
+    def _wait_for(self, done: Future[None]) -> None:
+        waiter = Waiter()
+        done.add_done_callback(lambda _: waiter.wake())
+        self._stepping.reap()  # runs commands now, unless another thread leads
+        self._stepping.run_until(done.done, waiter)
+        done.result()
+
+    # In the thread that steps
 
     def _step(self) -> None:
         try:
-            self._tidy()
+            self._reap()
             self._scheduler.step()
         except BaseException:
-            # A defect, or Ctrl-C: what has been done cannot be told from what has not, and nobody may be left waiting.
-            self._scheduler.end_all("The engine's step was interrupted.", hint="Ask again.")
+            # A defect, or Ctrl-C: it is unknown how far the step came, and no caller may be left waiting.
+            self._scheduler.fail_all(EngineError, "The engine's step was interrupted.", hint="Ask again.")
             raise
 
-    def _is_untidy(self) -> bool:
-        return self._scheduler.untidy or any(job.ticket.cancelled for job in list(self._inbox))
+    def _has_pending(self) -> bool:
+        aborted = any(sequence.output.aborted for sequence in list(self._inbox))
+        return bool(self._commands) or aborted or self._scheduler.has_pending
 
-    def _tidy(self) -> None:
+    def _reap(self) -> None:
         with self._lock:
-            new, self._inbox = self._inbox, []
-        self._scheduler.add(new)
-        if self._closed:
-            self._scheduler.end_all("The engine was closed.", hint="Make a new hub.")
-        self._scheduler.tidy()
+            while self._inbox:
+                self._scheduler.add([self._inbox.popleft()])
+        while self._commands:
+            self._commands.popleft()()
+        self._scheduler.reap()
 
 
 class _LoopEvent:
@@ -244,7 +307,7 @@ class _LoopEvent:
         self._event = asyncio.Event()
 
     def wake(self) -> None:
-        # A loop that has been closed has nobody left who waits.
+        # A closed loop has no task left that waits.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._event.set)
 
@@ -253,5 +316,11 @@ class _LoopEvent:
         self._event.clear()
 
 
-def _once(request: Request) -> Request:
-    return replace(request, sampling=request.sampling.model_copy(update={"n": 1}))
+def adapter_loader(base: Base) -> AdapterLoader:
+    """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas`."""
+    shapes = base.linear_shapes  # before the engine wraps layers, which changes their names
+    return lambda adapter: load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+
+
+def _completions(groups: Sequence[Sequence[SequenceState]]) -> list[list[Completion]]:
+    return [[Completion.of(sequence.output.get_all()) for sequence in group] for group in groups]

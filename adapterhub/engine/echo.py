@@ -1,12 +1,12 @@
-"""An engine without a model: it answers with the name of the adapter and the prompt it was given.
+"""An engine without a model: its completion is the name of the adapter and the prompt.
 
-For documentation, for unit tests, and for trying an application's wiring where no weights are at hand. Everything
-around it is real: registry, prompts, sampling arguments, stop strings, token counts.
+For documentation, unit tests, and applications that are developed without weights. Everything around it is real:
+registry, prompts, sampling parameters, stop strings, token counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
 
 from adapterhub.base.fingerprint import BaseFingerprint
@@ -17,7 +17,7 @@ from adapterhub.engine.interface import (
     LoraRequest,
     Request,
     TokenOutput,
-    answer_budget,
+    max_completion_tokens,
 )
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import InvalidRequestError
@@ -30,7 +30,7 @@ class EchoTokenizer:
     eos_token: str | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """One id a character: its code point."""
+        """The code point of each character."""
         return [ord(character) for character in text]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -47,11 +47,11 @@ class EchoTokenizer:
 
 
 class EchoEngine:
-    """Answers `[adapter] prompt`, token by token, the same each time.
+    """Completes every prompt with `[adapter] prompt`, one character for each token.
 
     Args:
-        base_name: The name that it gives its base.
-        context_length: Most characters of a prompt and its answer together.
+        base_name: The name of its base.
+        context_length: Maximum number of characters of a prompt and its completion together.
     """
 
     fingerprint: BaseFingerprint | None = None
@@ -62,58 +62,57 @@ class EchoEngine:
         self.tokenizer = EchoTokenizer()
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answers every request; see `Engine.generate`."""
-        for request in requests:
-            self._budget(request)
-        return [[Completion.of(list(self.stream(r)))] * r.sampling.n for r in requests]
+        """Completes all requests; see `Engine.generate`."""
+        streams = [self.stream(request) for request in requests]
+        return [
+            [Completion.of(list(stream))] * request.sampling.n
+            for request, stream in zip(requests, streams, strict=True)
+        ]
 
-    def stream(self, request: Request) -> Iterator[TokenOutput]:
-        """Answers one request a character at a time; see `Engine.stream`."""
-        return self._pieces(request, self._budget(request))
+    def stream(self, request: Request) -> Generator[TokenOutput]:
+        """Completes one request, a character at a time; see `Engine.stream`."""
+        if request.output_format:
+            raise InvalidRequestError(
+                "EchoEngine repeats the prompt and cannot enforce an output format.",
+                hint="Load a base; the demo's is small.",
+            )
+        return self._echo(request, max_completion_tokens(request, self.context_length))
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """As `generate`."""
         return self.generate(requests)
 
-    async def astream(self, request: Request) -> AsyncIterator[TokenOutput]:
+    async def astream(self, request: Request) -> AsyncGenerator[TokenOutput]:
         """As `stream`."""
-        for piece in self.stream(request):
-            yield piece
+        for output in self.stream(request):
+            yield output
 
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
-        """Nothing to keep."""
+        """Does nothing: there are no slots."""
+
+    def preload(self, adapter: LoraRequest) -> None:
+        """Does nothing: there are no weights."""
 
     def unload(self, adapter: LoraRequest) -> None:
-        """Nothing to forget."""
+        """Does nothing: there are no weights."""
 
     def stats(self) -> EngineStats:
         """Zeros: it holds nothing."""
         return EngineStats()
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Does nothing: it holds nothing."""
 
-    def _budget(self, request: Request) -> int:
-        if request.output_format:
-            raise InvalidRequestError(
-                "EchoEngine repeats the prompt and cannot keep to a form.",
-                hint="Load a base; the demo's is small.",
-            )
-        return answer_budget(request, self.context_length)
-
-    def _pieces(self, request: Request, budget: int) -> Iterator[TokenOutput]:
-        answer = self._answer(request)[:budget]
-        text = IncrementalDetokenizer(self.tokenizer, request.sampling.stop)
-        for place, character in enumerate(answer, start=1):
-            piece = text.push(ord(character))
-            reason: FinishReason | None = "stop" if text.stopped else None
-            if reason is None and place == len(answer):
-                piece += text.flush()
-                reason = "length" if place == budget else "stop"
-            yield TokenOutput(piece, ord(character), None, reason)
+    def _echo(self, request: Request, max_tokens: int) -> Generator[TokenOutput]:
+        name = request.adapter.name if request.adapter else "base"
+        characters = f"[{name}] {self.tokenizer.decode(request.prompt)}"[:max_tokens]
+        detokenizer = IncrementalDetokenizer(self.tokenizer, request.sampling.stop)
+        for count, character in enumerate(characters, start=1):
+            text = detokenizer.push(ord(character))
+            reason: FinishReason | None = "stop" if detokenizer.stopped else None
+            if reason is None and count == len(characters):
+                text += detokenizer.flush()
+                reason = "length" if count == max_tokens else "stop"
+            yield TokenOutput(text, ord(character), None, reason)
             if reason:
                 return
-
-    def _answer(self, request: Request) -> str:
-        who = request.adapter.name if request.adapter else "base"
-        return f"[{who}] {self.tokenizer.decode(request.prompt)}"

@@ -1,11 +1,11 @@
-"""What the hub asks of an engine: token ids and an adapter in, pieces of text out.
+"""The interface of an engine: token ids and an adapter in, token outputs out.
 
-`EchoEngine` (no torch) and `BatchingEngine` implement it; a hub neither knows nor cares which one it has.
+`EchoEngine` (no torch) and `BatchingEngine` implement it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -23,14 +23,14 @@ DEFAULT_MAX_TOKENS = 256
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to be answered.
+    """One prompt to be completed.
 
     Attributes:
         prompt: Token ids.
-        adapter: Whose answer is wanted; None means the bare base.
-        sampling: How to draw it.
-        output_format: The form that it must have; None for free text.
-        priority: Where requests have to wait, higher ones start first.
+        adapter: The adapter; None for the base without one.
+        sampling: Sampling parameters.
+        output_format: What the completion must match; None for free text.
+        priority: Waiting requests of higher priority start first.
     """
 
     prompt: Sequence[int]
@@ -42,12 +42,12 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token's log-probability under the base and adapter, before sampling settings change it.
+    """The log-probability of a token under the base and adapter, before sampling parameters change it.
 
     Attributes:
         token_id: The token.
         logprob: Its natural log-probability.
-        top: The most probable tokens at this place: token id -> log-probability.
+        top: The most probable tokens at its position: token id -> log-probability.
     """
 
     token_id: int
@@ -57,13 +57,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """What one step adds to an answer.
+    """What one token adds to a completion.
 
     Attributes:
         text: New text; empty while a character or a possible stop string is incomplete.
-        token_id: The token of this step.
-        logprob: Its log-probability, if asked for.
-        finish_reason: Set on the last piece: `"stop"` or `"length"`.
+        token_id: The token.
+        logprob: Its log-probability, if requested.
+        finish_reason: Set on the last output: `"stop"` or `"length"`.
     """
 
     text: str
@@ -74,13 +74,13 @@ class TokenOutput:
 
 @dataclass(frozen=True)
 class Completion:
-    """One whole answer.
+    """One whole completion.
 
     Attributes:
-        text: The answer without stop strings and end tokens.
-        token_ids: Every token that was generated, the end token too.
+        text: The text without stop strings and end tokens.
+        token_ids: All generated tokens, with the end token.
         finish_reason: `"stop"` (end token or stop string) or `"length"`.
-        logprobs: One entry a token, if asked for.
+        logprobs: One entry for each token, if requested.
     """
 
     text: str
@@ -89,25 +89,25 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
     @classmethod
-    def of(cls, pieces: Sequence[TokenOutput]) -> Completion:
-        """Joins the pieces of one answer, the last of which tells why it ended."""
-        logprobs = tuple(piece.logprob for piece in pieces if piece.logprob)
+    def of(cls, outputs: Sequence[TokenOutput]) -> Completion:
+        """Joins all token outputs of one completion."""
+        logprobs = tuple(output.logprob for output in outputs if output.logprob)
         return cls(
-            text="".join(piece.text for piece in pieces),
-            token_ids=tuple(piece.token_id for piece in pieces),
-            finish_reason=pieces[-1].finish_reason or "length",
+            text="".join(output.text for output in outputs),
+            token_ids=tuple(output.token_id for output in outputs),
+            finish_reason=outputs[-1].finish_reason or "length",
             logprobs=logprobs or None,
         )
 
 
 class Engine(Protocol):
-    """Generates answers from one base and any of its adapters.
+    """Completes prompts with one base and any of its adapters. Any thread may call any method.
 
     Attributes:
         base_name: The name of the base.
-        fingerprint: What the base is; None if the engine has no real one.
-        tokenizer: LeaderFollower text into the token ids of a `Request`.
-        context_length: Most tokens of a prompt and its answer together.
+        fingerprint: The identity of the base; None if the engine has no real one.
+        tokenizer: Makes the token ids of a `Request`.
+        context_length: Maximum number of tokens of a prompt and its completion together.
     """
 
     @property
@@ -123,63 +123,84 @@ class Engine(Protocol):
     def context_length(self) -> int: ...
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answers every request; each gets `sampling.n` completions.
+        """Completes all requests; each gets `sampling.n` completions.
 
         Raises:
             AdapterIncompatibleError: An adapter does not fit the base.
-            InvalidRequestError: A prompt has no tokens; nothing was generated.
+            CapacityError: Too many requests wait; nothing was generated.
+            EngineClosedError: The engine is closed.
+            InvalidRequestError: A prompt is empty, or an output format cannot be enforced; nothing was generated.
             RequestTooLongError: A request does not fit the context; nothing was generated.
         """
         ...
 
-    def stream(self, request: Request) -> Iterator[TokenOutput]:
-        """Answers one request piece by piece; closing the iterator cancels it. `sampling.n` is taken as 1."""
+    def stream(self, request: Request) -> Generator[TokenOutput]:
+        """Completes one request, token by token; `sampling.n` is taken as 1.
+
+        The request is checked now and queued at the first `next`. Closing the generator aborts it.
+
+        Raises:
+            AdapterHubError: As `generate`; what depends on the adapter or the queue at the first `next`.
+        """
         ...
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """As `generate`, without blocking the event loop; cancelling the task cancels the answers."""
+        """As `generate`, without blocking the event loop; cancelling the task aborts the requests."""
         ...
 
-    def astream(self, request: Request) -> AsyncIterator[TokenOutput]:
-        """As `stream`, without blocking the event loop; closing the iterator cancels the answer."""
+    def astream(self, request: Request) -> AsyncGenerator[TokenOutput]:
+        """As `stream`, without blocking the event loop; everything is checked at the first `anext`."""
         ...
 
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
-        """Keeps an adapter where it is quickest to use once it is there, or no longer.
+        """Excludes an adapter from eviction once it is in a LoRA slot, or includes it again.
 
         Raises:
-            CapacityError: Too many are pinned.
+            CapacityError: Every slot would be pinned.
+        """
+        ...
+
+    def preload(self, adapter: LoraRequest) -> None:
+        """Loads an adapter ahead of requests: into host memory, and into a LoRA slot if one is free; blocks until then.
+
+        Raises:
+            AdapterHubError: It cannot be loaded, or does not fit the base.
+            EngineClosedError: The engine is closed.
         """
         ...
 
     def unload(self, adapter: LoraRequest) -> None:
-        """Forgets an adapter as soon as no running answer needs it; a later request loads it again."""
+        """Removes an adapter from slots and caches once no running sequence uses it; a later request loads it again."""
         ...
 
     def stats(self) -> EngineStats:
-        """What the engine does and holds now."""
+        """A snapshot of what the engine runs and holds."""
         ...
 
     def close(self) -> None:
-        """Ends running answers with an error and frees what the engine holds; calling it twice is fine."""
+        """Ends all sequences with `EngineClosedError` and frees what the engine holds; may be called twice."""
         ...
 
 
-def answer_budget(request: Request, context_length: int) -> int:
-    """How many tokens an answer may have.
+def max_completion_tokens(request: Request, context_length: int) -> int:
+    """The maximum number of tokens of a completion.
+
+    Args:
+        request: The request.
+        context_length: Maximum number of tokens of prompt and completion.
 
     Raises:
-        InvalidRequestError: The prompt has no token at all.
-        RequestTooLongError: The prompt leaves no room, or less than the request asks for.
+        InvalidRequestError: The prompt is empty.
+        RequestTooLongError: The prompt leaves no room in the context, or less than `max_tokens`.
     """
     if not request.prompt:
         raise InvalidRequestError("The prompt is empty: the base's tokenizer makes no token of it.")
     room = context_length - len(request.prompt)
-    wanted = request.sampling.max_tokens
-    if room < (wanted or 1):
-        asked = f" and max_tokens={wanted}" if wanted else ""
+    max_tokens = request.sampling.max_tokens
+    if room < (max_tokens or 1):
+        suffix = f" and max_tokens={max_tokens}" if max_tokens else ""
         raise RequestTooLongError(
-            f"A prompt of {len(request.prompt)} tokens{asked} does not fit the context of {context_length} tokens.",
+            f"A prompt of {len(request.prompt)} tokens{suffix} does not fit the context of {context_length} tokens.",
             hint="Shorten the prompt or lower max_tokens.",
         )
-    return wanted or min(DEFAULT_MAX_TOKENS, room)
+    return max_tokens or min(DEFAULT_MAX_TOKENS, room)

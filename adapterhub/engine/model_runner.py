@@ -1,109 +1,165 @@
-"""One forward pass of the base over a packed step: some tokens of many answers, each with its own adapter."""
+"""One step: a forward pass of the base over tokens of many sequences, each with its own adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.kv.attention import AttentionMetadata, QuerySpan, use_packed_attention
-from adapterhub.engine.kv.cache import KVShape, KVSlot
+from adapterhub.engine.kv.cache import KVCache, KVShape, KVSlot
 from adapterhub.errors import EngineError
+from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
 
 
 @dataclass(frozen=True)
 class ScheduledSequence:
-    """What one answer contributes to a step.
+    """What one sequence contributes to a step.
 
     Attributes:
-        lane: Where its keys and values are; its length says how many tokens came before.
-        tokens: The next token ids, at least one.
-        slot: The slot of its adapter; None for the bare base.
-        wanted: Whether logits of its last token are wanted.
+        kv_slot: Its keys and values; the length is the number of tokens computed before.
+        token_ids: The next tokens, at least one.
+        lora_slot: The LoRA slot of its adapter; None for the base.
+        needs_logits: Whether the logits of its last token are needed.
     """
 
-    lane: KVSlot
-    tokens: Sequence[int]
-    slot: int | None
-    wanted: bool
+    kv_slot: KVSlot
+    token_ids: Sequence[int]
+    lora_slot: int | None
+    needs_logits: bool
+
+
+class Runner(Protocol):
+    """What a `BatchingEngine` computes with; `ModelRunner` is one. Only the thread that steps calls its methods.
+
+    Attributes:
+        kv_shape: The shape of one token's keys and values.
+        adapter_bytes: Bytes of the adapters in LoRA slots; any thread may read it.
+    """
+
+    @property
+    def kv_shape(self) -> KVShape: ...
+
+    @property
+    def adapter_bytes(self) -> int: ...
+
+    def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
+        """Computes the next tokens of some sequences, and lengthens their KV slots.
+
+        After an exception every KV slot is as long as before, so the same step can be tried again.
+
+        Args:
+            sequences: Each with a KV slot of its own.
+
+        Returns:
+            The logits of each sequence that needs them, in order, shape (sequences that need logits, vocabulary).
+        """
+        ...
+
+    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+        """Puts the weights of an adapter into a LoRA slot: module name -> weights."""
+        ...
+
+    def clear_adapter(self, slot: int) -> None:
+        """Empties a LoRA slot."""
+        ...
 
 
 class ModelRunner:
-    """Runs steps on a base. Not thread-safe.
+    """Runs steps on a base; see `Runner`.
+
+    Making one runs a forward pass of one token. bitsandbytes packs 4-bit weights in place at the first forward
+    pass; after this one the weights never change, so an adapter with DoRA can be loaded, which reads them, while
+    another thread steps.
 
     Args:
-        base: From `load_base`; the runner replaces its attention and wraps its layers, and is its only user.
-        slots: How many adapters can be resident.
+        base: From `load_base`; the runner replaces its attention, wraps its layers and owns it from then on.
+        max_loras: Number of LoRA slots.
+
+    Raises:
+        EngineError: Another engine owns the base, or a part of its model is not supported.
     """
 
-    def __init__(self, base: Base, *, slots: int) -> None:
+    def __init__(self, base: Base, *, max_loras: int) -> None:
+        base.claim()
         self._base = base
         use_packed_attention(base.model)
-        self.layers = LoraModelManager(base.model, slots=slots, dtype=base.compute_dtype)
-        self.kv_shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, base.device)
+        self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
+        self._kv_shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, base.device)
+        self._warm_up()
 
-    def step(self, rows: Sequence[ScheduledSequence]) -> torch.Tensor:
-        """Computes the next tokens of some answers, and lengthens their lanes.
+    @property
+    def kv_shape(self) -> KVShape:
+        """The shape of one token's keys and values."""
+        return self._kv_shape
 
-        An exception leaves every lane as long as it was, so the same step can be tried again.
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapters in LoRA slots."""
+        return self._lora.bytes
 
-        Args:
-            rows: Each with a lane of its own.
+    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+        """Puts the weights of an adapter into a LoRA slot; see `Runner.load_adapter`."""
+        self._lora.load(slot, deltas)
 
-        Returns:
-            The logits of the last token of each row where they are wanted, shape (wanted rows, vocabulary).
+    def clear_adapter(self, slot: int) -> None:
+        """Empties a LoRA slot; see `Runner.clear_adapter`."""
+        self._lora.clear(slot)
 
-        Raises:
-            EngineError: The model keeps more of a text than keys and values.
-        """
-        order = sorted(range(len(rows)), key=lambda place: _place(rows[place]))
-        logits = self._forward([rows[place] for place in order])
-        for row in rows:
-            row.lane.length += len(row.tokens)
-        wanted = [place for place in order if rows[place].wanted]
-        if wanted == sorted(wanted):
+    def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
+        """Computes the next tokens of some sequences; see `Runner.step`."""
+        order = sorted(range(len(sequences)), key=lambda index: _sort_key(sequences[index]))
+        logits = self._forward([sequences[index] for index in order])
+        for sequence in sequences:
+            sequence.kv_slot.length += len(sequence.token_ids)
+        with_logits = [index for index in order if sequences[index].needs_logits]
+        if with_logits == sorted(with_logits):
             return logits
-        back = sorted(range(len(wanted)), key=wanted.__getitem__)
-        return logits[torch.tensor(back, device=logits.device)]
+        restore = sorted(range(len(with_logits)), key=with_logits.__getitem__)
+        return logits[torch.tensor(restore, device=logits.device)]
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[ScheduledSequence]) -> torch.Tensor:
-        """Logits of shape (wanted rows, vocabulary)."""
+    def _forward(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         device = self._base.device
-        spans, ends, start = [], [], 0
-        for row in rows:
-            spans.append(QuerySpan(row.lane, start, len(row.tokens)))
-            start += len(row.tokens)
-            if row.wanted:
-                ends.append(start - 1)
-        ids = [token for row in rows for token in row.tokens]
-        places = [row.lane.length + offset for row in rows for offset in range(len(row.tokens))]
-        step = AttentionMetadata(spans, device, self._base.compute_dtype)
-        tokens = self._token_slots([(row.slot, len(row.tokens)) for row in rows])
-        outputs = self._token_slots([(row.slot, 1) for row in rows if row.wanted])
-        with self.layers.using(tokens, outputs):
+        spans, logit_indices, start = [], [], 0
+        for sequence in sequences:
+            spans.append(QuerySpan(sequence.kv_slot, start, len(sequence.token_ids)))
+            start += len(sequence.token_ids)
+            if sequence.needs_logits:
+                logit_indices.append(start - 1)
+        token_ids = [token_id for sequence in sequences for token_id in sequence.token_ids]
+        positions = [
+            sequence.kv_slot.length + offset
+            for sequence in sequences
+            for offset in range(len(sequence.token_ids))
+        ]
+        metadata = AttentionMetadata(spans, device, self._base.compute_dtype)
+        mapping = self._mapping([(one.lora_slot, len(one.token_ids)) for one in sequences])
+        output_mapping = self._mapping([(one.lora_slot, 1) for one in sequences if one.needs_logits])
+        with self._lora.using(mapping, output_mapping):
             output = self._base.model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=torch.tensor([places], device=device),
+                input_ids=torch.tensor([token_ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(ends, dtype=torch.long, device=device),
-                attn_metadata=step,
+                logits_to_keep=torch.tensor(logit_indices, dtype=torch.long, device=device),
+                attn_metadata=metadata,
             )
-        if len(step.layers) != self.kv_shape.layers:
+        if len(metadata.computed_layers) != self._kv_shape.num_layers:
             raise EngineError(
-                f"A {type(self._base.model).__name__} cannot be served: of its {self.kv_shape.layers} layers only "
-                f"{len(step.layers)} keep what they know of a text as keys and values.",
-                hint="Hybrid and recurrent models have no packed batches.",
+                f"A {type(self._base.model).__name__} cannot be served: only {len(metadata.computed_layers)} of its "
+                f"{self._kv_shape.num_layers} layers are attention with a KV cache.",
+                hint="Hybrid and recurrent models are not supported.",
             )
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def _token_slots(self, counts: Sequence[tuple[int | None, int]]) -> LoraMapping:
-        """The slots of tokens that are in order of their slots, given how many each row has."""
+    def _mapping(self, counts: Sequence[tuple[int | None, int]]) -> LoraMapping:
+        """The LoRA slot of each token, given (slot, number of tokens) of sequences sorted by slot."""
         total: dict[int | None, int] = {}
         for slot, count in counts:
             total[slot] = total.get(slot, 0) + count
@@ -111,7 +167,13 @@ class ModelRunner:
         runs = [(slot, count) for slot, count in total.items() if slot is not None]
         return LoraMapping(runs, num_base_tokens=base, device=self._base.device)
 
+    def _warm_up(self) -> None:
+        slot = KVCache(self._kv_shape, 1).allocate(1)
+        if slot is None:
+            raise EngineError("An empty KV cache has no slot.")
+        self._forward([ScheduledSequence(slot, [0], None, needs_logits=True)])
 
-def _place(row: ScheduledSequence) -> tuple[int, int]:
-    """Rows of one slot stand together, those of the bare base first, each in the order of their lanes."""
-    return -1 if row.slot is None else row.slot, row.lane.index
+
+def _sort_key(sequence: ScheduledSequence) -> tuple[int, int]:
+    """Sequences of one LoRA slot are adjacent, those of the base first, each group in order of KV slots."""
+    return -1 if sequence.lora_slot is None else sequence.lora_slot, sequence.kv_slot.index

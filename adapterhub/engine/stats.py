@@ -1,4 +1,4 @@
-"""What an engine does and holds, in numbers."""
+"""Statistics of an engine."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _RECENT_STEPS = 100
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A snapshot.
+    """A snapshot of what an engine runs and holds.
 
     Attributes:
-        running: Answers in the batch.
-        waiting: Answers in the queue.
+        running: Running sequences.
+        waiting: Waiting sequences.
         tokens: Tokens generated since the start.
-        steps: Forward passes since the start.
-        tokens_per_second: Over the time of the last hundred steps.
-        max_loras: Slots in the model.
-        resident: Adapters in slots.
-        slot_users: Answers that use a slot.
-        hits: Answers that found their adapter in a slot.
+        steps: Steps since the start.
+        tokens_per_second: Generated tokens for each second of the last 100 steps.
+        max_loras: Number of LoRA slots.
+        resident: Adapters in LoRA slots.
+        slot_users: Running sequences with an adapter.
+        hits: Sequences that found their adapter in a slot.
         loads: Adapters put into a slot.
-        evictions: Adapters that had to leave a slot.
+        evictions: Adapters evicted from a slot.
         host_adapters: Adapters in host memory.
-        load_seconds: Median time to read an adapter from disk; 0 before the first.
-        adapter_bytes: What the slots take.
-        host_bytes: What the adapters in host memory take.
-        kv_lanes: Lanes in use.
-        kv_tokens: Tokens that the allocated lanes have room for.
-        kv_bytes: What the lanes take.
-        prefix_tokens: Tokens of prompts that are kept.
-        prefix_hit_tokens: Tokens of prompts that were not computed again, since the start.
+        load_seconds: Median time to load an adapter from disk; 0 before the first.
+        adapter_bytes: Bytes of the LoRA slots.
+        host_bytes: Bytes of the adapters in host memory.
+        kv_slots: KV slots in use.
+        kv_tokens: Tokens that the allocated KV slots have room for.
+        kv_bytes: Bytes of the allocated KV slots.
+        prefix_cache_tokens: Tokens in the prefix cache.
+        prefix_cache_hit_tokens: Tokens of prompts taken from the prefix cache since the start.
     """
 
     running: int = 0
@@ -58,22 +58,22 @@ class EngineStats:
     load_seconds: float = 0.0
     adapter_bytes: int = 0
     host_bytes: int = 0
-    kv_lanes: int = 0
+    kv_slots: int = 0
     kv_tokens: int = 0
     kv_bytes: int = 0
-    prefix_tokens: int = 0
-    prefix_hit_tokens: int = 0
+    prefix_cache_tokens: int = 0
+    prefix_cache_hit_tokens: int = 0
 
 
 class Meter:
-    """Counts what an engine does."""
+    """Counts steps and tokens. The thread that steps calls `record`; any thread may call `stats`."""
 
     def __init__(self) -> None:
         self._tokens = self._steps = 0
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
 
-    def step(self, tokens: int, seconds: float) -> None:
-        """Notes one step."""
+    def record(self, tokens: int, seconds: float) -> None:
+        """Counts one step: the tokens it generated and the time it took."""
         self._tokens += tokens
         self._steps += 1
         self._recent.append((tokens, seconds))
@@ -83,16 +83,17 @@ class Meter:
         *,
         running: int,
         waiting: int,
-        slots: LoraSlotTable,
+        lora_slots: LoraSlotTable,
         max_loras: int,
-        host: CpuAdapterCache[Any],
-        lanes: KVCache,
-        prefixes: PrefixCache,
+        cpu_cache: CpuAdapterCache[Any],
+        kv_cache: KVCache,
+        prefix_cache: PrefixCache,
         adapter_bytes: int,
     ) -> EngineStats:
-        """A snapshot with what the engine's parts hold."""
+        """A snapshot of the counts and of the parts of an engine."""
         recent = list(self._recent)
         seconds = sum(second for _, second in recent)
+        load_seconds = list(cpu_cache.load_seconds)
         return EngineStats(
             running=running,
             waiting=waiting,
@@ -100,18 +101,18 @@ class Meter:
             steps=self._steps,
             tokens_per_second=sum(tokens for tokens, _ in recent) / seconds if seconds else 0.0,
             max_loras=max_loras,
-            resident=len(slots.resident),
-            slot_users=sum(slots.users_of.values()),
-            hits=slots.hits,
-            loads=slots.loads,
-            evictions=slots.evictions,
-            host_adapters=host.adapters,
-            load_seconds=statistics.median(host.load_seconds) if host.load_seconds else 0.0,
+            resident=len(lora_slots.resident),
+            slot_users=sum(lora_slots.ref_counts.values()),
+            hits=lora_slots.hits,
+            loads=lora_slots.loads,
+            evictions=lora_slots.evictions,
+            host_adapters=cpu_cache.num_adapters,
+            load_seconds=statistics.median(load_seconds) if load_seconds else 0.0,
             adapter_bytes=adapter_bytes,
-            host_bytes=host.bytes,
-            kv_lanes=lanes.lanes,
-            kv_tokens=lanes.tokens,
-            kv_bytes=lanes.bytes,
-            prefix_tokens=prefixes.tokens,
-            prefix_hit_tokens=prefixes.hit_tokens,
+            host_bytes=cpu_cache.bytes,
+            kv_slots=kv_cache.num_slots,
+            kv_tokens=kv_cache.allocated_tokens,
+            kv_bytes=kv_cache.bytes,
+            prefix_cache_tokens=prefix_cache.num_tokens,
+            prefix_cache_hit_tokens=prefix_cache.hit_tokens,
         )

@@ -1,4 +1,4 @@
-"""What an engine's tokenizer must do; transformers' tokenizers do."""
+"""The interface of an engine's tokenizer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 Message: TypeAlias = Mapping[str, Any]
-"""One turn, `{"role": "user", "content": "..."}`; an assistant's may hold `tool_calls`."""
+"""One message, `{"role": "user", "content": "..."}`; one by the assistant may have `tool_calls`."""
 
 
 class Tokenizer(Protocol):
-    """What a tokenizer must do for us; transformers' tokenizers do."""
+    """The part of transformers' tokenizers that adapterhub uses."""
 
     chat_template: Any
     eos_token: str | None

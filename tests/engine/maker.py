@@ -1,10 +1,11 @@
-"""What the engine's tests share: adapters of every kind that is served, PEFT as the reference, and requests."""
+"""Shared by the engine's tests: adapters of every supported kind, PEFT as the reference, requests, and seams."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from adapterhub.engine.batching import BatchingEngine
+from adapterhub.base.loading import Base
+from adapterhub.config import EngineLimits
+from adapterhub.engine import BatchingEngine, ModelRunner, ScheduledSequence, adapter_loader
 from adapterhub.engine.interface import Completion, Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError
+from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.request import StoredLoraRequest
 from tests.tiny import ALL_LINEAR, ATTENTION
 
@@ -47,7 +51,7 @@ def adapter_settings(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def make_adapters(root: Path, base: Path, settings: Mapping[str, dict[str, Any]]) -> dict[str, Path]:
-    """Writes random adapters in PEFT's format, large enough to change every answer: name -> folder."""
+    """Writes random adapters in PEFT's format, large enough to change every completion: name -> folder."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     conv = model.config.model_type == "gpt2"
@@ -69,7 +73,7 @@ def make_adapters(root: Path, base: Path, settings: Mapping[str, dict[str, Any]]
 
 
 def sources_of(folders: Mapping[str, Path]) -> dict[str, StoredLoraRequest]:
-    """Adapters as an engine sees them."""
+    """The `StoredLoraRequest` of each folder."""
     return {name: StoredLoraRequest(name, f"sha256:{name}", folder) for name, folder in folders.items()}
 
 
@@ -86,7 +90,7 @@ class Reference:
         self.model = PeftModel.from_pretrained(model, folders[first], adapter_name=first)
         for name in others:
             self.model.load_adapter(folders[name], name)
-        self.model.eval().generation_config.eos_token_id = None  # answers go on, whatever comes
+        self.model.eval().generation_config.eos_token_id = None
 
     @torch.inference_mode()
     def logits(self, name: str | None, ids: Sequence[int]) -> torch.Tensor:
@@ -97,7 +101,7 @@ class Reference:
 
     @torch.inference_mode()
     def generate(self, name: str | None, ids: Sequence[int], tokens: int) -> list[int]:
-        """A greedy answer of this many tokens."""
+        """A greedy completion of this many tokens."""
         config = GenerationConfig(max_new_tokens=tokens, pad_token_id=0)
         with self._as(name):
             out = self.model.generate(input_ids=torch.tensor([ids]), generation_config=config)
@@ -113,18 +117,18 @@ class Reference:
 def request(
     prompt: Sequence[int], adapter: StoredLoraRequest | None = None, priority: int = 0, **sampling: object
 ) -> Request:
-    """Twelve tokens, whatever they are, unless it is said otherwise."""
+    """A request for exactly twelve tokens unless `sampling` changes it."""
     params = SamplingParams.of({"max_tokens": 12, "ignore_eos": True}, sampling)
     return Request(prompt, adapter, params, priority=priority)
 
 
 def answer(engine: BatchingEngine, one: Request) -> Completion:
-    """One request's first answer, made with nobody beside it."""
+    """The first completion of a request that is alone in its batch."""
     return engine.generate([one])[0][0]
 
 
 def tokens(engine: BatchingEngine, one: Request) -> list[int]:
-    """The same, only its tokens."""
+    """The tokens of that completion."""
     return list(answer(engine, one).token_ids)
 
 
@@ -134,21 +138,21 @@ def prompt_of(seed: int, length: int) -> list[int]:
 
 
 def counts(engine: BatchingEngine) -> dict[str, int]:
-    """What must be nothing once nobody waits for an answer."""
+    """What must be zero once all requests have ended."""
     stats = engine.stats()
     return {
         "running": stats.running,
         "waiting": stats.waiting,
         "slot_users": stats.slot_users,
-        "kv_lanes": stats.kv_lanes,
+        "kv_slots": stats.kv_slots,
     }
 
 
-NOTHING = {"running": 0, "waiting": 0, "slot_users": 0, "kv_lanes": 0}
+NOTHING = {"running": 0, "waiting": 0, "slot_users": 0, "kv_slots": 0}
 
 
 def in_threads(work: Sequence[Callable[[], None]], seconds: float = 20.0) -> None:
-    """Runs all of it at once; fails if one does not end in time, or raises."""
+    """Runs all functions concurrently; fails if one does not return in time, or raises."""
     errors: list[BaseException] = []
 
     def guarded(one: Callable[[], None]) -> None:
@@ -168,7 +172,7 @@ def in_threads(work: Sequence[Callable[[], None]], seconds: float = 20.0) -> Non
 
 
 def outcomes(engine: BatchingEngine, batch: Sequence[Request]) -> list[list[int] | AdapterHubError]:
-    """What a thread for each request gets: its tokens or its error."""
+    """Runs each request in a thread of its own; their tokens or errors."""
     got: dict[int, list[int] | AdapterHubError] = {}
 
     def ask(number: int) -> None:
@@ -182,5 +186,65 @@ def outcomes(engine: BatchingEngine, batch: Sequence[Request]) -> list[list[int]
 
 
 def engine_threads() -> set[threading.Thread]:
-    """The threads that engines have started; other tests may have engines open."""
+    """The threads of all open engines."""
     return {thread for thread in threading.enumerate() if thread.name.startswith("adapterhub-")}
+
+
+class RunnerSeam:
+    """A `Runner` around a `ModelRunner`; a test may replace `before_step` and `after_load`.
+
+    Args:
+        inner: Does the work.
+    """
+
+    def __init__(self, inner: ModelRunner) -> None:
+        self._inner = inner
+        self.before_step: Callable[[Sequence[ScheduledSequence]], object] = lambda _: None
+        self.after_load: Callable[[int, Mapping[str, LoraDelta]], object] = lambda *_: None
+        self.kv_shape = inner.kv_shape
+
+    @property
+    def adapter_bytes(self) -> int:
+        return self._inner.adapter_bytes
+
+    def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
+        self.before_step(sequences)
+        return self._inner.step(sequences)
+
+    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+        self._inner.load_adapter(slot, deltas)
+        self.after_load(slot, deltas)
+
+    def clear_adapter(self, slot: int) -> None:
+        self._inner.clear_adapter(slot)
+
+
+class LoaderSeam:
+    """An adapter loader that notes what it loads; a test may replace `before_load`."""
+
+    def __init__(self, load: Callable[[StoredLoraRequest], Mapping[str, LoraDelta]]) -> None:
+        self._load = load
+        self.loaded: list[str] = []
+        self.before_load: Callable[[StoredLoraRequest], object] = lambda _: None
+
+    def __call__(self, adapter: StoredLoraRequest) -> Mapping[str, LoraDelta]:
+        self.loaded.append(adapter.name)
+        self.before_load(adapter)
+        return self._load(adapter)
+
+
+@dataclass(frozen=True)
+class Seams:
+    """An engine with its base, and the seams of its runner and loader."""
+
+    engine: BatchingEngine
+    base: Base
+    runner: RunnerSeam
+    loader: LoaderSeam
+
+
+def seams_of(base: Base, limits: EngineLimits) -> Seams:
+    """An engine whose forward passes and loads a test can watch, delay and break."""
+    loader = LoaderSeam(adapter_loader(base))
+    runner = RunnerSeam(ModelRunner(base, max_loras=limits.max_loras))
+    return Seams(BatchingEngine(base, limits, runner=runner, load_adapter=loader), base, runner, loader)

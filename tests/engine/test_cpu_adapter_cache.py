@@ -1,4 +1,4 @@
-"""Adapters in host memory: read once, bounded, and a failure is its own adapter's."""
+"""Adapters in host memory: loaded once, bounded, and a failure concerns its own adapter only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from adapterhub.lora.delta import LoraDelta
 from tests.engine.maker import engine_threads
 
 BYTES = 4 * 4 * 2
-"""What one of these adapters takes."""
+"""Bytes of one of these adapters."""
 
 
 class Disk:
-    """Adapters by name; reading waits while it is locked."""
+    """Adapters by name; loading waits while it is locked."""
 
     def __init__(self) -> None:
         self.reads: list[str] = []
@@ -49,101 +49,101 @@ def cache(disk: Disk) -> Iterator[CpuAdapterCache[str]]:
     cache.close()
 
 
-def taken(cache: CpuAdapterCache[str], name: str, **settings: object) -> Deltas:
-    """Waits until it has been read."""
+def loaded(cache: CpuAdapterCache[str], name: str, **settings: object) -> Deltas:
+    """Waits until an adapter is loaded."""
     cache.prefetch(name, **settings)  # type: ignore[arg-type]
     for _ in range(100):
-        deltas = cache.take(name, **settings)  # type: ignore[arg-type]
+        deltas = cache.get(name, **settings)  # type: ignore[arg-type]
         if deltas is not None:
             return deltas
-        cache.wait(1)
-    raise AssertionError(f"{name} never comes")
+        cache.wait_for_load(1)
+    raise AssertionError(f"{name} is never loaded")
 
 
-def test_it_is_read_in_the_background_and_once(disk: Disk, cache: CpuAdapterCache[str]):
+def test_an_adapter_is_loaded_once_in_the_background(disk: Disk, cache: CpuAdapterCache[str]):
     with disk.lock:
         cache.prefetch("a")
         cache.prefetch("a")
-        assert cache.take("a") is None
-    assert list(taken(cache, "a")) == ["a"]
-    assert taken(cache, "a") is taken(cache, "a")
-    assert (disk.reads, cache.adapters, cache.bytes, len(cache.load_seconds)) == (["a"], 1, BYTES, 1)
+        assert cache.get("a") is None
+    assert list(loaded(cache, "a")) == ["a"]
+    assert loaded(cache, "a") is loaded(cache, "a")
+    assert (disk.reads, cache.num_adapters, cache.bytes, len(cache.load_seconds)) == (["a"], 1, BYTES, 1)
 
 
-def test_the_least_recently_used_one_goes(disk: Disk, cache: CpuAdapterCache[str]):
+def test_the_least_recently_used_one_is_evicted(disk: Disk, cache: CpuAdapterCache[str]):
     for name in "abcad":
-        taken(cache, name)
-    assert (cache.adapters, cache.evictions) == (3, 1)
+        loaded(cache, name)
+    assert (cache.num_adapters, cache.evictions) == (3, 1)
     for name in "acd":
-        taken(cache, name)
+        loaded(cache, name)
     assert disk.reads == list("abcd")
 
 
-def test_those_to_be_kept_do_not_go(disk: Disk, cache: CpuAdapterCache[str]):
+def test_protected_ones_are_not_evicted(disk: Disk, cache: CpuAdapterCache[str]):
     for name in "abc":
-        taken(cache, name)
-    taken(cache, "d", keep={"a"})
+        loaded(cache, name)
+    loaded(cache, "d", protected={"a"})
     assert disk.reads == list("abcd")
-    taken(cache, "a")
-    taken(cache, "b")
+    loaded(cache, "a")
+    loaded(cache, "b")
     assert disk.reads == list("abcdb")
 
 
 def test_memory_is_bounded_but_for_one_that_is_larger_by_itself(disk: Disk):
     cache = cache_of(disk, max_adapters=10, max_bytes=2 * BYTES)
     for name in "abcde":
-        taken(cache, name)
+        loaded(cache, name)
         assert cache.bytes <= 2 * BYTES
     cache.close()
     cache = cache_of(disk, max_bytes=BYTES - 1)
-    assert list(taken(cache, "a")) == ["a"]
+    assert list(loaded(cache, "a")) == ["a"]
     cache.close()
 
 
-def test_what_is_read_ahead_and_never_taken_is_bounded_too(disk: Disk, cache: CpuAdapterCache[str]):
-    """As when the requests that it is read for are cancelled."""
+def test_what_is_prefetched_and_never_used_is_bounded_too(disk: Disk, cache: CpuAdapterCache[str]):
+    """As when the requests that it is for are aborted."""
     for number in range(20):
         cache.prefetch(str(number))
-        cache.wait(1)
-    assert cache.adapters <= 3
+        cache.wait_for_load(1)
+    assert cache.num_adapters <= 3
 
 
 def test_a_damaged_one_fails_alone_and_is_tried_again(disk: Disk, cache: CpuAdapterCache[str]):
     disk.bad.add("a")
     cache.prefetch("b")
     with pytest.raises(AdapterInvalidError):
-        taken(cache, "a")
-    assert list(taken(cache, "b")) == ["b"]
-    assert cache.adapters == 1
+        loaded(cache, "a")
+    assert list(loaded(cache, "b")) == ["b"]
+    assert cache.num_adapters == 1
     disk.bad.clear()
-    assert list(taken(cache, "a")) == ["a"]
+    assert list(loaded(cache, "a")) == ["a"]
 
 
-def test_what_is_forgotten_is_read_anew(disk: Disk, cache: CpuAdapterCache[str]):
-    taken(cache, "a")
-    cache.forget("a")
-    cache.forget("b")
-    assert cache.adapters == 0
-    taken(cache, "a")
+def test_what_was_removed_is_loaded_again(disk: Disk, cache: CpuAdapterCache[str]):
+    loaded(cache, "a")
+    cache.remove("a")
+    cache.remove("b")
+    assert cache.num_adapters == 0
+    loaded(cache, "a")
     assert disk.reads == ["a", "a"]
 
 
-def test_waiting_ends_with_the_next_one_that_is_read(disk: Disk, cache: CpuAdapterCache[str]):
+def test_waiting_ends_with_the_next_load(disk: Disk, cache: CpuAdapterCache[str]):
     disk.lock.acquire()
     cache.prefetch("a")
-    cache.wait(0.01)
-    assert cache.take("a") is None
+    cache.wait_for_load(0.01)
+    assert cache.get("a") is None
     threading.Timer(0.05, disk.lock.release).start()
-    cache.wait(20)
-    assert taken(cache, "a")
-    cache.wait(20)  # nothing is on its way, so it returns at once
+    cache.wait_for_load(20)
+    assert loaded(cache, "a")
+    cache.wait_for_load(20)  # nothing is being loaded, so it returns immediately
 
 
-def test_closing_ends_the_reading_thread(disk: Disk):
+def test_closing_ends_the_loading_thread(disk: Disk):
     others = engine_threads()
     cache = cache_of(disk)
-    taken(cache, "a")
+    loaded(cache, "a")
     assert engine_threads() - others
     cache.close()
     assert engine_threads() <= others
-    assert cache.adapters == 0
+    assert cache.num_adapters == 0

@@ -14,7 +14,7 @@ def ask(text: str, adapter: StoredLoraRequest | None = JSON, **sampling: object)
     return Request(EchoEngine().tokenizer.encode(text), adapter, SamplingParams.of(sampling))
 
 
-def test_it_says_who_answers_and_what_it_read():
+def test_it_completes_with_the_adapter_and_the_prompt():
     answer = EchoEngine().generate([ask("Hi"), ask("Hi", None)])
     assert [one[0].text for one in answer] == ["[json] Hi", "[base] Hi"]
 
@@ -29,11 +29,11 @@ def test_it_keeps_to_max_tokens_and_stop_strings():
 
 
 def test_streaming_gives_the_same_text():
-    assert "".join(piece.text for piece in EchoEngine().stream(ask("Привет"))) == "[json] Привет"
+    assert "".join(output.text for output in EchoEngine().stream(ask("Привет"))) == "[json] Привет"
 
 
 def test_it_has_a_context_too():
     with pytest.raises(RequestTooLongError):
         EchoEngine(context_length=4).generate([ask("Hello")])
-    with pytest.raises(RequestTooLongError):  # before the first piece is asked for, as in `SimpleEngine`
+    with pytest.raises(RequestTooLongError):  # before the first `next`, as in `BatchingEngine`
         EchoEngine(context_length=4).stream(ask("Hello"))

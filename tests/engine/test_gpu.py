@@ -78,7 +78,9 @@ def ours(base: Base, names: Sequence[str | None], world: World) -> torch.Tensor:
     runner = ModelRunner(base, slots=len(names))
     slots = {name: place for place, name in enumerate(names) if name}
     for name, slot in slots.items():
-        deltas = load_folder_deltas(world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype)
+        deltas = load_folder_deltas(
+            world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype
+        )
         runner.layers.load(slot, deltas)
     cache = KVCache(runner.kv_shape, 64 * len(names))
     lanes = [cache.take(LENGTH + STEPS) for _ in names]

@@ -1,4 +1,6 @@
-"""Lanes: every one keeps its own content through moves and resizes, and all together stay within the limit."""
+"""KV slots: each keeps its content when slots move and pools are resized, and memory stays within its bound."""
+
+import weakref
 
 import pytest
 import torch
@@ -6,142 +8,202 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from adapterhub.engine.kv.cache import SMALLEST_LANE, KVCache, KVShape, KVSlot
+from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache, KVShape, KVSlot, KVSlotPool
 
-SHAPE = KVShape(layers=2, heads=2, head_dim=3, dtype=torch.float32, device=torch.device("cpu"))
+SHAPE = KVShape(num_layers=2, num_kv_heads=2, head_dim=3, dtype=torch.float32, device=torch.device("cpu"))
 
 
 def tokens(count: int, value: float) -> torch.Tensor:
-    return torch.full((2, SHAPE.layers, SHAPE.heads, count, SHAPE.head_dim), value)
+    return torch.full((2, SHAPE.num_layers, SHAPE.num_kv_heads, count, SHAPE.head_dim), value)
 
 
-def test_a_shape_is_read_from_a_configuration():
+class NoMemory:
+    """`torch.zeros` that runs out of memory after some calls."""
+
+    def __init__(self, calls: int) -> None:
+        self._left, self._zeros = calls, torch.zeros
+
+    def __call__(self, *shape: int, **settings: object) -> torch.Tensor:
+        if self._left == 0:
+            raise torch.OutOfMemoryError("no memory")
+        self._left -= 1
+        return self._zeros(*shape, **settings)  # type: ignore[call-overload]
+
+
+def test_a_shape_is_taken_from_a_configuration():
     class Config:
         num_hidden_layers, num_attention_heads, hidden_size = 3, 8, 64
 
     shape = KVShape.of(Config, torch.bfloat16, torch.device("cpu"))
-    assert (shape.layers, shape.heads, shape.head_dim) == (3, 8, 8)
+    assert (shape.num_layers, shape.num_kv_heads, shape.head_dim) == (3, 8, 8)
     assert shape.bytes_per_token == 2 * 3 * 8 * 8 * 2
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
-def test_what_can_ever_be_held_is_held_by_the_empty_cache(max_tokens: int, wanted: int):
+def test_what_can_ever_fit_fits_the_empty_cache(max_tokens: int, num_tokens: int):
     cache = KVCache(SHAPE, max_tokens)
-    assert cache.can_ever_hold(wanted) == (wanted <= max_tokens)
-    lane = cache.take(wanted)
-    assert (lane is not None) == (wanted <= max_tokens)
-    if lane:
-        assert wanted <= lane.pool.capacity <= max_tokens
-        assert lane.pool.capacity < 2 * max(wanted, SMALLEST_LANE)
+    assert cache.can_ever_fit(num_tokens) == (num_tokens <= max_tokens)
+    slot = cache.allocate(num_tokens)
+    assert (slot is not None) == (num_tokens <= max_tokens)
+    if slot:
+        assert num_tokens <= slot.pool.capacity <= max_tokens
+        assert slot.pool.capacity < 2 * max(num_tokens, MIN_SLOT_TOKENS)
 
 
-def test_lanes_that_nobody_uses_make_room_for_larger_ones():
+def test_unused_slots_make_room_for_larger_ones():
     cache = KVCache(SHAPE, 512)
-    for lane in [cache.take(64) for _ in range(8)]:
-        assert lane
-        cache.give_back(lane)
-    assert (cache.tokens, cache.lanes) == (512, 0)
-    assert cache.take(500)
-    assert cache.take(1) is None
+    for slot in [cache.allocate(64) for _ in range(8)]:
+        assert slot
+        cache.free(slot)
+    assert (cache.allocated_tokens, cache.num_slots) == (512, 0)
+    assert cache.allocate(500)
+    assert cache.allocate(1) is None
 
 
-def test_memory_that_cannot_be_had_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("calls", [0, 1])
+def test_running_out_of_memory_leaves_the_cache_usable(monkeypatch: pytest.MonkeyPatch, calls: int):
+    """At the first layer, or half-way: what was allocated by then is counted."""
+    cache = KVCache(SHAPE, 128)
+    slot = cache.allocate(64)
+    assert slot
+    slot.write(0, tokens(5, 1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", NoMemory(calls))
+        with pytest.raises(torch.OutOfMemoryError):
+            cache.allocate(64)
+    held = sum(layer.nbytes for layer in slot.pool.layers)
+    assert (cache.num_slots, cache.bytes) == (1, held)
+    assert torch.equal(slot.read(0, 5), tokens(5, 1.0))
+    assert cache.allocate(64) is not None
+    assert torch.equal(slot.read(0, 5), tokens(5, 1.0))
+
+
+def test_the_peak_while_a_pool_is_resized_is_one_layer_above_the_bound(monkeypatch: pytest.MonkeyPatch):
+    shape = KVShape(num_layers=8, num_kv_heads=1, head_dim=4, dtype=torch.float32, device=torch.device("cpu"))
+    max_tokens, live, peak, zeros = 1024, 0, 0, torch.zeros
+
+    def freed(nbytes: int) -> None:
+        nonlocal live
+        live -= nbytes
+
+    def counted(*size: int, **options: object) -> torch.Tensor:
+        nonlocal live, peak
+        tensor = zeros(*size, **options)  # type: ignore[call-overload]
+        # The storage and not the tensor: views of the keys keep it alive.
+        weakref.finalize(tensor.untyped_storage(), freed, tensor.nbytes)
+        live += tensor.nbytes
+        peak = max(peak, live)
+        return tensor
+
+    monkeypatch.setattr(torch, "zeros", counted)
+    cache = KVCache(shape, max_tokens)
+    bound = max_tokens * shape.bytes_per_token
+    for length in (64, 256, 64):
+        slots = []
+        while slot := cache.allocate(length):
+            slots.append(slot)
+            assert live == cache.bytes <= bound
+        for slot in slots:
+            cache.free(slot)
+    assert bound < peak <= bound + bound // shape.num_layers
+
+
+@pytest.mark.parametrize("freed", [0, 1, 2])
+def test_nan_is_overwritten(freed: int):
     cache = KVCache(SHAPE, 1024)
-    lane = cache.take(64)
-    assert lane
-    lane.write(0, tokens(5, 1.0))
+    slots = [slot for _ in range(3) if (slot := cache.allocate(64))]
+    for index, slot in enumerate(slots):
+        slot.write(0, tokens(10 * (3 - index), float("nan") if index == freed else index + 1.0))
+    cache.free(slots[freed], zero=True)
+    assert all(layer.isfinite().all() for layer in slots[0].pool.layers)
+    for index, slot in enumerate(slots):
+        if index != freed:
+            assert torch.equal(slot.read(0, slot.length), tokens(10 * (3 - index), index + 1.0))
 
-    def no_memory(*_: object, **__: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("no memory")
+
+def test_sizes_can_be_read_while_pools_are_made(monkeypatch: pytest.MonkeyPatch):
+    """As by `stats` in another thread."""
+    cache = KVCache(SHAPE, 4096)
+    cache.allocate(64)
+
+    lengths = iter([2000])
+
+    def meanwhile(pool: KVSlotPool) -> int:
+        for length in lengths:
+            cache.allocate(length)
+        return pool.capacity
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "zeros", no_memory)
-        with pytest.raises(torch.OutOfMemoryError):
-            cache.take(64)
-    assert (cache.lanes, cache.tokens) == (1, 64)
-    assert torch.equal(lane.read(0, 5), tokens(5, 1.0))
-    assert cache.take(64) is not None
+        patch.setattr(KVSlotPool, "allocated_tokens", property(meanwhile))
+        assert cache.allocated_tokens > 0
 
 
-@pytest.mark.parametrize("who", [0, 1, 2])
-def test_what_is_not_finite_is_wiped_out(who: int):
-    cache = KVCache(SHAPE, 1024)
-    lanes = [lane for _ in range(3) if (lane := cache.take(64))]
-    for number, lane in enumerate(lanes):
-        lane.write(0, tokens(10 * (3 - number), float("nan") if number == who else number + 1.0))
-    cache.give_back(lanes[who], clean=False)
-    pool = lanes[0].pool
-    assert pool.memory.isfinite().all()
-    for number, lane in enumerate(lanes):
-        if number != who:
-            assert torch.equal(lane.read(0, lane.length), tokens(10 * (3 - number), number + 1.0))
-
-
-class Lanes(RuleBasedStateMachine):
-    """Answers of any length come, grow and end, in any order."""
+class Slots(RuleBasedStateMachine):
+    """Sequences of any length start, grow and end, in any order."""
 
     MAX_TOKENS = 700
 
     def __init__(self) -> None:
         super().__init__()
         self.cache = KVCache(SHAPE, self.MAX_TOKENS)
-        self.lanes: dict[KVSlot, tuple[int, torch.Tensor]] = {}
+        self.slots: dict[KVSlot, tuple[int, torch.Tensor]] = {}
         self.written = 0.0
 
-    @rule(wanted=st.integers(1, 600))
-    def take(self, wanted: int) -> None:
-        lane = self.cache.take(wanted)
-        if lane:
-            assert lane.pool.capacity >= wanted
-            self.lanes[lane] = (wanted, tokens(0, 0.0))
+    @rule(num_tokens=st.integers(1, 600))
+    def allocate(self, num_tokens: int) -> None:
+        slot = self.cache.allocate(num_tokens)
+        if slot:
+            assert slot.pool.capacity >= num_tokens
+            self.slots[slot] = (num_tokens, tokens(0, 0.0))
         else:
-            assert self.lanes, "the empty cache has room"
+            assert self.slots, "the empty cache has room"
 
-    @precondition(lambda self: self.lanes)
+    @precondition(lambda self: self.slots)
     @rule(data=st.data())
     def write(self, data: st.DataObject) -> None:
-        lane = data.draw(st.sampled_from(list(self.lanes)))
-        wanted, content = self.lanes[lane]
-        if lane.length < wanted:
-            count = data.draw(st.integers(1, wanted - lane.length))
+        slot = data.draw(st.sampled_from(list(self.slots)))
+        num_tokens, content = self.slots[slot]
+        if slot.length < num_tokens:
+            count = data.draw(st.integers(1, num_tokens - slot.length))
             self.written += 1
             new = tokens(count, self.written)
-            lane.write(lane.length, new)
-            self.lanes[lane] = (wanted, torch.cat([content, new], dim=3))
+            slot.write(slot.length, new)
+            self.slots[slot] = (num_tokens, torch.cat([content, new], dim=3))
 
-    @precondition(lambda self: self.lanes)
-    @rule(data=st.data(), clean=st.booleans())
-    def give_back(self, data: st.DataObject, clean: bool) -> None:
-        lane = data.draw(st.sampled_from(list(self.lanes)))
-        self.cache.give_back(lane, clean=clean)
-        del self.lanes[lane]
+    @precondition(lambda self: self.slots)
+    @rule(data=st.data(), zero=st.booleans())
+    def free(self, data: st.DataObject, zero: bool) -> None:
+        slot = data.draw(st.sampled_from(list(self.slots)))
+        self.cache.free(slot, zero=zero)
+        del self.slots[slot]
 
     @rule()
-    def give_all_back(self) -> None:
-        for lane in self.lanes:
-            self.cache.give_back(lane)
-        self.lanes.clear()
-        assert self.cache.take(self.MAX_TOKENS) is not None, "the empty cache holds what fits it exactly"
+    def free_all(self) -> None:
+        for slot in self.slots:
+            self.cache.free(slot)
+        self.slots.clear()
+        assert self.cache.allocate(self.MAX_TOKENS) is not None, "the empty cache fits its maximum exactly"
         self.__init__()  # type: ignore[misc]
 
     @invariant()
-    def every_lane_keeps_its_content(self) -> None:
-        for lane, (_, content) in self.lanes.items():
-            assert lane.length == content.shape[3]
-            assert torch.equal(lane.read(0, lane.length), content)
+    def every_slot_keeps_its_content(self) -> None:
+        for slot, (_, content) in self.slots.items():
+            assert slot.length == content.shape[3]
+            assert torch.equal(slot.read(0, slot.length), content)
 
     @invariant()
-    def lanes_are_told_apart_and_the_used_ones_first(self) -> None:
-        places = {(lane.pool, lane.index) for lane in self.lanes}
-        assert len(places) == len(self.lanes) == self.cache.lanes
-        for pool in {lane.pool for lane in self.lanes}:
-            assert [lane.index for lane in pool.lanes] == list(range(len(pool.lanes)))
+    def slots_are_distinct_and_the_used_ones_first(self) -> None:
+        positions = {(slot.pool, slot.index) for slot in self.slots}
+        assert len(positions) == len(self.slots) == self.cache.num_slots
+        for pool in {slot.pool for slot in self.slots}:
+            assert [slot.index for slot in pool.slots] == list(range(len(pool.slots)))
 
     @invariant()
-    def the_limit_holds(self) -> None:
-        held = sum(pool.memory.nbytes for pool in self.cache._pools.values())
-        assert self.cache.bytes == held <= self.MAX_TOKENS * SHAPE.bytes_per_token
+    def memory_is_bounded(self) -> None:
+        pools = {slot.pool for slot in self.slots}
+        held = sum(layer.nbytes for pool in pools for layer in pool.layers)
+        assert held <= self.cache.bytes <= self.MAX_TOKENS * SHAPE.bytes_per_token
 
 
-TestLanes = Lanes.TestCase
-TestLanes.settings = settings(max_examples=50, stateful_step_count=30)
+TestSlots = Slots.TestCase
+TestSlots.settings = settings(max_examples=50, stateful_step_count=30)

@@ -1,4 +1,4 @@
-"""Who runs the steps: one thread at a time, and nobody hangs when it ends, fails or is collected."""
+"""Leader-follower stepping: one thread steps at a time, and none hangs when a leader ends or fails."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import TokenOutput
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
-from adapterhub.engine.scheduling.sequence import OutputQueue
+from adapterhub.engine.scheduling.output_queue import OutputQueue
+from adapterhub.engine.scheduling.sequence import SequenceState
+from adapterhub.engine.scheduling.waiting_queue import WaitingQueue
+from adapterhub.engine.stats import Meter
 from adapterhub.errors import AdapterHubError
-from tests.engine.maker import NOTHING, counts, in_threads, prompt_of, request, tokens
+from tests.engine.maker import NOTHING, Seams, counts, in_threads, prompt_of, request, seams_of, tokens
 
 SOON = 20.0
 
 
 class Work:
-    """Answers that need some steps each; every step brings all of them forward. Notes who steps."""
+    """Requests that need some steps each; a step advances all of them. Notes which threads step."""
 
     def __init__(self) -> None:
         self.left: dict[Waiter, int] = {}
-        self.steps = self.inside = self.most_inside = 0
+        self.steps = self.inside = self.max_inside = 0
         self.fail_at = -1
         self.leaders: set[int] = set()
-        self.turns = LeaderFollower(self._step, lambda: None, lambda: False)
+        self.stepping = LeaderFollower(self._step, lambda: None, lambda: False)
 
     def ask(self, steps: int, after: Callable[[], object] = lambda: None) -> None:
         waiter = Waiter()
         self.left[waiter] = steps
         after()
-        self.turns.until(lambda: self.left[waiter] <= 0, waiter)
+        self.stepping.run_until(lambda: self.left[waiter] <= 0, waiter)
 
     def _step(self) -> None:
         self.inside += 1
-        self.most_inside = max(self.most_inside, self.inside)
+        self.max_inside = max(self.max_inside, self.inside)
         self.leaders.add(threading.get_ident())
         time.sleep(0.0005)
         self.steps += 1
@@ -56,29 +59,28 @@ class Work:
         self.inside -= 1
 
 
-def test_one_thread_steps_at_a_time_and_every_one_is_served():
+def test_one_thread_steps_at_a_time_and_all_are_served():
     work, everyone = Work(), threading.Barrier(40)
 
     def follow() -> None:
         everyone.wait(SOON)
-        while not work.leaders:  # whoever has the most steps would lead to the end
+        while not work.leaders:  # the one with the most steps would lead to the end
             time.sleep(0.001)
 
     asks = [lambda steps=steps: work.ask(steps, everyone.wait) for steps in range(1, 40)]  # type: ignore[misc]
     in_threads([*asks, lambda: work.ask(40, follow)])
-    assert work.most_inside == 1
+    assert work.max_inside == 1
     assert 40 <= work.steps <= 80, "they share their steps"
-    assert len(work.leaders) > 1, "when a leader has its answer, another one goes on"
-    assert not work.turns._waiting
+    assert len(work.leaders) > 1, "when a leader has its output, another thread leads"
 
 
-def test_a_lone_caller_leads_itself():
+def test_a_single_caller_leads():
     work = Work()
     work.ask(5)
     assert (work.steps, work.leaders) == (5, {threading.get_ident()})
 
 
-def test_when_the_leader_fails_another_one_goes_on():
+def test_when_the_leader_fails_another_thread_leads():
     work = Work()
     work.fail_at = 3
     failed: list[str] = []
@@ -93,62 +95,55 @@ def test_when_the_leader_fails_another_one_goes_on():
     assert len(failed) == 1
 
 
-def test_tidying_is_left_to_the_leader_and_not_forgotten():
-    tidied, todo, inside = [], [1], threading.Event()
+def test_reaping_is_left_to_the_leader_and_done_when_it_resigns():
+    reaped, pending, inside = [], [1], threading.Event()
 
-    def tidy() -> None:
-        tidied.append(threading.get_ident())
-        todo.clear()
+    def reap() -> None:
+        reaped.append(threading.get_ident())
+        pending.clear()
 
     def step() -> None:
         inside.set()
         time.sleep(0.05)
 
-    turns = LeaderFollower(step, tidy, lambda: bool(todo))
-    started = time.monotonic()
-    leader = threading.Thread(target=turns.until, args=(lambda: time.monotonic() > started + 0.2, Waiter()))
+    stepping = LeaderFollower(step, reap, lambda: bool(pending))
+    end = time.monotonic() + 0.2
+    leader = threading.Thread(target=stepping.run_until, args=(lambda: time.monotonic() > end, Waiter()))
     leader.start()
     inside.wait()
-    turns.tidy()
-    assert tidied == [], "another thread leads"
+    stepping.reap()
+    assert reaped == [], "another thread leads"
     leader.join()
-    assert tidied == [leader.ident]
-    todo.append(1)
-    turns.tidy()
-    assert tidied[1:] == [threading.get_ident()]
+    assert reaped == [leader.ident]
+    pending.append(1)
+    stepping.reap()
+    assert reaped[1:] == [threading.get_ident()]
 
 
-def test_a_collection_within_the_lock_does_not_lock_up():
-    """An abandoned stream tidies when it is collected, which may be anywhere, also where this thread holds the lock."""
-    todo: list[int] = []
-    turns = LeaderFollower(lambda: None, todo.clear, lambda: bool(todo))
+def test_a_garbage_collection_within_the_lock_does_not_deadlock():
+    """A collected stream calls `reap`, which may happen anywhere, also where this thread holds the lock."""
+    pending: list[int] = []
+    stepping = LeaderFollower(lambda: None, pending.clear, lambda: bool(pending))
 
-    class Collects(set):  # type: ignore[type-arg]
+    class Collecting(Waiter):
         collected = 0
 
-        def __iter__(self) -> Iterator[object]:  # a leader resigns, and holds the lock
-            if not self.collected:
-                self.collected = 1
-                todo.append(1)
-                turns.tidy()
-            return super().__iter__()
+        def __hash__(self) -> int:  # the lock is held while a waiter is put into a set or taken out
+            self.collected += 1
+            pending.append(1)
+            stepping.reap()
+            return id(self)
 
-    turns._waiting = waiting = Collects()
-    ready = iter([False, False, True, True])
-    in_threads([lambda: turns.until(lambda: next(ready), Waiter())])
-    assert (waiting.collected, todo) == (1, [])
-
-
-# The driver
+    waiter, ready = Collecting(), iter([False, False, True, True])
+    in_threads([lambda: stepping.run_until(lambda: next(ready), waiter)])
+    assert waiter.collected > 0
+    assert pending == []
 
 
-def tickets_of(turns_step: list[OutputQueue], count: int) -> list[OutputQueue]:
-    tickets = [OutputQueue(lambda: None, every_piece=False) for _ in range(count)]
-    turns_step += tickets
-    return tickets
+# The background loop
 
 
-def driver_threads() -> list[threading.Thread]:
+def background_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "adapterhub-steps"]
 
 
@@ -159,32 +154,38 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_the_drivers_thread_lives_while_there_is_work(monkeypatch):
+def test_the_background_thread_lives_while_there_are_sequences(monkeypatch):
     monkeypatch.setattr("adapterhub.engine.scheduling.background_loop.IDLE_SECONDS", 0.05)
-    todo: list[OutputQueue] = []
-    turns = LeaderFollower(
-        lambda: todo.pop().put(TokenOutput("", 0, None, "stop")), lambda: None, lambda: False
+    unfinished: list[OutputQueue] = []
+    stepping = LeaderFollower(
+        lambda: unfinished.pop().put(TokenOutput("", 0, None, "stop")), lambda: None, lambda: False
     )
-    driver = BackgroundLoop(turns)
+    background = BackgroundLoop(stepping)
     for _ in range(3):
-        tickets = tickets_of(todo, 5)
-        driver.serve(tickets)
-        wait_for(lambda tickets=tickets: not any(ticket.open for ticket in tickets))  # type: ignore[misc]
-        wait_for(lambda: not driver_threads())
-    driver.close()
-    driver.close()
+        outputs = [OutputQueue(lambda: None, every_token=False) for _ in range(5)]
+        unfinished += outputs
+        background.run(outputs)
+        wait_for(lambda outputs=outputs: not any(output.is_open for output in outputs))  # type: ignore[misc]
+        wait_for(lambda: not background_threads())
+    background.close()
+    background.close()
 
 
 # Through the engine
 
 
 @pytest.fixture
-def engine(tiny_base: Path) -> Iterator[BatchingEngine]:
+def seams(tiny_base: Path) -> Iterator[Seams]:
     limits = EngineLimits(max_loras=2, kv_cache_mib=64)
-    engine = BatchingEngine(load_base(tiny_base, quantization=None, device="cpu"), limits)
-    yield engine
-    engine.close()
-    assert not driver_threads()
+    seams = seams_of(load_base(tiny_base, quantization=None, device="cpu"), limits)
+    yield seams
+    seams.engine.close()
+    assert not background_threads()
+
+
+@pytest.fixture
+def engine(seams: Seams) -> BatchingEngine:
+    return seams.engine
 
 
 def test_a_hundred_tasks_share_their_steps(engine: BatchingEngine):
@@ -204,7 +205,7 @@ def test_a_hundred_tasks_share_their_steps(engine: BatchingEngine):
     assert counts(engine) == NOTHING
 
 
-def test_tasks_that_are_cancelled_free_their_lanes(engine: BatchingEngine):
+def test_cancelled_tasks_free_their_slots(engine: BatchingEngine):
     wanted = tokens(engine, request(prompt_of(0, 5), max_tokens=100))
 
     async def some() -> list[int]:
@@ -226,14 +227,14 @@ def test_tasks_that_are_cancelled_free_their_lanes(engine: BatchingEngine):
     wait_for(lambda: counts(engine) == NOTHING)
 
 
-def test_a_loop_that_is_closed_does_no_harm(engine: BatchingEngine):
+def test_a_closed_event_loop_does_no_harm(engine: BatchingEngine):
     wanted = tokens(engine, request(prompt_of(0, 5)))
     loop = asyncio.new_event_loop()
     stream = engine.astream(request(prompt_of(1, 5), max_tokens=200))
     loop.run_until_complete(anext(stream))
     loop.close()
     assert tokens(engine, request(prompt_of(0, 5))) == wanted
-    wait_for(lambda: counts(engine) == NOTHING)  # the answer nobody waits for has come to its end
+    wait_for(lambda: counts(engine) == NOTHING)  # the sequence that no task waits for has finished
     with pytest.raises(StopIteration):
         stream.aclose().send(None)
 
@@ -245,7 +246,7 @@ def test_threads_and_tasks_share_the_engine(engine: BatchingEngine):
 
     async def ask() -> None:
         answers = await asyncio.gather(*(engine.agenerate([one]) for one in batch[4:]))
-        got.update({4 + place: list(one[0][0].token_ids) for place, one in enumerate(answers)})
+        got.update({4 + index: list(one[0][0].token_ids) for index, one in enumerate(answers)})
 
     def thread(number: int) -> None:
         got[number] = tokens(engine, batch[number])
@@ -255,22 +256,24 @@ def test_threads_and_tasks_share_the_engine(engine: BatchingEngine):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("place", ["_prefetch", "_compose", "_accept"])
-def test_a_step_that_breaks_ends_what_it_had_and_nobody_hangs(engine, monkeypatch, place: str, error):
-    """A defect, or Ctrl-C in the thread that leads: its caller gets it, others an error or the right answer."""
+@pytest.mark.parametrize(
+    ("part", "method"), [(WaitingQueue, "schedule"), (SequenceState, "next_token_ids"), (Meter, "record")]
+)
+def test_a_step_that_breaks_ends_its_sequences_and_no_thread_hangs(engine, monkeypatch, part, method, error):
+    """A defect, or Ctrl-C in the leading thread: its caller gets it, others an error or the right completion."""
     batch = [request(prompt_of(number, 5), max_tokens=30) for number in range(4)]
     wanted = [list(one[0].token_ids) for one in engine.generate(batch)]
-    whole, broken = getattr(engine._scheduler, place), []
+    original, broken = getattr(part, method), []
 
     def breaks(*args: object, **kwargs: object) -> object:
-        if not broken:  # on a busy machine the first answer might end before the third is asked for
-            wait_for(lambda: len(engine._inbox) + len(engine._scheduler.jobs) == len(batch))
-        if not broken and len(engine._scheduler._running) >= 3:
+        if not broken:  # on a busy machine the first sequence might finish before the third is queued
+            wait_for(lambda: engine.stats().running + engine.stats().waiting == len(batch))
+        if not broken and (engine.stats().running >= 3 or method == "schedule"):
             broken.append(threading.get_ident())
             raise error("broken")
-        return whole(*args, **kwargs)
+        return original(*args, **kwargs)
 
-    monkeypatch.setattr(engine._scheduler, place, breaks)
+    monkeypatch.setattr(part, method, breaks)
     outcomes: dict[int, object] = {}
 
     def ask(number: int) -> None:
@@ -288,17 +291,17 @@ def test_a_step_that_breaks_ends_what_it_had_and_nobody_hangs(engine, monkeypatc
     assert tokens(engine, batch[0]) == wanted[0]
 
 
-def test_a_step_that_breaks_in_the_drivers_thread_ends_the_tasks(engine: BatchingEngine, monkeypatch):
+def test_a_step_that_breaks_in_the_background_thread_ends_the_tasks(engine: BatchingEngine, monkeypatch):
     wanted = tokens(engine, request(prompt_of(0, 5)))
-    whole, broken = engine._scheduler._compose, []
+    original, broken = WaitingQueue.schedule, []
 
-    def breaks() -> object:
+    def breaks(*args: object) -> None:
         if not broken:
             broken.append(1)
             raise RuntimeError("broken")
-        return whole()
+        original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine._scheduler, "_compose", breaks)
+    monkeypatch.setattr(WaitingQueue, "schedule", breaks)
 
     async def ask() -> list[int]:
         return list((await engine.agenerate([request(prompt_of(0, 5))]))[0][0].token_ids)
@@ -311,18 +314,18 @@ def test_a_step_that_breaks_in_the_drivers_thread_ends_the_tasks(engine: Batchin
     assert asyncio.run(twice()) == wanted
 
 
-def test_a_stream_collected_while_others_are_queued_does_not_lock_up(engine: BatchingEngine, monkeypatch):
+def test_a_stream_collected_while_others_are_queued_does_not_deadlock(engine: BatchingEngine, monkeypatch):
     wanted = tokens(engine, request(prompt_of(0, 5)))
     cycle: list[object] = [engine.stream(request(prompt_of(1, 5)))]
     next(cycle[0])  # type: ignore[call-overload]
     cycle.append(cycle)
-    waiting = type(engine._scheduler).waiting
+    length = WaitingQueue.__len__
 
-    def collecting(scheduler: object) -> int:  # it is asked for while the inbox is locked
+    def collecting(queue: WaitingQueue[SequenceState]) -> int:  # it is read while the inbox is locked
         gc.collect()
-        return waiting.fget(scheduler)
+        return length(queue)
 
-    monkeypatch.setattr(type(engine._scheduler), "waiting", property(collecting))
+    monkeypatch.setattr(WaitingQueue, "__len__", collecting)
     del cycle
     got: list[list[int]] = []
     in_threads([lambda: got.append(tokens(engine, request(prompt_of(0, 5))))])

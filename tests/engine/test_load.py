@@ -1,4 +1,4 @@
-"""Load: many threads, many adapters, random cancellations; every request ends once, with its own adapter's answer."""
+"""Load: many threads, many adapters, random aborts; every request ends once, with the completion of its adapter."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from adapterhub.base.loading import load_base
+from adapterhub.base.loading import Base, load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
-from adapterhub.engine.kv.cache import KVSlotPool
+from adapterhub.engine.kv.prefix_cache import PrefixCache
+from adapterhub.engine.model_runner import ModelRunner
 from adapterhub.errors import CapacityError, InvalidRequestError
+from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 from tests.engine.maker import (
@@ -37,7 +41,7 @@ from tests.tiny import ALL_LINEAR, make_base
 ADAPTERS = 32
 PROMPTS = [prompt_of(seed, length) for seed, length in enumerate([3, 8, 21, 70])]
 LIMITS = EngineLimits(max_loras=8, max_cpu_loras=16, max_batch_size=16, kv_cache_mib=16, max_queue=128)
-MOST_SECONDS = 200.0
+MAX_SECONDS = 200.0
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def engine(base: Path) -> Iterator[BatchingEngine]:
 
 
 class Callers:
-    """Threads that ask in all ways, and note how each request ends."""
+    """Threads that use all methods, and note how each request ends."""
 
     def __init__(self, engine: BatchingEngine, wanted: dict[tuple[str, int], list[int]]) -> None:
         self.engine, self.wanted = engine, wanted
@@ -77,15 +81,15 @@ class Callers:
         self._lock = threading.Lock()
 
     def ask(self, seed: int, requests: int, sources: list[StoredLoraRequest]) -> None:
-        """One caller's requests, one after the other."""
+        """The requests of one caller, one after the other."""
         chance = random.Random(seed)
         for _ in range(requests):
             source, prompt = chance.choice(sources), chance.randrange(len(PROMPTS))
-            way = chance.choice([self._generate, self._stream, self._leave, self._task, self._cancel])
-            got, whole = way(request(PROMPTS[prompt], source, max_tokens=8), chance.randrange(8))
+            method = chance.choice([self._generate, self._stream, self._abort, self._task, self._cancel])
+            got, whole = method(request(PROMPTS[prompt], source, max_tokens=8), chance.randrange(8))
             right = self.wanted[source.name, prompt]
             with self._lock:
-                self.ends[way.__name__] += 1
+                self.ends[method.__name__] += 1
                 if got != (right if whole else right[: len(got)]):
                     self.wrong.append((source.name, prompt))
 
@@ -93,11 +97,11 @@ class Callers:
         return tokens(self.engine, one), True
 
     def _stream(self, one: Request, _: int) -> tuple[list[int], bool]:
-        pieces = list(self.engine.stream(one))
-        assert [piece.finish_reason for piece in pieces] == [None] * 7 + ["length"], "it ends once"
-        return [piece.token_id for piece in pieces], True
+        outputs = list(self.engine.stream(one))
+        assert [output.finish_reason for output in outputs] == [None] * 7 + ["length"], "it ends once"
+        return [output.token_id for output in outputs], True
 
-    def _leave(self, one: Request, after: int) -> tuple[list[int], bool]:
+    def _abort(self, one: Request, after: int) -> tuple[list[int], bool]:
         stream = self.engine.stream(one)
         got = [next(stream).token_id for _ in range(after)]
         stream.close()
@@ -117,33 +121,33 @@ class Callers:
 
 
 class Watcher:
-    """Looks at the engine all the time, as a dashboard would."""
+    """Reads the statistics all the time, as a dashboard would."""
 
     def __init__(self, engine: BatchingEngine) -> None:
         self._engine, self._ended = engine, threading.Event()
-        self.most: Counter[str] = Counter()
-        self.looks = 0
+        self.maximum: Counter[str] = Counter()
+        self.samples = 0
 
     def watch(self) -> None:
         while not self._ended.wait(0.002):
             stats = self._engine.stats()
-            self.looks += 1
+            self.samples += 1
             for name in ("running", "waiting", "resident", "slot_users", "host_adapters", "kv_bytes"):
-                self.most[name] = max(self.most[name], getattr(stats, name))
+                self.maximum[name] = max(self.maximum[name], getattr(stats, name))
 
     def end(self) -> None:
         self._ended.set()
 
 
 def load(engine: BatchingEngine, sources: list[StoredLoraRequest], requests: int, threads: int) -> None:
-    """So many requests by so many threads; checks every answer, and that nothing is left."""
-    keys = [(source, place) for source in sources for place in range(len(PROMPTS))]
+    """Runs requests from many threads; checks every completion, and that nothing is left."""
+    keys = [(source, index) for source in sources for index in range(len(PROMPTS))]
     wanted = {
-        (source.name, place): tokens(engine, request(PROMPTS[place], source, max_tokens=8))
-        for source, place in keys
+        (source.name, index): tokens(engine, request(PROMPTS[index], source, max_tokens=8))
+        for source, index in keys
     }
     assert len({tuple(answer) for answer in wanted.values()}) > 0.9 * len(wanted), (
-        "answers tell adapters apart"
+        "completions differ by adapter"
     )
     before = set(threading.enumerate()) - engine_threads()
     callers, watcher = Callers(engine, wanted), Watcher(engine)
@@ -152,11 +156,11 @@ def load(engine: BatchingEngine, sources: list[StoredLoraRequest], requests: int
     share = requests // threads + 1
     in_threads(
         [lambda n=n: callers.ask(n, min(share, requests - n * share), sources) for n in range(threads)],  # type: ignore[misc]
-        MOST_SECONDS,
+        MAX_SECONDS,
     )
     end = time.monotonic() + 20
     while counts(engine) != NOTHING and time.monotonic() < end:
-        time.sleep(0.01)  # the driver's thread ends what was cancelled
+        time.sleep(0.01)  # the background thread frees what was aborted
     watcher.end()
     watching.join()
     assert callers.wrong == []
@@ -164,26 +168,24 @@ def load(engine: BatchingEngine, sources: list[StoredLoraRequest], requests: int
     assert len(callers.ends) == 5
     assert counts(engine) == NOTHING
     assert set(threading.enumerate()) - engine_threads() == before
-    assert watcher.looks > 10
-    assert watcher.most["running"] <= LIMITS.max_batch_size
-    assert watcher.most["resident"] <= LIMITS.max_loras
-    assert watcher.most["waiting"] <= LIMITS.max_queue
-    assert watcher.most["host_adapters"] <= LIMITS.max_cpu_loras + LIMITS.max_cpu_loras // 2, (
-        "and those on their way"
+    assert watcher.samples > 10
+    assert watcher.maximum["running"] <= LIMITS.max_batch_size
+    assert watcher.maximum["resident"] <= LIMITS.max_loras
+    assert watcher.maximum["waiting"] <= LIMITS.max_queue
+    assert watcher.maximum["host_adapters"] <= LIMITS.max_cpu_loras + LIMITS.max_cpu_loras // 2, (
+        "and those that are being loaded"
     )
-    assert watcher.most["kv_bytes"] <= LIMITS.kv_cache_bytes
+    assert watcher.maximum["kv_bytes"] <= LIMITS.kv_cache_bytes
     assert engine.stats().host_adapters <= LIMITS.max_cpu_loras
 
 
-def test_every_request_ends_once_with_its_own_answer(
+def test_every_request_ends_once_with_its_own_completion(
     engine: BatchingEngine, sources: list[StoredLoraRequest]
 ):
     load(engine, sources, requests=2000, threads=64)
 
 
-def test_past_its_end_the_queue_refuses_and_says_that_a_retry_may_help(
-    base: Path, sources: list[StoredLoraRequest]
-):
+def test_a_full_queue_refuses_with_a_retryable_error(base: Path, sources: list[StoredLoraRequest]):
     engine = engine_of(base, EngineLimits(max_loras=2, max_batch_size=2, max_queue=4, kv_cache_mib=16))
     batch = [request(PROMPTS[0], sources[number % 3]) for number in range(4)]
     with pytest.raises(InvalidRequestError, match="max_queue=4") as refused:  # no retry can help this one
@@ -196,25 +198,25 @@ def test_past_its_end_the_queue_refuses_and_says_that_a_retry_may_help(
     assert 0 < len(refusals) < 40
     assert all(refusal.retryable for refusal in refusals)
     assert all(
-        one in (wanted[place % 4],) for place, one in enumerate(got) if not isinstance(one, CapacityError)
+        one in (wanted[index % 4],) for index, one in enumerate(got) if not isinstance(one, CapacityError)
     )
     assert counts(engine) == NOTHING
     engine.close()
 
 
-def test_hot_adapters_do_not_starve_a_cold_one(base: Path, sources: list[StoredLoraRequest]):
+def test_hot_adapters_do_not_starve_a_cold_one(
+    base: Path, sources: list[StoredLoraRequest], monkeypatch: pytest.MonkeyPatch
+):
     engine = engine_of(base, EngineLimits(max_loras=2, max_batch_size=8, kv_cache_mib=16))
-    patience, cold = 4 * 8, sources[2]
+    max_bypasses, cold = 4 * 8, sources[2]
     order: list[str] = []
-    whole = engine._scheduler._start
+    load = PrefixCache.load
 
-    def noting(job):
-        started = whole(job)
-        if started:
-            order.append(job.adapter.name)
-        return started
+    def noting(cache, slot, digest, prompt):  # each sequence asks it once, when it starts
+        order.append(digest)
+        return load(cache, slot, digest, prompt)
 
-    engine._scheduler._start = noting  # type: ignore[method-assign]
+    monkeypatch.setattr(PrefixCache, "load", noting)
     done = threading.Event()
 
     def hot(source: StoredLoraRequest, length: int) -> None:
@@ -227,26 +229,26 @@ def test_hot_adapters_do_not_starve_a_cold_one(base: Path, sources: list[StoredL
         try:
             while len(order) < 20:
                 time.sleep(0.001)
-            engine._scheduler._host.prefetch(cold)  # the file's reading is no part of the waiting
-            time.sleep(0.05)
+            engine.preload(cold)  # loading is no part of the waiting; no slot is free
             queued.append(len(order))
             tokens(engine, request(PROMPTS[0], cold))
         finally:
             done.set()
 
     in_threads([ask_cold, *(lambda s=s, n=n: hot(s, n) for s in sources[:2] for n in range(3, 11))], 60)  # type: ignore[misc]
-    # Sixteen hot requests at most were there before it.
-    assert order.index(cold.name) - queued[0] <= 16 + patience
+    # At most sixteen hot requests were queued before it.
+    assert order.index(cold.digest) - queued[0] <= 16 + max_bypasses
     engine.close()
 
 
 @pytest.mark.parametrize("distinct", [8, 32, 128])
-def test_memory_is_bounded_however_many_adapters_are_asked_for(
+def test_memory_is_bounded_for_any_number_of_adapters(
     base: Path, sources: list[StoredLoraRequest], distinct: int
 ):
     limits = EngineLimits(max_loras=8, max_cpu_loras=12, kv_cache_mib=16, max_queue=256)
-    engine, chance = engine_of(base, limits), random.Random(0)
-    # Copies under other digests: what is held is counted by digest, and the answer is the original's.
+    loaded, chance = load_base(base, quantization=None, device="cpu"), random.Random(0)
+    engine = BatchingEngine(loaded, limits)
+    # Copies under other digests: memory is counted by digest, and the completion is the original's.
     many = [
         StoredLoraRequest(f"copy-{n}", f"sha256:copy-{n}", sources[n % ADAPTERS].folder)
         for n in range(distinct)
@@ -265,35 +267,42 @@ def test_memory_is_bounded_however_many_adapters_are_asked_for(
     stats = engine.stats()
     assert stats.resident <= 8
     assert stats.host_adapters <= 12
-    assert watcher.most["resident"] <= 8
-    assert watcher.most["host_adapters"] <= 12 + 6
+    assert watcher.maximum["resident"] <= 8
+    assert watcher.maximum["host_adapters"] <= 12 + 6
     assert stats.loads >= min(distinct, 8)
     assert (stats.evictions == 0) == (distinct == 8)
-    one = max(_size(engine, source) for source in sources[:4])
+    one = max(size_of(loaded, source) for source in sources[:4])
     assert stats.host_bytes <= 12 * 2 * one
     assert counts(engine) == NOTHING
     engine.close()
 
 
-def _size(engine: BatchingEngine, source: StoredLoraRequest) -> int:
-    return sum(delta.bytes for delta in engine._scheduler._load(source).values())
+def size_of(base: Base, source: StoredLoraRequest) -> int:
+    assert source.folder
+    shapes = load_base(
+        base.folder, quantization=None, device="cpu"
+    ).linear_shapes  # not those of wrapped layers
+    return sum(
+        delta.bytes
+        for delta in load_folder_deltas(source.folder, base.model, shapes, dtype=torch.float32).values()
+    )
 
 
-def test_stats_can_be_read_while_the_first_adapters_come(
-    engine: BatchingEngine, sources: list[StoredLoraRequest], monkeypatch: pytest.MonkeyPatch
+def test_stats_can_be_read_while_layers_are_wrapped(
+    base: Path, sources: list[StoredLoraRequest], monkeypatch: pytest.MonkeyPatch
 ):
-    """Pools of lanes are made and layers are wrapped meanwhile, by another thread."""
-    tokens(engine, request(PROMPTS[0], sources[0]))
-    lanes, layers = engine._scheduler._lanes, engine._scheduler._runner.layers
+    """The first adapters are loaded meanwhile, by another thread."""
+    runner = ModelRunner(load_base(base, quantization=None, device="cpu"), max_loras=2)
+    zeros = LoraDelta(torch.zeros(1, 64), torch.zeros(64, 1))
+    names = iter(["model.layers.0.self_attn.o_proj"])
+    runner.load_adapter(0, {"model.layers.0.self_attn.q_proj": zeros})
+    assert runner.adapter_bytes > 0
 
-    def while_pools_are_made(pool: KVSlotPool) -> int:
-        lanes._pools.setdefault(1024, KVSlotPool(lanes.shape, 1024))
-        return pool.capacity
-
-    def while_layers_are_wrapped(stacked: StackedLoraWeights) -> int:
-        layers._stacked.setdefault("another", stacked)
+    def meanwhile(_: StackedLoraWeights) -> int:
+        for name in names:
+            runner.load_adapter(1, {name: zeros})
         return 1
 
-    monkeypatch.setattr(KVSlotPool, "tokens", property(while_pools_are_made))
-    monkeypatch.setattr(StackedLoraWeights, "bytes", property(while_layers_are_wrapped))
-    assert engine.stats().kv_tokens > 0
+    monkeypatch.setattr(StackedLoraWeights, "bytes", property(meanwhile))
+    assert runner.adapter_bytes == 1
+    assert runner.adapter_bytes == 2

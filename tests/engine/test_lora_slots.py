@@ -1,4 +1,4 @@
-"""The slot table: who is where, who may go, and that users are balanced."""
+"""The slot table: which adapter is in which slot, which one is evicted, and that references are balanced."""
 
 import pytest
 from hypothesis import settings
@@ -9,7 +9,7 @@ from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
 from adapterhub.errors import CapacityError
 
 
-def test_the_least_recently_used_one_goes():
+def test_the_least_recently_used_one_is_evicted():
     table = LoraSlotTable(2)
     for digest in ("a", "b", "a"):
         table.acquire(digest)
@@ -19,7 +19,7 @@ def test_the_least_recently_used_one_goes():
     assert (table.hits, table.loads, table.evictions) == (1, 3, 1)
 
 
-def test_a_pin_counts_before_the_adapter_comes_and_can_be_taken_away():
+def test_a_pin_holds_from_before_the_adapter_is_loaded_until_it_is_unpinned():
     table = LoraSlotTable(2)
     table.pin("a")
     table.acquire("a")
@@ -33,7 +33,7 @@ def test_a_pin_counts_before_the_adapter_comes_and_can_be_taken_away():
     assert table.acquire("c") == (0, True)
 
 
-def test_a_slot_stays_free_of_pins():
+def test_one_slot_stays_unpinned():
     table = LoraSlotTable(2)
     table.pin("a")
     table.pin("a")
@@ -43,13 +43,13 @@ def test_a_slot_stays_free_of_pins():
     table.pin("b")
 
 
-def test_what_is_forgotten_gives_its_slot_back():
+def test_removing_an_adapter_frees_its_slot():
     table = LoraSlotTable(2)
     slot, _ = table.acquire("a")
-    assert table.forget("a") is None
+    assert table.remove("a") is None
     table.release("a")
-    assert table.forget("a") == slot
-    assert table.forget("a") is None
+    assert table.remove("a") == slot
+    assert table.remove("a") is None
     assert {table.acquire("b")[0], table.acquire("c")[0]} == {0, 1}
 
 
@@ -68,10 +68,10 @@ class Slots(RuleBasedStateMachine):
     @rule(digest=st.sampled_from(DIGESTS))
     def acquire(self, digest: str) -> None:
         before = {d: self.table.slot_of(d) for d in self.DIGESTS}
-        kept = [
+        not_evictable = [
             d for d, slot in before.items() if slot is not None and (self.users.get(d) or d in self.pinned)
         ]
-        possible = before[digest] is not None or len(kept) < self.SLOTS
+        possible = before[digest] is not None or len(not_evictable) < self.SLOTS
         assert self.table.can_acquire(digest) == possible
         if not possible:
             with pytest.raises(CapacityError):
@@ -81,7 +81,9 @@ class Slots(RuleBasedStateMachine):
         slot, new = self.table.acquire(digest)
         assert (slot, new) == (self.table.slot_of(digest), before[digest] is None)
         assert slot in range(self.SLOTS)
-        assert all(self.table.slot_of(d) == before[d] for d in kept), "an adapter in use or pinned has moved"
+        assert all(self.table.slot_of(d) == before[d] for d in not_evictable), (
+            "an adapter in use or pinned has moved"
+        )
         self.users[digest] = self.users.get(digest, 0) + 1
 
     @precondition(lambda self: any(self.users.values()))
@@ -101,18 +103,18 @@ class Slots(RuleBasedStateMachine):
         (self.pinned.add if pinned else self.pinned.discard)(digest)
 
     @rule(digest=st.sampled_from(DIGESTS))
-    def forget(self, digest: str) -> None:
+    def remove(self, digest: str) -> None:
         slot = self.table.slot_of(digest)
-        assert self.table.forget(digest) == (None if self.users.get(digest) else slot)
+        assert self.table.remove(digest) == (None if self.users.get(digest) else slot)
 
     @invariant()
-    def slots_are_told_apart(self) -> None:
+    def slots_are_distinct(self) -> None:
         slots = [self.table.slot_of(d) for d in self.table.resident]
         assert len(set(slots)) == len(slots) <= self.SLOTS
 
     @invariant()
-    def users_are_balanced(self) -> None:
-        assert dict(self.table.users_of) == {d: users for d, users in self.users.items() if users}
+    def references_are_balanced(self) -> None:
+        assert dict(self.table.ref_counts) == {d: users for d, users in self.users.items() if users}
 
 
 TestSlots = Slots.TestCase

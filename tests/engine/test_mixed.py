@@ -1,4 +1,4 @@
-"""Batches of different adapters against PEFT on each row alone: logits, greedy tokens, sampling, shared prompts."""
+"""Batches of different adapters against PEFT on each sequence alone: logits, greedy tokens, sampling, prefixes."""
 
 from __future__ import annotations
 
@@ -56,26 +56,26 @@ class World:
 
     @property
     def names(self) -> list[str | None]:
-        """Whose answers a batch has: each adapter's, and two of the bare base."""
+        """The adapters of a batch: each of them, and twice the base without one."""
         return [None, *self.adapters, None]
 
 
 @dataclass
-class Answer:
-    """One row of a batch as it comes to be."""
+class Running:
+    """One sequence of a batch."""
 
     name: str | None
     prompt: list[int]
-    slot: int | None
-    lane: KVSlot
+    lora_slot: int | None
+    kv_slot: KVSlot
     joins: int
     tokens: list[int] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
 
-    def row(self, chunk: int) -> ScheduledSequence:
-        done = self.lane.length
+    def scheduled(self, chunk: int) -> ScheduledSequence:
+        done = self.kv_slot.length
         new = self.prompt[done : done + chunk] or self.tokens[-1:]
-        return ScheduledSequence(self.lane, new, self.slot, wanted=done + len(new) >= len(self.prompt))
+        return ScheduledSequence(self.kv_slot, new, self.lora_slot, done + len(new) >= len(self.prompt))
 
     def accept(self, logits: torch.Tensor) -> None:
         self.logits.append(logits.clone())
@@ -107,43 +107,45 @@ def llama(worlds) -> World:
     return worlds("llama")
 
 
-def run(base: Base, world: World, *, joining: bool, names: list[str | None] | None = None) -> list[Answer]:
-    """Answers by the model runner: all at once, or joining and leaving while prompts are read in parts."""
+def run(base: Base, world: World, *, joining: bool, names: list[str | None] | None = None) -> list[Running]:
+    """Runs a batch on the model runner: in step, or joining and leaving while others prefill in chunks."""
     names = names or world.names
-    slots = {name: (7 * place) % 16 for place, name in enumerate(world.adapters)}  # not in the rows' order
-    runner = ModelRunner(base, slots=16)
+    slots = {
+        name: (7 * index) % 16 for index, name in enumerate(world.adapters)
+    }  # not in the order of the sequences
+    runner = ModelRunner(base, max_loras=16)
     for name in filter(None, names):
         deltas = load_folder_deltas(
             world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype
         )
-        runner.layers.load(slots[name], deltas)
+        runner.load_adapter(slots[name], deltas)
     cache = KVCache(runner.kv_shape, 4096)
-    answers = []
-    for place, name in enumerate(names):
-        prompt = prompt_of(place, LENGTHS[place % len(LENGTHS)])
-        lane = cache.take(len(prompt) + DECODED + 60 * (place % 2))  # in two pools
-        assert lane
-        joins = (5 * place) % 4 if joining else 0
-        answers.append(Answer(name, prompt, slots[name] if name else None, lane, joins))
+    sequences = []
+    for index, name in enumerate(names):
+        prompt = prompt_of(index, LENGTHS[index % len(LENGTHS)])
+        kv_slot = cache.allocate(len(prompt) + DECODED + 60 * (index % 2))  # in two pools
+        assert kv_slot
+        joins = (5 * index) % 4 if joining else 0
+        sequences.append(Running(name, prompt, slots[name] if name else None, kv_slot, joins))
     step = 0
-    while running := [one for one in answers if len(one.logits) < DECODED]:
+    while running := [one for one in sequences if len(one.logits) < DECODED]:
         active = [one for one in running if one.joins <= step]
-        rows = [one.row(chunk=6 if joining else 100) for one in active]
-        logits = runner.step(rows)
-        wanted = [one for one, row in zip(active, rows, strict=True) if row.wanted]
-        for one, own in zip(wanted, logits, strict=True):
-            one.accept(own)
+        step_input = [one.scheduled(chunk=6 if joining else 100) for one in active]
+        logits = runner.step(step_input)
+        with_logits = [one for one, given in zip(active, step_input, strict=True) if given.needs_logits]
+        for one, row in zip(with_logits, logits, strict=True):
+            one.accept(row)
             if len(one.logits) == DECODED:
-                cache.give_back(one.lane)  # another lane may move into its place
+                cache.free(one.kv_slot)  # another slot may move into the gap
         step += 1
-    assert cache.lanes == 0
-    return answers
+    assert cache.num_slots == 0
+    return sequences
 
 
-def differences(answers: list[Answer], reference: Reference) -> list[float]:
-    """For each answer the largest difference of a logit, over the prompt's last token and all that follow."""
+def differences(sequences: list[Running], reference: Reference) -> list[float]:
+    """For each sequence the largest difference of a logit, over the prompt's last token and all that follow."""
     out = []
-    for one in answers:
+    for one in sequences:
         wanted = reference.logits(one.name, [*one.prompt, *one.tokens[:-1]])[len(one.prompt) - 1 :]
         out.append(float((torch.stack(one.logits) - wanted).abs().max()))
     return out
@@ -152,19 +154,19 @@ def differences(answers: list[Answer], reference: Reference) -> list[float]:
 @pytest.mark.parametrize(
     ("batched", "joining"),
     [(True, True), (False, True), (None, False)],
-    ids=["batched, joining", "per adapter, joining", "automatic, concurrent"],
+    ids=["batched, joining", "each, joining", "chosen, in step"],
 )
-def test_logits_of_every_row_are_pefts(world: World, monkeypatch, batched: bool | None, joining: bool):
+def test_logits_of_every_sequence_are_pefts(world: World, monkeypatch, batched: bool | None, joining: bool):
     monkeypatch.setattr("adapterhub.engine.model_runner.LoraMapping", partial(LoraMapping, batched=batched))
-    answers = run(load_base(world.base, quantization=None, device="cpu"), world, joining=joining)
-    assert max(differences(answers, world.peft)) <= 1e-4
+    sequences = run(load_base(world.base, quantization=None, device="cpu"), world, joining=joining)
+    assert max(differences(sequences, world.peft)) <= 1e-4
 
 
-def test_the_adapters_change_the_answers(world: World):
+def test_the_adapters_change_the_logits(world: World):
     """Or the other tests would mean little: no adapter's logits are near the base's or another adapter's."""
     logits = [world.peft.logits(name, prompt_of(0, 9))[-1] for name in world.names[:-1]]
-    for place, one in enumerate(logits):
-        for other in logits[:place]:
+    for index, one in enumerate(logits):
+        for other in logits[:index]:
             assert (one - other).abs().max() > 0.1
 
 
@@ -183,9 +185,9 @@ def test_on_a_4_bit_base_the_same_bound_holds_for_the_float_kernel(llama: World)
     """`training=True` keeps bitsandbytes from its packed CPU kernel, which multiplies in bfloat16 and would differ
     from itself by more than this at another number of rows; what is left is float32 over the dequantised weights."""
     reference = Reference(load_base(llama.base, training=True, device="cpu").model, llama.adapters)
-    answers = run(load_base(llama.base, training=True, device="cpu"), llama, joining=True)
-    assert max(differences(answers, reference)) <= 1e-4
-    assert min(differences(answers, llama.peft)) > 1e-2, "4 bits are not the base's own weights"
+    sequences = run(load_base(llama.base, training=True, device="cpu"), llama, joining=True)
+    assert max(differences(sequences, reference)) <= 1e-4
+    assert min(differences(sequences, llama.peft)) > 1e-2, "4 bits are not the base's own weights"
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_peft(llama: World, tmp_path: Path):
@@ -209,7 +211,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_peft(llama: World, tmp_path: Pa
     assert torch.cat(ours).pow(2).mean().sqrt() <= 2 * torch.cat(pefts).pow(2).mean().sqrt()
 
 
-# Through the engine: what a request asks for is its own affair, whatever its neighbours ask for.
+# Through the engine: the parameters of a request do not affect its neighbours.
 
 
 @pytest.fixture
@@ -243,7 +245,7 @@ def about_equal(got: Completion, wanted: Completion) -> None:
 def test_every_request_keeps_its_own_settings(
     engine: BatchingEngine, sources: list[StoredLoraRequest | None]
 ):
-    plain = [answer(engine, request(prompt_of(place, 9), source)) for place, source in enumerate(sources)]
+    plain = [answer(engine, request(prompt_of(index, 9), source)) for index, source in enumerate(sources)]
     settings: list[dict[str, object]] = [
         {"n": 3, "temperature": 1.5, "seed": 11},
         {"logprobs": 4},
@@ -257,24 +259,24 @@ def test_every_request_keeps_its_own_settings(
         {"n": 2, "temperature": 1.0, "seed": 1, "repetition_penalty": 1.3, "logprobs": 1},
     ]
     batch = [
-        request(prompt_of(place, 9), source, **settings[place % len(settings)])
-        for place, source in enumerate(sources)
+        request(prompt_of(index, 9), source, **settings[index % len(settings)])
+        for index, source in enumerate(sources)
     ]
     singles = [engine.generate([one])[0] for one in batch]
-    together = engine.generate(batch)
-    for got, wanted in zip(together, singles, strict=True):
+    batched = engine.generate(batch)
+    for got, wanted in zip(batched, singles, strict=True):
         assert len(got) == len(wanted)
         for one, other in zip(got, wanted, strict=True):
             about_equal(one, other)
     # The settings did something.
-    assert [len(answers) for answers in together[:2]] == [3, 1]
-    assert len({one.token_ids for one in together[0]}) == 3
-    assert [together[place][0].finish_reason for place in (2, 3)] == ["stop", "stop"]
+    assert [len(answers) for answers in batched[:2]] == [3, 1]
+    assert len({one.token_ids for one in batched[0]}) == 3
+    assert [batched[index][0].finish_reason for index in (2, 3)] == ["stop", "stop"]
     assert (
-        together[3][0].token_ids == plain[3].token_ids[: plain[3].token_ids.index(plain[3].token_ids[5]) + 1]
+        batched[3][0].token_ids == plain[3].token_ids[: plain[3].token_ids.index(plain[3].token_ids[5]) + 1]
     )
-    assert together[7][0].token_ids != plain[7].token_ids
-    assert len(together[5][0].token_ids) == 20
+    assert batched[7][0].token_ids != plain[7].token_ids
+    assert len(batched[5][0].token_ids) == 20
 
 
 def test_the_same_seed_under_other_adapters_gives_other_answers(engine, sources):
@@ -283,13 +285,13 @@ def test_the_same_seed_under_other_adapters_gives_other_answers(engine, sources)
 
 
 def hits(engine: BatchingEngine, one: Request) -> int:
-    """How many tokens of a prompt were known already."""
-    before = engine.stats().prefix_hit_tokens
+    """How many tokens of a prompt were in the prefix cache."""
+    before = engine.stats().prefix_cache_hit_tokens
     tokens(engine, one)
-    return engine.stats().prefix_hit_tokens - before
+    return engine.stats().prefix_cache_hit_tokens - before
 
 
-def test_a_prompt_is_shared_under_one_adapter_only(engine: BatchingEngine, sources, llama: World):
+def test_a_prefix_is_shared_under_one_adapter_only(engine: BatchingEngine, sources, llama: World):
     prompt = prompt_of(1, 100)
     for source in sources[:3]:
         one = request(prompt, source)
@@ -301,7 +303,7 @@ def test_a_prompt_is_shared_under_one_adapter_only(engine: BatchingEngine, sourc
     assert hits(engine, request([*prompt[:70], *prompt_of(2, 30)], sources[1])) == 64
 
 
-def test_later_answers_to_a_prompt_share_what_the_first_has_read(engine: BatchingEngine, sources):
+def test_later_completions_of_a_prompt_share_the_prefill_of_the_first(engine: BatchingEngine, sources):
     many = engine.generate([request(prompt_of(3, 100), sources[1], n=4, temperature=1.0, seed=1)])[0]
-    assert engine.stats().prefix_hit_tokens == 3 * 96
+    assert engine.stats().prefix_cache_hit_tokens == 3 * 96
     assert many[0] == answer(engine, request(prompt_of(3, 100), sources[1], temperature=1.0, seed=1))

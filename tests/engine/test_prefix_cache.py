@@ -1,4 +1,4 @@
-"""Beginnings of prompts: the longest known one in whole blocks, of the same adapter only, and no more than allowed."""
+"""The prefix cache: the longest cached prefix in whole blocks, of the same adapter only, within its bound."""
 
 import torch
 from hypothesis import given, settings
@@ -6,92 +6,94 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from adapterhub.engine.kv.cache import KVCache, KVShape, KVSlot
-from adapterhub.engine.kv.prefix_cache import BLOCK, PrefixCache
+from adapterhub.engine.kv.prefix_cache import BLOCK_SIZE, PrefixCache
 
-SHAPE = KVShape(layers=2, heads=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
+SHAPE = KVShape(num_layers=2, num_kv_heads=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
 digests = st.sampled_from(["", "sha256:a", "sha256:b"])
-# A few tokens in few orders, so that prompts share beginnings of any length.
+# A few tokens in few orders, so that prompts share prefixes of any length.
 blocks = st.lists(st.sampled_from([1, 2]), max_size=5)
-prompts = st.builds(lambda kinds, rest: [kind for kind in kinds for _ in range(BLOCK)] + [3] * rest,
-                    blocks, st.integers(1, BLOCK + 1))  # fmt: skip
+prompts = st.builds(lambda kinds, rest: [kind for kind in kinds for _ in range(BLOCK_SIZE)] + [3] * rest,
+                    blocks, st.integers(1, BLOCK_SIZE + 1))  # fmt: skip
 
 
 def content(digest: str, prompt: list[int]) -> torch.Tensor:
     """Keys and values of a prompt: each token's depend on the adapter and all tokens up to it, as a model's do."""
     numbers = [float(hash((digest, tuple(prompt[: end + 1]))) % 9973) for end in range(len(prompt))]
-    tokens = torch.tensor(numbers)[:, None].expand(2, SHAPE.layers, SHAPE.heads, len(prompt), SHAPE.head_dim)
+    tokens = torch.tensor(numbers)[:, None].expand(
+        2, SHAPE.num_layers, SHAPE.num_kv_heads, len(prompt), SHAPE.head_dim
+    )
     return tokens.clone()
 
 
-def lane_with(digest: str, prompt: list[int]) -> KVSlot:
-    lane = KVCache(SHAPE, 4096).take(len(prompt))
-    assert lane
-    lane.write(0, content(digest, prompt))
-    return lane
+def slot_with(digest: str, prompt: list[int]) -> KVSlot:
+    slot = KVCache(SHAPE, 4096).allocate(len(prompt))
+    assert slot
+    slot.write(0, content(digest, prompt))
+    return slot
 
 
-def filled(cache: PrefixCache, digest: str, prompt: list[int]) -> int:
-    """How many tokens the cache knows; checks that they are the right ones."""
-    lane = KVCache(SHAPE, 4096).take(len(prompt))
-    assert lane
-    known = cache.fill(lane, digest, prompt)
-    assert lane.length == known
-    assert torch.equal(lane.read(0, known), content(digest, prompt)[:, :, :, :known])
-    return known
+def hit(cache: PrefixCache, digest: str, prompt: list[int]) -> int:
+    """How many tokens of a prompt are cached; checks that they are the right ones."""
+    slot = KVCache(SHAPE, 4096).allocate(len(prompt))
+    assert slot
+    cached = cache.load(slot, digest, prompt)
+    assert slot.length == cached
+    assert torch.equal(slot.read(0, cached), content(digest, prompt)[:, :, :, :cached])
+    return cached
 
 
 def cache_of(max_blocks: int) -> PrefixCache:
-    return PrefixCache(KVCache(SHAPE, 4096), max_blocks * BLOCK)
+    return PrefixCache(KVCache(SHAPE, 4096), max_blocks * BLOCK_SIZE)
 
 
 def common(one: list[int], other: list[int]) -> int:
-    """Tokens of the longest common beginning, in whole blocks, without the last token of `one`."""
+    """Tokens of the longest common prefix, in whole blocks, without the last token of `one`."""
     same = 0
     for a, b in zip(one[:-1], other, strict=False):
         if a != b:
             break
         same += 1
-    return same // BLOCK * BLOCK
+    return same // BLOCK_SIZE * BLOCK_SIZE
 
 
 @given(st.lists(st.tuples(digests, prompts), max_size=8), digests, prompts)
-def test_the_longest_common_beginning_of_the_same_adapter(
-    kept: list[tuple[str, list[int]]], digest: str, prompt: list[int]
+def test_the_longest_common_prefix_of_the_same_adapter(
+    stored: list[tuple[str, list[int]]], digest: str, prompt: list[int]
 ):
     cache = cache_of(1000)
-    for own, one in kept:
-        cache.keep(lane_with(own, one), own, one)
-    wanted = max((common(prompt, one) for own, one in kept if own == digest), default=0)
-    assert filled(cache, digest, prompt) == wanted
-    assert cache.hit_tokens == wanted
+    for other, one in stored:
+        cache.store(slot_with(other, one), other, one)
+    expected = max((common(prompt, one) for other, one in stored if other == digest), default=0)
+    assert hit(cache, digest, prompt) == expected
+    assert cache.hit_tokens == expected
 
 
 def test_the_last_token_is_always_computed():
-    cache, prompt = cache_of(10), [5] * (2 * BLOCK)
-    cache.keep(lane_with("a", prompt), "a", prompt)
-    assert filled(cache, "a", prompt) == BLOCK
-    assert filled(cache, "a", [*prompt, 5]) == 2 * BLOCK
+    cache, prompt = cache_of(10), [5] * (2 * BLOCK_SIZE)
+    cache.store(slot_with("a", prompt), "a", prompt)
+    assert hit(cache, "a", prompt) == BLOCK_SIZE
+    assert hit(cache, "a", [*prompt, 5]) == 2 * BLOCK_SIZE
 
 
-def test_nothing_is_kept_where_nothing_may_be():
+def test_a_cache_of_no_tokens_is_off():
     cache = cache_of(0)
-    cache.keep(lane_with("a", [5] * 100), "a", [5] * 100)
-    assert (cache.tokens, cache.bytes, filled(cache, "a", [5] * 100)) == (0, 0, 0)
+    cache.store(slot_with("a", [5] * 100), "a", [5] * 100)
+    assert (cache.num_tokens, cache.bytes, hit(cache, "a", [5] * 100)) == (0, 0, 0)
 
 
-def test_the_least_recently_used_beginning_goes_first_and_from_its_end():
-    cache, old, new = cache_of(4), [1] * (2 * BLOCK + 1), [2] * (2 * BLOCK + 1)
-    cache.keep(lane_with("a", old), "a", old)
-    cache.keep(lane_with("a", new), "a", new)
-    assert filled(cache, "a", old) == 2 * BLOCK  # used again
-    cache.keep(lane_with("a", [3] * BLOCK), "a", [3] * BLOCK)
-    assert (filled(cache, "a", old), filled(cache, "a", new)) == (2 * BLOCK, BLOCK)
+def test_the_least_recently_used_prefix_is_evicted_from_its_end():
+    cache, old, new = cache_of(4), [1] * (2 * BLOCK_SIZE + 1), [2] * (2 * BLOCK_SIZE + 1)
+    cache.store(slot_with("a", old), "a", old)
+    cache.store(slot_with("a", new), "a", new)
+    assert hit(cache, "a", old) == 2 * BLOCK_SIZE  # used again
+    cache.store(slot_with("a", [3] * BLOCK_SIZE), "a", [3] * BLOCK_SIZE)
+    assert (hit(cache, "a", old), hit(cache, "a", new)) == (2 * BLOCK_SIZE, BLOCK_SIZE)
 
 
-def test_a_prompt_longer_than_the_cache_keeps_its_beginning():
-    cache, prompt = cache_of(3), [1] * (5 * BLOCK + 1)
-    cache.keep(lane_with("a", prompt), "a", prompt)
-    assert filled(cache, "a", prompt) == 3 * BLOCK
+def test_of_a_prompt_longer_than_the_cache_a_prefix_is_stored():
+    cache, prompt = cache_of(3), [1] * (5 * BLOCK_SIZE + 1)
+    cache.store(slot_with("a", prompt), "a", prompt)
+    assert hit(cache, "a", prompt) == 3 * BLOCK_SIZE
 
 
 class Prefixes(RuleBasedStateMachine):
@@ -104,33 +106,35 @@ class Prefixes(RuleBasedStateMachine):
         self.cache = cache_of(self.BLOCKS)
 
     @rule(digest=digests, prompt=prompts)
-    def keep(self, digest: str, prompt: list[int]) -> None:
-        self.cache.keep(lane_with(digest, prompt), digest, prompt)
-        # What has just been kept is there, as far as it fits.
-        assert filled(self.cache, digest, [*prompt, 0]) >= min(len(prompt) // BLOCK, self.BLOCKS) * BLOCK
+    def store(self, digest: str, prompt: list[int]) -> None:
+        self.cache.store(slot_with(digest, prompt), digest, prompt)
+        # What has just been stored is there, as far as it fits.
+        assert (
+            hit(self.cache, digest, [*prompt, 0]) >= min(len(prompt) // BLOCK_SIZE, self.BLOCKS) * BLOCK_SIZE
+        )
 
     @rule(digest=digests, prompt=prompts)
-    def fill(self, digest: str, prompt: list[int]) -> None:
-        assert filled(self.cache, digest, prompt) % BLOCK == 0
+    def load(self, digest: str, prompt: list[int]) -> None:
+        assert hit(self.cache, digest, prompt) % BLOCK_SIZE == 0
 
     @rule(digest=digests, prompt=prompts)
-    def forget(self, digest: str, prompt: list[int]) -> None:
-        self.cache.forget(digest)
-        assert filled(self.cache, digest, prompt) == 0
+    def remove(self, digest: str, prompt: list[int]) -> None:
+        self.cache.remove(digest)
+        assert hit(self.cache, digest, prompt) == 0
 
     @invariant()
     def it_is_bounded(self) -> None:
-        assert self.cache.tokens <= self.BLOCKS * BLOCK
-        assert self.cache.bytes == self.cache.tokens * SHAPE.bytes_per_token
+        assert self.cache.num_tokens <= self.BLOCKS * BLOCK_SIZE
+        assert self.cache.bytes == self.cache.num_tokens * SHAPE.bytes_per_token
 
     @invariant()
-    def every_block_follows_one_that_is_there(self) -> None:
+    def every_block_has_its_parent(self) -> None:
         blocks = list(self.cache._blocks.values())
-        numbers = {block.number: block for block in blocks}
-        assert self.cache._numbers == numbers
-        assert all(block.key[0] == 0 or block.key[0] in numbers for block in blocks)
+        by_id = {block.block_id: block for block in blocks}
+        assert self.cache._by_id == by_id
+        assert all(block.key[0] == 0 or block.key[0] in by_id for block in blocks)
         assert all(
-            block.children == sum(other.key[0] == block.number for other in blocks) for block in blocks
+            block.num_children == sum(other.key[0] == block.block_id for other in blocks) for block in blocks
         )
 
 

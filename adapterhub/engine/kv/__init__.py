@@ -1,1 +1,1 @@
-"""Keys and values: slots, prefix cache, attention over a packed step."""
+"""The KV cache: slots of running sequences, cached prefixes of prompts, and attention over both."""

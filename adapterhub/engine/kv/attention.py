@@ -1,10 +1,12 @@
-"""Attention for a step of many answers, called by transformers' models in place of their own.
+"""Attention over a packed step of many sequences, called by transformers' models in place of their own.
 
-A step's tokens come packed: (1, tokens) ids, first to last answer, most of them one token long and some a part of a
-prompt. Everything but attention treats tokens alone, so this is the only place that knows which answer a token is
-of. Answers that decode are taken together, one call for each pool of lanes; parts of prompts one by one.
+The tokens of a step are packed: ids of shape (1, tokens), sequence after sequence, most of them one token long (decode)
+and some a chunk of a prompt (prefill). All other layers treat tokens alike, so only this module knows which sequence a
+token belongs to. Sequences that decode are computed together, one call for each pool of KV slots; prefill chunks are
+computed one by one.
 
-It plugs into transformers' `AttentionInterface`, which hands the step through the model as a keyword argument.
+It plugs into transformers' `AttentionInterface`, which passes the `AttentionMetadata` through the model as a keyword
+argument.
 """
 
 from __future__ import annotations
@@ -20,48 +22,51 @@ from transformers import AttentionInterface
 from adapterhub.engine.kv.cache import KVSlot, KVSlotPool
 from adapterhub.errors import EngineError
 
-NAME = "adapterhub_lanes"
+NAME = "adapterhub_packed"
 
 
 @dataclass(frozen=True)
 class QuerySpan:
-    """The tokens of one answer in a step.
+    """The tokens of one sequence in a step.
 
     Attributes:
-        lane: Where its keys and values are.
-        start: Its first token's place among the step's tokens.
+        kv_slot: Its keys and values; the length is that before the step.
+        start: Index of its first token among the tokens of the step.
         count: Number of tokens.
     """
 
-    lane: KVSlot
+    kv_slot: KVSlot
     start: int
     count: int
 
 
 class AttentionMetadata:
-    """Whose tokens a step has, and where their keys and values go.
+    """Which sequence each token of a step belongs to, and where its keys and values are.
 
     Args:
-        spans: The answers' tokens; their lanes' lengths are those before the step.
-        device: Where the tokens are.
-        dtype: Of the keys and values.
+        spans: The tokens of each sequence.
+        device: The device of the tokens.
+        dtype: The dtype of keys and values.
+
+    Attributes:
+        computed_layers: Indices of the layers whose attention was computed here.
     """
 
     def __init__(self, spans: Sequence[QuerySpan], device: torch.device, dtype: torch.dtype) -> None:
-        pools: dict[KVSlotPool, list[QuerySpan]] = {}
+        decoding: dict[KVSlotPool, list[QuerySpan]] = {}
         for span in spans:
             if span.count == 1:
-                pools.setdefault(span.lane.pool, []).append(span)
-        self.parts: list[_Decoding | _Prompt] = [
-            _Decoding(pool, own, device, dtype) for pool, own in pools.items()
+                decoding.setdefault(span.kv_slot.pool, []).append(span)
+        self.groups: list[_DecodeBatch | _PrefillChunk] = [
+            _DecodeBatch(pool, of_pool, device, dtype) for pool, of_pool in decoding.items()
         ]
-        self.parts += [_Prompt(span, device, dtype) for span in spans if span.count > 1]
-        self.layers: set[int] = set()  # those whose attention was computed
+        self.groups += [_PrefillChunk(span, device, dtype) for span in spans if span.count > 1]
+        self.computed_layers: set[int] = set()
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What one layer asks: packed tensors of shape (tokens, heads, head_dim), and where the result goes."""
+class _AttentionCall:
+    """The inputs of one layer, packed tensors of shape (tokens, heads, head_dim), and where its output goes."""
 
     layer: int
     q: torch.Tensor
@@ -72,110 +77,114 @@ class _Call:
     window: int | None
 
 
-class _Decoding:
-    """Answers of one pool that get one token each."""
+class _DecodeBatch:
+    """Sequences of one pool that compute one token each."""
 
     def __init__(
         self, pool: KVSlotPool, spans: Sequence[QuerySpan], device: torch.device, dtype: torch.dtype
     ) -> None:
         self._pool, self._device, self._dtype = pool, device, dtype
-        spans = sorted(spans, key=lambda span: span.lane.index)
-        self._used = spans[-1].lane.index + 1
-        self._lengths = [0] * self._used  # of lanes that get no token: they are computed along, and left out
+        spans = sorted(spans, key=lambda span: span.kv_slot.index)
+        self._num_slots = spans[-1].kv_slot.index + 1
+        # Slots without a token in this step are computed along, as if empty, and their output is left out.
+        self._lengths = [0] * self._num_slots
         for span in spans:
-            self._lengths[span.lane.index] = span.lane.length
+            self._lengths[span.kv_slot.index] = span.kv_slot.length
         self._width = max(self._lengths) + 1
-        self._all = len(spans) == self._used
-        self._lanes = torch.tensor([span.lane.index for span in spans], device=device)
-        self._places = torch.tensor([span.lane.length for span in spans], device=device)
+        self._all_slots = len(spans) == self._num_slots
+        self._slot_indices = torch.tensor([span.kv_slot.index for span in spans], device=device)
+        self._positions = torch.tensor([span.kv_slot.length for span in spans], device=device)
         starts = [span.start for span in spans]
-        # Most steps have one pool, its lanes in order: then nothing has to be picked out or put back.
-        self._in_order = self._all and starts == list(range(starts[0], starts[0] + len(starts)))
-        self._range = slice(starts[0], starts[0] + len(starts))
-        self._own = torch.tensor(starts, device=device)
-        of_lane = dict.fromkeys(range(self._used), starts[0])
-        of_lane.update((span.lane.index, span.start) for span in spans)
-        self._tokens = torch.tensor(list(of_lane.values()), device=device)
+        # Most steps have one pool with its slots in order: then nothing has to be gathered or scattered.
+        self._in_order = self._all_slots and starts == list(range(starts[0], starts[0] + len(starts)))
+        self._token_range = slice(starts[0], starts[0] + len(starts))
+        self._token_indices = torch.tensor(starts, device=device)
+        token_of_slot = dict.fromkeys(range(self._num_slots), starts[0])
+        token_of_slot.update((span.kv_slot.index, span.start) for span in spans)
+        self._token_of_slot = torch.tensor(list(token_of_slot.values()), device=device)
         self._masks: dict[int | None, torch.Tensor] = {}
 
-    def attend(self, call: _Call) -> None:
+    def attend(self, call: _AttentionCall) -> None:
         keys, values = self._pool.keys[call.layer], self._pool.values[call.layer]
-        keys[self._lanes, :, self._places] = self._pick(call.k, self._own)
-        values[self._lanes, :, self._places] = self._pick(call.v, self._own)
-        # Query heads that share a key head stand where further query tokens would: with one token each, and so one
-        # mask, that is the same sum, and no key is repeated.
-        grouped = self._pick(call.q, self._tokens).reshape(self._used, keys.shape[1], -1, keys.shape[-1])
+        keys[self._slot_indices, :, self._positions] = self._select(call.k, self._token_indices)
+        values[self._slot_indices, :, self._positions] = self._select(call.v, self._token_indices)
+        # Query heads that share a key head take the dimension of query tokens: with one token for each sequence, and
+        # so one mask, the result is the same, and no key is repeated.
+        queries = self._select(call.q, self._token_of_slot)
+        grouped = queries.reshape(self._num_slots, keys.shape[1], -1, keys.shape[-1])
         attended = scaled_dot_product_attention(
             grouped,
-            keys[: self._used, :, : self._width],
-            values[: self._used, :, : self._width],
+            keys[: self._num_slots, :, : self._width],
+            values[: self._num_slots, :, : self._width],
             attn_mask=self._mask(call.window),
             scale=call.scale,
-        ).reshape(self._used, -1, keys.shape[-1])
+        ).reshape(self._num_slots, -1, keys.shape[-1])
         if self._in_order:
-            call.out[self._range] = attended
+            call.out[self._token_range] = attended
         else:
-            call.out.index_copy_(
-                0, self._own, attended if self._all else attended.index_select(0, self._lanes)
-            )
+            if not self._all_slots:
+                attended = attended.index_select(0, self._slot_indices)
+            call.out.index_copy_(0, self._token_indices, attended)
 
-    def _pick(self, tensor: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return tensor[self._range] if self._in_order else tensor.index_select(0, tokens)
+    def _select(self, tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        return tensor[self._token_range] if self._in_order else tensor.index_select(0, indices)
 
     def _mask(self, window: int | None) -> torch.Tensor:
-        """Zero where a lane's token may look and minus infinity elsewhere, shape (lanes, 1, 1, width)."""
+        """Zero where the token of a slot may look and minus infinity elsewhere, shape (slots, 1, 1, width)."""
         if window not in self._masks:
-            places = torch.arange(self._width, device=self._device)
+            positions = torch.arange(self._width, device=self._device)
             lengths = torch.tensor(self._lengths, device=self._device)[:, None]
-            hidden = places > lengths
+            masked = positions > lengths
             if window is not None:
-                hidden |= places <= lengths - window
-            self._masks[window] = _additive(hidden, self._dtype)[:, None, None]
+                masked |= positions <= lengths - window
+            self._masks[window] = _additive_mask(masked, self._dtype)[:, None, None]
         return self._masks[window]
 
 
-class _Prompt:
-    """Several tokens of one answer."""
+class _PrefillChunk:
+    """Several tokens of the prompt of one sequence."""
 
     def __init__(self, span: QuerySpan, device: torch.device, dtype: torch.dtype) -> None:
-        self._lane, self._start, self._count = span.lane, span.start, span.count
-        self._past = span.lane.length
+        self._slot = span.kv_slot
+        self._tokens = slice(span.start, span.start + span.count)
+        self._past = span.kv_slot.length
+        self._end = self._past + span.count
         self._device, self._dtype = device, dtype
         self._masks: dict[int | None, torch.Tensor] = {}
 
-    def attend(self, call: _Call) -> None:
-        own, end = slice(self._start, self._start + self._count), self._past + self._count
-        keys = self._lane.pool.keys[call.layer][self._lane.index]
-        values = self._lane.pool.values[call.layer][self._lane.index]
-        keys[:, self._past : end] = call.k[own].transpose(0, 1)
-        values[:, self._past : end] = call.v[own].transpose(0, 1)
-        whole = self._past == 0 and (call.window is None or call.window >= end)
+    def attend(self, call: _AttentionCall) -> None:
+        keys = self._slot.pool.keys[call.layer][self._slot.index]
+        values = self._slot.pool.values[call.layer][self._slot.index]
+        keys[:, self._past : self._end] = call.k[self._tokens].transpose(0, 1)
+        values[:, self._past : self._end] = call.v[self._tokens].transpose(0, 1)
+        # Without earlier tokens or a window that matters, PyTorch's own causal mask is enough.
+        is_causal = self._past == 0 and (call.window is None or call.window >= self._end)
         attended = scaled_dot_product_attention(
-            call.q[own].transpose(0, 1)[None],
-            keys[None, :, :end],
-            values[None, :, :end],
-            attn_mask=None if whole else self._mask(call.window),
-            is_causal=whole,
+            call.q[self._tokens].transpose(0, 1)[None],
+            keys[None, :, : self._end],
+            values[None, :, : self._end],
+            attn_mask=None if is_causal else self._mask(call.window),
+            is_causal=is_causal,
             scale=call.scale,
             enable_gqa=call.q.shape[1] != keys.shape[0],
         )
-        call.out[own] = attended[0].transpose(0, 1)
+        call.out[self._tokens] = attended[0].transpose(0, 1)
 
     def _mask(self, window: int | None) -> torch.Tensor:
-        """Zero where a token may look and minus infinity elsewhere, shape (tokens, past and tokens)."""
+        """Zero where a token may look and minus infinity elsewhere, shape (chunk, earlier tokens and chunk)."""
         if window not in self._masks:
-            places = torch.arange(self._past + self._count, device=self._device)
-            own = places[self._past :, None]
-            hidden = places > own
+            positions = torch.arange(self._end, device=self._device)
+            queries = positions[self._past :, None]
+            masked = positions > queries
             if window is not None:
-                hidden |= places <= own - window
-            self._masks[window] = _additive(hidden, self._dtype)
+                masked |= positions <= queries - window
+            self._masks[window] = _additive_mask(masked, self._dtype)
         return self._masks[window]
 
 
-def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask to be added to scores: minus infinity where something is hidden, else zero."""
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+def _additive_mask(masked: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask to add to scores: minus infinity where `masked`, else zero."""
+    return torch.zeros(masked.shape, dtype=dtype, device=masked.device).masked_fill_(masked, -torch.inf)
 
 
 def attend(
@@ -192,45 +201,45 @@ def attend(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer over a packed step, in the form that transformers' models call.
+    """Attention of one layer over a packed step; an attention function of transformers' `AttentionInterface`.
 
     Args:
-        module: The attention layer; its `layer_idx` says which.
-        query: Shape (1, heads, tokens, head_dim); `key` and `value` the same with the key heads.
-        key: See `query`.
-        value: See `query`.
-        attention_mask: Not used: a lane knows what its answer may look at.
-        scaling: Of the scores; one over the root of head_dim if not given.
-        sliding_window: How many tokens back a token looks, itself included; None for all.
-        attn_metadata: The step.
-        softcap: Refused; see Raises.
-        s_aux: Refused; see Raises.
+        module: The attention layer; its `layer_idx` is its index.
+        query: Shape (1, heads, tokens, head_dim).
+        key: Shape (1, kv_heads, tokens, head_dim).
+        value: Shape (1, kv_heads, tokens, head_dim).
+        attention_mask: Not used; `attn_metadata` has what masks are made of.
+        scaling: Factor of the scores; `head_dim ** -0.5` if not given.
+        sliding_window: How many tokens a token attends to, itself included; None for all.
+        attn_metadata: The sequences of the step.
+        softcap: Not supported; see Raises.
+        s_aux: Attention sinks; not supported, see Raises.
 
     Returns:
         Shape (1, tokens, heads, head_dim), and None for the attention weights.
 
     Raises:
-        EngineError: The model needs a kind of attention that this engine has not, or it was called without a step.
+        EngineError: The model soft-caps its scores or has attention sinks, or it was called without metadata.
     """
     if attn_metadata is None or softcap is not None or s_aux is not None:
         raise EngineError(
-            "The base's attention cannot be computed by this engine: it caps its scores or has sink tokens."
+            "The base's attention cannot be computed by this engine: it soft-caps its scores or has attention sinks."
             if attn_metadata
             else "The base was called outside its engine, which owns it."
         )
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    attn_metadata.layers.add(layer)
+    attn_metadata.computed_layers.add(layer)
     out = q.new_empty(q.shape)
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    call = _Call(layer, q, k, v, out, scale, sliding_window)
-    for part in attn_metadata.parts:
-        part.attend(call)
+    call = _AttentionCall(layer, q, k, v, out, scale, sliding_window)
+    for group in attn_metadata.groups:
+        group.attend(call)
     return out[None], None
 
 
 def use_packed_attention(model: Any) -> None:
-    """Makes a transformers model compute its attention here.
+    """Replaces the attention of a transformers model by `attend`.
 
     Raises:
         EngineError: The model's attention cannot be replaced.

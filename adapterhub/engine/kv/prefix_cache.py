@@ -1,8 +1,10 @@
-"""Keys and values of prompts' beginnings, so that what many prompts share is computed once.
+"""The prefix cache: keys and values of prompts, so that a prefix which many prompts share is computed once.
 
-Prompts are cut into blocks of a fixed number of tokens. A block is known by the adapter's digest, the block before it
-and its own tokens, compared in full: the same text under two adapters shares nothing, and there are no collisions.
-A hit is copied into the answer's lane, so an answer never depends on what is kept or dropped here.
+Prompts are cut into blocks of `BLOCK_SIZE` tokens. The key of a block is the digest of the adapter, the block before it
+and its own tokens, compared in full: the same text under two adapters shares nothing, and no hash can collide. A hit
+is copied into the slot of the sequence, so evicting a block never affects a running sequence.
+
+Not thread-safe: the thread that steps uses it. Any thread may read `num_tokens` and `hit_tokens`.
 """
 
 from __future__ import annotations
@@ -15,113 +17,116 @@ import torch
 
 from adapterhub.engine.kv.cache import KVCache, KVSlot
 
-BLOCK = 32
+BLOCK_SIZE = 32
+
+_BlockKey = tuple[int, str, tuple[int, ...]]  # id of the parent block (0: none), digest, tokens
 
 
 @dataclass(eq=False)
 class _Block:
-    key: tuple[int, str, tuple[int, ...]]
-    number: int
-    memory: torch.Tensor
-    children: int = 0
+    key: _BlockKey
+    block_id: int
+    tokens: torch.Tensor  # keys and values, as `KVSlot.read` returns them
+    num_children: int = 0
 
 
 class PrefixCache:
-    """Blocks of prompts, the least recently used ones dropped first.
+    """Blocks of prompts; the least recently used leaf is evicted first.
 
     Args:
-        cache: Where the lanes are.
-        max_tokens: How many tokens to keep; 0 keeps none.
+        cache: The KV cache that the slots belong to.
+        max_tokens: Maximum number of tokens to cache; 0 turns it off.
     """
 
     def __init__(self, cache: KVCache, max_tokens: int) -> None:
         self._cache = cache
-        self._max_blocks = max_tokens // BLOCK
-        self._blocks: OrderedDict[tuple[int, str, tuple[int, ...]], _Block] = OrderedDict()
-        self._numbers: dict[int, _Block] = {}
-        self._next = 1
+        self._max_blocks = max_tokens // BLOCK_SIZE
+        self._blocks: OrderedDict[_BlockKey, _Block] = OrderedDict()  # least recently used first
+        self._by_id: dict[int, _Block] = {}
+        self._next_id = 1
         self.hit_tokens = 0
 
     @property
-    def tokens(self) -> int:
-        """How many tokens are kept."""
-        return len(self._blocks) * BLOCK
+    def num_tokens(self) -> int:
+        """Number of cached tokens."""
+        return len(self._blocks) * BLOCK_SIZE
 
     @property
     def bytes(self) -> int:
-        """What they take."""
-        return self.tokens * self._cache.shape.bytes_per_token
+        """Bytes of all cached tokens."""
+        return self.num_tokens * self._cache.shape.bytes_per_token
 
-    def fill(self, lane: KVSlot, digest: str, prompt: Sequence[int]) -> int:
-        """Copies the longest known beginning of a prompt into an empty lane.
+    def load(self, slot: KVSlot, digest: str, prompt: Sequence[int]) -> int:
+        """Copies the longest cached prefix of a prompt into an empty slot.
 
-        At least one token of the prompt is left to be computed, since its logits are wanted.
+        The last token of the prompt is always left to compute, since its logits are needed.
+
+        Args:
+            slot: Where to copy to.
+            digest: The digest of the adapter; empty for the base without one.
+            prompt: Token ids.
 
         Returns:
-            How many tokens were copied.
+            Number of tokens copied.
         """
-        for start, key in self._keys(digest, prompt[:-1]):
+        for start, key in self._block_keys(digest, prompt[:-1]):
             block = self._blocks.get(key)
             if block is None:
                 break
             self._blocks.move_to_end(key)
-            lane.write(start, block.memory)
-        self.hit_tokens += lane.length
-        return lane.length
+            slot.write(start, block.tokens)
+        self.hit_tokens += slot.length
+        return slot.length
 
-    def keep(self, lane: KVSlot, digest: str, prompt: Sequence[int]) -> None:
-        """Keeps a prompt that a lane holds."""
+    def store(self, slot: KVSlot, digest: str, prompt: Sequence[int]) -> None:
+        """Caches the blocks of a prompt whose keys and values are in a slot; arguments as in `load`."""
         parent: _Block | None = None
-        for start, key in self._keys(digest, prompt):
+        for start, key in self._block_keys(digest, prompt):
             block = self._blocks.get(key)
             if block is None:
-                if not self._make_room(parent):
+                if not self._evict(parent):
                     return
-                block = self._add(key, lane.read(start, start + BLOCK), parent)
+                block = self._insert(key, slot.read(start, start + BLOCK_SIZE), parent)
             self._blocks.move_to_end(key)
             parent = block
 
-    def forget(self, digest: str) -> None:
-        """Drops an adapter's blocks."""
+    def remove(self, digest: str) -> None:
+        """Removes the blocks of an adapter."""
         for key in [key for key in self._blocks if key[1] == digest]:
-            del self._numbers[self._blocks.pop(key).number]
+            del self._by_id[self._blocks.pop(key).block_id]
 
     def clear(self) -> None:
-        """Drops everything."""
+        """Removes all blocks."""
         self._blocks.clear()
-        self._numbers.clear()
+        self._by_id.clear()
 
-    def _keys(
-        self, digest: str, prompt: Sequence[int]
-    ) -> Iterator[tuple[int, tuple[int, str, tuple[int, ...]]]]:
-        """Where each whole block starts, and its key; the block before it must be known by then."""
-        parent = 0
-        for start in range(0, len(prompt) - BLOCK + 1, BLOCK):
-            key = (parent, digest, tuple(prompt[start : start + BLOCK]))
+    def _block_keys(self, digest: str, prompt: Sequence[int]) -> Iterator[tuple[int, _BlockKey]]:
+        """The position and key of each whole block; ends where the caller leaves one out of the cache."""
+        parent_id = 0
+        for start in range(0, len(prompt) - BLOCK_SIZE + 1, BLOCK_SIZE):
+            key = (parent_id, digest, tuple(prompt[start : start + BLOCK_SIZE]))
             yield start, key
             block = self._blocks.get(key)
             if block is None:
                 return
-            parent = block.number
+            parent_id = block.block_id
 
-    def _add(
-        self, key: tuple[int, str, tuple[int, ...]], memory: torch.Tensor, parent: _Block | None
-    ) -> _Block:
-        block = self._blocks[key] = _Block(key, self._next, memory)
-        self._numbers[block.number] = block
-        self._next += 1
+    def _insert(self, key: _BlockKey, tokens: torch.Tensor, parent: _Block | None) -> _Block:
+        block = self._blocks[key] = _Block(key, self._next_id, tokens)
+        self._by_id[block.block_id] = block
+        self._next_id += 1
         if parent:
-            parent.children += 1
+            parent.num_children += 1
         return block
 
-    def _make_room(self, parent: _Block | None) -> bool:
-        """Drops blocks that none follows until there is room for one more; never the one it is to follow."""
+    def _evict(self, parent: _Block | None) -> bool:
+        """Evicts leaves until one more block fits; never `parent`, which the new block follows."""
         while len(self._blocks) >= self._max_blocks:
-            oldest = next((b for b in self._blocks.values() if not b.children and b is not parent), None)
-            if oldest is None:
+            leaf = next((b for b in self._blocks.values() if not b.num_children and b is not parent), None)
+            if leaf is None:
                 return False
-            del self._blocks[oldest.key], self._numbers[oldest.number]
-            before = self._numbers.get(oldest.key[0])
+            del self._blocks[leaf.key], self._by_id[leaf.block_id]
+            before = self._by_id.get(leaf.key[0])
             if before:
-                before.children -= 1
+                before.num_children -= 1
         return True

@@ -1,1 +1,1 @@
-"""Which sequences run, and who runs the steps."""
+"""Which sequences run in a step, where their adapters are, and which thread runs the step."""

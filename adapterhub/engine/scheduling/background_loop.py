@@ -1,4 +1,4 @@
-"""A thread that runs the engine's steps for callers that cannot block, and only while there are any."""
+"""A thread that runs the engine's steps for callers that cannot block, while there are any."""
 
 from __future__ import annotations
 
@@ -7,60 +7,62 @@ import threading
 from collections.abc import Iterable
 
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
-from adapterhub.engine.scheduling.sequence import OutputQueue
+from adapterhub.engine.scheduling.output_queue import OutputQueue
 
 IDLE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
 class BackgroundLoop:
-    """Starts the thread when a ticket is to be served; it ends by itself after some idle seconds.
+    """Starts a thread when there are sequences to run; it ends by itself after `IDLE_SECONDS` without any.
+
+    Any thread may call its methods.
 
     Args:
-        turns: Whose steps it runs.
+        stepping: Whose steps it runs, as a leader among others.
     """
 
-    def __init__(self, turns: LeaderFollower) -> None:
-        self._turns = turns
+    def __init__(self, stepping: LeaderFollower) -> None:
+        self._stepping = stepping
         self._waiter = Waiter()
-        self._news = threading.Condition()
+        self._condition = threading.Condition()  # its lock is reentrant
         self._open: set[OutputQueue] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def serve(self, tickets: Iterable[OutputQueue]) -> None:
-        """Runs steps until these answers have ended."""
-        with self._news:
-            self._open.update(tickets)
+    def run(self, outputs: Iterable[OutputQueue]) -> None:
+        """Has steps run until these sequences have finished or are aborted; does not block."""
+        with self._condition:
+            self._open.update(outputs)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="adapterhub-steps", daemon=True)
+                self._thread = threading.Thread(target=self._loop, name="adapterhub-steps", daemon=True)
                 self._thread.start()
-            self._news.notify()
+            self._condition.notify()
 
     def close(self) -> None:
-        """Ends the thread; every answer must have ended."""
-        with self._news:
+        """Ends the thread; every sequence must have finished."""
+        with self._condition:
             self._closed = True
             thread = self._thread
-            self._news.notify()
+            self._condition.notify()
         self._waiter.wake()
         if thread:
             thread.join()
 
-    def _run(self) -> None:
+    def _loop(self) -> None:
         while True:
             try:
-                self._turns.until(self._is_idle, self._waiter)
+                self._stepping.run_until(self._is_idle, self._waiter)
             except Exception:  # noqa: BLE001  the thread serves others too
-                _log.exception("A step of the engine failed; its answers have ended with an error.")
-            with self._news:
+                _log.exception("A step of the engine failed; its sequences have ended with an error.")
+            with self._condition:
                 if self._is_idle() and not self._closed:
-                    self._news.wait(IDLE_SECONDS)
+                    self._condition.wait(IDLE_SECONDS)
                 if self._is_idle():
                     self._thread = None
                     return
 
     def _is_idle(self) -> bool:
-        with self._news:  # a condition's lock may be taken again by the thread that holds it
-            self._open = {ticket for ticket in self._open if ticket.open}
+        with self._condition:
+            self._open = {output for output in self._open if output.is_open}
             return not self._open

@@ -1,4 +1,4 @@
-"""Adapters in host memory, read from disk in the background as soon as a request for them is queued."""
+"""Adapters in host memory, read from disk in the background as soon as a request for them waits."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from adapterhub.lora.delta import LoraDelta
 
 Deltas = Mapping[str, LoraDelta]
 K = TypeVar("K")
-REMEMBERED_LOADS = 1000
+MAX_LOAD_TIMES = 1000
 
 
 class CpuAdapterCache(Generic[K]):
-    """The adapters between disk and slots.
+    """The tier between disk and LoRA slots; the least recently used adapter is evicted.
+
+    Not thread-safe: the thread that steps calls its methods. Adapters are read in one thread of its own. Any thread may
+    read `num_adapters`, `bytes`, `load_seconds` and `evictions`.
 
     Args:
-        load: Reads an adapter.
-        key: Identifies it.
-        max_adapters: How many stay; the least recently used one goes.
-        max_bytes: How much memory they may take together. One that is larger than that by itself still loads.
+        load: Reads an adapter; called in the loading thread.
+        key: The identity of an adapter.
+        max_adapters: Maximum number of adapters.
+        max_bytes: Maximum bytes of all adapters. One that is larger than that by itself is still loaded.
     """
 
     def __init__(
@@ -31,38 +34,39 @@ class CpuAdapterCache(Generic[K]):
     ) -> None:
         self._load, self._key = load, key
         self._max_adapters, self._max_bytes = max_adapters, max_bytes
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapterhub-load")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="adapterhub-load")
         self._entries: OrderedDict[str, Future[Deltas]] = OrderedDict()  # least recently used first
-        self._news = threading.Condition()
-        self.load_seconds: deque[float] = deque(maxlen=REMEMBERED_LOADS)
+        self._loaded = threading.Condition()
+        self.load_seconds: deque[float] = deque(maxlen=MAX_LOAD_TIMES)
         self.evictions = 0
 
     @property
-    def adapters(self) -> int:
-        """How many are here or on their way."""
+    def num_adapters(self) -> int:
+        """Number of adapters that are loaded or being loaded."""
         return len(self._entries)
 
     @property
     def bytes(self) -> int:
-        """What those that are here take."""
+        """Bytes of the loaded adapters."""
         return sum(_size(future.result()) for future in list(self._entries.values()) if _is_loaded(future))
 
-    def prefetch(self, adapter: K, *, keep: Collection[str] = ()) -> None:
-        """Begins to read an adapter, unless it is here or on its way; `keep` is as in `take`."""
+    def prefetch(self, adapter: K, *, protected: Collection[str] = ()) -> None:
+        """Starts to load an adapter unless it is loaded or being loaded; `protected` is as in `get`."""
         key = self._key(adapter)
         if key not in self._entries:
-            self._entries[key] = self._reader.submit(self._timed, adapter)
-            self._evict({key, *keep})  # what was read ahead and never taken goes too
+            self._entries[key] = self._executor.submit(self._timed_load, adapter)
+            # Here too: an adapter whose requests were aborted is never asked for with `get`.
+            self._evict({key, *protected})
 
-    def take(self, adapter: K, *, keep: Collection[str] = ()) -> Deltas | None:
-        """An adapter's changes; None unless it has been read.
+    def get(self, adapter: K, *, protected: Collection[str] = ()) -> Deltas | None:
+        """The weights of an adapter; None until they are loaded.
 
         Args:
-            adapter: Which one.
-            keep: Keys of others that must not make room for it.
+            adapter: The adapter.
+            protected: Keys of adapters that must not be evicted for it.
 
         Raises:
-            AdapterHubError: It could not be read; the next `prefetch` tries again.
+            AdapterHubError: It could not be loaded; the next `prefetch` tries again.
         """
         key = self._key(adapter)
         future = self._entries.get(key)
@@ -72,36 +76,36 @@ class CpuAdapterCache(Generic[K]):
             del self._entries[key]
         deltas = future.result()
         self._entries.move_to_end(key)
-        self._evict({key, *keep})
+        self._evict({key, *protected})
         return deltas
 
-    def forget(self, key: str) -> None:
-        """Drops an adapter."""
+    def remove(self, key: str) -> None:
+        """Removes an adapter, if it is there."""
         self._entries.pop(key, None)
 
-    def wait(self, seconds: float) -> None:
-        """Returns when an adapter has been read, or after some time."""
-        with self._news:
+    def wait_for_load(self, timeout: float) -> None:
+        """Blocks until an adapter has been loaded, at most `timeout` seconds; returns if none is being loaded."""
+        with self._loaded:
             if all(future.done() for future in self._entries.values()):
                 return
-            self._news.wait(seconds)
+            self._loaded.wait(timeout)
 
     def close(self) -> None:
-        """Ends the reading thread and forgets all adapters."""
-        self._reader.shutdown(wait=True, cancel_futures=True)
+        """Ends the loading thread and removes all adapters."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
         self._entries.clear()
 
-    def _timed(self, adapter: K) -> Deltas:
+    def _timed_load(self, adapter: K) -> Deltas:
         started = time.perf_counter()
         try:
             return self._load(adapter)
         finally:
             self.load_seconds.append(time.perf_counter() - started)
-            with self._news:
-                self._news.notify_all()
+            with self._loaded:
+                self._loaded.notify_all()
 
-    def _evict(self, keep: Collection[str]) -> None:
-        for key in [key for key, future in self._entries.items() if key not in keep and future.done()]:
+    def _evict(self, protected: Collection[str]) -> None:
+        for key in [key for key, future in self._entries.items() if key not in protected and future.done()]:
             if len(self._entries) <= self._max_adapters and self.bytes <= self._max_bytes:
                 return
             del self._entries[key]

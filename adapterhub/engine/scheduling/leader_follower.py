@@ -1,8 +1,8 @@
-"""Who runs the engine's steps: one of the threads that wait for an answer, and no other.
+"""Leader-follower stepping: the engine's steps are run by one of the threads that wait for output.
 
-A forward pass in a thread of its own costs more than in the caller's: two pools of worker threads compete for the same
-cores. So the first thread that waits leads: it runs steps, for everybody, until its own answer is there; then one of
-the others goes on. With one caller no other thread is ever involved.
+A forward pass in a thread of its own costs more than in the thread of the caller: two pools of worker threads compete
+for the same cores. So the first thread that waits becomes the leader. It runs steps, for all sequences, until its own
+output is complete; then one of the followers leads. With one caller no other thread is involved.
 """
 
 from __future__ import annotations
@@ -12,87 +12,87 @@ from collections.abc import Callable
 
 
 class Waiter:
-    """Somebody who waits for news; `wake` may be called from any thread, and stays called until they look."""
+    """A thread that waits. Any thread may call `wake`; a wake-up before `wait` is not lost."""
 
     def __init__(self) -> None:
-        self._news = threading.Condition()
+        self._condition = threading.Condition()
         self._woken = False
 
     def wake(self) -> None:
-        """There is news, or nobody leads."""
-        with self._news:
+        """Ends the current or the next `wait`."""
+        with self._condition:
             self._woken = True
-            self._news.notify()
+            self._condition.notify()
 
     def wait(self) -> None:
-        """Returns at the next `wake`, at once if it came before."""
-        with self._news:
-            self._news.wait_for(lambda: self._woken)
+        """Blocks until `wake` has been called since the last `wait`."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._woken)
             self._woken = False
 
 
 class LeaderFollower:
-    """Lets waiting threads take turns in running steps.
+    """Lets one thread at a time run steps. Any thread may call its methods.
 
     Args:
-        step: Runs one step; called by one thread at a time.
-        tidy: The part of a step that takes no time: does what nobody waits for, such as ending cancelled answers.
-        untidy: Whether there is something to tidy.
+        step: Runs one step; called by the leader.
+        reap: The part of a step that takes no time, such as freeing aborted sequences; called by the leader.
+        has_pending: Whether `reap` has something to do; called by any thread.
     """
 
     def __init__(
-        self, step: Callable[[], None], tidy: Callable[[], None], untidy: Callable[[], bool]
+        self, step: Callable[[], None], reap: Callable[[], None], has_pending: Callable[[], bool]
     ) -> None:
         self._step = step
-        self._tidy, self._untidy = tidy, untidy
-        # Reentrant, as a waiter's is: an abandoned stream tidies when it is collected, in any thread and at any place.
+        self._reap, self._has_pending = reap, has_pending
+        # Reentrant: the garbage collector may close an abandoned stream, which calls `reap`, in a thread that holds it.
         self._lock = threading.RLock()
         self._leading = False
-        self._waiting: set[Waiter] = set()
+        self._followers: set[Waiter] = set()
 
-    def until(self, ready: Callable[[], bool], waiter: Waiter) -> None:
-        """Returns once `ready()`: runs the steps until then, or waits for the thread that does.
+    def run_until(self, ready: Callable[[], bool], waiter: Waiter) -> None:
+        """Returns once `ready()`: leads until then, or waits while another thread leads.
 
         Args:
-            ready: Whether the answer is there; whoever makes it true wakes the waiter.
+            ready: Whether this thread has what it waits for; whoever makes it true wakes the waiter.
             waiter: This thread's.
         """
         try:
             while not ready():
-                if self._lead(waiter):
+                if self._try_lead(waiter):
                     try:
                         while not ready():
                             self._step()
                     finally:
-                        self._release()
-                        self.tidy()
+                        self._resign()
+                        self.reap()
                 else:
                     waiter.wait()
         finally:
             with self._lock:
-                self._waiting.discard(waiter)
+                self._followers.discard(waiter)
 
-    def tidy(self) -> None:
-        """Tidies up, unless another thread leads: its next step does, or its resigning."""
-        while self._untidy() and self._lead(None):
+    def reap(self) -> None:
+        """Reaps now, unless another thread leads: that one does it in its next step, or when it resigns."""
+        while self._has_pending() and self._try_lead(None):
             try:
-                self._tidy()
+                self._reap()
             finally:
-                self._release()
+                self._resign()
 
-    def _lead(self, waiter: Waiter | None) -> bool:
+    def _try_lead(self, waiter: Waiter | None) -> bool:
         with self._lock:
             if self._leading:
                 if waiter:
-                    self._waiting.add(waiter)
+                    self._followers.add(waiter)
                 return False
             self._leading = True
             return True
 
-    def _release(self) -> None:
+    def _resign(self) -> None:
         with self._lock:
             self._leading = False
-            waiting = list(self._waiting)
-        # All of them: whoever comes first leads, and no one is counted on who may have what it waited for.
-        for waiter in waiting:
+            followers = list(self._followers)
+        # Wake all of them: any single one may have its output already and would not lead.
+        for waiter in followers:
             waiter.wake()

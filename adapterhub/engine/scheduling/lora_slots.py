@@ -1,4 +1,4 @@
-"""Which adapter is in which slot of the model: in use, idle, or pinned."""
+"""Which adapter is in which LoRA slot of the model, and which one is evicted for another."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from adapterhub.errors import CapacityError
 
 
 class LoraSlotTable:
-    """The model's slots. It moves nothing itself: who acquires a slot loads it.
+    """The assignment of adapters to LoRA slots. It moves no weights: whoever acquires a slot loads it.
+
+    Not thread-safe: the thread that steps calls its methods. Any thread may read `resident`, `ref_counts` and the
+    counters.
 
     Args:
-        slots: How many there are.
+        num_slots: Number of slots in the model.
+
+    Attributes:
+        hits: Sequences that found their adapter in a slot.
+        loads: Adapters put into a slot.
+        evictions: Adapters evicted from a slot.
     """
 
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
-        self._free = list(reversed(range(slots)))
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots = num_slots
+        self._free = list(reversed(range(num_slots)))
         self._slot_of: OrderedDict[str, int] = OrderedDict()  # least recently used first
-        self._users: dict[str, int] = {}
+        self._ref_counts: dict[str, int] = {}
         self._pinned: set[str] = set()
         self.hits = self.loads = self.evictions = 0
 
@@ -29,20 +37,25 @@ class LoraSlotTable:
         return tuple(self._slot_of)
 
     @property
-    def users_of(self) -> Mapping[str, int]:
-        """How many answers use each adapter that is in use."""
-        return self._users
+    def ref_counts(self) -> Mapping[str, int]:
+        """Number of running sequences of each adapter that is in use."""
+        return self._ref_counts
+
+    @property
+    def has_free(self) -> bool:
+        """Whether a slot holds no adapter."""
+        return bool(self._free)
 
     def slot_of(self, digest: str) -> int | None:
-        """The slot that an adapter is in."""
+        """The slot of an adapter; None if it is in none."""
         return self._slot_of.get(digest)
 
     def can_acquire(self, digest: str) -> bool:
-        """Whether an adapter is in a slot, or could be put into one now."""
-        return digest in self._slot_of or bool(self._free) or self._idle() is not None
+        """Whether an adapter is in a slot, or a slot is free or can be freed for it."""
+        return digest in self._slot_of or self.has_free or self._evictable() is not None
 
     def acquire(self, digest: str) -> tuple[int, bool]:
-        """Takes an adapter's slot for one answer.
+        """Takes the slot of an adapter for one sequence.
 
         Returns:
             The slot, and whether the adapter must be loaded into it.
@@ -53,53 +66,53 @@ class LoraSlotTable:
         if digest in self._slot_of:
             self.hits += 1
             self._slot_of.move_to_end(digest)
-            self._users[digest] = self._users.get(digest, 0) + 1
+            self._ref_counts[digest] = self._ref_counts.get(digest, 0) + 1
             return self._slot_of[digest], False
         if not self._free:
             self._evict()
         self.loads += 1
         self._slot_of[digest] = slot = self._free.pop()
-        self._users[digest] = 1
+        self._ref_counts[digest] = 1
         return slot, True
 
     def release(self, digest: str) -> None:
-        """Ends one answer's use of its adapter's slot; the adapter stays until the slot is needed."""
-        self._users[digest] -= 1
-        if not self._users[digest]:
-            del self._users[digest]
+        """Ends the use of a slot by one sequence; the adapter stays until another one needs the slot."""
+        self._ref_counts[digest] -= 1
+        if not self._ref_counts[digest]:
+            del self._ref_counts[digest]
 
-    def forget(self, digest: str) -> int | None:
-        """Empties the slot of an adapter that no answer uses, and returns it."""
-        if digest in self._users or digest not in self._slot_of:
+    def remove(self, digest: str) -> int | None:
+        """Frees the slot of an adapter that no sequence uses, and returns it; None if there is nothing to free."""
+        if digest in self._ref_counts or digest not in self._slot_of:
             return None
         slot = self._slot_of.pop(digest)
         self._free.append(slot)
         return slot
 
     def pin(self, digest: str, pinned: bool = True) -> None:
-        """Keeps an adapter in its slot, once it is in one, even while no answer uses it.
+        """Excludes an adapter from eviction, now or once it is in a slot; or includes it again.
 
         Raises:
-            CapacityError: No slot would be left for the others.
+            CapacityError: Every slot would be pinned.
         """
         if not pinned:
             self._pinned.discard(digest)
-        elif len(self._pinned | {digest}) < self._slots:
+        elif len(self._pinned | {digest}) < self._num_slots:
             self._pinned.add(digest)
         else:
             raise CapacityError(
-                f"{len(self._pinned)} adapters are pinned, and of {self._slots} slots one has to stay free.",
+                f"{len(self._pinned)} adapters are pinned, and of {self._num_slots} slots one must stay unpinned.",
                 hint="Raise max_loras, or unpin another adapter.",
             )
 
-    def _idle(self) -> str | None:
-        return next((d for d in self._slot_of if d not in self._users and d not in self._pinned), None)
+    def _evictable(self) -> str | None:
+        return next((d for d in self._slot_of if d not in self._ref_counts and d not in self._pinned), None)
 
     def _evict(self) -> None:
-        digest = self._idle()
+        digest = self._evictable()
         if digest is None:
             raise CapacityError(
                 "Every slot is in use or pinned.", hint="Raise max_loras, or unpin an adapter."
             )
         self.evictions += 1
-        self.forget(digest)
+        self.remove(digest)

@@ -1,291 +1,183 @@
-"""Which answers run, and what each step computes: waiting, starting, stepping, ending.
+"""Which sequences run, and what each step computes.
 
-    add -> waiting queue -> start: a slot with the adapter, a lane for the keys and values -> steps -> pieces
+    add -> waiting queue -> start: a LoRA slot and a KV slot -> steps -> token outputs
 
-Every running answer gets one token a step, and what room is left goes to prompts that have yet to be read.
+Each step decodes one token of every running sequence; what is left of `max_num_batched_tokens` goes to prefill.
 
-What can fail fails alone. An adapter that cannot be read ends its own requests; an answer that cannot be computed
-ends itself: a step that fails is run again in halves, until what fails is one answer.
+Failures are isolated. An adapter that cannot be loaded ends its own requests. A step that fails is run again in halves,
+until what fails is one sequence alone, which ends.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 
 import torch
 
-from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.decoding.sampler import Logits
 from adapterhub.engine.interface import LoraRequest
 from adapterhub.engine.kv.cache import KVCache
 from adapterhub.engine.kv.prefix_cache import PrefixCache
-from adapterhub.engine.model_runner import ModelRunner, ScheduledSequence
+from adapterhub.engine.model_runner import Runner, ScheduledSequence
 from adapterhub.engine.scheduling.cpu_adapter_cache import CpuAdapterCache, Deltas
 from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
-from adapterhub.engine.scheduling.sequence import Job
+from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.engine.scheduling.waiting_queue import WaitingQueue
 from adapterhub.engine.stats import EngineStats, Meter
-from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, EngineError, GenerationError
-from adapterhub.lora.loading import load_adapter_deltas
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterIncompatibleError,
+    EngineClosedError,
+    EngineError,
+    GenerationError,
+)
 
-_LOADING_POLL_SECONDS = 0.05
+AdapterLoader = Callable[[LoraRequest], Deltas]
+"""Loads an adapter from disk: module name -> weights. It is called in the loading thread."""
+
+_LOAD_POLL_SECONDS = 0.05
+_PREFIX_CACHE_SHARE = 4  # a quarter of the memory for keys and values
 
 
 class Scheduler:
-    """Runs the steps of one base. One thread at a time may call it; only `stats` may be called beside.
+    """Runs sequences on a `Runner`.
+
+    Not thread-safe: only the thread that steps calls its methods. Any thread may read `max_tokens`, `num_waiting`,
+    `sequences` and `has_pending`, and call `can_ever_fit` and `stats`.
 
     Args:
-        base: From `load_base`.
-        limits: How much it may hold.
+        limits: Maximum sizes.
+        runner: What runs the forward passes.
+        load_adapter: What loads adapters.
     """
 
-    def __init__(self, base: Base, limits: EngineLimits) -> None:
-        self._base = base
+    def __init__(self, limits: EngineLimits, runner: Runner, load_adapter: AdapterLoader) -> None:
         self._limits = limits
-        self._shapes = base.linear_shapes
-        self._runner = ModelRunner(base, slots=limits.max_loras)
-        kv_tokens = limits.kv_cache_bytes // self._runner.kv_shape.bytes_per_token
-        self._lanes = KVCache(self._runner.kv_shape, kv_tokens - kv_tokens // 4)
-        self._prefixes = PrefixCache(self._lanes, kv_tokens // 4)
-        self._slots = LoraSlotTable(limits.max_loras)
-        self._host: CpuAdapterCache[LoraRequest] = CpuAdapterCache(
+        self._runner = runner
+        self._load_adapter = load_adapter
+        kv_tokens = limits.kv_cache_bytes // runner.kv_shape.bytes_per_token
+        prefix_tokens = kv_tokens // _PREFIX_CACHE_SHARE
+        self._kv_cache = KVCache(runner.kv_shape, kv_tokens - prefix_tokens)
+        self._prefix_cache = PrefixCache(self._kv_cache, prefix_tokens)
+        self._lora_slots = LoraSlotTable(limits.max_loras)
+        self._cpu_cache: CpuAdapterCache[LoraRequest] = CpuAdapterCache(
             self._load,
             lambda adapter: adapter.digest,
             max_adapters=limits.max_cpu_loras,
             max_bytes=limits.adapter_cache_bytes,
         )
-        self._waiting: WaitingQueue[Job] = WaitingQueue(patience=4 * limits.max_batch_size)
-        self._next: dict[str, LoraRequest] = {}  # by digest: adapters that are about to be needed
-        self._running: list[Job] = []
-        self._unloading: dict[str, None] = {}
+        self._waiting: WaitingQueue[SequenceState] = WaitingQueue(max_bypasses=4 * limits.max_batch_size)
+        self._running: list[SequenceState] = []
+        self._preloads: list[tuple[LoraRequest, Future[None]]] = []
+        self._needed_next: dict[str, LoraRequest] = {}  # by digest: adapters to prefetch, and not to evict
+        self._unloading: dict[str, None] = {}  # digests, in order
         self._meter = Meter()
-        # The first forward may re-order 4-bit weights (see `models.py`), which reading an adapter with DoRA looks at.
-        self._weights_settle: AbstractContextManager[object] = threading.Lock()
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens that the lanes together have room for."""
-        return self._lanes.max_tokens
+        """Maximum number of tokens that all KV slots together have room for."""
+        return self._kv_cache.max_tokens
 
     @property
-    def jobs(self) -> list[Job]:
-        """Every answer that waits or runs."""
+    def sequences(self) -> list[SequenceState]:
+        """All waiting and running sequences."""
         return [*self._waiting, *self._running]
 
     @property
-    def waiting(self) -> int:
-        """How many answers have not started."""
+    def num_waiting(self) -> int:
+        """Number of sequences that have not started."""
         return len(self._waiting)
 
     @property
-    def untidy(self) -> bool:
-        """Whether `tidy` has something to do."""
-        cancelled = any(job.ticket.cancelled for job in self.jobs)
-        return cancelled or any(digest not in self._slots.users_of for digest in list(self._unloading))
+    def has_pending(self) -> bool:
+        """Whether `reap` has something to do."""
+        aborted = any(sequence.output.aborted for sequence in self.sequences)
+        return aborted or any(digest not in self._lora_slots.ref_counts for digest in list(self._unloading))
 
-    def can_ever_run(self, tokens: int) -> bool:
-        """Whether a prompt and answer of this many tokens fit the empty cache."""
-        return self._lanes.can_ever_hold(tokens)
+    def can_ever_fit(self, num_tokens: int) -> bool:
+        """Whether a prompt and completion of this many tokens fit the empty KV cache."""
+        return self._kv_cache.can_ever_fit(num_tokens)
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Puts answers into the waiting queue."""
-        for job in jobs:
-            self._waiting.push(job, time.monotonic())
+    def add(self, sequences: Iterable[SequenceState]) -> None:
+        """Adds sequences to the waiting queue."""
+        for sequence in sequences:
+            self._waiting.push(sequence, time.monotonic())
 
     def pin(self, digest: str, pinned: bool) -> None:
-        """Keeps an adapter in its slot once it is there, or no longer."""
-        self._slots.pin(digest, pinned)
+        """Excludes an adapter from eviction once it is in a LoRA slot, or includes it again.
+
+        Raises:
+            CapacityError: Every slot would be pinned.
+        """
+        self._lora_slots.pin(digest, pinned)
+
+    def preload(self, adapter: LoraRequest, done: Future[None]) -> None:
+        """Loads an adapter during the next steps, and completes a future then."""
+        self._unloading.pop(adapter.digest, None)
+        self._preloads.append((adapter, done))
 
     def unload(self, digest: str) -> None:
-        """Forgets an adapter at the next `tidy` that finds no answer with it."""
+        """Removes an adapter at the next `reap` that finds no running sequence with it."""
         self._unloading[digest] = None
 
     def stats(self, submitted: int) -> EngineStats:
-        """What is done and held now; `submitted` answers have not been added yet."""
+        """A snapshot; `submitted` sequences have not been added yet."""
         return self._meter.stats(
             running=len(self._running),
             waiting=len(self._waiting) + submitted,
-            slots=self._slots,
+            lora_slots=self._lora_slots,
             max_loras=self._limits.max_loras,
-            host=self._host,
-            lanes=self._lanes,
-            prefixes=self._prefixes,
-            adapter_bytes=self._runner.layers.bytes,
+            cpu_cache=self._cpu_cache,
+            kv_cache=self._kv_cache,
+            prefix_cache=self._prefix_cache,
+            adapter_bytes=self._runner.adapter_bytes,
         )
 
-    def tidy(self) -> None:
-        """Ends what was cancelled, and forgets what is to be forgotten."""
-        self._waiting.discard(lambda job: job.ticket.cancelled)
-        for job in [job for job in self._running if job.ticket.cancelled]:
-            self._stop(job, clean=False)
-        for digest in [digest for digest in list(self._unloading) if digest not in self._slots.users_of]:
-            self._forget(digest)
+    def reap(self) -> None:
+        """Frees aborted sequences and removes adapters that are to be unloaded."""
+        self._waiting.remove_if(lambda sequence: sequence.output.aborted)
+        for sequence in [sequence for sequence in self._running if sequence.output.aborted]:
+            self._free(sequence, zero=True)
+        unused = [digest for digest in self._unloading if digest not in self._lora_slots.ref_counts]
+        for digest in unused:
+            self._remove_adapter(digest)
 
     def step(self) -> None:
-        """Starts what can start and runs one step, or waits a little if there is only something to wait for."""
+        """Starts sequences and runs one step; if all of them wait for adapters, waits a little."""
         self._prefetch()
+        self._finish_preloads()
         room = self._limits.max_batch_size - len(self._running)
         if room > 0 and len(self._waiting):
-            self._waiting.start(time.monotonic(), room, self._try_start)
+            self._waiting.schedule(time.monotonic(), room, self._try_start)
         if self._running:
-            self._advance(self._compose())
-        elif len(self._waiting):
-            self._host.wait(_LOADING_POLL_SECONDS)
+            self._execute(self._schedule_tokens())
+        elif len(self._waiting) or self._preloads:
+            self._cpu_cache.wait_for_load(_LOAD_POLL_SECONDS)
 
-    def end_all(self, reason: str, hint: str) -> None:
-        """Ends every answer with an `EngineError`."""
-        for job in self._waiting.discard(lambda _: True):
-            job.ticket.put(EngineError(reason, hint=hint))
-        for job in list(self._running):
-            self._stop(job, clean=False)
-            job.ticket.put(EngineError(reason, hint=hint))
+    def fail_all(self, error: type[EngineError], message: str, hint: str) -> None:
+        """Ends all sequences and preloads with an error."""
+        for sequence in self._waiting.remove_if(lambda _: True):
+            sequence.output.put(error(message, hint=hint))
+        for sequence in list(self._running):
+            self._free(sequence, zero=True)
+            sequence.output.put(error(message, hint=hint))
+        preloads, self._preloads = self._preloads, []
+        for _, done in preloads:
+            done.set_exception(error(message, hint=hint))
 
     def close(self) -> None:
-        """Ends the reading of adapters and forgets prompts; every answer must have ended."""
-        self._host.close()
-        self._prefixes.clear()
+        """Ends all sequences and the loading thread, and empties the caches in host memory; may be called twice."""
+        self.fail_all(EngineClosedError, "The engine was closed.", hint="Make a new hub.")
+        self._cpu_cache.close()
+        self._prefix_cache.clear()
 
-    # Starting
-
-    def _prefetch(self) -> None:
-        """Has the adapters of the next requests read; not of all of them, or they would push each other out."""
-        self._next.clear()
-        for job in self._waiting:
-            if len(self._next) >= max(1, self._limits.max_cpu_loras // 2):
-                break
-            if job.adapter and self._slots.slot_of(job.digest) is None:
-                self._next[job.digest] = job.adapter
-        for adapter in self._next.values():
-            self._host.prefetch(adapter, keep=self._next)
-
-    def _try_start(self, job: Job) -> bool | None:
-        """Gives a job what it needs to run; see `WaitingQueue.start`."""
-        if job.first and job.first.reading and not job.first.ticket.ended:
-            return None
-        try:
-            return self._start(job)
-        except Exception as error:  # noqa: BLE001  whatever is wrong with this adapter, the others go on
-            job.ticket.put(_as_adapterhub_error(error, job.adapter))
-            return True  # it has ended, so it leaves the queue
-
-    def _start(self, job: Job) -> bool | None:
-        deltas = self._deltas(job)
-        if deltas is None:
-            return None
-        if job.adapter and not self._slots.can_acquire(job.digest):
-            return False
-        lane = self._lanes.take(job.tokens)
-        if lane is None:
-            return False
-        try:
-            self._prefixes.fill(lane, job.digest, job.row.prompt)
-            slot = self._occupy(job, deltas)
-        except BaseException:
-            self._lanes.give_back(lane)
-            raise
-        job.start(lane, slot)
-        self._running.append(job)
-        return True
-
-    def _deltas(self, job: Job) -> Deltas | None:
-        """What a job's adapter changes, nothing for the bare base; None while it is being read."""
-        if job.adapter is None or self._slots.slot_of(job.digest) is not None:
-            return {}
-        return self._host.take(job.adapter, keep=self._next)
-
-    def _occupy(self, job: Job, deltas: Deltas) -> int | None:
-        """The slot that a job's adapter is in from now on."""
-        if job.adapter is None:
-            return None
-        slot, empty = self._slots.acquire(job.digest)
-        if empty:
-            try:
-                self._runner.layers.load(slot, deltas)
-            except BaseException:
-                self._runner.layers.clear(slot)
-                self._slots.release(job.digest)
-                self._slots.forget(job.digest)
-                raise
-        return slot
-
-    def _compose(self) -> list[tuple[Job, ScheduledSequence]]:
-        """What each running job contributes to the next step, within the limit of tokens."""
-        room = self._limits.max_num_batched_tokens
-        step = []
-        for job in sorted(self._running, key=lambda job: job.reading):  # those that decode come first
-            if room < 1:
-                break
-            tokens, (lane, slot) = job.next_tokens(room), job.held
-            room -= len(tokens)
-            complete = lane.length + len(tokens) >= len(job.row.prompt)
-            step.append((job, ScheduledSequence(lane, tokens, slot, wanted=complete)))
-        return step
-
-    def _advance(self, step: list[tuple[Job, ScheduledSequence]]) -> None:
-        """Runs a step; one that fails is run again in halves, until what fails is one answer alone."""
-        reading = {id(job) for job, _ in step if job.reading}
-        started = time.perf_counter()
-        try:
-            with self._weights_settle:
-                logits = self._runner.step([row for _, row in step])
-            self._weights_settle = nullcontext()
-        except Exception as error:  # noqa: BLE001  out of memory, most likely; serving goes on
-            logits = None
-            if len(step) == 1:
-                self._fail(step[0][0], error)
-        if logits is None:
-            # Not in the handler, which keeps what the failed pass has allocated.
-            if len(step) > 1:
-                self._advance(step[: len(step) // 2])
-                self._advance(step[len(step) // 2 :])
-            return
-        wanted = [job for job, row in step if row.wanted]
-        for job, own in zip(wanted, Logits.of(logits), strict=True):
-            self._accept(job, own, first=id(job) in reading)
-        self._meter.step(len(wanted), time.perf_counter() - started)
-
-    def _accept(self, job: Job, logits: Logits, *, first: bool) -> None:
-        try:
-            piece = job.row.accept(logits)
-            if first:
-                self._prefixes.keep(job.held[0], job.digest, job.row.prompt)
-        except Exception as error:  # noqa: BLE001  one answer's trouble is not its neighbours'
-            self._fail(job, error)
-            return
-        if job.row.finished:
-            self._stop(job)
-        job.ticket.put(piece)
-
-    # Ending
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        self._stop(job, clean=False)
-        job.ticket.put(_as_adapterhub_error(error, job.adapter))
-
-    def _stop(self, job: Job, *, clean: bool = True) -> None:
-        """Takes a job out of the batch and frees what it holds."""
-        self._running.remove(job)
-        lane, slot = job.held
-        self._lanes.give_back(lane, clean=clean)
-        if slot is not None:
-            self._slots.release(job.digest)
-
-    def _forget(self, digest: str) -> None:
-        del self._unloading[digest]
-        slot = self._slots.forget(digest)
-        if slot is not None:
-            self._runner.layers.clear(slot)
-        self._host.forget(digest)
-        self._prefixes.forget(digest)
+    # Adapters
 
     def _load(self, adapter: LoraRequest) -> Deltas:
-        model, dtype = self._base.model, self._base.compute_dtype
-        with self._weights_settle:
-            deltas = load_adapter_deltas(adapter, model, self._shapes, dtype=dtype)
+        deltas = self._load_adapter(adapter)
         rank = max((delta.a.shape[0] for delta in deltas.values()), default=0)
         if rank > self._limits.max_lora_rank:
             raise AdapterIncompatibleError(
@@ -294,16 +186,176 @@ class Scheduler:
             )
         return deltas
 
+    def _prefetch(self) -> None:
+        """Starts to load the adapters that are needed next; more of them would evict each other."""
+        self._needed_next.clear()
+        preloads = (adapter for adapter, _ in self._preloads)
+        waiting = (sequence.adapter for sequence in self._waiting)
+        for adapters in (preloads, waiting):
+            for adapter in adapters:
+                if len(self._needed_next) >= max(1, self._limits.max_cpu_loras // 2):
+                    break
+                if adapter and self._lora_slots.slot_of(adapter.digest) is None:
+                    self._needed_next[adapter.digest] = adapter
+        for adapter in self._needed_next.values():
+            self._cpu_cache.prefetch(adapter, protected=self._needed_next)
+
+    def _finish_preloads(self) -> None:
+        for preload in list(self._preloads):
+            adapter, done = preload
+            try:
+                if not self._try_preload(adapter):
+                    continue
+            except Exception as error:  # noqa: BLE001  whatever is wrong with this adapter, the others go on
+                done.set_exception(_as_adapterhub_error(error, adapter))
+            else:
+                done.set_result(None)
+            self._preloads.remove(preload)
+
+    def _try_preload(self, adapter: LoraRequest) -> bool:
+        """Whether an adapter is as near as it can be: in a LoRA slot, or in host memory with no slot free."""
+        deltas = self._deltas(adapter)
+        if deltas is None:
+            return False
+        if self._lora_slots.slot_of(adapter.digest) is None and self._lora_slots.has_free:
+            self._acquire_slot(adapter, deltas)
+            self._lora_slots.release(adapter.digest)
+        return True
+
+    def _deltas(self, adapter: LoraRequest | None) -> Deltas | None:
+        """The weights to put into a LoRA slot: none if it is in one, or for the base; None until they are loaded."""
+        if adapter is None or self._lora_slots.slot_of(adapter.digest) is not None:
+            return {}
+        return self._cpu_cache.get(adapter, protected=self._needed_next)
+
+    def _acquire_slot(self, adapter: LoraRequest | None, deltas: Deltas) -> int | None:
+        if adapter is None:
+            return None
+        slot, is_new = self._lora_slots.acquire(adapter.digest)
+        if is_new:
+            try:
+                self._runner.load_adapter(slot, deltas)
+            except BaseException:
+                self._runner.clear_adapter(slot)
+                self._lora_slots.release(adapter.digest)
+                self._lora_slots.remove(adapter.digest)
+                raise
+        return slot
+
+    def _remove_adapter(self, digest: str) -> None:
+        del self._unloading[digest]
+        slot = self._lora_slots.remove(digest)
+        if slot is not None:
+            self._runner.clear_adapter(slot)
+        self._cpu_cache.remove(digest)
+        self._prefix_cache.remove(digest)
+
+    # Starting sequences
+
+    def _try_start(self, sequence: SequenceState) -> bool | None:
+        """Starts a sequence; see `WaitingQueue.schedule`."""
+        first = sequence.first
+        if first and first.prefilling and not first.output.finished:
+            return None
+        try:
+            return self._start(sequence)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with this adapter, the others go on
+            sequence.output.put(_as_adapterhub_error(error, sequence.adapter))
+            return True  # it has ended, so it leaves the queue
+
+    def _start(self, sequence: SequenceState) -> bool | None:
+        deltas = self._deltas(sequence.adapter)
+        if deltas is None:
+            return None
+        if sequence.adapter and not self._lora_slots.can_acquire(sequence.digest):
+            return False
+        kv_slot = self._kv_cache.allocate(sequence.max_length)
+        if kv_slot is None:
+            return False
+        try:
+            self._prefix_cache.load(kv_slot, sequence.digest, sequence.prompt_token_ids)
+            lora_slot = self._acquire_slot(sequence.adapter, deltas)
+        except BaseException:
+            self._kv_cache.free(kv_slot)
+            raise
+        sequence.start(kv_slot, lora_slot)
+        self._running.append(sequence)
+        return True
+
+    # Stepping
+
+    def _schedule_tokens(self) -> list[tuple[SequenceState, ScheduledSequence]]:
+        """The tokens of each running sequence in the next step, at most `max_num_batched_tokens`."""
+        budget = self._limits.max_num_batched_tokens
+        scheduled = []
+        for sequence in sorted(self._running, key=lambda one: one.prefilling):  # those that decode come first
+            if budget < 1:
+                break
+            token_ids = sequence.next_token_ids(budget)
+            budget -= len(token_ids)
+            needs_logits = sequence.num_computed_tokens + len(token_ids) >= len(sequence.prompt_token_ids)
+            scheduled.append(
+                (
+                    sequence,
+                    ScheduledSequence(sequence.kv_slot, token_ids, sequence.lora_slot, needs_logits),
+                )
+            )
+        return scheduled
+
+    def _execute(self, scheduled: list[tuple[SequenceState, ScheduledSequence]]) -> None:
+        """Runs a step; one that fails is run again in halves, until what fails is one sequence alone."""
+        prefilling = {id(sequence) for sequence, _ in scheduled if sequence.prefilling}
+        started = time.perf_counter()
+        try:
+            logits = self._runner.step([one for _, one in scheduled])
+        except Exception as error:  # noqa: BLE001  out of memory, most likely; serving goes on
+            logits = None
+            if len(scheduled) == 1:
+                self._fail(scheduled[0][0], error)
+        if logits is None:
+            # Not in the handler: there the traceback still refers to what the failed pass has allocated.
+            if len(scheduled) > 1:
+                self._execute(scheduled[: len(scheduled) // 2])
+                self._execute(scheduled[len(scheduled) // 2 :])
+            return
+        with_logits = [sequence for sequence, one in scheduled if one.needs_logits]
+        for sequence, row in zip(with_logits, Logits.of(logits), strict=True):
+            self._sample(sequence, row, prefilled=id(sequence) in prefilling)
+        self._meter.record(len(with_logits), time.perf_counter() - started)
+
+    def _sample(self, sequence: SequenceState, logits: Logits, *, prefilled: bool) -> None:
+        try:
+            output = sequence.sample(logits)
+            if prefilled:
+                self._prefix_cache.store(sequence.kv_slot, sequence.digest, sequence.prompt_token_ids)
+        except Exception as error:  # noqa: BLE001  one sequence's failure must not end the others
+            self._fail(sequence, error)
+            return
+        if sequence.finish_reason:
+            self._free(sequence)
+        sequence.output.put(output)
+
+    def _fail(self, sequence: SequenceState, error: Exception) -> None:
+        self._free(sequence, zero=True)
+        sequence.output.put(_as_adapterhub_error(error, sequence.adapter))
+
+    def _free(self, sequence: SequenceState, *, zero: bool = False) -> None:
+        """Takes a sequence out of the batch and frees its slots; `zero` if its KV slot may hold NaN."""
+        self._running.remove(sequence)
+        self._kv_cache.free(sequence.kv_slot, zero=zero)
+        if sequence.lora_slot is not None:
+            self._lora_slots.release(sequence.digest)
+
 
 def _as_adapterhub_error(error: Exception, adapter: LoraRequest | None) -> AdapterHubError:
-    """An error of its own for each request: one that is raised in several threads would mix their tracebacks."""
-    who = f"{adapter.name} cannot be served. " if adapter else ""
+    """A new error for each request: one that several threads raise would mix their tracebacks."""
+    prefix = f"{adapter.name} cannot be served. " if adapter else ""
     if isinstance(error, GenerationError):
         return GenerationError(error.message, hint=error.hint)
     if isinstance(error, AdapterHubError):
-        return type(error)(f"{who}{error.message}", hint=error.hint)
+        return type(error)(f"{prefix}{error.message}", hint=error.hint)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return GenerationError("There was not enough memory.", hint="Lower max_batch_size or kv_cache_mib.")
-    failed = GenerationError(f"The answer could not be computed: {type(error).__name__}: {error}")
+    failed = GenerationError(f"The completion could not be computed: {type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed

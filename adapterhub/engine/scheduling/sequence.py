@@ -1,112 +1,65 @@
-"""One answer on its way through the engine, and the ticket by which its caller waits for it."""
+"""One sequence: a request's prompt, the completion so far, and what it occupies while it runs."""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from adapterhub.engine.interface import LoraRequest, Request, TokenOutput
+from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
+from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
+from adapterhub.engine.decoding.sampler import Logits, Sampler
+from adapterhub.engine.interface import FinishReason, LoraRequest, Request, TokenLogprob, TokenOutput
 from adapterhub.engine.kv.cache import KVSlot
-from adapterhub.engine.scheduling.row import Row
+from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.errors import EngineError
-
-News = TokenOutput | BaseException
-
-
-class OutputQueue:
-    """What a caller holds: pieces of one answer as they come, or the error that ended it.
-
-    Args:
-        wake: Called from any thread when there is news.
-        every_piece: Whether each piece is news, or only the end.
-    """
-
-    def __init__(self, wake: Callable[[], None], *, every_piece: bool) -> None:
-        self.cancelled = False
-        self.ended = False
-        self._wake = wake
-        self._every_piece = every_piece
-        self._news: deque[News] = deque()
-        self._lock = threading.Lock()
-
-    @property
-    def open(self) -> bool:
-        """Whether pieces are still to come, and somebody wants them."""
-        return not (self.ended or self.cancelled)
-
-    @property
-    def has_news(self) -> bool:
-        """Whether `take` would return something."""
-        return bool(self._news)
-
-    def put(self, news: News) -> None:
-        """Adds a piece or an error; what comes after the last piece or an error is dropped."""
-        with self._lock:
-            if self.ended:
-                return
-            self.ended = isinstance(news, BaseException) or news.finish_reason is not None
-            self._news.append(news)
-        if self._every_piece or self.ended:
-            self._wake()
-
-    def take(self) -> TokenOutput:
-        """The next piece.
-
-        Raises:
-            AdapterHubError: The error that ended the answer.
-        """
-        news = self._news.popleft()
-        if isinstance(news, BaseException):
-            raise news
-        return news
-
-    def take_all(self) -> list[TokenOutput]:
-        """Every piece of an answer that has ended; raises as `take`."""
-        return [self.take() for _ in range(len(self._news))]
 
 
 @dataclass(eq=False)
-class Job:
-    """One answer to be made.
+class SequenceState:
+    """One of the `n` completions of a request.
+
+    The caller's thread makes it; from then on only the thread that steps uses it, but for `output`.
 
     Attributes:
-        request: What was asked.
-        row: What the answer has so far.
-        ticket: Where its pieces go.
-        first: The first of the request's answers, if this is a later one: it starts once that has read the prompt.
+        request: What was requested.
+        max_tokens: Maximum number of tokens of the completion.
+        end_token_ids: Tokens that end it.
+        sampler: Samples its tokens.
+        detokenizer: Turns them into text.
+        constraint: Enforces the output format; None for free text.
+        output: Where its tokens go.
+        first: The first sequence of the request, if this is a later one: it waits for that one's prefill, to find the
+            prompt in the prefix cache.
+        output_token_ids: The completion so far.
+        finish_reason: Why the completion ended; None while it has not.
     """
 
     request: Request
-    row: Row
-    ticket: OutputQueue
-    first: Job | None = None
-    _held: tuple[KVSlot, int | None] | None = None
-
-    def start(self, lane: KVSlot, slot: int | None) -> None:
-        """Gives it its place: a lane for its keys and values, and its adapter's slot, None for the bare base."""
-        self._held = (lane, slot)
+    max_tokens: int
+    end_token_ids: frozenset[int]
+    sampler: Sampler
+    detokenizer: IncrementalDetokenizer
+    constraint: GrammarConstraint | None
+    output: OutputQueue
+    first: SequenceState | None = None
+    output_token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    _kv_slot: KVSlot | None = None
+    _lora_slot: int | None = None
 
     @property
-    def held(self) -> tuple[KVSlot, int | None]:
-        """Its lane and its adapter's slot.
-
-        Raises:
-            EngineError: It has not started.
-        """
-        if self._held is None:
-            raise EngineError("The answer has not started.")
-        return self._held
+    def prompt_token_ids(self) -> Sequence[int]:
+        """Token ids of the prompt."""
+        return self.request.prompt
 
     @property
     def adapter(self) -> LoraRequest | None:
-        """Whose answer it is."""
+        """The adapter; None for the base without one."""
         return self.request.adapter
 
     @property
     def digest(self) -> str:
-        """What its keys and values depend on beside its tokens; empty for the bare base."""
+        """What keys and values depend on beside the tokens: the adapter's digest, empty without one."""
         return self.request.adapter.digest if self.request.adapter else ""
 
     @property
@@ -115,16 +68,71 @@ class Job:
         return self.request.priority
 
     @property
-    def tokens(self) -> int:
-        """Most tokens that it can have, prompt included."""
-        return len(self.row.prompt) + self.row.budget
+    def max_length(self) -> int:
+        """Maximum number of tokens of prompt and completion."""
+        return len(self.request.prompt) + self.max_tokens
+
+    # While it runs
+
+    def start(self, kv_slot: KVSlot, lora_slot: int | None) -> None:
+        """Gives it a KV slot, and the LoRA slot of its adapter, None for the base."""
+        self._kv_slot, self._lora_slot = kv_slot, lora_slot
 
     @property
-    def reading(self) -> bool:
-        """Whether some of its prompt has not been computed yet."""
-        return self._held is None or self._held[0].length < len(self.row.prompt)
+    def kv_slot(self) -> KVSlot:
+        """Its keys and values.
 
-    def next_tokens(self, most: int) -> Sequence[int]:
-        """The tokens that its next step computes: the last one drawn, or up to `most` of its prompt."""
-        done = self.held[0].length
-        return self.row.prompt[done : done + most] if self.reading else self.row.tokens[-1:]
+        Raises:
+            EngineError: It has not started.
+        """
+        if self._kv_slot is None:
+            raise EngineError("The sequence has not started.")
+        return self._kv_slot
+
+    @property
+    def lora_slot(self) -> int | None:
+        """The LoRA slot of its adapter; None for the base."""
+        return self._lora_slot
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens whose keys and values are in its KV slot."""
+        return self._kv_slot.length if self._kv_slot else 0
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether a part of its prompt has not been computed yet."""
+        return self.num_computed_tokens < len(self.request.prompt)
+
+    def next_token_ids(self, limit: int) -> Sequence[int]:
+        """The tokens to compute in the next step: at most `limit` of the prompt, or the last one sampled."""
+        if not self.prefilling:
+            return self.output_token_ids[-1:]
+        done = self.num_computed_tokens
+        return self.request.prompt[done : done + limit]
+
+    def sample(self, logits: Logits) -> TokenOutput:
+        """Samples the next token, and sets `finish_reason` if the completion ends with it."""
+        token_id, logprob = self._sample(logits)
+        self.output_token_ids.append(token_id)
+        ended = self.constraint.ended if self.constraint else token_id in self.end_token_ids
+        text = self.detokenizer.flush() if ended else self.detokenizer.push(token_id)
+        if ended or self.detokenizer.stopped:
+            self.finish_reason = "stop"
+        elif self._is_complete:
+            text += self.detokenizer.flush()
+            self.finish_reason = "stop" if self.detokenizer.stopped or self.constraint else "length"
+        return TokenOutput(text, token_id, logprob, self.finish_reason)
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether no further token may come: `max_tokens` is reached, or the output format is complete."""
+        return self.constraint.finished if self.constraint else len(self.output_token_ids) >= self.max_tokens
+
+    def _sample(self, logits: Logits) -> tuple[int, TokenLogprob | None]:
+        token_ids = [*self.request.prompt, *self.output_token_ids]
+        if self.constraint is None:
+            return self.sampler.draw(logits, token_ids)
+        return self.constraint.choose(
+            lambda allowed: self.sampler.draw(logits, token_ids, allowed), len(logits.values)
+        )

@@ -1,8 +1,8 @@
-"""The waiting requests, and in what order they start.
+"""The waiting requests, and the order in which they are scheduled.
 
-By priority, then by arrival. A request that cannot start yet, because all slots or lanes are in use, is passed by those
-that can; but each may be passed only so often. Then nobody passes it any more, what it waits for runs dry, and it
-starts: however hot the other adapters are, a cold one is served.
+By priority, then by arrival. A request that cannot start because all slots are in use is bypassed by those that can,
+but each only so often. Then nobody bypasses it, running sequences end, and it starts: a request for a cold adapter is
+served however hot the other adapters are.
 """
 
 from __future__ import annotations
@@ -12,83 +12,85 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-AGEING_SECONDS = 10.0
+AGING_SECONDS = 10.0
 """Waiting this long counts as one step of priority."""
 
 
-class Waits(Protocol):
-    """What the queue knows of a request: higher priorities start first."""
+class Schedulable(Protocol):
+    """What the queue needs to know of a request: higher priorities start first."""
 
     @property
     def priority(self) -> int: ...
 
 
-T = TypeVar("T", bound=Waits)
+T = TypeVar("T", bound=Schedulable)
 
 
 @dataclass(eq=False)
-class _Place(Generic[T]):
+class _Entry(Generic[T]):
     request: T
-    arrived: float
-    passed: int = field(default=0)
+    arrival: float
+    bypasses: int = field(default=0)
 
-    def urgency(self, now: float) -> float:
-        return self.request.priority + (now - self.arrived) / AGEING_SECONDS
+    def effective_priority(self, now: float) -> float:
+        return self.request.priority + (now - self.arrival) / AGING_SECONDS
 
 
 class WaitingQueue(Generic[T]):
-    """Requests that wait for a place in the batch.
+    """Requests that wait to be scheduled. Not thread-safe: the thread that steps uses it; any thread may read its
+    length and iterate.
 
     Args:
-        patience: How many others may start before a request that was there earlier.
+        max_bypasses: How many later requests may start before one that waits.
     """
 
-    def __init__(self, patience: int) -> None:
-        self._patience = patience
-        self._places: list[_Place[T]] = []
+    def __init__(self, max_bypasses: int) -> None:
+        self._max_bypasses = max_bypasses
+        self._entries: list[_Entry[T]] = []
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[T]:
-        return (place.request for place in self._places)
+        return (entry.request for entry in self._entries)
 
     def push(self, request: T, now: float) -> None:
-        """Adds a request at a time in seconds."""
-        self._places.append(_Place(request, now))
+        """Adds a request; `now` is the time in seconds."""
+        self._entries.append(_Entry(request, now))
 
-    def discard(self, unwanted: Callable[[T], bool]) -> list[T]:
-        """Takes out, and returns, the requests that are not wanted any more."""
-        gone = {id(place): place.request for place in self._places if unwanted(place.request)}
-        if gone:
-            self._places = [place for place in self._places if id(place) not in gone]
-        return list(gone.values())
+    def remove_if(self, condition: Callable[[T], bool]) -> list[T]:
+        """Removes and returns the requests for which a condition holds."""
+        removed = {id(entry): entry.request for entry in self._entries if condition(entry.request)}
+        if removed:
+            self._entries = [entry for entry in self._entries if id(entry) not in removed]
+        return list(removed.values())
 
-    def start(self, now: float, room: int, try_start: Callable[[T], bool | None]) -> None:
-        """Starts requests while there is room.
+    def schedule(self, now: float, max_starts: int, try_start: Callable[[T], bool | None]) -> None:
+        """Starts requests, in order.
 
         Args:
             now: The time in seconds.
-            room: How many may start.
+            max_starts: Maximum number of requests to start.
             try_start: Starts a request and returns True; False if what it needs is in use; None if it waits for
-                something that no other request can take from it, such as a file that is being read.
+                something that no other request can take, such as a file that is being loaded.
         """
-        # Sorting is stable, so equally urgent ones stay in the order in which they came.
-        self._places.sort(key=lambda place: -place.urgency(now))
-        passed: list[_Place[T]] = []
-        may_pass = math.inf  # how many more may start before the least patient of those passed
+        # Sorting is stable, so requests of equal priority stay in order of arrival.
+        # A new list, since other threads may iterate over the old one.
+        self._entries = sorted(self._entries, key=lambda entry: -entry.effective_priority(now))
+        bypassed: list[_Entry[T]] = []
+        bypasses_left = math.inf  # the least of those that were bypassed
         started: set[int] = set()
-        for place in self._places:
-            if len(started) >= room or may_pass <= 0:
+        for entry in self._entries:
+            if len(started) >= max_starts or bypasses_left <= 0:
                 break
-            outcome = try_start(place.request)
+            outcome = try_start(entry.request)
             if outcome:
-                started.add(id(place))
-                for earlier in passed:
-                    earlier.passed += 1
-                may_pass -= 1
+                started.add(id(entry))
+                for earlier in bypassed:
+                    earlier.bypasses += 1
+                bypasses_left -= 1
             elif outcome is False:
-                passed.append(place)
-                may_pass = min(may_pass, self._patience - place.passed)
+                bypassed.append(entry)
+                bypasses_left = min(bypasses_left, self._max_bypasses - entry.bypasses)
         if started:
-            self._places = [place for place in self._places if id(place) not in started]
+            self._entries = [entry for entry in self._entries if id(entry) not in started]

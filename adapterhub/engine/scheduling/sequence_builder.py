@@ -1,0 +1,99 @@
+"""From a request to its sequences: what is checked, and what is set up, before anything is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from adapterhub.base.loading import Base
+from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
+from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
+from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
+from adapterhub.engine.decoding.sampler import Sampler
+from adapterhub.engine.interface import Request, max_completion_tokens
+from adapterhub.engine.output_format import OutputFormat
+from adapterhub.engine.scheduling.output_queue import OutputQueue
+from adapterhub.engine.scheduling.sequence import SequenceState
+from adapterhub.errors import InvalidRequestError
+
+
+class SequenceBuilder:
+    """Builds sequences for a base. Any thread may call its methods.
+
+    Args:
+        base: From `load_base`.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._end_token_ids = _end_token_ids(base)
+        added = base.tokenizer.added_tokens_decoder.items()
+        self._special_token_ids = {token.content: token_id for token_id, token in added if token.special}
+        vocabulary_size = base.model.config.get_text_config().vocab_size
+        self._compiler = GrammarCompiler(base.tokenizer, vocabulary_size, self._end_token_ids)
+
+    def compile(self, output_format: OutputFormat) -> None:
+        """Compiles an output format ahead of `build`, which then takes no time for it; raises as `build`."""
+        self._compiler.compile(output_format)
+
+    def build(
+        self, request: Request, num_sequences: int, wake: Callable[[], None], *, stream: bool
+    ) -> list[SequenceState]:
+        """Checks a request and builds its sequences.
+
+        Args:
+            request: The request.
+            num_sequences: How many of its completions to generate.
+            wake: As for `OutputQueue`.
+            stream: Whether to call it for each token.
+
+        Raises:
+            InvalidRequestError: The prompt is empty, or the output format cannot be enforced, or not together with
+                `ignore_eos`.
+            RequestTooLongError: It does not fit the context, or the shortest text of the output format does not fit
+                `max_tokens`.
+        """
+        sampling, max_tokens = request.sampling, max_completion_tokens(request, self._base.context_length)
+        base_ends = frozenset() if sampling.ignore_eos else self._end_token_ids
+        # Special tokens among the stop strings, such as `<|im_end|>`, never show in the text.
+        special = {self._special_token_ids[s] for s in sampling.stop if s in self._special_token_ids}
+        end_token_ids = base_ends | set(sampling.stop_token_ids) | special
+        sequences: list[SequenceState] = []
+        for index in range(num_sequences):
+            constraint = self._constraint(request, max_tokens, end_token_ids)
+            # Structured output must not be cut by a stop string, which is most often that of the prompt style, and its
+            # special tokens are a part of the text.
+            detokenizer = IncrementalDetokenizer(
+                self._base.tokenizer,
+                () if constraint else sampling.stop,
+                skip_special_tokens=constraint is None,
+            )
+            sequences.append(
+                SequenceState(
+                    request=request,
+                    max_tokens=max_tokens,
+                    end_token_ids=end_token_ids,
+                    sampler=Sampler(sampling, index, self._base.device),
+                    detokenizer=detokenizer,
+                    constraint=constraint,
+                    output=OutputQueue(wake, every_token=stream),
+                    first=sequences[0] if sequences else None,
+                )
+            )
+        return sequences
+
+    def _constraint(
+        self, request: Request, max_tokens: int, end_token_ids: frozenset[int]
+    ) -> GrammarConstraint | None:
+        if request.output_format is None:
+            return None
+        if request.sampling.ignore_eos:
+            raise InvalidRequestError(
+                "ignore_eos has no meaning for structured output, which ends where its format does."
+            )
+        return self._compiler.constraint(request.output_format, max_tokens, end_token_ids)
+
+
+def _end_token_ids(base: Base) -> frozenset[int]:
+    configured = base.model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*ids, base.tokenizer.eos_token_id] if token is not None)
