@@ -28,7 +28,7 @@ class Person(BaseModel):
     city: str
 
 
-class OutputQueue(BaseModel):
+class Ticket(BaseModel):
     """A ticket."""
 
     owner: str
@@ -119,7 +119,7 @@ def test_a_provider_strategy_returns_the_object(model: ChatAdapterHub):
 
 
 def test_a_provider_strategy_beside_tools(model: ChatAdapterHub):
-    agent = create_agent(model, [get_weather], response_format=ProviderStrategy(OutputQueue))
+    agent = create_agent(model, [get_weather], response_format=ProviderStrategy(Ticket))
     found = agent.invoke(asked("What is the weather in Porto?"))
     assert [type(message) for message in found["messages"]] == [
         HumanMessage,
@@ -127,14 +127,14 @@ def test_a_provider_strategy_beside_tools(model: ChatAdapterHub):
         ToolMessage,
         AIMessage,
     ]
-    assert isinstance(found["structured_response"], OutputQueue)
+    assert isinstance(found["structured_response"], Ticket)
 
 
 @pytest.mark.parametrize("tools", [[], [get_weather]], ids=["alone", "beside a tool"])
 def test_a_tool_strategy_returns_the_object(model: ChatAdapterHub, tools: list[Any]):
-    agent = create_agent(model, tools, response_format=ToolStrategy(OutputQueue))
-    found = agent.invoke(asked("Use the OutputQueue tool for owner Greta Okafor and level 7."))
-    assert found["structured_response"] == OutputQueue(owner="Greta Okafor", level=7)
+    agent = create_agent(model, tools, response_format=ToolStrategy(Ticket))
+    found = agent.invoke(asked("Use the Ticket tool for owner Greta Okafor and level 7."))
+    assert found["structured_response"] == Ticket(owner="Greta Okafor", level=7)
 
 
 def test_an_agent_has_the_adapter_that_its_model_was_bound_to(model: ChatAdapterHub):
