@@ -15,7 +15,7 @@ from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request, TokenOutput
-from adapterhub.engine.kv.cache import SMALLEST_LANE, KVShape
+from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVShape
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.request import StoredLoraRequest
 
@@ -23,11 +23,11 @@ Prompts = Sequence[Sequence[int]]
 
 
 def kv_room_mib(base: Base, rows: int, tokens: int) -> int:
-    """The `kv_cache_mib` with which some answers of some tokens, prompts included, run at once in an engine."""
+    """The `kv_cache_mib` that an engine needs for `rows` concurrent sequences of `tokens` tokens, prompts included."""
     shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, base.device)
-    lane = 1 << (max(tokens, SMALLEST_LANE) - 1).bit_length()
-    # A quarter of it is for the beginnings of prompts.
-    return max(EngineLimits.kv_cache_mib, -(-4 * rows * lane * shape.bytes_per_token // (3 << 20)) + 1)
+    slot_tokens = 1 << (max(tokens, MIN_SLOT_TOKENS) - 1).bit_length()
+    # A quarter of it is for the prefix cache.
+    return max(EngineLimits.kv_cache_mib, -(-4 * rows * slot_tokens * shape.bytes_per_token // (3 << 20)) + 1)
 
 
 class Contender(Protocol):

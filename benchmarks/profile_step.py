@@ -5,7 +5,7 @@
 Each contender's step is timed alone first, since the profiler slows what the CPU does; then some steps run under
 `torch.profiler`. `busy` is the kernels' time in a step, which the profiler hardly changes, over the step's time without
 it. Kernels are grouped by what the step was doing when they were launched: the base's linear layers, the adapters,
-attention of the engine's own, drawing tokens, everything else. On a CPU the operations themselves stand for kernels.
+the engine's attention, sampling, everything else. On a CPU the operations themselves stand for kernels.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from benchmarks.contenders import Contender, Ours, StaticBatch, twin
 from benchmarks.shapes import VOCABULARY, write_adapter
 
 BASE, OURS = "base, static batch", "ours"
-LINEAR, ADAPTERS, ATTENTION, DRAW, REST = (
+LINEAR, ADAPTERS, ATTENTION, SAMPLING, REST = (
     "base's linear layers",
     "adapters",
     "attention",
-    "draw tokens",
+    "sampling",
     "rest",
 )
-PARTS = (LINEAR, ADAPTERS, ATTENTION, DRAW)
+PARTS = (LINEAR, ADAPTERS, ATTENTION, SAMPLING)
 STEPS = 4
-LONGEST_NAME = 90
+MAX_NAME_LENGTH = 90
 
 
 def measure(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def _named_parts() -> Iterator[None]:
     """Makes the profiler see which part of a step something belongs to."""
     with (
         patch.object(StackedLoraWeights, "apply", _named(ADAPTERS, StackedLoraWeights.apply)),
-        patch.object(attention._Decoding, "attend", _named(ATTENTION, attention._Decoding.attend)),
-        patch.object(Logits, "of", _named(DRAW, Logits.of)),
+        patch.object(attention._DecodeBatch, "attend", _named(ATTENTION, attention._DecodeBatch.attend)),
+        patch.object(Logits, "of", _named(SAMPLING, Logits.of)),
         patch.object(torch.nn.functional, "linear", _named(LINEAR, torch.nn.functional.linear)),
         patch.object(bitsandbytes, "matmul_4bit", _named(LINEAR, bitsandbytes.matmul_4bit)),
     ):
@@ -93,7 +93,7 @@ def _read(events: Sequence[Any], wall: float, options: argparse.Namespace) -> di
         started = [(e, kernel.duration) for e in on_cpu for kernel in e.kernels if kernel.name not in PARTS]
     kernels: dict[str, list[float]] = {}
     for name, _, microseconds in found:
-        kernels.setdefault(name[:LONGEST_NAME], []).append(microseconds)
+        kernels.setdefault(name[:MAX_NAME_LENGTH], []).append(microseconds)
     parts: dict[str, list[float]] = {}
     for event, microseconds in started:
         parts.setdefault(_part(event) or REST, []).append(microseconds)
