@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.locating import locate_base
-from adapterhub.base.quantized_weights import forbid_packing, linear_shape
+from adapterhub.base.quantized_weights import disable_weight_packing, linear_shape
 from adapterhub.errors import ConfigError
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -122,7 +122,7 @@ def load_base(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded.eval().requires_grad_(False)
-    forbid_packing(loaded, only_unfit=not training)
+    disable_weight_packing(loaded, only_unsupported=not training)
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
 
 

@@ -25,16 +25,16 @@ _PACKED_ROWS = 32
 _QUANTIZATION_BLOCK = 64
 
 
-def forbid_packing(model: nn.Module, *, only_unfit: bool = False) -> None:
+def disable_weight_packing(model: nn.Module, *, only_unsupported: bool = False) -> None:
     """Makes 4-bit layers keep the layout through which gradients flow, unpacking those already packed.
 
     Args:
         model: Any module tree.
-        only_unfit: Forbid it only where bitsandbytes would fail: its packed kernel takes rows in groups of 32 and
+        only_unsupported: Forbid it only where bitsandbytes would fail: its packed kernel takes rows in groups of 32 and
             columns in whole quantisation blocks of 64.
     """
     for layer in model.modules():
-        if isinstance(layer, Linear4bit) and not (only_unfit and _fits_packing(layer)):
+        if isinstance(layer, Linear4bit) and not (only_unsupported and _fits_packing(layer)):
             layer.support_avx512bf16_for_cpu = False
             if is_packed(layer):
                 layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(
@@ -47,16 +47,16 @@ def is_packed(layer: Linear4bit) -> bool:
     return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))
 
 
-def dense_weight(layer: nn.Module) -> torch.Tensor:
+def dequantize_module_weight(layer: nn.Module) -> torch.Tensor:
     """A layer's weight as a float32 matrix of shape (out_features, in_features), whatever it is stored as.
 
     Raises:
         ConfigError: The layer is no linear layer.
     """
     if isinstance(layer, Linear4bit):
-        return _dense_4bit(layer)
+        return _dequantize_4bit(layer)
     if isinstance(layer, Linear8bitLt):
-        return _dense_8bit(layer)
+        return _dequantize_8bit(layer)
     if isinstance(layer, Conv1D | nn.Linear):
         weight = layer.weight.detach().float()
         return weight.T if isinstance(layer, Conv1D) else weight
@@ -72,14 +72,14 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _dense_8bit(layer: Linear8bitLt) -> torch.Tensor:
+def _dequantize_8bit(layer: Linear8bitLt) -> torch.Tensor:
     # bitsandbytes moves the scales from the weight to the layer's state at the first forward.
     scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
     dense: torch.Tensor = int8_vectorwise_dequant(layer.weight.data, scales).float()
     return dense
 
 
-def _dense_4bit(layer: Linear4bit) -> torch.Tensor:
+def _dequantize_4bit(layer: Linear4bit) -> torch.Tensor:
     data, state = layer.weight.data, layer.weight.quant_state
     if is_packed(layer):
         state = copy.copy(state)

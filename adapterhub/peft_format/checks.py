@@ -15,8 +15,8 @@ from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format.config import (
     WEIGHTS_FILE,
     AdapterConfig,
+    LoraParameter,
     LoraSettings,
-    Part,
     adapter_digest,
     parse_tensors,
 )
@@ -43,7 +43,7 @@ class LoraShape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Inspection:
+class AdapterInfo:
     """What an adapter's files say, once they have passed every check that needs no base.
 
     Attributes:
@@ -63,7 +63,7 @@ class Inspection:
     warnings: tuple[str, ...]
 
 
-def inspect_adapter(folder: Path) -> Inspection:
+def inspect_adapter(folder: Path) -> AdapterInfo:
     """Runs every check that needs no base on an adapter's folder.
 
     Args:
@@ -83,7 +83,7 @@ def inspect_adapter(folder: Path) -> Inspection:
     modules = check_shapes(config.settings, header)
     warnings = check_values(weights, header)
     dtype = min(tensor.dtype for tensor in header.values())
-    return Inspection(config, modules, adapter_digest(config.settings, weights), dtype, size, warnings)
+    return AdapterInfo(config, modules, adapter_digest(config.settings, weights), dtype, size, warnings)
 
 
 def check_shapes(settings: LoraSettings, header: Mapping[str, TensorInfo]) -> dict[str, LoraShape]:
@@ -106,7 +106,7 @@ def check_shapes(settings: LoraSettings, header: Mapping[str, TensorInfo]) -> di
     return modules
 
 
-def _shape(module: str, parts: Mapping[Part, TensorInfo], settings: LoraSettings) -> LoraShape:
+def _shape(module: str, parts: Mapping[LoraParameter, TensorInfo], settings: LoraSettings) -> LoraShape:
     wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if settings.use_dora else set())
     if parts.keys() != wanted:
         odd = sorted(parts.keys() ^ wanted)[0]

@@ -53,7 +53,7 @@ _TENSOR = re.compile(
     r"(?:(?P<part>lora_[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
 
-Part = Literal["lora_A", "lora_B", "lora_magnitude_vector"]
+LoraParameter = Literal["lora_A", "lora_B", "lora_magnitude_vector"]
 Rank = Annotated[int, Field(gt=0)]
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -185,7 +185,7 @@ def _unsupported(config: Mapping[str, Any]) -> str | None:
     return next((why for field, why in _UNSUPPORTED.items() if config.get(field)), None)
 
 
-def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[Part, TensorInfo]]:
+def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[LoraParameter, TensorInfo]]:
     """Sorts an adapter's tensors by module.
 
     Args:
@@ -197,7 +197,7 @@ def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[Part, Tens
     Raises:
         AdapterIncompatibleError: A tensor is not a part of LoRA on a linear layer.
     """
-    modules: dict[str, dict[Part, TensorInfo]] = {}
+    modules: dict[str, dict[LoraParameter, TensorInfo]] = {}
     for name, info in header.items():
         module, part = parse_tensor_name(name)
         modules.setdefault(module, {})[part] = info
@@ -213,7 +213,7 @@ def adapter_digest(settings: LoraSettings, weights: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def parse_tensor_name(name: str) -> tuple[str, Part]:
+def parse_tensor_name(name: str) -> tuple[str, LoraParameter]:
     """Splits `base_model.model.<module>.lora_A.weight` into module and part.
 
     Raises:
@@ -225,7 +225,7 @@ def parse_tensor_name(name: str) -> tuple[str, Part]:
             f"The adapter holds the tensor {name[:200]!r}, which is {_what_it_is(name)}.",
             hint="Train LoRA on linear layers only, without modules_to_save and embeddings.",
         )
-    part: Part = "lora_A" if match["part"] == "lora_A" else "lora_B"
+    part: LoraParameter = "lora_A" if match["part"] == "lora_A" else "lora_B"
     return match["module"], part if match["part"] else "lora_magnitude_vector"
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MptConfi
 from adapterhub import load_base
 from adapterhub.base.loading import Base
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
-from adapterhub.base.quantized_weights import dense_weight, forbid_packing, is_packed
+from adapterhub.base.quantized_weights import dequantize_module_weight, disable_weight_packing, is_packed
 from adapterhub.errors import ConfigError
 from tests.tiny import ALL_LINEAR, CHAT_TEMPLATE, make_base, make_tokenizer
 
@@ -65,7 +65,7 @@ def test_dense_weight_is_the_weight_that_the_layer_multiplies_by(tmp_path: Path,
     with torch.inference_mode():
         bias = 0 if layer.bias is None else layer.bias
         product = (layer(x) - bias).T
-    weight = dense_weight(layer)
+    weight = dequantize_module_weight(layer)
     assert weight.shape == base.linear_shapes[name]
     # int8 also rounds the input, and the packed 4-bit kernel multiplies in bfloat16
     bound = {"nf4": 2**-7, "int8": 2**-6, None: 1e-6}[quantization]
@@ -74,7 +74,7 @@ def test_dense_weight_is_the_weight_that_the_layer_multiplies_by(tmp_path: Path,
 
 def test_dense_weight_refuses_what_has_none():
     with pytest.raises(ConfigError, match="LayerNorm"):
-        dense_weight(torch.nn.LayerNorm(4))
+        dequantize_module_weight(torch.nn.LayerNorm(4))
 
 
 def test_the_pad_token_falls_back_to_the_end_token(tiny_base: Path):
@@ -241,7 +241,7 @@ class TestPacking:
         packed = load_base(tiny_base)
         packed.model(input_ids=IDS)
         assert is_packed(first_layer(packed))
-        forbid_packing(packed.model)
+        disable_weight_packing(packed.model)
         assert not is_packed(first_layer(packed))
         assert torch.equal(first_layer(packed).weight.data, first_layer(kept).weight.data)
 
@@ -251,7 +251,7 @@ class TestPacking:
         base.model(input_ids=IDS)
         layer = first_layer(base)
         before = copy.deepcopy(layer.weight.data)
-        dense_weight(layer)
+        dequantize_module_weight(layer)
         assert is_packed(layer)
         assert torch.equal(layer.weight.data, before)
 

@@ -34,7 +34,7 @@ model-index:
 
 - [x] a list
 
-LeaderFollower a sentence
+Turns a sentence
 into JSON.
 
 More text.
@@ -51,7 +51,7 @@ def test_everything_that_has_a_place(tmp_path: Path) -> None:
     assert base == "Qwen/Qwen3-0.6B"
     common = {"task_type": "text-generation", "dataset_name": "Requests", "dataset_type": "org/requests"}
     assert fields == {
-        "description": "LeaderFollower a sentence into JSON.",
+        "description": "Turns a sentence into JSON.",
         "tags": ("lora",),
         "language": ("en", "ru"),
         "license": "apache-2.0",
