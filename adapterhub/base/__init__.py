@@ -1,4 +1,4 @@
-"""The frozen base model: where it is, what it is, and loading it in 4 bits."""
+"""The frozen base model: locating, fingerprinting and loading it, and its quantised weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT's adapter folders: config, names of tensors, checks. Nothing here loads torch."""
+"""PEFT's adapter folders: config, tensor names, safetensors headers and checks, without torch."""
 
 from __future__ import annotations
 

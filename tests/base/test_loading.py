@@ -16,7 +16,7 @@ from adapterhub import load_base
 from adapterhub.base.loading import Base
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
 from adapterhub.base.quantized_weights import dequantize_module_weight, disable_weight_packing, is_packed
-from adapterhub.errors import ConfigError
+from adapterhub.errors import ConfigError, InvalidRequestError
 from tests.tiny import ALL_LINEAR, CHAT_TEMPLATE, make_base, make_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -57,7 +57,9 @@ def test_every_architecture_loads_in_4_bits(tmp_path: Path, kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("quantization", ["nf4", "int8", None])
-def test_dense_weight_is_the_weight_that_the_layer_multiplies_by(tmp_path: Path, kind, quantization):
+def test_dequantize_module_weight_is_the_weight_that_the_layer_multiplies_by(
+    tmp_path: Path, kind, quantization
+):
     base = load_base(make_base(tmp_path / kind, kind, tie_word_embeddings=False), quantization=quantization)
     name = next(name for name in base.linear_shapes if name.endswith(("q_proj", "c_attn")))
     layer = base.model.get_submodule(name)
@@ -72,8 +74,8 @@ def test_dense_weight_is_the_weight_that_the_layer_multiplies_by(tmp_path: Path,
     assert (product - weight).abs().max() <= bound * weight.abs().max()
 
 
-def test_dense_weight_refuses_what_has_none():
-    with pytest.raises(ConfigError, match="LayerNorm"):
+def test_dequantize_module_weight_refuses_other_modules():
+    with pytest.raises(InvalidRequestError, match="LayerNorm"):
         dequantize_module_weight(torch.nn.LayerNorm(4))
 
 
@@ -175,7 +177,7 @@ def test_the_context_is_found_under_any_name(tmp_path: Path, config, context):
     assert load_base(tmp_path, quantization=None, device="cpu").context_length == context
 
 
-def test_no_text_is_tidied_up(tmp_path: Path):
+def test_tokenization_spaces_are_not_cleaned_up(tmp_path: Path):
     folder = make_base(tmp_path)
     own = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("▁,", -1.0)], 0))
     own.pre_tokenizer, own.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
@@ -246,7 +248,7 @@ class TestPacking:
         assert torch.equal(first_layer(packed).weight.data, first_layer(kept).weight.data)
 
     @needs_packing
-    def test_dense_weight_leaves_a_packed_layer_packed(self, tiny_base: Path):
+    def test_dequantize_module_weight_leaves_a_packed_layer_packed(self, tiny_base: Path):
         base = load_base(tiny_base)
         base.model(input_ids=IDS)
         layer = first_layer(base)
