@@ -129,7 +129,7 @@ def test_prefill(run: Run):
 def test_profile_step(run: Run):
     found = run(profile_step.main, "--rows", "2", "--adapters", "2", "--rounds", "2")["profile"]
     parts = {name: {part["name"]: part["ms"] for part in one["parts"]} for name, one in found.items()}
-    own = {profile_step.ADAPTERS, profile_step.ATTENTION, profile_step.DRAW}
+    own = {profile_step.ADAPTERS, profile_step.ATTENTION, profile_step.SAMPLING}
     assert parts[profile_step.OURS].keys() == own | {profile_step.LINEAR, profile_step.REST}
     assert parts[profile_step.BASE].keys() == {profile_step.LINEAR, profile_step.REST}
     for one in found.values():

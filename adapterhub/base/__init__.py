@@ -1,4 +1,4 @@
-"""The frozen base model: where it is, what it is, and loading it in 4 bits."""
+"""The frozen base model: locating, fingerprinting and loading it, and its quantised weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     from adapterhub.base.fingerprint import BaseFingerprint, base_shapes
     from adapterhub.base.loading import Base, load_base
     from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
-    from adapterhub.base.quantized_weights import dense_weight, forbid_packing, is_packed, linear_shape
+    from adapterhub.base.quantized_weights import (
+        dequantize_module_weight,
+        disable_weight_packing,
+        is_packed,
+        linear_shape,
+    )
 
 __all__ = [
     "DEMO_BASE",
@@ -18,8 +23,8 @@ __all__ = [
     "BaseFingerprint",
     "base_shapes",
     "demo_base_folder",
-    "dense_weight",
-    "forbid_packing",
+    "dequantize_module_weight",
+    "disable_weight_packing",
     "is_packed",
     "linear_shape",
     "load_base",
@@ -35,8 +40,8 @@ __getattr__, __dir__ = lazy_exports(
         "DEMO_BASE": "adapterhub.base.locating",
         "base_shapes": "adapterhub.base.fingerprint",
         "demo_base_folder": "adapterhub.base.locating",
-        "dense_weight": "adapterhub.base.quantized_weights",
-        "forbid_packing": "adapterhub.base.quantized_weights",
+        "dequantize_module_weight": "adapterhub.base.quantized_weights",
+        "disable_weight_packing": "adapterhub.base.quantized_weights",
         "is_packed": "adapterhub.base.quantized_weights",
         "linear_shape": "adapterhub.base.quantized_weights",
         "load_base": "adapterhub.base.loading",

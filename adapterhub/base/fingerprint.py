@@ -1,8 +1,7 @@
-"""What a base is, read from its folder without torch: adapters fit one base and give nonsense on another.
+"""The fingerprint of a base, read from its folder without torch: an adapter works on the base it was trained on only.
 
-A name cannot say it (two revisions share one; a folder may be called anything), and hashing 14 GB takes a
-minute. So the fingerprint covers every tensor's name, dtype, shape and first 4 KiB, and the settings that
-shape the arithmetic.
+A name does not identify a base: revisions share it, and a folder may have any. Hashing 14 GB takes a minute. So the
+fingerprint covers the name, dtype, shape and first 4 KiB of every tensor, and the architecture settings.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from adapterhub.errors import AdapterInvalidError, ConfigError
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 
-# Model settings under the names that Llama and GPT-2 give them.
+# Architecture settings, under the names in the configs of Llama, GPT-2 and others.
 _SETTINGS = {
     "vocab_size": ("vocab_size",),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
@@ -38,16 +37,16 @@ _BNB_STATE = ".weight.quant_state.bitsandbytes__"
 
 
 class BaseFingerprint(BaseModel):
-    """What identifies a base, whatever it is called and wherever it lies."""
+    """Identifies a base independently of its name and path."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
 
     architecture: str
-    """The model class, as `config.json` names it."""
+    """The model class, from `architectures` in `config.json`."""
     model_type: str
-    """The architecture's family."""
+    """`model_type` in `config.json`."""
     vocab_size: int
     """Rows of the embedding."""
     hidden_size: int
@@ -55,26 +54,25 @@ class BaseFingerprint(BaseModel):
     num_hidden_layers: int
     """Number of layers."""
     digest: str
-    """sha256 over every tensor's name, dtype, shape and first 4 KiB, and the settings above."""
+    """sha256 over name, dtype, shape and first 4 KiB of every tensor, and the architecture settings."""
 
     @classmethod
     def of(cls, folder: str | Path) -> BaseFingerprint:
         """Reads the fingerprint of a base on disk.
 
-        Reads headers and 4 KiB of each tensor: a few milliseconds for a model of 7 billion parameters. A
-        change that leaves the first 4 KiB of every tensor as they were goes unseen.
+        Takes a few milliseconds for 7 billion parameters. Changes after the first 4 KiB of a tensor are not detected.
 
         Args:
             folder: Holds `config.json` and safetensors weights, in one file or in shards.
 
         Raises:
-            ConfigError: The folder holds no such base.
+            ConfigError: The folder holds no base that can be read.
         """
-        with _reading_base(Path(folder)):
+        with _base_errors(Path(folder)):
             config = _read_config(Path(folder))
             settings = _settings(config)
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-            for name, tensor, path in sorted(_tensors(Path(folder)), key=lambda found: found[0]):
+            for name, tensor, path in sorted(_tensors(Path(folder)), key=lambda entry: entry[0]):
                 digest.update(f"\n{name} {tensor.dtype} {tensor.shape} ".encode())
                 digest.update(_head(path, tensor))
             known = {name: settings[name] or 0 for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
@@ -86,40 +84,40 @@ class BaseFingerprint(BaseModel):
             )
 
     def mismatch(self, other: BaseFingerprint) -> str | None:
-        """Says how another base differs from this one.
+        """Describes how another base differs from this one.
 
         Returns:
-            The first difference in words, coarsest first; None if they are the same base.
+            The first difference, architecture before weights; None if the fingerprints are equal.
         """
         for field in ("architecture", "vocab_size", "hidden_size", "num_hidden_layers"):
-            mine, theirs = getattr(self, field), getattr(other, field)
-            if mine != theirs:
-                return f"{field} is {theirs}, not {mine}"
+            this, others = getattr(self, field), getattr(other, field)
+            if this != others:
+                return f"{field} is {others}, not {this}"
         return None if self.digest == other.digest else "it has the same shape but other weights"
 
 
 def base_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """Reads the shapes of every layer that an adapter could target.
+    """Reads the shapes of all linear layers from the headers of a base on disk.
 
-    Weights that bitsandbytes has packed into 4 bits tell their shape in the state stored beside them.
+    For 4-bit weights the shape is that in bitsandbytes' `quant_state`, which is stored with them.
 
     Args:
         folder: A base on disk.
 
     Returns:
-        Module name, as the checkpoint spells it -> (out_features, in_features).
+        Module name in the checkpoint -> (out_features, in_features).
 
     Raises:
         ConfigError: The folder holds no base that can be read.
     """
-    with _reading_base(Path(folder)):
+    with _base_errors(Path(folder)):
         model_type = str(_read_config(Path(folder)).get("model_type"))
         shapes: dict[str, tuple[int, int]] = {}
         for name, tensor, path in _tensors(Path(folder)):
             module, shape = _layer(name, tensor, path)
             if len(shape) == 2:
-                swap = stores_transposed(model_type, module)
-                shapes[module] = (shape[1], shape[0]) if swap else (shape[0], shape[1])
+                transposed = stores_transposed(model_type, module)
+                shapes[module] = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
         return _with_tied_head(shapes)
 
 
@@ -132,7 +130,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a base: one, or the shards that its index names.
 
     Raises:
-        OSError, ValueError, KeyError: There is neither, or the index is damaged.
+        OSError, ValueError, KeyError: There is no file and no index, or the index is damaged.
     """
     single = folder / "model.safetensors"
     if single.is_file():
@@ -155,7 +153,7 @@ def _layer(name: str, tensor: TensorInfo, path: Path) -> tuple[str, tuple[int, .
 
 
 def _with_tied_head(shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    # A head that shares the embedding's weights is not in the file, yet it is a layer of the model.
+    # A head with tied weights is a layer of the model but not in the file.
     embeddings = [shape for module, shape in shapes.items() if module.endswith(_EMBEDDINGS)]
     return {"lm_head": embeddings[0], **shapes} if len(embeddings) == 1 else shapes
 
@@ -181,11 +179,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     text = config.get("text_config") or config
-    found = {name: next((text[key] for key in keys if key in text), None) for name, keys in _SETTINGS.items()}
+    settings = {
+        name: next((text[key] for key in keys if key in text), None) for name, keys in _SETTINGS.items()
+    }
     return {
         "architecture": str((config.get("architectures") or ["unknown"])[0]),
         "model_type": str(config.get("model_type", "unknown")),
-        **found,
+        **settings,
     }
 
 
@@ -196,7 +196,7 @@ def _head(path: Path, tensor: TensorInfo) -> bytes:
 
 
 @contextmanager
-def _reading_base(folder: Path) -> Iterator[None]:
+def _base_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RecursionError, AdapterInvalidError) as error:

@@ -1,4 +1,4 @@
-"""Loading the base: one frozen causal language model, 4-bit by default, with its tokenizer and fingerprint."""
+"""Loading a base: a frozen causal language model, 4-bit by default, with its tokenizer and fingerprint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.locating import locate_base
-from adapterhub.base.quantized_weights import forbid_packing, linear_shape
+from adapterhub.base.quantized_weights import disable_weight_packing, linear_shape
 from adapterhub.errors import ConfigError, EngineError
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -28,18 +28,18 @@ _NO_LIMIT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base.
+    """A loaded base. Its model belongs to one engine at a time, which replaces the linear layers that adapters target.
 
     The fields never change, but the model may: an engine replaces its attention and wraps its layers. So an engine
     claims a base, and from then on only that engine may run its model or hand it on.
 
     Attributes:
         model: The causal language model, in eval mode, its weights frozen.
-        tokenizer: Its tokenizer; `pad_token` is the end token where it has none of its own.
-        name: The name it was asked for by.
-        folder: Where its files are.
-        fingerprint: What it is, independent of its name and place.
-        quantization: How its linear layers are stored; None means unquantised.
+        tokenizer: Its tokenizer; `pad_token` is `eos_token` if it has none.
+        name: The name, path or hub id that it was loaded by.
+        folder: The folder with its files.
+        fingerprint: Identifies it independently of name and path.
+        quantization: How its linear layers are stored; None if unquantised.
         compute_dtype: The dtype of its activations.
     """
 
@@ -66,25 +66,25 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         device: torch.device = self.model.device
         return device
 
     @cached_property
     def context_length(self) -> int:
-        """The largest number of tokens, prompt and answer together, that the model was made for."""
+        """The maximum number of tokens of a sequence, prompt and completion."""
         config = self.model.config.get_text_config()
-        # Such a base changes the positions of a whole batch when one text in it gets longer than this.
+        # LongRoPE changes the positions of the whole batch once one sequence is longer than this.
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         if rope.get("rope_type") == "longrope" and (short := rope.get("original_max_position_embeddings")):
             return int(short)
-        named = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
-        # A base without position embeddings (BLOOM, Mamba) has no such setting; its tokenizer may know the limit.
-        return int(next(filter(None, named), min(self.tokenizer.model_max_length, _NO_LIMIT)))
+        limits = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
+        # Bases without position embeddings (BLOOM, Mamba) have no such setting; their tokenizer may have a limit.
+        return int(next(filter(None, limits), min(self.tokenizer.model_max_length, _NO_LIMIT)))
 
     @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """Every layer that an adapter may target: module name -> (out_features, in_features)."""
+        """All linear layers: module name -> (out_features, in_features)."""
         return {name: shape for name, module in self.model.named_modules() if (shape := linear_shape(module))}
 
 
@@ -102,27 +102,27 @@ def load_base(
 
     Args:
         model: `"adapterhub-demo"`, a folder, or a hub id.
-        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for the weights as they are.
+        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights.
         compute_dtype: `"auto"` is float32 on a CPU (`benchmarks/compute_dtype.py` has the figures) and bfloat16 on a
             GPU that has it, else float16.
         device: `"auto"` (the first GPU if there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
         revision: A branch, tag or commit, where `model` is a hub id.
-        trust_remote_code: Run the repository's own Python code. Off unless you ask.
-        training: Keep the weights in the layout through which gradients flow.
+        trust_remote_code: Run Python code of the repository.
+        training: Disable bitsandbytes' packing of 4-bit weights, through which no gradient flows.
 
     Raises:
-        ConfigError: No such base, no such device, or files that do not make a model.
+        ConfigError: There is no such base, device, dtype or quantisation, or the files are no causal language model.
     """
     folder = locate_base(model, revision=revision, trust_remote_code=trust_remote_code)
     fingerprint = BaseFingerprint.of(folder)
-    place = _device(device)
-    dtype = _dtype(compute_dtype, place)
+    target_device = _device(device)
+    dtype = _dtype(compute_dtype, target_device)
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             folder,
             quantization_config=_quantization_config(quantization, dtype),
             dtype=dtype,
-            device_map={"": place},
+            device_map={"": target_device},
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -134,12 +134,12 @@ def load_base(
             hint="`adapterhub doctor` shows what is installed; the folder must hold a causal language model.",
         ) from error
     _refuse_missing_weights(str(model), sorted(report["missing_keys"]))
-    # Else some tokenizers take the space before a comma out of the text: harmful to code, and unlike a stream.
+    # Off: it removes spaces before commas, which damages code, and streamed text could not follow.
     tokenizer.clean_up_tokenization_spaces = False
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded.eval().requires_grad_(False)
-    forbid_packing(loaded, only_unfit=not training)
+    disable_weight_packing(loaded, only_unsupported=not training)
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
 
 
@@ -160,7 +160,7 @@ def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) 
 
 
 def _refuse_missing_weights(base: str, missing: list[str]) -> None:
-    # transformers fills them with random numbers, and the base would talk nonsense.
+    # transformers initialises missing weights at random.
     if missing:
         raise ConfigError(
             f"The files of base {base!r} lack {len(missing)} weights, such as {missing[0]!r}.",

@@ -1,4 +1,4 @@
-"""Where a base lives on disk: the shipped one, a folder of yours, or a snapshot from the Hugging Face hub."""
+"""Locating a base: the shipped one, a local folder, or a snapshot of a Hugging Face repository."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEMO_BASE = "adapterhub-demo"
 """The name of the small base that ships with the package; cards use it in place of a path."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# What a causal language model needs, and nothing that could run code or be unpickled.
+# The files of a causal language model, without Python code and pickles.
 _SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -28,16 +28,16 @@ def locate_base(
     trust_remote_code: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """Finds the folder that holds a base's files, downloading a hub snapshot if that is what the name means.
+    """Locates the folder of a base, downloading a hub snapshot if need be.
 
     Args:
         name: `"adapterhub-demo"`, a folder, or a hub id such as `"Qwen/Qwen3-0.6B"`.
         revision: A branch, tag or commit of a hub id; the default branch if not given.
         trust_remote_code: Also download the repository's Python files.
-        local_files_only: Do not ask the hub; a hub id counts only if it was downloaded before.
+        local_files_only: Use only snapshots in the local cache, without network.
 
     Raises:
-        ConfigError: There is no such folder, it holds no model, or the hub does not have it.
+        ConfigError: There is no such folder, it holds no model, or the snapshot could not be downloaded.
     """
     if str(name) == DEMO_BASE:
         return demo_base_folder()
@@ -56,7 +56,7 @@ def tokenizer_chat_template(name: str | Path) -> str | None:
     """The chat template (Jinja) of a base's tokenizer, read from its files without loading anything.
 
     Args:
-        name: As in `locate_base`, but a hub id counts only if it was downloaded before.
+        name: As in `locate_base`, but without network: a hub id must be in the local cache.
 
     Raises:
         ConfigError: The base is not on this machine.
@@ -91,7 +91,7 @@ def _download(repo: str, revision: str | None, trust_remote_code: bool, local_fi
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"The base {repo!r} is neither a folder here nor could it be had from the hub ({type(error).__name__}).",
+            f"Base {repo!r} is no local folder, and it could not be downloaded from the hub ({type(error).__name__}).",
             hint="Check the spelling and the network; for a gated model log in with `hf auth login`.",
         ) from error
     return Path(folder)

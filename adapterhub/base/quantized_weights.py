@@ -1,8 +1,8 @@
-"""The weights of linear layers as they are stored: plain, 8-bit, or bitsandbytes' 4-bit formats.
+"""Dequantising the weights of linear layers, and bitsandbytes' packing of 4-bit weights.
 
-On CPUs with AVX512-BF16, bitsandbytes 0.50 re-orders a `Linear4bit`'s weights in place at the first eval-mode
-forward ("packing", for its fast kernel). Afterwards no gradient flows through that layer, and dequantising it yields
-garbage, both silently. Serving wants the kernel; training must never pack; reading the weights must unpack.
+On CPUs with AVX512-BF16, bitsandbytes 0.50 packs the weights of a `Linear4bit` for its fast kernel: at the first
+forward in eval mode it re-orders them in place. Afterwards no gradient flows through the layer and `dequantize_4bit`
+returns garbage, both without an error. So training disables packing, and dequantising unpacks a copy.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adapterhub.errors import ConfigError
+from adapterhub.errors import InvalidRequestError
 
 _PACKED_ROWS = 32
 _QUANTIZATION_BLOCK = 64
 
 
-def forbid_packing(model: nn.Module, *, only_unfit: bool = False) -> None:
-    """Makes 4-bit layers keep the layout through which gradients flow, unpacking those already packed.
+def disable_weight_packing(model: nn.Module, *, only_unsupported: bool = False) -> None:
+    """Disables packing of 4-bit layers, through which no gradient flows, and unpacks those already packed.
 
     Args:
         model: Any module tree.
-        only_unfit: Forbid it only where bitsandbytes would fail: its packed kernel takes rows in groups of 32 and
-            columns in whole quantisation blocks of 64.
+        only_unsupported: Only for layers of sizes that bitsandbytes cannot pack: out_features must be a multiple of
+            32 and in_features one of the quantisation block, 64.
     """
     for layer in model.modules():
-        if isinstance(layer, Linear4bit) and not (only_unfit and _fits_packing(layer)):
+        if isinstance(layer, Linear4bit) and not (only_unsupported and _can_be_packed(layer)):
             layer.support_avx512bf16_for_cpu = False
             if is_packed(layer):
                 layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(
@@ -43,28 +43,34 @@ def forbid_packing(model: nn.Module, *, only_unfit: bool = False) -> None:
 
 
 def is_packed(layer: Linear4bit) -> bool:
-    """Whether bitsandbytes has re-ordered this layer's weights for its CPU kernel."""
+    """Whether bitsandbytes has packed the layer's weights for its CPU kernel."""
     return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))
 
 
-def dense_weight(layer: nn.Module) -> torch.Tensor:
-    """A layer's weight as a float32 matrix of shape (out_features, in_features), whatever it is stored as.
+def dequantize_module_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer in float32, dequantised if need be, as PEFT's function of this name.
+
+    Args:
+        layer: `nn.Linear`, `Conv1D`, `Linear4bit` (packed or not) or `Linear8bitLt`. It is not changed.
+
+    Returns:
+        A matrix of shape (out_features, in_features).
 
     Raises:
-        ConfigError: The layer is no linear layer.
+        InvalidRequestError: The module is not a linear layer.
     """
     if isinstance(layer, Linear4bit):
-        return _dense_4bit(layer)
+        return _dequantize_4bit(layer)
     if isinstance(layer, Linear8bitLt):
-        return _dense_8bit(layer)
+        return _dequantize_8bit(layer)
     if isinstance(layer, Conv1D | nn.Linear):
         weight = layer.weight.detach().float()
         return weight.T if isinstance(layer, Conv1D) else weight
-    raise ConfigError(f"A {type(layer).__name__} holds no weight matrix that an adapter could change.")
+    raise InvalidRequestError(f"A {type(layer).__name__} is not a linear layer.")
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(out_features, in_features) of a layer that an adapter may target, None for any other module."""
+    """(out_features, in_features) of a linear layer; None for any other module."""
     if isinstance(module, Conv1D):
         return module.nf, module.nx
     if isinstance(module, nn.Linear):  # Linear4bit and Linear8bitLt are subclasses
@@ -72,26 +78,25 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _dense_8bit(layer: Linear8bitLt) -> torch.Tensor:
-    # bitsandbytes moves the scales from the weight to the layer's state at the first forward.
+def _dequantize_8bit(layer: Linear8bitLt) -> torch.Tensor:
+    # bitsandbytes moves the scales from the weight to `layer.state` at the first forward.
     scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
-    dense: torch.Tensor = int8_vectorwise_dequant(layer.weight.data, scales).float()
-    return dense
+    weight: torch.Tensor = int8_vectorwise_dequant(layer.weight.data, scales).float()
+    return weight
 
 
-def _dense_4bit(layer: Linear4bit) -> torch.Tensor:
+def _dequantize_4bit(layer: Linear4bit) -> torch.Tensor:
     data, state = layer.weight.data, layer.weight.quant_state
     if is_packed(layer):
         state = copy.copy(state)
-        state.original_nested = (
-            False  # the packed scales are whole already; re-quantising them would lose accuracy
-        )
+        # Packing has dequantised nested scales; unpacking must not quantise them again, which loses accuracy.
+        state.original_nested = False
         data, state = _convert_weight_packed_for_cpu_inverse(data, state)
         state.absmax = state.absmax.T.reshape(-1).float()
-    dense: torch.Tensor = dequantize_4bit(data, state).float()
-    return dense.reshape(layer.out_features, layer.in_features)
+    weight: torch.Tensor = dequantize_4bit(data, state).float()
+    return weight.reshape(layer.out_features, layer.in_features)
 
 
-def _fits_packing(layer: Linear4bit) -> bool:
-    fits: bool = layer.out_features % _PACKED_ROWS == 0 and layer.in_features % _QUANTIZATION_BLOCK == 0
-    return fits
+def _can_be_packed(layer: Linear4bit) -> bool:
+    packable: bool = layer.out_features % _PACKED_ROWS == 0 and layer.in_features % _QUANTIZATION_BLOCK == 0
+    return packable

@@ -21,8 +21,8 @@ import torch
 from adapterhub._files import new_folder, read_bounded
 from adapterhub.base.fingerprint import BaseFingerprint, base_shapes, stores_transposed, weight_files
 from adapterhub.errors import AdapterIncompatibleError, ExportError
-from adapterhub.peft_format.checks import Inspection, check_fit, inspect_adapter
-from adapterhub.peft_format.config import WEIGHTS_FILE, Part, parse_tensors
+from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapter
+from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 
@@ -114,7 +114,7 @@ class _Merge:
 
     base: Path
     adapter: Path
-    found: Inspection
+    found: AdapterInfo
 
     def check(self, *, force: bool) -> None:
         check_fit(self.found.modules, base_shapes(self.base), self.found.config.settings)
@@ -197,7 +197,7 @@ class _Merge:
         return {name: info for shard in self.shards for name, info in read_header(shard).items()}
 
     @cached_property
-    def parts(self) -> dict[str, dict[Part, TensorInfo]]:
+    def parts(self) -> dict[str, dict[LoraParameter, TensorInfo]]:
         return parse_tensors(read_header(self.adapter / WEIGHTS_FILE))
 
     @cached_property

@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 
-from adapterhub.base.quantized_weights import dense_weight
+from adapterhub.base.quantized_weights import dequantize_module_weight
 from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.lora.blending.methods import concatenate
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import check_fit, check_shapes
-from adapterhub.peft_format.config import WEIGHTS_FILE, AdapterConfig, LoraSettings, Part, parse_tensor_name
+from adapterhub.peft_format.config import (
+    WEIGHTS_FILE,
+    AdapterConfig,
+    LoraParameter,
+    LoraSettings,
+    parse_tensor_name,
+)
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -120,13 +126,13 @@ def _load_part(part: LoraRequest, model: Any, shapes: Mapping[str, tuple[int, in
 
 def _read_tensors(
     folder: Path, header: Mapping[str, TensorInfo], settings: LoraSettings, dtype: torch.dtype
-) -> dict[str, dict[Part, torch.Tensor]]:
+) -> dict[str, dict[LoraParameter, torch.Tensor]]:
     """An adapter's tensors by module, in one block of memory; lora_B is multiplied by the scaling.
 
     lora_B is stored column-major, as in `StackedLoraWeights`, so that writing it into a slot is a plain copy.
     """
     memory = torch.empty(sum(math.prod(info.shape) for info in header.values()), dtype=dtype)
-    modules: dict[str, dict[Part, torch.Tensor]] = {}
+    modules: dict[str, dict[LoraParameter, torch.Tensor]] = {}
     offset = 0
     for name, tensor in _tensors(folder / WEIGHTS_FILE, header):
         module, part = parse_tensor_name(name)
@@ -155,10 +161,12 @@ def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str
             yield name, torch.frombuffer(data, dtype=_DTYPES[info.dtype]).view(info.shape)
 
 
-def _delta(model: Any, module: str, parts: Mapping[Part, torch.Tensor]) -> LoraDelta:
+def _delta(model: Any, module: str, parts: Mapping[LoraParameter, torch.Tensor]) -> LoraDelta:
     a, b = parts["lora_A"], parts["lora_B"]
     if "lora_magnitude_vector" not in parts:
         return LoraDelta(a, b)
     layer, device = model.get_submodule(module), model.device
-    norm = (dense_weight(getattr(layer, "base_layer", layer)) + b.to(device) @ a.to(device)).norm(dim=1)
+    norm = (dequantize_module_weight(getattr(layer, "base_layer", layer)) + b.to(device) @ a.to(device)).norm(
+        dim=1
+    )
     return LoraDelta(a, b, parts["lora_magnitude_vector"] / norm.cpu())

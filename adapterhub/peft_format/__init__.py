@@ -1,4 +1,4 @@
-"""PEFT's adapter folders: config, names of tensors, checks. Nothing here loads torch."""
+"""PEFT's adapter folders: config, tensor names, safetensors headers and checks, without torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.peft_format.checks import Inspection, check_fit, inspect_adapter
+    from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapter
     from adapterhub.peft_format.config import AdapterConfig, LoraSettings, adapter_digest
     from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 
 __all__ = [
     "AdapterConfig",
-    "Inspection",
+    "AdapterInfo",
     "LoraSettings",
     "TensorInfo",
     "adapter_digest",
@@ -26,7 +26,7 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "AdapterConfig": "adapterhub.peft_format.config",
-        "Inspection": "adapterhub.peft_format.checks",
+        "AdapterInfo": "adapterhub.peft_format.checks",
         "LoraSettings": "adapterhub.peft_format.config",
         "TensorInfo": "adapterhub.peft_format.safetensors_header",
         "adapter_digest": "adapterhub.peft_format.config",

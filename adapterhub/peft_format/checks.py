@@ -1,7 +1,7 @@
-"""What an adapter must pass before it is stored, and again when an engine puts it on a loaded base.
+"""Checks of an adapter, before a registry stores it and again when an engine loads it onto a base.
 
-Nothing here loads torch. An adapter that would change nothing, or something else than it was trained to
-change, is refused here and not noticed later by its answers.
+They need no torch. They refuse adapters that would load without an error and answer wrongly: missing tensors, other
+shapes, modules that the base does not have, NaN.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format.config import (
     WEIGHTS_FILE,
     AdapterConfig,
+    LoraParameter,
     LoraSettings,
-    Part,
     adapter_digest,
     parse_tensors,
 )
@@ -30,8 +30,8 @@ MAX_WEIGHTS_BYTES = 16 * 2**30
 DTYPES = ("F64", "F32", "F16", "BF16")
 _CHUNK_BYTES = 4 * 2**20
 _BF16_EXPONENT = 0x7F80
-# A checkpoint need not spell the model's inner name: GPT-2's has `h.0`, the model itself `transformer.h.0`.
-_BODY_PREFIXES = ("model.", "transformer.", "gpt_neox.")
+# transformers' `base_model_prefix`, which checkpoints may omit: GPT-2's has `h.0`, the model `transformer.h.0`.
+_BASE_MODEL_PREFIXES = ("model.", "transformer.", "gpt_neox.")
 
 
 class LoraShape(NamedTuple):
@@ -43,16 +43,16 @@ class LoraShape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What an adapter's files say, once they have passed every check that needs no base.
+class AdapterInfo:
+    """The metadata of an adapter that has passed every check that needs no base.
 
     Attributes:
         config: The adapter's config.
         modules: Module name in the base -> shape.
-        digest: The adapter's identity.
+        digest: The adapter's digest, from `adapter_digest`.
         dtype: The weights' dtype; the first in alphabetical order if they differ.
         size_bytes: The size of the weights' file.
-        warnings: What is allowed, and worth knowing.
+        warnings: Faults that do not keep the adapter from being served.
     """
 
     config: AdapterConfig
@@ -63,11 +63,11 @@ class Inspection:
     warnings: tuple[str, ...]
 
 
-def inspect_adapter(folder: Path) -> Inspection:
+def inspect_adapter(folder: Path) -> AdapterInfo:
     """Runs every check that needs no base on an adapter's folder.
 
     Args:
-        folder: Holds `adapter_config.json` and `adapter_model.safetensors`.
+        folder: The folder with `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
         AdapterInvalidError: The files are damaged, or config and weights contradict each other.
@@ -83,22 +83,22 @@ def inspect_adapter(folder: Path) -> Inspection:
     modules = check_shapes(config.settings, header)
     warnings = check_values(weights, header)
     dtype = min(tensor.dtype for tensor in header.values())
-    return Inspection(config, modules, adapter_digest(config.settings, weights), dtype, size, warnings)
+    return AdapterInfo(config, modules, adapter_digest(config.settings, weights), dtype, size, warnings)
 
 
 def check_shapes(settings: LoraSettings, header: Mapping[str, TensorInfo]) -> dict[str, LoraShape]:
-    """Checks that the weights are what the config describes.
+    """Checks that names and shapes of the weights agree with the config.
 
     Args:
-        settings: From the config.
-        header: From the weights.
+        settings: The settings in `adapter_config.json`.
+        header: The header of the weights' file, from `read_header`.
 
     Returns:
         Module name in the base -> shape.
 
     Raises:
-        AdapterInvalidError: Parts are missing, or shapes and ranks disagree.
-        AdapterIncompatibleError: A tensor is not a part of LoRA on a linear layer.
+        AdapterInvalidError: Tensors are missing, or shapes and ranks disagree.
+        AdapterIncompatibleError: A tensor does not belong to LoRA on a linear layer.
     """
     modules = {name: _shape(name, parts, settings) for name, parts in parse_tensors(header).items()}
     if not modules:
@@ -106,12 +106,12 @@ def check_shapes(settings: LoraSettings, header: Mapping[str, TensorInfo]) -> di
     return modules
 
 
-def _shape(module: str, parts: Mapping[Part, TensorInfo], settings: LoraSettings) -> LoraShape:
-    wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if settings.use_dora else set())
-    if parts.keys() != wanted:
-        odd = sorted(parts.keys() ^ wanted)[0]
-        state = "has no" if odd in wanted else "has, though use_dora is off, a"
-        raise _contradiction(f"module {module!r} {state} {odd}")
+def _shape(module: str, parts: Mapping[LoraParameter, TensorInfo], settings: LoraSettings) -> LoraShape:
+    expected = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if settings.use_dora else set())
+    if parts.keys() != expected:
+        differing = sorted(parts.keys() ^ expected)[0]
+        state = "has no" if differing in expected else "has, though use_dora is off, a"
+        raise _contradiction(f"module {module!r} {state} {differing}")
     for part, tensor in parts.items():
         if tensor.dtype not in DTYPES or 0 in tensor.shape:
             raise _contradiction(f"{part} of {module!r} is {tensor.dtype} of shape {tensor.shape}")
@@ -120,10 +120,12 @@ def _shape(module: str, parts: Mapping[Part, TensorInfo], settings: LoraSettings
             shape = LoraShape(rank, out_features, in_features)
         case a, b:
             raise _contradiction(
-                f"rank {settings.rank(module)} in {module!r} does not go with shapes {a} and {b}"
+                f"rank {settings.rank(module)} in {module!r} does not agree with shapes {a} and {b}"
             )
     if settings.use_dora and parts["lora_magnitude_vector"].shape != (shape.out_features,):
-        raise _contradiction(f"the magnitudes of {module!r} do not number {shape.out_features}")
+        raise _contradiction(
+            f"lora_magnitude_vector of {module!r} does not have shape ({shape.out_features},)"
+        )
     return shape
 
 
@@ -135,7 +137,7 @@ def _contradiction(reason: str) -> AdapterInvalidError:
 
 
 def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """Checks that every weight is a finite number, reading the file piece by piece.
+    """Checks that every weight is finite, reading the file in chunks.
 
     Returns:
         Warnings.
@@ -143,7 +145,7 @@ def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, 
     Raises:
         AdapterInvalidError: A tensor holds NaN or infinity.
     """
-    changes_something = False
+    changes_base = False
     with weights.open("rb") as file:
         for name, tensor in header.items():
             for values in _chunks(file, tensor):
@@ -152,8 +154,8 @@ def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, 
                         f"The adapter's tensor {name!r} holds NaN or infinity.",
                         hint="Its training diverged: lower the learning rate, or take an earlier checkpoint.",
                     )
-                changes_something = changes_something or (".lora_A." not in name and bool(values.any()))
-    return () if changes_something else ("every lora_B is zero: the adapter has learnt nothing",)
+                changes_base = changes_base or (".lora_A." not in name and bool(values.any()))
+    return () if changes_base else ("every lora_B is zero: the adapter does not change the base",)
 
 
 def _chunks(file: Any, tensor: TensorInfo) -> Iterator[npt.NDArray[Any]]:
@@ -168,7 +170,7 @@ def _chunks(file: Any, tensor: TensorInfo) -> Iterator[npt.NDArray[Any]]:
 def _finite(values: npt.NDArray[Any], dtype: str) -> bool:
     import numpy as np
 
-    if dtype == "BF16":  # numpy has no bfloat16: NaN and infinity have every bit of the exponent set
+    if dtype == "BF16":  # numpy has no bfloat16; in NaN and infinity all exponent bits are set
         return not bool(np.any((values & _BF16_EXPONENT) == _BF16_EXPONENT))
     return bool(np.isfinite(values).all())
 
@@ -183,19 +185,19 @@ def check_fit(
     Args:
         adapter: Module name -> shape, from `check_shapes`.
         base: Module name -> (out_features, in_features): of a folder (`base_shapes`) or of a loaded model.
-        settings: If given, the adapter must also hold weights for every target that it lists and the base
-            has.
+        settings: If given, every one of its target modules that the base has must have weights in the
+            adapter.
 
     Raises:
         AdapterIncompatibleError: Modules are missing in the base, or have another shape.
-        AdapterInvalidError: A listed target has no weights.
+        AdapterInvalidError: A target module has no weights.
     """
     known = {_without_prefix(module): shape for module, shape in base.items()}
     missing = [module for module in adapter if _without_prefix(module) not in known]
     if missing:
-        many = "None" if len(missing) == len(adapter) else f"Only {len(adapter) - len(missing)}"
+        count = "None" if len(missing) == len(adapter) else f"Only {len(adapter) - len(missing)}"
         raise AdapterIncompatibleError(
-            f"{many} of the adapter's {len(adapter)} modules are in the base; {_some(missing)} missing.",
+            f"{count} of the adapter's {len(adapter)} modules are in the base; {_listed(missing)} missing.",
             hint="The adapter was trained on another architecture; use the base that its config names.",
         )
     for module, shape in adapter.items():
@@ -210,19 +212,21 @@ def check_fit(
 
 def _check_targets(targets: tuple[str, ...], adapter: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     for target in targets:
-        if _any_is(target, base) and not _any_is(target, adapter):
+        if _matches_any(target, base) and not _matches_any(target, adapter):
             raise _contradiction(f"the config targets {target[:200]!r}, for which there are no weights")
 
 
-def _any_is(target: str, modules: Mapping[str, Any]) -> bool:
+def _matches_any(target: str, modules: Mapping[str, Any]) -> bool:
     return any(module == target or module.endswith(f".{target}") for module in modules)
 
 
 def _without_prefix(module: str) -> str:
-    return next((module[len(prefix) :] for prefix in _BODY_PREFIXES if module.startswith(prefix)), module)
+    return next(
+        (module[len(prefix) :] for prefix in _BASE_MODEL_PREFIXES if module.startswith(prefix)), module
+    )
 
 
-def _some(modules: list[str]) -> str:
+def _listed(modules: list[str]) -> str:
     named = ", ".join(repr(module) for module in modules[:3])
     if len(modules) > 3:
         return f"{named} and {len(modules) - 3} more are"

@@ -1,9 +1,8 @@
-"""PEFT's folder format, known without torch: `adapter_config.json` and the names of tensors.
+"""PEFT's `adapter_config.json` and tensor names, parsed without torch.
 
 Follows peft 0.21: `tuners/lora/config.py` for the settings, `tuners/lora/model.py` and `utils/other.py`
-(`get_pattern_key`) for ranks and scaling, `utils/save_and_load.py` for tensor names. What plain,
-rank-stabilised and weight-decomposed LoRA on linear layers need is read; every other kind is named and
-refused.
+(`get_pattern_key`) for ranks and scaling, `utils/save_and_load.py` for tensor names. Supported is LoRA on linear
+layers: plain, rank-stabilised (rsLoRA) and weight-decomposed (DoRA). Other kinds are refused with the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub._files import read_bounded
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, describe_validation
-from adapterhub.peft_format.module_patterns import MAX_MODULE_NAME, FewPatterns, Pattern, compile_pattern
+from adapterhub.peft_format.module_patterns import MAX_MODULE_NAME, BoundedPatterns, Pattern, compile_pattern
 from adapterhub.peft_format.safetensors_header import TensorInfo
 
 CONFIG_FILE = "adapter_config.json"
@@ -30,7 +29,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 2**20
 _CHUNK_BYTES = 2**20
 
-# Settings that change the arithmetic in ways that are not computed here, and what they ask for.
+# Settings that are not supported -> the reason, for the error message.
 _UNSUPPORTED = {
     "modules_to_save": "it replaces whole modules of the base (modules_to_save)",
     "trainable_token_indices": "it trains single token embeddings (trainable_token_indices)",
@@ -44,8 +43,8 @@ _UNSUPPORTED = {
     "kasa_config": "it changes the base's weights (KaSA)",
     "monteclora_config": "it samples its weights (MonteCLoRA)",
 }
-# These start from a part of the base's own weight and leave the rest in the base; on the plain base they
-# answer nonsense. PEFT converts them when saving (`path_initial_model_for_weight_conversion`).
+# These initialisations subtract the initial adapter from the base's weights, so the adapter is wrong on the unmodified
+# base. PEFT can convert such adapters when saving (`path_initial_model_for_weight_conversion`).
 _BASE_CHANGING_INITS = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
 _TENSOR = re.compile(
@@ -53,45 +52,45 @@ _TENSOR = re.compile(
     r"(?:(?P<part>lora_[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
 
-Part = Literal["lora_A", "lora_B", "lora_magnitude_vector"]
+LoraParameter = Literal["lora_A", "lora_B", "lora_magnitude_vector"]
 Rank = Annotated[int, Field(gt=0)]
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class LoraSettings(BaseModel):
-    """The settings of a LoRA adapter that its arithmetic depends on."""
+    """The settings of a LoRA adapter that determine its delta weights, under PEFT's names."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     peft_type: Literal["LORA"] = "LORA"
     """The PEFT method."""
     r: Rank
-    """The rank of modules that no pattern names."""
+    """The rank of modules that `rank_pattern` does not match."""
     lora_alpha: Alpha
-    """The numerator of the scaling of modules that no pattern names."""
+    """Alpha of modules that `alpha_pattern` does not match; scaling is alpha / r."""
     use_rslora: bool = False
     """Scaling is alpha / sqrt(r), not alpha / r (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
-    """Magnitudes are trained beside the matrices (https://arxiv.org/abs/2402.09353)."""
-    rank_pattern: Annotated[dict[Pattern, Rank], FewPatterns] = {}
+    """The adapter has magnitude vectors (https://arxiv.org/abs/2402.09353)."""
+    rank_pattern: Annotated[dict[Pattern, Rank], BoundedPatterns] = {}
     """Module name or regular expression -> rank."""
-    alpha_pattern: Annotated[dict[Pattern, Alpha], FewPatterns] = {}
+    alpha_pattern: Annotated[dict[Pattern, Alpha], BoundedPatterns] = {}
     """Module name or regular expression -> alpha."""
     target_modules: tuple[str, ...] | str = ()
     """Names of the adapted modules, or one regular expression."""
 
     def rank(self, module: str) -> int:
-        """The rank in one module, by its name in the base."""
+        """The rank of a module, by its name in the base."""
         return next((rank for pattern, rank in self._ranks if pattern.match(module)), self.r)
 
     def scaling(self, module: str) -> float:
-        """What lora_B · lora_A is multiplied by in one module."""
+        """The factor of lora_B @ lora_A in a module."""
         alpha = next((alpha for pattern, alpha in self._alphas if pattern.match(module)), self.lora_alpha)
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def canonical(self) -> bytes:
-        """The settings that change the arithmetic, spelled in one way only."""
+        """A canonical encoding of the settings that determine the delta weights, for the digest."""
         fields = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora"}
         patterns = {
             "rank_pattern": list(self.rank_pattern.items()),
@@ -110,12 +109,12 @@ class LoraSettings(BaseModel):
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an `adapter_config.json` says.
+    """A parsed `adapter_config.json`.
 
     Attributes:
-        settings: What the arithmetic depends on.
-        base_name: The base that it names: a hub id or a path.
-        base_revision: The base's revision.
+        settings: The settings that determine the delta weights.
+        base_name: `base_model_name_or_path`: a hub id or a path.
+        base_revision: `revision`: that of the base.
     """
 
     settings: LoraSettings
@@ -127,14 +126,14 @@ class AdapterConfig:
         """Reads the config of an adapter's folder.
 
         Raises:
-            AdapterInvalidError: It is missing, too large or not what PEFT writes.
+            AdapterInvalidError: It is missing, too large or malformed.
             AdapterIncompatibleError: It describes a kind of adapter that cannot be served.
         """
         return cls.parse(read_bounded(folder / CONFIG_FILE, MAX_CONFIG_BYTES))
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """Reads the content of an `adapter_config.json`; raises as `read` does."""
+        """Parses the content of an `adapter_config.json`; raises as `read` does."""
         try:
             config = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -152,7 +151,7 @@ class AdapterConfig:
 def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in config.items() if value is not None}
     targets = fields.get("target_modules")
-    # PEFT holds them as a set, so the order in the file is chance.
+    # PEFT holds a set, whose order in the file is arbitrary.
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
         fields["target_modules"] = tuple(sorted(targets))
     return fields
@@ -185,19 +184,19 @@ def _unsupported(config: Mapping[str, Any]) -> str | None:
     return next((why for field, why in _UNSUPPORTED.items() if config.get(field)), None)
 
 
-def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[Part, TensorInfo]]:
-    """Sorts an adapter's tensors by module.
+def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[LoraParameter, TensorInfo]]:
+    """Groups an adapter's tensors by module.
 
     Args:
         header: Tensor name -> tensor, as `read_header` returns it.
 
     Returns:
-        Module name in the base -> part -> tensor.
+        Module name in the base -> LoRA parameter -> tensor.
 
     Raises:
-        AdapterIncompatibleError: A tensor is not a part of LoRA on a linear layer.
+        AdapterIncompatibleError: A tensor does not belong to LoRA on a linear layer.
     """
-    modules: dict[str, dict[Part, TensorInfo]] = {}
+    modules: dict[str, dict[LoraParameter, TensorInfo]] = {}
     for name, info in header.items():
         module, part = parse_tensor_name(name)
         modules.setdefault(module, {})[part] = info
@@ -205,7 +204,7 @@ def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[Part, Tens
 
 
 def adapter_digest(settings: LoraSettings, weights: Path) -> str:
-    """An adapter's identity: sha256 over the settings that change the arithmetic and the weights' bytes."""
+    """The sha256 of an adapter's settings (`LoraSettings.canonical`) and of its weights' bytes."""
     digest = hashlib.sha256(settings.canonical() + b"\n")
     with weights.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -213,23 +212,23 @@ def adapter_digest(settings: LoraSettings, weights: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def parse_tensor_name(name: str) -> tuple[str, Part]:
-    """Splits `base_model.model.<module>.lora_A.weight` into module and part.
+def parse_tensor_name(name: str) -> tuple[str, LoraParameter]:
+    """Splits `base_model.model.<module>.lora_A.weight` into module and LoRA parameter.
 
     Raises:
-        AdapterIncompatibleError: It has another form.
+        AdapterIncompatibleError: The name has another pattern.
     """
     match = _TENSOR.fullmatch(name)
     if match is None:
         raise AdapterIncompatibleError(
-            f"The adapter holds the tensor {name[:200]!r}, which is {_what_it_is(name)}.",
+            f"The adapter holds the tensor {name[:200]!r}, which is {_kind_of(name)}.",
             hint="Train LoRA on linear layers only, without modules_to_save and embeddings.",
         )
-    part: Part = "lora_A" if match["part"] == "lora_A" else "lora_B"
+    part: LoraParameter = "lora_A" if match["part"] == "lora_A" else "lora_B"
     return match["module"], part if match["part"] else "lora_magnitude_vector"
 
 
-def _what_it_is(name: str) -> str:
+def _kind_of(name: str) -> str:
     if "lora_embedding" in name:
         return "LoRA on an embedding"
     if "modules_to_save" in name or (name.endswith((".weight", ".bias")) and "lora_" not in name):

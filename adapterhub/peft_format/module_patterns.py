@@ -1,8 +1,8 @@
 """Patterns of module names, matched as PEFT matches them (`peft/utils/other.py`, `get_pattern_key`).
 
-They come with downloaded files, and a regular expression can keep Python's matcher busy for years. So an expression
-may hold one group and two repetitions at most, no repeated group, look-around or back-reference; and few patterns may
-be more than a plain name.
+They come from downloaded files, and matching a regular expression can take exponential time (ReDoS). So a pattern may
+have at most one group and two repetitions, and no repeated group, look-around or back-reference; and the number of
+patterns that are more than a plain name is limited.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _Patterns = TypeVar("_Patterns", bound=dict[str, Any])
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """What `match`es the modules that a pattern means: those whose name ends with it, after a dot or as a whole."""
+    """Compiles a pattern so that it `match`es module names that end with it, at a dot, as PEFT does."""
     return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _check(pattern: str) -> str:
     if _PLAIN.fullmatch(pattern) and len(pattern) <= MAX_MODULE_NAME:
-        return pattern  # most are, and compiling hundreds of them would make a card slow to read
+        return pattern  # not compiled: a card may have hundreds, and cards must load fast
     if len(pattern) > MAX_MODULE_NAME or _COSTLY.search(pattern.replace("(?:", "(")):
         raise ValueError("the pattern is too complicated to be matched safely")
     try:
@@ -43,6 +43,6 @@ def _check_all(patterns: _Patterns) -> _Patterns:
 
 
 Pattern = Annotated[str, AfterValidator(_check)]
-"""A module's name, or the end of it, or a regular expression for it."""
-FewPatterns = AfterValidator(_check_all)
-"""Bounds how many keys of a mapping are more than a plain name."""
+"""A module name, its last parts, or a regular expression for them."""
+BoundedPatterns = AfterValidator(_check_all)
+"""Validates that a mapping has at most `_MAX_EXPRESSIONS` keys that are more than a plain name."""

@@ -1,9 +1,8 @@
-"""Reading what a safetensors file says about itself, without torch and without trusting it.
+"""Parsing and validating the header of a safetensors file, without torch.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes of little-endian length, a JSON header of
-that length that maps each tensor's name to dtype, shape and byte range, then the bytes. Everything checked
-here is also checked by the reference implementation; doing it from the header alone costs no memory and names
-what is wrong.
+that length that maps each tensor's name to dtype, shape and byte range, then the bytes. The checks are those of the
+reference implementation; made on the header alone they cost no memory, and the error names the fault.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 
 from adapterhub.errors import AdapterInvalidError
 
-# The reference implementation stops at 100 MB, which Python would unfold into gigabytes. 32 MB describe
-# 200,000 tensors: more than one shard of any base, or any adapter, has.
+# The reference implementation allows 100 MB, which would take gigabytes as Python objects. 32 MB describe 200,000
+# tensors, more than any adapter or shard of a base has.
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_DIMENSIONS = 8
 
@@ -29,18 +28,18 @@ DTYPE_BYTES: Mapping[str, int] = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
-"""Bytes per element; types narrower than a byte are not read."""
+"""Bytes per element; dtypes narrower than a byte are not supported."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a file.
+    """The metadata of one tensor.
 
     Attributes:
-        dtype: As safetensors spells it: `"F32"`, `"BF16"`, ...
+        dtype: In safetensors' notation: `"F32"`, `"BF16"`, ...
         shape: The dimensions.
-        start: Where its bytes begin, counted from the start of the file.
-        end: Where they end.
+        start: Offset of its first byte in the file.
+        end: Offset after its last byte.
     """
 
     dtype: str
@@ -50,19 +49,19 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Reads and checks the header of a safetensors file.
+    """Reads and validates the header of a safetensors file.
 
     Args:
         path: The file; only its header is read.
 
     Returns:
-        Tensor name -> what the header says of it, in the order of the bytes.
+        Tensor name -> metadata, ordered by offset.
 
     Raises:
-        AdapterInvalidError: The file is missing, cut short, or its header contradicts the file.
+        AdapterInvalidError: The file is missing or truncated, or its header is not valid for it.
     """
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a pipe would block
             raise _invalid(path, "it is not a file")
         with path.open("rb") as file:
             prefix = file.read(8)
@@ -82,7 +81,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _invalid(path, "its header is not the JSON that the format asks for") from error
+        raise _invalid(path, "its header is not valid JSON") from error
     if not isinstance(header, dict):
         raise _invalid(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
@@ -90,7 +89,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Two readers may disagree on which of two equal names counts, so neither does.
+    # JSON parsers differ on which of two equal keys counts.
     unique = dict(pairs)
     if len(unique) < len(pairs):
         raise ValueError("a name occurs twice")
@@ -123,11 +122,11 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo
             and end - start == math.prod(shape) * DTYPE_BYTES[dtype]
         ):
             return TensorInfo(dtype, tuple(shape), data_start + start, data_start + end)
-    raise _invalid(path, f"what it says of tensor {name[:200]!r} makes no sense")
+    raise _invalid(path, f"the entry of tensor {name[:200]!r} is not valid")
 
 
 def _invalid(path: Path, reason: str) -> AdapterInvalidError:
     return AdapterInvalidError(
-        f"{path.name} is not a whole safetensors file: {reason}.",
+        f"{path.name} is not a valid safetensors file: {reason}.",
         hint="Copy or download it again, or save it anew with save_pretrained().",
     )

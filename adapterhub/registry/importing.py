@@ -1,4 +1,4 @@
-"""From an adapter's files to its first card: check everything, then write down what is known."""
+"""Importing an adapter: its files are copied and checked, and its first card is drafted from what they record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adapterhub._files import read_bounded
 from adapterhub.base.fingerprint import BaseFingerprint, base_shapes
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base
 from adapterhub.errors import AdapterIncompatibleError
-from adapterhub.peft_format.checks import Inspection, check_fit, inspect_adapter
+from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapter
 from adapterhub.registry.cards import (
     CARD_FILE,
     MAX_CARD_BYTES,
@@ -21,12 +21,12 @@ from adapterhub.registry.cards import (
     now,
 )
 from adapterhub.registry.model_card import read_model_card
-from adapterhub.registry.sources import Origin, copy_adapter
+from adapterhub.registry.sources import AdapterFiles, copy_adapter
 
 
-def take_in(
-    origin: Origin,
-    staged: Path,
+def import_adapter(
+    files: AdapterFiles,
+    staging: Path,
     name: str,
     *,
     base: str | Path | None,
@@ -34,72 +34,74 @@ def take_in(
     force: bool,
     fields: Mapping[str, Any],
 ) -> AdapterCard:
-    """Copies an adapter's files, checks the copy and drafts its card.
+    """Copies an adapter's files into the staging folder, checks the copy and drafts its card.
 
-    What the caller says counts first, then the card that came with the adapter (from another registry), then
-    its config, then its model card.
+    Of several values for a field the first counts: the caller's, that of the `card.json` beside the files (a version
+    of another registry has one), that of `adapter_config.json`, that of the model card.
 
     Args:
-        origin: The adapter's files.
-        staged: An empty folder for the copy.
+        files: Where the adapter's files are.
+        staging: An empty folder for the copy.
         name: The adapter's name.
-        base: The base to check against, as `locate_base` takes it.
+        base: The base to check against, as for `locate_base`; None skips that check and adds a warning to the card.
         quantization: How the base was stored in training.
-        force: Accept a base other than the one that the adapter's card records.
-        fields: What the caller sets, as in `CardFields`.
+        force: Accept a base other than the recorded one, with a warning on the card.
+        fields: Fields that the caller sets, as in `CardFields`.
 
     Returns:
-        The card, as version 1; the store gives the number.
+        The card with version 1; the store sets the number.
 
     Raises:
         AdapterInvalidError: The files are damaged or unsafe.
         AdapterIncompatibleError: The adapter cannot be served, or not on this base.
-        ConfigError: A field or the base is wrong.
+        InvalidRequestError: A field cannot be set, or not to this value.
+        ConfigError: The base cannot be found or read.
     """
-    left_behind = copy_adapter(origin, staged)
-    found = inspect_adapter(staged)
-    earlier = _earlier_card(origin.folder)
-    described, base_name = read_model_card(staged)
-    recorded = earlier.base if earlier else _base_of_config(found, base_name)
-    info, doubts = _check_base(base, recorded, found, force)
+    skipped = copy_adapter(files, staging)
+    info = inspect_adapter(staging)
+    source_card = _source_card(files.folder)
+    model_card_fields, model_card_base = read_model_card(staging)
+    recorded = source_card.base if source_card else _base_of_config(info, model_card_base)
+    checked_base, warnings = _check_base(base, recorded, info, force)
+    created_at = now()
     card = AdapterCard(
         name=name,
         version=1,
-        digest=found.digest,
-        source=origin.source,
-        base=info.model_copy(update={"quantization": quantization or info.quantization}),
-        peft=PeftInfo(**found.config.settings.model_dump(), dtype=found.dtype, size_bytes=found.size_bytes),
-        warnings=(*left_behind, *found.warnings, *doubts),
-        created_at=(moment := now()),
-        updated_at=moment,
+        digest=info.digest,
+        source=files.source,
+        base=checked_base.model_copy(update={"quantization": quantization or checked_base.quantization}),
+        peft=PeftInfo(**info.config.settings.model_dump(), dtype=info.dtype, size_bytes=info.size_bytes),
+        warnings=(*skipped, *info.warnings, *warnings),
+        created_at=created_at,
+        updated_at=created_at,
     )
-    return card.changed({**(_carried(earlier) if earlier else described), **fields})
+    return card.changed({**(_settable_fields(source_card) if source_card else model_card_fields), **fields})
 
 
-def _earlier_card(folder: Path) -> AdapterCard | None:
+def _source_card(folder: Path) -> AdapterCard | None:
     path = folder / CARD_FILE
     return AdapterCard.from_json(read_bounded(path, MAX_CARD_BYTES)) if path.exists() else None
 
 
-def _carried(card: AdapterCard) -> dict[str, Any]:
+def _settable_fields(card: AdapterCard) -> dict[str, Any]:
     return {
         field: getattr(card, field) for field in CardFields.__annotations__ if field in card.model_fields_set
     }
 
 
-def _base_of_config(found: Inspection, model_card_base: str | None) -> BaseInfo:
-    return BaseInfo(name=found.config.base_name or model_card_base, revision=found.config.base_revision)
+def _base_of_config(info: AdapterInfo, model_card_base: str | None) -> BaseInfo:
+    return BaseInfo(name=info.config.base_name or model_card_base, revision=info.config.base_revision)
 
 
 def _check_base(
-    base: str | Path | None, recorded: BaseInfo, found: Inspection, force: bool
+    base: str | Path | None, recorded: BaseInfo, info: AdapterInfo, force: bool
 ) -> tuple[BaseInfo, tuple[str, ...]]:
-    """The base to write on the card, and what is doubtful about it."""
+    """The base to write on the card, and warnings about it."""
     if base is None:
         return recorded, ("its shapes were not checked against a base",)
     revision = recorded.revision if str(base) == recorded.name else None
     folder = locate_base(base, revision=revision)
-    check_fit(found.modules, base_shapes(folder), found.config.settings)
+    check_fit(info.modules, base_shapes(folder), info.config.settings)
     fingerprint = BaseFingerprint.of(folder)
     difference = recorded.fingerprint.mismatch(fingerprint) if recorded.fingerprint else None
     if difference and not force:
@@ -107,14 +109,20 @@ def _check_base(
             f"The adapter was trained on another base: {difference}.",
             hint="Name the base that it was trained on; force=True registers it with a warning.",
         )
-    doubts = (f"registered by force for another base than its own: {difference}",) if difference else ()
-    name = _base_name(base, folder) or recorded.name or str(base)
-    kept = recorded.quantization
-    return BaseInfo(name=name, revision=revision, fingerprint=fingerprint, quantization=kept), doubts
+    warnings = (
+        (f"registered with force for a base that it was not trained on: {difference}",) if difference else ()
+    )
+    checked = BaseInfo(
+        name=_portable_name(base, folder) or recorded.name or str(base),
+        revision=revision,
+        fingerprint=fingerprint,
+        quantization=recorded.quantization,
+    )
+    return checked, warnings
 
 
-def _base_name(base: str | Path, folder: Path) -> str | None:
-    """The name that means this base on every machine, if it has one."""
+def _portable_name(base: str | Path, folder: Path) -> str | None:
+    """The name of the base on every machine; None for a local folder."""
     if folder == demo_base_folder():
         return DEMO_BASE
     return None if Path(base).expanduser().is_dir() else str(base)

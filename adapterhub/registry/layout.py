@@ -1,11 +1,11 @@
-"""How a registry looks on disk, and reading it.
+"""The folder structure of a registry, and reading it.
 
     <root>/<name>/<version>/   adapter_config.json, adapter_model.safetensors, ..., card.json
-    <root>/<name>/refs.json    aliases, and the next version's number once one has been removed
-    <root>/.staging/           what is being written; never read
-    <root>/.lock               held while numbers are given and folders are renamed
+    <root>/<name>/refs.json    aliases, and the next version's number once a version was removed
+    <root>/.staging/           unfinished writes; never read
+    <root>/.lock               file lock of writers
 
-Hidden entries are not part of the registry, nor are symbolic links.
+Readers ignore hidden entries and symbolic links.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ _MAX_REFS_BYTES = 2**20
 
 
 class Refs(BaseModel):
-    """What `refs.json` holds."""
+    """The content of `refs.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     aliases: dict[str, PositiveInt] = {}
     """Alias -> version."""
     next_version: PositiveInt = 1
-    """No version below this number is given any more."""
+    """The next version gets at least this number, so that the number of a removed version is not reused."""
 
-    def pointing_to(self, version: int) -> tuple[str, ...]:
+    def aliases_of(self, version: int) -> tuple[str, ...]:
         """The aliases of a version."""
         return tuple(sorted(alias for alias, target in self.aliases.items() if target == version))
 
     def without(self, versions: tuple[int, ...]) -> Refs:
-        """What is left once some versions are removed."""
-        kept = {alias: target for alias, target in self.aliases.items() if target not in versions}
-        return Refs(aliases=kept, next_version=max(self.next_version, *(version + 1 for version in versions)))
+        """The same after some versions were removed."""
+        remaining = {alias: target for alias, target in self.aliases.items() if target not in versions}
+        return Refs(
+            aliases=remaining, next_version=max(self.next_version, *(version + 1 for version in versions))
+        )
 
     def to_json(self) -> bytes:
         """The content of `refs.json`."""
@@ -53,37 +55,37 @@ class Refs(BaseModel):
 
 @dataclass(frozen=True)
 class Layout:
-    """The folder of a registry, read afresh on every call: other processes may write to it.
+    """Reads a registry's folder. Nothing is cached: other processes may write to it.
 
     Attributes:
-        root: The folder; it need not exist.
+        root: The folder. It may not exist yet.
     """
 
     root: Path
 
-    def home(self, name: str) -> Path:
+    def adapter_folder(self, name: str) -> Path:
         """The folder of an adapter."""
         return self.root / name
 
-    def folder(self, name: str, version: int) -> Path:
+    def version_folder(self, name: str, version: int) -> Path:
         """The folder of a version."""
         return self.root / name / str(version)
 
     def names(self) -> list[str]:
-        """The names of all adapters, in alphabetical order; some may have no version left."""
+        """The names of all adapters, sorted; one may have no version any more."""
         return sorted(name for name in _folders(self.root) if _is_name(name))
 
     def versions(self, name: str) -> tuple[int, ...]:
         """The numbers of an adapter's versions, ascending."""
-        return tuple(sorted(int(entry) for entry in _folders(self.home(name)) if _is_number(entry)))
+        return tuple(sorted(int(entry) for entry in _folders(self.adapter_folder(name)) if _is_number(entry)))
 
     def refs(self, name: str) -> Refs:
         """An adapter's aliases.
 
         Raises:
-            AdapterInvalidError: The file is damaged.
+            AdapterInvalidError: `refs.json` is damaged.
         """
-        path = self.home(name) / REFS_FILE
+        path = self.adapter_folder(name) / REFS_FILE
         try:
             text = path.read_bytes() if path.stat().st_size <= _MAX_REFS_BYTES else b""
             return Refs.model_validate_json(text)
@@ -96,22 +98,24 @@ class Layout:
             ) from error
 
     def card(self, name: str, version: int, refs: Refs) -> AdapterCard:
-        """The card of a version, with its aliases filled in.
+        """The card of a version, with the aliases that point to it.
 
         Raises:
-            AdapterInvalidError: It is missing or damaged, or belongs to another version.
+            AdapterInvalidError: The card is missing, damaged or that of another version.
         """
-        place = f"{name}/{version}"
+        folder = f"{name}/{version}"
         try:
-            card = AdapterCard.from_json(read_bounded(self.folder(name, version) / CARD_FILE, MAX_CARD_BYTES))
+            card = AdapterCard.from_json(
+                read_bounded(self.version_folder(name, version) / CARD_FILE, MAX_CARD_BYTES)
+            )
         except AdapterInvalidError as error:
-            raise AdapterInvalidError(f"In {place}: {error.message}", hint=error.hint) from error
+            raise AdapterInvalidError(f"In {folder}: {error.message}", hint=error.hint) from error
         if (card.name, card.version) != (name, version):
             raise AdapterInvalidError(
-                f"In {place}: {CARD_FILE} is the card of {card.ref}.",
-                hint="Folders are not to be renamed by hand; register a copy under the new name.",
+                f"In {folder}: {CARD_FILE} is the card of {card.ref}.",
+                hint="Do not rename folders by hand; register the adapter under the new name.",
             )
-        aliases = refs.pointing_to(version)
+        aliases = refs.aliases_of(version)
         return card.model_copy(update={"aliases": aliases}) if aliases else card
 
 

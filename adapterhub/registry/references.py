@@ -1,4 +1,4 @@
-"""Names, versions and aliases, and the references that people write: `json`, `json@3`, `json@prod`."""
+"""Names, versions and aliases, and the references made of them: `json`, `json@3`, `json@prod`, `json@latest`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from adapterhub.errors import InvalidRequestError
 
-RESERVED = frozenset({"auto", "base", "__base__", "latest"})
-"""Words that mean something else where a name may stand: the router, the bare base, the newest version."""
+LATEST = "latest"
+"""The alias of every adapter's highest version, whatever its status. It moves by itself and cannot be set."""
+RESERVED = frozenset({"auto", "base", "__base__", LATEST})
+"""Not names of adapters: the router, the bare base (twice), the highest version."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -17,7 +19,7 @@ _NAME_RULE = "Use 1 to 63 lower-case letters, digits, '.', '_' or '-', beginning
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A reference to an adapter: its name, and at most one of version and alias."""
+    """A reference to an adapter: its name, and a version, an alias or neither."""
 
     name: str
     version: int | None = None
@@ -34,10 +36,10 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref:
-        """Reads `name`, `name@3` or `name@alias`.
+        """Parses `name`, `name@3`, `name@alias` or `name@latest`.
 
         Raises:
-            InvalidRequestError: It is none of these.
+            InvalidRequestError: The text is none of these.
         """
         name, at, pointer = text.partition("@")
         check_name(name)
@@ -45,15 +47,14 @@ class Ref:
             return cls(name)
         if _VERSION.fullmatch(pointer):
             return cls(name, version=int(pointer))
-        return cls(name, alias=check_alias(pointer))
+        return cls(name, alias=pointer if pointer == LATEST else check_alias(pointer))
 
 
 def check_name(name: str) -> str:
-    """Returns an adapter's name if it is one.
+    """Returns the name if an adapter may have it.
 
     Raises:
-        InvalidRequestError: It is reserved, or has characters that would collide with references, URLs or file
-            systems.
+        InvalidRequestError: It is reserved, or has characters with a meaning in references, URLs or paths.
     """
     if name in RESERVED:
         raise InvalidRequestError(
@@ -65,11 +66,16 @@ def check_name(name: str) -> str:
 
 
 def check_alias(alias: str) -> str:
-    """Returns an alias if it is one: spelled like a name, and not a number, which would be a version.
+    """Returns the alias if a caller may set it: written like a name, not reserved, not a number.
 
     Raises:
-        InvalidRequestError: It is not.
+        InvalidRequestError: It is none.
     """
+    if alias == LATEST:
+        raise InvalidRequestError(
+            f"The alias {LATEST!r} always means the highest version and cannot be set.",
+            hint="Choose another alias, such as 'prod'.",
+        )
     if alias in RESERVED or alias.isdigit() or not _NAME.fullmatch(alias):
         raise InvalidRequestError(
             f"{alias[:80]!r} is not an alias.", hint=f"{_NAME_RULE} A number alone is a version."

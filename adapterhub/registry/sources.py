@@ -1,6 +1,6 @@
-"""Where adapters come from: a folder or a Hugging Face repository; and what of it is copied.
+"""Locating an adapter's files, in a folder or a snapshot of a Hugging Face repository, and copying the safe ones.
 
-Only files that can do nothing are copied. Opening pickled weights can run code, so they are never opened.
+Files that can hold code are not copied. Unpickling runs code, so pickled weights are never opened.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.errors import AdapterInvalidError, RegistryError
+from adapterhub.errors import AdapterInvalidError, InvalidRequestError, RegistryError
 from adapterhub.peft_format.checks import MAX_WEIGHTS_BYTES
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, Source
 
 SAFE_PATTERNS = (WEIGHTS_FILE, "*.json", "*.txt", "*.jinja", "*.md", "LICENSE", "NOTICE")
-"""The files of an adapter that are kept: weights, config, tokenizer, chat template, documents."""
+"""The files that are copied: weights, config, tokenizer, chat template, documents."""
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
-# The largest is a tokenizer.json; those of vocabularies of 260,000 have 33 MB.
+# The largest is a tokenizer.json: 33 MB for a vocabulary of 260,000 tokens.
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_FILES = 64
 _HUB = re.compile(
@@ -32,14 +32,14 @@ Downloader = Callable[[str, str | None], Path]
 
 
 @dataclass(frozen=True)
-class Origin:
-    """An adapter's files, as they came.
+class AdapterFiles:
+    """Where an adapter's files are, before they are checked.
 
     Attributes:
-        folder: Holds them.
-        boundary: Symbolic links may not lead out of this folder. It is the folder itself, or the part of the
-            hub's cache that belongs to the repository, since a snapshot there consists of links.
-        source: What the card says of it.
+        folder: The folder with `adapter_config.json`.
+        boundary: Symbolic links must stay within this folder. For a hub snapshot, which consists of links into
+            the cache's blobs, it is the repository's folder in the cache; otherwise `folder` itself.
+        source: The source to record on the card; None for a local folder.
     """
 
     folder: Path
@@ -47,48 +47,51 @@ class Origin:
     source: Source | None = None
 
 
-def find_origin(path: str | Path, *, download: Downloader | None = None) -> Origin:
-    """Finds the files that a path or a hub id means.
+def locate_adapter(path: str | Path, *, download: Downloader | None = None) -> AdapterFiles:
+    """Locates the files of an adapter, downloading a hub snapshot if need be.
 
     Args:
         path: A folder, `organisation/name`, `organisation/name@revision` or
-            `hf://organisation/name@revision`. A folder wins over a repository of the same spelling.
-        download: Takes the place of `huggingface_hub`.
+            `hf://organisation/name@revision`. A folder takes precedence over a repository of the same name.
+        download: Replaces `huggingface_hub.snapshot_download`, for example in tests.
 
     Raises:
-        RegistryError: There is neither such a folder nor such a repository, or the hub cannot be reached.
+        InvalidRequestError: There is no such folder, and the path is no hub id.
+        RegistryError: The snapshot could not be downloaded.
         AdapterInvalidError: The folder holds no adapter.
     """
     folder = Path(path).expanduser()
     hub = _HUB.fullmatch(path) if isinstance(path, str) else None
     if folder.is_dir():
-        return Origin(_adapter_folder(folder), folder)
+        return AdapterFiles(_adapter_folder(folder), folder)
     if hub is None:
-        raise RegistryError(
+        raise InvalidRequestError(
             f"There is no folder {str(path)!r}.",
             hint="Give the folder that PEFT's save_pretrained wrote, or a hub id.",
         )
     snapshot = _download(hub["repo"], hub["revision"], download or _snapshot)
     source = Source(uri=f"hf://{hub['repo']}", revision=snapshot.name)
-    return Origin(_adapter_folder(snapshot), snapshot.parent.parent, source)
+    return AdapterFiles(_adapter_folder(snapshot), snapshot.parent.parent, source)
 
 
 def _adapter_folder(folder: Path) -> Path:
     if (folder / CONFIG_FILE).exists():
         return folder
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    subfolders = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
     raise AdapterInvalidError(
         f"The folder {folder.name!r} holds no {CONFIG_FILE}, so it is no PEFT adapter.",
-        hint=f"Did you mean its folder {inside[-1]!r}?" if inside else "PEFT's save_pretrained writes one.",
+        hint=f"Did you mean its folder {subfolders[-1]!r}?"
+        if subfolders
+        else "PEFT's save_pretrained writes one.",
     )
 
 
 def _download(repo: str, revision: str | None, download: Downloader) -> Path:
     try:
         return download(repo, revision)
-    except (OSError, ValueError) as error:  # every error of huggingface_hub is one of these
+    except (OSError, ValueError) as error:  # huggingface_hub raises subclasses of these
         raise RegistryError(
-            f"{repo!r} is neither a folder here nor could it be had from the hub ({type(error).__name__}).",
+            f"{repo!r} is no local folder, and it could not be downloaded from the hub ({type(error).__name__}).",
             hint="Check the spelling and the network; for a private repository log in with `hf auth login`.",
         ) from error
 
@@ -99,34 +102,32 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     return Path(snapshot_download(repo, revision=revision, allow_patterns=list(SAFE_PATTERNS)))
 
 
-def copy_adapter(origin: Origin, target: Path) -> tuple[str, ...]:
-    """Copies what is safe of an adapter.
+def copy_adapter(files: AdapterFiles, target: Path) -> tuple[str, ...]:
+    """Copies the safe files of an adapter.
 
     Args:
-        origin: The files.
+        files: Where they are.
         target: An empty folder.
 
     Returns:
-        Warnings about what was left behind.
+        Warnings about skipped files.
 
     Raises:
-        AdapterInvalidError: There are no weights in safetensors, a link leads out of the folder, or there is
-            too much.
+        AdapterInvalidError: There are no safetensors weights, a symbolic link leads out of the folder, or
+            there are too many or too large files.
     """
-    entries = sorted(path for path in origin.folder.iterdir() if not path.name.startswith("."))
+    entries = sorted(path for path in files.folder.iterdir() if not path.name.startswith("."))
     pickles = [path.name for path in entries if path.suffix in _PICKLES]
-    _refuse_outward_links(entries, origin.boundary)
-    if not (origin.folder / WEIGHTS_FILE).is_file():
+    _refuse_outward_links(entries, files.boundary)
+    if not (files.folder / WEIGHTS_FILE).is_file():
         raise _no_weights(pickles)
-    wanted = [path for path in entries if path.is_file() and _is_safe(path)]
-    if len(wanted) > _MAX_FILES:
-        raise AdapterInvalidError(
-            f"The folder holds {len(wanted)} files; an adapter has at most {_MAX_FILES}."
-        )
-    for path in wanted:
+    safe = [path for path in entries if path.is_file() and _is_safe(path)]
+    if len(safe) > _MAX_FILES:
+        raise AdapterInvalidError(f"The folder holds {len(safe)} files; an adapter has at most {_MAX_FILES}.")
+    for path in safe:
         _check_size(path)
         shutil.copyfile(path, target / path.name)
-    return tuple(f"{name} was left behind: pickle files can run code" for name in pickles)
+    return tuple(f"{name} was not copied: pickle files can run code" for name in pickles)
 
 
 def _is_safe(path: Path) -> bool:
@@ -140,12 +141,12 @@ def _check_size(path: Path) -> None:
 
 
 def _refuse_outward_links(entries: list[Path], boundary: Path) -> None:
-    inside = boundary.resolve()
+    root = boundary.resolve()
     for path in entries:
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise AdapterInvalidError(
                 f"{path.name} is a symbolic link that leads out of the adapter's folder.",
-                hint="Copy the file itself there (cp -L). Of a hub repository give the id, not the cache.",
+                hint="Copy the file itself into the folder (cp -L). For a hub repository give its id.",
             )
 
 

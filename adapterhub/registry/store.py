@@ -1,8 +1,8 @@
 """The registry: a folder of named, versioned, checked adapters (`layout.py` draws it).
 
-Everything is prepared in `.staging` and then renamed into place under the lock, so that readers need no lock:
-they see a version whole or not at all, and a process killed at any moment leaves nothing but a folder in
-`.staging`, which the next writer sweeps out once it is an hour old. A version's number is never given twice.
+Writers prepare everything in `.staging` and rename it into the registry under a file lock. So readers need no lock and
+see a version whole or not at all. A process that is killed leaves at most a folder in `.staging`, which a later writer
+removes once it is an hour old. The number of a version is never reused.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from adapterhub.errors import (
     RegistryLockedError,
 )
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
-from adapterhub.registry.importing import take_in
+from adapterhub.registry.importing import import_adapter
 from adapterhub.registry.layout import LOCK, REFS_FILE, STAGING, Layout, Refs
-from adapterhub.registry.references import Ref, check_alias, check_name
-from adapterhub.registry.sources import Downloader, find_origin
+from adapterhub.registry.references import LATEST, Ref, check_alias, check_name
+from adapterhub.registry.sources import Downloader, locate_adapter
 from adapterhub.registry.verify import Problem, verify_adapter, verify_version
 
-_LOCK_SECONDS = 60.0
-_STALE_SECONDS = 3600.0
+_STALE_STAGING_S = 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -45,16 +44,18 @@ Problems: TypeAlias = list[Problem]
 
 
 class AdapterRegistry:
-    """Named, versioned, checked adapters in a folder, for any number of threads and processes at once."""
+    """Named, versioned, checked adapters in a folder, shared by any number of concurrent threads and processes."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, lock_timeout: float = 60.0) -> None:
         """Opens a registry.
 
         Args:
-            root: Its folder; it is made when the first adapter is registered.
+            root: Its folder; it is created when the first adapter is registered.
+            lock_timeout: Seconds that a change waits for another writer's lock before `RegistryLockedError`.
         """
         self.root = Path(root).expanduser()
         self._layout = Layout(self.root)
+        self._lock_timeout = lock_timeout
 
     def __repr__(self) -> str:
         return f"AdapterRegistry({str(self.root)!r})"
@@ -74,14 +75,14 @@ class AdapterRegistry:
 
         Args:
             name: The name to register it under.
-            path: A PEFT folder, a version's folder in another registry (its card comes along), or a hub id
+            path: A PEFT folder, a version's folder in another registry (its card is imported too), or a hub id
                 such as `"organisation/name"` or `"hf://organisation/name@revision"`.
             base: The base that it was trained on: `"adapterhub-demo"`, a folder or a hub id. Without it,
-                modules and shapes are not compared with any base, and the card says so.
+                modules and shapes are not compared with any base, and the card has a warning.
             quantization: How that base was stored in training, for example `"nf4"`.
-            force: Accept a base other than the one that the adapter's card records; the card then says so.
-            download: Takes the place of `huggingface_hub` for hub ids.
-            fields: What to write on the card.
+            force: Accept a base other than the recorded one, with a warning on the card.
+            download: Replaces `huggingface_hub.snapshot_download` for hub ids.
+            fields: Fields of the card to set.
 
         Returns:
             The new version's card.
@@ -90,42 +91,45 @@ class AdapterRegistry:
             AdapterInvalidError: The files are damaged, unsafe or contradict each other. Nothing is stored.
             AdapterIncompatibleError: The adapter cannot be served, or does not fit the base. Nothing is
                 stored.
-            ConfigError: The name, the base or a field is not valid.
-            RegistryError: The adapter cannot be found, or the registry cannot be written.
+            InvalidRequestError: The name, the path or a field is not valid.
+            ConfigError: The base cannot be found or read.
+            RegistryError: The adapter cannot be downloaded, or the registry cannot be written.
+            RegistryLockedError: Another process holds the lock; a retry may succeed.
         """
         check_name(name)
-        origin = find_origin(path, download=download)
-        with self._staging() as staged:
-            draft = take_in(
-                origin, staged, name, base=base, quantization=quantization, force=force, fields=fields
+        files = locate_adapter(path, download=download)
+        with self._staging() as staging:
+            draft = import_adapter(
+                files, staging, name, base=base, quantization=quantization, force=force, fields=fields
             )
-            sync_tree(staged)
+            sync_tree(staging)
             with self._lock():
-                return self._publish(draft, staged)
+                return self._publish(draft, staging)
 
-    def _publish(self, draft: AdapterCard, staged: Path) -> AdapterCard:
-        home, refs = self._layout.home(draft.name), self._layout.refs(draft.name)
+    def _publish(self, draft: AdapterCard, staging: Path) -> AdapterCard:
+        adapter_folder, refs = self._layout.adapter_folder(draft.name), self._layout.refs(draft.name)
         version = max((*self._layout.versions(draft.name), refs.next_version - 1)) + 1
         card = draft.model_copy(update={"version": version})
-        write_atomic(staged / CARD_FILE, card.to_json())
-        if not home.is_dir():
-            home.mkdir()
+        write_atomic(staging / CARD_FILE, card.to_json())
+        if not adapter_folder.is_dir():
+            adapter_folder.mkdir()
             sync_folder(self.root)
-        staged.rename(self.folder(card))
-        sync_folder(home)
+        staging.rename(self.folder(card))
+        sync_folder(adapter_folder)
         return card
 
     def resolve(self, ref: str) -> AdapterCard:
-        """Finds the version that a reference means, to serve it.
+        """Returns the card of the version to serve for a reference.
 
         Args:
-            ref: `"name"` (the highest version that is ready), `"name@3"` or `"name@prod"`.
+            ref: `"name"` (the highest version that is ready), `"name@3"`, `"name@prod"` or `"name@latest"` (the
+                highest version, ready or not).
 
         Raises:
-            AdapterNotFoundError: There is none.
-            AdapterInvalidError: Its card is damaged.
-            RegistryError: That version is disabled.
-            ConfigError: It is no reference.
+            AdapterNotFoundError: There is no such adapter, version or alias.
+            AdapterInvalidError: The version's card is damaged.
+            RegistryError: The version is disabled.
+            InvalidRequestError: The text is not a reference.
         """
         card = self.get(ref)
         if card.status != "ready":
@@ -136,7 +140,7 @@ class AdapterRegistry:
         return card
 
     def get(self, ref: str) -> AdapterCard:
-        """Finds the version that a reference means, whatever its status; otherwise as `resolve`."""
+        """Returns the card of the version that a reference points to, whatever its status; otherwise as `resolve`."""
         parsed = Ref.parse(ref)
         refs, versions = self._layout.refs(parsed.name), self._matching(parsed)
         cards = (self._layout.card(parsed.name, version, refs) for version in reversed(versions))
@@ -146,18 +150,18 @@ class AdapterRegistry:
         return next((card for card in cards if card.status == "ready"), highest)
 
     def list(self) -> Cards:
-        """The cards of all adapters, one each: the version that the bare name means.
+        """The cards of all adapters, one each: the version that the bare name points to.
 
-        Damaged ones are left out with a warning in the log; `verify` tells more.
+        Damaged ones are left out with a warning in the log; `verify` reports the details.
         """
         return [card for name in self._layout.names() if (card := self._readable(name))]
 
     def stamp(self) -> tuple[int, ...]:
-        """A value that is another one after any `AdapterRegistry`, in any process, has changed something.
+        """A value that changes with every change made through an `AdapterRegistry`, in any process.
 
-        Costs two calls of `stat`. Edits of files by other means are not seen.
+        Costs two calls of `stat`. Edits of files by other means do not change it.
         """
-        # Every change passes through a folder of its own in the staging folder, whose time it sets.
+        # Every change creates a folder in the staging folder, which updates the staging folder's mtime.
         return tuple(
             folder.stat().st_mtime_ns if folder.exists() else 0 for folder in (self.root, self.root / STAGING)
         )
@@ -167,16 +171,17 @@ class AdapterRegistry:
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
+            InvalidRequestError: The name is not valid.
         """
         versions = self._matching(Ref(check_name(name)))
         return [card for version in versions if (card := self._readable(f"{name}@{version}"))]
 
     def update(self, ref: str, **changes: Unpack[CardFields]) -> AdapterCard:
-        """Changes what a card says of a version; its files never change.
+        """Sets fields on the card of a version; its files never change.
 
         Args:
             ref: The version.
-            changes: Fields to set. A mapping changes single settings of a group:
+            changes: Fields to set. A mapping sets single settings of a group:
                 `routing={"threshold": 0.6}`.
 
         Returns:
@@ -184,91 +189,93 @@ class AdapterRegistry:
 
         Raises:
             AdapterNotFoundError: There is no such version.
-            ConfigError: A field cannot be set, or not so.
+            InvalidRequestError: A field cannot be set, or not to this value.
         """
         return self.revise(ref, lambda card: changes)
 
     def revise(self, ref: str, change: Callable[[AdapterCard], CardFields]) -> AdapterCard:
-        """Changes a card by what it says; no other writer comes in between.
+        """Sets fields that are computed from the card, under the lock: read, modify and write as one step.
 
         Args:
             ref: The version.
-            change: From the card as it is to the fields to set, as for `update`.
+            change: Called with the current card; returns the fields to set, as for `update`.
 
         Returns:
             The new card.
 
         Raises:
             AdapterNotFoundError: There is no such version.
-            ConfigError: A field cannot be set, or not so.
+            InvalidRequestError: A field cannot be set, or not to this value.
         """
-        with self._changing(Ref.parse(ref)) as staged:
+        with self._changing(Ref.parse(ref)) as staging:
             card = self.get(ref)
             card = card.changed(change(card))
-            write_atomic(self.folder(card) / CARD_FILE, card.to_json(), staging=staged)
+            write_atomic(self.folder(card) / CARD_FILE, card.to_json(), staging=staging)
             return card
 
     def alias(self, name: str, alias: str, version: int | None) -> None:
-        """Points an alias at a version, or removes it.
+        """Sets, moves or removes an alias.
 
         Args:
             name: The adapter.
-            alias: The alias, for example `"prod"`; one that exists is moved.
-            version: The version to point at; None removes the alias.
+            alias: The alias, for example `"prod"`; an existing one is moved.
+            version: The version that it points to; None removes the alias.
 
         Raises:
             AdapterNotFoundError: There is no such adapter, version or alias.
-            ConfigError: The alias is not valid.
+            InvalidRequestError: The name or the alias is not valid.
         """
         check_alias(alias)
-        needed = Ref(check_name(name), version, alias if version is None else None)
-        with self._changing(needed) as staged:
+        required = Ref(check_name(name), version, alias if version is None else None)
+        with self._changing(required) as staging:
             refs = self._layout.refs(name)
             aliases = {other: target for other, target in refs.aliases.items() if other != alias}
             if version is not None:
                 aliases[alias] = version
-            self._write_refs(name, refs.model_copy(update={"aliases": aliases}), staged)
+            self._write_refs(name, refs.model_copy(update={"aliases": aliases}), staging)
 
     def remove(self, ref: str, *, force: bool = False) -> None:
-        """Removes a version, or with a bare name every version. Their numbers are not given again.
+        """Removes a version, or with a bare name every version. Their numbers are not reused.
 
         Args:
-            ref: `"name"`, `"name@3"` or `"name@prod"`.
-            force: Remove also what an alias points to, and the alias with it.
+            ref: `"name"`, `"name@3"`, `"name@prod"` or `"name@latest"`.
+            force: Also remove versions that an alias points to, and the alias.
 
         Raises:
-            AdapterNotFoundError: There is nothing of that name.
-            AdapterExistsError: An alias points to it.
+            AdapterNotFoundError: There is no such adapter, version or alias.
+            AdapterExistsError: An alias points to a version, and `force` is off.
         """
         parsed = Ref.parse(ref)
-        with self._changing(parsed) as staged:
-            refs, doomed = self._layout.refs(parsed.name), self._matching(parsed)
-            held = [alias for version in doomed for alias in refs.pointing_to(version)]
-            if held and not force:
+        with self._changing(parsed) as staging:
+            refs, versions = self._layout.refs(parsed.name), self._matching(parsed)
+            aliases = [alias for version in versions for alias in refs.aliases_of(version)]
+            if aliases and not force:
                 raise AdapterExistsError(
-                    f"The alias {held[0]!r} points to {parsed.name}@{refs.aliases[held[0]]}.",
+                    f"The alias {aliases[0]!r} points to {parsed.name}@{refs.aliases[aliases[0]]}.",
                     hint="Move or remove the alias first, or remove both with force.",
                 )
-            self._write_refs(parsed.name, refs.without(doomed), staged)
-            # The highest goes last, so that a bare name never falls back to an older version.
-            for version in doomed:
-                self._layout.folder(parsed.name, version).rename(staged / str(version))
-            sync_folder(self._layout.home(parsed.name))
+            self._write_refs(parsed.name, refs.without(versions), staging)
+            # The highest goes last, so that a reader of the bare name never gets an older version meanwhile.
+            for version in versions:
+                self._layout.version_folder(parsed.name, version).rename(staging / str(version))
+            sync_folder(self._layout.adapter_folder(parsed.name))
 
     def verify(self, ref: str | None = None) -> Problems:
         """Checks stored adapters again: the files, their digest, their cards, and the aliases.
 
         Args:
-            ref: One version, or with a bare name all of them; every adapter if not given.
+            ref: One version, or all versions of a bare name; all adapters if not given.
 
         Returns:
-            What is wrong; empty if all is well.
+            The problems; empty if there are none.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
         """
         if ref is None:
-            return [found for name in self._layout.names() for found in verify_adapter(self._layout, name)]
+            return [
+                problem for name in self._layout.names() for problem in verify_adapter(self._layout, name)
+            ]
         parsed = Ref.parse(ref)
         versions = self._matching(parsed)
         if parsed.is_bare:
@@ -277,16 +284,21 @@ class AdapterRegistry:
 
     def folder(self, card: AdapterCard) -> Path:
         """The folder with a version's files."""
-        return self._layout.folder(card.name, card.version)
+        return self._layout.version_folder(card.name, card.version)
 
     def _matching(self, ref: Ref) -> tuple[int, ...]:
-        """The versions that a reference covers, ascending: all for a bare name, else one."""
+        """The versions that a reference matches, ascending: all for a bare name, else one."""
         versions = self._layout.versions(ref.name)
-        target = self._layout.refs(ref.name).aliases.get(ref.alias) if ref.alias else ref.version
-        found = versions if ref.is_bare else tuple(number for number in versions if number == target)
-        if not found:
+        if ref.is_bare:
+            matching = versions
+        elif ref.alias == LATEST:
+            matching = versions[-1:]
+        else:
+            target = self._layout.refs(ref.name).aliases.get(ref.alias) if ref.alias else ref.version
+            matching = tuple(version for version in versions if version == target)
+        if not matching:
             raise self._not_found(ref, versions)
-        return found
+        return matching
 
     def _not_found(self, ref: Ref, versions: tuple[int, ...]) -> AdapterNotFoundError:
         if versions:
@@ -302,26 +314,26 @@ class AdapterRegistry:
     def _readable(self, ref: str) -> AdapterCard | None:
         try:
             return self.get(ref)
-        except AdapterNotFoundError:  # no version left, or removed meanwhile
+        except AdapterNotFoundError:  # every version was removed
             return None
         except AdapterInvalidError as error:
             _log.warning("%s", error)
             return None
 
-    def _write_refs(self, name: str, refs: Refs, staged: Path) -> None:
-        write_atomic(self._layout.home(name) / REFS_FILE, refs.to_json(), staging=staged)
+    def _write_refs(self, name: str, refs: Refs, staging: Path) -> None:
+        write_atomic(self._layout.adapter_folder(name) / REFS_FILE, refs.to_json(), staging=staging)
 
     @contextmanager
     def _changing(self, ref: Ref) -> Iterator[Path]:
-        """Holds the lock over something that must exist; yields a staging folder."""
-        self._matching(ref)  # nothing is written, not even a lock, for a reference that leads nowhere
-        with self._staging() as staged, self._lock():
-            self._matching(ref)
-            yield staged
+        """Holds the lock for a change of something that must exist; yields a staging folder."""
+        self._matching(ref)  # a reference to nothing must not create the folder or the lock file
+        with self._staging() as staging, self._lock():
+            self._matching(ref)  # another writer may have removed it before the lock was acquired
+            yield staging
 
     @contextmanager
     def _staging(self) -> Iterator[Path]:
-        """A folder to prepare things in, or to move them to; removed with what is left in it."""
+        """A temporary folder on the registry's file system, removed at the end with its content."""
         folder = self.root / STAGING / uuid.uuid4().hex
         try:
             folder.mkdir(parents=True)
@@ -337,21 +349,21 @@ class AdapterRegistry:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         try:
-            with FileLock(self.root / LOCK, timeout=_LOCK_SECONDS):
-                self._sweep()
+            with FileLock(self.root / LOCK, timeout=self._lock_timeout):
+                self._remove_stale_staging()
                 yield
         except Timeout as error:
             raise RegistryLockedError(
-                f"Another process has held the registry's lock for {_LOCK_SECONDS:.0f} s.",
-                hint="Try again; if no process is left that could hold it, report this.",
+                f"The registry's lock could not be acquired within {self._lock_timeout:g} s: another writer holds it.",
+                hint="Try again. The lock of a process that has ended is released by the operating system.",
             ) from error
 
-    def _sweep(self) -> None:
-        """Removes what killed processes have left behind."""
-        long_ago = time.time() - _STALE_SECONDS
+    def _remove_stale_staging(self) -> None:
+        """Removes the staging folders of killed processes."""
+        oldest = time.time() - _STALE_STAGING_S
         for folder in (self.root / STAGING).iterdir():
             try:
-                if folder.stat().st_mtime < long_ago:
+                if folder.stat().st_mtime < oldest:
                     shutil.rmtree(folder, ignore_errors=True)
-            except FileNotFoundError:  # its owner has just finished
+            except FileNotFoundError:  # its writer has just finished
                 continue

@@ -1,4 +1,4 @@
-"""Checking what is stored, long after it was registered."""
+"""Checking stored adapters again: files, digests, cards and aliases."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from adapterhub.registry.layout import Layout, Refs
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not in order.
+    """One fault of a registry.
 
     Attributes:
-        ref: What it concerns: `name` or `name@version`.
+        ref: Where: `name` or `name@version`.
         message: What is wrong.
     """
 
@@ -39,13 +39,13 @@ def verify_adapter(layout: Layout, name: str) -> Iterator[Problem]:
 
 
 def verify_version(layout: Layout, name: str, version: int) -> Iterator[Problem]:
-    """Checks the card and the files of a version, and that they are those that were registered."""
+    """Checks the card, the files and the digest of a version."""
     ref = f"{name}@{version}"
     try:
         card = layout.card(name, version, Refs())
-        found = inspect_adapter(layout.folder(name, version))
+        info = inspect_adapter(layout.version_folder(name, version))
     except AdapterHubError as error:
         yield Problem(ref, error.message)
         return
-    if found.digest != card.digest:
-        yield Problem(ref, "The files are not those that were registered: their digest is another.")
+    if info.digest != card.digest:
+        yield Problem(ref, "The files have changed since they were registered: their digest differs.")

@@ -1,4 +1,4 @@
-"""What one fine-tuning run is: the adapter's name, base, data, LoRA, schedule, and the card to write."""
+"""The configuration of a fine-tuning run: name, base, data, LoRA settings, schedule and the fields of the card."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class _Options(BaseModel):
 
 
 class DataOptions(_Options):
-    """Where the examples come from. Relative paths start at the folder of the configuration file."""
+    """The datasets. Relative paths are relative to the folder of the configuration file."""
 
     train: Path
     """JSON Lines file; each line is `{"messages": [{"role": ..., "content": ...}, ...], "tools": [...]}`."""
     validation: Path | None = None
-    """A file of the same kind to evaluate on."""
+    """A file of the same format to evaluate on."""
     validation_share: float = Field(0.0, ge=0, lt=1)
     """Share of the training records to hold out for evaluation, drawn with the seed."""
     max_records: int | None = Field(None, gt=0)
@@ -44,7 +44,7 @@ class DataOptions(_Options):
 
 
 class LoraOptions(_Options):
-    """The adapter's shape (Hu et al., 2021); the names are PEFT's, shortened."""
+    """LoRA settings (Hu et al., 2021), under PEFT's names, some shortened."""
 
     r: int = Field(16, gt=0)
     """Rank of the update."""
@@ -61,7 +61,7 @@ class LoraOptions(_Options):
 
 
 class TrainOptions(_Options):
-    """How long, how fast and with what to train; transformers' names, some shortened."""
+    """The schedule and the optimiser, under transformers' names, some shortened."""
 
     epochs: float | None = Field(None, gt=0)
     """Passes over the data; one if `max_steps` is not given either."""
@@ -72,27 +72,27 @@ class TrainOptions(_Options):
     gradient_accumulation: int = Field(1, gt=0)
     """Forward passes to one optimiser step."""
     learning_rate: float = Field(2e-4, gt=0)
-    """The highest learning rate."""
+    """The maximum learning rate."""
     warmup: float = Field(0.0, ge=0)
     """Steps over which the learning rate rises; below 1, a share of all steps."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """How the learning rate goes on after the warm-up."""
+    """The learning rate schedule after the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients longer than this are scaled down to it."""
+    """Gradients are clipped to this norm."""
     max_length: int = Field(1024, gt=1)
     """Tokens; longer records are cut at the end."""
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "adamw_torch"
     """The optimiser, by transformers' name."""
     eval_every: int | None = Field(None, gt=0)
-    """Evaluate before the first step and then every so many steps; without it, once at the end."""
+    """Evaluate before the first step and then after every this many steps; None evaluates once, at the end."""
     gradient_checkpointing: bool = False
-    """Less memory for activations, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the LoRA weights while training; float32 reaches a lower loss on a quantised base."""
     seed: int = Field(0, ge=0)
-    """Fixes initial weights, order of records and dropout."""
+    """Seed of initial weights, order of records and dropout."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -102,12 +102,12 @@ class TrainOptions(_Options):
 
 
 class CardOptions(_Options):
-    """What a run says on the adapter's card; name, version, digest and base follow from the run itself."""
+    """Fields of the adapter's card; the run itself sets name, version, digest and base."""
 
     description: str = ""
     """What the adapter does, in a sentence or two."""
     tags: tuple[str, ...] = ()
-    """Words to find it by."""
+    """Tags, as on a model card."""
     task: str | None = None
     """The kind of task, for example `text-generation`."""
     language: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ class CardOptions(_Options):
     """How the engine treats it."""
 
     def fields(self) -> CardFields:
-        """What was set, as `AdapterRegistry.register` takes it."""
+        """The fields that were set, for `AdapterRegistry.register`."""
         return cast(CardFields, {name: getattr(self, name) for name in self.model_fields_set})
 
 
@@ -130,26 +130,26 @@ class FinetuneConfig(_Options):
     """One fine-tuning run, as in `examples/finetune.yaml`."""
 
     name: Annotated[str, AfterValidator(check_name)]
-    """Name to register the adapter under; a name that exists gets its next version."""
+    """Name to register the adapter under; an existing name gets its next version."""
     base: str
     """`adapterhub-demo`, a model folder, or a hub id. Written into the adapter as given."""
     data: DataOptions
     """The examples."""
     lora: LoraOptions = LoraOptions()
     """The adapter's shape."""
-    start: Path | None = None
-    """The folder of an adapter of that shape to go on from, such as a registry's `<name>/<version>`. A relative path
-    starts at the folder of the configuration file."""
+    initial_adapter: Path | None = None
+    """The folder of an adapter of the same shape whose weights the run starts from, such as a registry's
+    `<name>/<version>`. Relative to the folder of the configuration file."""
     train: TrainOptions = TrainOptions()
     """The schedule."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
-    """How the frozen base is held while training."""
+    """Quantisation of the frozen base during training."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of activations."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     card: CardOptions = CardOptions()
-    """What the adapter's card says."""
+    """Fields of the adapter's card."""
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -179,5 +179,7 @@ class FinetuneConfig(_Options):
     def _in_folder(self, folder: Path) -> Self:
         data = self.data
         paths = {"train": folder / data.train, "validation": data.validation and folder / data.validation}
-        start = self.start and folder / self.start
-        return self.model_copy(update={"data": data.model_copy(update=paths), "start": start})
+        initial_adapter = self.initial_adapter and folder / self.initial_adapter
+        return self.model_copy(
+            update={"data": data.model_copy(update=paths), "initial_adapter": initial_adapter}
+        )

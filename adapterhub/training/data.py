@@ -1,9 +1,8 @@
 """From a JSON Lines file of conversations to token ids and labels.
 
-Only what the assistant says is trained, with the token that ends each of its turns. The mask comes from text:
-the conversation is rendered once whole and once up to each answer, and the tokens of the whole rendering that
-lie in the answer's stretch of characters carry labels. So the tokens are those of the whole conversation
-(tokenising turns one by one gives others), and a chat template needs no generation markers.
+Only assistant messages carry loss, each with its end token. The conversation is rendered and tokenised as a whole;
+tokenising messages one by one would give other tokens. It is also rendered up to each answer, which gives the answer's
+span of characters, and the tokens in that span get labels. So a chat template needs no `{% generation %}` markers.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from adapterhub.engine.tokenizer import Message as PromptMessage
 from adapterhub.errors import DatasetError, InvalidRequestError, describe_validation
 from adapterhub.requests import prompts
 
-IGNORED = -100
-"""Label of a token that carries no loss, as in torch's cross entropy."""
+IGNORE_INDEX = -100
+"""Label of a token that carries no loss, `ignore_index` of torch's cross entropy."""
 
 _ERRORS_SHOWN = 5
 
@@ -36,7 +35,7 @@ class Message(BaseModel):
     tool_calls: list[dict[str, Any]] | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_content(self) -> Self:
         if self.role == "assistant" and not self.content and not self.tool_calls:
             raise ValueError("an assistant message needs content or tool_calls")
         if self.role != "assistant" and self.content is None:
@@ -50,7 +49,7 @@ class Record(BaseModel):
     Attributes:
         messages: The conversation, with at least one assistant message.
         tools: JSON schemas of the tools that the conversation may call.
-        line: Where it stands in its file, from 1.
+        line: Its line number in the file, from 1.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,24 +66,24 @@ class Record(BaseModel):
 
 
 @dataclass(frozen=True)
-class Example:
-    """One record as the model sees it; `labels` has the same length, `IGNORED` where there is no loss."""
+class TokenizedExample:
+    """One tokenised record; `labels` has the length of `input_ids`, with `IGNORE_INDEX` where there is no loss."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 @dataclass(frozen=True)
-class Examples:
-    """The usable records of a dataset.
+class TokenizedDataset:
+    """The tokenised records of a dataset.
 
     Attributes:
         examples: In the records' order.
-        truncated: How many of them lost their end to `max_length`.
-        dropped: How many more records were left out, since no token of an answer lay within `max_length`.
+        truncated: Number of examples that were cut to `max_length`.
+        dropped: Number of records left out because no answer token lies within `max_length`.
     """
 
-    examples: list[Example]
+    examples: list[TokenizedExample]
     truncated: int
     dropped: int
 
@@ -93,11 +92,11 @@ def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:
     """Reads and checks a JSON Lines file of conversations.
 
     Args:
-        path: The file, UTF-8; empty lines are skipped.
-        max_records: Stop after this many.
+        path: The file, UTF-8; blank lines are skipped.
+        max_records: Read at most this many.
 
     Raises:
-        DatasetError: The file cannot be read, is empty, or has invalid lines; the message gives line numbers
+        DatasetError: The file cannot be read, is empty, or has invalid lines; the message has line numbers
             and never the lines' text.
     """
     records: list[Record] = []
@@ -121,37 +120,39 @@ def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:
     return records
 
 
-def encode(
+def tokenize(
     records: Sequence[Record],
     tokenizer: Any,
     style: prompts.PromptStyle,
     *,
     max_length: int,
     system: str | None = None,
-) -> Examples:
+) -> TokenizedDataset:
     """Tokenises records and labels the assistant's tokens.
 
     Args:
-        records: What `read_records` gave.
-        tokenizer: A fast tokenizer (one that gives character offsets).
-        style: The form of the prompt, the same as in serving.
-        max_length: Longer examples are cut at the end.
-        system: System prompt of records that bring none, the same as in serving.
+        records: The records, from `read_records`.
+        tokenizer: A fast tokenizer, which returns character offsets.
+        style: How prompts are rendered, as in serving.
+        max_length: Maximum number of tokens; longer examples are cut at the end.
+        system: System prompt of records without one, as in serving.
 
     Raises:
-        DatasetError: The chat template refuses a record, ignores its tools, or renders an answer differently
+        DatasetError: The chat template fails on a record, ignores its tools, or renders an answer differently
             once more messages follow; or no record has an answer within `max_length`.
     """
     if not tokenizer.is_fast:
         raise DatasetError(
-            "The base's tokenizer gives no character offsets, so answers cannot be told from prompts."
+            "The base's tokenizer returns no character offsets, so answer tokens cannot be labelled."
         )
-    encoder = _Encoder(tokenizer, style, system)
-    whole = [encoder.encode(record) for record in records]
-    cut = [Example(example.input_ids[:max_length], example.labels[:max_length]) for example in whole]
-    # The first token is predicted from nothing, so a label there carries no loss.
+    tokenizing = _RecordTokenizer(tokenizer, style, system)
+    whole = [tokenizing.tokenize(record) for record in records]
+    cut = [TokenizedExample(example.input_ids[:max_length], example.labels[:max_length]) for example in whole]
+    # Nothing predicts the first token, so its label carries no loss.
     usable = [
-        index for index, example in enumerate(cut) if any(label != IGNORED for label in example.labels[1:])
+        index
+        for index, example in enumerate(cut)
+        if any(label != IGNORE_INDEX for label in example.labels[1:])
     ]
     if not usable:
         raise DatasetError(
@@ -159,7 +160,7 @@ def encode(
             hint="Raise train.max_length, or shorten the prompts.",
         )
     truncated = sum(len(whole[i].input_ids) > max_length for i in usable)
-    return Examples([cut[i] for i in usable], truncated, len(cut) - len(usable))
+    return TokenizedDataset([cut[i] for i in usable], truncated, len(cut) - len(usable))
 
 
 def _parse(line: str, number: int, records: list[Record], problems: list[str]) -> None:
@@ -186,7 +187,7 @@ def _reason(error: Exception) -> str:
             return str(error)
 
 
-class _Encoder:
+class _RecordTokenizer:
     """Renders, tokenises and labels one record at a time."""
 
     def __init__(self, tokenizer: Any, style: prompts.PromptStyle, system: str | None) -> None:
@@ -196,23 +197,23 @@ class _Encoder:
         added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._special = frozenset([*tokenizer.all_special_ids, *added])
 
-    def encode(self, record: Record) -> Example:
+    def tokenize(self, record: Record) -> TokenizedExample:
         messages = prompts.conversation(
             [message.model_dump(exclude_unset=True) for message in record.messages], self._system
         )
         text = self._render(record, messages)
         tokens = self._tokenizer(
-            # A chat template writes its own start token, the plain forms leave it to the tokenizer.
+            # A chat template writes the BOS token; for other formats the tokenizer adds it.
             text,
             add_special_tokens=self._style.format != "chat",
             return_offsets_mapping=True,
         )
         ids: list[int] = list(tokens["input_ids"])
-        labels = [IGNORED] * len(ids)
+        labels = [IGNORE_INDEX] * len(ids)
         for span in self._spans(record, messages, text):
             for index in self._answer_tokens(ids, tokens["offset_mapping"], span):
                 labels[index] = ids[index]
-        return self._ended(ids, labels)
+        return self._with_end_token(ids, labels)
 
     def _render(
         self, record: Record, messages: Sequence[PromptMessage], *, answer_follows: bool = False
@@ -224,13 +225,13 @@ class _Encoder:
 
         try:
             text = rendered(record.tools)
-            shows_tools = not record.tools or text != rendered(None)
+            renders_tools = not record.tools or text != rendered(None)
         except (InvalidRequestError, TypeError, ValueError):
             raise DatasetError(
-                f"The chat template refuses the record at line {record.line}.",
+                f"The chat template fails on the record at line {record.line}.",
                 hint="Templates differ in the roles, orders and tools that they take.",
             ) from None
-        if not shows_tools:
+        if not renders_tools:
             raise DatasetError(
                 f"The chat template leaves out the tools of the record at line {record.line}.",
                 hint="Write the tools into the system message, or give a template that knows tools.",
@@ -249,7 +250,7 @@ class _Encoder:
             if not (after.startswith(before) and whole.startswith(after)):
                 raise DatasetError(
                     f"The chat template renders an answer of the record at line {record.line} differently "
-                    "once more messages follow, so the answer's tokens cannot be told.",
+                    "once more messages follow, so the answer's tokens cannot be found.",
                     hint="Split such conversations, so that each has one assistant message, the last.",
                 )
             yield len(before), len(after)
@@ -259,12 +260,12 @@ class _Encoder:
     ) -> list[int]:
         inside = [index for index, (start, end) in enumerate(offsets) if end > span[0] and start < span[1]]
         ends = [i for i in inside if ids[i] in self._special]
-        # Templates write a line break after the token that ends a turn; generation has stopped by then.
+        # Templates write a line break after the end token of a message; generation stops before it.
         return [i for i in inside if i <= ends[-1]] if ends else inside
 
-    def _ended(self, ids: list[int], labels: list[int]) -> Example:
+    def _with_end_token(self, ids: list[int], labels: list[int]) -> TokenizedExample:
         end = self._tokenizer.eos_token_id
-        if labels[-1] == IGNORED or labels[-1] in self._special or end is None:
-            return Example(ids, labels)
-        # The template has no token that ends an answer; without one the model would never learn to stop.
-        return Example([*ids, end], [*labels, end])
+        if labels[-1] == IGNORE_INDEX or labels[-1] in self._special or end is None:
+            return TokenizedExample(ids, labels)
+        # The template writes no end token; without one the model would not learn to stop.
+        return TokenizedExample([*ids, end], [*labels, end])

@@ -1,4 +1,4 @@
-"""The verb `finetune`: train an adapter, then register it with what its card should say."""
+"""Fine-tuning: trains an adapter and registers it with its card."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def finetune(
     *,
     progress: Callable[[TrainingStep], None] | None = None,
 ) -> AdapterCard:
-    """Trains an adapter and registers it, all or nothing.
+    """Trains an adapter and registers it; after an error nothing is registered.
 
     Args:
         config: The run.
-        registry: Where the adapter goes; a name that exists gets its next version.
+        registry: Stores the adapter; an existing name gets its next version.
         progress: Called after every step.
 
     Returns:
-        The adapter's card, with its base, data and losses on it.
+        The adapter's card, with base, datasets and losses.
 
     Raises:
         ConfigError: The base cannot be loaded.
         DatasetError: The data cannot be used.
-        TrainingError: The loss is no longer a number, a LoRA weight did not move, or memory ran out.
-        AdapterInvalidError: The adapter to start from is not sound.
-        AdapterIncompatibleError: It is of a kind that is not trained here.
+        TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out.
+        AdapterInvalidError: The initial adapter's files are damaged.
+        AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained.
         RegistryError: The adapter could not be stored.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -55,18 +55,18 @@ def finetune(
 
 def _card_fields(config: FinetuneConfig, result: TrainingResult) -> CardFields:
     data = config.data
-    said: CardFields = {
+    fields: CardFields = {
         "datasets": [_dataset_id(path) for path in (data.train, data.validation) if path],
         "evaluation": [_evaluation(config, result.eval_loss)] if result.eval_loss is not None else [],
         "lineage": Lineage(method="finetune", settings=_settings(config, result)),
     }
-    return {**config.card.fields(), **said}
+    return {**config.card.fields(), **fields}
 
 
 def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonValue]:
     return {
         **config.train.model_dump(mode="json", exclude_none=True),
-        **({"start": result.start} if result.start else {}),
+        **({"initial_adapter": result.initial_adapter} if result.initial_adapter else {}),
         "lora_dropout": config.lora.dropout,
         "compute_dtype": str(result.base.compute_dtype).removeprefix("torch."),
         "prompt": str(result.style),

@@ -1,8 +1,8 @@
 """Training LoRA weights on a frozen, quantised base (QLoRA, https://arxiv.org/abs/2305.14314).
 
-peft makes the LoRA layers and TRL's `SFTTrainer` runs the loop, on records that are tokenised and labelled
-here. The invariant: what is written has learned. A `lora_B` that is after the run what it was before got no
-gradient, and the run fails instead of writing an adapter that answers as if it had not been trained.
+peft creates the LoRA layers and TRL's `SFTTrainer` runs the training loop, on records that `data.py` tokenises and
+labels. A run fails unless every `lora_B` has changed: an unchanged one got no gradient, and the adapter would answer
+like the base.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ from adapterhub.base.quantized_weights import is_packed
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.data import IGNORED, Example, Examples, Record, encode, read_records
-from adapterhub.training.start import start_from
+from adapterhub.training.data import (
+    IGNORE_INDEX,
+    Record,
+    TokenizedDataset,
+    TokenizedExample,
+    read_records,
+    tokenize,
+)
+from adapterhub.training.initial_weights import load_initial_weights
 
 try:
     from datasets import Dataset
@@ -44,14 +51,14 @@ except ImportError as missing:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Where a run stands after a step.
+    """The progress of a run after a step.
 
     Attributes:
-        step: Steps done.
-        steps: Steps in all.
-        loss: The last logged training loss, nats per answer token; None before the first.
-        eval_loss: The last evaluation's loss, None without one.
-        steps_per_second: Mean speed so far, evaluations included.
+        step: Optimiser steps done.
+        steps: Optimiser steps of the whole run.
+        loss: The last training loss, in nats per answer token; None before the first.
+        eval_loss: The loss of the last evaluation; None before the first.
+        steps_per_second: Mean so far, with the time of evaluations.
     """
 
     step: int
@@ -63,29 +70,29 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         base: The base that was trained on.
-        style: The form of prompt that was trained on.
-        train: The training examples, with counts of truncated and dropped records.
-        validation: The same of the evaluation's examples, None without any.
+        style: How the prompts were rendered.
+        train: The tokenised training records.
+        validation: The tokenised validation records; None without any.
         steps: Optimiser steps taken.
         loss: Mean training loss over the last tenth of the steps.
-        eval_loss: Loss of the last evaluation, a mean over batches; None without one.
-        steps_per_second: Mean speed.
-        start: The digest of the adapter that the run went on from, None without one.
+        eval_loss: Loss of the last evaluation, the mean over batches; None without one.
+        steps_per_second: Mean over the run.
+        initial_adapter: The digest of the adapter that the run started from; None for new weights.
     """
 
     base: Base
     style: prompts.PromptStyle
-    train: Examples
-    validation: Examples | None
+    train: TokenizedDataset
+    validation: TokenizedDataset | None
     steps: int
     loss: float
     eval_loss: float | None
     steps_per_second: float
-    start: str | None
+    initial_adapter: str | None
 
 
 def train_adapter(
@@ -99,11 +106,11 @@ def train_adapter(
         progress: Called after every step.
 
     Raises:
-        ConfigError: The base cannot be loaded, or lacks a layer that the run names.
+        ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`.
         DatasetError: The data cannot be used.
-        TrainingError: The loss is no longer a number, a LoRA weight did not move, or memory ran out.
-        AdapterInvalidError: The adapter to start from is not sound.
-        AdapterIncompatibleError: It is of a kind that is not trained here.
+        TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out.
+        AdapterInvalidError: The initial adapter's files are damaged.
+        AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained.
     """
     records, held_out = _records(config)
     base = load_base(
@@ -116,19 +123,25 @@ def train_adapter(
     prompt = config.card.prompt
     style = prompts.choose_style(base.tokenizer.chat_template, prompt.format, prompt.chat_template)
 
-    def encoded(part: list[Record]) -> Examples:
-        return encode(part, base.tokenizer, style, max_length=config.train.max_length, system=prompt.system)
+    def tokenized(part: list[Record]) -> TokenizedDataset:
+        return tokenize(part, base.tokenizer, style, max_length=config.train.max_length, system=prompt.system)
 
-    train, validation = encoded(records), encoded(held_out) if held_out else None
-    watch = _Watch(progress)
+    train, validation = tokenized(records), tokenized(held_out) if held_out else None
+    callback = _ProgressCallback(progress)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(config, base, train, validation, watch, scratch)
-        start = start_from(config.start, trainer.model, config.lora) if config.start else None
-        before = {name: up.detach().clone() for name, up in _ups(trainer.model)}
+        trainer = _trainer(config, base, train, validation, callback, scratch)
+        initial_adapter = _load_initial(config, trainer.model)
+        before = {name: weight.detach().clone() for name, weight in _lora_b_weights(trainer.model)}
         _run(trainer)
     _check_learned(trainer.model, before)
     _save(trainer.model, out)
-    return watch.result(base, style, train, validation, start)
+    return callback.result(base, style, train, validation, initial_adapter)
+
+
+def _load_initial(config: FinetuneConfig, model: Any) -> str | None:
+    return (
+        load_initial_weights(config.initial_adapter, model, config.lora) if config.initial_adapter else None
+    )
 
 
 def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
@@ -144,24 +157,24 @@ def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
 def _trainer(
     config: FinetuneConfig,
     base: Base,
-    train: Examples,
-    validation: Examples | None,
-    watch: _Watch,
+    train: TokenizedDataset,
+    validation: TokenizedDataset | None,
+    callback: _ProgressCallback,
     scratch: str,
 ) -> SFTTrainer:
-    # peft copies the base's name into the adapter's files; a path of this machine has no business there.
+    # peft writes the base's name into the adapter's config; a cache path of this machine does not belong there.
     base.model.name_or_path = base.model.config._name_or_path = config.base
     with warnings.catch_warnings():
-        # peft 0.21 asks by the name that transformers 5.23 gives up.
+        # peft 0.21 reads a property that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        trainer = _Trainer(
+        trainer = _SFTTrainer(
             model=base.model,
             args=_arguments(config, base, scratch, evaluates=validation is not None),
             train_dataset=_dataset(train.examples),
             eval_dataset=_dataset(validation.examples) if validation else None,
             processing_class=base.tokenizer,
             peft_config=_lora(config, base),
-            callbacks=[watch],
+            callbacks=[callback],
         )
     trainer.remove_callback(PrinterCallback)
     # TRL casts the LoRA weights to bfloat16 on a quantised base, which costs accuracy.
@@ -186,19 +199,19 @@ def _lora(config: FinetuneConfig, base: Base) -> LoraConfig:
 
 
 def _target_modules(config: FinetuneConfig, base: Base) -> list[str]:
-    """The layers to adapt by the last part of their names; peft's own "all-linear" writes every full name."""
+    """The last parts of the names of the layers to adapt; peft's "all-linear" would write every full name."""
     head = base.model.get_output_embeddings()
     layers = [name for name in base.linear_shapes if base.model.get_submodule(name) is not head]
-    known, wanted = sorted({name.rpartition(".")[2] for name in layers}), config.lora.target_modules
-    if wanted == "all-linear":
+    known, targets = sorted({name.rpartition(".")[2] for name in layers}), config.lora.target_modules
+    if targets == "all-linear":
         return known
-    foreign = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
-    if foreign:
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    if unknown:
         raise ConfigError(
-            f"lora.target_modules names {foreign[0]!r}, which is no layer of base {config.base!r} to adapt.",
+            f"lora.target_modules names {unknown[0]!r}, which is no layer of base {config.base!r} to adapt.",
             hint=f"Its layers: {', '.join(known)}.",
         )
-    return wanted
+    return targets
 
 
 def _arguments(config: FinetuneConfig, base: Base, scratch: str, *, evaluates: bool) -> SFTConfig:
@@ -219,7 +232,7 @@ def _arguments(config: FinetuneConfig, base: Base, scratch: str, *, evaluates: b
         optim=train.optimizer,
         seed=train.seed,
         activation_checkpointing=train.gradient_checkpointing,
-        train_sampling_strategy="group_by_length",  # less padding: a batch is as long as its longest record
+        train_sampling_strategy="group_by_length",  # less padding: records of similar length form a batch
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         eval_strategy="steps" if every else "no",
@@ -232,13 +245,13 @@ def _arguments(config: FinetuneConfig, base: Base, scratch: str, *, evaluates: b
         disable_tqdm=True,
         use_cpu=base.device.type == "cpu",
         dataloader_pin_memory=base.device.type == "cuda",
-        # The base's own dtype decides; only float16 needs loss scaling, which comes with autocast.
+        # The base is loaded in its compute dtype. Only float16 needs loss scaling, which autocast brings.
         bf16=False,
         fp16=base.compute_dtype == torch.float16,
     )
 
 
-def _dataset(examples: list[Example]) -> Dataset:
+def _dataset(examples: list[TokenizedExample]) -> Dataset:
     return Dataset.from_dict(
         {
             "input_ids": [example.input_ids for example in examples],
@@ -259,41 +272,41 @@ def _run(trainer: SFTTrainer) -> None:
         ) from None
 
 
-def _ups(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+def _lora_b_weights(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if "lora_B" in name]
 
 
 def _check_learned(model: Any, before: dict[str, torch.Tensor]) -> None:
-    still = [name for name, up in _ups(model) if torch.equal(up, before[name])]
-    if still or not before:
+    unchanged = [name for name, weight in _lora_b_weights(model) if torch.equal(weight, before[name])]
+    if unchanged or not before:
         raise TrainingError(
-            f"{len(still)} of {len(before)} LoRA weights did not move, so the adapter did not learn.",
+            f"{len(unchanged)} of {len(before)} lora_B weights did not change, so the adapter did not learn.",
             hint="Train for more steps: the first step of a warm-up has learning rate 0.",
         )
     if any(isinstance(layer, Linear4bit) and is_packed(layer) for layer in model.modules()):
         raise TrainingError(
-            "bitsandbytes re-ordered the base's weights during the run, so gradients went astray.",
+            "bitsandbytes re-ordered the base's weights during the run, which makes gradients wrong.",
             hint="This is a fault of adapterhub with the installed bitsandbytes; please report it.",
         )
 
 
 def _save(model: Any, out: Path) -> None:
-    # Not save_embedding_layers="auto", which asks the hub whether the base's vocabulary changed.
+    # The default, "auto", asks the hub whether the base's vocabulary changed.
     model.save_pretrained(out, save_embedding_layers=False)
-    (out / "README.md").unlink()  # peft's template; the card says more
+    (out / "README.md").unlink()  # peft's unfilled template
     path = out / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    # A set in peft, so its order is chance.
+    # peft holds a set, whose order is arbitrary.
     settings["target_modules"] = sorted(settings["target_modules"])
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-class _Trainer(SFTTrainer):  # type: ignore[misc]
+class _SFTTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with two changes.
 
-    An evaluation draws no random numbers from the training's stream, so it changes nothing that is trained. And
-    on a CPU only the positions before an answer's tokens go through the output head: TRL scores whole prompts
-    there (on a GPU its kernel does not), which costs a quarter of the time on a small base.
+    An evaluation leaves the state of the random number generator as it was, so that it does not change the training.
+    On a CPU the output head computes logits only at positions that predict an answer token; TRL computes them for
+    whole prompts there, which takes a quarter of the time on a small base.
     """
 
     def evaluate(self, *args: Any, **options: Any) -> Any:
@@ -306,16 +319,19 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         if return_outputs or inputs["labels"].device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")[:, 1:]
-        answers = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-        logits = model(**inputs, use_cache=False, logits_to_keep=answers).logits.float()
+        answer_positions = (labels != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
+        logits = model(**inputs, use_cache=False, logits_to_keep=answer_positions).logits.float()
         loss = cross_entropy(
-            logits.flatten(0, 1), labels[:, answers].flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.flatten(0, 1),
+            labels[:, answer_positions].flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
         )
-        return loss / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        return loss / ((labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Keeps the losses and the time, tells the caller, and stops a run whose loss is no number."""
+class _ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """Records losses and time, reports progress, and stops a run whose loss is NaN or infinite."""
 
     def __init__(self, progress: Callable[[TrainingStep], None] | None) -> None:
         self._progress = progress
@@ -346,9 +362,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self,
         base: Base,
         style: prompts.PromptStyle,
-        train: Examples,
-        validation: Examples | None,
-        start: str | None,
+        train: TokenizedDataset,
+        validation: TokenizedDataset | None,
+        initial_adapter: str | None,
     ) -> TrainingResult:
         last = self._losses[-max(1, len(self._losses) // 10) :]
         return TrainingResult(
@@ -360,7 +376,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             loss=sum(last) / len(last),
             eval_loss=self._eval_loss,
             steps_per_second=self._speed(),
-            start=start,
+            initial_adapter=initial_adapter,
         )
 
     def _speed(self) -> float:

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MptConfi
 from adapterhub import load_base
 from adapterhub.base.loading import Base
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
-from adapterhub.base.quantized_weights import dense_weight, forbid_packing, is_packed
-from adapterhub.errors import ConfigError
+from adapterhub.base.quantized_weights import dequantize_module_weight, disable_weight_packing, is_packed
+from adapterhub.errors import ConfigError, InvalidRequestError
 from tests.tiny import ALL_LINEAR, CHAT_TEMPLATE, make_base, make_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -57,7 +57,9 @@ def test_every_architecture_loads_in_4_bits(tmp_path: Path, kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("quantization", ["nf4", "int8", None])
-def test_dense_weight_is_the_weight_that_the_layer_multiplies_by(tmp_path: Path, kind, quantization):
+def test_dequantize_module_weight_is_the_weight_that_the_layer_multiplies_by(
+    tmp_path: Path, kind, quantization
+):
     base = load_base(make_base(tmp_path / kind, kind, tie_word_embeddings=False), quantization=quantization)
     name = next(name for name in base.linear_shapes if name.endswith(("q_proj", "c_attn")))
     layer = base.model.get_submodule(name)
@@ -65,16 +67,16 @@ def test_dense_weight_is_the_weight_that_the_layer_multiplies_by(tmp_path: Path,
     with torch.inference_mode():
         bias = 0 if layer.bias is None else layer.bias
         product = (layer(x) - bias).T
-    weight = dense_weight(layer)
+    weight = dequantize_module_weight(layer)
     assert weight.shape == base.linear_shapes[name]
     # int8 also rounds the input, and the packed 4-bit kernel multiplies in bfloat16
     bound = {"nf4": 2**-7, "int8": 2**-6, None: 1e-6}[quantization]
     assert (product - weight).abs().max() <= bound * weight.abs().max()
 
 
-def test_dense_weight_refuses_what_has_none():
-    with pytest.raises(ConfigError, match="LayerNorm"):
-        dense_weight(torch.nn.LayerNorm(4))
+def test_dequantize_module_weight_refuses_other_modules():
+    with pytest.raises(InvalidRequestError, match="LayerNorm"):
+        dequantize_module_weight(torch.nn.LayerNorm(4))
 
 
 def test_the_pad_token_falls_back_to_the_end_token(tiny_base: Path):
@@ -175,7 +177,7 @@ def test_the_context_is_found_under_any_name(tmp_path: Path, config, context):
     assert load_base(tmp_path, quantization=None, device="cpu").context_length == context
 
 
-def test_no_text_is_tidied_up(tmp_path: Path):
+def test_tokenization_spaces_are_not_cleaned_up(tmp_path: Path):
     folder = make_base(tmp_path)
     own = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("▁,", -1.0)], 0))
     own.pre_tokenizer, own.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
@@ -241,17 +243,17 @@ class TestPacking:
         packed = load_base(tiny_base)
         packed.model(input_ids=IDS)
         assert is_packed(first_layer(packed))
-        forbid_packing(packed.model)
+        disable_weight_packing(packed.model)
         assert not is_packed(first_layer(packed))
         assert torch.equal(first_layer(packed).weight.data, first_layer(kept).weight.data)
 
     @needs_packing
-    def test_dense_weight_leaves_a_packed_layer_packed(self, tiny_base: Path):
+    def test_dequantize_module_weight_leaves_a_packed_layer_packed(self, tiny_base: Path):
         base = load_base(tiny_base)
         base.model(input_ids=IDS)
         layer = first_layer(base)
         before = copy.deepcopy(layer.weight.data)
-        dense_weight(layer)
+        dequantize_module_weight(layer)
         assert is_packed(layer)
         assert torch.equal(layer.weight.data, before)
 

@@ -13,7 +13,6 @@ from adapterhub.errors import (
     AdapterIncompatibleError,
     AdapterInvalidError,
     InvalidRequestError,
-    RegistryError,
 )
 from adapterhub.registry import AdapterRegistry
 from tests.registry.maker import adapter_tensors, content, make_adapter, make_base, values
@@ -62,7 +61,7 @@ def wide(folder: Path) -> Path:
 
 Make = Callable[[Path], Path]
 BAD: list[tuple[Make, type[AdapterHubError], str]] = [
-    (lambda folder: folder, RegistryError, "There is no folder"),
+    (lambda folder: folder, InvalidRequestError, "There is no folder"),
     (lambda folder: make_base(folder), AdapterInvalidError, "no adapter_config.json"),
     (pickled, AdapterInvalidError, "pickled"),
     (truncated, AdapterInvalidError, "cut short"),

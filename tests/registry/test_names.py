@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.errors import InvalidRequestError
-from adapterhub.registry.references import RESERVED, Ref, check_alias, check_name
+from adapterhub.registry.references import LATEST, RESERVED, Ref, check_alias, check_name
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True).filter(lambda name: name not in RESERVED)
 ALIASES = NAMES.filter(lambda name: not name.isdigit())
@@ -45,8 +45,16 @@ def test_bad_names(name: str) -> None:
 def test_reserved_names(name: str) -> None:
     with pytest.raises(InvalidRequestError, match="reserved"):
         check_name(name)
-    with pytest.raises(InvalidRequestError, match="not an alias"):
+    with pytest.raises(InvalidRequestError, match=r"is not an alias|cannot be set"):
         check_alias(name)
+
+
+def test_latest_is_read_in_references_and_nowhere_else() -> None:
+    assert Ref.parse("json@latest") == Ref("json", alias=LATEST)
+    assert str(Ref("json", alias=LATEST)) == "json@latest"
+    for text in ("latest", "latest@1", "json@Latest", "json@auto", "json@base", "json@__base__"):
+        with pytest.raises(InvalidRequestError):
+            Ref.parse(text)
 
 
 @pytest.mark.parametrize("alias", ["3", "03", "", "Prod", "a@b", "../x", "prod\n"])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.errors import AdapterInvalidError, RegistryError
+from adapterhub.errors import AdapterInvalidError, InvalidRequestError, RegistryError
 from adapterhub.registry import AdapterRegistry, Source, sources
-from adapterhub.registry.sources import copy_adapter, find_origin
+from adapterhub.registry.sources import copy_adapter, locate_adapter
 from tests.registry.maker import make_adapter
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -27,7 +27,7 @@ def hub_cache(tmp_path: Path) -> Path:
 
 def test_a_folder(adapter: Path) -> None:
     for path in (adapter, str(adapter)):
-        assert find_origin(path).folder == adapter
+        assert locate_adapter(path).folder == adapter
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_was_downloaded_before_is_found_offline(
 
 def test_without_a_network_the_hub_is_a_clear_error(registry: AdapterRegistry) -> None:
     with pytest.raises(
-        RegistryError, match=r"'org/json' is neither a folder here nor could it be had"
+        RegistryError, match=r"'org/json' is no local folder, and it could not be downloaded"
     ) as caught:
         registry.register("json", "org/json")
     assert "network" in str(caught.value.hint)
@@ -86,7 +86,7 @@ def test_only_safe_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path
         return str(hub_cache(tmp_path))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert find_origin("org/json@main").source == Source(uri="hf://org/json", revision=COMMIT)
+    assert locate_adapter("org/json@main").source == Source(uri="hf://org/json", revision=COMMIT)
     assert asked == {"repo": "org/json", "revision": "main", "allow_patterns": list(sources.SAFE_PATTERNS)}
 
 
@@ -95,22 +95,22 @@ def test_only_safe_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path
 )
 def test_a_path_that_leads_nowhere(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RegistryError) as caught:
-        find_origin(path)
+    with pytest.raises((InvalidRequestError, RegistryError)) as caught:
+        locate_adapter(path)
     assert caught.value.hint
 
 
 def test_a_folder_beside_the_one_that_was_meant(tmp_path: Path) -> None:
     make_adapter(tmp_path / "run" / "checkpoint-100")
     with pytest.raises(AdapterInvalidError, match=r"no adapter_config\.json") as caught:
-        find_origin(tmp_path / "run")
+        locate_adapter(tmp_path / "run")
     assert "checkpoint-100" in str(caught.value.hint)
 
 
 def copied(folder: Path, tmp_path: Path) -> tuple[list[str], tuple[str, ...]]:
     target = tmp_path / "target"
     target.mkdir()
-    warnings = copy_adapter(find_origin(folder), target)
+    warnings = copy_adapter(locate_adapter(folder), target)
     return sorted(path.name for path in target.iterdir()), warnings
 
 
@@ -128,7 +128,7 @@ def test_pickles_beside_the_weights_are_left_behind(adapter: Path, tmp_path: Pat
     (adapter / "training_args.bin").write_bytes(b"\x80\x04")
     names, warnings = copied(adapter, tmp_path)
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
-    assert warnings == ("training_args.bin was left behind: pickle files can run code",)
+    assert warnings == ("training_args.bin was not copied: pickle files can run code",)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "weights.pt", "weights.pkl", "weights.ckpt"])
@@ -177,4 +177,4 @@ def test_files_beyond_the_limits(adapter: Path, tmp_path: Path, monkeypatch: pyt
     for number in range(70):
         (adapter / f"{number}.txt").touch()
     with pytest.raises(AdapterInvalidError, match="at most 64"):
-        copy_adapter(find_origin(adapter), tmp_path)
+        copy_adapter(locate_adapter(adapter), tmp_path)

@@ -18,6 +18,7 @@ from adapterhub.errors import (
     ConfigError,
     InvalidRequestError,
     RegistryError,
+    RegistryLockedError,
 )
 from adapterhub.registry import AdapterRegistry, BaseInfo, Lineage, Problem, Routing, importing, store
 from tests.registry.maker import content, make_adapter, make_base
@@ -109,6 +110,38 @@ def test_what_is_not_there_is_said_with_what_is(three: AdapterRegistry, ref: str
     with pytest.raises(AdapterNotFoundError) as caught:
         three.resolve(ref)
     assert caught.value.hint == hint
+
+
+# The alias `latest`
+
+
+def test_latest_is_the_highest_version_ready_or_not(three: AdapterRegistry) -> None:
+    assert three.get("json@latest") == three.resolve("json@latest") == three.get("json@3")
+    three.update("json@latest", status="disabled")
+    assert three.get("json@3").status == "disabled"
+    assert three.resolve("json").version == 2
+    assert three.get("json@latest").version == 3
+    with pytest.raises(RegistryError, match="'json@3' is disabled"):
+        three.resolve("json@latest")
+
+
+def test_latest_moves_by_itself(three: AdapterRegistry, adapter: Path) -> None:
+    assert three.register("json", adapter) == three.get("json@latest")
+    three.remove("json@latest")
+    assert [card.version for card in three.versions("json")] == [1, 2, 3]
+    assert three.get("json@latest").version == 3
+    assert three.verify("json@latest") == []
+    three.remove("json", force=True)
+    with pytest.raises(AdapterNotFoundError, match="no adapter 'json'"):
+        three.get("json@latest")
+
+
+def test_latest_is_no_alias_that_can_be_set_or_removed(three: AdapterRegistry) -> None:
+    before = content(three.root)
+    for version in (1, None):
+        with pytest.raises(InvalidRequestError, match="'latest' always means the highest version"):
+            three.alias("json", "latest", version)
+    assert content(three.root) == before
 
 
 # Status
@@ -213,7 +246,7 @@ def test_an_adapter_for_another_base(
     card = registry.register("json", stored, base=other, force=True)
     assert card.base.fingerprint == BaseFingerprint.of(other)
     (warning,) = card.warnings
-    assert "by force" in warning
+    assert "with force" in warning
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -329,11 +362,11 @@ def damage(three: AdapterRegistry, what: str) -> None:
         ("dangling", Problem("json", "The alias 'prod' points to version 7, which does not exist.")),
         (
             "weights",
-            Problem("json@3", "The files are not those that were registered: their digest is another."),
+            Problem("json@3", "The files have changed since they were registered: their digest differs."),
         ),
         (
             "config",
-            Problem("json@3", "The files are not those that were registered: their digest is another."),
+            Problem("json@3", "The files have changed since they were registered: their digest differs."),
         ),
     ],
 )
@@ -407,16 +440,27 @@ def test_leftovers_of_killed_processes_are_swept_when_they_are_old(
     assert young.exists()
 
 
-def test_a_lock_that_is_not_let_go(
-    three: AdapterRegistry, adapter: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_lock_that_another_writer_holds_too_long_is_a_retryable_error(
+    three: AdapterRegistry, adapter: Path
 ) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr(store, "_LOCK_SECONDS", 0.05)
+    impatient = AdapterRegistry(three.root, lock_timeout=0.05)
     before = content(three.root)
-    with FileLock(three.root / ".lock"), pytest.raises(RegistryError, match="held the registry's lock"):
-        three.register("json", adapter)
+    with FileLock(three.root / ".lock"):
+        for change in (
+            lambda: impatient.register("json", adapter),
+            lambda: impatient.update("json", description="new"),
+            lambda: impatient.alias("json", "prod", 1),
+            lambda: impatient.remove("json@1"),
+        ):
+            with pytest.raises(RegistryLockedError, match=r"within 0\.05 s") as caught:
+                change()
+            assert caught.value.retryable
+        assert impatient.resolve("json").version == 3  # readers take no lock
     assert content(three.root) == before
+    assert not any((three.root / ".staging").iterdir())
+    assert impatient.register("json", adapter).version == 4
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, adapter: Path) -> None:

@@ -31,10 +31,10 @@ def test_yaml_reads_2e_4_as_text_and_it_is_a_number_here(tmp_path: Path):
 
 def test_paths_start_at_the_files_folder(tmp_path: Path):
     text = MINIMAL.replace("train: train.jsonl", "{train: data/a.jsonl, validation: /srv/b.jsonl}")
-    config = FinetuneConfig.load(write(tmp_path, text + "start: adapters/json/1\n"))
+    config = FinetuneConfig.load(write(tmp_path, text + "initial_adapter: adapters/json/1\n"))
     assert config.data.train == tmp_path / "data/a.jsonl"
     assert config.data.validation == Path("/srv/b.jsonl")
-    assert config.start == tmp_path / "adapters/json/1"
+    assert config.initial_adapter == tmp_path / "adapters/json/1"
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path):

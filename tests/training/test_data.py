@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adapterhub.errors import DatasetError
 from adapterhub.requests import prompts
-from adapterhub.training.data import IGNORED, Example, Record, encode, read_records
+from adapterhub.training.data import IGNORE_INDEX, Record, TokenizedExample, read_records, tokenize
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer
 
 WITHOUT_MARKERS = CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
@@ -28,19 +28,19 @@ def record(*messages: dict, line: int = 1, **more: object) -> Record:
 
 def encoded(
     template: str | None, *messages: dict, max_length: int = 1000, **options: object
-) -> tuple[PreTrainedTokenizerFast, Example]:
+) -> tuple[PreTrainedTokenizerFast, TokenizedExample]:
     tokenizer = make_tokenizer(chat_template=template)
     style = prompts.choose_style(tokenizer.chat_template, options.pop("form", "auto"))
-    found = encode([record(*messages)], tokenizer, style, max_length=max_length, **options)
+    found = tokenize([record(*messages)], tokenizer, style, max_length=max_length, **options)
     return tokenizer, found.examples[0]
 
 
-def learned(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[str]:
+def learned(tokenizer: PreTrainedTokenizerFast, example: TokenizedExample) -> list[str]:
     """The stretches of text that carry labels."""
     stretches: list[list[int]] = [[]]
     for token, label in zip(example.input_ids, example.labels, strict=True):
-        assert label in (token, IGNORED)
-        if label != IGNORED:
+        assert label in (token, IGNORE_INDEX)
+        if label != IGNORE_INDEX:
             stretches[-1].append(token)
         elif stretches[-1]:
             stretches.append([])
@@ -59,7 +59,7 @@ def test_labels_are_those_of_the_templates_own_markers():
         TURNS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     assert example.input_ids == reference["input_ids"]
-    assert [int(label != IGNORED) for label in example.labels] == reference["assistant_masks"]
+    assert [int(label != IGNORE_INDEX) for label in example.labels] == reference["assistant_masks"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_prompts_are_rendered_as_in_serving():
     tokenizer, example = encoded(CHAT_TEMPLATE, *TURNS[1:3], system="be brief")
     style = prompts.choose_style(tokenizer.chat_template)
     prompt = prompts.render(prompts.conversation("one?", "be brief"), style, tokenizer)
-    answer_at = next(index for index, label in enumerate(example.labels) if label != IGNORED)
+    answer_at = next(index for index, label in enumerate(example.labels) if label != IGNORE_INDEX)
     assert example.input_ids[:answer_at] == tokenizer.encode(prompt, add_special_tokens=False)
 
 
@@ -114,13 +114,13 @@ def test_answers_cut_away_are_dropped_and_counted():
     cut = record({"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * 50})
     gone = record({"role": "user", "content": "a " * 50}, {"role": "assistant", "content": "b"})
 
-    found = encode([short, gone, cut], tokenizer, style, max_length=40)
+    found = tokenize([short, gone, cut], tokenizer, style, max_length=40)
 
     assert (len(found.examples), found.truncated, found.dropped) == (2, 1, 1)
     assert [len(example.input_ids) for example in found.examples] == [len(found.examples[0].labels), 40]
-    assert found.examples[0] == encode([short], tokenizer, style, max_length=40).examples[0]
+    assert found.examples[0] == tokenize([short], tokenizer, style, max_length=40).examples[0]
     with pytest.raises(DatasetError, match="Not one of 1 records") as caught:
-        encode([gone], tokenizer, style, max_length=40)
+        tokenize([gone], tokenizer, style, max_length=40)
     assert caught.value.hint
 
 
@@ -128,7 +128,7 @@ def test_tools_reach_the_template():
     tokenizer = make_tokenizer(chat_template="{{ tools | tojson if tools else '' }}" + CHAT_TEMPLATE)
     style = prompts.choose_style(tokenizer.chat_template)
     tools = [{"type": "function", "function": {"name": "add"}}]
-    found = encode([record(*TURNS, tools=tools)], tokenizer, style, max_length=1000)
+    found = tokenize([record(*TURNS, tools=tools)], tokenizer, style, max_length=1000)
     assert '"name": "add"' in tokenizer.decode(found.examples[0].input_ids)
 
 
@@ -136,7 +136,7 @@ def test_a_template_that_leaves_tools_out_is_refused():
     tokenizer = make_tokenizer()
     style = prompts.choose_style(tokenizer.chat_template)
     with pytest.raises(DatasetError, match="leaves out the tools of the record at line 7"):
-        encode([record(*TURNS, tools=[{"name": "add"}], line=7)], tokenizer, style, max_length=1000)
+        tokenize([record(*TURNS, tools=[{"name": "add"}], line=7)], tokenizer, style, max_length=1000)
 
 
 def test_tool_calls_go_to_the_template():
@@ -160,7 +160,7 @@ def test_a_template_that_changes_earlier_answers_is_refused():
 
 def test_a_template_that_refuses_a_conversation_is_told_with_its_line():
     template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
-    with pytest.raises(DatasetError, match="refuses the record at line 1") as caught:
+    with pytest.raises(DatasetError, match="fails on the record at line 1") as caught:
         encoded(template, *TURNS)
     assert "be brief" not in str(caught.value)
 

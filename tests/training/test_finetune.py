@@ -146,11 +146,12 @@ def test_the_same_seed_gives_the_same_adapter(tiny_base: Path, dataset: Path, re
 
 def test_a_run_goes_on_from_an_adapter(tiny_base: Path, dataset: Path, registry: AdapterRegistry):
     first = finetune(run(tiny_base, dataset), registry)
-    start = registry.root / "pairs" / "1"
+    first_run = registry.root / "pairs" / "1"
     second = finetune(
-        run(tiny_base, dataset, start=start, train={"max_steps": 1, "learning_rate": 1e-7}), registry
+        run(tiny_base, dataset, initial_adapter=first_run, train={"max_steps": 1, "learning_rate": 1e-7}),
+        registry,
     )
-    assert second.lineage.settings["start"] == first.digest != second.digest
+    assert second.lineage.settings["initial_adapter"] == first.digest != second.digest
     before, after = (
         load_file(registry.root / "pairs" / version / "adapter_model.safetensors") for version in "12"
     )
@@ -163,21 +164,23 @@ def test_weights_that_stay_where_they_began_have_not_learned(
     tiny_base: Path, dataset: Path, registry: AdapterRegistry
 ):
     finetune(run(tiny_base, dataset), registry)
-    start = registry.root / "pairs" / "1"
-    warming = run(tiny_base, dataset, start=start, train={"max_steps": 1, "warmup": 1})  # its rate is 0
-    with pytest.raises(TrainingError, match="14 of 14 LoRA weights did not move"):
+    first_run = registry.root / "pairs" / "1"
+    warming = run(
+        tiny_base, dataset, initial_adapter=first_run, train={"max_steps": 1, "warmup": 1}
+    )  # its rate is 0
+    with pytest.raises(TrainingError, match="14 of 14 lora_B weights did not change"):
         finetune(warming, registry)
     assert [card.ref for card in registry.list()] == ["pairs@1"]
 
 
 def test_an_adapter_that_cannot_be_gone_on_from(tiny_base: Path, dataset: Path, registry: AdapterRegistry):
     finetune(run(tiny_base, dataset), registry)
-    start = registry.root / "pairs" / "1"
+    first_run = registry.root / "pairs" / "1"
     for lora in ({"r": 4}, {"alpha": 8}, {"rslora": True}, {"target_modules": ["q_proj"]}):
         with pytest.raises(ConfigError, match="another shape"):
-            finetune(run(tiny_base, dataset, start=start, lora=lora), registry)
+            finetune(run(tiny_base, dataset, initial_adapter=first_run, lora=lora), registry)
     with pytest.raises(AdapterInvalidError):
-        finetune(run(tiny_base, dataset, start=registry.root / "nothing"), registry)
+        finetune(run(tiny_base, dataset, initial_adapter=registry.root / "nothing"), registry)
     assert [card.ref for card in registry.list()] == ["pairs@1"]
 
 
@@ -206,7 +209,7 @@ def test_evaluating_changes_nothing_that_is_trained(tiny_base: Path, dataset: Pa
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["q_proj", "v_proj"], "4 of 4 LoRA weights did not move"),
+        (["q_proj", "v_proj"], "4 of 4 lora_B weights did not change"),
         ("all-linear", "re-ordered the base's weights"),
     ],
     ids=["attention", "all-linear"],
@@ -221,7 +224,7 @@ def test_without_the_fix_the_run_fails_and_registers_nothing(
     message: str,
 ):
     """With all layers adapted the weights do move, along wrong gradients: then only the layout tells."""
-    monkeypatch.setattr(loading, "forbid_packing", lambda *_, **__: None)
+    monkeypatch.setattr(loading, "disable_weight_packing", lambda *_, **__: None)
     config = run(
         tiny_base,
         dataset,
@@ -281,7 +284,7 @@ def test_accumulated_batches_equal_one_large_batch(tiny_base: Path, dataset: Pat
 def test_the_loss_is_trls(tiny_base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = run(tiny_base, dataset, data={"validation_share": 0.2})
     ours, _, steps = trained(config, tmp_path / "ours")
-    monkeypatch.setattr(trainer._Trainer, "compute_loss", SFTTrainer.compute_loss)
+    monkeypatch.setattr(trainer._SFTTrainer, "compute_loss", SFTTrainer.compute_loss)
     theirs, _, steps_theirs = trained(config, tmp_path / "theirs")
     assert [step.loss for step in steps] == pytest.approx([step.loss for step in steps_theirs], rel=1e-5)
     assert ours.eval_loss == pytest.approx(theirs.eval_loss, rel=1e-5)
@@ -299,7 +302,7 @@ def test_a_separate_validation_file(tiny_base: Path, dataset: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"train": {"max_steps": 1, "warmup": 5}}, TrainingError, "did not move"),
+        ({"train": {"max_steps": 1, "warmup": 5}}, TrainingError, "did not change"),
         ({"train": {"learning_rate": 1e30}}, TrainingError, "loss at step"),
         ({"train": {"max_length": 4}}, DatasetError, "Not one of 40 records"),
         ({"lora": {"target_modules": ["q_proj", "w_proj"]}}, ConfigError, "'w_proj'"),
@@ -331,7 +334,7 @@ def test_running_out_of_memory_says_what_to_do(
     def out_of_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer._Trainer, "train", out_of_memory)
+    monkeypatch.setattr(trainer._SFTTrainer, "train", out_of_memory)
     with pytest.raises(TrainingError, match="Memory ran out") as caught:
         finetune(run(tiny_base, dataset), registry)
     assert "batch_size" in (caught.value.hint or "")
