@@ -28,10 +28,10 @@ _NO_LIMIT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base. Its model belongs to one engine at a time, which replaces the linear layers that adapters target.
+    """A loaded base, whose model belongs to one engine.
 
-    The fields never change, but the model may: an engine replaces its attention and wraps its layers. So an engine
-    claims a base, and from then on only that engine may run its model or hand it on.
+    The fields never change, but the model does: an engine replaces its attention and wraps the linear layers that
+    adapters target. So an engine claims the base, and from then on only that engine may run the model.
 
     Attributes:
         model: The causal language model, in eval mode, its weights frozen.

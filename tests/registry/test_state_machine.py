@@ -119,7 +119,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def register(self, handle: int, name: str) -> None:
         known = self.model[name]
         stamp = self.registries[1 - handle].stamp()
-        card = self.registries[handle].register(self.adapter, name)
+        card = self.registries[handle].register(name, self.adapter)
         known.highest_ever += 1
         known.versions[known.highest_ever] = (True, "")
         assert card.version == known.highest_ever
@@ -133,7 +133,7 @@ class RegistryMachine(RuleBasedStateMachine):
         content = weights.read_bytes()
         weights.write_bytes(content[:-4] + (b"\0\0\xc0\x7f" if nan else b""))
         with pytest.raises(AdapterInvalidError):
-            self.registries[handle].register(damaged, name)
+            self.registries[handle].register(name, damaged)
 
     @rule(handle=HANDLES, name=NAMES, alias=ALIASES, data=st.data())
     def set_alias(self, handle: int, name: str, alias: str, data: st.DataObject) -> None:
