@@ -51,7 +51,7 @@ def ours(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
         "slots": stats.adapter_bytes / MIB,
         "host": stats.host_bytes / MIB,
         "keys and values": stats.kv_bytes / MIB,
-        "kept prompts": stats.prefix_tokens * stats.kv_bytes / max(stats.kv_tokens, 1) / MIB,
+        "prefix cache": stats.prefix_tokens * stats.kv_bytes / max(stats.kv_tokens, 1) / MIB,
     }
 
 
@@ -64,7 +64,7 @@ def peft(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
     with torch.inference_mode():
         model(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    return {"slots": adapters / MIB, "host": 0.0, "keys and values": kept / MIB, "kept prompts": 0.0}
+    return {"slots": adapters / MIB, "host": 0.0, "keys and values": kept / MIB, "prefix cache": 0.0}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
