@@ -174,8 +174,11 @@ def load(engine: BatchingEngine, sources: list[LoraRequest], requests: int, thre
     assert engine.stats().host_adapters <= LIMITS.max_cpu_loras
 
 
-def test_every_request_ends_once_with_its_own_answer(engine: BatchingEngine, sources: list[LoraRequest]):
-    load(engine, sources, requests=2000, threads=64)
+@pytest.mark.parametrize("requests", [500, pytest.param(2000, marks=pytest.mark.slow)])
+def test_every_request_ends_once_with_its_own_answer(
+    engine: BatchingEngine, sources: list[LoraRequest], requests: int
+):
+    load(engine, sources, requests=requests, threads=64)
 
 
 def test_past_its_end_the_queue_refuses_and_says_that_a_retry_may_help(
