@@ -7,7 +7,7 @@ loaded adapter. Loading is the time to the first token of an answer to one token
 in its slot, in host memory while another adapter has the slot, or on disk, in the operating system's cache or not.
 What is more than with the adapter in its slot is the cost of the load. The same without an engine and without a step of
 the model is "into the slot": checking, reading and scaling the adapter, and filling the slot. Both are compared with
-plainly reading the file into memory that is let go of again.
+plainly reading the file into memory that is freed again.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from benchmarks.shapes import write_adapter
 
 Times = dict[str, list[float]]
 CACHED, UNCACHED = "on disk, cached", "on disk"
-READING, INTO_SLOT, OURS = "plainly reading", "ours, into the slot", "ours"
+READ_FILE, INTO_SLOT, OURS = "plainly reading", "ours, into the slot", "ours"
 
 
 class Ours:
-    """An engine with one slot, and the places from which it can be asked for an adapter."""
+    """An engine with one slot, and the locations from which it can load an adapter."""
 
     def __init__(self, base: Base, adapter: LoraRequest, other: LoraRequest) -> None:
         self._engine = BatchingEngine(base, EngineLimits(max_loras=1))
@@ -63,10 +63,10 @@ class Ours:
         times.setdefault("in its slot", []).append(timed(self.first_token, options))
         self.first_token(self._other)
         times.setdefault("in host memory", []).append(timed(self.first_token, options))
-        for place in (CACHED, UNCACHED):
+        for location in (CACHED, UNCACHED):
             times.setdefault("evict", []).append(timed(self.evict, options))
-            _prepare(self._adapter, place)
-            times.setdefault(place, []).append(timed(self.first_token, options))
+            _prepare(self._adapter, location)
+            times.setdefault(location, []).append(timed(self.first_token, options))
 
     def close(self) -> None:
         """Ends the engine."""
@@ -74,7 +74,7 @@ class Ours:
 
 
 class IntoSlot:
-    """The way of an adapter from disk to host memory to a slot, with nothing around it."""
+    """The path of an adapter from disk to host memory to a slot, with nothing around it."""
 
     def __init__(self, base: Base, adapter: LoraRequest) -> None:
         self._layers = LoraModelManager(base.model, slots=1, dtype=base.compute_dtype)
@@ -104,10 +104,10 @@ class IntoSlot:
         """Takes all times once."""
         self.load()
         times.setdefault("in host memory", []).append(timed(self.fill, options))
-        for place in (CACHED, UNCACHED):
+        for location in (CACHED, UNCACHED):
             times.setdefault("evict", []).append(timed(self.evict, options))
-            _prepare(self._adapter, place)
-            times.setdefault(place, []).append(timed(self.load, options))
+            _prepare(self._adapter, location)
+            times.setdefault(location, []).append(timed(self.load, options))
 
 
 class Peft:
@@ -133,44 +133,44 @@ class Peft:
 
     def round(self, options: argparse.Namespace, times: Times) -> None:
         """Takes all times once."""
-        for place in (CACHED, UNCACHED):
-            _prepare(self._adapter, place)
-            times.setdefault(place, []).append(timed(self.load, options))
+        for location in (CACHED, UNCACHED):
+            _prepare(self._adapter, location)
+            times.setdefault(location, []).append(timed(self.load, options))
             times.setdefault("in its slot", []).append(timed(self.first_token, options))
             self._model.set_adapter(self._others[0].name)
             times.setdefault("evict", []).append(timed(self.evict, options))
 
 
-def _prepare(adapter: LoraRequest, place: str) -> None:
+def _prepare(adapter: LoraRequest, location: str) -> None:
     """Puts an adapter's file into the operating system's cache, or takes it out (Linux)."""
     path = adapter.folder / "adapter_model.safetensors"
     path.read_bytes()
-    if place == UNCACHED:
+    if location == UNCACHED:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read(adapter: LoraRequest, options: argparse.Namespace, times: Times) -> None:
     """Plainly reads the file."""
-    for place in (CACHED, UNCACHED):
-        _prepare(adapter, place)
+    for location in (CACHED, UNCACHED):
+        _prepare(adapter, location)
         read = (adapter.folder / "adapter_model.safetensors").read_bytes
-        times.setdefault(place, []).append(timed(read, options))
+        times.setdefault(location, []).append(timed(read, options))
 
 
 def loads(
     base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Contender -> place -> median milliseconds, and what -> place -> times the reading; the contenders take turns."""
+    """Contender -> location -> median milliseconds, and what -> location -> over reading the file, all interleaved."""
     adapter, *others = sources
     ours, into_slot = Ours(twin(base), adapter, others[0]), IntoSlot(twin(base), adapter)
     pefts = {
         f"PEFT, {count} loaded": Peft(load_peft(twin(base), others[:count]), adapter, others)
         for count in options.adapters
     }
-    times: dict[str, Times] = {READING: {}, INTO_SLOT: {}, OURS: {}, **{name: {} for name in pefts}}
+    times: dict[str, Times] = {READ_FILE: {}, INTO_SLOT: {}, OURS: {}, **{name: {} for name in pefts}}
     for _ in range(options.rounds):
-        _read(adapter, options, times[READING])
+        _read(adapter, options, times[READ_FILE])
         into_slot.round(options, times[INTO_SLOT])
         ours.round(options, times[OURS])
         for name, peft in pefts.items():
@@ -184,10 +184,10 @@ def _medians(times: Times) -> dict[str, float]:
 
 
 def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
-    ours, places = times[OURS], (CACHED, UNCACHED)
+    ours, locations = times[OURS], (CACHED, UNCACHED)
     more = {
-        place: [cold - warm for cold, warm in zip(ours[place], ours["in its slot"], strict=True)]
-        for place in places
+        location: [cold - warm for cold, warm in zip(ours[location], ours["in its slot"], strict=True)]
+        for location in locations
     }
     taken = {
         INTO_SLOT: times[INTO_SLOT],
@@ -195,7 +195,7 @@ def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
         "first token": ours,
     }
     return {
-        what: {place: ratio(own[place][1:], times[READING][place][1:]) for place in places}
+        what: {location: ratio(own[location][1:], times[READ_FILE][location][1:]) for location in locations}
         for what, own in taken.items()
     }
 
@@ -218,7 +218,7 @@ def switches(
         times: Times = {name: [] for name in contenders}
         for turn in range(20 * options.rounds):
             for name, switch in contenders.items():
-                times[name].append(timed(lambda: switch(names[turn % count]), options))  # noqa: B023  called at once
+                times[name].append(timed(lambda: switch(names[turn % count]), options))  # noqa: B023  called immediately
         # Each name's first switch looks into the registry.
         results[count] = {name: 1e6 * statistics.median(taken[count:]) for name, taken in times.items()}
     return results
@@ -229,8 +229,8 @@ def show(results: dict[str, Any]) -> None:
     print("\nswitch, microseconds\n")
     table(["adapters", "ours", "PEFT"], [[n, t["ours"], t["PEFT"]] for n, t in results["switch"].items()])
     print(f"\nmilliseconds to the first token, of an adapter of {results['file_mib']:.1f} MiB that is\n")
-    places = ["in its slot", "in host memory", CACHED, UNCACHED, "evict"]
-    table(["", *places], [[name, *map(of.get, places)] for name, of in results["load"].items()])
+    locations = ["in its slot", "in host memory", CACHED, UNCACHED, "evict"]
+    table(["", *locations], [[name, *map(of.get, locations)] for name, of in results["load"].items()])
     print("\nover plainly reading the file\n")
     table(["", CACHED, UNCACHED], [[what, *of.values()] for what, of in results["over_reading"].items()])
 

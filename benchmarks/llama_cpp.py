@@ -47,21 +47,21 @@ class LlamaCpp:
         if llama_cpp.llama_decode(self._context, self._batch):
             raise RuntimeError("llama.cpp could not compute a step.")
         self._length += len(self._tokens[0])
-        logits = (llama_cpp.llama_get_logits_ith(self._context, place) for place in wanted)
+        logits = (llama_cpp.llama_get_logits_ith(self._context, position) for position in wanted)
         self._tokens = [[int(np.ctypeslib.as_array(row, (self._words,)).argmax())] for row in logits]
 
     def stop(self) -> None:
         self._tokens.clear()
 
     def _fill(self) -> list[int]:
-        """Puts each row's tokens into the batch; returns the places whose logits are wanted."""
-        batch, wanted, place = self._batch, [], 0
+        """Puts each row's tokens into the batch; returns the positions whose logits are wanted."""
+        batch, wanted, position = self._batch, [], 0
         for row, tokens in enumerate(self._tokens):
             for offset, token in enumerate(tokens):
-                batch.token[place], batch.pos[place] = token, self._length + offset
-                batch.n_seq_id[place], batch.seq_id[place][0] = 1, row
-                batch.logits[place] = offset == len(tokens) - 1
-                place += 1
-            wanted.append(place - 1)
-        batch.n_tokens = place
+                batch.token[position], batch.pos[position] = token, self._length + offset
+                batch.n_seq_id[position], batch.seq_id[position][0] = 1, row
+                batch.logits[position] = offset == len(tokens) - 1
+                position += 1
+            wanted.append(position - 1)
+        batch.n_tokens = position
         return wanted

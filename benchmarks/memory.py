@@ -63,8 +63,8 @@ def peft(base: Base, sources: Sequence[LoraRequest], options: argparse.Namespace
     tokens = torch.full((options.rows, options.prompt + options.tokens), 5, device=model.device)
     with torch.inference_mode():
         model(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
-    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    return {"slots": adapters / MIB, "host": 0.0, "keys and values": kept / MIB, "prefix cache": 0.0}
+    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return {"slots": adapters / MIB, "host": 0.0, "keys and values": kv_bytes / MIB, "prefix cache": 0.0}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser(__doc__)
     commands.add_argument("--adapters", type=int, nargs="+", default=[1, 16, 64])
     commands.add_argument("--slots", type=int, default=16)
-    commands.add_argument("--host", type=int, default=64, help="most adapters in host memory")
+    commands.add_argument("--host", type=int, default=64, help="maximum number of adapters in host memory")
     commands.add_argument("--rows", type=int, default=16, help="answers that run")
     commands.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
-    commands.add_argument("--tokens", type=int, default=64, help="most tokens of each answer")
+    commands.add_argument("--tokens", type=int, default=64, help="maximum number of tokens of each answer")
     options = commands.parse_args(arguments)
     settle(options)
     results: list[dict[str, Any]] = []

@@ -76,7 +76,7 @@ def arrivals(
         sources: The adapters; as many of them are asked for as have a popularity.
         popularity: How often each is asked for, relative to the others.
         requests: How many.
-        rate: Requests a second; 0 is all at once.
+        rate: Requests a second; 0 means that all arrive at the start.
         prompt: Tokens of each prompt.
         seed: Of chance.
     """
@@ -90,7 +90,7 @@ def arrivals(
 
 def serve_in_batches(
     requests: Sequence[Arrival],
-    most: int,
+    max_rows: int,
     tokens: int,
     batch_for: Callable[[LoraRequest], StaticBatch],
     *,
@@ -102,7 +102,7 @@ def serve_in_batches(
     while left:
         clock.idle_until(left[0].at)
         here = [one for one in left if one.at <= clock.now()]
-        own = [one for one in here if not by_adapter or one.adapter is here[0].adapter][:most]
+        own = [one for one in here if not by_adapter or one.adapter is here[0].adapter][:max_rows]
         batch = batch_for(own[0].adapter)
         batch.start([one.prompt for one in own], [own[0].adapter if by_adapter else None] * len(own), tokens)
         first = clock.now()
@@ -115,7 +115,7 @@ def serve_in_batches(
 
 
 class LazyPeft:
-    """PEFT with adapters that are loaded when first asked for, and kept."""
+    """PEFT with adapters that are loaded at their first request, and stay loaded."""
 
     def __init__(self, base: Base) -> None:
         self._base = base
