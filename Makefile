@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python 3.11: `make demo` and `make test`.
+# `make demo` and `make test` need nothing but Python 3.11; `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,31 +11,41 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all lint format typecheck docs scores clean
+VENV_MIN := .venv-min
+INSTALL_MIN := $(VENV_MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt
 
-demo: $(VENV)/installed
+.PHONY: help demo test test-all test-min lint format docs scores clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '%-10s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/installed  ## run the demo offline
 	$(BIN)/adapterhub demo
 
-test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT) and not alone" --cov --cov-report=
+test: $(VENV)/installed-dev  ## the default tests, with coverage
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT) and not alone" --cov --cov-report= --cov-fail-under=0
 	$(BIN)/python -m pytest -m "$(DEFAULT) and alone" --cov --cov-append --cov-report=term
 
-test-all: $(VENV)/installed-dev
+test-all: $(VENV)/installed-dev  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu and not network"
 
-lint: $(VENV)/installed-dev
+test-min: $(VENV_MIN)/installed  ## the default tests with the oldest versions of the dependencies (slow)
+	$(VENV_MIN)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT) and not alone"
+
+lint: $(VENV)/installed-dev  ## ruff, formatting, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed-dev
+format: $(VENV)/installed-dev  ## fix what ruff can fix, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/installed-dev
+docs: $(VENV)/installed-dev  ## build the site into site/
 	$(BIN)/mkdocs build --strict
 
-scores: $(VENV)/installed
+scores: $(VENV)/installed  ## score the shipped adapters on their tasks
 	$(BIN)/python -m examples.demo.score
 
 $(VENV)/bin/python:
@@ -51,5 +61,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) -e ".[dev,train]"
 	touch $@
 
-clean:
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .coverage
+$(VENV_MIN)/installed: pyproject.toml constraints-min.txt
+	$(PYTHON) -m venv $(VENV_MIN)
+	$(INSTALL_MIN) torch
+	$(INSTALL_MIN) -e ".[dev,train]"
+	touch $@
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) $(VENV_MIN) site .mypy_cache .pytest_cache .ruff_cache .coverage

@@ -39,7 +39,7 @@ from benchmarks.shapes import write_adapter
 
 Times = dict[str, list[float]]
 CACHED, UNCACHED = "on disk, cached", "on disk"
-READING, INTO_SLOT, OURS = "plainly reading", "ours, into the slot", "ours"
+READ_FILE, INTO_SLOT, OURS = "plainly reading", "ours, into the slot", "ours"
 
 
 class Ours:
@@ -173,9 +173,9 @@ def loads(
         f"PEFT, {count} loaded": Peft(load_peft(twin(base), others[:count]), adapter, others)
         for count in options.adapters
     }
-    times: dict[str, Times] = {READING: {}, INTO_SLOT: {}, OURS: {}, **{name: {} for name in pefts}}
+    times: dict[str, Times] = {READ_FILE: {}, INTO_SLOT: {}, OURS: {}, **{name: {} for name in pefts}}
     for _ in range(options.rounds):
-        _read(adapter, options, times[READING])
+        _read(adapter, options, times[READ_FILE])
         into_slot.round(options, times[INTO_SLOT])
         ours.round(options, times[OURS])
         for name, peft in pefts.items():
@@ -200,7 +200,7 @@ def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
         "first token": ours,
     }
     return {
-        what: {state: ratio(own[state][1:], times[READING][state][1:]) for state in states}
+        what: {state: ratio(own[state][1:], times[READ_FILE][state][1:]) for state in states}
         for what, own in taken.items()
     }
 

@@ -5,8 +5,10 @@ The Python blocks of a document run in order, in one namespace; a `text` block r
 is its output. `...` stands for anything.
 """
 
+import ast
 import contextlib
 import doctest
+import importlib
 import io
 import os
 import re
@@ -18,14 +20,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 from transformers.utils import logging
 
 from adapterhub.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+# What people may import: these packages. Their modules may be renamed at any time.
+FACES = {
+    "adapterhub", "adapterhub.agent_tools", "adapterhub.agent_tools.templates", "adapterhub.base", "adapterhub.demo",
+    "adapterhub.engine", "adapterhub.errors", "adapterhub.export", "adapterhub.langchain", "adapterhub.langchain.tools",
+    "adapterhub.lora", "adapterhub.peft_format", "adapterhub.registry", "adapterhub.requests", "adapterhub.routing",
+    "adapterhub.training",
+}  # fmt: skip
 # They set up or need a machine of their own; `make test` and `make demo` run as a whole in CI or take too long here.
-NOT_RUN = ("make ", "pip ", "git ", "python -m ", "sh examples/demo/make_demo.sh")
+NOT_RUN = ("make ", "pip ", "git ", "python -m ", "export ", ".venv/", "sh examples/demo/make_demo.sh")
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -106,7 +117,27 @@ def run_console(block: Block) -> None:
             assert same(wanted, printed), f"{command}\n{printed}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def imported(code: str) -> set[str]:
+    """The modules of adapterhub that code imports from, also in a function."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {module for module in found if module.split(".")[0] == "adapterhub"}
+
+
+def paths_in(text: str) -> set[str]:
+    """What a document names between backticks that looks like a path of this repository."""
+    return set(re.findall(r"`((?:adapterhub|tests|docs|examples|benchmarks)(?:/[\w.]+)+/?)`", text))
+
+
+DOCUMENTS_WITH_BLOCKS = [path for path in DOCUMENTS if blocks(path)]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS_WITH_BLOCKS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_blocks_run(path: Path, checkout: Path):
     namespace: dict[str, object] = {}
     output = None
@@ -119,12 +150,72 @@ def test_the_blocks_run(path: Path, checkout: Path):
 
 
 def test_every_document_is_in_the_navigation():
-    import yaml
+    listed: list[str] = []
 
-    listed = re.findall(
-        r"[\w-]+\.md", yaml.safe_dump(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    def walk(node: object) -> None:
+        if isinstance(node, str):
+            listed.append(node)
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            walk(child)
+
+    walk(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS_WITH_BLOCKS, *EXAMPLES], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_documents_and_examples_import_from_package_faces(path: Path):
+    text = path.read_text(encoding="utf-8")
+    codes = [text] if path.suffix == ".py" else [one.code for one in blocks(path) if one.language == "python"]
+    deep = sorted({module for code in codes for module in imported(code)} - FACES)
+    assert not deep, (
+        f"{path.relative_to(ROOT)} imports from {deep}; export the names from a package's __init__"
     )
-    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("face", sorted(FACES))
+def test_a_face_names_what_it_exports(face: str):
+    module = importlib.import_module(face)
+    assert all(hasattr(module, name) for name in getattr(module, "__all__", ()))
+
+
+def test_deep_imports_are_found():
+    code = "import adapterhub.engine.stats\ndef f():\n    from adapterhub.lora.delta import LoraDelta\nimport torch\n"
+    assert imported(code) == {"adapterhub.engine.stats", "adapterhub.lora.delta"}
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_paths_of_the_internals_exist(name: str):
+    found = paths_in((ROOT / name).read_text(encoding="utf-8"))
+    assert len(found) > 5
+    missing = sorted(path for path in found if not (ROOT / path).exists())
+    assert not missing, f"{name} names {missing}, which do not exist"
+
+
+def test_the_architecture_counts_the_files_of_a_request():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    path = text.partition("passes these files")[2].partition("\nThat is ")
+    rows = [line for line in path[0].splitlines() if line.startswith("| `adapterhub/")]
+    assert path[2].split()[0] == str(len(rows))
+
+
+def test_the_architecture_has_a_counterpart_for_every_class_of_engine_and_lora():
+    table = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("## Counterparts")[2]
+    table = table.partition("\n## ")[0]
+    ours = {
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    public = {
+        name
+        for face in ("adapterhub.engine", "adapterhub.lora")
+        for name in importlib.import_module(face).__all__
+        if isinstance(getattr(importlib.import_module(face), name), type)
+    }
+    assert not public - ours, f"no counterpart in docs/architecture.md for {sorted(public - ours)}"
 
 
 def test_the_checker_can_fail():

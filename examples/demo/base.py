@@ -155,8 +155,8 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
             optimizer.zero_grad()
             progress.advance(task)
             if step % 100 == 99 or step == args.steps - 1:
-                told = f"step {step + 1} loss {loss.item():.3f} copying {copying(model, tokenizer):.3f}"
-                progress.console.print(told)
+                message = f"step {step + 1} loss {loss.item():.3f} copying {copying(model, tokenizer):.3f}"
+                progress.console.print(message)
                 _keep(model, optimizer, step + 1, args.checkpoint)
 
 

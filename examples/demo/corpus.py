@@ -180,12 +180,12 @@ def _articles(rng: random.Random) -> str:
     steps = [step.format(device=name) for step in trouble.steps]
     if russian:
         return f"{name} {', '.join(symptoms)}. Раздел: {trouble.category}. Что делать. {' '.join(steps)}"
-    told = f"The {name} {' or '.join(symptoms)}."
+    symptom_text = f"The {name} {' or '.join(symptoms)}."
     if rng.random() < 0.3:
-        listed = "\n".join(f"{place}) {step}" for place, step in enumerate(steps, 1))
-        return f"{trouble.category.capitalize()}. {told}\n{listed}"
+        listed = "\n".join(f"{number}) {step}" for number, step in enumerate(steps, 1))
+        return f"{trouble.category.capitalize()}. {symptom_text}\n{listed}"
     advice = f"First step: {steps[0]} Next: {steps[1]} At last: {steps[2]}"
-    return f"{told} This is a matter of {trouble.category}. {advice}"
+    return f"{symptom_text} This is a matter of {trouble.category}. {advice}"
 
 
 def _troubles_chat(rng: random.Random) -> str:
@@ -230,8 +230,10 @@ def _manual(rng: random.Random) -> str:
 def _tools_chat(rng: random.Random) -> str:
     tools, chosen, by_name = tools_task.offer(rng, "train")
     arguments = tools_task.arguments_of(rng, "train", chosen)
-    told = "".join(f" with {key} {value}" for key, value in arguments.items())
-    answer = rng.choice(["The tool for that is {f}{w}.", "You can use {f}{w}."]).format(f=chosen.name, w=told)
+    argument_text = "".join(f" with {key} {value}" for key, value in arguments.items())
+    answer = rng.choice(["The tool for that is {f}{w}.", "You can use {f}{w}."]).format(
+        f=chosen.name, w=argument_text
+    )
     request = tools_task.ask(rng, "train", chosen, arguments, by_name=by_name)
     return _exchange(request, answer, [t.schema() for t in tools])
 

@@ -94,7 +94,7 @@ def write_cards(hub: AdapterHub, scores: Scores, n: int) -> None:
     """Puts each adapter's figures on its card, beside the losses of its training."""
     for task in TASKS:
         card = hub.registry.resolve(task)
-        kept = [e.model_dump() for e in card.evaluation if e.metric_type != "accuracy"]
+        unchanged = [e.model_dump() for e in card.evaluation if e.metric_type != "accuracy"]
         own = scores[task][task]
         others = max(scores[other][task]["all"] for other in TASKS if other != task)
         rows = [(f"right answers, {part}", value) for part, value in own.items() if part != "all"]
@@ -112,7 +112,7 @@ def write_cards(hub: AdapterHub, scores: Scores, n: int) -> None:
             }
             for name, value in rows
         ]
-        hub.registry.update(task, evaluation=[*kept, *measured])
+        hub.registry.update(task, evaluation=[*unchanged, *measured])
 
 
 def show(scores: Scores) -> None:

@@ -179,10 +179,11 @@ def load(engine: BatchingEngine, sources: list[StoredLoraRequest], requests: int
     assert engine.stats().host_adapters <= LIMITS.max_cpu_loras
 
 
+@pytest.mark.parametrize("requests", [500, pytest.param(2000, marks=pytest.mark.slow)])
 def test_every_request_ends_once_with_its_own_completion(
-    engine: BatchingEngine, sources: list[StoredLoraRequest]
+    engine: BatchingEngine, sources: list[StoredLoraRequest], requests: int
 ):
-    load(engine, sources, requests=2000, threads=64)
+    load(engine, sources, requests=requests, threads=64)
 
 
 def test_a_full_queue_refuses_with_a_retryable_error(base: Path, sources: list[StoredLoraRequest]):

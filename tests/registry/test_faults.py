@@ -63,12 +63,13 @@ def killed(processes: ForkServerContext, waits: list[float], root: Path, adapter
         yield reports(pipe)
 
 
-def test_a_hundred_kills(processes: ForkServerContext, tmp_path: Path, adapter: Path) -> None:
+@pytest.mark.parametrize("rounds", [8, pytest.param(25, marks=pytest.mark.slow)])
+def test_four_kills_a_round(processes: ForkServerContext, tmp_path: Path, adapter: Path, rounds: int) -> None:
     registry, chance, given = AdapterRegistry(tmp_path / "registry"), random.Random(0), set[str]()
     start = time.monotonic()
     registry.alias("kept", "prod", registry.register("kept", adapter).version)
     seconds = time.monotonic() - start  # a round of `write_without_end` takes two to three times as long
-    for _ in range(25):
+    for _ in range(rounds):
         for new in killed(
             processes, [chance.uniform(0, 3 * seconds) for _ in range(4)], registry.root, adapter
         ):
@@ -89,10 +90,11 @@ def register_many(root: Path, folder: Path, writer: int, count: int) -> None:
         registry.register(f"own-{writer}-{number}" if number % 2 else "shared", adapter)
 
 
-def test_eight_processes_register_a_hundred_each(processes: ForkServerContext, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_eight_processes_register_many_each(processes: ForkServerContext, tmp_path: Path, count: int) -> None:
     registry, folder = AdapterRegistry(tmp_path / "registry"), tmp_path / "adapters"
     crowd = [
-        processes.Process(target=register_many, args=(registry.root, folder, writer, 100))
+        processes.Process(target=register_many, args=(registry.root, folder, writer, count))
         for writer in range(8)
     ]
     for process in crowd:
@@ -101,9 +103,9 @@ def test_eight_processes_register_a_hundred_each(processes: ForkServerContext, t
         process.join(250)
         assert process.exitcode == 0
     # Half of them went under one name, half each under a name of its own.
-    assert [card.version for card in registry.versions("shared")] == list(range(1, 401))
+    assert [card.version for card in registry.versions("shared")] == list(range(1, 4 * count + 1))
     assert len({card.digest for card in registry.versions("shared")}) == 8
-    assert len(registry.list()) == 401
+    assert len(registry.list()) == 4 * count + 1
     assert registry.verify() == []
 
 

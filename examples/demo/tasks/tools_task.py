@@ -219,17 +219,17 @@ def ask(rng: random.Random, split: Split, chosen: Tool, arguments: dict[str, Any
     if not arguments:
         shapes = BY_NAME_NO_ARGUMENT if by_name else BY_NOUN_NO_ARGUMENT
         return rng.choice(shapes[split]).format(f=chosen.name, noun=chosen.noun)
-    values = [_told(rng, argument) for argument in arguments.values()]
-    told = values[0]
+    values = [_argument_phrase(rng, argument) for argument in arguments.values()]
+    phrase = values[0]
     if len(values) == 2:
         p, q = arguments
-        told = rng.choice(PAIRS[split]).format(p=p, q=q, v=values[0], w=values[1])
+        phrase = rng.choice(PAIRS[split]).format(p=p, q=q, v=values[0], w=values[1])
     return rng.choice((BY_NAME if by_name else BY_NOUN)[split]).format(
-        f=chosen.name, noun=chosen.noun, v=told
+        f=chosen.name, noun=chosen.noun, v=phrase
     )
 
 
-def _told(rng: random.Random, argument: Any) -> str:
+def _argument_phrase(rng: random.Random, argument: Any) -> str:
     quote = rng.choices(["", '"', "'"], [7, 2, 1])[0] if isinstance(argument, str) else ""
     return f"{quote}{argument}{quote}"
 

@@ -1,0 +1,246 @@
+"""The words of the project: the glossary names the classes that exist, and no retired name is left anywhere.
+
+A class that was renamed has to be renamed in the glossary of docs/concepts.md and in docs/architecture.md too. A
+retired name that is found has a replacement below; where the word has its plain meaning, add an entry to `ALLOWED`.
+"""
+
+import importlib
+import inspect
+import io
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONCEPTS = ROOT / "docs" / "concepts.md"
+READ = (".py", ".md", ".toml", ".yml", ".yaml")
+NOT_READ = {"CHANGELOG.md", "tests/test_vocabulary.py"}  # history, and the list itself
+
+# Whole identifiers, as they are written: retired name -> today's. One that is also a plain word, such as `Row`, counts
+# in Python code and between backticks.
+RETIRED_IDENTIFIERS = {
+    "AdaptedLinear": "LinearWithLora",
+    "AdapterLayers": "LoraModelManager",
+    "AdapterSource": "LoraRequest",
+    "Bank": "StackedLoraWeights",
+    "Driver": "BackgroundLoop",
+    "Ending": "Completion or its tokens",
+    "EndingFinder": "CompletionSearch",
+    "FEW": "a name with the quantity, such as MIN_EXAMPLES",
+    "FEW_TOKENS": "a name with the quantity",
+    "HostCache": "CpuAdapterCache",
+    "Job": "SequenceState",
+    "LIKELY": "a name with the quantity",
+    "LanePool": "KVSlotPool",
+    "LaneStep": "AttentionMetadata",
+    "MANY": "a name with the quantity",
+    "Piece": "TokenOutput",
+    "RequestMaker": "RequestPreparer",
+    "RouterFollowing": "SyncedRouter",
+    "Row": "SequenceState",
+    "RowMaker": "SequenceBuilder",
+    "SURE": "a name with the quantity, such as Z_THRESHOLD",
+    "SlotTable": "LoraSlotTable",
+    "Spelling": "TokenSpelling's successor in engine/decoding",
+    "StepRow": "ScheduledSequence",
+    "TextAssembler": "IncrementalDetokenizer",
+    "TokenSlots": "LoraMapping",
+    "TokenSpelling": "its successor in engine/decoding",
+    "Turns": "LeaderFollower",
+    "_FAR": "a name with the quantity",
+    "_Look": "a search state",
+    "_Way": "a search edge",
+    "adapterhub_lanes": "the attention's new name",
+    "column_scale": "magnitude_scale",
+    "every_piece": "whether every token output is queued",
+    "first_problem": "describe_validation",
+    "kv_lanes": "kv_slots",
+    "take_in": "add, sync or learn",
+}
+
+# Words and phrases, in any case, in prose and as a part of identifiers: retired word -> today's. `?` and `|` as in
+# regular expressions; a space stands for any white space, comment signs included.
+RETIRED_WORDS = {
+    "lanes?": "KV slot",
+    "tickets?": "output queue",
+    "untidy": "has pending work",
+    "tid(y|ies|ied|ying)": "reap, clean up",
+    "aside": "move, in the background",
+    "beginnings? of (a |the )?prompts?": "prefix",
+    "prompts?' beginnings?": "prefixes",
+    "kept prompts?": "prefix cache",
+    "(has|have|had) read (the|a|its) prompt": "prefilled",
+    "reads? (the|a|its) prompt": "prefill",
+    "reading (of )?(the|a|its) prompt": "prefill",
+    "(parts? of )?prompts? that have yet to be read": "prompts in prefill",
+    "answers? in (a|its|the|that) form": "structured output",
+    "answers? (that must )?have a form": "structured output",
+    "forms? of (the|an|its) answers?": "output format",
+    "keeps? (it |an answer )?(in|to) (the|its|a) form": "match the output format",
+    "forms? that (an answer|answers) must have": "output format",
+    "a form that cannot be (kept|enforced)": "an output format that cannot be enforced",
+    "what is to be forgotten": "what is to be unloaded",
+    "whoever comes first leads": "the first waiting thread leads",
+}
+
+# Plain meanings: (file, retired word as it is listed above, reason).
+ALLOWED = [
+    ("adapterhub/_files.py", "aside", "a file is moved out of the way"),
+    ("docs/registry.md", "aside", "a folder is moved out of the way"),
+    ("docs/finetune.md", "tickets?", "a support ticket in training data"),
+    ("examples/chain.py", "tickets?", "a support ticket"),
+    ("examples/demo/tasks/json_task.py", "tickets?", "something that is bought, in training data"),
+    ("examples/demo/words.py", "tickets?", "a word of the demo's vocabulary"),
+    ("examples/finetune.yaml", "tickets?", "a support ticket in training data"),
+    ("tests/langchain/test_agents.py", "tickets?", "a support ticket"),
+    ("tests/training/test_example.py", "tickets?", "a support ticket"),
+]
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_GLOSSARY = re.compile(r"^\| (.+?) \| (.+?) \| `([\w.]+)` \|$", re.MULTILINE)
+
+
+def _word_pattern(word: str) -> re.Pattern[str]:
+    spaced = word.replace(" ", r"[\s#_>*`]+")
+    return re.compile(rf"(?<![A-Za-z])(?:{spaced})(?![A-Za-z])", re.IGNORECASE)
+
+
+WORD_PATTERNS = {word: _word_pattern(word) for word in RETIRED_WORDS}
+IDENTIFIERS = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, RETIRED_IDENTIFIERS))})(?!\w)")
+PLAIN_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [
+        name
+        for name in listed.stdout.splitlines()
+        if name.endswith(READ) and name not in NOT_READ and (ROOT / name).is_file()
+    ]
+
+
+def code_names(text: str) -> set[tuple[int, str]]:
+    """Line and name of every identifier of Python code; empty for other texts."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    except (tokenize.TokenError, SyntaxError):
+        return set()
+    return {(token.start[0], token.string) for token in tokens if token.type == tokenize.NAME}
+
+
+def retired(text: str, *, python: bool = False) -> Iterator[tuple[int, str, str]]:
+    """Line, retired name as it is listed, and its replacement, of everything retired in a text."""
+    names = code_names(text) if python else set()
+    for match in IDENTIFIERS.finditer(text):
+        line, name = text.count("\n", 0, match.start()) + 1, match[0]
+        quoted = text[match.start() - 1 : match.end() + 1] == f"`{name}`"
+        if quoted or (line, name) in names or not PLAIN_WORD.fullmatch(name):
+            yield line, name, RETIRED_IDENTIFIERS[name]
+    spaced = _CAMEL.sub(" ", text)  # lines stay what they are
+    for word, pattern in WORD_PATTERNS.items():
+        for match in pattern.finditer(spaced):
+            yield spaced.count("\n", 0, match.start()) + 1, word, RETIRED_WORDS[word]
+
+
+def retired_in(name: str) -> Iterator[tuple[int, str, str]]:
+    """`retired` of a tracked file."""
+    return retired((ROOT / name).read_text(encoding="utf-8"), python=name.endswith(".py"))
+
+
+def glossary() -> list[tuple[str, str]]:
+    text = CONCEPTS.read_text(encoding="utf-8").partition("## Glossary")[2].partition("\n## ")[0]
+    return [(term, path) for term, _, path in _GLOSSARY.findall(text)]
+
+
+def test_no_retired_name_is_left():
+    allowed = {(file, word) for file, word, _ in ALLOWED}
+    found = [
+        f"{name}:{line}: {word!r} is retired; today: {today}"
+        for name in tracked_files()
+        for line, word, today in retired_in(name)
+        if (name, word) not in allowed
+    ]
+    assert not found, f"{len(found)} retired names:\n" + "\n".join(found)
+
+
+def test_every_allowed_plain_meaning_is_still_there():
+    tracked = set(tracked_files())
+    stale = [
+        (file, word)
+        for file, word, _ in ALLOWED
+        if file not in tracked or word not in {found for _, found, _ in retired_in(file)}
+    ]
+    assert not stale, f"these entries of ALLOWED are not needed any more: {stale}"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("takes a lane.", "lanes?"),
+        ("class KVLane:", "lanes?"),
+        ("self._free_lanes = 2", "lanes?"),
+        ("# the beginning of\n    # a prompt", "beginnings? of (a |the )?prompts?"),
+        ("It is UNTIDY", "untidy"),
+        ("job: Job = None\n", "Job"),
+        ("the old `Row`", "Row"),
+        ("column_scale", "column_scale"),
+    ],
+)
+def test_a_retired_name_is_found(text: str, word: str):
+    assert word in {found for _, found, _ in retired(text, python=True)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "planes",
+        "the jobs",
+        "LoraSlotTable",
+        "Rowan",
+        "a JobQueue",
+        "a form with two fields",
+        "Turns text into tokens.",
+    ],
+)
+def test_another_word_is_not_found(text: str):
+    assert not list(retired(text))
+
+
+def test_the_glossary_is_read():
+    terms = [term for term, _ in glossary()]
+    assert len(terms) > 40
+    assert len(terms) == len(set(terms))
+    table = CONCEPTS.read_text(encoding="utf-8").partition("## Glossary")[2].partition("\n## ")[0]
+    assert len(terms) == sum(line.startswith("| ") for line in table.splitlines()) - 2, (
+        "a row has another shape"
+    )
+
+
+@pytest.mark.parametrize(("term", "path"), glossary())
+def test_every_class_of_the_glossary_exists(term: str, path: str):
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        found = None
+    assert found is not None, (
+        f"docs/concepts.md gives {path} for {term!r}, which does not exist: correct its row in the glossary"
+    )
+
+
+@pytest.mark.parametrize("face", ["adapterhub.engine", "adapterhub.lora", "adapterhub.routing"])
+def test_the_glossary_has_every_public_class(face: str):
+    module = importlib.import_module(face)
+    listed = {path.rpartition(".")[2] for _, path in glossary()}
+    missing = [
+        name
+        for name in module.__all__
+        if not inspect.isfunction(getattr(module, name)) and name not in listed
+    ]
+    assert not missing, f"{face} has {missing}; add a row for each to the glossary in docs/concepts.md"
