@@ -18,6 +18,7 @@ from adapterhub.errors import (
     RegistryError,
     RequestTooLongError,
 )
+from adapterhub.export import merged_agreement
 from adapterhub.requests.preparing import RequestPreparer
 from tests.tiny import make_adapter, make_base
 
@@ -152,7 +153,7 @@ class TestChoosing:
             places.append((threading.get_ident(), echo.active_adapter))
 
         with echo.using("json"):
-            await asyncio.gather(*(echo.aside(place) for _ in range(20)))
+            await asyncio.gather(*(echo._run_off_loop(place) for _ in range(20)))
         assert set(places) == {(places[0][0], "json")}
         assert places[0][0] != threading.get_ident()
         echo.close()
@@ -421,8 +422,8 @@ class TestMerge:
     def test_the_merged_model_answers_as_the_adapter_does(self, exact, tmp_path):
         report = exact.merge("json", tmp_path / "merged")
         assert report.adapter == "json@1"
-        assert exact.agreement("json", tmp_path / "merged", self.PROMPTS) == 1
-        assert exact.agreement("code", tmp_path / "merged", self.PROMPTS) == 0
+        assert merged_agreement(exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS) == 1
+        assert merged_agreement(exact.engine, exact.registry, "code", tmp_path / "merged", self.PROMPTS) == 0
 
     def test_the_live_base_is_not_touched(self, exact, tmp_path):
         before = exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions
@@ -430,8 +431,8 @@ class TestMerge:
         assert exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions == before
 
     def test_nothing_to_compare_by_is_an_error(self, exact, tmp_path):
-        with pytest.raises(InvalidRequestError, match="nothing to compare"):
-            exact.agreement("json", tmp_path, [])
+        with pytest.raises(InvalidRequestError, match="no prompts"):
+            merged_agreement(exact.engine, exact.registry, "json", tmp_path, [])
 
     def test_each_prompt_is_asked_with_its_own_tools(self, exact, tmp_path, monkeypatch):
         exact.merge("json", tmp_path / "merged")
@@ -443,7 +444,14 @@ class TestMerge:
             exact.engine, "generate", lambda requests: asked.extend(requests) or generate(requests)
         )
         tools = [[{"name": "look"}], None]
-        assert exact.agreement("json", tmp_path / "merged", self.PROMPTS[:2], tools=tools) == 1
+        assert (
+            merged_agreement(
+                exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS[:2], tools=tools
+            )
+            == 1
+        )
         assert [exact.engine.tokenizer.decode(request.prompt) for request in asked] == ["look", "none"]
-        with pytest.raises(InvalidRequestError, match="2 prompts and 1 offers"):
-            exact.agreement("json", tmp_path / "merged", self.PROMPTS[:2], tools=tools[:1])
+        with pytest.raises(InvalidRequestError, match="2 prompts and 1 lists"):
+            merged_agreement(
+                exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS[:2], tools=tools[:1]
+            )

@@ -27,11 +27,10 @@ _PACKAGES = (
     "bitsandbytes",
     "trl",
     "datasets",
-    "gguf",
     "langchain-core",
     "scikit-learn",
 )
-_EXTRAS = {"trl": "train", "datasets": "train", "gguf": "export"}
+_EXTRAS = {"trl": "train", "datasets": "train"}
 
 
 @click.command()

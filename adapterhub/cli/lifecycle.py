@@ -39,7 +39,7 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
 
     settings = FinetuneConfig.load(config)
     adapters = open_registry(registry)
-    # peft and trl take seconds to import, so a mistake in CONFIG is told first.
+    # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetune import finetune as run_finetune
 
     with _progress(f"Training {settings.name}") as show:
@@ -106,6 +106,7 @@ def blend(
     show_default=True,
     help="Ask the adapter and the merged model this many of the card's example requests; 0 loads no model.",
 )
+@click.option("--revision", help="A branch, tag or commit of the base on the hub.  [default: the card's]")
 @click.option(
     "--force", is_flag=True, help="Merge into another base than the card records, if the shapes fit."
 )
@@ -125,17 +126,20 @@ def merge(
       adapterhub merge json ./json-merged --check 0
     """
     from adapterhub.base.locating import locate_base
+    from adapterhub.config import HubConfig
     from adapterhub.errors import ConfigError
-    from adapterhub.export.merge import merge_adapter
+    from adapterhub.export import merge_adapter, merged_agreement
 
     adapters = open_registry(registry)
     card = adapters.resolve(name)
-    base = settings["base"] or card.base.name
+    config = HubConfig.load(registry=registry, **{**settings, "quantization": None})
+    base = config.base or card.base.name
+    revision = config.revision or (card.base.revision if base == card.base.name else None)
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
     with _progress(f"Merging {card.ref}") as show:
         report = merge_adapter(
-            locate_base(base),
+            locate_base(base, revision=revision),
             adapters.folder(card),
             out,
             force=force,
@@ -144,8 +148,8 @@ def merge(
     asked = card.routing.examples[:check]
     agreement = None
     if asked:
-        with open_hub(registry, **{**settings, "base": base}) as hub:
-            agreement = hub.agreement(card.ref, out, asked)
+        with open_hub(registry, **{**settings, "base": base, "revision": revision}) as hub:
+            agreement = merged_agreement(hub.engine, hub.registry, card.ref, out, asked)
     if as_json:
         output.emit_json({**asdict(report), "requests_compared": len(asked), "agreement": agreement})
         return

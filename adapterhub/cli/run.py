@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.argument(
     "words", nargs=-1, required=True, metavar="[NAME|auto|base] TEXT|-", shell_complete=complete_adapter
 )
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
+@click.option("--max-tokens", type=click.IntRange(1), help="The maximum number of tokens to generate.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: 0]")
 @click.option(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep the tokens that reach this probability."
@@ -82,8 +82,8 @@ def run(
         "device": device,
         "trust_remote_code": trust_remote_code,
     }
-    _check_first(adapter, text, raw, registry)
-    _check_form(arguments)
+    _check_before_loading(adapter, text, raw, registry)
+    _check_output_format(arguments)
     with open_hub(registry, **settings) as hub:
         if as_json:
             output.emit_json(describe(hub.generate(text, adapter, **arguments)))
@@ -116,8 +116,8 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
     return adapter, read_text(text)
 
 
-def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
-    """Tells of a mistake before the base is loaded, which takes seconds."""
+def _check_before_loading(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
+    """Refuses what is wrong before the base is loaded, which takes seconds."""
     from adapterhub.lora.blending.references import Blend
     from adapterhub.requests.preparing import names_adapter
     from adapterhub.requests.prompts import conversation
@@ -128,10 +128,11 @@ def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> N
         Blend.find(adapter, open_registry(registry).resolve)
 
 
-def _check_form(arguments: Mapping[str, Any]) -> None:
-    from adapterhub.engine.output_format import FORMS, OutputFormat
+def _check_output_format(arguments: Mapping[str, Any]) -> None:
+    from adapterhub.engine.output_format import OutputFormat
+    from adapterhub.requests.options import OUTPUT_FORMATS
 
-    OutputFormat.of(**{name: value for name, value in arguments.items() if name in FORMS})
+    OutputFormat.of(**{name: value for name, value in arguments.items() if name in OUTPUT_FORMATS})
 
 
 def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:

@@ -133,6 +133,10 @@ class BatchingEngine:
         """Keeps an adapter in its slot once it is there; see `Engine.pin`."""
         self._scheduler.pin(adapter.digest, pinned)
 
+    def preload(self, adapter: LoraRequest) -> None:
+        """Loads an adapter before the first request for it; see `Engine.preload`."""
+        # The first request loads it.
+
     def unload(self, adapter: LoraRequest) -> None:
         """Forgets an adapter once no running answer needs it; see `Engine.unload`."""
         self._scheduler.unload(adapter.digest)

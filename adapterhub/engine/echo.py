@@ -83,6 +83,9 @@ class EchoEngine:
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
         """Nothing to keep."""
 
+    def preload(self, adapter: LoraRequest) -> None:
+        """Nothing to load."""
+
     def unload(self, adapter: LoraRequest) -> None:
         """Nothing to forget."""
 

@@ -152,6 +152,14 @@ class Engine(Protocol):
         """
         ...
 
+    def preload(self, adapter: LoraRequest) -> None:
+        """Loads an adapter before the first request for it.
+
+        Raises:
+            AdapterIncompatibleError: It does not fit the base.
+        """
+        ...
+
     def unload(self, adapter: LoraRequest) -> None:
         """Forgets an adapter as soon as no running answer needs it; a later request loads it again."""
         ...
