@@ -349,12 +349,12 @@ class AdapterHub:
 
         Args:
             name: The new adapter's name; one that exists gets its next version.
-            weights: Reference -> weight, from -10 to 10; at most 8.
+            weights: Reference -> weight, from -10 to 10; up to 8.
             method: `"cat"` is the exact sum, its rank the sum of ranks; `"svd"` (or `"linear"`) is that sum's best
                 approximation of a rank; `"ties"` and `"dare_ties"` merge sparsely. See `BlendSettings`.
             rank: The rank of the result, for all methods but `"cat"`; if not given, the highest of the parts.
-            density: For `"ties"` and `"dare_ties"`: the share of entries to keep, above 0 and at most 1.
-            seed: For `"dare_ties"`: what decides which are kept; 0 if not given.
+            density: For `"ties"` and `"dare_ties"`: the share of entries to keep, above 0 and up to 1.
+            seed: For `"dare_ties"`: seed of the random entries to drop; 0 if not given.
             **fields: What to write on the card, as in `AdapterRegistry.register`; without a prompt profile, that of the
                 part with the largest weight.
 
@@ -450,7 +450,7 @@ class AdapterHub:
         """Blends registered adapters into a new one; PEFT's `add_weighted_adapter` in terms of `blend`.
 
         Args:
-            adapters: References, at most 8.
+            adapters: References, up to 8.
             weights: One for each, from -10 to 10.
             adapter_name: The new adapter's name.
             combination_type: `method` of `blend`. `"linear"` sums whole changes `B @ A`, where PEFT sums A and B apart.
@@ -520,8 +520,8 @@ class AdapterHub:
         """Loads the adapters whose cards ask for it. A failure is logged: the others can still be served."""
         for card in self.registry.list():
             serving = card.serving
-            wanted = card.status == "ready" and (serving.pinned or serving.preload)
-            if not wanted or not self._preparer.fits_base(card):
+            load = card.status == "ready" and (serving.pinned or serving.preload)
+            if not load or not self._preparer.fits_base(card):
                 continue
             adapter = self._preparer.lora_request(card.ref)
             try:

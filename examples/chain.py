@@ -41,7 +41,7 @@ def letter(ticket: dict[str, str]) -> str:
 
 
 def checked(text: str) -> dict[str, Any]:
-    """A text and what the rules say about it."""
+    """A text and the report of the rules on it."""
     report = call(content_validator, text=text, rules=list(RULES))
     return {"text": text, "passed": report.artifact["passed"], "report": report.content}
 
@@ -55,7 +55,7 @@ def chain(hub: AdapterHub) -> Runnable[dict[str, str], dict[str, Any]]:
 
 
 def main() -> None:
-    """Runs the chain on two tickets at once."""
+    """Runs the chain on two tickets concurrently."""
     with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
         for result in chain(hub).batch(list(TICKETS)):
             print(f"{result['text']}\n\n=> {result['report']}\n")

@@ -38,9 +38,9 @@ def main() -> None:
             message = graph.invoke({"messages": [("user", request)]}, config(user))["messages"][-1]
             print(f"{user}, answered by {message.response_metadata['adapter']}: {message.content!r}")
         for user in ADAPTERS:
-            kept = graph.get_state(config(user)).values["messages"]
-            used = sum(message.usage_metadata["total_tokens"] for message in kept if message.type == "ai")
-            print(f"{user}: {len(kept)} messages, {used} tokens")
+            messages = graph.get_state(config(user)).values["messages"]
+            used = sum(message.usage_metadata["total_tokens"] for message in messages if message.type == "ai")
+            print(f"{user}: {len(messages)} messages, {used} tokens")
 
 
 if __name__ == "__main__":

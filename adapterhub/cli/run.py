@@ -89,8 +89,8 @@ def run(
             output.emit_json(describe(hub.generate(text, adapter, **arguments)))
             return
         with hub.stream(text, adapter, **arguments) as stream:
-            for piece in stream:
-                output.emit(piece, newline=False)
+            for delta in stream:
+                output.emit(delta, newline=False)
             output.emit("")
             if stream.result:
                 output.note(_footer(stream.result))
@@ -161,8 +161,8 @@ def _loaded(file: IO[str]) -> Any:
 def _footer(generation: Generation) -> str:
     # A blend's name holds the versions of its parts.
     version = f"@{generation.version}" if generation.version else ""
-    who = f"{generation.adapter or 'base'}{version}"
-    sure = f", confidence {generation.route.confidence:.2f}" if generation.route else ""
+    adapter = f"{generation.adapter or 'base'}{version}"
+    confidence = f", confidence {generation.route.confidence:.2f}" if generation.route else ""
     usage = generation.usage
-    cut = ", cut off at max_tokens" if generation.finish_reason == "length" else ""
-    return f"[{who}{sure}, {usage.completion_tokens} tokens, {usage.tokens_per_second:.0f} tokens/s{cut}]"
+    truncated = ", cut off at max_tokens" if generation.finish_reason == "length" else ""
+    return f"[{adapter}{confidence}, {usage.completion_tokens} tokens, {usage.tokens_per_second:.0f} tokens/s{truncated}]"

@@ -1,7 +1,8 @@
 """The engine: any number of callers, any adapters, one base, one batch.
 
-Nothing here runs by itself: the threads that wait for answers run the scheduler's steps (`leader_follower.py`); a thread of the
-engine's own does so only for callers that cannot block (`background_loop.py`). Answers come and go between steps.
+Nothing here runs by itself: the threads that wait for answers run the scheduler's steps (`leader_follower.py`); a
+thread of the engine's own does so only for callers that cannot block (`background_loop.py`). Answers come and go
+between steps.
 """
 
 from __future__ import annotations
