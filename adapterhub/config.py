@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import InitVar, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapterhub.errors import ConfigError, describe_validation
 
@@ -16,6 +16,7 @@ CONFIG_FILE = "adapterhub.yaml"
 _PREFIX = "ADAPTERHUB_"
 _MIB = 1 << 20
 _MAX_CONFIG_BYTES = _MIB
+_VLLM_NAMES = {"max_num_seqs": "max_batch_size"}
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ class EngineLimits:
     """Limits of an engine, under vLLM's names where it has them.
 
     Attributes:
-        max_loras: Adapters in the model at once, and so different adapters in one batch.
-        max_lora_rank: Highest rank that is served.
-        max_cpu_loras: Adapters in host memory.
-        adapter_cache_mib: Most memory that those in host memory take, MiB.
-        max_batch_size: Answers that run at once.
-        max_num_batched_tokens: Most tokens of one step: one for each running answer, the rest for prompts.
-        kv_cache_mib: Memory for keys and values, MiB; a quarter of it keeps the beginnings of prompts.
-        max_queue: Answers that may wait; beyond it requests are refused.
+        max_loras: LoRA slots, and so different adapters in one batch.
+        max_lora_rank: Maximum rank that is served.
+        max_cpu_loras: Maximum number of adapters in host memory.
+        adapter_cache_mib: Maximum memory of the adapters in host memory, MiB.
+        max_batch_size: Maximum number of sequences in one step; also accepted as vLLM's `max_num_seqs`.
+        max_num_batched_tokens: Maximum number of tokens in one step: one for each decoding sequence, the rest for
+            prefill.
+        kv_cache_mib: Memory for keys and values, MiB; a quarter of it is for the prefix cache.
+        max_queue: Maximum number of waiting sequences; beyond it requests are refused.
     """
 
     max_loras: int = 16
@@ -41,20 +43,25 @@ class EngineLimits:
     max_num_batched_tokens: int = 512
     kv_cache_mib: int = 1024
     max_queue: int = 1024
+    max_num_seqs: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
-        """Refuses what cannot work.
+    def __post_init__(self, max_num_seqs: int | None) -> None:
+        """Checks the limits.
 
         Raises:
-            ConfigError: A limit is below 1, or a step has not a token for every running answer.
+            ConfigError: A limit is below 1, or a step has fewer tokens than sequences.
         """
+        if max_num_seqs is not None:
+            if self.max_batch_size not in (type(self).max_batch_size, max_num_seqs):
+                raise ConfigError(_both("max_num_seqs"))
+            object.__setattr__(self, "max_batch_size", max_num_seqs)
         low = [name for name, value in asdict(self).items() if value < 1]
         if low:
             raise ConfigError(f"The limits {', '.join(low)} must be at least 1.")
         if self.max_num_batched_tokens < self.max_batch_size:
             raise ConfigError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than a token for each of "
-                f"max_batch_size={self.max_batch_size} answers.",
+                f"max_batch_size={self.max_batch_size} sequences.",
                 hint="Raise max_num_batched_tokens or lower max_batch_size.",
             )
 
@@ -70,7 +77,7 @@ class EngineLimits:
 
 
 class HubConfig(BaseModel):
-    """How a hub is set up."""
+    """The settings of a hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -89,21 +96,26 @@ class HubConfig(BaseModel):
     trust_remote_code: bool = False
     """Run Python code from the base's repository."""
     max_loras: int = Field(16, ge=1)
-    """Adapters in the model at once, and so different adapters in one batch."""
+    """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int = Field(64, ge=1)
-    """The highest rank that is served."""
+    """Maximum rank that is served."""
     max_cpu_loras: int = Field(64, ge=1)
     """Adapters in host memory; the least recently used one is dropped."""
     adapter_cache_mib: int = Field(2048, ge=1)
-    """Most memory that the adapters in host memory take, MiB."""
+    """Maximum memory of the adapters in host memory, MiB."""
     max_batch_size: int = Field(32, ge=1)
-    """Answers that run at once."""
+    """Maximum number of sequences in one step; also accepted as vLLM's `max_num_seqs`."""
     max_num_batched_tokens: int = Field(512, ge=1)
-    """Tokens of one step: one for each running answer, the rest for prompts."""
+    """Maximum number of tokens in one step: one for each decoding sequence, the rest for prefill."""
     kv_cache_mib: int = Field(1024, ge=1)
-    """Memory for the keys and values of running answers and of prompts' beginnings, MiB."""
+    """Memory for the keys and values of running sequences and of the prefix cache, MiB."""
     max_queue: int = Field(1024, ge=1)
-    """Answers that may wait; beyond it requests are refused with a retryable error."""
+    """Maximum number of waiting sequences; beyond it requests are refused with a retryable error."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_vllm_names(cls, settings: Any) -> Any:
+        return _canonical(settings) if isinstance(settings, Mapping) else settings
 
     @property
     def limits(self) -> EngineLimits:
@@ -122,7 +134,10 @@ class HubConfig(BaseModel):
             ConfigError: An unknown setting or a value that is not valid.
         """
         given = {k: v for k, v in arguments.items() if v is not None or k == "quantization"}
-        settings = {**_from_file((folder or Path()) / CONFIG_FILE), **_from_environment(cls), **given}
+        layers = (_from_file((folder or Path()) / CONFIG_FILE), _from_environment(cls), given)
+        settings: dict[str, Any] = {}
+        for layer in layers:
+            settings.update(_canonical(layer))
         if settings.get("quantization") in ("none", ""):
             settings["quantization"] = None
         try:
@@ -146,8 +161,20 @@ def registry_folder(chosen: Path | None = None) -> Path:
 
 
 def _from_environment(config: type[BaseModel]) -> Mapping[str, str]:
-    names = {field: f"{_PREFIX}{field.upper()}" for field in config.model_fields}
-    return {field: os.environ[name] for field, name in names.items() if os.environ.get(name)}
+    names = {name: f"{_PREFIX}{name.upper()}" for name in (*config.model_fields, *_VLLM_NAMES)}
+    return {name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
+
+
+def _canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under our names."""
+    for name, ours in _VLLM_NAMES.items():
+        if name in settings and ours in settings:
+            raise ConfigError(_both(name))
+    return {_VLLM_NAMES.get(name, name): value for name, value in settings.items()}
+
+
+def _both(vllm_name: str) -> str:
+    return f"{vllm_name} and {_VLLM_NAMES[vllm_name]} mean the same; give one of them."
 
 
 def _from_file(path: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The hub: one base, a registry of adapters, a router and an engine behind one façade.
+"""The hub: one base, a registry of adapters, a router and an engine behind one class.
 
 A request's path: text -> `route` (only for `adapter="auto"`) -> `registry.resolve` -> the card's prompt profile
 renders token ids -> the engine -> `Generation`.
@@ -6,13 +6,12 @@ renders token ids -> the engine -> `Generation`.
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +20,19 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 from adapterhub.config import HubConfig, registry_folder
 from adapterhub.engine.interface import Completion, Engine, TokenOutput
 from adapterhub.engine.output_format import OutputFormat
+from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.stats import EngineStats
-from adapterhub.errors import ConfigError, InvalidRequestError
+from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError
 from adapterhub.lora.blending.resolving import SingleAdapter
+from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry
+from adapterhub.requests.executor import RequestExecutor
 from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream
-from adapterhub.requests.preparing import Options, PreparedRequest, Prompt, RequestPreparer, names_adapter
+from adapterhub.requests.options import BatchGenerationOptions, GenerationOptions, RequestOptions
+from adapterhub.requests.preparing import PreparedRequest, Prompt, RequestPreparer, names_adapter
 from adapterhub.requests.prompts import PromptStyle
 from adapterhub.routing.decision import RouteDecision
-from adapterhub.routing.filters import EVERYTHING, RouteFilter
+from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.router import AdapterRouter
 
 if TYPE_CHECKING:
@@ -37,39 +40,51 @@ if TYPE_CHECKING:
     from adapterhub.lora.blending.methods import BlendMethod
     from adapterhub.registry import CardFields
 
+_log = logging.getLogger(__name__)
 
-class _Active:
-    """The default of every `adapter=`: whatever `set_adapter` or `using` chose."""
+
+class _ActiveAdapter:
+    """The default of `adapter=`: the adapter that `set_adapter` or `using` chose. None already means the bare base."""
 
     def __repr__(self) -> str:
         return "ACTIVE"
 
 
-ACTIVE: Final = _Active()
-Choice = str | None | _Active
+ACTIVE: Final = _ActiveAdapter()
+AdapterChoice = str | None | _ActiveAdapter
+Tools = Sequence[Mapping[str, Any]] | None
 Result = TypeVar("Result")
 
 
 class AdapterHub:
     """Serves any registered adapter on one base.
 
-    Make one with `AdapterHub.from_pretrained`; this constructor takes the parts, for tests and other engines.
+    Make one with `AdapterHub.from_pretrained`; this constructor takes the parts, for tests and other engines. Adapters
+    whose cards say `serving.pinned` or `serving.preload` are loaded now. Any thread may call any method.
 
     Args:
-        engine: What generates; `EchoEngine()` needs no model.
+        engine: Generates the answers; `EchoEngine()` needs no model.
         registry: The adapters.
-        router: What `AdapterRouter.from_cards` takes beside cards, such as `policy`, `fallback`, `log` or `encoder`.
+        router: Arguments of `AdapterRouter.from_cards`, such as `policy`, `fallback`, `log` or `encoder`.
+        revision: The revision of the base on the Hugging Face Hub, which `merge` takes the 16-bit weights of.
     """
 
     def __init__(
-        self, engine: Engine, registry: AdapterRegistry, *, router: Mapping[str, Any] | None = None
+        self,
+        engine: Engine,
+        registry: AdapterRegistry,
+        *,
+        router: Mapping[str, Any] | None = None,
+        revision: str | None = None,
     ) -> None:
         self.registry = registry
         self._engine = engine
+        self._revision = revision
         self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
-        self._known: set[str] = set()  # references that `set_adapter` has found before
-        self._maker = RequestPreparer(registry, engine, router)
-        self._aside, self._fitting = _one_thread(), _one_thread()
+        self._resolved: set[str] = set()  # references that `set_adapter` has resolved before
+        self._preparer = RequestPreparer(registry, engine, router)
+        self._executor = RequestExecutor()
+        self._preload()
 
     @classmethod
     def from_pretrained(
@@ -106,7 +121,7 @@ class AdapterHub:
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-        return cls(BatchingEngine(loaded, limits), adapters, router=router)
+        return cls(BatchingEngine(loaded, limits), adapters, router=router, revision=config.revision)
 
     @property
     def engine(self) -> Engine:
@@ -120,23 +135,23 @@ class AdapterHub:
         """The adapter of requests that name none, in this thread or task; None is the bare base."""
         return self._active.get()
 
-    def set_adapter(self, adapter: str | None) -> None:
+    def set_adapter(self, adapter_name: str | None) -> None:
         """Chooses the adapter of requests that name none, in this thread or asyncio task.
 
         Moves no weights. Other threads and tasks keep theirs; tasks started from here inherit this one.
 
         Args:
-            adapter: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"`, `"auto"`, or None
-                for the bare base.
+            adapter_name: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"`, `"auto"`, or
+                None for the bare base.
 
         Raises:
             AdapterNotFoundError: There is no such adapter; nothing is changed.
         """
-        self._active.set(self._checked(adapter))
+        self._active.set(self._checked(adapter_name))
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[Self]:
-        """Chooses an adapter for the block, and puts the former one back; see `set_adapter`."""
+        """Chooses an adapter for a `with` block and restores the previous one; see `set_adapter`."""
         token = self._active.set(self._checked(adapter))
         try:
             yield self
@@ -145,36 +160,37 @@ class AdapterHub:
 
     @property
     def router(self) -> AdapterRouter:
-        """The router, in step with the registry.
+        """The router, up to date with the registry.
 
         Raises:
             RoutingError: No card of an adapter for this base has anything to route by.
         """
-        return self._maker.router
+        return self._preparer.router
 
-    def route(self, prompt: Prompt, *, where: RouteFilter = EVERYTHING) -> RouteDecision:
-        """Says which adapter should answer; those for another base are no candidates.
+    def route(self, prompt: Prompt, *, where: RouteFilter | None = None) -> RouteDecision:
+        """Chooses the adapter for a prompt among those made for this base.
 
         Args:
-            prompt: A text or messages; of messages, the last one by the user counts.
-            where: Narrows the adapters that may be chosen.
+            prompt: A text or messages; the last message of the user counts.
+            where: Narrows the adapters that may be chosen; all of them if not given.
 
         Raises:
             InvalidRequestError: The prompt is empty.
             RoutingError: No card of an adapter for this base has anything to route by.
         """
-        return self._maker.route(prompt, where)
+        return self._preparer.route(prompt, where)
 
     # Answering
 
     def generate(
         self,
         prompt: Prompt,
-        adapter: Choice = ACTIVE,
+        adapter: AdapterChoice = ACTIVE,
+        sampling_params: SamplingParams | None = None,
         *,
         raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        tools: Tools = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Answers one prompt.
 
@@ -182,136 +198,141 @@ class AdapterHub:
             prompt: A text (one user message) or a conversation as a list of `{"role", "content"}` messages.
             adapter: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"` (the weighted sum),
                 `"auto"` (the router chooses), None or `"base"` (the bare base); if not given, the active adapter.
-            raw: Take the text as it stands, without chat template or system prompt.
-            tools: JSON-Schema descriptions of functions, shown to the model by its chat template.
-            **options: Fields of `SamplingParams`, which win over the card's own defaults; and, for an answer that must
-                have a form, one of `schema` (a pydantic model or another type, or a JSON Schema), `regex`, `grammar`
-                (Lark) or `choices` (a list of texts), see `OutputFormat.of`; and `priority`, a whole number: where
-                requests have to wait, higher ones start first, 0 by default.
+            sampling_params: Sampling settings; of these only the fields that were set count. They win over the defaults
+                of the adapter's card.
+            raw: Take the text without chat template or system prompt.
+            tools: JSON-Schema descriptions of functions for the chat template.
+            **options: Fields of `SamplingParams`, which win over `sampling_params`. For structured output one of
+                `schema` (a pydantic model or another type, or a JSON Schema), `regex`, `grammar` (Lark) or `choices`
+                (a list of texts), see `OutputFormat.of`; vLLM's names `json` and `choice` are accepted. `priority`:
+                a whole number, higher ones start first where requests wait; the card's `serving.priority` if not given.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
             AdapterIncompatibleError: It does not fit this base.
             RegistryError: It is disabled.
             RoutingError: The router has nothing to choose by.
-            RequestTooLongError: Prompt and answer do not fit the context, or `max_tokens` is less than an answer of
-                that form takes.
-            InvalidRequestError: An empty prompt, an argument that is not valid, or a form that cannot be enforced.
+            RequestTooLongError: Prompt and answer do not fit the context, or `max_tokens` is less than the shortest
+                answer of that output format.
+            InvalidRequestError: An empty prompt, an option that is not valid, or an output format that cannot be
+                enforced.
         """
-        prepared = self._prepare(prompt, adapter, raw, tools, options)
+        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        prepared = self._prepare(prompt, adapter, asked)
         started = time.perf_counter()
-        (answers,) = self._engine.generate([prepared.request])
-        return prepared.generation(answers, time.perf_counter() - started)
+        (completions,) = self._engine.generate([prepared.request])
+        return prepared.generation(completions, time.perf_counter() - started)
 
     def generate_batch(
         self,
         prompts: Sequence[Prompt],
-        adapters: Choice | Sequence[str | None] = ACTIVE,
+        adapters: AdapterChoice | Sequence[str | None] = ACTIVE,
+        sampling_params: SamplingParams | None = None,
         *,
         raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        tools: Tools = None,
+        **options: Unpack[BatchGenerationOptions],
     ) -> list[Generation]:
         """Answers several prompts, each with its own adapter.
 
         Args:
             prompts: Texts or conversations.
             adapters: One choice for all, or one for each prompt; see `generate`.
+            sampling_params: As in `generate`, for all prompts.
             raw: As in `generate`.
             tools: As in `generate`.
-            **options: As in `generate`, for all prompts; the four of a form may also be lists with one or None for
-                each prompt, `choices` then a list of lists.
+            **options: As in `generate`, for all prompts; an output format may also be a list with one or None for each
+                prompt, `choices` then a list of lists.
 
         Raises:
-            InvalidRequestError: As many adapters as prompts were expected.
+            InvalidRequestError: There are not as many adapters as prompts.
             AdapterHubError: As `generate`, for any of the prompts; there are no answers then.
         """
-        prepared = self._prepare_batch(prompts, adapters, raw, tools, options)
+        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        prepared = self._prepare_batch(prompts, adapters, asked)
         started = time.perf_counter()
-        answers = self._engine.generate([one.request for one in prepared])
-        return _generations(prepared, answers, time.perf_counter() - started)
+        completions = self._engine.generate([one.request for one in prepared])
+        return _generations(prepared, completions, time.perf_counter() - started)
 
     def stream(
         self,
         prompt: Prompt,
-        adapter: Choice = ACTIVE,
+        adapter: AdapterChoice = ACTIVE,
+        sampling_params: SamplingParams | None = None,
         *,
         raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        tools: Tools = None,
+        **options: Unpack[GenerationOptions],
     ) -> GenerationStream:
-        """Answers one prompt piece by piece; arguments and errors as in `generate`.
+        """Streams the answer to one prompt; arguments and errors as in `generate`.
 
         Returns:
             An iterator of text; its `result` is the `Generation` once it has ended.
         """
-        _refuse_several(options)
-        prepared = self._prepare(prompt, adapter, raw, tools, options)
-        return GenerationStream(_streamed(prepared, self._engine.stream(prepared.request)))
+        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        asked.check_single_completion()
+        prepared = self._prepare(prompt, adapter, asked)
+        return GenerationStream(_stream(prepared, self._engine.stream(prepared.request)))
 
     async def agenerate(
         self,
         prompt: Prompt,
-        adapter: Choice = ACTIVE,
+        adapter: AdapterChoice = ACTIVE,
+        sampling_params: SamplingParams | None = None,
         *,
         raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        tools: Tools = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """As `generate`, without blocking the event loop; cancelling the task cancels the answer."""
-        prepared = await self._prepared(self._prepare, prompt, adapter, raw, tools, options)
+        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        prepared = await self._prepare_off_loop(self._prepare, prompt, adapter, asked)
         started = time.perf_counter()
-        (answers,) = await self._engine.agenerate([prepared.request])
-        return prepared.generation(answers, time.perf_counter() - started)
+        (completions,) = await self._engine.agenerate([prepared.request])
+        return prepared.generation(completions, time.perf_counter() - started)
 
     async def agenerate_batch(
         self,
         prompts: Sequence[Prompt],
-        adapters: Choice | Sequence[str | None] = ACTIVE,
+        adapters: AdapterChoice | Sequence[str | None] = ACTIVE,
+        sampling_params: SamplingParams | None = None,
         *,
         raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        tools: Tools = None,
+        **options: Unpack[BatchGenerationOptions],
     ) -> list[Generation]:
         """As `generate_batch`, without blocking the event loop; cancelling the task cancels the answers."""
-        prepared = await self._prepared(self._prepare_batch, prompts, adapters, raw, tools, options)
+        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        prepared = await self._prepare_off_loop(self._prepare_batch, prompts, adapters, asked)
         started = time.perf_counter()
-        answers = await self._engine.agenerate([one.request for one in prepared])
-        return _generations(prepared, answers, time.perf_counter() - started)
+        completions = await self._engine.agenerate([one.request for one in prepared])
+        return _generations(prepared, completions, time.perf_counter() - started)
 
     def astream(
         self,
         prompt: Prompt,
-        adapter: Choice = ACTIVE,
+        adapter: AdapterChoice = ACTIVE,
+        sampling_params: SamplingParams | None = None,
         *,
         raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        tools: Tools = None,
+        **options: Unpack[GenerationOptions],
     ) -> AsyncGenerationStream:
-        """As `stream`, without blocking the event loop; leaving the loop early cancels the answer.
+        """As `stream`, without blocking the event loop; leaving its `async with` block aborts the answer.
 
         Returns:
             An asynchronous iterator of text; its `result` is the `Generation` once it has ended.
         """
-        _refuse_several(options)
-        prepare = partial(self._prepared, self._prepare, prompt, adapter, raw, tools, options)
-        return AsyncGenerationStream(_astreamed(prepare, self._engine))
+        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        asked.check_single_completion()
+        prepare = partial(self._prepare_off_loop, self._prepare, prompt, adapter, asked)
+        return AsyncGenerationStream(_astream(prepare, self._engine))
 
-    async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Does what takes a moment beside the event loop, such as preparing a request; one thing at a time.
-
-        Args:
-            work: What to do.
-            *arguments: Its arguments.
-        """
-        here = copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._aside, here.run, work, *arguments)
-
-    # An adapter's life
+    # Adapters
 
     def prompt_style(self, adapter: str | None) -> PromptStyle:
-        """The form in which an adapter's prompts are written, and who decided so."""
-        return self._maker.style(adapter)
+        """The format of an adapter's prompts, and whether card, tokenizer or default decided it."""
+        return self._preparer.prompt_style(adapter)
 
     def blend(
         self,
@@ -330,12 +351,12 @@ class AdapterHub:
 
         Args:
             name: The new adapter's name; one that exists gets its next version.
-            weights: Reference -> weight, from -10 to 10; at most 8.
+            weights: Reference -> weight, from -10 to 10; up to 8.
             method: `"cat"` is the exact sum, its rank the sum of ranks; `"svd"` (or `"linear"`) is that sum's best
                 approximation of a rank; `"ties"` and `"dare_ties"` merge sparsely. See `BlendSettings`.
             rank: The rank of the result, for all methods but `"cat"`; if not given, the highest of the parts.
-            density: For `"ties"` and `"dare_ties"`: the share of entries to keep, above 0 and at most 1.
-            seed: For `"dare_ties"`: what decides which are kept; 0 if not given.
+            density: For `"ties"` and `"dare_ties"`: the share of entries to keep, above 0 and up to 1.
+            seed: For `"dare_ties"`: seed of the random entries to drop; 0 if not given.
             **fields: What to write on the card, as in `AdapterRegistry.register`; without a prompt profile, that of the
                 part with the largest weight.
 
@@ -365,77 +386,116 @@ class AdapterHub:
         from adapterhub.base.locating import locate_base
         from adapterhub.export.merge import merge_adapter
 
-        card = self.registry.resolve(name)
-        base = locate_base(self._engine.base_name)
-        return merge_adapter(base, self.registry.folder(card), Path(out))
+        card, base = self.registry.resolve(name), self._engine.base_name
+        revision = self._revision or (card.base.revision if card.base.name == base else None)
+        folder = locate_base(base, revision=revision)
+        return merge_adapter(folder, self.registry.folder(card), Path(out))
 
-    def agreement(
-        self,
-        name: str,
-        merged: str | Path,
-        prompts: Sequence[Prompt],
-        *,
-        tools: Sequence[Sequence[Mapping[str, Any]] | None] | None = None,
-        max_tokens: int = 64,
-    ) -> float:
-        """Compares a merged model with the adapter that it was made from.
+    # PEFT's names
 
-        Both answer greedily; the 4-bit base with its adapter, and the merged weights as they are stored.
+    def load_adapter(
+        self, model_id: str | Path, adapter_name: str, **fields: Unpack[CardFields]
+    ) -> AdapterCard:
+        """Registers an adapter on disk and loads it; PEFT's `load_adapter`.
+
+        Unlike PEFT's, it survives a restart, and a name that exists gets its next version.
 
         Args:
-            name: The adapter.
-            merged: The folder that `merge` wrote.
-            prompts: What to ask both.
-            tools: For each prompt what `generate` takes as `tools`; if not given, none.
-            max_tokens: How much of each answer to compare.
+            model_id: A PEFT folder or a hub id, as `path` of `AdapterRegistry.register`.
+            adapter_name: The name to register it under.
+            **fields: What to write on the card.
 
         Returns:
-            The share of prompts, 0 to 1, that both answer word for word alike.
+            The new version's card.
 
         Raises:
-            InvalidRequestError: There are no prompts, as many `tools` were expected, or the folder holds no model.
+            AdapterInvalidError: The files are damaged or unsafe; nothing is stored.
+            AdapterIncompatibleError: It does not fit this base, or has a higher rank than the engine serves.
         """
-        from adapterhub.base.loading import load_base
-        from adapterhub.engine.batching import BatchingEngine
+        base = self._engine.base_name if self._engine.fingerprint else None
+        card = self.registry.register(adapter_name, model_id, base=base, **fields)
+        self._engine.preload(self._preparer.lora_request(card.ref))
+        return card
 
-        if not prompts:
-            raise InvalidRequestError("There is nothing to compare the models by.", hint="Give prompts.")
-        offers = [None] * len(prompts) if tools is None else tools
-        if len(offers) != len(prompts):
+    def delete_adapter(self, adapter_name: str, *, force: bool = False) -> None:
+        """Removes an adapter from the registry, from disk and from memory; PEFT's `delete_adapter`.
+
+        To free memory only, call `unload`.
+
+        Args:
+            adapter_name: `"name"` (every version), `"name@3"` or `"name@alias"`.
+            force: Remove also what an alias points to.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter.
+            RegistryError: An alias points to it.
+        """
+        name, at, _ = adapter_name.partition("@")
+        cards = [self.registry.get(adapter_name)] if at else self.registry.versions(name)
+        loaded = [StoredLoraRequest(card.ref, card.digest, self.registry.folder(card)) for card in cards]
+        self.registry.remove(adapter_name, force=force)
+        for adapter in loaded:
+            self._resolved.discard(adapter_name)
+            self._engine.unload(adapter)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: BlendMethod = "svd",
+        svd_rank: int | None = None,
+        *,
+        density: float | None = None,
+        **fields: Unpack[CardFields],
+    ) -> AdapterCard:
+        """Blends registered adapters into a new one; PEFT's `add_weighted_adapter` in terms of `blend`.
+
+        Args:
+            adapters: References, up to 8.
+            weights: One for each, from -10 to 10.
+            adapter_name: The new adapter's name.
+            combination_type: `method` of `blend`. `"linear"` sums whole changes `B @ A`, where PEFT sums A and B apart.
+            svd_rank: `rank` of `blend`.
+            density: As in `blend`.
+            **fields: What to write on the card.
+
+        Raises:
+            InvalidRequestError: There are not as many weights as adapters, or a setting is not valid.
+        """
+        if len(adapters) != len(weights):
             raise InvalidRequestError(
-                f"There are {len(prompts)} prompts and {len(offers)} offers of tools.", hint="Give one each."
+                f"There are {len(adapters)} adapters and {len(weights)} weights.", hint="Give one each."
             )
-        given = {"max_tokens": max_tokens, "temperature": 0.0}
-        requests = [
-            self._prepare(prompt, name, False, offered, given).request
-            for prompt, offered in zip(prompts, offers, strict=True)
-        ]
-        engine = BatchingEngine(load_base(merged, quantization=None))
-        answers = engine.generate([replace(request, adapter=None) for request in requests])
-        engine.close()
-        wanted = self._engine.generate(requests)
-        return sum(a[0].text == b[0].text for a, b in zip(answers, wanted, strict=True)) / len(prompts)
+        if len(set(adapters)) != len(adapters):
+            raise InvalidRequestError(
+                "The blend names an adapter twice.", hint="Give it one weight, the sum."
+            )
+        weighted = dict(zip(adapters, weights, strict=True))
+        return self.blend(
+            adapter_name, weighted, method=combination_type, rank=svd_rank, density=density, **fields
+        )
 
     # The engine
 
     def stats(self) -> EngineStats:
-        """What the engine does and holds now: answers, slots, memory, tokens per second."""
+        """The engine's present state: running requests, LoRA slots, memory, tokens per second."""
         return self._engine.stats()
 
     def pin(self, name: str, pinned: bool = True) -> None:
-        """Keeps an adapter in the model even while no answer uses it, or no longer.
+        """Keeps an adapter in its LoRA slot even while no request uses it, or no longer.
 
         Args:
             name: The adapter.
-            pinned: False undoes it.
+            pinned: False releases it.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
         """
-        self._engine.pin(self._maker.source(name), pinned)
+        self._engine.pin(self._preparer.lora_request(name), pinned)
 
     def unload(self, name: str) -> None:
-        """Takes an adapter out of the model and out of memory once no running answer needs it.
+        """Frees an adapter's LoRA slot and memory once no running request needs it.
 
         The registry keeps it, and the next request loads it again.
 
@@ -445,16 +505,12 @@ class AdapterHub:
         Raises:
             AdapterNotFoundError: There is no such adapter.
         """
-        self._engine.unload(self._maker.source(name))
+        self._engine.unload(self._preparer.lora_request(name))
 
     def close(self) -> None:
-        """Ends running answers and frees the engine. The registry stays usable."""
+        """Ends running requests and frees the engine. The registry stays usable."""
         self._engine.close()
-        # A later request takes the new ones, and is told by the engine that it is closed.
-        formers = self._aside, self._fitting
-        self._aside, self._fitting = _one_thread(), _one_thread()
-        for former in formers:
-            former.shutdown(wait=False)
+        self._executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -462,71 +518,89 @@ class AdapterHub:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _preload(self) -> None:
+        """Loads the adapters whose cards ask for it. A failure is logged: the others can still be served."""
+        for card in self.registry.list():
+            serving = card.serving
+            load = card.status == "ready" and (serving.pinned or serving.preload)
+            if not load or not self._preparer.fits_base(card):
+                continue
+            adapter = self._preparer.lora_request(card.ref)
+            try:
+                if serving.pinned:
+                    self._engine.pin(adapter)
+                self._engine.preload(adapter)
+            except AdapterHubError as error:
+                _log.warning("%s is not loaded at start: %s", card.ref, error)
+
     # Requests
 
-    async def _prepared(
-        self, prepare: Callable[..., Result], prompt: Any, adapters: Choice | Sequence[str | None], *rest: Any
-    ) -> Result:
-        """Prepares beside the event loop. Fitting the router takes seconds, for which only `"auto"` has to wait."""
-        choices = [adapters] if adapters is None or isinstance(adapters, str | _Active) else adapters
-        if not self._maker.has_router and "auto" in map(self._wanted, choices):
-            await asyncio.get_running_loop().run_in_executor(self._fitting, getattr, self, "router")
-        return await self.aside(prepare, prompt, adapters, *rest)
+    async def _run_off_loop(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """For this package only: prepares a request without blocking the event loop."""
+        return await self._executor.run(work, *arguments)
 
-    def _prepare(
+    async def _prepare_off_loop(
         self,
-        prompt: Prompt,
-        choice: Choice,
-        raw: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
-        options: Mapping[str, Any],
-    ) -> PreparedRequest:
-        return self._maker.make(prompt, self._wanted(choice), Options.of(options), raw=raw, tools=tools)
+        prepare: Callable[..., Result],
+        prompt: Any,
+        adapters: AdapterChoice | Sequence[str | None],
+        options: RequestOptions,
+    ) -> Result:
+        # Fitting the router takes seconds; only requests for "auto" wait for it.
+        choices = adapters if isinstance(adapters, list | tuple) else [adapters]
+        if not self._preparer.has_router and "auto" in map(self._chosen, choices):
+            await self._executor.fit_router(lambda: self.router)
+        return await self._executor.run(prepare, prompt, adapters, options)
+
+    def _prepare(self, prompt: Prompt, adapter: AdapterChoice, options: RequestOptions) -> PreparedRequest:
+        return self._preparer.prepare(prompt, self._chosen(adapter), options)
 
     def _prepare_batch(
         self,
         prompts: Sequence[Prompt],
-        adapters: Choice | Sequence[str | None],
-        raw: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
-        options: Mapping[str, Any],
+        adapters: AdapterChoice | Sequence[str | None],
+        options: RequestOptions,
     ) -> list[PreparedRequest]:
         if isinstance(prompts, str):
             raise InvalidRequestError(
                 "A batch takes a list of prompts, not one text.", hint="generate() takes one."
             )
-        choices, asked = _one_each(prompts, adapters), Options.of(options)
-        forms = OutputFormat.each(len(prompts), **asked.form)
-        asked = replace(asked, form={})
+        choices = _one_each(prompts, adapters)
+        output_formats = OutputFormat.each(len(prompts), **options.output_format)
+        options = replace(options, output_format={})
         return [
-            self._maker.make(prompt, self._wanted(choice), asked, raw=raw, tools=tools, output_format=form)
-            for prompt, choice, form in zip(prompts, choices, forms, strict=True)
+            self._preparer.prepare(prompt, self._chosen(choice), options, output_format)
+            for prompt, choice, output_format in zip(prompts, choices, output_formats, strict=True)
         ]
 
-    def _wanted(self, choice: Choice) -> str | None:
-        return self.active_adapter if isinstance(choice, _Active) else choice
+    def _chosen(self, adapter: AdapterChoice) -> str | None:
+        if isinstance(adapter, _ActiveAdapter):
+            return self.active_adapter
+        if not isinstance(adapter, str | None):
+            raise InvalidRequestError(
+                f"adapter= takes a reference or None, not {type(adapter).__name__}.",
+                hint="Sampling settings go to sampling_params=.",
+            )
+        return adapter
 
     def _checked(self, adapter: str | None) -> str | None:
-        # Reading a card takes longer than a switch may; whether it is still there is seen at the next request.
         if not names_adapter(adapter):
             return None
-        # There is no end of blends, so those are not remembered.
+        # Reading a card takes longer than a switch may; the next request checks whether it is still there. There is no
+        # limit to the number of blends, so those are not remembered.
         if (
             adapter != "auto"
-            and adapter not in self._known
-            and isinstance(self._maker.found(adapter), SingleAdapter)
+            and adapter not in self._resolved
+            and isinstance(self._preparer.resolve(adapter), SingleAdapter)
         ):
-            self._known.add(adapter)
+            self._resolved.add(adapter)
         return adapter
 
 
-def _one_thread() -> ThreadPoolExecutor:
-    # Python runs one at a time: each further one would keep an event loop waiting for its turn.
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapterhub-aside")
-
-
-def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]) -> Sequence[Choice]:
-    if adapters is None or isinstance(adapters, str | _Active):
+def _one_each(
+    prompts: Sequence[Prompt], adapters: AdapterChoice | Sequence[str | None]
+) -> Sequence[AdapterChoice]:
+    if adapters is None or isinstance(adapters, str | _ActiveAdapter | SamplingParams):
         return [adapters] * len(prompts)
     if len(adapters) != len(prompts):
         raise InvalidRequestError(
@@ -536,39 +610,34 @@ def _one_each(prompts: Sequence[Prompt], adapters: Choice | Sequence[str | None]
 
 
 def _generations(
-    prepared: Sequence[PreparedRequest], answers: Sequence[Sequence[Completion]], seconds: float
+    prepared: Sequence[PreparedRequest], completions: Sequence[Sequence[Completion]], seconds: float
 ) -> list[Generation]:
-    return [one.generation(answer, seconds) for one, answer in zip(prepared, answers, strict=True)]
+    return [one.generation(of_one, seconds) for one, of_one in zip(prepared, completions, strict=True)]
 
 
-def _refuse_several(sampling: Mapping[str, Any]) -> None:
-    if sampling.get("n", 1) != 1:
-        raise InvalidRequestError("A stream has one answer, so n must be 1.")
+def _stream(prepared: PreparedRequest, outputs: Iterator[TokenOutput]) -> Generator[str | Generation]:
+    started, received = time.perf_counter(), []
+    for output in outputs:
+        received.append(output)
+        if output.text:
+            yield output.text
+    yield prepared.generation([Completion.of(received)], time.perf_counter() - started)
 
 
-def _streamed(prepared: PreparedRequest, pieces: Iterator[TokenOutput]) -> Generator[str | Generation]:
-    started, seen = time.perf_counter(), []
-    for piece in pieces:
-        seen.append(piece)
-        if piece.text:
-            yield piece.text
-    yield prepared.generation([Completion.of(seen)], time.perf_counter() - started)
-
-
-async def _astreamed(
+async def _astream(
     prepare: Callable[[], Awaitable[PreparedRequest]], engine: Engine
 ) -> AsyncGenerator[str | Generation]:
     prepared = await prepare()
-    started, seen = time.perf_counter(), []
-    async for piece in engine.astream(prepared.request):
-        seen.append(piece)
-        if piece.text:
-            yield piece.text
-    yield prepared.generation([Completion.of(seen)], time.perf_counter() - started)
+    started, received = time.perf_counter(), []
+    async for output in engine.astream(prepared.request):
+        received.append(output)
+        if output.text:
+            yield output.text
+    yield prepared.generation([Completion.of(received)], time.perf_counter() - started)
 
 
 def _base_of(registry: AdapterRegistry) -> str:
-    """The base that the registry's cards name; if they name several, the one most of them name."""
+    """The base that most of the registry's cards name."""
     names = Counter(card.base.name for card in registry.list() if card.base.name)
     if not names:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gguf_base --shape 200m base.gguf
 
-Needs `gguf` and `llama-cpp-python` (the extra `export`). It has no vocabulary: it is asked in token ids.
+Needs `gguf` and `llama-cpp-python` (pip install them). It has no vocabulary: it is asked in token ids.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def letter(ticket: dict[str, str]) -> str:
 
 
 def checked(text: str) -> dict[str, Any]:
-    """A text and what the rules say about it."""
+    """A text and the report of the rules on it."""
     report = call(content_validator, text=text, rules=list(RULES))
     return {"text": text, "passed": report.artifact["passed"], "report": report.content}
 

@@ -1,4 +1,4 @@
-"""Loads one base with its adapters, and asks it as different adapters, one after another and in one batch.
+"""Loads one base with its adapters, and asks it as different adapters, one after another and concurrently.
 
 python -m examples.load_and_switch
 """

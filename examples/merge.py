@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterHub
 from adapterhub.demo import demo_registry_folder
+from adapterhub.export import merged_agreement
 
 REQUEST = "Give me name, age and city as JSON: Greta Okafor is 48 years old and lives in Porto."
 
@@ -42,7 +43,8 @@ def main(folder: Path) -> None:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20
         print(f"\nMerged {report.adapter} by {report.method}: {size:.1f} MB")
         examples = hub.registry.resolve("json").routing.examples[:4]
-        print(f"The same answers to the card's requests: {hub.agreement('json', folder, examples):.0%}")
+        share = merged_agreement(hub.engine, hub.registry, "json", folder, examples)
+        print(f"The same answers to the card's requests: {share:.0%}")
     print(f"transformers alone: {ask_alone(folder, REQUEST)}")
 
 

@@ -1,4 +1,4 @@
-"""Lets the router choose the adapter of each request, gives the reason, and leaves the others to the base.
+"""Lets the router choose the adapter of each request, prints the reason, and leaves to the base what fits none.
 
 python -m examples.router
 """
@@ -18,7 +18,7 @@ REQUESTS = (
 def main() -> None:
     """Routes without a model's help, then answers."""
     with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
-        print("Decisions of the router (no model runs):")
+        print("The decisions of the router (no model is asked):")
         for request in REQUESTS:
             decision = hub.route(request)
             print(

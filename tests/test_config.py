@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,36 @@ def test_where_the_registry_is(tmp_path: Path, monkeypatch):
 def test_limits_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError, match="max_"):
         EngineLimits(**settings)
+
+
+def test_vllms_max_num_seqs_is_accepted(tmp_path: Path, monkeypatch):
+    assert HubConfig.load(tmp_path, max_num_seqs=7).limits.max_batch_size == 7
+    assert HubConfig(max_num_seqs=7).max_batch_size == 7
+    assert EngineLimits(max_num_seqs=7) == EngineLimits(max_batch_size=7)
+    assert replace(EngineLimits(max_num_seqs=7), max_loras=3).max_batch_size == 7
+    (tmp_path / "adapterhub.yaml").write_text("max_num_seqs: 3\n")
+    assert HubConfig.load(tmp_path).max_batch_size == 3
+    assert HubConfig.load(tmp_path, max_batch_size=4).max_batch_size == 4
+    monkeypatch.setenv("ADAPTERHUB_MAX_NUM_SEQS", "5")
+    assert HubConfig.load(tmp_path).max_batch_size == 5
+
+
+def test_both_names_of_one_setting_are_an_error(tmp_path: Path):
+    both = {"max_num_seqs": 7, "max_batch_size": 8}
+    for make in (EngineLimits, HubConfig, lambda **settings: HubConfig.load(tmp_path, **settings)):
+        with pytest.raises(ValueError, match="max_num_seqs and max_batch_size mean the same"):
+            make(**both)
+
+
+def test_an_empty_variable_counts_as_not_given(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ADAPTERHUB_MAX_LORAS", "")
+    assert HubConfig.load(tmp_path).max_loras == 16
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path):
+    (tmp_path / "adapterhub.yaml").write_text("# \n" * (1 << 19))
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        HubConfig.load(tmp_path)
 
 
 def test_the_limits_come_from_the_settings(tmp_path):

@@ -1,6 +1,7 @@
 """The hub: with the fake engine what it asks for, with a real tiny base what comes back."""
 
 import asyncio
+import json
 import shutil
 import threading
 import time
@@ -8,22 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import AdapterHub, AdapterRegistry, AdapterRouter, EchoEngine, RouteDecision
+from adapterhub import AdapterHub, AdapterRegistry, AdapterRouter, EchoEngine, RouteDecision, SamplingParams
+from adapterhub.base import BaseFingerprint
 from adapterhub.errors import (
     AdapterIncompatibleError,
     AdapterNotFoundError,
+    CapacityError,
     ConfigError,
     EngineError,
     InvalidRequestError,
     RegistryError,
     RequestTooLongError,
 )
+from adapterhub.export import merged_agreement
 from adapterhub.requests.preparing import RequestPreparer
 from tests.tiny import make_adapter, make_base
 
 
 def held(hub: AdapterHub) -> tuple[int, int]:
-    """How many LoRA slots and KV slots are in use."""
+    """The LoRA slots and KV slots that running requests hold."""
     stats = hub.stats()
     return stats.slot_users, stats.kv_slots
 
@@ -59,7 +63,7 @@ class TestChoosing:
         for adapter, who in [("json", "json@1"), ("json@1", "json@1"), (None, "base"), ("base", "base")]:
             assert echo.generate("Hi", adapter).text.startswith(f"[{who}]")
 
-    def test_an_answer_tells_where_it_came_from(self, echo):
+    def test_an_answer_names_its_adapter_and_version(self, echo):
         answer = echo.generate("Hi", "json")
         assert (answer.adapter, answer.version, answer.route, answer.finish_reason) == (
             "json",
@@ -137,29 +141,13 @@ class TestChoosing:
         with pytest.raises(InvalidRequestError, match="not one text"):
             echo.generate_batch("ab", "json")
 
-    async def test_a_batch_beside_the_event_loop(self, echo):
+    async def test_a_batch_off_the_event_loop(self, echo):
         answers = await echo.agenerate_batch(["a", "b"], ["json", None], raw=True)
         assert [answer.text for answer in answers] == ["[json@1] a", "[base] b"]
         with echo.using("code"):
             assert [answer.adapter for answer in await echo.agenerate_batch(["a"])] == ["code"]
         with pytest.raises(InvalidRequestError, match="2 prompts and 1 adapter"):
             await echo.agenerate_batch(["a", "b"], ["json"])
-
-    async def test_requests_are_prepared_beside_the_event_loop_one_at_a_time(self, echo):
-        places: list[tuple[int, str | None]] = []
-
-        def place() -> None:
-            places.append((threading.get_ident(), echo.active_adapter))
-
-        with echo.using("json"):
-            await asyncio.gather(*(echo.aside(place) for _ in range(20)))
-        assert set(places) == {(places[0][0], "json")}
-        assert places[0][0] != threading.get_ident()
-        echo.close()
-        deadline = time.monotonic() + 5
-        while any(thread.ident == places[0][0] for thread in threading.enumerate()):
-            assert time.monotonic() < deadline, "closing the hub ends its thread"
-            await asyncio.sleep(0.01)
 
     async def test_only_auto_waits_until_the_router_is_fitted(self, echo, monkeypatch):
         fit, may_fit = AdapterRouter.from_cards, threading.Event()
@@ -181,9 +169,9 @@ class TestChoosing:
             assert (await asyncio.wait_for(echo.agenerate_batch(["Hi"]), 5))[0].adapter == "code"
         assert not any(task.done() for task in waiting)
         may_fit.set()
-        one, (other,), piece = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        one, (other,), delta = await asyncio.wait_for(asyncio.gather(*waiting), 10)
         assert one.adapter == other.adapter == "support"
-        assert one.text.startswith(piece)
+        assert one.text.startswith(delta)
 
     def test_threads_and_tasks_keep_their_own(self, echo):
         seen: dict[str, str | None] = {}
@@ -277,8 +265,109 @@ class TestPrompts:
             echo.generate("Hi", "json", tempreature=1)
 
 
+class TestOptions:
+    def test_sampling_params_win_over_the_card_and_single_options_over_them(self, own_registry):
+        own_registry.update("json", prompt={"generation": {"max_tokens": 3, "stop": ["x"]}})
+        hub, params = AdapterHub(EchoEngine(), own_registry), SamplingParams(max_tokens=5)
+        assert hub.generate("abx", "json", raw=True).text == "[js"
+        assert hub.generate("abx", "json", params, raw=True).text == "[json"
+        assert hub.generate("abx", "json", params, raw=True, max_tokens=99).text == "[json@1] ab"
+        assert "".join(hub.stream("abx", "json", params, raw=True)) == "[json"
+        assert hub.generate_batch(["abx"], "json", params, raw=True)[0].text == "[json"
+
+    async def test_all_six_take_sampling_params(self, echo):
+        params = SamplingParams(max_tokens=2)
+        assert (await echo.agenerate("Hi", None, params)).text == "[b"
+        assert (await echo.agenerate_batch(["Hi"], None, params))[0].text == "[b"
+        assert "".join([delta async for delta in echo.astream("Hi", None, params)]) == "[b"
+
+    def test_an_unknown_option_is_refused_by_all_six_before_anything_runs(self, echo):
+        for ask in (echo.generate, echo.generate_batch, echo.stream, echo.astream):
+            with pytest.raises(InvalidRequestError, match="Did you mean 'temperature'"):
+                ask("Hi", None, tempreature=1)
+        for ask in (echo.agenerate, echo.agenerate_batch):
+            with pytest.raises(InvalidRequestError, match="Did you mean 'temperature'"):
+                asyncio.run(ask("Hi", None, tempreature=1))
+
+    def test_sampling_params_in_the_place_of_an_adapter_are_refused(self, echo):
+        for ask in (echo.generate, lambda *given: echo.generate_batch(["Hi"], *given[1:])):
+            with pytest.raises(InvalidRequestError, match="takes a reference or None, not SamplingParams"):
+                ask("Hi", SamplingParams())
+
+    def test_vllm_names_of_output_formats(self, hub):
+        answer = hub.generate("Hi", "json", choice=["yes", "no"])
+        assert answer.text in ("yes", "no")
+        assert hub.generate("Hi", "json", choices=["yes", "no"]).text == answer.text
+        assert hub.generate("Hi", "json", json={"type": "boolean"}).parsed in (True, False)
+
+
+class RecordingEngine(EchoEngine):
+    """Records what is pinned and loaded, and the priorities of requests; pins at most one adapter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: list[str] = []
+        self.preloaded: list[str] = []
+        self.priorities: list[int] = []
+
+    def pin(self, adapter, pinned=True):
+        if self.pinned:
+            raise CapacityError("Too many are pinned.")
+        self.pinned.append(adapter.name)
+
+    def preload(self, adapter):
+        self.preloaded.append(adapter.name)
+
+    def generate(self, requests):
+        self.priorities += [request.priority for request in requests]
+        return super().generate(requests)
+
+
+class TestServingOnTheCard:
+    @pytest.fixture
+    def registry(self, tmp_path, tiny_registry) -> AdapterRegistry:
+        shutil.copytree(tiny_registry, tmp_path / "copy")
+        return AdapterRegistry(tmp_path / "copy")
+
+    def test_pinned_and_preload_adapters_are_loaded_when_a_hub_starts(self, registry):
+        registry.update("json", serving={"pinned": True})
+        registry.update("code", serving={"preload": True})
+        hub = AdapterHub(engine := RecordingEngine(), registry)
+        assert engine.pinned == ["json@1"]
+        assert engine.preloaded == ["code@1", "json@1"]
+        registry.update("code", status="disabled")
+        AdapterHub(engine := RecordingEngine(), registry)
+        assert engine.preloaded == ["json@1"]
+        assert hub.generate("Hi", "json").adapter == "json"
+
+    def test_pinning_more_than_fits_is_a_warning(self, registry, caplog):
+        for name in ("json", "code"):
+            registry.update(name, serving={"pinned": True})
+        hub = AdapterHub(engine := RecordingEngine(), registry)
+        assert engine.pinned == engine.preloaded == ["code@1"]
+        assert "json@1 is not loaded at start: Too many are pinned." in caplog.text
+        assert hub.generate("Hi", "json").adapter == "json"
+
+    def test_an_adapter_for_another_base_is_not_loaded(self, registry, tmp_path):
+        registry.update("json", serving={"pinned": True})
+        engine = RecordingEngine()
+        engine.fingerprint = BaseFingerprint.of(make_base(tmp_path / "other", seed=9))
+        AdapterHub(engine, registry)
+        assert engine.pinned == engine.preloaded == []
+
+    def test_the_cards_priority_is_the_default_of_a_request(self, registry):
+        registry.update("json", serving={"priority": 3})
+        hub = AdapterHub(engine := RecordingEngine(), registry)
+        hub.generate("Hi", "json")
+        hub.generate("Hi", "json", priority=0)
+        hub.generate("Hi", "code")
+        hub.generate_batch(["Hi", "Hi"], ["json", None])
+        hub.generate("Hi", "json:0.7+code:0.3")
+        assert engine.priorities == [3, 0, 0, 3, 0, 3]
+
+
 class TestRegistryChanges:
-    def test_a_new_version_is_served_at_once(self, own_registry, tiny_adapters):
+    def test_a_new_version_is_served_by_the_next_request(self, own_registry, tiny_adapters):
         hub = AdapterHub(EchoEngine(), own_registry)
         assert hub.generate("Hi", "json").version == 1
         own_registry.register("json", tiny_adapters["code"])
@@ -307,7 +396,7 @@ class TestRegistryChanges:
 
 
 class TestStreams:
-    def test_pieces_and_result(self, echo):
+    def test_deltas_and_result(self, echo):
         stream = echo.stream("Hi", "json")
         assert stream.result is None
         text = "".join(stream)
@@ -315,13 +404,13 @@ class TestStreams:
         assert (stream.result.text, stream.result.adapter) == (text, "json")
         assert text == echo.generate("Hi", "json").text
 
-    def test_an_error_comes_before_the_first_piece(self, echo):
+    def test_an_error_comes_before_the_first_delta(self, echo):
         with pytest.raises(AdapterNotFoundError):
             echo.stream("Hi", "nothing")
         with pytest.raises(InvalidRequestError, match="n must be 1"):
             echo.stream("Hi", "json", n=2)
 
-    def test_leaving_the_block_cancels(self, echo):
+    def test_leaving_the_block_aborts(self, echo):
         with echo.stream("Hi", "json") as stream:
             next(stream)
         assert list(stream) == []
@@ -329,9 +418,19 @@ class TestStreams:
 
     def test_async(self, echo):
         async def collect() -> str:
-            return "".join([piece async for piece in echo.astream("Hi", "json")])
+            return "".join([delta async for delta in echo.astream("Hi", "json")])
 
         assert asyncio.run(collect()) == echo.generate("Hi", "json").text
+
+    async def test_leaving_an_async_block_aborts(self, echo):
+        async with echo.astream("Hi", "json") as stream:
+            assert await anext(stream) == "["
+        assert [delta async for delta in stream] == []
+        assert stream.result is None
+        async with echo.astream("Hi", "json") as stream:
+            text = "".join([delta async for delta in stream])
+        assert stream.result is not None
+        assert stream.result.text == text
 
     def test_a_cancelled_task_ends_its_answer(self, hub):
         async def first_then_cancel() -> None:
@@ -421,8 +520,26 @@ class TestMerge:
     def test_the_merged_model_answers_as_the_adapter_does(self, exact, tmp_path):
         report = exact.merge("json", tmp_path / "merged")
         assert report.adapter == "json@1"
-        assert exact.agreement("json", tmp_path / "merged", self.PROMPTS) == 1
-        assert exact.agreement("code", tmp_path / "merged", self.PROMPTS) == 0
+        assert merged_agreement(exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS) == 1
+        assert merged_agreement(exact.engine, exact.registry, "code", tmp_path / "merged", self.PROMPTS) == 0
+
+    @pytest.mark.parametrize(
+        ("given", "on_card", "expected"), [("v2", "v1", "v2"), (None, "v1", "v1"), (None, None, None)]
+    )
+    def test_the_bases_revision_is_the_hubs_or_the_cards(
+        self, own_registry, tiny_base, tmp_path, monkeypatch, given, on_card, expected
+    ):
+        path = own_registry.root / "json" / "1" / "card.json"
+        card = json.loads(path.read_text())
+        card["base"] = {**card.get("base", {}), "name": "echo", "revision": on_card}
+        path.write_text(json.dumps(card))
+        asked = []
+        monkeypatch.setattr(
+            "adapterhub.base.locating.locate_base",
+            lambda name, *, revision=None: asked.append((name, revision)) or tiny_base,
+        )
+        AdapterHub(EchoEngine(), own_registry, revision=given).merge("json", tmp_path / "merged")
+        assert asked == [("echo", expected)]
 
     def test_the_live_base_is_not_touched(self, exact, tmp_path):
         before = exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions
@@ -430,8 +547,8 @@ class TestMerge:
         assert exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions == before
 
     def test_nothing_to_compare_by_is_an_error(self, exact, tmp_path):
-        with pytest.raises(InvalidRequestError, match="nothing to compare"):
-            exact.agreement("json", tmp_path, [])
+        with pytest.raises(InvalidRequestError, match="no prompts"):
+            merged_agreement(exact.engine, exact.registry, "json", tmp_path, [])
 
     def test_each_prompt_is_asked_with_its_own_tools(self, exact, tmp_path, monkeypatch):
         exact.merge("json", tmp_path / "merged")
@@ -443,7 +560,14 @@ class TestMerge:
             exact.engine, "generate", lambda requests: asked.extend(requests) or generate(requests)
         )
         tools = [[{"name": "look"}], None]
-        assert exact.agreement("json", tmp_path / "merged", self.PROMPTS[:2], tools=tools) == 1
+        assert (
+            merged_agreement(
+                exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS[:2], tools=tools
+            )
+            == 1
+        )
         assert [exact.engine.tokenizer.decode(request.prompt) for request in asked] == ["look", "none"]
-        with pytest.raises(InvalidRequestError, match="2 prompts and 1 offers"):
-            exact.agreement("json", tmp_path / "merged", self.PROMPTS[:2], tools=tools[:1])
+        with pytest.raises(InvalidRequestError, match="2 prompts and 1 lists"):
+            merged_agreement(
+                exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS[:2], tools=tools[:1]
+            )

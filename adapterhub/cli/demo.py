@@ -44,7 +44,7 @@ def demo(as_json: bool) -> None:
         output.emit("\nOne request each, to the bare base and to every adapter by name:")
         for request in named:
             _show(request, _ask(hub, request, request.adapter))
-        output.emit('\nThe same hub with adapter="auto": the router reads the request and chooses.')
+        output.emit('\nThe same hub with adapter="auto": the router chooses by the request.')
         for request in routed:
             _show(request, _ask(hub, request, "auto"))
         output.note(f"\nTook {time.perf_counter() - started:.1f} s. Try: {_try()}")
@@ -98,14 +98,14 @@ def _show_hub(hub: AdapterHub, loaded: float) -> None:
 
 
 def _show(request: DemoRequest, answer: Generation) -> None:
-    who = output.style(answer.adapter or "base", bold=True)
-    sure = f", confidence {answer.route.confidence:.2f}" if answer.route else ""
+    adapter = output.style(answer.adapter or "base", bold=True)
+    confidence = f", confidence {answer.route.confidence:.2f}" if answer.route else ""
     usage = answer.usage
     speed = (
         f"{usage.completion_tokens} tokens in {usage.seconds:.2f} s, {usage.tokens_per_second:.0f} tokens/s"
     )
-    asked, said = indent(request.text, "    ").lstrip(), indent(answer.text, "  ")
-    output.emit(f"\n  {output.style('>', fg='cyan')} {asked}\n{said}\n  [{who}{sure}; {speed}]")
+    prompt, text = indent(request.text, "    ").lstrip(), indent(answer.text, "  ")
+    output.emit(f"\n  {output.style('>', fg='cyan')} {prompt}\n{text}\n  [{adapter}{confidence}; {speed}]")
 
 
 def _try() -> str:

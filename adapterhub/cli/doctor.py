@@ -1,4 +1,4 @@
-"""`adapterhub doctor`: what is installed here, what it can do, where things are, and whether the routes are right."""
+"""`adapterhub doctor`: installed versions, device, 4-bit support, paths, limits, and the health of the routes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ _PACKAGES = (
     "bitsandbytes",
     "trl",
     "datasets",
-    "gguf",
     "langchain-core",
     "scikit-learn",
 )
-_EXTRAS = {"trl": "train", "datasets": "train", "gguf": "export"}
+_EXTRAS = {"trl": "train", "datasets": "train"}
 
 
 @click.command()
@@ -84,7 +83,7 @@ def _device() -> dict[str, Any]:
 
 
 def _four_bit(torch: Any) -> str:
-    """Quantises and multiplies for real: a broken bitsandbytes shows only then."""
+    """Quantises and multiplies: only that shows a broken bitsandbytes."""
     from bitsandbytes.nn import Linear4bit
 
     try:
@@ -98,7 +97,7 @@ def _four_bit(torch: Any) -> str:
 
 
 def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:
-    """Why there are no routes, if there are none; and what is wrong with those that there are."""
+    """The reason why there are no routes, if so, and the findings on those that there are."""
     try:
         return None, current_router(open_registry(registry)).health()
     except RoutingError as error:
@@ -116,5 +115,5 @@ def _paths(registry: Path | None) -> dict[str, Any]:
         "registry": f"{adapters.root.absolute()}, {len(adapters.list())} adapters",
         "demo base": str(demo_base_folder()),
         "hub cache": HF_HUB_CACHE,
-        "limits": f"{settings.max_cpu_loras} adapters in memory, {settings.max_batch_size} answers in a batch",
+        "limits": f"{settings.max_cpu_loras} adapters in memory, {settings.max_batch_size} sequences in a batch",
     }

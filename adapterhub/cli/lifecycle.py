@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @registry_option
 @json_option
 def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
-    """Fine-tune an adapter on the 4-bit base as CONFIG (YAML) says, and register it.
+    """Fine-tune an adapter on the 4-bit base with the settings in CONFIG (YAML), and register it.
 
     \b
     Example:
@@ -40,14 +40,14 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
 
     settings = FinetuneConfig.load(config)
     adapters = open_registry(registry)
-    # peft and trl take seconds to import, so a mistake in CONFIG is told first.
+    # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetuning import finetune as run_finetune
 
     with _progress(f"Training {settings.name}") as show:
         card = run_finetune(
             settings,
             adapters,
-            progress=lambda now: show(now.step, now.steps, _said(now)),
+            progress=lambda step: show(step.step, step.steps, _losses(step)),
         )
     if as_json:
         output.emit_json(card.model_dump(mode="json"))
@@ -69,7 +69,7 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
 @click.option(
     "--density", type=click.FloatRange(0, 1, min_open=True), help="ties, dare_ties: the share to keep."
 )
-@click.option("--seed", type=click.IntRange(0), help="dare_ties: what decides which entries are kept.")
+@click.option("--seed", type=click.IntRange(0), help="dare_ties: seed of the random entries to drop.")
 @click.option("--description", help="What the adapter is for, in a sentence.")
 @registry_option
 @json_option
@@ -105,8 +105,9 @@ def blend(
     type=click.IntRange(0),
     default=8,
     show_default=True,
-    help="Ask the adapter and the merged model this many of the card's example requests; 0 loads no model.",
+    help="Compare the merged model with the adapter on this many of the card's examples; 0 loads no model.",
 )
+@click.option("--revision", help="A branch, tag or commit of the base on the hub.  [default: the card's]")
 @click.option(
     "--force", is_flag=True, help="Merge into another base than the card records, if the shapes fit."
 )
@@ -126,40 +127,43 @@ def merge(
       adapterhub merge json ./json-merged --check 0
     """
     from adapterhub.base.locating import locate_base
+    from adapterhub.config import HubConfig
     from adapterhub.errors import ConfigError
-    from adapterhub.export.merge import merge_adapter
+    from adapterhub.export import merge_adapter, merged_agreement
 
     adapters = open_registry(registry)
     card = adapters.resolve(name)
-    base = settings["base"] or card.base.name
+    config = HubConfig.load(registry=registry, **{**settings, "quantization": None})
+    base = config.base or card.base.name
+    revision = config.revision or (card.base.revision if base == card.base.name else None)
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
     with _progress(f"Merging {card.ref}") as show:
         report = merge_adapter(
-            locate_base(base),
+            locate_base(base, revision=revision),
             adapters.folder(card),
             out,
             force=force,
             progress=lambda done, total: show(done, total, "bytes"),
         )
-    asked = card.routing.examples[:check]
+    prompts = card.routing.examples[:check]
     agreement = None
-    if asked:
-        with open_hub(registry, **{**settings, "base": base}) as hub:
-            agreement = hub.agreement(card.ref, out, asked)
+    if prompts:
+        with open_hub(registry, **{**settings, "base": base, "revision": revision}) as hub:
+            agreement = merged_agreement(hub.engine, hub.registry, card.ref, out, prompts)
     if as_json:
-        output.emit_json({**asdict(report), "requests_compared": len(asked), "agreement": agreement})
+        output.emit_json({**asdict(report), "requests_compared": len(prompts), "agreement": agreement})
         return
     output.emit(str(out))
     if agreement is not None:
         output.note(
-            f"Answers {agreement:.0%} of {len(asked)} example requests word for word as {card.ref} does."
+            f"Answers {agreement:.0%} of {len(prompts)} example requests word for word as {card.ref} does."
         )
 
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr; yields a function of done, total and a remark."""
+    """A progress bar on stderr; yields a function of done, total and a note."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -168,14 +172,14 @@ def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, said="")
-        yield lambda done, total, said: bar.update(task, completed=done, total=total, said=said)
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
-def _said(now: TrainingStep) -> str:
-    losses = {"loss": now.loss, "eval": now.eval_loss}
+def _losses(step: TrainingStep) -> str:
+    losses = {"loss": step.loss, "eval": step.eval_loss}
     shown = [f"{name} {value:.3f}" for name, value in losses.items() if value is not None]
-    return "  ".join([*shown, f"{now.steps_per_second:.1f} steps/s"])
+    return "  ".join([*shown, f"{step.steps_per_second:.1f} steps/s"])

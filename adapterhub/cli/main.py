@@ -45,7 +45,7 @@ def cli(debug: bool) -> None:
     )
     logging.getLogger("adapterhub").setLevel(logging.DEBUG if debug else logging.WARNING)
     if not debug:
-        # transformers and bitsandbytes talk about kernels and progress bars that nobody asked for.
+        # transformers and bitsandbytes log about kernels and show progress bars.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -70,9 +70,9 @@ for command in (
 
 
 def main() -> None:
-    """Runs the command line; exit code 0 is fine, 1 something the user can mend, 2 wrong usage."""
-    wish = os.environ.get("ADAPTERHUB_DEBUG", "").lower()
-    debug = "--debug" in sys.argv or wish not in ("", "0", "false", "f", "no", "n", "off")
+    """Runs the command line; exit code 0 is success, 1 an error, 2 wrong usage."""
+    value = os.environ.get("ADAPTERHUB_DEBUG", "").lower()
+    debug = "--debug" in sys.argv or value not in ("", "0", "false", "f", "no", "n", "off")
     try:
         cli(standalone_mode=False)
     except click.Abort:
@@ -87,7 +87,7 @@ def main() -> None:
         output.fail(error.message, error.hint)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader has gone (`| head`); without this, Python complains once more when it flushes at exit.
+        # The reader has ended (`| head`); without this, Python reports it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Options and groups that several commands share, and the text, hub or registry that they describe."""
+"""Options that several commands share, and the registry, hub or text that they stand for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ registry_option = click.option(
 
 
 class SuggestingGroup(click.Group):
-    """A group that answers a mistyped command with the nearest one."""
+    """A group that suggests the nearest command for a mistyped one."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """As click's, with a suggestion."""
@@ -46,7 +46,7 @@ class SuggestingGroup(click.Group):
 
 
 def base_options(function: F) -> F:
-    """The options that say which base to load, and how."""
+    """The options of the base: its name, how it is stored, and its device."""
     options = [
         click.option(
             "--base", help="adapterhub-demo, a folder or a hub id.  [default: the one the cards name]"
@@ -68,7 +68,7 @@ def base_options(function: F) -> F:
 
 
 def complete_adapter(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Completes adapter names in the shell; where they cannot be read, it keeps quiet."""
+    """Completes adapter names in the shell; an unreadable registry has no completions."""
     try:
         cards = open_registry(context.params.get("registry")).list()
     except (AdapterHubError, OSError):
@@ -97,12 +97,12 @@ def read_text(text: str) -> str:
     """A text that was given as an argument; `-` stands for standard input."""
     if text != "-":
         return text
-    read = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
-    if len(read) > MAX_INPUT_BYTES:
+    content = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(content) > MAX_INPUT_BYTES:
         raise ConfigError("The input is larger than 16 MiB.", hint="Give a part of it.")
     try:
-        # As in `$(...)`, the end of the last line is not part of the text, nor is the mark that Windows puts first.
-        return read.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+        # As in `$(...)`, the last line break is no part of the text; nor is a byte order mark.
+        return content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise ConfigError(
             "The input is not UTF-8 text.", hint="Convert it, for example with iconv."

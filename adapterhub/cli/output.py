@@ -28,12 +28,12 @@ def emit_json(value: Any) -> None:
 
 
 def emit(text: str, *, newline: bool = True) -> None:
-    """Prints data on stdout at once."""
-    click.echo(text, nl=newline)  # which flushes
+    """Prints data on stdout and flushes."""
+    click.echo(text, nl=newline)  # flushes
 
 
 def note(text: str) -> None:
-    """Tells the person something that is not data, on stderr."""
+    """Prints a message that is not data, on stderr."""
     click.echo(text, err=True)
 
 
@@ -55,7 +55,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, cut: bool = 
     Args:
         columns: The headings.
         rows: The cells; what is not printable becomes a space.
-        cut: End each line at the edge of the terminal; for tables whose last column may be lost.
+        cut: Truncate each line to the terminal's width; for tables whose last column may be lost.
     """
     from rich.cells import cell_len, set_cell_size
     from rich.text import Text
@@ -83,7 +83,7 @@ def fields(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def style(text: str, **how: Any) -> str:
-    """A text in colour; without, where NO_COLOR is set. `click` takes it away where there is no terminal."""
+    """Colours a text unless NO_COLOR is set; `click` removes colours where there is no terminal."""
     return text if os.environ.get("NO_COLOR") else click.style(text, **how)
 
 

@@ -76,7 +76,7 @@ def show(name: str, registry: Path | None, as_json: bool) -> None:
 @click.option("--tag", "tags", multiple=True, help="A word to find it by; may be given several times.")
 @click.option("--example", "examples", multiple=True, help="A request for it, for the router; several times.")
 @click.option(
-    "--force", is_flag=True, help="Accept another base than its card records; the card then says so."
+    "--force", is_flag=True, help="Accept another base than its card records; the card gets a warning."
 )
 @registry_option
 @json_option
@@ -215,7 +215,7 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
 
 
 def _prompt_style(card: AdapterCard) -> str:
-    """Which form this adapter's prompts take on the base that its card names."""
+    """The prompt style of this adapter on the base that its card names."""
     from adapterhub.base.locating import tokenizer_chat_template
     from adapterhub.requests.prompts import choose_style
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.argument(
     "words", nargs=-1, required=True, metavar="[NAME|auto|base] TEXT|-", shell_complete=complete_adapter
 )
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
+@click.option("--max-tokens", type=click.IntRange(1), help="The maximum number of tokens to generate.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: 0]")
 @click.option(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep the tokens that reach this probability."
@@ -82,15 +82,15 @@ def run(
         "device": device,
         "trust_remote_code": trust_remote_code,
     }
-    _check_first(adapter, text, raw, registry)
-    _check_form(arguments)
+    _check_before_loading(adapter, text, raw, registry)
+    _check_output_format(arguments)
     with open_hub(registry, **settings) as hub:
         if as_json:
             output.emit_json(describe(hub.generate(text, adapter, **arguments)))
             return
         with hub.stream(text, adapter, **arguments) as stream:
-            for piece in stream:
-                output.emit(piece, newline=False)
+            for delta in stream:
+                output.emit(delta, newline=False)
             output.emit("")
             if stream.result:
                 output.note(_footer(stream.result))
@@ -116,8 +116,8 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
     return adapter, read_text(text)
 
 
-def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
-    """Tells of a mistake before the base is loaded, which takes seconds."""
+def _check_before_loading(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
+    """Refuses what is wrong before the base is loaded, which takes seconds."""
     from adapterhub.lora.blending.resolving import resolve_adapter
     from adapterhub.requests.preparing import names_adapter
     from adapterhub.requests.prompts import conversation
@@ -128,7 +128,7 @@ def _check_first(adapter: str, text: str, raw: bool, registry: Path | None) -> N
         resolve_adapter(adapter, open_registry(registry).resolve)
 
 
-def _check_form(arguments: Mapping[str, Any]) -> None:
+def _check_output_format(arguments: Mapping[str, Any]) -> None:
     from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, OutputFormat
 
     OutputFormat.of(**{name: value for name, value in arguments.items() if name in OUTPUT_FORMAT_ARGUMENTS})
@@ -160,8 +160,9 @@ def _loaded(file: IO[str]) -> Any:
 def _footer(generation: Generation) -> str:
     # A blend's name holds the versions of its parts.
     version = f"@{generation.version}" if generation.version else ""
-    who = f"{generation.adapter or 'base'}{version}"
-    sure = f", confidence {generation.route.confidence:.2f}" if generation.route else ""
+    adapter = f"{generation.adapter or 'base'}{version}"
+    confidence = f", confidence {generation.route.confidence:.2f}" if generation.route else ""
     usage = generation.usage
-    cut = ", cut off at max_tokens" if generation.finish_reason == "length" else ""
-    return f"[{who}{sure}, {usage.completion_tokens} tokens, {usage.tokens_per_second:.0f} tokens/s{cut}]"
+    truncated = ", cut off at max_tokens" if generation.finish_reason == "length" else ""
+    speed = f"{usage.completion_tokens} tokens, {usage.tokens_per_second:.0f} tokens/s"
+    return f"[{adapter}{confidence}, {speed}{truncated}]"

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.merge import MergeReport, merge_adapter
 
 __all__ = [
     "MergeReport",
     "merge_adapter",
+    "merged_agreement",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -19,5 +21,6 @@ __getattr__, __dir__ = lazy_exports(
     {
         "MergeReport": "adapterhub.export.merge",
         "merge_adapter": "adapterhub.export.merge",
+        "merged_agreement": "adapterhub.export.agreement",
     },
 )

@@ -150,7 +150,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        ask = await self.hub.aside(self._question, messages, stop, kwargs)
+        ask = await self.hub._run_off_loop(self._question, messages, stop, kwargs)
         answer = self.hub.agenerate(ask.turns, ask.adapter, tools=ask.tools, **ask.options)
         return as_result(await within(answer, self.timeout), ask, self.hub.engine.base_name)
 
@@ -177,7 +177,7 @@ class ChatAdapterHub(HubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        ask = await self.hub.aside(self._question, messages, stop, kwargs)
+        ask = await self.hub._run_off_loop(self._question, messages, stop, kwargs)
         reader = CallReader(ask.form)
         stream = self.hub.astream(ask.turns, ask.adapter, tools=ask.tools, **ask.options)
         async with aclosing(stream):

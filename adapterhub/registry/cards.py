@@ -118,9 +118,11 @@ class Serving(_Part):
     """How the engine treats this adapter."""
 
     pinned: bool = False
-    """Keep it resident."""
+    """Load it when a hub starts, and keep its LoRA slot."""
+    preload: bool = False
+    """Load it when a hub starts."""
     priority: int = 0
-    """Higher goes first."""
+    """The priority of requests that give none; higher ones start first."""
 
 
 class Parent(_Part):

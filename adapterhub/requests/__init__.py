@@ -8,12 +8,15 @@ from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream, Usage
+    from adapterhub.requests.options import BatchGenerationOptions, GenerationOptions
     from adapterhub.requests.preparing import RequestPreparer
     from adapterhub.requests.prompts import PromptStyle, choose_style, render
 
 __all__ = [
     "AsyncGenerationStream",
+    "BatchGenerationOptions",
     "Generation",
+    "GenerationOptions",
     "GenerationStream",
     "PromptStyle",
     "RequestPreparer",
@@ -26,7 +29,9 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "AsyncGenerationStream": "adapterhub.requests.generation",
+        "BatchGenerationOptions": "adapterhub.requests.options",
         "Generation": "adapterhub.requests.generation",
+        "GenerationOptions": "adapterhub.requests.options",
         "GenerationStream": "adapterhub.requests.generation",
         "PromptStyle": "adapterhub.requests.prompts",
         "RequestPreparer": "adapterhub.requests.preparing",

@@ -1,11 +1,11 @@
-"""An answer, with everything a caller may want to know about where it came from."""
+"""What a caller gets: the answer, its usage, and the adapter that gave it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from adapterhub.engine.interface import Completion, FinishReason
 from adapterhub.engine.output_format import OutputFormat
@@ -14,7 +14,7 @@ from adapterhub.routing.decision import RouteDecision
 
 @dataclass(frozen=True)
 class Usage:
-    """What an answer cost.
+    """Tokens and time of an answer.
 
     Attributes:
         prompt_tokens: Tokens of the prompt.
@@ -43,14 +43,14 @@ class Generation:
 
     Attributes:
         text: The answer; with `n` above 1, the first of them.
-        adapter: The name of the adapter that answered; None means the bare base. Of a blend its reference, with
+        adapter: The name of the adapter that answered; None means the bare base. For a blend its reference, with
             versions: `json@1:0.7+support@2:0.3`.
-        version: The adapter's version; None of a blend.
+        version: The adapter's version; None for a blend.
         route: The router's decision, if the request asked for `adapter="auto"`.
         usage: Tokens and time.
         finish_reason: `"stop"` (end token or stop string) or `"length"`.
         completions: All `n` answers, with token ids and log-probabilities.
-        output_format: The form that was asked for.
+        output_format: The output format that was asked for.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Generation:
 
     @property
     def parsed(self) -> Any:
-        """The answer's value where a form was asked for: of the schema's type, or JSON's; else its text.
+        """The value of structured output: of the schema's type, or JSON's; the text where no schema was given.
 
         Raises:
             GenerationError: The text passes the grammar but not the type's own checks; see `OutputFormat.parse`.
@@ -73,36 +73,39 @@ class Generation:
 
 
 class GenerationStream(Iterator[str]):
-    """An answer while it arrives: iterate over its pieces of text, then read `result`.
+    """A streamed answer: iterate over its text deltas, then read `result`.
 
-    Closing it, or leaving its `with` block, cancels what is left of the answer.
+    Closing it, or leaving its `with` block, aborts the request.
+
+    Args:
+        deltas: The text deltas, and last the `Generation`.
     """
 
-    def __init__(self, pieces: Generator[str | Generation]) -> None:
-        self._pieces = pieces
+    def __init__(self, deltas: Generator[str | Generation]) -> None:
+        self._deltas = deltas
         self._result: Generation | None = None
-        # A task may be cancelled while a thread still waits for the next piece: `close` has to wait for it too.
+        # A task may be cancelled while a thread still waits for the next delta: `close` has to wait for it.
         self._lock = threading.Lock()
 
     @property
     def result(self) -> Generation | None:
-        """The whole answer, once the stream has ended; None before, or if it was cancelled."""
+        """The whole answer once the stream has ended; None before, or if it was aborted."""
         return self._result
 
     def __next__(self) -> str:
         with self._lock:
-            for piece in self._pieces:
-                if isinstance(piece, str):
-                    return piece
-                self._result = piece
+            for delta in self._deltas:
+                if isinstance(delta, str):
+                    return delta
+                self._result = delta
             raise StopIteration
 
     def close(self) -> None:
-        """Cancels the rest of the answer."""
+        """Aborts the rest of the answer."""
         with self._lock:
-            self._pieces.close()
+            self._deltas.close()
 
-    def __enter__(self) -> GenerationStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,24 +113,34 @@ class GenerationStream(Iterator[str]):
 
 
 class AsyncGenerationStream(AsyncIterator[str]):
-    """As `GenerationStream`, for `async for`."""
+    """As `GenerationStream`, for `async for` and `async with`.
 
-    def __init__(self, pieces: AsyncGenerator[str | Generation]) -> None:
-        self._pieces = pieces
+    Args:
+        deltas: The text deltas, and last the `Generation`.
+    """
+
+    def __init__(self, deltas: AsyncGenerator[str | Generation]) -> None:
+        self._deltas = deltas
         self._result: Generation | None = None
 
     @property
     def result(self) -> Generation | None:
-        """The whole answer, once the stream has ended; None before, or if it was cancelled."""
+        """The whole answer once the stream has ended; None before, or if it was aborted."""
         return self._result
 
     async def __anext__(self) -> str:
-        async for piece in self._pieces:
-            if isinstance(piece, str):
-                return piece
-            self._result = piece
+        async for delta in self._deltas:
+            if isinstance(delta, str):
+                return delta
+            self._result = delta
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Cancels the rest of the answer."""
-        await self._pieces.aclose()
+        """Aborts the rest of the answer."""
+        await self._deltas.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()

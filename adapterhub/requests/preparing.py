@@ -1,16 +1,16 @@
-"""From what a caller asks to what the engine is asked, and from its answer to what the caller gets.
+"""Prepares a request for the engine, and makes a `Generation` of the engine's completions.
 
-adapter -> route (only for "auto") -> registry -> the card's prompt profile -> token ids -> `Request`
+adapter reference -> route (only for "auto") -> registry -> the card's prompt profile -> token ids -> `Request`
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeGuard
+from typing import Any, TypeGuard
 
 from adapterhub.engine.interface import Completion, Engine, LoraRequest, Request
-from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, OutputFormat
+from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.tokenizer import Message
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
@@ -18,65 +18,52 @@ from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_a
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
 from adapterhub.requests.generation import Generation, Usage
+from adapterhub.requests.options import RequestOptions
 from adapterhub.requests.prompts import PromptStyle, check_text, choose_style, conversation, render
 from adapterhub.routing.decision import RouteDecision
-from adapterhub.routing.filters import EVERYTHING, RouteFilter
+from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
 from adapterhub.routing.router import AdapterRouter
 
 Prompt = str | Sequence[Message]
 BASE_NAMES = frozenset({"base", "__base__"})
-"""Words for the bare base where an adapter's name may stand; the second is PEFT's."""
+"""References to the bare base; the second is PEFT's."""
 
 
 def names_adapter(adapter: str | None) -> TypeGuard[str]:
-    """Whether something else than the bare base is meant."""
+    """Whether a reference names an adapter, a blend or the router's choice, and not the bare base."""
     return adapter is not None and adapter not in BASE_NAMES
 
 
 @dataclass(frozen=True)
-class Options:
-    """The keyword arguments of a request.
+class PreparedRequest:
+    """A request for the engine, with what its `Generation` will report.
 
     Attributes:
-        sampling: Fields of `SamplingParams` that the caller gave.
-        form: What says which form the answer must have: arguments of `OutputFormat.of`.
-        priority: Where requests have to wait, higher ones start first.
+        request: What the engine is asked.
+        adapter: The adapter or blend that answers; None for the bare base.
+        route: The router's decision, if the caller asked for `"auto"`.
     """
 
-    sampling: Mapping[str, Any]
-    form: Mapping[str, Any]
-    priority: int = 0
-
-    @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> Self:
-        """Sorts keyword arguments by what they are about."""
-        rest = dict(arguments)
-        priority = rest.pop("priority", 0)
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise InvalidRequestError(f"A priority is a whole number, not {priority!r}.")
-        form = {name: rest.pop(name) for name in OUTPUT_FORMAT_ARGUMENTS if name in rest}
-        return cls(rest, form, priority)
-
-
-@dataclass(frozen=True)
-class PreparedRequest:
-    """A request ready for the engine, and what its answer will tell about itself."""
-
     request: Request
-    blend: ResolvedAdapter | None
+    adapter: ResolvedAdapter | None
     route: RouteDecision | None
 
     def generation(self, completions: Sequence[Completion], seconds: float) -> Generation:
-        """The answer, given what the engine made in so many seconds."""
-        first, blend = completions[0], self.blend
-        generated = sum(len(completion.token_ids) for completion in completions)
+        """The answer.
+
+        Args:
+            completions: From the engine, `n` of them.
+            seconds: Wall time in the engine.
+        """
+        first, adapter = completions[0], self.adapter
+        completion_tokens = sum(len(completion.token_ids) for completion in completions)
         return Generation(
             text=first.text,
-            adapter=blend.name if blend else None,
-            version=blend.version if blend else None,
+            adapter=adapter.name if adapter else None,
+            version=adapter.version if adapter else None,
             route=self.route,
-            usage=Usage(len(self.request.prompt), generated, seconds),
+            usage=Usage(len(self.request.prompt), completion_tokens, seconds),
             finish_reason=first.finish_reason,
             completions=tuple(completions),
             output_format=self.request.output_format,
@@ -84,12 +71,14 @@ class PreparedRequest:
 
 
 class RequestPreparer:
-    """Makes requests for an engine from a registry's adapters.
+    """Prepares requests for an engine and the adapters of a registry.
+
+    Any thread may call any method.
 
     Args:
         registry: The adapters.
-        engine: Whose tokenizer and base they are for.
-        router: What `AdapterRouter.from_cards` takes beside cards, such as `policy` or `log`.
+        engine: Its tokenizer and its base decide how prompts are rendered and which adapters fit.
+        router: Arguments of `AdapterRouter.from_cards`, such as `policy` or `log`.
     """
 
     def __init__(
@@ -97,108 +86,117 @@ class RequestPreparer:
     ) -> None:
         self._registry = registry
         self._engine = engine
-        self._router = SyncedRouter(registry, lambda card: not self._difference(card), router or {})
+        self._router = SyncedRouter(registry, self.fits_base, router or {})
 
-    def make(
+    def prepare(
         self,
         prompt: Prompt,
         adapter: str | None,
-        options: Options,
-        *,
-        raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: RequestOptions,
         output_format: OutputFormat | None = None,
     ) -> PreparedRequest:
-        """Prepares one request; arguments and errors as in `AdapterHub.generate`.
+        """Prepares one request; errors as in `AdapterHub.generate`.
 
         Args:
             prompt: A text or a conversation.
             adapter: A reference, a blend, `"auto"`, or None for the bare base.
-            options: Sampling and priority, and the form unless `output_format` is given.
-            raw: Take the text as it stands.
-            tools: JSON-Schema descriptions of functions.
-            output_format: The form of the answer.
+            options: What the caller gave beside them.
+            output_format: Takes the place of the one in `options`.
         """
-        output_format = output_format or OutputFormat.of(**options.form)
+        output_format = output_format or OutputFormat.of(**options.output_format)
         if output_format and options.sampling.get("stop"):
             raise InvalidRequestError(
-                "A stop string would cut an answer that has to be whole.",
-                hint="Leave stop out; the form ends it.",
+                "A stop string could cut structured output short.",
+                hint="Leave stop out; the output format ends the answer.",
             )
         route = self.route(prompt) if adapter == "auto" else None
-        chosen = route.adapter if route else adapter
-        blend = resolve_adapter(chosen, self._servable) if names_adapter(chosen) else None
-        profile = blend.main_card.prompt if blend else PromptProfile()
-        tokens, stop = self._tokens(prompt, profile, raw, tools)
-        sampling = SamplingParams.of({"stop": (*stop, *profile.stop)}, profile.generation, options.sampling)
-        source = self._source_of(blend) if blend else None
-        return PreparedRequest(
-            Request(tokens, source, sampling, output_format, options.priority), blend, route
+        reference = route.adapter if route else adapter
+        resolved = resolve_adapter(reference, self._resolve_for_base) if names_adapter(reference) else None
+        card = resolved.main_card if resolved else None
+        profile = card.prompt if card else PromptProfile()
+        token_ids, style_stop = self._tokenize(prompt, profile, options)
+        stop = {"stop": (*style_stop, *profile.stop)}
+        request = Request(
+            prompt=token_ids,
+            adapter=self._lora_request_of(resolved) if resolved else None,
+            sampling=SamplingParams.of(stop, profile.generation, options.sampling),
+            output_format=output_format,
+            priority=_priority(options, card),
         )
+        return PreparedRequest(request, resolved, route)
 
     @property
     def has_router(self) -> bool:
-        """Whether the router is there already; else it is fitted when it is asked for."""
+        """Whether the router is fitted; else the first use of `router` fits it."""
         return self._router.is_fitted
 
     @property
     def router(self) -> AdapterRouter:
-        """The router for the registry as it is now."""
+        """The router for the registry's present state."""
         return self._router.current()
 
-    def route(self, prompt: Prompt, where: RouteFilter = EVERYTHING) -> RouteDecision:
-        """Says which adapter should answer; see `AdapterHub.route`."""
-        return self.router.route(conversation(prompt), where=where)
+    def route(self, prompt: Prompt, where: RouteFilter | None = None) -> RouteDecision:
+        """Chooses an adapter; see `AdapterHub.route`."""
+        return self.router.route(conversation(prompt), where=where or RouteFilter())
 
-    def style(self, adapter: str | None) -> PromptStyle:
-        """The form in which an adapter's prompts are written."""
+    def prompt_style(self, adapter: str | None) -> PromptStyle:
+        """The prompt style of an adapter; see `AdapterHub.prompt_style`."""
         return self._style(
-            self.found(adapter).main_card.prompt if names_adapter(adapter) else PromptProfile()
+            self.resolve(adapter).main_card.prompt if names_adapter(adapter) else PromptProfile()
         )
 
-    def found(self, ref: str) -> ResolvedAdapter:
-        """The adapter, or the adapters of a blend, that a reference names."""
-        return resolve_adapter(ref, self._registry.resolve)
+    def resolve(self, reference: str) -> ResolvedAdapter:
+        """The adapter, or the adapters of a blend, that a reference names, whatever base they are for."""
+        return resolve_adapter(reference, self._registry.resolve)
 
-    def source(self, ref: str) -> LoraRequest:
+    def lora_request(self, reference: str) -> LoraRequest:
         """What the engine loads for a reference."""
-        return self._source_of(self.found(ref))
+        return self._lora_request_of(self.resolve(reference))
 
-    def _tokens(
-        self, prompt: Prompt, profile: PromptProfile, raw: bool, tools: Sequence[Mapping[str, Any]] | None
+    def fits_base(self, card: AdapterCard) -> bool:
+        """Whether an adapter was made for this base, as far as both are known."""
+        return self._base_mismatch(card) is None
+
+    def _tokenize(
+        self, prompt: Prompt, profile: PromptProfile, options: RequestOptions
     ) -> tuple[list[int], tuple[str, ...]]:
-        """What the base reads, and the strings that end its answer."""
+        """The prompt's token ids, and the stop strings of its style."""
         tokenizer = self._engine.tokenizer
-        if raw:
+        if options.raw:
             if not isinstance(prompt, str) or not prompt:
                 raise InvalidRequestError("raw=True takes a text that is not empty, not messages.")
             return tokenizer.encode(check_text(prompt), add_special_tokens=True), ()
         style = self._style(profile)
-        text = render(conversation(prompt, profile.system), style, tokenizer, tools=tools)
-        # A chat template writes the base's special tokens itself.
+        text = render(conversation(prompt, profile.system), style, tokenizer, tools=options.tools)
+        # A chat template writes the special tokens itself.
         return tokenizer.encode(check_text(text), add_special_tokens=style.format != "chat"), style.stop
 
     def _style(self, profile: PromptProfile) -> PromptStyle:
         return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)
 
-    def _servable(self, ref: str) -> AdapterCard:
-        card = self._registry.resolve(ref)
-        difference = self._difference(card)
-        if difference:
+    def _resolve_for_base(self, reference: str) -> AdapterCard:
+        card = self._registry.resolve(reference)
+        mismatch = self._base_mismatch(card)
+        if mismatch:
             raise AdapterIncompatibleError(
-                f"Adapter {card.ref!r} was made for another base than {self._engine.base_name!r}: {difference}.",
+                f"Adapter {card.ref!r} was made for another base than {self._engine.base_name!r}: {mismatch}.",
                 hint="Load the base that its card names, or register it for this one with force.",
             )
         return card
 
-    def _difference(self, card: AdapterCard) -> str | None:
-        """How the base that an adapter was made for differs from this one, if both are known."""
-        mine, trained_on = self._engine.fingerprint, card.base.fingerprint
-        return trained_on.mismatch(mine) if mine and trained_on else None
+    def _base_mismatch(self, card: AdapterCard) -> str | None:
+        loaded, trained_on = self._engine.fingerprint, card.base.fingerprint
+        return trained_on.mismatch(loaded) if loaded and trained_on else None
 
-    def _source_of(self, adapter: ResolvedAdapter) -> LoraRequest:
+    def _lora_request_of(self, resolved: ResolvedAdapter) -> LoraRequest:
         parts = [
             (StoredLoraRequest(card.ref, card.digest, self._registry.folder(card)), weight)
-            for card, weight in adapter.parts
+            for card, weight in resolved.parts
         ]
-        return BlendedLoraRequest.of(adapter.ref, parts) if isinstance(adapter, Blend) else parts[0][0]
+        return BlendedLoraRequest.of(resolved.ref, parts) if isinstance(resolved, Blend) else parts[0][0]
+
+
+def _priority(options: RequestOptions, card: AdapterCard | None) -> int:
+    if options.priority is not None:
+        return options.priority
+    return card.serving.priority if card else 0

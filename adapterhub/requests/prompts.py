@@ -1,11 +1,11 @@
-"""From a conversation to the text that the base reads.
+"""Renders a conversation as the prompt text of the base.
 
 Four formats, chosen in this order and never silently (`adapterhub show NAME` prints the choice):
 
-1. the card's own chat template, because an adapter answers best in the form it was trained on;
+1. the card's own chat template, because an adapter answers best in the format it was trained on;
 2. the base tokenizer's chat template;
-3. `### Instruction:` / `### Response:` (the Alpaca form), where there is no chat template;
-4. the plain `Instruction: ...` / `Response:` form, only where a card asks for it.
+3. `### Instruction:` / `### Response:` (Alpaca's format), where there is no chat template;
+4. the plain `Instruction: ...` / `Response:` format, only where a card asks for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """The form of a prompt and where it came from.
+    """The format of a prompt and where it came from.
 
     Attributes:
         format: `"chat"`, `"instruction"` or `"plain"`.
@@ -52,7 +52,7 @@ def choose_style(
     card_format: PromptFormat = "auto",
     card_template: str | None = None,
 ) -> PromptStyle:
-    """Decides the form of a prompt; the module's first lines give the order.
+    """Chooses the format of a prompt, in the order of this module's docstring.
 
     Args:
         tokenizer_template: The base tokenizer's chat template, if it has one; or several by name, of which
@@ -83,7 +83,7 @@ def choose_style(
 
 
 def conversation(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
-    """Makes a list of messages of what a caller gives, with the card's system prompt unless it brings its own.
+    """Normalises a prompt to messages, with the card's system prompt unless they bring their own.
 
     Args:
         prompt: A text (one user message) or messages.
@@ -111,10 +111,10 @@ def conversation(prompt: str | Sequence[Message], system: str | None = None) -> 
 
 
 def check_text(text: str) -> str:
-    """Returns a text that a tokenizer can read.
+    """Returns the text if it is valid Unicode.
 
     Raises:
-        InvalidRequestError: It holds half a character, as text does that was not UTF-8.
+        InvalidRequestError: It holds a lone surrogate, as text does that was not UTF-8.
     """
     try:
         text.encode()
@@ -148,7 +148,7 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     answer_follows: bool = True,
 ) -> str:
-    """The text of a conversation in a style.
+    """Renders a conversation in a style.
 
     Args:
         messages: The turns, oldest first.

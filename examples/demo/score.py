@@ -21,6 +21,7 @@ from rich.table import Table
 
 from adapterhub import AdapterHub
 from adapterhub.demo import demo_registry_folder
+from adapterhub.export import merged_agreement
 from examples.demo.data import TASKS
 from examples.demo.tasks import Record
 
@@ -86,7 +87,9 @@ def agreement(hub: AdapterHub, n: int, seed: int = SEED) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as scratch:
             merged = Path(scratch) / task
             hub.merge(task, merged)
-            agreeing[task] = hub.agreement(task, merged, prompts, tools=offers, max_tokens=MAX_TOKENS)
+            agreeing[task] = merged_agreement(
+                hub.engine, hub.registry, task, merged, prompts, tools=offers, max_tokens=MAX_TOKENS
+            )
     return agreeing
 
 

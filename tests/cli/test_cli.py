@@ -359,6 +359,23 @@ class TestMerge:
         merged = run("merge", "json", tmp_path / "merged", "--check", 0)
         assert (merged.code, merged.out) == (0, f"{tmp_path / 'merged'}\n")
 
+    @pytest.mark.parametrize("options", [(), ("--revision", "v2")], ids=["card", "option"])
+    def test_the_bases_revision_is_passed_on(
+        self, own, tiny_adapters, tiny_base, tmp_path, monkeypatch, options
+    ):
+        own("add", "json", tiny_adapters["json"], "--base", tiny_base)
+        path = tmp_path / "registry" / "json" / "1" / "card.json"
+        card = json.loads(path.read_text())
+        card["base"]["revision"] = "v1"
+        path.write_text(json.dumps(card))
+        located = []
+        monkeypatch.setattr(
+            "adapterhub.base.locating.locate_base",
+            lambda name, *, revision=None: located.append((name, revision)) or tiny_base,
+        )
+        assert own("merge", "json", tmp_path / "merged", "--check", 0, *options).code == 0
+        assert located == [(str(tiny_base), options[-1] if options else "v1")]
+
     def test_a_folder_in_use_is_refused(self, run, tmp_path):
         (tmp_path / "file").touch()
         refused = run("merge", "json", tmp_path, "--check", 0)

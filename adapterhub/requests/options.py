@@ -1,0 +1,146 @@
+"""The options of a request: sampling, output format and priority, under vLLM's names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypedDict
+
+from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, Schema
+from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.errors import InvalidRequestError
+
+VLLM_NAMES = {"json": "schema", "choice": "choices"}
+"""Names of vLLM's structured outputs -> ours."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Fields of `SamplingParams`, and the priority."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    seed: int | None
+    ignore_eos: bool
+    n: int
+    logprobs: int | None
+    priority: int
+
+
+class GenerationOptions(SamplingOptions, total=False):
+    """The options of one request. At most one output format; `json` is `schema`, `choice` is `choices`."""
+
+    schema: Schema | None
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
+    json: Schema | None
+    choice: Sequence[str] | None
+
+
+class BatchGenerationOptions(SamplingOptions, total=False):
+    """The options of a batch; an output format is one for all prompts, or a list with one or None for each."""
+
+    schema: Schema | Sequence[Schema | None] | None
+    regex: str | Sequence[str | None] | None
+    grammar: str | Sequence[str | None] | None
+    choices: Sequence[str] | Sequence[Sequence[str] | None] | None
+    json: Schema | Sequence[Schema | None] | None
+    choice: Sequence[str] | Sequence[Sequence[str] | None] | None
+
+
+_KNOWN = tuple(GenerationOptions.__annotations__)
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What a caller gave beside the prompt and the adapter.
+
+    Attributes:
+        sampling: Fields of `SamplingParams` that the caller set.
+        output_format: Arguments of `OutputFormat.of`.
+        priority: Higher ones start first where requests wait; None means the card's.
+        raw: The prompt is taken without chat template or system prompt.
+        tools: JSON-Schema descriptions of functions for the chat template.
+    """
+
+    sampling: Mapping[str, Any]
+    output_format: Mapping[str, Any]
+    priority: int | None = None
+    raw: bool = False
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        options: Mapping[str, Any],
+        sampling_params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Sorts keyword arguments; a single option wins over the same field of `sampling_params`.
+
+        Args:
+            options: `GenerationOptions` or `BatchGenerationOptions`.
+            sampling_params: Of these only the fields that were set count.
+            raw: See the attribute.
+            tools: See the attribute.
+
+        Raises:
+            InvalidRequestError: An unknown name, a name given twice, or a value of another type.
+        """
+        if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
+            raise InvalidRequestError(
+                f"sampling_params= takes a SamplingParams, not {type(sampling_params).__name__}.",
+                hint="Give single options as keyword arguments: generate(prompt, max_tokens=20).",
+            )
+        rest = _canonical(options)
+        output_format = {name: rest.pop(name) for name in OUTPUT_FORMAT_ARGUMENTS if name in rest}
+        priority = rest.pop("priority", None)
+        if isinstance(priority, bool) or not isinstance(priority, int | None):
+            raise InvalidRequestError(f"A priority is a whole number, not {priority!r}.")
+        fields = sampling_params.model_fields_set if sampling_params else ()
+        return cls(
+            {**{name: getattr(sampling_params, name) for name in fields}, **rest},
+            output_format,
+            priority,
+            raw,
+            tools,
+        )
+
+    def check_single_completion(self) -> None:
+        """Refuses what a stream cannot give.
+
+        Raises:
+            InvalidRequestError: `n` is above 1.
+        """
+        if self.sampling.get("n", 1) != 1:
+            raise InvalidRequestError("A stream has one completion, so n must be 1.")
+
+
+def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options under our names."""
+    renamed: dict[str, Any] = {}
+    for given, value in options.items():
+        if given not in _KNOWN:
+            near = difflib.get_close_matches(given, _KNOWN, n=1)
+            raise InvalidRequestError(
+                f"There is no option {given!r}.",
+                hint=f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(_KNOWN)}.",
+            )
+        name = VLLM_NAMES.get(given, given)
+        if name in renamed:
+            raise InvalidRequestError(f"{_vllm_name(name)}= and {name}= mean the same; give one of them.")
+        renamed[name] = value
+    return renamed
+
+
+def _vllm_name(name: str) -> str:
+    return next(vllm for vllm, ours in VLLM_NAMES.items() if ours == name)
