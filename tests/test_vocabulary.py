@@ -79,6 +79,7 @@ RETIRED_WORDS = {
     "(parts? of )?prompts? that have yet to be read": "prompts in prefill",
     "answers? in (a|its|the|that) form": "structured output",
     "answers? (that must )?have a form": "structured output",
+    "held to a form": "structured output",
     "forms? of (the|an|its) answers?": "output format",
     "keeps? (it |an answer )?(in|to) (the|its|a) form": "match the output format",
     "forms? that (an answer|answers) must have": "output format",

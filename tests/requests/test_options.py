@@ -5,7 +5,8 @@ import typing
 import pytest
 
 from adapterhub import SamplingParams
-from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, VLLM_NAMES, RequestOptions
+from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS
+from adapterhub.requests.options import VLLM_NAMES, RequestOptions
 from adapterhub.errors import InvalidRequestError
 from adapterhub.requests import BatchGenerationOptions, GenerationOptions
 
