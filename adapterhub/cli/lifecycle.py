@@ -40,7 +40,7 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
     settings = FinetuneConfig.load(config)
     adapters = open_registry(registry)
     # peft and trl take seconds to import, so a mistake in CONFIG is told first.
-    from adapterhub.training.finetune import finetune as run_finetune
+    from adapterhub.training.finetuning import finetune as run_finetune
 
     with _progress(f"Training {settings.name}") as show:
         card = run_finetune(

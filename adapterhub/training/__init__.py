@@ -2,3 +2,33 @@
 
 `finetune` needs the `train` extra (trl, datasets): `pip install "adapterhub[train]"`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from adapterhub.training.config import FinetuneConfig
+    from adapterhub.training.finetuning import finetune
+    from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
+
+__all__ = [
+    "FinetuneConfig",
+    "TrainingResult",
+    "TrainingStep",
+    "finetune",
+    "train_adapter",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "FinetuneConfig": "adapterhub.training.config",
+        "TrainingResult": "adapterhub.training.trainer",
+        "TrainingStep": "adapterhub.training.trainer",
+        "finetune": "adapterhub.training.finetuning",
+        "train_adapter": "adapterhub.training.trainer",
+    },
+)

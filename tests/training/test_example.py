@@ -6,7 +6,7 @@ from pathlib import Path
 from adapterhub import AdapterRegistry
 from adapterhub.training import config
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.finetune import finetune
+from adapterhub.training.finetuning import finetune
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.yaml"
 SECTIONS = (

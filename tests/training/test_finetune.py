@@ -21,7 +21,7 @@ from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import AdapterInvalidError, ConfigError, DatasetError, TrainingError
 from adapterhub.training import trainer
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.finetune import finetune
+from adapterhub.training.finetuning import finetune
 from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
 from tests.tiny import make_base
 
