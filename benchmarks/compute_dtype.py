@@ -1,4 +1,4 @@
-"""Which dtype should a 4-bit base compute in? One decode step, bfloat16 against float32, in turn in one process.
+"""Which dtype should a 4-bit base compute in? One decode step, bfloat16 against float32, alternating in one process.
 
     OMP_NUM_THREADS=1 python -m benchmarks.compute_dtype --shape 200m --json
 
