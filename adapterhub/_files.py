@@ -1,6 +1,6 @@
-"""Writing that a crash cannot break: write aside, flush to disk, rename.
+"""Atomic writes of files and folders: write to a temporary path, flush to disk, rename.
 
-`rename` within one file system is atomic (POSIX): readers see the old state or the new, never a mixture.
+`rename` within one file system is atomic (POSIX), so readers see the old content or the new one. Also bounded reads.
 """
 
 from __future__ import annotations
@@ -18,45 +18,46 @@ from adapterhub.errors import AdapterInvalidError
 
 
 def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> None:
-    """Replaces a file's content in one step.
+    """Replaces the content of a file atomically.
 
     Args:
         path: The file; its folder must exist.
-        data: The whole new content.
-        staging: Where to write first, on the same file system; beside the file if not given. A process that
-            is killed leaves its unfinished file there.
+        data: The new content.
+        staging: Folder for the temporary file, on the same file system; that of `path` if not given. A
+            process that is killed leaves the temporary file there.
     """
-    aside = (staging or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
+    temporary = (staging or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        with aside.open("xb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Makes a folder that appears whole or not at all.
+    """Creates a folder with its content atomically.
 
-    Yields a folder beside `target` to write into; on leaving without an exception it is flushed and renamed.
+    Yields a temporary folder beside `target` to write into, which is flushed and renamed to `target` at the end, or
+    removed after an exception.
 
     Args:
-        target: Where the folder is to appear; it must not exist, or be empty.
+        target: The new folder. It must not exist, or be empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    aside.mkdir()
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
-        yield aside
-        sync_tree(aside)
-        aside.rename(target)
+        yield temporary
+        sync_tree(temporary)
+        temporary.rename(target)
         sync_folder(target.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:
@@ -82,14 +83,14 @@ def sha256_file(path: Path) -> str:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Reads a regular file that others may have written.
+    """Reads an untrusted file: a regular one of bounded size.
 
     Args:
-        path: The file; a symbolic link, pipe or device is not read.
-        limit: The most bytes that it may have.
+        path: The file. Symbolic links, pipes and devices are refused.
+        limit: Maximum size in bytes.
 
     Raises:
-        AdapterInvalidError: There is no such file, it is not regular, or it is too large.
+        AdapterInvalidError: The file does not exist, is not regular, or is too large.
     """
     try:
         status = path.lstat()

@@ -3,11 +3,10 @@
     python -m benchmarks.adapter_load --threads 1 --pin 0 --shape 200m
 
 Switching is `AdapterHub.set_adapter`, which sets a context variable, against PEFT's, which walks every layer and every
-loaded adapter. Loading is the time to the first token of an answer to one token, by where the adapter is at first:
-in its slot, in host memory while another adapter has the slot, or on disk, in the operating system's cache or not.
-What is more than with the adapter in its slot is the cost of the load. The same without an engine and without a step of
-the model is "into the slot": checking, reading and scaling the adapter, and filling the slot. Both are compared with
-plainly reading the file into memory that is freed again.
+loaded adapter. Loading is the time to first token of a one-token request, by where the adapter is before it: in its
+LoRA slot, in host memory while another adapter has the slot, or on disk, in the page cache or not. The difference to an
+adapter in its slot is the cost of the load. "Into the slot" is the same without engine and forward: checking, reading
+and scaling the adapter, and filling the slot. Both are compared with reading the file alone.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from benchmarks.shapes import write_adapter
 
 Times = dict[str, list[float]]
 CACHED, UNCACHED = "on disk, cached", "on disk"
-READ_FILE, INTO_SLOT, OURS = "plainly reading", "ours, into the slot", "ours"
+READING, INTO_SLOT, OURS = "reading alone", "ours, into the slot", "ours"
 
 
 class Ours:
-    """An engine with one slot, and the states from which an adapter can be requested."""
+    """An engine with one LoRA slot, and requests for an adapter in each location."""
 
     def __init__(self, base: Base, adapter: StoredLoraRequest, other: StoredLoraRequest) -> None:
         self._engine = BatchingEngine(base, EngineLimits(max_loras=1))
@@ -55,19 +54,19 @@ class Ours:
         self._engine.generate([Request([5], adapter or self._adapter, once)])
 
     def evict(self) -> None:
-        """Forgets the adapter, on the host too."""
+        """Unloads the adapter, from host memory too."""
         self._engine.unload(self._adapter)
 
     def round(self, options: argparse.Namespace, times: Times) -> None:
-        """Takes all times once."""
+        """Measures all times once."""
         self.first_token()
         times.setdefault("in its slot", []).append(timed(self.first_token, options))
         self.first_token(self._other)
         times.setdefault("in host memory", []).append(timed(self.first_token, options))
-        for state in (CACHED, UNCACHED):
+        for location in (CACHED, UNCACHED):
             times.setdefault("evict", []).append(timed(self.evict, options))
-            _prepare(self._adapter, state)
-            times.setdefault(state, []).append(timed(self.first_token, options))
+            _prepare(self._adapter, location)
+            times.setdefault(location, []).append(timed(self.first_token, options))
 
     def close(self) -> None:
         """Ends the engine."""
@@ -75,7 +74,7 @@ class Ours:
 
 
 class IntoSlot:
-    """An adapter's path from disk to host memory to a slot, with no engine around it."""
+    """Loading an adapter from disk to host memory to a slot, without an engine."""
 
     def __init__(self, base: Base, adapter: StoredLoraRequest) -> None:
         self._layers = LoraModelManager(base.model, slots=1, dtype=base.compute_dtype)
@@ -90,7 +89,7 @@ class IntoSlot:
         )
 
     def fill(self) -> None:
-        """From host memory into the slot, over the adapter that it holds."""
+        """From host memory into the slot, replacing the adapter in it."""
         self._layers.load(0, self._deltas)
 
     def load(self) -> None:
@@ -104,13 +103,13 @@ class IntoSlot:
         self._deltas = {}
 
     def round(self, options: argparse.Namespace, times: Times) -> None:
-        """Takes all times once."""
+        """Measures all times once."""
         self.load()
         times.setdefault("in host memory", []).append(timed(self.fill, options))
-        for state in (CACHED, UNCACHED):
+        for location in (CACHED, UNCACHED):
             times.setdefault("evict", []).append(timed(self.evict, options))
-            _prepare(self._adapter, state)
-            times.setdefault(state, []).append(timed(self.load, options))
+            _prepare(self._adapter, location)
+            times.setdefault(location, []).append(timed(self.load, options))
 
 
 class Peft:
@@ -137,45 +136,45 @@ class Peft:
         self._model.delete_adapter(self._adapter.name)
 
     def round(self, options: argparse.Namespace, times: Times) -> None:
-        """Takes all times once."""
-        for state in (CACHED, UNCACHED):
-            _prepare(self._adapter, state)
-            times.setdefault(state, []).append(timed(self.load, options))
+        """Measures all times once."""
+        for location in (CACHED, UNCACHED):
+            _prepare(self._adapter, location)
+            times.setdefault(location, []).append(timed(self.load, options))
             times.setdefault("in its slot", []).append(timed(self.first_token, options))
             self._model.set_adapter(self._others[0].name)
             times.setdefault("evict", []).append(timed(self.evict, options))
 
 
-def _prepare(adapter: StoredLoraRequest, state: str) -> None:
-    """Puts an adapter's file into the operating system's cache, or takes it out (Linux)."""
+def _prepare(adapter: StoredLoraRequest, location: str) -> None:
+    """Loads an adapter's file into the page cache, or drops it from there (Linux)."""
     path = adapter.folder / "adapter_model.safetensors"
     path.read_bytes()
-    if state == UNCACHED:
+    if location == UNCACHED:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read(adapter: StoredLoraRequest, options: argparse.Namespace, times: Times) -> None:
-    """Plainly reads the file."""
-    for state in (CACHED, UNCACHED):
-        _prepare(adapter, state)
+    """Reads the file."""
+    for location in (CACHED, UNCACHED):
+        _prepare(adapter, location)
         read = (adapter.folder / "adapter_model.safetensors").read_bytes
-        times.setdefault(state, []).append(timed(read, options))
+        times.setdefault(location, []).append(timed(read, options))
 
 
 def loads(
     base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Contender -> state -> median milliseconds, and what -> state -> multiple of reading the file; interleaved."""
+    """Contender -> location -> median milliseconds, and load -> location -> ratio to reading alone."""
     adapter, *others = sources
     ours, into_slot = Ours(twin(base), adapter, others[0]), IntoSlot(twin(base), adapter)
     pefts = {
         f"PEFT, {count} loaded": Peft(load_peft(twin(base), others[:count]), adapter, others)
         for count in options.adapters
     }
-    times: dict[str, Times] = {READ_FILE: {}, INTO_SLOT: {}, OURS: {}, **{name: {} for name in pefts}}
+    times: dict[str, Times] = {READING: {}, INTO_SLOT: {}, OURS: {}, **{name: {} for name in pefts}}
     for _ in range(options.rounds):
-        _read(adapter, options, times[READ_FILE])
+        _read(adapter, options, times[READING])
         into_slot.round(options, times[INTO_SLOT])
         ours.round(options, times[OURS])
         for name, peft in pefts.items():
@@ -189,10 +188,10 @@ def _medians(times: Times) -> dict[str, float]:
 
 
 def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
-    ours, states = times[OURS], (CACHED, UNCACHED)
+    ours, locations = times[OURS], (CACHED, UNCACHED)
     more = {
-        state: [cold - warm for cold, warm in zip(ours[state], ours["in its slot"], strict=True)]
-        for state in states
+        location: [cold - warm for cold, warm in zip(ours[location], ours["in its slot"], strict=True)]
+        for location in locations
     }
     taken = {
         INTO_SLOT: times[INTO_SLOT],
@@ -200,7 +199,7 @@ def _over_reading(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
         "first token": ours,
     }
     return {
-        what: {state: ratio(own[state][1:], times[READ_FILE][state][1:]) for state in states}
+        what: {location: ratio(own[location][1:], times[READING][location][1:]) for location in locations}
         for what, own in taken.items()
     }
 
@@ -210,7 +209,7 @@ def switches(
 ) -> dict[int, dict[str, float]]:
     """Number of adapters -> contender -> median microseconds of a switch."""
     registry, results = AdapterRegistry(scratch / "registry"), {}
-    hub, model = AdapterHub(EchoEngine(), registry), None  # the engine has no part in a switch
+    hub, model = AdapterHub(EchoEngine(), registry), None  # a switch does not use the engine
     for count in sorted(options.adapters):
         names = [source.name for source in sources[:count]]
         for source in sources[len(registry.list()) : count]:
@@ -224,7 +223,7 @@ def switches(
         for index in range(20 * options.rounds):
             for name, switch in contenders.items():
                 times[name].append(timed(lambda: switch(names[index % count]), options))  # noqa: B023  called immediately
-        # Each name's first switch reads the registry.
+        # The first switch to each name reads the registry.
         results[count] = {name: 1e6 * statistics.median(taken[count:]) for name, taken in times.items()}
     return results
 
@@ -234,9 +233,9 @@ def show(results: dict[str, Any]) -> None:
     print("\nswitch, microseconds\n")
     table(["adapters", "ours", "PEFT"], [[n, t["ours"], t["PEFT"]] for n, t in results["switch"].items()])
     print(f"\nmilliseconds to the first token, of an adapter of {results['file_mib']:.1f} MiB that is\n")
-    states = ["in its slot", "in host memory", CACHED, UNCACHED, "evict"]
-    table(["", *states], [[name, *map(of.get, states)] for name, of in results["load"].items()])
-    print("\nover plainly reading the file\n")
+    locations = ["in its slot", "in host memory", CACHED, UNCACHED, "evict"]
+    table(["", *locations], [[name, *map(of.get, locations)] for name, of in results["load"].items()])
+    print("\nover reading the file alone\n")
     table(["", CACHED, UNCACHED], [[what, *of.values()] for what, of in results["over_reading"].items()])
 
 
@@ -252,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = write_adapter(
             scratch / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
         )
-        os.sync()  # what is not on disk yet cannot leave the operating system's cache
+        os.sync()  # dirty pages cannot be dropped from the page cache
         sources = [
             StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters) + 1)
         ]

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.merge --shape 1.1b
 
-Each contender runs in a process of its own, since memory that a process once took is not given back; they take turns.
-Memory is the highest anonymous memory (what is not a mapped file) above what the imports take.
+Each contender runs in its own process, since a process does not return memory to the system; they alternate.
+Memory is the peak of anonymous memory (without mapped files) above that of the imports.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_adapter(base: Path, out: Path) -> None:
 def run(contender: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
     """Merges once in this process, watching its memory."""
     if contender == "adapterhub":
-        from adapterhub.export.merge import merge_adapter
+        from adapterhub.export import merge_adapter
     else:
         import torch
         from peft import PeftModel

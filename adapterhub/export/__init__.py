@@ -1,4 +1,4 @@
-"""Adapters out of the hub: merged into 16-bit weights."""
+"""Export: an adapter merged into the 16-bit weights of its base."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The verb `merge`: an adapter into its base's 16-bit weights, written as a model that stands alone.
+"""Merging an adapter into its base's 16-bit weights on disk, written as a standalone model.
 
-`W + scaling * B @ A` is computed in float32 and rounded once, one tensor at a time. A merge changes no shape and
-no dtype, so every shard keeps its header byte for byte, and the weights follow it in the same order: memory holds
-one tensor, however large the model. Merging into the 4-bit weights instead would round away a light fine-tune; no
-loaded model is read or touched here.
+`W + scaling * B @ A` is computed in float32 and rounded once, one tensor at a time. Shapes and dtypes stay, so every
+shard keeps its header byte for byte and its tensors are streamed in the same order: memory holds one tensor, whatever
+the size of the model. No loaded model is used. Merging into 4-bit weights would round away a light fine-tune.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 
 LINEAGE_FILE = "merge.json"
-"""The file beside the merged weights that says what they were made of."""
+"""The file with the `MergeReport`, beside the merged weights."""
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _MERGED_DTYPES = ("BF16", "F16", "F32")
@@ -39,18 +38,18 @@ _BLOCK_ELEMENTS = 2**20
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge made, and of what; the merged folder holds it as `merge.json`.
+    """The lineage of a merged model; written beside it as `merge.json`.
 
     Attributes:
         base: The base's name.
         base_digest: Its fingerprint's digest.
-        adapter: The adapter as `name@version`; its folder's name if it came from no registry.
-        adapter_digest: Digest of its weights and settings.
+        adapter: `name@version`; the folder's name if it has no card.
+        adapter_digest: The adapter's digest.
         method: The arithmetic.
-        dtypes: Dtypes of the weights that changed, as safetensors spells them.
-        merged: How many weights changed.
-        tensors: How many weights there are.
-        size_bytes: Size of all weight files.
+        dtypes: Dtypes of the merged weights, in safetensors' notation.
+        merged: Number of weights that the adapter changed.
+        tensors: Number of weights in all.
+        size_bytes: Size of all shards.
     """
 
     base: str
@@ -72,22 +71,22 @@ def merge_adapter(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
-    """Merges an adapter into its base's weights on disk and writes a model that loads with transformers alone.
+    """Merges an adapter into its base's weights on disk, as a model that transformers loads without PEFT.
 
-    Config, tokenizer, chat template and generation config come along; tied embeddings stay tied.
+    Config, tokenizer, chat template and generation config are copied; tied embeddings stay tied.
 
     Args:
         base_folder: The base in 16 or 32 bits: `config.json` and safetensors, in one file or in shards.
-        adapter_folder: A PEFT folder, or a version's folder in a registry (its card goes into the lineage).
-        out: A folder that does not exist yet, or is empty.
-        force: Merge also into another base than the one that the adapter's card records, if the shapes fit.
-        progress: Called with the bytes of weights written so far, and in all.
+        adapter_folder: A PEFT folder, or a version's folder in a registry, whose card is used for the lineage.
+        out: The new folder; it must not exist, or be empty.
+        force: Also merge into a base other than the one on the adapter's card, if the shapes fit.
+        progress: Called with the bytes of weights written so far and in total.
 
     Raises:
-        ExportError: `out` is not empty, the base is quantised, a module has no weight of its own in the base, a
-            merged weight is no finite number, or writing failed. Nothing is left behind.
+        ExportError: `out` is not empty, the base is quantised, a module has no untied weight in the base, a merged
+            weight is not finite, or writing failed. Then `out` is not created.
         AdapterInvalidError: The adapter's files are damaged.
-        AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or belongs to another base.
+        AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
     """
     out = Path(out)
@@ -98,8 +97,8 @@ def merge_adapter(
     merge = _Merge(Path(base_folder), Path(adapter_folder), inspect_adapter(Path(adapter_folder)))
     merge.check(force=force)
     try:
-        with new_folder(out) as aside:
-            merge.write(aside, progress or (lambda written, total: None))
+        with new_folder(out) as temporary:
+            merge.write(temporary, progress or (lambda written, total: None))
     except OSError as error:
         raise ExportError(
             f"The merged model could not be written to {str(out)!r}: {error.strerror or error}.",
@@ -110,14 +109,14 @@ def merge_adapter(
 
 @dataclass(frozen=True)
 class _Merge:
-    """One merge: `check` before anything is written, then `write`."""
+    """One merge: `check` raises before `write` writes anything."""
 
     base: Path
     adapter: Path
-    found: AdapterInfo
+    info: AdapterInfo
 
     def check(self, *, force: bool) -> None:
-        check_fit(self.found.modules, base_shapes(self.base), self.found.config.settings)
+        check_fit(self.info.modules, base_shapes(self.base), self.info.config.settings)
         recorded = self.card.base.fingerprint if self.card else None
         difference = recorded.mismatch(self.fingerprint) if recorded else None
         if difference and not force:
@@ -149,7 +148,7 @@ class _Merge:
     def _write_shard(
         self, source: BufferedReader, target: BufferedWriter, header: Mapping[str, TensorInfo]
     ) -> Iterator[int]:
-        """Writes one shard, yielding the size of each piece written."""
+        """Writes one shard, yielding the number of bytes of each write."""
         yield from _copy(source, target, 0, 8 + int.from_bytes(source.read(8), "little"))
         with (self.adapter / WEIGHTS_FILE).open("rb") as adapter:
             for name, info in header.items():
@@ -161,9 +160,9 @@ class _Merge:
 
     def _merged(self, module: str, weight: torch.Tensor, adapter: BufferedReader) -> torch.Tensor:
         parts = {part: _read(adapter, info).float() for part, info in self.parts[module].items()}
-        scaling, magnitudes = self.found.config.settings.scaling(module), parts.get("lora_magnitude_vector")
+        scaling, magnitudes = self.info.config.settings.scaling(module), parts.get("lora_magnitude_vector")
         rows = weight.T if stores_transposed(self.fingerprint.model_type, module) else weight
-        # By blocks of rows, so that the float32 intermediates stay small.
+        # In blocks of rows, to bound the size of the float32 intermediates.
         count = max(1, _BLOCK_ELEMENTS // rows.shape[1])
         for block in (slice(start, start + count) for start in range(0, len(rows), count)):
             delta = (parts["lora_B"][block] @ parts["lora_A"]).mul_(scaling)
@@ -202,27 +201,27 @@ class _Merge:
 
     @cached_property
     def targets(self) -> dict[str, str]:
-        """Name of a weight in the base -> module of the adapter that changes it."""
-        return {self._weight_of(module): module for module in self.found.modules}
+        """Weight name in the base -> the adapter's module."""
+        return {self._weight_of(module): module for module in self.info.modules}
 
     def _weight_of(self, module: str) -> str:
-        # A checkpoint of the inner model lacks its name: GPT-2's has `h.0`, the module is `transformer.h.0`.
+        # A checkpoint may omit transformers' `base_model_prefix`: GPT-2's has `h.0`, the module is `transformer.h.0`.
         for name in (f"{module}.weight", f"{module.partition('.')[2]}.weight"):
             if name in self.tensors:
                 return name
         raise ExportError(
-            f"The base has no weight of its own for {module!r}.",
-            hint="An output head that shares the embedding's weights cannot be merged into; train without it.",
+            f"The base has no untied weight for {module!r}.",
+            hint="A merge into an output head with tied weights would change the embedding too; train without it.",
         )
 
     @cached_property
     def report(self) -> MergeReport:
-        settings, card = self.found.config.settings, self.card
+        settings, card = self.info.config.settings, self.card
         return MergeReport(
             base=_public_name(card.base.name if card else None) or self.base.name,
             base_digest=self.fingerprint.digest,
             adapter=card.ref if card else self.adapter.name,
-            adapter_digest=self.found.digest,
+            adapter_digest=self.info.digest,
             method="DoRA, float32" if settings.use_dora else "W + scaling * B @ A, float32",
             dtypes=tuple(sorted({self.tensors[name].dtype for name in self.targets})),
             merged=len(self.targets),
@@ -233,11 +232,11 @@ class _Merge:
 
 def _merge_rows(rows: torch.Tensor, delta: torch.Tensor, magnitudes: torch.Tensor | None) -> None:
     if magnitudes is None:
-        rows += delta  # adds in float32 and rounds once
+        rows += delta  # computed in float32 and rounded once
         return
-    # DoRA: the changed rows' directions, the trained lengths (https://arxiv.org/abs/2402.09353, equation 5).
-    changed = rows.float() + delta
-    rows.copy_(changed.mul_((magnitudes / torch.linalg.norm(changed, dim=1)).unsqueeze(1)))
+    # DoRA: direction of W + delta, norms from the magnitude vector (https://arxiv.org/abs/2402.09353, equation 5).
+    direction = rows.float() + delta
+    rows.copy_(direction.mul_((magnitudes / torch.linalg.norm(direction, dim=1)).unsqueeze(1)))
 
 
 def _read(file: BufferedReader, info: TensorInfo) -> torch.Tensor:
@@ -256,12 +255,12 @@ def _copy(source: BufferedReader, target: BufferedWriter, start: int, end: int) 
 
 def _files_to_copy(folder: Path) -> Iterator[Path]:
     names = {path.name for pattern in _COPIED for path in folder.glob(pattern)}
-    unwanted = {path.name for pattern in _NOT_COPIED for path in folder.glob(pattern)}
-    return (folder / name for name in sorted(names - unwanted) if (folder / name).is_file())
+    excluded = {path.name for pattern in _NOT_COPIED for path in folder.glob(pattern)}
+    return (folder / name for name in sorted(names - excluded) if (folder / name).is_file())
 
 
 def _public_name(name: str | None) -> str | None:
-    # A folder of this machine means nothing where the merged model goes.
+    # A local path means nothing on other machines.
     return Path(name).name if name and Path(name).is_dir() else name
 
 

@@ -1,4 +1,4 @@
-"""The registry of adapters: cards, the folder store, checks, and where adapters come from."""
+"""The registry of adapters: cards, references, and the folder of named, versioned, checked adapters."""
 
 from adapterhub.registry.cards import (
     AdapterCard,

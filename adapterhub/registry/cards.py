@@ -1,7 +1,7 @@
-"""The card: everything the registry knows about one version of an adapter, apart from its weights.
+"""The card: the metadata of one version of an adapter.
 
-A card is immutable; `AdapterRegistry.update` writes a new one in its place. On disk it is `card.json` with
-only what differs from the defaults, so that it reads well and a change shows as one line in a diff.
+A card is immutable; `AdapterRegistry.update` replaces it. `card.json` holds only the fields that differ from their
+defaults, so that it is short and a change is one line of a diff.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ MAX_CARD_BYTES = 2**20
 PromptFormat: TypeAlias = Literal["auto", "chat", "instruction", "plain"]
 
 
-class _Part(BaseModel):
+class _CardModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Source(_Part):
+class Source(_CardModel):
     """Where an adapter came from."""
 
     uri: str
-    """`hf://organisation/name`, or whatever the person who registered it gave."""
+    """`hf://organisation/name`, or the text given at registration."""
     revision: str | None = None
-    """The commit of a hub repository."""
+    """The commit of the hub repository."""
 
 
-class BaseInfo(_Part):
+class BaseInfo(_CardModel):
     """The base that an adapter was trained on."""
 
     name: str | None = None
-    """`adapterhub-demo`, a folder or a hub id."""
+    """`adapterhub-demo`, a path or a hub id."""
     revision: str | None = None
     """The base's revision on the hub."""
     fingerprint: BaseFingerprint | None = None
-    """What the base is; None if the adapter was not checked against one."""
+    """Identifies the base; None if the adapter was not checked against one."""
     quantization: str | None = None
     """How the base was stored in training: `nf4`, `fp4`, `int8`; None if unknown or unquantised."""
 
@@ -54,67 +54,67 @@ class PeftInfo(LoraSettings):
     model_config = ConfigDict(extra="forbid")
 
     dtype: str
-    """The weights' dtype, as safetensors spells it."""
+    """The dtype of the weights, in safetensors' notation."""
     size_bytes: int
     """The size of the weights' file."""
 
 
-class Evaluation(_Part):
+class Evaluation(_CardModel):
     """One measured result, in the shape of a Hugging Face model card's `model-index`."""
 
     task_type: str
     """For example `text-generation`."""
     dataset_name: str
-    """What it was measured on."""
+    """The dataset it was measured on."""
     metric_type: str
     """For example `exact_match`."""
     metric_value: Annotated[float, Field(allow_inf_nan=False)] | str
     """The value."""
     metric_name: str | None = None
-    """The metric in words."""
+    """The metric's display name."""
     dataset_type: str | None = None
     """The dataset's id."""
     dataset_split: str | None = None
     """For example `test`."""
     verified: bool | None = None
-    """Whether the hub measured it itself."""
+    """Whether the hub has verified the result."""
 
 
-class PromptProfile(_Part):
-    """How requests to this adapter are written and answered."""
+class PromptProfile(_CardModel):
+    """How prompts for this adapter are rendered, and its sampling defaults."""
 
     system: str | None = None
-    """The system prompt of conversations that bring none."""
+    """The system prompt of conversations without one."""
     format: PromptFormat = "auto"
     """`auto`, `chat`, `instruction` or `plain`."""
     chat_template: str | None = None
-    """A Jinja chat template to use in place of the tokenizer's."""
+    """A Jinja chat template that replaces the tokenizer's."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer."""
+    """Stop strings."""
     generation: dict[str, JsonValue] = {}
-    """Sampling parameters to use where the caller gives none."""
+    """Default sampling parameters."""
 
 
-class Routing(_Part):
-    """What the router learns this adapter from."""
+class Routing(_CardModel):
+    """The router's training data for this adapter."""
 
     description: str = ""
     """Which requests belong here, in a sentence; the card's description if empty."""
     examples: tuple[str, ...] = ()
     """Requests that belong here."""
     keywords: tuple[str, ...] = ()
-    """Words that speak for this adapter; learned from, as the tags are."""
+    """Words typical of its requests; training data, as the tags are."""
     phrases: tuple[str, ...] = ()
-    """Words or phrases that decide for this adapter before the classifier is asked."""
+    """Words or phrases that choose this adapter by rule, before the classifier."""
     patterns: tuple[str, ...] = ()
-    """Regular expressions that do the same."""
+    """Regular expressions that choose this adapter by rule."""
     negatives: tuple[str, ...] = ()
-    """Requests that look alike and do not belong here."""
+    """Similar requests that do not belong here."""
     threshold: float | None = Field(default=None, ge=0, le=1)
-    """Confidence below which the base answers; the router's own if None."""
+    """Minimum confidence; below it the base answers. None: the router's threshold."""
 
 
-class Serving(_Part):
+class Serving(_CardModel):
     """How the engine treats this adapter."""
 
     pinned: bool = False
@@ -125,49 +125,49 @@ class Serving(_Part):
     """The priority of requests that give none; higher ones start first."""
 
 
-class Parent(_Part):
-    """An adapter that another one was made from."""
+class Parent(_CardModel):
+    """An adapter that another one was derived from."""
 
     name: str
     """Its name."""
     version: int = Field(gt=0)
     """Its version."""
     digest: str | None = None
-    """Its digest, in case the name has moved on."""
+    """Its digest, which identifies it after it was removed or renamed."""
     weight: float | None = None
-    """Its share in a blend."""
+    """Its weight in a blend."""
 
 
-class Lineage(_Part):
-    """How an adapter came to be."""
+class Lineage(_CardModel):
+    """How an adapter was made."""
 
     method: str | None = None
     """`finetune`, `blend`, `import`, ..."""
     parents: tuple[Parent, ...] = ()
-    """The adapters it was made from."""
+    """The adapters that it was derived from."""
     settings: dict[str, JsonValue] = {}
     """The method's settings, for example the schedule of a training run."""
 
 
-class AdapterCard(_Part):
+class AdapterCard(_CardModel):
     """One version of an adapter."""
 
     name: str
     """The adapter's name."""
     version: int = Field(gt=0)
-    """The version's number, counted from 1 and never given again."""
+    """The version's number, counted from 1 and never reused."""
     aliases: tuple[str, ...] = ()
-    """The aliases that point here; kept beside the versions, not in `card.json`."""
+    """The aliases that point to this version; stored in `refs.json`, not in `card.json`."""
     digest: str
-    """sha256 of the weights and the settings that change the arithmetic: its identity in every cache."""
+    """sha256 of the weights and of the settings that determine the delta weights; the key of every cache."""
     status: Literal["ready", "disabled"] = "ready"
-    """`disabled` versions are kept, and not served."""
+    """`disabled` versions stay registered and are not served."""
     description: str = ""
     """What the adapter does, in a sentence or two."""
     tags: tuple[str, ...] = ()
-    """Words to find it by."""
+    """Tags, as on a model card."""
     source: Source | None = None
-    """Where it came from."""
+    """Where it was imported from."""
     base: BaseInfo = BaseInfo()
     """The base that it was trained on."""
     peft: PeftInfo
@@ -179,19 +179,19 @@ class AdapterCard(_Part):
     license: str | None = None
     """The licence's identifier."""
     datasets: tuple[str, ...] = ()
-    """What it was trained on."""
+    """The datasets that it was trained on."""
     evaluation: tuple[Evaluation, ...] = ()
     """Measured results."""
     prompt: PromptProfile = PromptProfile()
-    """How requests are written and answered."""
+    """How prompts are rendered, and sampling defaults."""
     routing: Routing = Routing()
-    """What the router learns it from."""
+    """The router's training data."""
     serving: Serving = Serving()
     """How the engine treats it."""
     lineage: Lineage = Lineage()
-    """How it came to be."""
+    """How it was made."""
     warnings: tuple[str, ...] = ()
-    """What was not in order when it was registered."""
+    """Warnings of the checks at registration."""
     created_at: datetime
     """When this version was registered (UTC)."""
     updated_at: datetime
@@ -199,67 +199,69 @@ class AdapterCard(_Part):
 
     @property
     def ref(self) -> str:
-        """The reference that always means this version: `name@version`."""
+        """The reference to exactly this version: `name@version`."""
         return f"{self.name}@{self.version}"
 
     def to_json(self) -> bytes:
         """The content of `card.json`.
 
         Raises:
-            InvalidRequestError: It would be larger than a card that can be read.
+            InvalidRequestError: It is larger than `MAX_CARD_BYTES`, the maximum that is read.
         """
         fields = self.model_dump(mode="json", exclude={"aliases"}, exclude_defaults=True)
         content = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
         if len(content) > MAX_CARD_BYTES:
             raise InvalidRequestError(
                 f"The card of {self.ref} would be larger than {MAX_CARD_BYTES:,} bytes.",
-                hint="Keep fewer or shorter examples on it.",
+                hint="Give fewer or shorter examples.",
             )
         return content
 
     @classmethod
     def from_json(cls, text: bytes) -> AdapterCard:
-        """Reads the content of a `card.json`.
+        """Parses the content of a `card.json`.
 
         Raises:
-            AdapterInvalidError: It is no card.
+            AdapterInvalidError: The content is not a valid card.
         """
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise AdapterInvalidError(
                 f"{CARD_FILE} is not a card: {describe_validation(error)}.",
-                hint="Mend the file, or remove that version's folder and register the adapter again.",
+                hint="Repair the file, or remove that version's folder and register the adapter again.",
             ) from error
 
     def changed(self, changes: Mapping[str, Any]) -> AdapterCard:
-        """The same version with some of `CardFields` set anew.
+        """A copy with some of `CardFields` set.
 
         Args:
-            changes: Field -> new value. A mapping changes single settings of a group such as `routing`;
-                anything else takes the field's place.
+            changes: Field -> new value. A mapping updates single settings of a group such as `routing`;
+                other values replace the field.
 
         Raises:
-            InvalidRequestError: There is no such field, it cannot be changed, or the value does not fit.
+            InvalidRequestError: There is no such field, it cannot be set, or the value is not valid.
         """
-        foreign = sorted(changes.keys() - CardFields.__annotations__.keys())
-        if foreign:
+        unknown = sorted(changes.keys() - CardFields.__annotations__.keys())
+        if unknown:
             raise InvalidRequestError(
-                f"A card's {foreign[0]!r} cannot be set.",
+                f"A card's {unknown[0]!r} cannot be set.",
                 hint=f"What can be set: {', '.join(CardFields.__annotations__)}.",
             )
         fields = self.model_dump()
         for name, value in changes.items():
-            together = isinstance(value, Mapping) and isinstance(fields[name], dict)
-            fields[name] = {**fields[name], **value} if together else value
+            is_update = isinstance(value, Mapping) and isinstance(fields[name], dict)
+            fields[name] = {**fields[name], **value} if is_update else value
         try:
             return AdapterCard.model_validate({**fields, "updated_at": now()})
         except ValidationError as error:
-            raise InvalidRequestError(f"The card cannot be set so: {describe_validation(error)}.") from error
+            raise InvalidRequestError(
+                f"The card's new values are not valid: {describe_validation(error)}."
+            ) from error
 
 
 class CardFields(TypedDict, total=False):
-    """What a caller may set on a card; the rest follows from the files. Groups may be given as mappings."""
+    """The fields of a card that a caller may set; the others follow from the files. A group may be a mapping."""
 
     status: Literal["ready", "disabled"]
     description: str
@@ -277,5 +279,5 @@ class CardFields(TypedDict, total=False):
 
 
 def now() -> datetime:
-    """This moment, in UTC and whole seconds."""
+    """The current time in UTC, in whole seconds."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -1,7 +1,8 @@
-"""Reading a Hugging Face model card (`README.md`) into the fields of ours.
+"""Parsing a Hugging Face model card (`README.md`) into the fields of a card.
 
-The format: https://huggingface.co/docs/hub/model-cards. The text is another person's, so nothing in it is
-trusted to be there or to be of the documented type; what does not fit is left out.
+The format: https://huggingface.co/docs/hub/model-cards. Model cards are untrusted, so values of the wrong type are left
+out one by one. huggingface_hub's `ModelCard` raises on some of them, drops all evaluation results if one is malformed,
+and parses YAML without a bound on its size: 9 s for 0.75 MB.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from adapterhub.registry.cards import CardFields, Evaluation
 
 MODEL_CARD_FILE = "README.md"
 _MAX_BYTES = 2**20
-# YAML is parsed slowly, and its anchors can be nested into gigabytes.
+# Parsing YAML is slow, and nested anchors can describe gigabytes.
 _MAX_FRONT_MATTER = 64 * 2**10
 _MAX_TEXT = 500
-# What the hub's template for model cards says where nobody has written anything; PEFT saves it with every adapter.
+# Placeholders of the hub's model card template, which PEFT saves with every adapter.
 _UNFILLED = re.compile(
     "more information needed|^use the code below to get started|^carbon emissions can be estimated",
     re.IGNORECASE,
@@ -30,14 +31,13 @@ _FRONT_MATTER = re.compile(r"\A---\s*\n(?P<yaml>.*?)\n---\s*(?:\n|\Z)(?P<body>.*
 
 
 def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
-    """Reads what a model card says.
+    """Reads the model card of an adapter.
 
     Args:
-        folder: May hold a `README.md`.
+        folder: The adapter's folder, with or without a `README.md`.
 
     Returns:
-        Fields for our card, and the name of the base if the model card gives one. Both empty if there is
-        nothing.
+        The fields for the card, and `base_model` or None.
     """
     try:
         text = read_bounded(folder / MODEL_CARD_FILE, _MAX_BYTES).decode("utf-8", errors="replace")
@@ -45,9 +45,9 @@ def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
         return CardFields(), None
     match = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
     data = _front_matter(match["yaml"]) if match else {}
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "description": _first_paragraph(match["body"] if match else text),
-        # The hub adds tags such as "base_model:adapter:<where it lay>"; the base has a field of its own.
+        # The hub adds tags such as "base_model:adapter:<path>"; the base has its own field.
         "tags": tuple(tag for tag in _texts(data.get("tags")) if not tag.startswith("base_model:")),
         "language": _texts(data.get("language")),
         "license": next(iter(_texts(data.get("license"))), None),
@@ -55,14 +55,14 @@ def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
         "task": next(iter(_texts(data.get("pipeline_tag"))), None),
         "evaluation": tuple(_evaluations(data.get("model-index"))),
     }
-    fields: Any = {name: value for name, value in found.items() if value}
+    fields: Any = {name: value for name, value in values.items() if value}
     return fields, next(iter(_texts(data.get("base_model"))), None)
 
 
 def _front_matter(text: str) -> dict[str, Any]:
     import yaml
 
-    # An anchor (&) is what a small text needs to become a large object, and no model card has a use for one.
+    # With anchors (&) a small text can describe a huge object; model cards do not need them.
     if len(text) > _MAX_FRONT_MATTER or re.search(r"(?m)(?:^|[\s\[{,:-])[&*]\w", text):
         return {}
     try:
@@ -78,7 +78,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _first_paragraph(body: str) -> str:
-    """The first block of prose: no heading, list, table, comment, image or unfilled template."""
+    """The first paragraph of prose: no heading, list, table, comment, image or placeholder."""
     for block in re.split(r"\n\s*\n", body):
         text = " ".join(block.split())
         if text[:1].isalnum() and not _UNFILLED.search(text):
@@ -87,7 +87,7 @@ def _first_paragraph(body: str) -> str:
 
 
 def _evaluations(index: object) -> Iterator[Evaluation]:
-    """The results in a `model-index`: models -> results -> metrics."""
+    """The evaluation results in a `model-index`: models -> results -> metrics."""
     for result in _dicts([result for model in _dicts(index) for result in _dicts(model.get("results"))]):
         task, dataset = _dict(result.get("task")), _dict(result.get("dataset"))
         for metric in _dicts(result.get("metrics")):

@@ -12,13 +12,23 @@ from adapterhub._lazy import lazy_exports
 if TYPE_CHECKING:
     from adapterhub.training.config import FinetuneConfig
     from adapterhub.training.finetuning import finetune
+    from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
 
-__all__ = ["FinetuneConfig", "finetune"]
+__all__ = [
+    "FinetuneConfig",
+    "TrainingResult",
+    "TrainingStep",
+    "finetune",
+    "train_adapter",
+]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "FinetuneConfig": "adapterhub.training.config",
+        "TrainingResult": "adapterhub.training.trainer",
+        "TrainingStep": "adapterhub.training.trainer",
         "finetune": "adapterhub.training.finetuning",
+        "train_adapter": "adapterhub.training.trainer",
     },
 )

@@ -145,13 +145,15 @@ def tokenize(
         raise DatasetError(
             "The base's tokenizer returns no character offsets, so answer tokens cannot be labelled."
         )
-    tokenizing = _RecordTokenizer(tokenizer, style, system)
-    whole = [tokenizing.tokenize(record) for record in records]
-    cut = [TokenizedExample(example.input_ids[:max_length], example.labels[:max_length]) for example in whole]
+    record_tokenizer = _RecordTokenizer(tokenizer, style, system)
+    full = [record_tokenizer.tokenize(record) for record in records]
+    shortened = [
+        TokenizedExample(example.input_ids[:max_length], example.labels[:max_length]) for example in full
+    ]
     # Nothing predicts the first token, so its label carries no loss.
     usable = [
         index
-        for index, example in enumerate(cut)
+        for index, example in enumerate(shortened)
         if any(label != IGNORE_INDEX for label in example.labels[1:])
     ]
     if not usable:
@@ -159,8 +161,8 @@ def tokenize(
             f"Not one of {len(records)} records has an answer within {max_length} tokens.",
             hint="Raise train.max_length, or shorten the prompts.",
         )
-    truncated = sum(len(whole[i].input_ids) > max_length for i in usable)
-    return TokenizedDataset([cut[i] for i in usable], truncated, len(cut) - len(usable))
+    truncated = sum(len(full[i].input_ids) > max_length for i in usable)
+    return TokenizedDataset([shortened[i] for i in usable], truncated, len(shortened) - len(usable))
 
 
 def _parse(line: str, number: int, records: list[Record], problems: list[str]) -> None:

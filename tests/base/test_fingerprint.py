@@ -24,7 +24,7 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
 
 
-def test_the_same_base_elsewhere_and_in_shards_is_the_same(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_neither_path_nor_shards(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     copy = shutil.copytree(base, tmp_path / "copy")
     (copy / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()), indent=2))
@@ -34,11 +34,11 @@ def test_the_same_base_elsewhere_and_in_shards_is_the_same(tmp_path: Path) -> No
     assert base_shapes(base) == base_shapes(copy)
 
 
-def test_it_says_what_the_base_is(tmp_path: Path) -> None:
-    found = BaseFingerprint.of(make_base(tmp_path / "base"))
-    assert (found.architecture, found.model_type) == ("LlamaForCausalLM", "llama")
-    assert (found.vocab_size, found.hidden_size, found.num_hidden_layers) == (32, 8, 2)
-    assert BaseFingerprint.model_validate_json(found.model_dump_json()) == found
+def test_the_fields_of_a_fingerprint(tmp_path: Path) -> None:
+    fingerprint = BaseFingerprint.of(make_base(tmp_path / "base"))
+    assert (fingerprint.architecture, fingerprint.model_type) == ("LlamaForCausalLM", "llama")
+    assert (fingerprint.vocab_size, fingerprint.hidden_size, fingerprint.num_hidden_layers) == (32, 8, 2)
+    assert BaseFingerprint.model_validate_json(fingerprint.model_dump_json()) == fingerprint
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,9 @@ def test_it_says_what_the_base_is(tmp_path: Path) -> None:
         ({"num_attention_heads": 4}, "same shape but other weights"),
     ],
 )
-def test_another_base_is_another(tmp_path: Path, change: dict[str, object], difference: str) -> None:
+def test_another_base_has_another_fingerprint(
+    tmp_path: Path, change: dict[str, object], difference: str
+) -> None:
     mine, other = make_base(tmp_path / "mine"), make_base(tmp_path / "other", **change)  # type: ignore[arg-type]
     assert difference in str(BaseFingerprint.of(mine).mismatch(BaseFingerprint.of(other)))
 
@@ -79,7 +81,7 @@ def test_gpt2_stores_its_layers_transposed(tmp_path: Path) -> None:
     assert BaseFingerprint.of(tmp_path).hidden_size == 8
 
 
-def test_weights_packed_by_bitsandbytes_tell_their_shape(tmp_path: Path) -> None:
+def test_shapes_of_4_bit_weights_come_from_quant_state(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     name = module_names()[0]
     state = json.dumps({"quant_type": "nf4", "shape": [8, 8]}).encode()
@@ -93,7 +95,7 @@ def test_weights_packed_by_bitsandbytes_tell_their_shape(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("broken", ["nothing", "config", "weights", "escape", "json", "list"])
-def test_what_is_no_base(tmp_path: Path, broken: str) -> None:
+def test_a_folder_that_is_no_base_is_an_error(tmp_path: Path, broken: str) -> None:
     folder = make_base(tmp_path / "base")
     match broken:
         case "nothing":

@@ -57,7 +57,7 @@ def test_every_architecture_loads_in_4_bits(tmp_path: Path, kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("quantization", ["nf4", "int8", None])
-def test_dequantize_module_weight_is_the_weight_that_the_layer_multiplies_by(
+def test_dequantize_module_weight_returns_the_weight_that_the_layer_multiplies_by(
     tmp_path: Path, kind, quantization
 ):
     base = load_base(make_base(tmp_path / kind, kind, tie_word_embeddings=False), quantization=quantization)
@@ -90,7 +90,7 @@ def test_compute_dtype_can_be_chosen(tiny_base: Path):
     assert base.model(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
-def test_the_fingerprint_is_of_the_files_not_of_their_place(tmp_path: Path, tiny_base: Path):
+def test_the_fingerprint_does_not_depend_on_the_path(tmp_path: Path, tiny_base: Path):
     same = make_base(tmp_path / "elsewhere")
     other = make_base(tmp_path / "other", seed=7)
     fingerprint = load_base(tiny_base).fingerprint
@@ -110,7 +110,7 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path):
         load_base(tmp_path)
 
 
-def test_a_hub_id_that_cannot_be_had_is_an_error():
+def test_a_hub_id_that_cannot_be_downloaded_is_an_error():
     with pytest.raises(ConfigError, match="hub") as caught:
         locate_base("nobody/has-this-model")
     assert "network" in (caught.value.hint or "")
@@ -205,12 +205,12 @@ def test_the_chat_template_is_read_without_loading(tmp_path: Path, tiny_base: Pa
     assert tokenizer_chat_template(make_base(tmp_path / "bare", chat_template=None)) is None
 
 
-def test_the_demo_base_is_known_by_name():
+def test_the_demo_base_is_located_by_name():
     assert locate_base(DEMO_BASE) == demo_base_folder()
 
 
 class TestPacking:
-    """bitsandbytes re-orders 4-bit weights in place at the first eval-mode forward on CPUs with AVX512-BF16."""
+    """bitsandbytes packs 4-bit weights in place at the first eval-mode forward on CPUs with AVX512-BF16."""
 
     def lora_gradients(self, base: Base) -> list[float]:
         """How much gradient reaches LoRA matrices after an evaluation, layer by layer."""
@@ -229,7 +229,7 @@ class TestPacking:
 
     @needs_packing
     @pytest.mark.filterwarnings("ignore:bitsandbytes.*autograd kernel was not registered")
-    def test_without_the_precaution_they_would_not(self, tiny_base: Path):
+    def test_with_packing_they_do_not(self, tiny_base: Path):
         # Shows that the test above can fail: this is bitsandbytes' own behaviour.
         base = load_base(tiny_base, training=True)
         for layer in base.model.modules():
@@ -239,13 +239,13 @@ class TestPacking:
 
     @needs_packing
     def test_a_packed_model_can_be_unpacked(self, tiny_base: Path):
-        kept = load_base(tiny_base, training=True)
+        unpacked = load_base(tiny_base, training=True)
         packed = load_base(tiny_base)
         packed.model(input_ids=IDS)
         assert is_packed(first_layer(packed))
         disable_weight_packing(packed.model)
         assert not is_packed(first_layer(packed))
-        assert torch.equal(first_layer(packed).weight.data, first_layer(kept).weight.data)
+        assert torch.equal(first_layer(packed).weight.data, first_layer(unpacked).weight.data)
 
     @needs_packing
     def test_dequantize_module_weight_leaves_a_packed_layer_packed(self, tiny_base: Path):

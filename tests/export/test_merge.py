@@ -44,7 +44,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def make_head_adapter(folder: Path, base: Path) -> Path:
-    """An adapter on the output head; PEFT would put the whole head into its file unless told not to."""
+    """An adapter on the output head; by default PEFT would also save the head itself."""
     model = AutoModelForCausalLM.from_pretrained(base)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head", "q_proj"], init_lora_weights=False)
     get_peft_model(model, config).save_pretrained(folder, save_embedding_layers=False)
@@ -74,7 +74,7 @@ def assert_same_weights(folder: Path, model) -> None:
         pytest.param({"patterns": True}, id="patterns"),
     ],
 )
-def test_same_bits_as_peft(base: Path, settings: dict[str, bool], tmp_path: Path):
+def test_a_merge_has_the_bits_of_pefts(base: Path, settings: dict[str, bool], tmp_path: Path):
     settings = dict(settings)
     kind = base.name
     if settings.pop("patterns", False):
@@ -152,7 +152,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path):
 def test_a_tied_head_cannot_be_merged_into(tmp_path: Path):
     base = make_base(tmp_path / "base", tie_word_embeddings=True)
     adapter = make_head_adapter(tmp_path / "adapter", base)
-    with pytest.raises(ExportError, match=r"no weight of its own for 'lm_head'"):
+    with pytest.raises(ExportError, match=r"no untied weight for 'lm_head'"):
         merge_adapter(base, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -164,7 +164,7 @@ def test_an_untied_head_can(tmp_path: Path):
     assert_same_weights(tmp_path / "out", merged_by_peft(base, adapter))
 
 
-def test_a_checkpoint_without_the_inner_models_name(tmp_path: Path):
+def test_a_checkpoint_without_the_base_model_prefix(tmp_path: Path):
     base = make_base(tmp_path / "base", "gpt2", dtype=torch.bfloat16)
     adapter = make_adapter(tmp_path / "adapter", base, target_modules=ALL_LINEAR["gpt2"])
     reference = merged_by_peft(base, adapter)
@@ -187,7 +187,7 @@ def test_float16_and_float32_bases_keep_their_dtype(tmp_path: Path):
         assert all(torch.equal(t, expected[n]) for n, t in weights(tmp_path / f"out-{name}").items())
 
 
-def test_lineage_says_what_was_merged_into_what(tmp_path: Path, llama: Path, adapter: Path):
+def test_the_lineage_names_base_and_adapter(tmp_path: Path, llama: Path, adapter: Path):
     registry = AdapterRegistry(tmp_path / "registry")
     card = registry.register(
         "json",
@@ -212,7 +212,7 @@ def test_lineage_says_what_was_merged_into_what(tmp_path: Path, llama: Path, ada
     assert not (tmp_path / "out" / "card.json").exists()
 
 
-def test_the_cards_chat_template_takes_the_bases_place(tmp_path: Path, llama: Path, adapter: Path):
+def test_the_cards_chat_template_replaces_the_bases(tmp_path: Path, llama: Path, adapter: Path):
     registry = AdapterRegistry(tmp_path / "registry")
     template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     card = registry.register("json", adapter, base=llama, prompt={"chat_template": template})
@@ -241,7 +241,7 @@ def test_a_quantised_base_is_refused(tmp_path: Path, llama: Path, adapter: Path)
     from adapterhub.base.loading import load_base
 
     load_base(llama, quantization="nf4").model.save_pretrained(tmp_path / "4bit")
-    with pytest.raises(ExportError, match=r"no weight of its own|stored as"):
+    with pytest.raises(ExportError, match=r"no untied weight|stored as"):
         merge_adapter(tmp_path / "4bit", adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -273,7 +273,7 @@ def test_a_weight_that_overflows_is_an_error_and_leaves_nothing(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
-def test_an_interruption_leaves_nothing(tmp_path: Path, llama: Path, adapter: Path):
+def test_an_interrupted_merge_leaves_nothing(tmp_path: Path, llama: Path, adapter: Path):
     def interrupt(written: int, total: int) -> None:
         if written > total / 2:
             raise KeyboardInterrupt

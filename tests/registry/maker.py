@@ -1,4 +1,4 @@
-"""Bases and adapters of a few hundred bytes, written without torch; and files that lie."""
+"""Bases and adapters of a few hundred bytes, written without torch; and malformed files."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def make_adapter(
     tensors: Tensors | None = None,
     **config: Any,
 ) -> Path:
-    """A folder as PEFT writes it; `config` overrides what `adapter_config.json` says."""
+    """A folder as PEFT writes it; `config` overrides fields of `adapter_config.json`."""
     folder.mkdir(parents=True)
     if tensors is None:
         tensors = adapter_tensors(targets, r=r, seed=seed, dtype=dtype, dora=bool(config.get("use_dora")))

@@ -1,4 +1,4 @@
-"""Whatever a person gives the registry, it says clearly what is wrong and stays as it was."""
+"""Bad adapters, names and bases: the registry raises a clear error and does not change."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_a_card_survives_its_json() -> None:
     assert AdapterCard.from_json(card(aliases=("prod",)).to_json()).aliases == ()
 
 
-def test_the_file_reads_well() -> None:
+def test_the_file_is_short_and_ordered() -> None:
     text = FULL.to_json().decode()
     assert text.endswith("}\n")
     assert "Ответ в JSON" in text
@@ -64,7 +64,7 @@ def test_cards_do_not_change() -> None:
     "text",
     [b"", b"{}", b"[]", b"\xff", FULL.to_json().replace(b'"digest"', b'"secret"'), FULL.to_json()[:-20]],
 )
-def test_what_is_no_card(text: bytes) -> None:
+def test_content_that_is_no_card(text: bytes) -> None:
     with pytest.raises(AdapterInvalidError, match=r"card\.json is not a card"):
         AdapterCard.from_json(text)
 

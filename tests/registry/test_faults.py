@@ -30,20 +30,20 @@ def write_without_end(root: Path, adapter: Path, report: Connection) -> None:
     """Does everything that changes a registry, over and over, and reports what it has registered."""
     registry = AdapterRegistry(root)
     while True:
-        for name in ("kept", "removed"):
+        for name in ("stored", "removed"):
             report.send(registry.register(name, adapter).ref)
-        kept = registry.get("kept")
-        registry.alias("kept", "prod", kept.version)
-        registry.update(kept.ref, description=f"number {kept.version}")
+        newest = registry.get("stored")
+        registry.alias("stored", "prod", newest.version)
+        registry.update(newest.ref, description=f"number {newest.version}")
         registry.remove("removed")
 
 
 def reports(pipe: Connection) -> set[str]:
-    found = set()
+    refs = set()
     with suppress(EOFError):
         while pipe.poll():
-            found.add(pipe.recv())
-    return found
+            refs.add(pipe.recv())
+    return refs
 
 
 def killed(processes: ForkServerContext, waits: list[float], root: Path, adapter: Path) -> Iterator[set[str]]:
@@ -67,7 +67,7 @@ def killed(processes: ForkServerContext, waits: list[float], root: Path, adapter
 def test_four_kills_a_round(processes: ForkServerContext, tmp_path: Path, adapter: Path, rounds: int) -> None:
     registry, chance, given = AdapterRegistry(tmp_path / "registry"), random.Random(0), set[str]()
     start = time.monotonic()
-    registry.alias("kept", "prod", registry.register("kept", adapter).version)
+    registry.alias("stored", "prod", registry.register("stored", adapter).version)
     seconds = time.monotonic() - start  # a round of `write_without_end` takes two to three times as long
     for _ in range(rounds):
         for new in killed(
@@ -77,9 +77,9 @@ def test_four_kills_a_round(processes: ForkServerContext, tmp_path: Path, adapte
             assert given.isdisjoint(new), "a number was given twice"
             given |= new
         assert registry.verify() == []
-        stored = {card.ref for card in registry.versions("kept")}
-        assert {ref for ref in given if ref.startswith("kept")} <= stored
-        assert registry.resolve("kept@prod").version <= registry.resolve("kept").version
+        stored = {card.ref for card in registry.versions("stored")}
+        assert {ref for ref in given if ref.startswith("stored")} <= stored
+        assert registry.resolve("stored@prod").version <= registry.resolve("stored").version
     assert registry.register("removed", adapter).ref not in given
 
 
@@ -109,7 +109,7 @@ def test_eight_processes_register_many_each(processes: ForkServerContext, tmp_pa
     assert registry.verify() == []
 
 
-def test_threads_register_at_once(tmp_path: Path, adapter: Path) -> None:
+def test_threads_register_concurrently(tmp_path: Path, adapter: Path) -> None:
     registry = AdapterRegistry(tmp_path / "registry")
     with ThreadPoolExecutor(8) as pool:
         cards = list(pool.map(lambda _: registry.register("json", adapter), range(40)))
@@ -117,7 +117,7 @@ def test_threads_register_at_once(tmp_path: Path, adapter: Path) -> None:
     assert registry.verify() == []
 
 
-def test_threads_add_to_a_card_at_once(tmp_path: Path, adapter: Path) -> None:
+def test_threads_revise_a_card_concurrently(tmp_path: Path, adapter: Path) -> None:
     registry = AdapterRegistry(tmp_path / "registry")
     registry.register("json", adapter)
 
@@ -142,7 +142,7 @@ def test_readers_never_see_half_a_version(
         seen = set()
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
-            card = registry.resolve("kept")
+            card = registry.resolve("stored")
             assert (
                 registry.folder(card) / "adapter_model.safetensors"
             ).stat().st_size == card.peft.size_bytes

@@ -46,7 +46,7 @@ def read(tmp_path: Path, text: str | bytes) -> tuple[CardFields, str | None]:
     return read_model_card(tmp_path)
 
 
-def test_everything_that_has_a_place(tmp_path: Path) -> None:
+def test_all_fields(tmp_path: Path) -> None:
     fields, base = read(tmp_path, CARD)
     assert base == "Qwen/Qwen3-0.6B"
     common = {"task_type": "text-generation", "dataset_name": "Requests", "dataset_type": "org/requests"}
@@ -83,7 +83,7 @@ def test_text_alone(tmp_path: Path) -> None:
     assert read(tmp_path, "# Title\n\nWhat it does.\n") == ({"description": "What it does."}, None)
 
 
-def test_an_unfilled_template_says_nothing(tmp_path: Path) -> None:
+def test_an_unfilled_template_sets_nothing(tmp_path: Path) -> None:
     text = "---\nlibrary_name: peft\n---\n# Model Card for Model ID\n\n## Uses\n\nUse: [More Information Needed]\n"
     assert read(tmp_path, text) == ({}, None)
 
@@ -131,7 +131,7 @@ def test_a_model_card_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     assert read(tmp_path, "word " * 300_000) == ({}, None)
 
 
-def test_the_card_that_peft_saves_says_nothing_so_the_description_stays_empty(tmp_path: Path) -> None:
+def test_the_template_that_peft_saves_sets_no_description(tmp_path: Path) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     ModelCard.from_template(ModelCardData(base_model="x")).save(tmp_path / "README.md")

@@ -54,7 +54,7 @@ def test_a_hub_id_is_downloaded_and_pinned(tmp_path: Path, uri: str, revision: s
     assert not any(path.is_symlink() for path in folder.iterdir())
 
 
-def test_what_was_downloaded_before_is_found_offline(
+def test_a_cached_snapshot_is_used_offline(
     registry: AdapterRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -93,7 +93,7 @@ def test_only_safe_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize(
     "path", ["nowhere", "/no/such/folder", "org/name/more", "", "https://example.com/x", "a/../b/c"]
 )
-def test_a_path_that_leads_nowhere(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_without_an_adapter(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InvalidRequestError, RegistryError)) as caught:
         locate_adapter(path)
@@ -115,16 +115,16 @@ def copied(folder: Path, tmp_path: Path) -> tuple[list[str], tuple[str, ...]]:
 
 
 def test_what_is_copied(adapter: Path, tmp_path: Path) -> None:
-    kept = ["LICENSE", "README.md", "chat_template.jinja", "merges.txt", "tokenizer.json"]
-    for name in (*kept, "card.json", "run.py", "optimizer.safetensors", ".hidden.json", "notes.pdf"):
+    documents = ["LICENSE", "README.md", "chat_template.jinja", "merges.txt", "tokenizer.json"]
+    for name in (*documents, "card.json", "run.py", "optimizer.safetensors", ".hidden.json", "notes.pdf"):
         (adapter / name).write_text("{}")
     (adapter / "checkpoint-1").mkdir()
     names, warnings = copied(adapter, tmp_path)
-    assert names == sorted([*kept, "adapter_config.json", "adapter_model.safetensors"])
+    assert names == sorted([*documents, "adapter_config.json", "adapter_model.safetensors"])
     assert warnings == ()
 
 
-def test_pickles_beside_the_weights_are_left_behind(adapter: Path, tmp_path: Path) -> None:
+def test_pickles_beside_the_weights_are_not_copied(adapter: Path, tmp_path: Path) -> None:
     (adapter / "training_args.bin").write_bytes(b"\x80\x04")
     names, warnings = copied(adapter, tmp_path)
     assert names == ["adapter_config.json", "adapter_model.safetensors"]

@@ -33,7 +33,7 @@ def three(registry: AdapterRegistry, adapter: Path) -> AdapterRegistry:
     return registry
 
 
-def test_register_writes_down_what_is_known(registry: AdapterRegistry, adapter: Path, base: Path) -> None:
+def test_register_fills_in_the_card(registry: AdapterRegistry, adapter: Path, base: Path) -> None:
     card = registry.register(
         "json",
         adapter,
@@ -68,9 +68,7 @@ def test_versions_count_up_and_the_bare_name_means_the_highest(three: AdapterReg
     assert three.resolve("json@1").version == 1
 
 
-def test_without_a_base_the_card_says_that_nothing_was_compared(
-    registry: AdapterRegistry, adapter: Path
-) -> None:
+def test_without_a_base_the_card_has_a_warning(registry: AdapterRegistry, adapter: Path) -> None:
     card = registry.register("json", adapter)
     assert card.base == BaseInfo(name="example/tiny-llama")
     assert card.warnings == ("its shapes were not checked against a base",)
@@ -106,7 +104,7 @@ def test_an_empty_registry(tmp_path: Path) -> None:
         ("json@test", "There are: json@1, json@2, json@3, json@prod."),
     ],
 )
-def test_what_is_not_there_is_said_with_what_is(three: AdapterRegistry, ref: str, hint: str) -> None:
+def test_errors_for_unknown_references_name_known_ones(three: AdapterRegistry, ref: str, hint: str) -> None:
     with pytest.raises(AdapterNotFoundError) as caught:
         three.resolve(ref)
     assert caught.value.hint == hint
@@ -147,7 +145,7 @@ def test_latest_is_no_alias_that_can_be_set_or_removed(three: AdapterRegistry) -
 # Status
 
 
-def test_disabled_versions_are_kept_and_not_served(three: AdapterRegistry) -> None:
+def test_disabled_versions_stay_and_are_not_served(three: AdapterRegistry) -> None:
     three.update("json@3", status="disabled")
     assert three.resolve("json").version == 2
     assert three.get("json@3").status == "disabled"
@@ -183,7 +181,7 @@ def test_an_update_that_does_not_fit_changes_nothing(three: AdapterRegistry) -> 
 # Aliases
 
 
-def test_aliases_point_move_and_go(three: AdapterRegistry) -> None:
+def test_aliases_are_set_moved_and_removed(three: AdapterRegistry) -> None:
     assert three.resolve("json@prod").version == 2
     assert three.get("json@2").aliases == ("prod",)
     assert b"prod" not in (three.root / "json/2/card.json").read_bytes()
@@ -205,7 +203,7 @@ def test_aliases_point_to_what_exists(three: AdapterRegistry, alias: str, versio
 # Removal
 
 
-def test_a_removed_number_is_not_given_again(three: AdapterRegistry, adapter: Path) -> None:
+def test_a_removed_number_is_not_reused(three: AdapterRegistry, adapter: Path) -> None:
     three.remove("json@3")
     assert three.resolve("json").version == 2
     assert three.register("json", adapter).version == 4
@@ -277,7 +275,7 @@ def test_a_base_that_has_a_name_everywhere_is_recorded_by_it(
     assert registry.register("json", adapter, base=base).base.name == "adapterhub-demo"
 
 
-def test_a_base_from_the_hub_is_taken_at_the_revision_that_the_config_names(
+def test_a_base_from_the_hub_is_loaded_at_the_revision_in_the_config(
     registry: AdapterRegistry, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -293,7 +291,7 @@ def test_a_base_from_the_hub_is_taken_at_the_revision_that_the_config_names(
     assert [(card.base.name, card.base.revision) for card in cards] == asked
 
 
-def test_a_base_that_is_none(registry: AdapterRegistry, adapter: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_base(registry: AdapterRegistry, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         registry.register("json", adapter, base=tmp_path)
     assert registry.list() == []
@@ -302,7 +300,9 @@ def test_a_base_that_is_none(registry: AdapterRegistry, adapter: Path, tmp_path:
 # From registry to registry
 
 
-def test_a_card_comes_along(registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_the_card_beside_the_files_is_imported(
+    registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path
+) -> None:
     first = registry.register(
         "json",
         adapter,
@@ -399,7 +399,7 @@ def test_one_damaged_adapter_does_not_hide_the_others(
         three.resolve("json")
 
 
-def test_damaged_aliases_stop_a_registration_that_could_give_a_number_again(
+def test_damaged_aliases_stop_a_registration_that_could_reuse_a_number(
     three: AdapterRegistry, adapter: Path
 ) -> None:
     damage(three, "refs")
@@ -409,7 +409,7 @@ def test_damaged_aliases_stop_a_registration_that_could_give_a_number_again(
     assert content(three.root) == before
 
 
-def test_what_does_not_belong_is_not_read(three: AdapterRegistry, tmp_path: Path) -> None:
+def test_foreign_entries_are_ignored(three: AdapterRegistry, tmp_path: Path) -> None:
     before = three.list()
     for name in ("README", "UPPER", ".git", "json/notes", "json/03", "json/x"):
         (three.root / name).mkdir()
@@ -425,9 +425,7 @@ def test_what_does_not_belong_is_not_read(three: AdapterRegistry, tmp_path: Path
 # Writing
 
 
-def test_leftovers_of_killed_processes_are_swept_when_they_are_old(
-    three: AdapterRegistry, adapter: Path
-) -> None:
+def test_old_staging_folders_of_killed_processes_are_removed(three: AdapterRegistry, adapter: Path) -> None:
     staging = three.root / ".staging"
     old, young = staging / "old", staging / "young"
     for folder in (old, young):
@@ -463,7 +461,7 @@ def test_a_lock_that_another_writer_holds_too_long_is_a_retryable_error(
     assert impatient.register("json", adapter).version == 4
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, adapter: Path) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path: Path, adapter: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RegistryError, match="could not be changed") as caught:
         AdapterRegistry(tmp_path / "file" / "registry").register("json", adapter)

@@ -6,9 +6,9 @@ import pytest
 
 from adapterhub import SamplingParams
 from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS
-from adapterhub.requests.options import VLLM_NAMES, RequestOptions
 from adapterhub.errors import InvalidRequestError
 from adapterhub.requests import BatchGenerationOptions, GenerationOptions
+from adapterhub.requests.options import VLLM_NAMES, RequestOptions
 
 
 @pytest.mark.parametrize("options", [GenerationOptions, BatchGenerationOptions])

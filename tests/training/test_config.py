@@ -1,4 +1,4 @@
-"""Configurations of training runs: what YAML says, what is refused, and that every mistake is told at once."""
+"""Configurations of training runs: what YAML sets, what is refused, and that one error names every wrong field."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_least_that_is_needed(tmp_path: Path):
+def test_the_required_fields(tmp_path: Path):
     config = FinetuneConfig.load(write(tmp_path, MINIMAL))
     assert (config.name, config.base, config.quantization) == ("json", "adapterhub-demo", "nf4")
     assert config.lora.target_modules == "all-linear"
@@ -29,7 +29,7 @@ def test_yaml_reads_2e_4_as_text_and_it_is_a_number_here(tmp_path: Path):
     assert config.train.learning_rate == 0.0002
 
 
-def test_paths_start_at_the_files_folder(tmp_path: Path):
+def test_paths_are_relative_to_the_files_folder(tmp_path: Path):
     text = MINIMAL.replace("train: train.jsonl", "{train: data/a.jsonl, validation: /srv/b.jsonl}")
     config = FinetuneConfig.load(write(tmp_path, text + "initial_adapter: adapters/json/1\n"))
     assert config.data.train == tmp_path / "data/a.jsonl"
@@ -37,7 +37,7 @@ def test_paths_start_at_the_files_folder(tmp_path: Path):
     assert config.initial_adapter == tmp_path / "adapters/json/1"
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path):
+def test_one_error_names_every_wrong_field(tmp_path: Path):
     text = """
 name: Not A Name
 data: {train: x.jsonl, validation: y.jsonl, validation_share: 0.1}
@@ -73,7 +73,7 @@ card: {descripton: typo, routing: {exmples: [a]}}
         ("card.prompt.format", "card: {prompt: {format: xml}}\n"),
     ],
 )
-def test_values_that_make_no_sense(tmp_path: Path, field: str, text: str):
+def test_invalid_values(tmp_path: Path, field: str, text: str):
     with pytest.raises(ConfigError, match=field):
         FinetuneConfig.load(write(tmp_path, MINIMAL + text))
 
@@ -95,7 +95,7 @@ def test_a_configuration_does_not_change():
         config.name = "d"
 
 
-def test_only_what_was_said_goes_on_the_card():
+def test_only_fields_that_were_set_go_on_the_card():
     config = FinetuneConfig(name="a", base="b", data={"train": "c"}, card={"description": "d", "tags": ["e"]})
     assert config.card.fields() == {"description": "d", "tags": ("e",)}
 

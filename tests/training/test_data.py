@@ -30,9 +30,9 @@ def encoded(
     template: str | None, *messages: dict, max_length: int = 1000, **options: object
 ) -> tuple[PreTrainedTokenizerFast, TokenizedExample]:
     tokenizer = make_tokenizer(chat_template=template)
-    style = prompts.choose_style(tokenizer.chat_template, options.pop("form", "auto"))
-    found = tokenize([record(*messages)], tokenizer, style, max_length=max_length, **options)
-    return tokenizer, found.examples[0]
+    style = prompts.choose_style(tokenizer.chat_template, options.pop("prompt_format", "auto"))
+    tokenized = tokenize([record(*messages)], tokenizer, style, max_length=max_length, **options)
+    return tokenizer, tokenized.examples[0]
 
 
 def learned(tokenizer: PreTrainedTokenizerFast, example: TokenizedExample) -> list[str]:
@@ -63,7 +63,7 @@ def test_labels_are_those_of_the_templates_own_markers():
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "answers"),
+    ("prompt_format", "text", "answers"),
     [
         (
             "instruction",
@@ -78,14 +78,14 @@ def test_labels_are_those_of_the_templates_own_markers():
         ),
     ],
 )
-def test_forms_without_a_chat_template(form: str, text: str, answers: list[str]):
+def test_formats_without_a_chat_template(prompt_format: str, text: str, answers: list[str]):
     turns = [
         {"role": "user", "content": "one?"},
         {"role": "assistant", "content": "two"},
         {"role": "user", "content": "three?"},
         {"role": "assistant", "content": "four"},
     ]
-    tokenizer, example = encoded(None, *turns, form=form)
+    tokenizer, example = encoded(None, *turns, prompt_format=prompt_format)
     assert tokenizer.decode(example.input_ids) == text
     assert learned(tokenizer, example) == answers
 
@@ -112,15 +112,18 @@ def test_answers_cut_away_are_dropped_and_counted():
     style = prompts.choose_style(tokenizer.chat_template)
     short = record({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
     cut = record({"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * 50})
-    gone = record({"role": "user", "content": "a " * 50}, {"role": "assistant", "content": "b"})
+    beyond = record({"role": "user", "content": "a " * 50}, {"role": "assistant", "content": "b"})
 
-    found = tokenize([short, gone, cut], tokenizer, style, max_length=40)
+    tokenized = tokenize([short, beyond, cut], tokenizer, style, max_length=40)
 
-    assert (len(found.examples), found.truncated, found.dropped) == (2, 1, 1)
-    assert [len(example.input_ids) for example in found.examples] == [len(found.examples[0].labels), 40]
-    assert found.examples[0] == tokenize([short], tokenizer, style, max_length=40).examples[0]
+    assert (len(tokenized.examples), tokenized.truncated, tokenized.dropped) == (2, 1, 1)
+    assert [len(example.input_ids) for example in tokenized.examples] == [
+        len(tokenized.examples[0].labels),
+        40,
+    ]
+    assert tokenized.examples[0] == tokenize([short], tokenizer, style, max_length=40).examples[0]
     with pytest.raises(DatasetError, match="Not one of 1 records") as caught:
-        tokenize([gone], tokenizer, style, max_length=40)
+        tokenize([beyond], tokenizer, style, max_length=40)
     assert caught.value.hint
 
 
@@ -128,8 +131,8 @@ def test_tools_reach_the_template():
     tokenizer = make_tokenizer(chat_template="{{ tools | tojson if tools else '' }}" + CHAT_TEMPLATE)
     style = prompts.choose_style(tokenizer.chat_template)
     tools = [{"type": "function", "function": {"name": "add"}}]
-    found = tokenize([record(*TURNS, tools=tools)], tokenizer, style, max_length=1000)
-    assert '"name": "add"' in tokenizer.decode(found.examples[0].input_ids)
+    tokenized = tokenize([record(*TURNS, tools=tools)], tokenizer, style, max_length=1000)
+    assert '"name": "add"' in tokenizer.decode(tokenized.examples[0].input_ids)
 
 
 def test_a_template_that_leaves_tools_out_is_refused():
@@ -158,7 +161,7 @@ def test_a_template_that_changes_earlier_answers_is_refused():
     assert learned(tokenizer, example) == ["<think></think>two, привет<|im_end|>"]
 
 
-def test_a_template_that_refuses_a_conversation_is_told_with_its_line():
+def test_an_error_of_the_template_names_the_line():
     template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
     with pytest.raises(DatasetError, match="fails on the record at line 1") as caught:
         encoded(template, *TURNS)
@@ -180,9 +183,9 @@ def dataset(tmp_path: Path) -> Callable[..., Path]:
 GOOD = {"messages": TURNS[1:3]}
 
 
-def test_reading(dataset: Callable[..., Path]):
+def test_read_records(dataset: Callable[..., Path]):
     records = read_records(dataset(GOOD, "", {**GOOD, "id": 5, "tools": [{"name": "add"}]}))
-    assert [(found.line, found.tools) for found in records] == [(1, None), (3, [{"name": "add"}])]
+    assert [(record.line, record.tools) for record in records] == [(1, None), (3, [{"name": "add"}])]
     assert records[0].messages[1].content == "two, привет"
     assert len(read_records(dataset(GOOD, GOOD, "broken"), max_records=2)) == 2
 
@@ -203,7 +206,7 @@ def test_reading(dataset: Callable[..., Path]):
         ("[" * 100_000, "no JSON|recursion"),
     ],
 )
-def test_bad_lines_are_told_by_number_and_never_by_text(
+def test_errors_name_bad_lines_by_number_and_never_by_text(
     dataset: Callable[..., Path], line: object, reason: str
 ):
     with pytest.raises(DatasetError, match=f"line 2: .*({reason})") as caught:
@@ -211,7 +214,7 @@ def test_bad_lines_are_told_by_number_and_never_by_text(
     assert "secret" not in str(caught.value)
 
 
-def test_several_bad_lines_are_told_together(dataset: Callable[..., Path]):
+def test_one_error_names_several_bad_lines(dataset: Callable[..., Path]):
     with pytest.raises(DatasetError, match=r"line 1: .*; line 3: .*"):
         read_records(dataset("x", GOOD, "y"))
 

@@ -1,4 +1,4 @@
-"""`examples/finetune.yaml` is what it says: every field, and a run that works."""
+"""`examples/finetune.yaml` shows every field with its default, and the run works."""
 
 import re
 from pathlib import Path

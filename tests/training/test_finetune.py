@@ -43,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loud_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random base with weights large enough that what stands before a token changes what comes next."""
+    """A random base with weights large enough that the tokens before a position change its prediction."""
     folder = make_base(tmp_path_factory.mktemp("base") / "loud")
     weights = load_file(folder / "model.safetensors")
     louder = {name: tensor * (12 if "embed" in name else 4) for name, tensor in weights.items()}
@@ -113,10 +113,10 @@ def test_a_run_registers_an_adapter_that_has_learned(
     assert steps[-1].steps == 50
     assert steps[-1].loss < 0.1 < 3 < steps[0].loss
     with AdapterHub.from_pretrained(loud_base, registry.root) as hub:
-        said = {
+        answers = {
             word: hub.generate(word, adapter="pairs", max_tokens=8, temperature=0).text for word in ANSWERS
         }
-    assert said == ANSWERS
+    assert answers == ANSWERS
 
 
 def test_the_files_name_no_folder_but_the_base_as_given(
@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_adapter(tiny_base: Path, dataset: Path, re
     assert (first.version, again.version, other.version) == (1, 2, 3)
 
 
-def test_a_run_goes_on_from_an_adapter(tiny_base: Path, dataset: Path, registry: AdapterRegistry):
+def test_a_run_starts_from_an_initial_adapter(tiny_base: Path, dataset: Path, registry: AdapterRegistry):
     first = finetune(run(tiny_base, dataset), registry)
     first_run = registry.root / "pairs" / "1"
     second = finetune(
@@ -160,7 +160,7 @@ def test_a_run_goes_on_from_an_adapter(tiny_base: Path, dataset: Path, registry:
         torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
 
 
-def test_weights_that_stay_where_they_began_have_not_learned(
+def test_weights_that_equal_the_initial_adapters_have_not_learned(
     tiny_base: Path, dataset: Path, registry: AdapterRegistry
 ):
     finetune(run(tiny_base, dataset), registry)
@@ -173,7 +173,9 @@ def test_weights_that_stay_where_they_began_have_not_learned(
     assert [card.ref for card in registry.list()] == ["pairs@1"]
 
 
-def test_an_adapter_that_cannot_be_gone_on_from(tiny_base: Path, dataset: Path, registry: AdapterRegistry):
+def test_an_initial_adapter_of_another_shape_or_none_is_an_error(
+    tiny_base: Path, dataset: Path, registry: AdapterRegistry
+):
     finetune(run(tiny_base, dataset), registry)
     first_run = registry.root / "pairs" / "1"
     for lora in ({"r": 4}, {"alpha": 8}, {"rslora": True}, {"target_modules": ["q_proj"]}):
@@ -223,7 +225,7 @@ def test_without_the_fix_the_run_fails_and_registers_nothing(
     targets: list[str] | str,
     message: str,
 ):
-    """With all layers adapted the weights do move, along wrong gradients: then only the layout tells."""
+    """With all layers adapted every lora_B changes, by wrong gradients; only the packed layout shows the fault."""
     monkeypatch.setattr(loading, "disable_weight_packing", lambda *_, **__: None)
     config = run(
         tiny_base,
@@ -238,7 +240,7 @@ def test_without_the_fix_the_run_fails_and_registers_nothing(
     assert list(scratch.iterdir()) == []
 
 
-def test_a_base_loaded_for_training_never_repacks(tiny_base: Path):
+def test_a_base_loaded_for_training_is_never_packed(tiny_base: Path):
     model = loading.load_base(tiny_base, training=True).model
     flags = [layer.support_avx512bf16_for_cpu for layer in model.modules() if isinstance(layer, Linear4bit)]
     assert flags == [False] * 14
@@ -328,7 +330,7 @@ def test_a_failed_run_leaves_nothing(
     assert list(scratch.iterdir()) == []
 
 
-def test_running_out_of_memory_says_what_to_do(
+def test_running_out_of_memory_has_a_hint(
     tiny_base: Path, dataset: Path, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
 ):
     def out_of_memory(*_: Any, **__: Any) -> None:

@@ -1,0 +1,71 @@
+"""The public names of the packages for adapters on disk, and that importing a package does not import torch."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+EXPORTED = {
+    "base": {
+        "DEMO_BASE",
+        "Base",
+        "BaseFingerprint",
+        "base_shapes",
+        "demo_base_folder",
+        "dequantize_module_weight",
+        "disable_weight_packing",
+        "is_packed",
+        "linear_shape",
+        "load_base",
+        "locate_base",
+        "tokenizer_chat_template",
+    },
+    "export": {"MergeReport", "merge_adapter"},
+    "peft_format": {
+        "CONFIG_FILE",
+        "WEIGHTS_FILE",
+        "AdapterConfig",
+        "AdapterInfo",
+        "LoraSettings",
+        "LoraShape",
+        "TensorInfo",
+        "adapter_digest",
+        "check_fit",
+        "check_shapes",
+        "inspect_adapter",
+        "parse_tensors",
+        "read_header",
+    },
+    "registry": {
+        "AdapterCard",
+        "AdapterRegistry",
+        "BaseInfo",
+        "CardFields",
+        "Evaluation",
+        "Lineage",
+        "Parent",
+        "PeftInfo",
+        "Problem",
+        "PromptProfile",
+        "Ref",
+        "Routing",
+        "Serving",
+        "Source",
+    },
+    "training": {"FinetuneConfig", "TrainingResult", "TrainingStep", "finetune", "train_adapter"},
+}
+
+
+@pytest.mark.parametrize(("package", "names"), EXPORTED.items(), ids=EXPORTED)
+def test_the_public_names_of_a_package(package: str, names: set[str]):
+    module = import_module(f"adapterhub.{package}")
+    assert set(module.__all__) == names
+    for name in names:
+        assert getattr(module, name) is not None
+
+
+def test_importing_the_packages_imports_no_torch():
+    code = f"import sys, {', '.join(f'adapterhub.{package}' for package in EXPORTED)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
