@@ -165,4 +165,5 @@ def _footer(generation: Generation) -> str:
     confidence = f", confidence {generation.route.confidence:.2f}" if generation.route else ""
     usage = generation.usage
     truncated = ", cut off at max_tokens" if generation.finish_reason == "length" else ""
-    return f"[{adapter}{confidence}, {usage.completion_tokens} tokens, {usage.tokens_per_second:.0f} tokens/s{truncated}]"
+    speed = f"{usage.completion_tokens} tokens, {usage.tokens_per_second:.0f} tokens/s"
+    return f"[{adapter}{confidence}, {speed}{truncated}]"
