@@ -61,7 +61,7 @@ def adapters(messages: Sequence[BaseMessage]) -> list[str]:
 
 
 def check_loop(messages: Sequence[BaseMessage], call: dict[str, Any], result: str) -> None:
-    """Question, one call, its result, and the result in the answer."""
+    """ChatRequest, one call, its result, and the result in the answer."""
     question, calling, told, answer = messages
     assert isinstance(question, HumanMessage)
     assert isinstance(calling, AIMessage)

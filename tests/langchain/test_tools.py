@@ -13,9 +13,14 @@ from llguidance import LLMatcher
 from pydantic import ValidationError
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
-from adapterhub.agent_tools.templates import Templates
+from adapterhub.agent_tools.templates import TemplateCollection
 from adapterhub.langchain import AdapterToolkit
-from adapterhub.langchain.tools import content_validator, template_generator, template_tool, text_formatter
+from adapterhub.langchain.tools import (
+    content_validator,
+    create_template_tool,
+    template_generator,
+    text_formatter,
+)
 
 
 @pytest.fixture
@@ -43,7 +48,9 @@ def test_template_generator():
 
 
 def test_template_generator_with_a_template_of_ones_own():
-    made = template_tool(Templates().with_template("note", {"ru": "Заметка: {{text}}"}, "a note"))
+    made = create_template_tool(
+        TemplateCollection().with_template("note", {"ru": "Заметка: {{ text }}"}, "a note")
+    )
     assert (
         made.invoke({"template_type": "note", "fields": {"text": "{{text}}"}, "language": "ru"})
         == "Заметка: {{text}}"
@@ -102,7 +109,7 @@ def test_the_toolkit(hub: AdapterHub):
     assert [made.name for made in AdapterToolkit().get_tools()] == every[:3]
     assert [made.name for made in AdapterToolkit(hub=hub).get_tools()] == every
     assert [made.name for made in AdapterToolkit(hub=hub, selected=every[::-1]).get_tools()] == every[::-1]
-    templates = Templates().with_template("note", "{{text}}")
+    templates = TemplateCollection().with_template("note", "{{text}}")
     (made,) = AdapterToolkit(templates=templates, selected=["template_generator"]).get_tools()
     assert "note" in made.args["template_type"]["enum"]
     for wrong in ({"selected": ["none"]}, {"selected": ["list_adapters"]}, {"hub": "x"}):
@@ -162,7 +169,7 @@ FIELDS = st.dictionaries(
 
 
 @settings(max_examples=150)
-@given(st.sampled_from(list(Templates())), FIELDS, st.sampled_from(["en", "ru"]))
+@given(st.sampled_from(list(TemplateCollection())), FIELDS, st.sampled_from(["en", "ru"]))
 def test_the_generator_never_raises_and_is_deterministic(name: str, fields: dict, language: str):
     args = {"template_type": name, "fields": fields, "language": language}
     assert template_generator.invoke(args) == template_generator.invoke(args)
