@@ -125,7 +125,7 @@ class TestNamesThatAreNotRegistered:
     def test_two_names_and_no_name(self, model: ChatAdapterHub):
         with pytest.raises(InvalidRequestError, match="mean the same"):
             model.invoke("Hi", model="json", adapter="code")
-        with pytest.raises(InvalidRequestError, match="named by a text"):
+        with pytest.raises(InvalidRequestError, match="non-empty string"):
             model.invoke("Hi", config(7))  # type: ignore[arg-type]
 
     def test_a_field_that_there_is_not(self, hub: AdapterHub):

@@ -469,7 +469,7 @@ class TestAnswers:
                 Person.model_validate_json(answer.text)
 
 
-def test_calls_that_the_template_cannot_write_are_in_words(hub: AdapterHub):
+def test_calls_that_the_template_cannot_render_are_plain_text(hub: AdapterHub):
     calls = [made("now", {}), made("now", {}, 2)]
     history = [HumanMessage("Hi"), AIMessage(content="", tool_calls=calls)]
     request = ChatRequest.from_call(hub, "llama", history, {"tools": TOOLS}, ToolCallFormats())
@@ -477,9 +477,9 @@ def test_calls_that_the_template_cannot_write_are_in_words(hub: AdapterHub):
     assert request.tools is None
     assert request.messages[1]["content"].count("<tool_call>") == 2
     one = ChatRequest.from_call(hub, "llama", [HumanMessage("Hi")], {"tools": TOOLS}, ToolCallFormats())
-    assert one.form.only_at_start
+    assert one.call_format.only_at_start
     object_too = {"tools": TOOLS, "response_format": Person}
     assert (
-        ChatRequest.from_call(hub, "llama", [HumanMessage("Hi")], object_too, ToolCallFormats()).form
+        ChatRequest.from_call(hub, "llama", [HumanMessage("Hi")], object_too, ToolCallFormats()).call_format
         is HERMES
     )

@@ -27,6 +27,7 @@ def mark_fenced(lines: list[str]) -> Iterator[tuple[str, bool]]:
         else:
             opening = _OPENING.match(line)
             if opening:
-                # The container's indent is not known; it is at most the opening fence's column.
-                fence, max_indent = opening[2], len(opening[1].expandtabs(4)) + _MAX_INDENT
+                column = len(opening[1].expandtabs(4))
+                # A fence further in is within a list item, which begins at most at the fence's column.
+                fence, max_indent = opening[2], _MAX_INDENT + (column if column > _MAX_INDENT else 0)
             yield line, bool(opening)
