@@ -98,12 +98,12 @@ def _native_format(
     """The tool call format of the adapter's chat template; None if it cannot render this conversation."""
     # With "auto" the router has not decided yet; most adapters use the base's template.
     style = hub.prompt_style(adapter if names_adapter(adapter) and adapter != "auto" else None)
-    found = formats.of(style, hub.engine.tokenizer)
-    if found is None or (found.only_at_start and schema):  # an object may begin like a call
+    call_format = formats.of(style, hub.engine.tokenizer)
+    if call_format is None or (call_format.only_at_start and schema):  # an object may begin like a call
         return None
-    if found.call_separator is None and any(len(each.get("tool_calls", ())) > 1 for each in messages):
+    if call_format.call_separator is None and any(len(each.get("tool_calls", ())) > 1 for each in messages):
         return None
-    return found
+    return call_format
 
 
 def response_schema(response_format: Any) -> Mapping[str, Any] | None:

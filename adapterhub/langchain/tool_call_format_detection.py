@@ -19,7 +19,7 @@ from adapterhub.requests.prompts import PromptStyle, render
 
 _TEXT = "\u00b6text\u00b6"  # no template contains this character, so that no common prefix reaches into it
 _USER = {"role": "user", "content": "question"}
-_OFFERED = "zq_offered"
+_TOOL_NAME = "zq_offered"
 # The common prefix of two renderings may end within a special token, as `<|`; special tokens stay whole.
 _OPEN_TOKEN, _TOKEN_END = re.compile(r"[<\[][^<>\[\]\s]*\Z"), re.compile(r"\A[^<>\[\]\s]*[>\]]")
 
@@ -48,13 +48,13 @@ class ToolCallFormats:
     """The formats of a base's templates, each detected once."""
 
     # Not compared: two equal models stay equal after a call.
-    _found: dict[PromptStyle, ToolCallFormat | None] = field(default_factory=dict, compare=False)
+    _formats: dict[PromptStyle, ToolCallFormat | None] = field(default_factory=dict, compare=False)
 
     def of(self, style: PromptStyle, tokenizer: Tokenizer) -> ToolCallFormat | None:
         """As `detect_format`."""
-        if style not in self._found:
-            self._found[style] = detect_format(style, tokenizer)
-        return self._found[style]
+        if style not in self._formats:
+            self._formats[style] = detect_format(style, tokenizer)
+        return self._formats[style]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class _Call:
 
     def positions(self, text: str) -> list[tuple[int, int, CallField]]:
         """Start, end and kind of its fields, in order; empty if name or arguments do not occur exactly once."""
-        found = [(*span, part) for part, span in self._spans(text)]
-        return sorted(found) if {"name", "arguments"} <= {part for *_, part in found} else []
+        positions = [(*span, kind) for kind, span in self._spans(text)]
+        complete = {"name", "arguments"} <= {kind for *_, kind in positions}
+        return sorted(positions) if complete else []
 
     def _spans(self, text: str) -> list[tuple[CallField, tuple[int, int]]]:
         spans: list[tuple[CallField, tuple[int, int]]] = []
@@ -96,12 +97,12 @@ _CALLS = (
 )
 
 
-def _object_end(text: str, start: int, wanted: Mapping[str, str]) -> int | None:
+def _object_end(text: str, start: int, expected: Mapping[str, str]) -> int | None:
     try:
         value, end = json.JSONDecoder().raw_decode(text, start)
     except ValueError:
         return None
-    return end if value == wanted and "\n" not in text[start:end] else None
+    return end if value == expected and "\n" not in text[start:end] else None
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class _Probe:
         start = _OPEN_TOKEN.sub("", _common_prefix(text, one))
         end = _TOKEN_END.sub("", _common_prefix(text[len(start) :][::-1], one[len(start) :][::-1])[::-1])
         single = _split_at_fields(one[len(start) : len(one) - len(end)], _CALLS[:1])
-        if not single or _OFFERED not in start:
+        if not single or _TOOL_NAME not in start:
             return None
         fields, (prefix, *separators, suffix) = single
         call_format = ToolCallFormat(
@@ -161,7 +162,7 @@ class _Probe:
         if calls:
             answer["tool_calls"] = [call.to_dict(self.arguments_as_string) for call in calls]
         parameters = {"type": "object", "properties": {}, "required": []}
-        function = {"name": _OFFERED, "description": "None.", "parameters": parameters}
+        function = {"name": _TOOL_NAME, "description": "None.", "parameters": parameters}
         tools = [{"type": "function", "function": function}]
         return render([_USER, answer], self.style, self.tokenizer, tools=tools, answer_follows=False)
 

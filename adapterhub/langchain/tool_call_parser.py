@@ -105,8 +105,8 @@ class ToolCallParser:
 
     def _name(self) -> list[ToolCallChunk] | None:
         if self.call_format.quotes_name:
-            found = _QUOTED_NAME.match(self._buffer)
-            name = found[0] if found else None
+            match = _QUOTED_NAME.match(self._buffer)
+            name = match[0] if match else None
         else:
             before, separator, _ = self._buffer.partition(self.call_format.separators[self._field_index])
             name = before if separator else None

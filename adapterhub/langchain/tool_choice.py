@@ -77,8 +77,8 @@ class ToolChoice:
         rest = call_format.prefix.removeprefix(call_format.start_marker)
         lines = [
             "start: calls" if self.required else f"start: calls | {'answer' if answer else 'text'}",
-            f"calls: {write(call_format.start_marker)} marked",
-            f"marked: {write(rest)} call{more} {write(call_format.suffix)}",
+            f"calls: {write(call_format.start_marker)} calls_rest",
+            f"calls_rest: {write(rest)} call{more} {write(call_format.suffix)}",
             f"call: {' | '.join(names)}",
         ]
         for name, tool in zip(names, self.tools, strict=True):
@@ -152,7 +152,7 @@ def _text_rules(call_format: ToolCallFormat, write: _Writer) -> list[str]:
     if write.has_token(call_format.start_marker):
         return ["text: TEXT calls?", *rules]
     # If the marker is ordinary text, the text before it is matched up to and including the whole marker.
-    return ["text: TEXT | opened marked", "opened[lazy]: OPENED", rf"OPENED: /(.|\n)*{marker}/", *rules]
+    return ["text: TEXT | opened calls_rest", "opened[lazy]: OPENED", rf"OPENED: /(.|\n)*{marker}/", *rules]
 
 
 def _literal_pattern(text: str) -> str:

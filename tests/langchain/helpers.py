@@ -1,4 +1,4 @@
-"""What tests of the LangChain models share: tools, an object, ways to name an adapter, settings of the suites."""
+"""What tests of the LangChain models share: tools, an object, entries to name an adapter, settings of the suites."""
 
 import asyncio
 from typing import Any, Literal

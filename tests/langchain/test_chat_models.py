@@ -1,4 +1,4 @@
-"""The chat model: every way to choose an adapter at every way in, and what its answers tell."""
+"""The chat model: every entry to choose an adapter at every entry in, and what its answers tell."""
 
 import asyncio
 from pathlib import Path
@@ -35,7 +35,7 @@ def model(hub: AdapterHub) -> ChatAdapterHub:
     return ChatAdapterHub(hub=hub, model="support")
 
 
-FORMS = helpers.SELECTIONS | {
+SELECTIONS = helpers.SELECTIONS | {
     "bind": (lambda m: m.bind(adapter="json"), {}, None),
     "bind, then tools": (lambda m: m.bind(adapter="json").bind_tools([], temperature=0), {}, None),
     "bind_tools": (lambda m: m.bind_tools([], adapter="json"), {}, None),
@@ -47,7 +47,7 @@ FORMS = helpers.SELECTIONS | {
     "blend": (lambda m: m, {"model": "json:0.7+support:0.3"}, None),
     "base": (lambda m: m, {"model": "base"}, None),
 }
-ANSWERED_BY = {"router": "json", "blend": "json@1:0.7+support@1:0.3", "base": "base"}
+EXPECTED_ADAPTERS = {"router": "json", "blend": "json@1:0.7+support@1:0.3", "base": "base"}
 ASKED = "turn this sentence into json"
 
 
@@ -83,28 +83,28 @@ ENTRIES = {
 
 # In langchain-core the third version of events is for chat models and what `bind` makes of them.
 PAIRS = [
-    (form, entry)
-    for form in FORMS
+    (selection, entry)
+    for selection in SELECTIONS
     for entry in ENTRIES
-    if entry != "events v3" or form not in ("with_config", "config of a chain")
+    if entry != "events v3" or selection not in ("with_config", "config of a chain")
 ]
 
 
-@pytest.mark.parametrize(("form", "entry"), PAIRS)
+@pytest.mark.parametrize(("selection", "entry"), PAIRS)
 @pytest.mark.filterwarnings("ignore:.*beta")
-async def test_the_adapter_that_was_chosen_answers(model: ChatAdapterHub, form: str, entry: str):
-    asked, options, settings = FORMS[form]
+async def test_the_selected_adapter_answers(model: ChatAdapterHub, selection: str, entry: str):
+    asked, options, settings = SELECTIONS[selection]
     if entry in ("invoke", "stream", "batch", "batch_as_completed"):
         answer = await asyncio.to_thread(ENTRIES[entry], asked(model), options, settings)
     else:
         answer = await ENTRIES[entry](asked(model), options, settings)
     answer = answer[-1] if isinstance(answer, list) else answer
-    wanted = ANSWERED_BY.get(form, "json")
+    wanted = EXPECTED_ADAPTERS.get(selection, "json")
     assert answer.response_metadata["model_name"] == wanted
-    assert f"[{wanted if form == 'blend' or wanted == 'base' else 'json@1'}] " in answer.text
+    assert f"[{wanted if selection == 'blend' or wanted == 'base' else 'json@1'}] " in answer.text
 
 
-class TestNamesThatAreNotRegistered:
+class TestUnknownAdapters:
     def test_in_the_constructor(self, hub: AdapterHub):
         with pytest.raises(AdapterNotFoundError):
             ChatAdapterHub(hub=hub, model="nobody")
@@ -122,27 +122,27 @@ class TestNamesThatAreNotRegistered:
         with pytest.raises(AdapterNotFoundError):
             model.bind_tools([], adapter="nobody")
 
-    def test_two_names_and_no_name(self, model: ChatAdapterHub):
+    def test_contradicting_and_invalid_names(self, model: ChatAdapterHub):
         with pytest.raises(InvalidRequestError, match="mean the same"):
             model.invoke("Hi", model="json", adapter="code")
         with pytest.raises(InvalidRequestError, match="non-empty string"):
             model.invoke("Hi", config(7))  # type: ignore[arg-type]
 
-    def test_a_field_that_there_is_not(self, hub: AdapterHub):
+    def test_an_unknown_field(self, hub: AdapterHub):
         with pytest.raises(ValidationError, match="adaptor"):
             ChatAdapterHub(hub=hub, adaptor="json")
 
-    def test_an_argument_that_there_is_not(self, model: ChatAdapterHub):
+    def test_an_unknown_argument(self, model: ChatAdapterHub):
         with pytest.raises(InvalidRequestError, match="temprature"):
             model.invoke("Hi", temprature=1)
 
 
 class TestAnswers:
-    def test_what_an_answer_tells(self, model: ChatAdapterHub):
+    def test_response_metadata(self, model: ChatAdapterHub):
         answer = model.invoke(ASKED, adapter="auto", max_tokens=5)
-        told = answer.response_metadata
-        route = told.pop("route")
-        assert told == {
+        metadata = answer.response_metadata
+        route = metadata.pop("route")
+        assert metadata == {
             "model_name": "json",
             "model_provider": "adapterhub",
             "requested": "auto",
@@ -161,7 +161,7 @@ class TestAnswers:
             "total_tokens": prompt + 5,
         }
 
-    def test_a_stream_tells_it_once(self, model: ChatAdapterHub):
+    def test_only_the_last_chunk_has_metadata(self, model: ChatAdapterHub):
         chunks = list(model.stream("Hi"))
         assert [bool(chunk.usage_metadata) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
         whole = sum(chunks[1:], start=chunks[0])
@@ -211,7 +211,7 @@ class TestAnswers:
 
 
 class TestCache:
-    def test_an_answer_is_kept_for_its_adapter_only(self, hub: AdapterHub):
+    def test_a_cached_answer_is_of_one_adapter(self, hub: AdapterHub):
         cache = InMemoryCache()
         model = ChatAdapterHub(hub=hub, model="json", cache=cache)
         first = model.invoke("Hi")
@@ -244,27 +244,27 @@ class TestCache:
 
 
 class TestTime:
-    @pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke", "astream"])
-    async def test_an_answer_that_takes_too_long(self, hub: AdapterHub, way: str, monkeypatch):
+    @pytest.mark.parametrize("entry", ["invoke", "stream", "ainvoke", "astream"])
+    async def test_timeout(self, hub: AdapterHub, entry: str, monkeypatch):
         async def slowly(self: EchoEngine, request: Any) -> Any:
-            for piece in self.stream(request):
+            for part in self.stream(request):
                 await asyncio.sleep(0.05)
-                yield piece
+                yield part
 
         async def all_slowly(self: EchoEngine, requests: Any) -> Any:
             await asyncio.sleep(5)
 
         monkeypatch.setattr(EchoEngine, "astream", slowly)
         monkeypatch.setattr(EchoEngine, "agenerate", all_slowly)
-        model = ChatAdapterHub(hub=hub, timeout=1e-9 if way in ("invoke", "stream") else 0.12)
-        ways = {
+        model = ChatAdapterHub(hub=hub, timeout=1e-9 if entry in ("invoke", "stream") else 0.12)
+        entries = {
             "invoke": lambda: asyncio.to_thread(model.invoke, "Hi"),
             "stream": lambda: asyncio.to_thread(lambda: list(model.stream("Hi"))),
             "ainvoke": lambda: model.ainvoke("Hi"),
             "astream": lambda: joined(model.astream("Hi")),
         }
         with pytest.raises(DeadlineError):
-            await ways[way]()
+            await entries[entry]()
 
 
 def test_profile_and_tracing(model: ChatAdapterHub):

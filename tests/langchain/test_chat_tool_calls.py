@@ -42,7 +42,7 @@ def check(calls: list[Any]) -> None:
         assert call["id"]
 
 
-class TestReader:
+class TestParser:
     def test_text_and_calls(self):
         text, calls = parse_tool_calls(ANSWER, HERMES)
         assert text == "Well."
@@ -53,11 +53,11 @@ class TestReader:
         assert calls[0]["id"] != calls[1]["id"]
 
     @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-    def test_pieces_of_any_size(self, size: int):
-        reader, parts = ToolCallParser(HERMES), []
+    def test_deltas_of_any_size(self, size: int):
+        parser, parts = ToolCallParser(HERMES), []
         for start in range(0, len(ANSWER), size):
-            parts += reader.push(ANSWER[start : start + size])
-        parts += reader.flush()
+            parts += parser.push(ANSWER[start : start + size])
+        parts += parser.flush()
         assert "".join(part for part in parts if isinstance(part, str)) == "Well."
         message = AIMessageChunk(content="")
         for part in parts:
@@ -67,10 +67,10 @@ class TestReader:
         assert not message.invalid_tool_calls
 
     @pytest.mark.parametrize("text", ["", "\n", "a < b", "<tool", "x\n<tool_cal", "один\n\n"])
-    def test_text_that_only_looks_like_a_call_is_kept(self, text: str):
+    def test_text_that_only_looks_like_a_call_stays_text(self, text: str):
         assert parse_tool_calls(text, HERMES) == (text, [])
 
-    def test_a_call_that_was_cut(self):
+    def test_a_truncated_call(self):
         with pytest.raises(GenerationError):
             parse_tool_calls(ANSWER[:-5], HERMES)
 
@@ -94,7 +94,7 @@ class TestChoice:
             ({"type": "tool", "name": "now"}, ["now"], True),
         ],
     )
-    def test_forms(self, wanted: Any, names: list[str], required: bool):
+    def test_choices(self, wanted: Any, names: list[str], required: bool):
         choice = ToolChoice.of(self.TOOLS, wanted)
         assert [one["function"]["name"] for one in choice.tools] == names
         assert choice.required is required
@@ -123,11 +123,11 @@ class TestCalls:
     async def test_streamed(self, model: ChatAdapterHub):
         bound = model.bind_tools([add], tool_choice="any")
         chunks = [chunk async for chunk in bound.astream("Hi")]
-        pieces = [piece for chunk in chunks for piece in chunk.tool_call_chunks]
-        assert pieces[0]["name"] == "add"
-        assert pieces[0]["id"]
-        assert len(pieces) > 2
-        assert {piece["name"] for piece in pieces[1:] if piece["index"] == 0} == {None}
+        parts = [part for chunk in chunks for part in chunk.tool_call_chunks]
+        assert parts[0]["name"] == "add"
+        assert parts[0]["id"]
+        assert len(parts) > 2
+        assert {part["name"] for part in parts[1:] if part["index"] == 0} == {None}
         whole = sum(chunks[1:], start=chunks[0])
         check(whole.tool_calls)
         assert [call["args"] for call in whole.tool_calls] == [
@@ -143,11 +143,11 @@ class TestCalls:
         assert model.bind_tools([add], tool_choice="none").invoke("Hi").tool_calls == []
         assert model.bind_tools([]).invoke("Hi").text
 
-    def test_the_base_is_told_of_the_tools(self, model: ChatAdapterHub):
+    def test_the_prompt_contains_the_tools(self, model: ChatAdapterHub):
         without = model.get_num_tokens_from_messages([HumanMessage("Hi")])
         assert model.get_num_tokens_from_messages([HumanMessage("Hi")], [add]) > without + 50
 
-    def test_tools_or_an_object(self, model: ChatAdapterHub):
+    def test_tools_or_structured_output(self, model: ChatAdapterHub):
         bound = model.bind_tools([now], response_format=Person)
         for seed in range(3):
             answer = bound.invoke("Hi", seed=seed)
@@ -158,7 +158,7 @@ class TestCalls:
         assert bound.invoke("Hi", tool_choice="now").tool_calls
 
 
-class TestObjects:
+class TestStructuredOutput:
     @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
     @pytest.mark.parametrize(
         "schema", [Person, Place, Person.model_json_schema()], ids=["model", "typed", "json"]
@@ -208,13 +208,13 @@ def alone(live_hub: AdapterHub) -> tuple[list[str], int]:
     return texts, longest
 
 
-class TestTogether:
-    @pytest.mark.parametrize("way", ["batch", "abatch", "LLM batch", "LLM abatch"])
+class TestBatching:
+    @pytest.mark.parametrize("entry", ["batch", "abatch", "LLM batch", "LLM abatch"])
     async def test_a_batch_shares_its_forward_passes(
-        self, live_hub: AdapterHub, alone: tuple[list[str], int], way: str
+        self, live_hub: AdapterHub, alone: tuple[list[str], int], entry: str
     ):
         wanted, longest = alone
-        of_what = AdapterHubLLM if way.startswith("LLM") else ChatAdapterHub
+        of_what = AdapterHubLLM if entry.startswith("LLM") else ChatAdapterHub
         model: Any = of_what(hub=live_hub, max_tokens=TOKENS)
         prompts = [prompt for prompt, _ in REQUESTS]
         configs: list[Any] = [{"configurable": {"adapter": name}} for _, name in REQUESTS]
@@ -222,7 +222,7 @@ class TestTogether:
         # A step that begins before the machine has run every caller's thread leaves some of them to the next one.
         while len(passes) < 5 and min(passes, default=2 * longest) > 1.5 * longest:
             before = live_hub.stats().steps
-            if way.endswith("abatch"):
+            if entry.endswith("abatch"):
                 answers = await model.abatch(prompts, configs)
             else:
                 answers = await asyncio.to_thread(model.batch, prompts, configs)
@@ -232,7 +232,7 @@ class TestTogether:
         assert longest == TOKENS
         assert min(passes) <= 1.5 * longest, passes
 
-    async def test_a_task_that_is_cancelled_ends_its_answer(self, live_hub: AdapterHub):
+    async def test_cancelling_a_task_aborts_the_request(self, live_hub: AdapterHub):
         model = ChatAdapterHub(hub=live_hub, max_tokens=2000)
         before = live_hub.stats().tokens
         task = asyncio.create_task(model.ainvoke("Hi", ignore_eos=True))
@@ -244,7 +244,7 @@ class TestTogether:
         await idle(live_hub)
         assert live_hub.stats().tokens - before < 1000
 
-    async def test_a_stream_that_is_closed_ends_its_answer(self, live_hub: AdapterHub):
+    async def test_closing_a_stream_aborts_the_request(self, live_hub: AdapterHub):
         model = ChatAdapterHub(hub=live_hub, max_tokens=2000)
         before = live_hub.stats().tokens
         stream = model.stream("Hi", ignore_eos=True)

@@ -45,11 +45,11 @@ def test_a_chain(llm: HuggingFacePipeline, live_hub: AdapterHub):
     assert len(llm.invoke(PROMPT, pipeline_kwargs={"max_new_tokens": 2})) < len(PROMPT + wanted(live_hub))
 
 
-async def test_every_way_in(llm: HuggingFacePipeline, live_hub: AdapterHub):
+async def test_every_entry_point(llm: HuggingFacePipeline, live_hub: AdapterHub):
     text = wanted(live_hub)
     assert "".join(llm.stream(PROMPT)) == text
     assert "".join(llm.stream(PROMPT, skip_prompt=False)) == PROMPT + text
-    assert "".join([piece async for piece in llm.astream(PROMPT)]) == text
+    assert "".join([part async for part in llm.astream(PROMPT)]) == text
     assert await llm.ainvoke(PROMPT) == PROMPT + text
     assert llm.batch([PROMPT, PROMPT]) == [PROMPT + text] * 2
 
@@ -112,7 +112,7 @@ def test_a_cache_does_not_mix_adapters(live_hub: AdapterHub):
     assert len(answers) == len(cache._cache) == 3
 
 
-def test_what_is_refused(live_hub: AdapterHub, llm: HuggingFacePipeline):
+def test_invalid_requests(live_hub: AdapterHub, llm: HuggingFacePipeline):
     with pytest.raises(AdapterNotFoundError):
         huggingface_pipeline(live_hub, "nobody")
     with pytest.raises(InvalidRequestError, match="num_beams"):

@@ -40,7 +40,7 @@ def llm(tiny_registry: Path, engine: Counting) -> AdapterHubLLM:
     return AdapterHubLLM(hub=AdapterHub(AdapterRegistry(tiny_registry), engine), model="support", raw=True)
 
 
-FORMS = helpers.SELECTIONS | {
+SELECTIONS = helpers.SELECTIONS | {
     "bind": (lambda m: m.bind(adapter="json", max_tokens=100), {}, None),
     "with_config": (lambda m: m.with_config(configurable={"adapter": "json"}), {}, None),
     "config of a chain": (lambda m: RunnableLambda(lambda x: x) | m, {}, config("json")),
@@ -48,7 +48,7 @@ FORMS = helpers.SELECTIONS | {
     "blend": (lambda m: m, {"model": "json:0.7+support:0.3"}, None),
     "base": (lambda m: m, {"model": "base"}, None),
 }
-ANSWERED_BY = {"blend": "json@1:0.7+support@1:0.3", "base": "base"}
+EXPECTED_ADAPTERS = {"blend": "json@1:0.7+support@1:0.3", "base": "base"}
 ASKED = "turn this sentence into json"
 
 
@@ -81,15 +81,15 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("form", FORMS)
-async def test_the_adapter_that_was_chosen_answers(llm: AdapterHubLLM, form: str, entry: str):
-    asked, options, settings = FORMS[form]
+@pytest.mark.parametrize("selection", SELECTIONS)
+async def test_the_selected_adapter_answers(llm: AdapterHubLLM, selection: str, entry: str):
+    asked, options, settings = SELECTIONS[selection]
     ask = ENTRIES[entry]
     if entry in ("invoke", "stream", "batch", "batch_as_completed"):
         answer = await asyncio.to_thread(ask, asked(llm), options, settings)
     else:
         answer = await ask(asked(llm), options, settings)
-    assert answer == f"[{ANSWERED_BY.get(form, 'json@1')}] {ASKED}"
+    assert answer == f"[{EXPECTED_ADAPTERS.get(selection, 'json@1')}] {ASKED}"
 
 
 class TestOneRequest:
@@ -113,14 +113,14 @@ class TestOneRequest:
         assert await llm.abatch(prompts, configs) == wanted
         assert engine.calls == [4] * 6
 
-    async def test_of_so_many_as_may_run_at_once(self, llm: AdapterHubLLM, engine: Counting):
+    async def test_of_max_concurrency(self, llm: AdapterHubLLM, engine: Counting):
         configs: list[Any] = [{**config(name), "max_concurrency": 3} for name in ["json"] * 6 + ["code"]]
         wanted = ["[json@1] x"] * 6 + ["[code@1] x"]
         assert llm.batch(["x"] * 7, configs) == wanted
         assert await llm.abatch(["x"] * 7, configs) == wanted
         assert engine.calls == [3, 3, 1] * 2
 
-    def test_errors_in_the_place_of_answers(self, llm: AdapterHubLLM):
+    def test_exceptions_are_returned(self, llm: AdapterHubLLM):
         configs: list[Any] = [config("json"), config("nobody"), config("code")]
         first, second, third = llm.batch(["x"] * 3, configs, return_exceptions=True)
         assert (first, third) == ("[json@1] x", "[code@1] x")
@@ -130,7 +130,7 @@ class TestOneRequest:
 
 
 class TestRefused:
-    def test_names_that_are_not_registered(self, llm: AdapterHubLLM):
+    def test_unknown_adapters(self, llm: AdapterHubLLM):
         for ask in (
             lambda: AdapterHubLLM(hub=llm.hub, model="nobody"),
             lambda: llm.invoke("Hi", model="nobody"),
@@ -141,7 +141,7 @@ class TestRefused:
             with pytest.raises(AdapterNotFoundError):
                 ask()
 
-    def test_arguments_that_there_are_not(self, llm: AdapterHubLLM):
+    def test_unknown_arguments(self, llm: AdapterHubLLM):
         for ask in (
             lambda: llm.invoke("Hi", temprature=1),
             lambda: list(llm.stream("Hi", temprature=1)),
@@ -154,7 +154,7 @@ class TestRefused:
 
 
 class TestAnswers:
-    def test_what_they_tell(self, llm: AdapterHubLLM):
+    def test_generation_info(self, llm: AdapterHubLLM):
         result = llm.generate(["ab", "cde"], max_tokens=4, adapter="json")
         assert [answers[0].generation_info for answers in result.generations] == [
             {
@@ -174,29 +174,29 @@ class TestAnswers:
 
     def test_the_route(self, llm: AdapterHubLLM):
         result = llm.generate([ASKED, "write a python function"], model="auto")
-        told = [answers[0].generation_info for answers in result.generations]
-        assert [one["model_name"] for one in told] == ["json", "code"]
-        assert [one["route"]["adapter"] for one in told] == ["json", "code"]
+        metadata = [answers[0].generation_info for answers in result.generations]
+        assert [one["model_name"] for one in metadata] == ["json", "code"]
+        assert [one["route"]["adapter"] for one in metadata] == ["json", "code"]
         assert result.llm_output["model_name"] == "auto"
 
-    async def test_a_stream_tells_it_at_its_end(self, llm: AdapterHubLLM):
+    async def test_only_the_last_chunk_has_generation_info(self, llm: AdapterHubLLM):
         class Seen(BaseCallbackHandler):
             def __init__(self) -> None:
                 self.tokens: list[str] = []
-                self.told: list[Any] = []
+                self.metadata: list[Any] = []
 
             def on_llm_new_token(self, token: str, **_: Any) -> None:
                 self.tokens.append(token)
 
             def on_llm_end(self, response: Any, **_: Any) -> None:
-                self.told.append(response.generations[0][0].generation_info)
+                self.metadata.append(response.generations[0][0].generation_info)
 
         seen = Seen()
         text = "".join(llm.stream("ab", {"callbacks": [seen], **config("json")}))
         assert "".join(seen.tokens) == text == "[json@1] ab"
         assert await joined(llm.astream("ab", {"callbacks": [seen], **config("json")})) == text
         wanted = llm.with_adapter("json").generate(["ab"]).generations[0][0].generation_info
-        assert seen.told == [wanted, wanted]
+        assert seen.metadata == [wanted, wanted]
         assert len(seen.tokens) == 2 * len(text)
 
     def test_several_for_a_prompt(self, llm: AdapterHubLLM):
@@ -210,14 +210,14 @@ class TestAnswers:
         assert stopped.invoke("one two three", stop=["three"]) == "[base] one two "
         assert "".join(stopped.stream("one two three", stop=["one"])) == "[base] "
 
-    def test_the_form_of_the_prompt(self, llm: AdapterHubLLM):
+    def test_the_chat_template_of_the_prompt(self, llm: AdapterHubLLM):
         assert "### Instruction" in AdapterHubLLM(hub=llm.hub).invoke("Hi")
         assert llm.invoke("Hi") == "[support@1] Hi"
 
     def test_tokens_and_tracing(self, llm: AdapterHubLLM):
         assert llm.get_num_tokens("abc") == 3
-        told = llm._get_ls_params(model="json", temperature=0.5, stop=["x"], max_tokens=7)
-        assert told == {
+        metadata = llm._get_ls_params(model="json", temperature=0.5, stop=["x"], max_tokens=7)
+        assert metadata == {
             "ls_provider": "adapterhub",
             "ls_model_type": "llm",
             "ls_model_name": "json",
@@ -232,7 +232,7 @@ class TestCache:
     def kept(self, llm: AdapterHubLLM) -> AdapterHubLLM:
         return AdapterHubLLM(hub=llm.hub, model="json", raw=True, cache=InMemoryCache())
 
-    def test_an_answer_is_kept_for_its_adapter_only(self, kept: AdapterHubLLM, engine: Counting):
+    def test_a_cached_answer_is_of_one_adapter(self, kept: AdapterHubLLM, engine: Counting):
         for same in (
             lambda: kept.invoke("x"),
             lambda: kept.invoke("x", adapter="json"),
@@ -246,7 +246,7 @@ class TestCache:
         assert kept.batch(["x"] * 3, configs) == ["[json@1] x", "[code@1] x", "[base] x"]
         assert len(kept.cache._cache) == 4
 
-    async def test_and_for_its_settings(self, kept: AdapterHubLLM):
+    async def test_and_of_its_sampling_parameters(self, kept: AdapterHubLLM):
         assert kept.invoke("x") == "[json@1] x"
         assert kept.invoke("x", max_tokens=3) == "[js"
         assert kept.invoke("x", stop=["@"]) == "[json"
@@ -266,7 +266,7 @@ class TestCache:
 class TestWithAModel:
     """What needs an engine that computes."""
 
-    async def test_a_task_that_is_cancelled_ends_all_its_answers(self, live_hub: AdapterHub):
+    async def test_cancelling_a_task_aborts_all_requests(self, live_hub: AdapterHub):
         llm = AdapterHubLLM(hub=live_hub, max_tokens=2000, options={"ignore_eos": True})
         before = live_hub.stats().tokens
         task = asyncio.create_task(llm.abatch(["a", "b", "c"]))
@@ -278,12 +278,12 @@ class TestWithAModel:
         await idle(live_hub)
         assert live_hub.stats().tokens - before < 3000
 
-    async def test_a_stream_that_is_closed_ends_its_answer(self, live_hub: AdapterHub):
+    async def test_closing_a_stream_aborts_the_request(self, live_hub: AdapterHub):
         llm = AdapterHubLLM(hub=live_hub, max_tokens=2000, options={"ignore_eos": True})
         before = live_hub.stats().tokens
-        pieces = llm.stream("a")
-        next(pieces)
-        pieces.close()
+        parts = llm.stream("a")
+        next(parts)
+        parts.close()
         await idle(live_hub)
         later = llm.astream("a")
         await anext(later)

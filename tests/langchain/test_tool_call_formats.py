@@ -1,6 +1,6 @@
-"""Tool calls in the form of each chat template: found, generated, read, and written again.
+"""The tool call format of each chat template: detected, generated, parsed and rendered.
 
-The templates are short ones that write calls as published ones do.
+The templates are short ones that render calls as published ones do.
 """
 
 import json
@@ -101,7 +101,7 @@ AS_HTML = template(  # what `safe` is joined with is escaped, so that an object'
         """{{ '<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' + a + '}\n</tool_call>' }}"""
     )
 )
-FORMS = {
+FORMATS = {
     "hermes": (HERMES_TEMPLATE, HERMES),
     "arguments first": (
         ARGUMENTS_FIRST,
@@ -145,7 +145,7 @@ FORMS = {
         ToolCallFormat("<calls><call>", ("name", "arguments"), (">",), "<end>", "<call>", "", True),
     ),
 }
-NO_FORM = {
+WITHOUT_FORMAT = {
     "none": None,
     "no tools": "{% for m in messages %}{{ m.content }}{% endfor %}",
     "ignores calls": template("{{ m.content }}"),
@@ -166,20 +166,22 @@ NO_FORM = {
     + each("<call>{{ c.function.name }}>{{ c.function.arguments | tojson }}")
     + "{% endfor %}",
 }
-SHOW_TEXT = ("hermes", "args")
+RENDER_TEXT = ("hermes", "args")
 """TemplateCollection that write an answer's text before its calls."""
-MARKS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<tool_call>", "</tool_call>")
+SPECIAL_TOKENS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<tool_call>", "</tool_call>")
 
 
-def make_marked_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer_with_special_tokens() -> PreTrainedTokenizerFast:
     """Mistral's marks are special tokens, which decoding leaves out; Qwen's are not special."""
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens([AddedToken(mark, special=mark.startswith("["), normalized=False) for mark in MARKS])
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=mark.startswith("["), normalized=False) for mark in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
-PLAIN, MARKED = make_tokenizer(), make_marked_tokenizer()
-each_form = pytest.mark.parametrize("name", FORMS)
+PLAIN, MARKED = make_tokenizer(), make_tokenizer_with_special_tokens()
+each_format = pytest.mark.parametrize("name", FORMATS)
 
 
 TOOLS = [convert_to_openai_tool(one) for one in (add, now)]
@@ -192,9 +194,9 @@ def made(name: str, args: dict[str, Any], number: int = 1) -> dict[str, Any]:
 
 def written(name: str, calls: list[dict[str, Any]], text: str = "") -> str:
     """What a template writes for an answer with calls."""
-    source, form = FORMS[name]
+    source, call_format = FORMATS[name]
     message = AIMessage(content=text, tool_calls=calls)
-    turns = fit_tool_calls(convert_messages([HumanMessage("Hi"), message]), form)
+    turns = fit_tool_calls(convert_messages([HumanMessage("Hi"), message]), call_format)
     style = choose_style(source)
     whole = render(turns, style, PLAIN, tools=TOOLS, answer_follows=False)
     prompt = render(turns[:1], style, PLAIN, tools=TOOLS)
@@ -214,22 +216,22 @@ def accepts(grammar: str, answer: str, tokenizer: PreTrainedTokenizerFast) -> bo
     return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
 
-class TestFinding:
-    @each_form
-    def test_each_form(self, name: str):
-        source, form = FORMS[name]
-        assert detect_format(choose_style(source), PLAIN) == form
+class TestDetection:
+    @each_format
+    def test_each_format(self, name: str):
+        source, call_format = FORMATS[name]
+        assert detect_format(choose_style(source), PLAIN) == call_format
 
-    @pytest.mark.parametrize("name", NO_FORM)
+    @pytest.mark.parametrize("name", WITHOUT_FORMAT)
     def test_templates_without_one(self, name: str):
-        assert detect_format(choose_style(NO_FORM[name]), PLAIN) is None
+        assert detect_format(choose_style(WITHOUT_FORMAT[name]), PLAIN) is None
 
-    def test_calls_that_are_numbered_come_alone(self):
+    def test_numbered_calls_have_no_separator(self):
         call = "<call {{ loop.index }}>{{ c.function.name }}>{{ c.function.arguments | tojson }}"
         found = detect_format(choose_style(template(each(call))), PLAIN)
         assert found == ToolCallFormat("<call 1>", ("name", "arguments"), (">",), "")
 
-    def test_marks_that_begin_or_end_as_those_of_a_text_do_stay_whole(self):
+    def test_special_tokens_stay_whole(self):
         source = (
             "{{ tools[0].function.name }}{% for m in messages %}{% if m.tool_calls %}"
             + each("<|called|>{{ c.function.name }}>{{ c.function.arguments | tojson }}")
@@ -240,17 +242,17 @@ class TestFinding:
             "<|called|>", ("name", "arguments"), (">",), "<|call_end|>", "<|called|>"
         )
 
-    def test_the_demos_is_the_default(self):
+    def test_the_demo_base_has_the_default(self):
         source = (files("adapterhub.demo") / "base" / "chat_template.jinja").read_text()
         assert detect_format(choose_style(source), PLAIN) == HERMES
 
     def test_once_for_a_template(self, monkeypatch: pytest.MonkeyPatch):
         formats, style = ToolCallFormats(), choose_style(LLAMA)
         found = formats.of(style, PLAIN)
-        assert formats.of(choose_style(NO_FORM["raises"]), PLAIN) is None
+        assert formats.of(choose_style(WITHOUT_FORMAT["raises"]), PLAIN) is None
         monkeypatch.setattr("adapterhub.langchain.tool_call_format_detection.detect_format", None)
         assert formats.of(style, PLAIN) is found
-        assert formats.of(choose_style(NO_FORM["raises"]), PLAIN) is None
+        assert formats.of(choose_style(WITHOUT_FORMAT["raises"]), PLAIN) is None
 
     def test_once_for_a_model_and_its_copies(self, hub: AdapterHub, monkeypatch: pytest.MonkeyPatch):
         model = ChatAdapterHub(hub=hub, model="llama", max_tokens=80)
@@ -263,10 +265,10 @@ class TestFinding:
 
 @pytest.mark.parametrize("tokenizer", [PLAIN, MARKED], ids=["plain", "marked"])
 class TestGrammar:
-    @each_form
-    def test_what_the_template_writes(self, name: str, tokenizer: PreTrainedTokenizerFast):
-        form = FORMS[name][1]
-        grammar = ToolChoice.of(TOOLS, "any").grammar(tokenizer, form)
+    @each_format
+    def test_accepts_what_the_template_renders(self, name: str, tokenizer: PreTrainedTokenizerFast):
+        call_format = FORMATS[name][1]
+        grammar = ToolChoice.of(TOOLS, "any").grammar(tokenizer, call_format)
         one, other = made("add", {"a": 3, "b": "two"}), made("now", {}, 2)
         assert accepts(grammar, written(name, [one]), tokenizer)
         assert accepts(grammar, written(name, [other]), tokenizer)
@@ -274,37 +276,40 @@ class TestGrammar:
         assert not accepts(grammar, written(name, [made("else", {})]), tokenizer)
         assert not accepts(grammar, "Hi", tokenizer)
         assert not accepts(grammar, written(name, [one])[:-1], tokenizer)
-        if form.call_separator is not None:
+        if call_format.call_separator is not None:
             both = written(name, [one, other])
             assert accepts(grammar, both, tokenizer)
-            alone = ToolChoice.of(TOOLS, "any", parallel=False).grammar(tokenizer, form)
+            alone = ToolChoice.of(TOOLS, "any", parallel=False).grammar(tokenizer, call_format)
             assert not accepts(alone, both, tokenizer)
 
-    def test_names_that_json_writes_with_signs(self, tokenizer: PreTrainedTokenizerFast):
-        name, form = 'no"w', FORMS["arguments first"][1]
+    def test_names_that_json_escapes(self, tokenizer: PreTrainedTokenizerFast):
+        name, call_format = 'no"w', FORMATS["arguments first"][1]
         tool = {"type": "function", "function": {"name": name}}
         answer = written("arguments first", [made(name, {})])
-        assert accepts(ToolChoice.of([tool], "any").grammar(tokenizer, form), answer, tokenizer)
-        assert parse_tool_calls(answer, form)[1][0]["name"] == name
+        assert accepts(ToolChoice.of([tool], "any").grammar(tokenizer, call_format), answer, tokenizer)
+        assert parse_tool_calls(answer, call_format)[1][0]["name"] == name
 
-    @each_form
-    def test_a_text_cannot_spell_what_opens_calls(self, name: str, tokenizer: PreTrainedTokenizerFast):
-        form = FORMS[name][1]
-        grammar = ToolChoice.of(TOOLS).grammar(tokenizer, form)
+    @each_format
+    def test_a_text_cannot_contain_the_start_marker(self, name: str, tokenizer: PreTrainedTokenizerFast):
+        call_format = FORMATS[name][1]
+        grammar = ToolChoice.of(TOOLS).grammar(tokenizer, call_format)
         assert accepts(grammar, written(name, [made("now", {})]), tokenizer)
         for text in ("Well", "{", '{"x": 1}', "a [TOOL", "<"):
             assert accepts(grammar, text, tokenizer)
-            assert parse_tool_calls(text, form) == (text, [])
-        after_text = f"Well.{form.content_separator}{written(name, [made('now', {})])}"
+            assert parse_tool_calls(text, call_format) == (text, [])
+        after_text = f"Well.{call_format.content_separator}{written(name, [made('now', {})])}"
         assert accepts(grammar, after_text, tokenizer)
-        text, calls = parse_tool_calls(after_text, form)
-        assert (text, len(calls)) == ((after_text, 0) if form.only_at_start else ("Well.", 1))
-        assert not accepts(grammar, f"{form.start_marker} nothing", tokenizer)
-        assert accepts(grammar, f"Well {form.start_marker} nothing", tokenizer) is form.only_at_start
+        text, calls = parse_tool_calls(after_text, call_format)
+        assert (text, len(calls)) == ((after_text, 0) if call_format.only_at_start else ("Well.", 1))
+        assert not accepts(grammar, f"{call_format.start_marker} nothing", tokenizer)
+        assert (
+            accepts(grammar, f"Well {call_format.start_marker} nothing", tokenizer)
+            is call_format.only_at_start
+        )
 
 
-class TestReader:
-    @each_form
+class TestParser:
+    @each_format
     @settings(max_examples=25)
     @given(
         arguments=st.lists(
@@ -315,22 +320,22 @@ class TestReader:
         cuts=st.lists(st.integers(0, 400)),
         text=st.sampled_from(["", "Well.", 'a {"b', "<tool"]),
     )
-    def test_reads_what_the_template_writes(
+    def test_parses_what_the_template_renders(
         self, name: str, arguments: list[dict[str, Any]], cuts: list[int], text: str
     ):
-        form = FORMS[name][1]
+        call_format = FORMATS[name][1]
         calls = [
             made(f"f-{number}", args, number)
-            for number, args in enumerate(arguments[: None if form.call_separator is not None else 1])
+            for number, args in enumerate(arguments[: None if call_format.call_separator is not None else 1])
         ]
-        text = text if name in SHOW_TEXT else ""
+        text = text if name in RENDER_TEXT else ""
         answer = written(name, calls, text)
-        reader, message = ToolCallParser(form), AIMessageChunk(content="")
+        parser, message = ToolCallParser(call_format), AIMessageChunk(content="")
         places = sorted({0, len(answer), *(cut for cut in cuts if cut < len(answer))})
         parts: list[Any] = []
         for start, end in pairwise(places):
-            parts += reader.push(answer[start:end])
-        parts += reader.flush()
+            parts += parser.push(answer[start:end])
+        parts += parser.flush()
         for part in parts:
             message += (
                 AIMessageChunk(content=part)
@@ -343,28 +348,28 @@ class TestReader:
         ]
         assert not message.invalid_tool_calls
         assert len({call["id"] for call in message.tool_calls} - {None, ""}) == len(calls)
-        whole, read = parse_tool_calls(answer, form)
+        whole, read = parse_tool_calls(answer, call_format)
         assert (whole, [call["args"] for call in read]) == (text, arguments[: len(calls)])
 
-    @each_form
-    def test_every_split_and_what_is_cut(self, name: str):
-        form = FORMS[name][1]
+    @each_format
+    def test_every_split_and_truncated_calls(self, name: str):
+        call_format = FORMATS[name][1]
         calls = [made("add", {"a": '}]"{', "b": {"c": "\\"}}), made("now", {}, 2)]
-        answer = written(name, calls[: 2 if form.call_separator is not None else 1])
-        expected = [(call["name"], call["args"]) for call in parse_tool_calls(answer, form)[1]]
+        answer = written(name, calls[: 2 if call_format.call_separator is not None else 1])
+        expected = [(call["name"], call["args"]) for call in parse_tool_calls(answer, call_format)[1]]
         for place in range(1, len(answer)):
-            reader = ToolCallParser(form)
-            chunks = [*reader.push(answer[:place]), *reader.push(answer[place:]), *reader.flush()]
+            parser = ToolCallParser(call_format)
+            chunks = [*parser.push(answer[:place]), *parser.push(answer[place:]), *parser.flush()]
             assert [chunk["name"] for chunk in chunks if chunk["name"]] == [name for name, _ in expected]
             for number, (_, args) in enumerate(expected):
                 text = "".join(chunk["args"] for chunk in chunks if chunk["index"] == number)
                 assert json.loads(text) == args
         with pytest.raises(GenerationError):
-            parse_tool_calls(answer[: len(form.prefix) + 3], form)
+            parse_tool_calls(answer[: len(call_format.prefix) + 3], call_format)
 
     @pytest.mark.parametrize("text", ['{"name"', '{"name": ', '{"nam": 1}', ' {"name": "x"}', "{}"])
-    def test_text_that_only_looks_like_a_call_without_a_mark(self, text: str):
-        assert parse_tool_calls(text, FORMS["llama"][1]) == (text, [])
+    def test_text_that_only_looks_like_a_call_without_a_marker(self, text: str):
+        assert parse_tool_calls(text, FORMATS["llama"][1]) == (text, [])
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +383,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
     MARKED.save_pretrained(base)
     adapter = make_adapter(root / "adapter", base)
     hub = AdapterHub.from_pretrained(base, root / "registry", quantization=None)
-    for name, (source, _) in FORMS.items():
+    for name, (source, _) in FORMATS.items():
         hub.registry.register(
             adapter, name.replace(" ", "-"), base=base, prompt={"chat_template": source, "format": "chat"}
         )
@@ -386,41 +391,41 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
     hub.close()
 
 
-@each_form
+@each_format
 class TestAnswers:
     @pytest.fixture
     def model(self, hub: AdapterHub, name: str) -> ChatAdapterHub:
         adapter = name.replace(" ", "-")
         return ChatAdapterHub(hub=hub, model=adapter, max_tokens=80, temperature=1.0, seed=5)
 
-    def check(self, message: Any, form: ToolCallFormat) -> None:
+    def check(self, message: Any, call_format: ToolCallFormat) -> None:
         assert not message.invalid_tool_calls
         assert len({call["id"] for call in message.tool_calls}) == len(message.tool_calls)
         for call in message.tool_calls:
             jsonschema.validate(call["args"], SCHEMAS[call["name"]])
             assert call["id"]
-            assert "id" not in form.fields or len(call["id"]) == 9
+            assert "id" not in call_format.fields or len(call["id"]) == 9
 
     def test_calls_streamed_and_not(self, model: ChatAdapterHub, name: str):
-        form, bound = FORMS[name][1], model.bind_tools([add, now], tool_choice="any")
+        call_format, bound = FORMATS[name][1], model.bind_tools([add, now], tool_choice="any")
         answer = bound.invoke("Hi")
         assert answer.tool_calls
         assert answer.text == ""
-        assert form.call_separator is not None or len(answer.tool_calls) == 1
+        assert call_format.call_separator is not None or len(answer.tool_calls) == 1
         assert answer.response_metadata["finish_reason"] == "tool_calls"
-        self.check(answer, form)
+        self.check(answer, call_format)
         chunks = list(bound.stream("Hi"))
-        first = next(piece for chunk in chunks for piece in chunk.tool_call_chunks)
+        first = next(part for chunk in chunks for part in chunk.tool_call_chunks)
         assert first["name"]
         assert first["id"]
         whole = sum(chunks[1:], start=chunks[0])
-        self.check(whole, form)
+        self.check(whole, call_format)
         assert [(call["name"], call["args"]) for call in whole.tool_calls] == [
             (call["name"], call["args"]) for call in answer.tool_calls
         ]
 
-    def test_the_answer_is_what_the_template_writes(self, model: ChatAdapterHub, hub: AdapterHub, name: str):
-        form = FORMS[name][1]
+    def test_the_answer_is_what_the_template_renders(self, model: ChatAdapterHub, hub: AdapterHub, name: str):
+        call_format = FORMATS[name][1]
         request = ChatRequest.from_call(
             hub,
             model.model,
@@ -428,24 +433,24 @@ class TestAnswers:
             {"tools": TOOLS, "tool_choice": "now", "max_tokens": 100},
             ToolCallFormats(),
         )
-        assert request.call_format == form
+        assert request.call_format == call_format
         assert request.tools == TOOLS
         generated = hub.generate(
             request.messages, request.adapter, tools=request.tools, **request.options
         ).text
-        (call,) = parse_tool_calls(generated, form)[1]
+        (call,) = parse_tool_calls(generated, call_format)[1]
         ids = re.findall(r'(?:"id": "|\[CALL_ID\])(\w{9})', generated)
         assert generated == written(name, [{**call, "id": ids[0]} if ids else call])
-        assert bool(ids) is ("id" in form.fields)
+        assert bool(ids) is ("id" in call_format.fields)
 
     def test_texts_and_calls(self, model: ChatAdapterHub, name: str):
         bound = model.bind_tools([add, now])
         for answer in bound.batch(["Hi", "Ho", "Hey"], max_tokens=40):
             assert answer.text or answer.tool_calls
-            self.check(answer, FORMS[name][1])
+            self.check(answer, FORMATS[name][1])
 
     def test_a_history_with_calls(self, model: ChatAdapterHub, name: str):
-        form = FORMS[name][1]
+        call_format = FORMATS[name][1]
         calls = [made("now", {}) | {"id": "call_of_another_model"}]
         history = [
             HumanMessage("Hi"),
@@ -455,16 +460,16 @@ class TestAnswers:
         request = ChatRequest.from_call(model.hub, model.model, history, {"tools": TOOLS}, ToolCallFormats())
         shown = render(request.messages, model.hub.prompt_style(model.model), PLAIN, tools=request.tools)
         _, turn, result = request.messages
-        assert form.prefix in shown
+        assert call_format.prefix in shown
         assert result["tool_call_id"] == turn["tool_calls"][0]["id"]
-        assert (len(result["tool_call_id"]) == 9) is ("id" in form.fields)
+        assert (len(result["tool_call_id"]) == 9) is ("id" in call_format.fields)
         answer = model.bind_tools([add, now], tool_choice="any").invoke(history)
-        self.check(answer, form)
+        self.check(answer, call_format)
 
-    def test_calls_or_an_object(self, model: ChatAdapterHub, name: str):
+    def test_calls_or_structured_output(self, model: ChatAdapterHub, name: str):
         bound = model.bind_tools([now], response_format=Person)
         for answer in bound.batch(["Hi", "Ho", "Hey"]):
-            self.check(answer, FORMS[name][1])
+            self.check(answer, FORMATS[name][1])
             if not answer.tool_calls:
                 Person.model_validate_json(answer.text)
 

@@ -96,7 +96,7 @@ def test_route_request(hub: AdapterHub):
     assert message.artifact["scores"] == dict(decision.scores)
 
 
-def test_what_fails_comes_back_as_data(hub: AdapterHub, tmp_path: Path):
+def test_an_error_is_part_of_the_result(hub: AdapterHub, tmp_path: Path):
     empty = AdapterHub(AdapterRegistry(tmp_path / "none"), EchoEngine())
     (router,) = AdapterToolkit(hub=empty, selected=["route_request"]).get_tools()
     message = call(router, text="hello")
@@ -131,7 +131,7 @@ def test_the_toolkit(hub: AdapterHub):
         (content_validator, {"text": "a", "rules": [{"rule": "json", "x": 1}]}),
     ],
 )
-def test_arguments_that_are_refused(made, args: dict):
+def test_invalid_arguments(made, args: dict):
     with pytest.raises(ValidationError):
         made.invoke(args)
 

@@ -163,7 +163,7 @@ def test_a_report_in_words_and_as_data():
 @pytest.mark.parametrize(
     "rule", [{"rule": "none"}, {"rule": "json", "x": 1}, {"rule": "regex"}, {"rule": "length", "minimum": -1}]
 )
-def test_what_is_no_rule(rule: dict):
+def test_invalid_rules(rule: dict):
     with pytest.raises(ValidationError):
         RULE.validate_python(rule)
 

@@ -13,7 +13,7 @@ from adapterhub.agent_tools.text_formatting.width import display_width
 from adapterhub.agent_tools.text_formatting.wrap import TextLayout, format_text
 from adapterhub.errors import ToolError
 
-PIECES = st.sampled_from(
+FRAGMENTS = st.sampled_from(
     [
         "слово",
         "word",
@@ -49,8 +49,8 @@ PIECES = st.sampled_from(
     ]
 )
 SPACES = st.sampled_from([" ", "  ", "\n", "\n\n", "\n  ", "\n    ", "\t", "\r\n", "\u3000", "\n\t"])
-NOTES = st.lists(st.tuples(PIECES | st.text(max_size=4), SPACES), max_size=40).map(
-    lambda pairs: "".join(piece + space for piece, space in pairs)
+NOTES = st.lists(st.tuples(FRAGMENTS | st.text(max_size=4), SPACES), max_size=40).map(
+    lambda pairs: "".join(part + space for part, space in pairs)
 )
 LAYOUTS = st.builds(
     TextLayout,
@@ -70,7 +70,7 @@ def solid(text: str) -> str:
 @given(NOTES, LAYOUTS)
 @example("- ```\n  x\n", TextLayout())
 @example("a \u00a0- b", TextLayout(width=12))
-def test_nothing_is_lost_and_twice_is_once(text: str, layout: TextLayout):
+def test_no_character_is_lost_and_formatting_is_idempotent(text: str, layout: TextLayout):
     once = format_text(text, layout)
     assert solid(once) == solid(text)
     assert format_text(once, layout) == once
@@ -98,7 +98,7 @@ def test_words_wrap_in_english_and_russian():
     )
 
 
-def test_width_is_what_is_seen():
+def test_display_width():
     assert display_width("日本") == 4
     assert display_width("👨‍👩‍👧") == 2
     assert display_width("❤️") == 2
@@ -106,7 +106,7 @@ def test_width_is_what_is_seen():
     assert format_text("日本 日本 日本", TextLayout(width=10)) == "日本 日本\n日本"
 
 
-def test_paragraphs_lists_and_code_are_kept():
+def test_paragraphs_lists_and_code_are_preserved():
     text = (
         "Intro text that is long enough to wrap.\n\n"
         "- first item that wraps too\n  - nested item that wraps\n10. ten\n\n"
@@ -147,7 +147,7 @@ def test_a_no_break_space_does_not_break():
 @pytest.mark.parametrize(
     "text", ["a" * 200_000, "a " * 100_000, "- " * 100_000, "```" * 66_000, "\n" * 200_000, "日" * 200_000]
 )
-def test_hostile_texts_take_no_time(text: str):
+def test_hostile_texts_are_fast(text: str):
     before = time.thread_time()
     format_text(text)
     assert time.thread_time() - before < 2
