@@ -28,8 +28,8 @@ class Person(BaseModel):
     city: str
 
 
-class OutputQueue(BaseModel):
-    """A ticket."""
+class Incident(BaseModel):
+    """An incident."""
 
     owner: str
     level: int = Field(ge=0, le=9)
@@ -62,12 +62,12 @@ def adapters(messages: Sequence[BaseMessage]) -> list[str]:
 
 def check_loop(messages: Sequence[BaseMessage], call: dict[str, Any], result: str) -> None:
     """ChatRequest, one call, its result, and the result in the answer."""
-    question, calling, metadata, answer = messages
+    question, calling, tool_message, answer = messages
     assert isinstance(question, HumanMessage)
     assert isinstance(calling, AIMessage)
     assert [{"name": c["name"], "args": c["args"]} for c in calling.tool_calls] == [call]
-    assert isinstance(metadata, ToolMessage)
-    assert (metadata.content, metadata.tool_call_id) == (result, calling.tool_calls[0]["id"])
+    assert isinstance(tool_message, ToolMessage)
+    assert (tool_message.content, tool_message.tool_call_id) == (result, calling.tool_calls[0]["id"])
     assert isinstance(answer, AIMessage)
     assert not answer.tool_calls
     assert result in answer.content
@@ -119,7 +119,7 @@ def test_a_provider_strategy_returns_the_object(model: ChatAdapterHub):
 
 
 def test_a_provider_strategy_beside_tools(model: ChatAdapterHub):
-    agent = create_agent(model, [get_weather], response_format=ProviderStrategy(OutputQueue))
+    agent = create_agent(model, [get_weather], response_format=ProviderStrategy(Incident))
     found = agent.invoke(asked("What is the weather in Porto?"))
     assert [type(message) for message in found["messages"]] == [
         HumanMessage,
@@ -127,14 +127,14 @@ def test_a_provider_strategy_beside_tools(model: ChatAdapterHub):
         ToolMessage,
         AIMessage,
     ]
-    assert isinstance(found["structured_response"], OutputQueue)
+    assert isinstance(found["structured_response"], Incident)
 
 
 @pytest.mark.parametrize("tools", [[], [get_weather]], ids=["alone", "beside a tool"])
 def test_a_tool_strategy_returns_the_object(model: ChatAdapterHub, tools: list[Any]):
-    agent = create_agent(model, tools, response_format=ToolStrategy(OutputQueue))
-    found = agent.invoke(asked("Use the OutputQueue tool for owner Greta Okafor and level 7."))
-    assert found["structured_response"] == OutputQueue(owner="Greta Okafor", level=7)
+    agent = create_agent(model, tools, response_format=ToolStrategy(Incident))
+    found = agent.invoke(asked("Use the Incident tool for owner Greta Okafor and level 7."))
+    assert found["structured_response"] == Incident(owner="Greta Okafor", level=7)
 
 
 def test_an_agent_has_the_adapter_that_its_model_was_bound_to(model: ChatAdapterHub):

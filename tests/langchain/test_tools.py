@@ -70,6 +70,14 @@ def test_content_validator():
     assert call(content_validator, text="[1]", rules=rules).content == "passed: not_empty, json"
 
 
+def test_a_template_that_fails_is_part_of_the_result():
+    made = create_template_tool(TemplateCollection().with_template("half", "{{ a | length / 0 }}"))
+    message = call(made, template_type="half", fields={"a": "x"})
+    assert message.content.startswith("failed: The template could not be rendered: ")
+    assert message.artifact["error"] == "tool_error"
+    assert message.status == "success"
+
+
 async def test_tools_are_async_too():
     assert await text_formatter.ainvoke({"text": "a"}) == "a"
     assert (
