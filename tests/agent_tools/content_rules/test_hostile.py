@@ -161,7 +161,7 @@ class Slow(BaseRule):
     rule: str = "slow"
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
-        end = time.thread_time() + 0.3
+        end = time.thread_time() + 0.7
         while time.thread_time() < end:
             pass
         return None
