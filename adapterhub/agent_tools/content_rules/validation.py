@@ -56,8 +56,8 @@ Rule = Annotated[
 MAX_CHARACTERS = 1 << 20
 MAX_RULES = 20
 MAX_SECONDS: Final = 1.0
-"""Processor time for all rules together. One rule of each kind needs 0.4 s for `MAX_CHARACTERS` of prose (8 ms for 20,000
-characters) and a full garbage collection 0.3 s, so that none decides an outcome."""
+"""Processor time for all rules together. One rule of each kind needs 0.4 s for `MAX_CHARACTERS` of prose, 8 ms for
+20,000 characters, and a full garbage collection 0.3 s, so that none decides an outcome."""
 
 
 def validate_text(text: str, rules: Sequence[Rule], max_seconds: float = MAX_SECONDS) -> ValidationReport:
