@@ -47,8 +47,8 @@ def content_validator(text: str) -> str:
     return "valid" if report.artifact["passed"] else "invalid"
 
 
-def described(message: BaseMessage) -> str:
-    """A message in a line or a few."""
+def describe(message: BaseMessage) -> str:
+    """A message and its tool calls as text."""
     calls: list[Any] = getattr(message, "tool_calls", [])
     return "\n".join([str(message.content), *(f"{call['name']}({call['args']})" for call in calls)]).strip()
 
@@ -60,7 +60,7 @@ def main() -> None:
         agent = create_agent(model, [text_formatter, template_generator, content_validator])
         for request in REQUESTS:
             for message in agent.invoke({"messages": [("user", request)]})["messages"]:
-                print(f"[{message.type}] {described(message)}")
+                print(f"[{message.type}] {describe(message)}")
             print()
 
 

@@ -1,4 +1,4 @@
-"""A chain: the `support` adapter writes steps, a template makes a letter of them, which is wrapped and then checked.
+"""A chain: the `support` adapter writes steps, a template turns them into a letter, which is wrapped and validated.
 
 python -m examples.chain
 """
@@ -29,7 +29,7 @@ TICKETS = (
 
 
 def call(tool: BaseTool, **arguments: Any) -> ToolMessage:
-    """A tool's result with its artifact, as an agent gets it."""
+    """A tool's result with its artifact, as an agent receives it."""
     return tool.invoke({"type": "tool_call", "id": "1", "name": tool.name, "args": arguments})
 
 
@@ -41,13 +41,13 @@ def letter(ticket: dict[str, str]) -> str:
 
 
 def checked(text: str) -> dict[str, Any]:
-    """A text and the report of the rules on it."""
+    """A text and its validation report."""
     report = call(content_validator, text=text, rules=list(RULES))
     return {"text": text, "passed": report.artifact["passed"], "report": report.content}
 
 
 def chain(hub: AdapterHub) -> Runnable[dict[str, str], dict[str, Any]]:
-    """Generates, writes, formats, validates."""
+    """Generates, renders, formats, validates."""
     ask = ChatPromptTemplate.from_template("My {device} {trouble}.")
     steps = ask | ChatAdapterHub(hub=hub, model="support") | StrOutputParser()
     wrap = RunnableLambda(lambda text: call(text_formatter, text=text, width=60).content)
@@ -55,7 +55,7 @@ def chain(hub: AdapterHub) -> Runnable[dict[str, str], dict[str, Any]]:
 
 
 def main() -> None:
-    """Runs the chain on two tickets concurrently."""
+    """Runs the chain on a batch of two tickets."""
     with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
         for result in chain(hub).batch(list(TICKETS)):
             print(f"{result['text']}\n\n=> {result['report']}\n")

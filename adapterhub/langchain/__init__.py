@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.langchain.chat import ChatAdapterHub
-    from adapterhub.langchain.llm import AdapterHubLLM
-    from adapterhub.langchain.pipeline import huggingface_pipeline
+    from adapterhub.langchain.chat_models import ChatAdapterHub
+    from adapterhub.langchain.hf_pipeline import huggingface_pipeline
+    from adapterhub.langchain.llms import AdapterHubLLM
     from adapterhub.langchain.tools import AdapterToolkit
 
 _EXPORTS = {
-    "AdapterHubLLM": "adapterhub.langchain.llm",
+    "AdapterHubLLM": "adapterhub.langchain.llms",
     "AdapterToolkit": "adapterhub.langchain.tools",
-    "ChatAdapterHub": "adapterhub.langchain.chat",
-    "huggingface_pipeline": "adapterhub.langchain.pipeline",
+    "ChatAdapterHub": "adapterhub.langchain.chat_models",
+    "huggingface_pipeline": "adapterhub.langchain.hf_pipeline",
 }
 
 __all__ = ["AdapterHubLLM", "AdapterToolkit", "ChatAdapterHub", "huggingface_pipeline"]

@@ -1,4 +1,4 @@
-"""Answers as objects: `with_structured_output`."""
+"""Structured output: what `with_structured_output` is made of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from adapterhub.errors import InvalidRequestError
-from adapterhub.langchain.asking import json_schema_of
+from adapterhub.langchain.chat_request import json_schema_of
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
 
@@ -26,23 +26,23 @@ def response_format(schema: Any) -> dict[str, Any]:
     """
     if schema is None:
         return {"type": "json_object"}
-    described = json_schema_of(schema)
-    name = described.get("title") or getattr(schema, "__name__", "answer")
-    return {"type": "json_schema", "json_schema": {"name": name, "schema": described}}
+    json_schema = json_schema_of(schema)
+    name = json_schema.get("title") or getattr(schema, "__name__", "answer")
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": json_schema}}
 
 
-def traced(schema: Any, method: Method) -> dict[str, Any]:
-    """What tells callbacks about the form, by langchain-core's convention."""
+def tracing_format(schema: Any, method: Method) -> dict[str, Any]:
+    """Describes the output format to callbacks, by langchain-core's convention."""
     return {"ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema or {}}}
 
 
 def function_name(schema: Any) -> str:
-    """The name of the function that stands for a schema."""
+    """The function name of a schema."""
     return str(convert_to_openai_tool(schema)["function"]["name"])
 
 
-def parser_of(schema: Any, method: Method) -> OutputParserLike[Any]:
-    """Makes the object of an answer.
+def create_parser(schema: Any, method: Method) -> OutputParserLike[Any]:
+    """Creates the output parser of a method.
 
     Raises:
         InvalidRequestError: There is no such method, or it needs a schema.
@@ -53,7 +53,7 @@ def parser_of(schema: Any, method: Method) -> OutputParserLike[Any]:
         )
     if schema is None and method != "json_mode":
         raise InvalidRequestError(
-            f"The method {method!r} needs a schema.", hint="Only json_mode goes without."
+            f"The method {method!r} needs a schema.", hint="Only json_mode works without one."
         )
     typed = isinstance(schema, type) and is_basemodel_subclass(schema)
     if method != "function_calling":
@@ -63,10 +63,10 @@ def parser_of(schema: Any, method: Method) -> OutputParserLike[Any]:
     return JsonOutputKeyToolsParser(key_name=function_name(schema), first_tool_only=True)
 
 
-def with_parser(
+def chain_parser(
     model: Runnable[Any, Any], parser: OutputParserLike[Any], include_raw: bool
 ) -> Runnable[Any, Any]:
-    """The model and its parser; with `include_raw` a mapping of `raw`, `parsed` and `parsing_error`."""
+    """Chains a model and its parser; with `include_raw` the result maps `raw`, `parsed` and `parsing_error`."""
     if not include_raw:
         return model | parser
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)

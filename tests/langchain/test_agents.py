@@ -16,7 +16,7 @@ from adapterhub import AdapterHub
 from adapterhub.errors import AdapterNotFoundError
 from adapterhub.langchain import ChatAdapterHub
 
-TROUBLE = "My Zorbex printer does not turn on."
+SUPPORT_PROMPT = "My Zorbex printer does not turn on."
 FACTS = "Give me name, age and city as JSON: Greta Okafor is 48 years old and lives in Porto."
 
 
@@ -28,8 +28,8 @@ class Person(BaseModel):
     city: str
 
 
-class Ticket(BaseModel):
-    """A ticket."""
+class Incident(BaseModel):
+    """An incident."""
 
     owner: str
     level: int = Field(ge=0, le=9)
@@ -61,13 +61,13 @@ def adapters(messages: Sequence[BaseMessage]) -> list[str]:
 
 
 def check_loop(messages: Sequence[BaseMessage], call: dict[str, Any], result: str) -> None:
-    """Question, one call, its result, and the result in the answer."""
-    question, calling, told, answer = messages
+    """ChatRequest, one call, its result, and the result in the answer."""
+    question, calling, tool_message, answer = messages
     assert isinstance(question, HumanMessage)
     assert isinstance(calling, AIMessage)
     assert [{"name": c["name"], "args": c["args"]} for c in calling.tool_calls] == [call]
-    assert isinstance(told, ToolMessage)
-    assert (told.content, told.tool_call_id) == (result, calling.tool_calls[0]["id"])
+    assert isinstance(tool_message, ToolMessage)
+    assert (tool_message.content, tool_message.tool_call_id) == (result, calling.tool_calls[0]["id"])
     assert isinstance(answer, AIMessage)
     assert not answer.tool_calls
     assert result in answer.content
@@ -95,20 +95,20 @@ def test_a_thread_remembers(model: ChatAdapterHub):
     check_loop(both[4:], {"name": "square_number", "args": {"number": 31}}, "961")
 
 
-def test_calls_and_answers_stream_in_pieces(model: ChatAdapterHub):
+def test_calls_and_answers_are_streamed(model: ChatAdapterHub):
     agent = create_agent(model, [square_number])
-    pieces = [
-        piece
-        for piece, where in agent.stream(asked("Please run square_number on 49."), stream_mode="messages")
+    parts = [
+        part
+        for part, where in agent.stream(asked("Please run square_number on 49."), stream_mode="messages")
         if where["langgraph_node"] == "model"
     ]
-    assert all(isinstance(piece, AIMessageChunk) for piece in pieces)
-    calls = [piece for piece in pieces if piece.tool_call_chunks]
-    assert len([piece for piece in pieces if piece.content]) > 3
+    assert all(isinstance(part, AIMessageChunk) for part in parts)
+    calls = [part for part in parts if part.tool_call_chunks]
+    assert len([part for part in parts if part.content]) > 3
     assert len(calls) > 3
     merged = sum(calls[1:], calls[0])
     assert [(call["name"], call["args"]) for call in merged.tool_calls] == [("square_number", {"number": 49})]
-    assert "2401" in "".join(piece.text for piece in pieces)
+    assert "2401" in "".join(part.text for part in parts)
 
 
 def test_a_provider_strategy_returns_the_object(model: ChatAdapterHub):
@@ -119,7 +119,7 @@ def test_a_provider_strategy_returns_the_object(model: ChatAdapterHub):
 
 
 def test_a_provider_strategy_beside_tools(model: ChatAdapterHub):
-    agent = create_agent(model, [get_weather], response_format=ProviderStrategy(Ticket))
+    agent = create_agent(model, [get_weather], response_format=ProviderStrategy(Incident))
     found = agent.invoke(asked("What is the weather in Porto?"))
     assert [type(message) for message in found["messages"]] == [
         HumanMessage,
@@ -127,18 +127,18 @@ def test_a_provider_strategy_beside_tools(model: ChatAdapterHub):
         ToolMessage,
         AIMessage,
     ]
-    assert isinstance(found["structured_response"], Ticket)
+    assert isinstance(found["structured_response"], Incident)
 
 
 @pytest.mark.parametrize("tools", [[], [get_weather]], ids=["alone", "beside a tool"])
 def test_a_tool_strategy_returns_the_object(model: ChatAdapterHub, tools: list[Any]):
-    agent = create_agent(model, tools, response_format=ToolStrategy(Ticket))
-    found = agent.invoke(asked("Use the Ticket tool for owner Greta Okafor and level 7."))
-    assert found["structured_response"] == Ticket(owner="Greta Okafor", level=7)
+    agent = create_agent(model, tools, response_format=ToolStrategy(Incident))
+    found = agent.invoke(asked("Use the Incident tool for owner Greta Okafor and level 7."))
+    assert found["structured_response"] == Incident(owner="Greta Okafor", level=7)
 
 
 def test_an_agent_has_the_adapter_that_its_model_was_bound_to(model: ChatAdapterHub):
-    found = create_agent(model.bind(adapter="support")).invoke(asked(TROUBLE))
+    found = create_agent(model.bind(adapter="support")).invoke(asked(SUPPORT_PROMPT))
     assert adapters(found["messages"]) == ["support"]
     assert found["messages"][-1].content.startswith("Category: power")
 
@@ -148,7 +148,7 @@ def test_a_config_chooses_the_adapter_of_each_user_of_a_graph(model: ChatAdapter
         return {"messages": [model.invoke(state["messages"])]}
 
     graph = StateGraph(MessagesState).add_node("answer", answer).add_edge(START, "answer").compile()
-    given = [("support", TROUBLE), ("json", FACTS), ("support", FACTS)]
+    given = [("support", SUPPORT_PROMPT), ("json", FACTS), ("support", FACTS)]
     configs = [{"configurable": {"adapter": adapter}} for adapter, _ in given]
     found = graph.batch([asked(text) for _, text in given], configs)
     assert [adapters(state["messages"]) for state in found] == [["support"], ["json"], ["support"]]

@@ -11,7 +11,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests.chat_models import ChatModelTests
 
 from adapterhub import AdapterHub
-from tests.langchain.maker import ChatSuite
+from tests.langchain.helpers import ChatSuite
 
 
 class OnShippedTools(ChatSuite):

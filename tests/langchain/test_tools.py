@@ -13,9 +13,14 @@ from llguidance import LLMatcher
 from pydantic import ValidationError
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
-from adapterhub.agent_tools.templates import Templates
+from adapterhub.agent_tools.templates import TemplateCollection
 from adapterhub.langchain import AdapterToolkit
-from adapterhub.langchain.tools import content_validator, template_generator, template_tool, text_formatter
+from adapterhub.langchain.tools import (
+    content_validator,
+    create_template_tool,
+    template_generator,
+    text_formatter,
+)
 
 
 @pytest.fixture
@@ -43,7 +48,9 @@ def test_template_generator():
 
 
 def test_template_generator_with_a_template_of_ones_own():
-    made = template_tool(Templates().with_template("note", {"ru": "Заметка: {{text}}"}, "a note"))
+    made = create_template_tool(
+        TemplateCollection().with_template("note", {"ru": "Заметка: {{ text }}"}, "a note")
+    )
     assert (
         made.invoke({"template_type": "note", "fields": {"text": "{{text}}"}, "language": "ru"})
         == "Заметка: {{text}}"
@@ -61,6 +68,14 @@ def test_content_validator():
     assert message.artifact["results"][1]["column"] == 4
     assert message.status == "success"
     assert call(content_validator, text="[1]", rules=rules).content == "passed: not_empty, json"
+
+
+def test_a_template_that_fails_is_part_of_the_result():
+    made = create_template_tool(TemplateCollection().with_template("half", "{{ a | length / 0 }}"))
+    message = call(made, template_type="half", fields={"a": "x"})
+    assert message.content.startswith("failed: The template could not be rendered: ")
+    assert message.artifact["error"] == "tool_error"
+    assert message.status == "success"
 
 
 async def test_tools_are_async_too():
@@ -89,7 +104,7 @@ def test_route_request(hub: AdapterHub):
     assert message.artifact["scores"] == dict(decision.scores)
 
 
-def test_what_fails_comes_back_as_data(hub: AdapterHub, tmp_path: Path):
+def test_an_error_is_part_of_the_result(hub: AdapterHub, tmp_path: Path):
     empty = AdapterHub(EchoEngine(), AdapterRegistry(tmp_path / "none"))
     (router,) = AdapterToolkit(hub=empty, selected=["route_request"]).get_tools()
     message = call(router, text="hello")
@@ -102,7 +117,7 @@ def test_the_toolkit(hub: AdapterHub):
     assert [made.name for made in AdapterToolkit().get_tools()] == every[:3]
     assert [made.name for made in AdapterToolkit(hub=hub).get_tools()] == every
     assert [made.name for made in AdapterToolkit(hub=hub, selected=every[::-1]).get_tools()] == every[::-1]
-    templates = Templates().with_template("note", "{{text}}")
+    templates = TemplateCollection().with_template("note", "{{text}}")
     (made,) = AdapterToolkit(templates=templates, selected=["template_generator"]).get_tools()
     assert "note" in made.args["template_type"]["enum"]
     for wrong in ({"selected": ["none"]}, {"selected": ["list_adapters"]}, {"hub": "x"}):
@@ -124,7 +139,7 @@ def test_the_toolkit(hub: AdapterHub):
         (content_validator, {"text": "a", "rules": [{"rule": "json", "x": 1}]}),
     ],
 )
-def test_arguments_that_are_refused(made, args: dict):
+def test_invalid_arguments(made, args: dict):
     with pytest.raises(ValidationError):
         made.invoke(args)
 
@@ -162,7 +177,7 @@ FIELDS = st.dictionaries(
 
 
 @settings(max_examples=150)
-@given(st.sampled_from(list(Templates())), FIELDS, st.sampled_from(["en", "ru"]))
+@given(st.sampled_from(list(TemplateCollection())), FIELDS, st.sampled_from(["en", "ru"]))
 def test_the_generator_never_raises_and_is_deterministic(name: str, fields: dict, language: str):
     args = {"template_type": name, "fields": fields, "language": language}
     assert template_generator.invoke(args) == template_generator.invoke(args)

@@ -1,7 +1,7 @@
-"""JSON Schemas of strangers: nothing is fetched, and whatever they say, checking ends in time.
+"""Untrusted JSON Schemas: nothing is fetched, and a check ends in time.
 
-`jsonschema` does the checking. Each of its keywords looks at the clock first, since schemas can combine into more work
-than any text is long. Those that match regular expressions are written anew over patterns with a time limit.
+`jsonschema` does the checking. Each keyword looks at the deadline first, because schemas can combine into more work
+than any text is long. The keywords with regular expressions are replaced by ones whose patterns have a time limit.
 """
 
 from __future__ import annotations
@@ -16,69 +16,72 @@ from jsonschema_specifications import REGISTRY
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from adapterhub.agent_tools.content_rules.clock import Clock
-from adapterhub.agent_tools.content_rules.rule import shown
-from adapterhub.agent_tools.content_rules.safe_patterns import Pattern
+from adapterhub.agent_tools.content_rules.base_rule import abbreviate
+from adapterhub.agent_tools.content_rules.deadline import Deadline
+from adapterhub.agent_tools.content_rules.safe_patterns import SafePattern
 
 _MAX_DEPTH = 100
-_NESTED = frozenset(
-    {dict, list}
-)  # values come from JSON, which has no other: `isinstance` takes four times as long
+# JSON has no other containers; `isinstance` takes four times as long.
+_CONTAINERS = frozenset({dict, list})
 _BOOLEANS = (object(), object())
 Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError]]
 
 
-class SchemaFaultError(Exception):
-    """The value is not valid under the schema, or the schema is none that can be checked."""
+class SchemaViolationError(Exception):
+    """The value is not valid under the schema, or the schema itself cannot be checked."""
 
 
 class Schema:
-    """A JSON Schema (2020-12) that may be hostile.
+    """An untrusted JSON Schema (2020-12).
 
     Args:
         schema: The schema.
-        clock: The time for all that is done with it.
+        deadline: The time for all checks with it.
 
     Raises:
-        SchemaFaultError: It is not valid, or uses what cannot be checked safely.
-        OutOfTimeError: That could not be found out in time.
+        SchemaViolationError: It is not valid, or uses what cannot be checked safely.
+        DeadlineExceededError: The check did not end in time.
     """
 
-    def __init__(self, schema: Any, clock: Clock) -> None:
+    def __init__(self, schema: Any, deadline: Deadline) -> None:
         if _depth(schema) > _MAX_DEPTH:
-            raise SchemaFaultError(f"the schema is nested deeper than {_MAX_DEPTH} levels")
+            raise SchemaViolationError(f"the schema is nested deeper than {_MAX_DEPTH} levels")
         if "unevaluatedProperties" in str(schema) and "patternProperties" in str(schema):
-            raise SchemaFaultError(
+            raise SchemaViolationError(
                 "a schema with both unevaluatedProperties and patternProperties is not checked"
             )
-        self._clock, self._patterns = clock, _Patterns(clock)
+        self._deadline, self._patterns = deadline, _PatternKeywords(deadline)
         self._validator = self._class()(schema, registry=Registry())
-        wrong = self._first_fault(self._class()(Draft202012Validator.META_SCHEMA, registry=REGISTRY), schema)
-        if wrong:
-            raise SchemaFaultError(f"the schema is not valid{_told(wrong)}")
+        error = self._first_violation(
+            self._class()(Draft202012Validator.META_SCHEMA, registry=REGISTRY), schema
+        )
+        if error:
+            raise SchemaViolationError(f"the schema is not valid{_describe(error)}")
 
     def check(self, value: Any) -> None:
         """Checks a JSON value.
 
         Raises:
-            SchemaFaultError: It is not valid.
-            OutOfTimeError: That could not be found out in time.
+            SchemaViolationError: It is not valid.
+            DeadlineExceededError: The check did not end in time.
         """
         if _depth(value) > _MAX_DEPTH:
-            raise SchemaFaultError(f"the JSON is nested deeper than {_MAX_DEPTH} levels")
-        wrong = self._first_fault(self._validator, value)
-        if wrong:
-            raise SchemaFaultError(f"not valid under the schema{_told(wrong)}")
+            raise SchemaViolationError(f"the JSON is nested deeper than {_MAX_DEPTH} levels")
+        error = self._first_violation(self._validator, value)
+        if error:
+            raise SchemaViolationError(f"not valid under the schema{_describe(error)}")
 
-    def _first_fault(self, validator: Any, value: Any) -> ValidationError | None:
+    def _first_violation(self, validator: Any, value: Any) -> ValidationError | None:
         try:
-            return best_match(self._clock.watch(validator.iter_errors(value)))
+            return best_match(self._deadline.limit(validator.iter_errors(value)))
         except Unresolvable as error:
-            raise SchemaFaultError(f"the schema refers to {shown(error.ref)}, which is not in it") from error
+            raise SchemaViolationError(
+                f"the schema refers to {abbreviate(error.ref)}, which is not in it"
+            ) from error
         except RecursionError as error:
-            raise SchemaFaultError("the schema refers to itself without end") from error
+            raise SchemaViolationError("the schema refers to itself without end") from error
         except (ValueError, OverflowError, ArithmeticError) as error:  # of a pattern or a number
-            raise SchemaFaultError(f"the schema cannot be checked: {shown(error, 200)}") from error
+            raise SchemaViolationError(f"the schema cannot be checked: {abbreviate(error, 200)}") from error
 
     def _class(self) -> Any:
         keywords = {
@@ -86,49 +89,51 @@ class Schema:
             **self._patterns.keywords,
             "uniqueItems": self._unique_items,
         }
-        return extend(Draft202012Validator, {name: self._timed(check) for name, check in keywords.items()})
+        return extend(
+            Draft202012Validator, {name: self._with_deadline(check) for name, check in keywords.items()}
+        )
 
-    def _unique_items(self, validator: Any, wanted: Any, value: Any, _: Any) -> Iterator[ValidationError]:
-        """In time that grows with the list, where `jsonschema` may compare each item with each other."""
-        items = value if wanted and isinstance(value, list) else ()
-        if len({_key(item) for item in self._clock.watch(items)}) < len(items):
+    def _unique_items(self, validator: Any, enabled: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+        """In linear time; `jsonschema` may compare every pair of items."""
+        items = value if enabled and isinstance(value, list) else ()
+        if len({_key(item) for item in self._deadline.limit(items)}) < len(items):
             yield ValidationError("the list has an item twice")
 
-    def _timed(self, check: Keyword) -> Keyword:
-        def timed(validator: Any, argument: Any, value: Any, schema: Any) -> Any:
-            self._clock.check()
+    def _with_deadline(self, check: Keyword) -> Keyword:
+        def checked(validator: Any, argument: Any, value: Any, schema: Any) -> Any:
+            self._deadline.check()
             return check(validator, argument, value, schema) or ()
 
-        return timed
+        return checked
 
 
-class _Patterns:
+class _PatternKeywords:
     """The keywords that match regular expressions."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._compiled: dict[str, Pattern] = {}
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self._compiled: dict[str, SafePattern] = {}
         self.keywords: dict[str, Keyword] = {
             "pattern": self._pattern,
             "patternProperties": self._pattern_properties,
             "additionalProperties": self._additional_properties,
         }
 
-    def _found(self, pattern: str, text: str) -> bool:
+    def _matches(self, pattern: str, text: str) -> bool:
         if pattern not in self._compiled:
-            self._compiled[pattern] = Pattern(pattern)
-        return self._compiled[pattern].find(text, self._clock) is not None
+            self._compiled[pattern] = SafePattern(pattern)
+        return self._compiled[pattern].search(text, self._deadline) is not None
 
     def _pattern(self, validator: Any, pattern: str, value: Any, _: Any) -> Iterator[ValidationError]:
-        if isinstance(value, str) and not self._found(pattern, value):
-            yield ValidationError(f"{shown(value)} does not match {shown(pattern)}")
+        if isinstance(value, str) and not self._matches(pattern, value):
+            yield ValidationError(f"{abbreviate(value)} does not match {abbreviate(pattern)}")
 
     def _pattern_properties(
         self, validator: Any, parts: Any, value: Any, _: Any
     ) -> Iterator[ValidationError]:
         for pattern, part in parts.items() if isinstance(value, dict) else ():
             for name in value:
-                if self._found(pattern, name):
+                if self._matches(pattern, name):
                     yield from validator.descend(value[name], part, path=name, schema_path=pattern)
 
     def _additional_properties(
@@ -137,17 +142,17 @@ class _Patterns:
         if not isinstance(value, dict):
             return
         patterns = schema.get("patternProperties", {})
-        for name in self._clock.watch(value.keys() - schema.get("properties", {}).keys()):
-            if any(self._found(pattern, name) for pattern in patterns):
+        for name in self._deadline.limit(value.keys() - schema.get("properties", {}).keys()):
+            if any(self._matches(pattern, name) for pattern in patterns):
                 continue
             if part is False:
-                yield ValidationError(f"the property {shown(name)} is not allowed")
+                yield ValidationError(f"the property {abbreviate(name)} is not allowed")
             else:
                 yield from validator.descend(value[name], part, path=name)
 
 
 def _key(value: Any) -> Any:
-    """What equal JSON values share: 1 and 1.0 are equal, 1 and true are not."""
+    """A key that is equal for equal JSON values: 1 and 1.0 are equal, 1 and true are not."""
     kind = type(value)
     if kind is dict:
         return frozenset([(name, _key(part)) for name, part in value.items()])
@@ -157,24 +162,24 @@ def _key(value: Any) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects are nested; stops counting beyond the limit."""
-    depth, level = 0, [value] if type(value) in _NESTED else []
+    """The nesting depth of lists and objects; counting stops beyond the limit."""
+    depth, level = 0, [value] if type(value) in _CONTAINERS else []
     while level and depth <= _MAX_DEPTH:
         parts = [part.values() if type(part) is dict else part for part in level]
-        level = [inner for part in parts for inner in part if type(inner) in _NESTED]
+        level = [inner for part in parts for inner in part if type(inner) in _CONTAINERS]
         depth += 1
     return depth
 
 
-def _told(error: ValidationError) -> str:
-    place = "".join(
-        f"[{step}]" if isinstance(step, int) else f".{shown(step)}" for step in error.absolute_path
+def _describe(error: ValidationError) -> str:
+    path = "".join(
+        f"[{step}]" if isinstance(step, int) else f".{abbreviate(step)}" for step in error.absolute_path
     )
-    return f" at ${place[:200]}: {_reason(error)}"
+    return f" at ${path[:200]}: {_reason(error)}"
 
 
 def _reason(error: ValidationError) -> str:
-    """The keyword's own words are short and keep long values out of the reason."""
+    """The message of `jsonschema` where it is short; others contain the whole value."""
     if error.validator in ("required", "additionalProperties", "pattern", "uniqueItems"):
-        return shown(error.message, 200)
-    return f"{shown(error.instance)} does not keep to {error.validator}: {shown(error.validator_value)}"
+        return abbreviate(error.message, 200)
+    return f"{abbreviate(error.instance)} violates {error.validator}: {abbreviate(error.validator_value)}"

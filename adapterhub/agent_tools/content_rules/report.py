@@ -7,28 +7,28 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Fault:
+class Violation:
     """Why a text does not pass a rule.
 
     Attributes:
         reason: A sentence without its full stop.
-        at: The character where it is seen, counted from 0; None where it has no place.
+        offset: Index of the character where it was found; None if it concerns the whole text.
     """
 
     reason: str
-    at: int | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of one rule.
+class RuleResult:
+    """The outcome of one rule.
 
     Attributes:
-        rule: Its name.
-        passed: Whether the text keeps to it.
-        reason: Why not; empty if it passed.
-        line: The line of the fault, counted from 1; None if it passed or the fault has no place.
-        column: The character of that line, counted from 1.
+        rule: The rule's name.
+        passed: Whether the text passed.
+        reason: Why it did not; empty if it passed.
+        line: The violation's line, from 1; None if the text passed or the violation concerns all of it.
+        column: The violation's character in that line, from 1.
     """
 
     rule: str
@@ -38,29 +38,30 @@ class Result:
     column: int | None = None
 
     @classmethod
-    def of(cls, rule: str, text: str, fault: Fault | None) -> Result:
-        """The result that a fault, or none, makes."""
-        if fault is None:
+    def of(cls, rule: str, text: str, violation: Violation | None) -> RuleResult:
+        """Makes the result from a violation, or from None if there was none."""
+        if violation is None:
             return cls(rule, True)
-        if fault.at is None:
-            return cls(rule, False, fault.reason)
-        line_start = text.rfind("\n", 0, fault.at) + 1
-        return cls(rule, False, fault.reason, text.count("\n", 0, fault.at) + 1, fault.at - line_start + 1)
+        if violation.offset is None:
+            return cls(rule, False, violation.reason)
+        line_start = text.rfind("\n", 0, violation.offset) + 1
+        line = text.count("\n", 0, violation.offset) + 1
+        return cls(rule, False, violation.reason, line, violation.offset - line_start + 1)
 
     def __str__(self) -> str:
-        place = f" (line {self.line}, column {self.column})" if self.line else ""
-        return f"{self.rule}: {self.reason}{place}" if self.reason else self.rule
+        position = f" (line {self.line}, column {self.column})" if self.line else ""
+        return f"{self.rule}: {self.reason}{position}" if self.reason else self.rule
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of all rules, in their order."""
+class ValidationReport:
+    """The outcomes of all rules, in the order of the rules."""
 
-    results: tuple[Result, ...]
+    results: tuple[RuleResult, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether the text keeps to every rule."""
+        """Whether the text passed every rule."""
         return all(result.passed for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Texts with placeholders: the ones that come with the package, and those that a program adds."""
+"""Text templates: the built-in ones, and those that a program adds."""
 
-from adapterhub.agent_tools.templates.collection import Templates
-from adapterhub.agent_tools.templates.template import FieldValue, Language, Rendered, Template
+from adapterhub.agent_tools.templates.collection import TemplateCollection
+from adapterhub.agent_tools.templates.template import FieldValue, Language, RenderedTemplate, Template
 
-__all__ = ["FieldValue", "Language", "Rendered", "Template", "Templates"]
+__all__ = ["FieldValue", "Language", "RenderedTemplate", "Template", "TemplateCollection"]

@@ -1,4 +1,4 @@
-"""The templates that a program can choose from."""
+"""A collection of templates by name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Protocol, Self, get_args
 
 import yaml
 
-from adapterhub.agent_tools.templates.schema_template import SchemaTemplate
-from adapterhub.agent_tools.templates.template import FieldValue, Language, Rendered, Template
-from adapterhub.errors import ConfigError
+from adapterhub.agent_tools.templates.json_schema_template import JsonSchemaTemplate
+from adapterhub.agent_tools.templates.template import FieldValue, Language, RenderedTemplate, Template
+from adapterhub.errors import ToolError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
-class AnyTemplate(Protocol):
-    """What can be filled in."""
+class TemplateLike(Protocol):
+    """Anything that can be rendered."""
 
     @property
     def description(self) -> str:
@@ -26,23 +26,23 @@ class AnyTemplate(Protocol):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The fields that it needs."""
+        """The required fields."""
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """The fields that it may have."""
+        """The optional fields."""
 
-    def render(self, fields: Mapping[str, FieldValue], language: Language = "en") -> Rendered:
-        """Fills it in."""
+    def render(self, fields: Mapping[str, FieldValue], language: Language = "en") -> RenderedTemplate:
+        """Renders it."""
 
 
-class Templates(Mapping[str, AnyTemplate]):
-    """Templates by name: those of the package, and those added with `with_template`; it never changes."""
+class TemplateCollection(Mapping[str, TemplateLike]):
+    """The built-in templates by name, and those added with `with_template`; it is immutable."""
 
     def __init__(self) -> None:
-        self._templates: dict[str, AnyTemplate] = dict(_shipped())
+        self._templates: dict[str, TemplateLike] = dict(_builtin_templates())
 
-    def __getitem__(self, name: str) -> AnyTemplate:
+    def __getitem__(self, name: str) -> TemplateLike:
         return self._templates[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -52,32 +52,34 @@ class Templates(Mapping[str, AnyTemplate]):
         return len(self._templates)
 
     def with_template(self, name: str, text: str | Mapping[Language, str], description: str = "") -> Self:
-        """These templates and one more, which replaces one of the same name.
+        """Returns a collection with one more template, which replaces one of the same name.
 
         Args:
             name: Lower-case letters, digits and underscores.
-            text: The template, one for both languages or one for each; see `Template`.
+            text: The template in Jinja, one for both languages or one for each; see `Template`.
             description: What it is for, in a few words; agents read it.
 
         Raises:
-            ConfigError: The name or the template is not valid.
+            ToolError: The name or the template is not valid.
         """
         if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{name!r} is no name for a template.", hint="Use lower-case letters, digits and _."
+            raise ToolError(
+                f"{name!r} is not valid as the name of a template.",
+                hint="Use lower-case letters, digits and _.",
             )
         texts = {"en": text} if isinstance(text, str) else dict(text)
         if unknown := texts.keys() - set(get_args(Language)):
-            raise ConfigError(f"Templates are in en or ru, not in {', '.join(sorted(unknown))}.")
-        more = type(self)()
-        more._templates = {**self._templates, name: Template(texts, description)}  # type: ignore[arg-type]
-        return more
+            raise ToolError(f"Templates are in en or ru, not in {', '.join(sorted(unknown))}.")
+        extended = type(self)()
+        extended._templates = {**self._templates, name: Template(texts, description)}  # type: ignore[arg-type]
+        return extended
 
 
 @cache
-def _shipped() -> Mapping[str, AnyTemplate]:
-    source = yaml.safe_load(files(__package__).joinpath("shipped.yaml").read_text(encoding="utf-8"))
+def _builtin_templates() -> Mapping[str, TemplateLike]:
+    source = yaml.safe_load(files(__package__).joinpath("builtin.yaml").read_text(encoding="utf-8"))
     texts = {
-        name: Template({"en": part["en"], "ru": part["ru"]}, part["is"]) for name, part in source.items()
+        name: Template({"en": part["en"], "ru": part["ru"]}, part["description"])
+        for name, part in source.items()
     }
-    return {**texts, "json_schema": SchemaTemplate()}
+    return {**texts, "json_schema": JsonSchemaTemplate()}

@@ -1,8 +1,8 @@
-"""A text in lines of a given width.
+"""Wrapping and aligning a text.
 
-What holds for every text: the characters that are no spaces stay, in their order; no line is wider than asked unless it
-holds a single word, is a heading, table, quotation or code, or ends in words that must not begin a line; and formatting
-what has been formatted changes nothing.
+Invariants for every text: the characters other than white space stay, in their order; no line is wider than the width
+unless it is a single word, a heading, table, quotation or code, or ends in words that must not start a line; and
+formatting is idempotent.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from adapterhub.agent_tools.text_formatting.blocks import Block, opens_block, split_blocks
+from adapterhub.agent_tools.text_formatting.blocks import Block, parse_blocks, starts_block
 from adapterhub.agent_tools.text_formatting.width import display_width
-from adapterhub.errors import ConfigError
+from adapterhub.errors import ToolError
 
 Align = Literal["left", "right", "center", "justify"]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How lines look.
+class TextLayout:
+    """Width, indents and alignment of a text.
 
     Attributes:
-        width: Most columns of a line, the indent included.
-        indent: Blanks before every line.
-        first_line_indent: Blanks before the first line of a paragraph; as `indent` if None.
-        align: Where the lines of a paragraph go; list items stay on the left.
-        preserve_paragraphs: Keep paragraphs apart; otherwise those that follow each other become one.
+        width: Maximum columns of a line, indent included.
+        indent: Spaces before every line.
+        first_line_indent: Spaces before the first line of a paragraph; `indent` if None.
+        align: Alignment of paragraphs; list items stay on the left.
+        preserve_paragraphs: Keep paragraphs separate; otherwise consecutive ones are joined.
 
     Raises:
-        ConfigError: An indent leaves no column for the text.
+        ToolError: An indent leaves no column for the text.
     """
 
     width: int = 80
@@ -41,95 +41,98 @@ class Layout:
     preserve_paragraphs: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= max(self.indent, self.first) < self.width:
-            raise ConfigError(
-                f"An indent of {max(self.indent, self.first)} does not fit a width of {self.width}."
+        if not 0 <= max(self.indent, self.first_indent) < self.width:
+            raise ToolError(
+                f"An indent of {max(self.indent, self.first_indent)} does not fit a width of {self.width}.",
+                hint="Lower the indent.",
             )
 
     @property
-    def first(self) -> int:
-        """Blanks before the first line of a paragraph."""
+    def first_indent(self) -> int:
+        """Spaces before the first line of a paragraph."""
         return self.indent if self.first_line_indent is None else self.first_line_indent
 
 
-def format_text(text: str, layout: Layout | None = None) -> str:
-    """Wraps a text on words and aligns it; lists get hanging indents, fenced code stays as it is.
+def format_text(text: str, layout: TextLayout | None = None) -> str:
+    """Wraps a text on words and aligns it; list items get hanging indents, fenced code is not changed.
 
     Args:
         text: Plain text or Markdown.
-        layout: How lines look; 80 columns on the left if not given.
+        layout: Width, indents and alignment; 80 columns on the left if not given.
     """
-    layout = layout or Layout()
-    blocks = split_blocks(text)
+    layout = layout or TextLayout()
+    blocks = parse_blocks(text)
     if not layout.preserve_paragraphs:
-        blocks = list(_joined(blocks))
-    columns = _Columns(layout)
+        blocks = list(_join_paragraphs(blocks))
+    indents = _ItemIndents(layout)
     lines: list[str] = []
     for block in blocks:
-        lines += [""] if block.apart else []
-        lines += _lines(block, layout, columns)
+        lines += [""] if block.blank_before else []
+        lines += _lines(block, layout, indents)
     return "\n".join(lines)
 
 
-class _Columns:
-    """Where the items of nested lists begin: an item stands below the text of the item that it belongs to."""
+class _ItemIndents:
+    """The indents of nested list items: an item is aligned with the text of its parent item."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: TextLayout) -> None:
         self._left = layout.indent
-        self._right = layout.indent + (layout.width - layout.indent) // 2  # half of a line is for the text
-        self._open: list[tuple[int, int]] = []  # for each level: where it stood, where the level below goes
+        self._max = layout.indent + (layout.width - layout.indent) // 2  # half of a line is for the text
+        self._open: list[
+            tuple[int, int]
+        ] = []  # for each level: its column in the source, its children's indent
 
-    def of(self, block: Block) -> int:
-        """Where an item goes, given those before it."""
+    def add(self, block: Block) -> int:
+        """Returns the indent of the next item."""
         while self._open and self._open[-1][0] >= block.column:
             self._open.pop()
-        column = min(self._open[-1][1] if self._open else self._left, self._right)
-        self._open.append((block.column, column + len(block.marker) + 1))
-        return column
+        indent = min(self._open[-1][1] if self._open else self._left, self._max)
+        self._open.append((block.column, indent + len(block.marker) + 1))
+        return indent
 
     def close(self) -> None:
-        """The list is over."""
+        """Ends the list."""
         self._open.clear()
 
 
-def _lines(block: Block, layout: Layout, columns: _Columns) -> Iterator[str]:
+def _lines(block: Block, layout: TextLayout, indents: _ItemIndents) -> Iterator[str]:
     if block.kind == "item":
-        column = columns.of(block)
-        lead = " " * column + block.marker + " "
+        lead = " " * indents.add(block) + block.marker + " "
         lines = _fill(block.words, len(lead), len(lead), layout.width) or [[]]
         yield (lead + " ".join(lines[0])).rstrip(" ")
         yield from (" " * len(lead) + " ".join(line) for line in lines[1:])
         return
-    columns.close()
+    indents.close()
     if block.kind == "paragraph":
-        lines = _fill(block.words, layout.first, layout.indent, layout.width)
-        for place, line in enumerate(lines):
-            yield _aligned(line, layout.indent if place else layout.first, layout, place == len(lines) - 1)
+        lines = _fill(block.words, layout.first_indent, layout.indent, layout.width)
+        for index, line in enumerate(lines):
+            indent = layout.indent if index else layout.first_indent
+            yield _align_line(line, indent, layout, is_last=index == len(lines) - 1)
     else:
-        lead = " " * layout.indent if block.kind == "alone" else ""
+        lead = " " * layout.indent if block.kind == "line" else ""
         yield from (lead + line for line in block.words)
 
 
 def _fill(words: Sequence[str], first: int, indent: int, width: int) -> list[list[str]]:
-    """The words in lines, as many in each as fit."""
+    """Fills lines greedily."""
     lines: list[list[str]] = []
     room = 0
-    for unit in _units(words):
-        needed = display_width(unit)
-        if lines and needed < room:
+    for unit in _unbreakable_units(words):
+        columns = display_width(unit)
+        if lines and columns < room:
             lines[-1].append(unit)
-            room -= needed + 1
+            room -= columns + 1
         else:
-            room = width - (indent if lines else first) - needed
+            room = width - (indent if lines else first) - columns
             lines.append([unit])
     return lines
 
 
-def _units(words: Sequence[str]) -> Iterator[str]:
-    """The words, those that must not begin a line together with the word before."""
+def _unbreakable_units(words: Sequence[str]) -> Iterator[str]:
+    """Yields the words; one that must not start a line comes together with the word before."""
     unit: list[str] = []
     for word in words:
-        if unit and not opens_block(word):
+        if unit and not starts_block(word):
             yield " ".join(unit)
             unit = []
         unit.append(word)
@@ -137,30 +140,30 @@ def _units(words: Sequence[str]) -> Iterator[str]:
         yield " ".join(unit)
 
 
-def _aligned(line: Sequence[str], indent: int, layout: Layout, last: bool) -> str:
+def _align_line(line: Sequence[str], indent: int, layout: TextLayout, *, is_last: bool) -> str:
     text, lead = " ".join(line), " " * indent
     room = max(0, layout.width - indent - display_width(text))
     if layout.align == "right":
         return lead + " " * room + text
     if layout.align == "center":
         return lead + " " * (room // 2) + text
-    if layout.align == "justify" and not last and len(line) > 1:
-        return lead + _justified(line, room)
+    if layout.align == "justify" and not is_last and len(line) > 1:
+        return lead + _justify(line, room)
     return lead + text
 
 
-def _justified(line: Sequence[str], room: int) -> str:
-    each, more = divmod(room, len(line) - 1)
-    gaps = [" " * (1 + each + (place < more)) for place in range(len(line) - 1)]
-    return "".join(word + gap for word, gap in zip(line, [*gaps, ""], strict=True))
+def _justify(line: Sequence[str], room: int) -> str:
+    gap, wider_gaps = divmod(room, len(line) - 1)
+    gaps = [" " * (1 + gap + (index < wider_gaps)) for index in range(len(line) - 1)]
+    return "".join(word + spaces for word, spaces in zip(line, [*gaps, ""], strict=True))
 
 
-def _joined(blocks: Sequence[Block]) -> Iterator[Block]:
-    """The blocks, paragraphs that follow each other as one."""
+def _join_paragraphs(blocks: Sequence[Block]) -> Iterator[Block]:
+    """Joins consecutive paragraphs."""
     for kind, run in groupby(blocks, key=lambda block: block.kind):
         if kind != "paragraph":
             yield from run
         else:
             paragraphs = list(run)
             words = [word for paragraph in paragraphs for word in paragraph.words]
-            yield Block("paragraph", words, apart=paragraphs[0].apart)
+            yield Block("paragraph", words, blank_before=paragraphs[0].blank_before)

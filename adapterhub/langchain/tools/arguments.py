@@ -1,9 +1,9 @@
-"""What the arguments of all tools share."""
+"""The base class of all tools' arguments."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Arguments(BaseModel):
-    """Arguments of a tool: those named here and no others; each is described beside it."""
+    """Arguments of a tool: closed to unknown names, described by their attribute docstrings."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from adapterhub.agent_tools.content_rules import Rule, validate
+from adapterhub.agent_tools.content_rules import Rule, validate_text
 
 RULE = TypeAdapter(Rule)
 TABLE = "| Имя | Age |\n| --- | ---: |\n| Anna \\| Bo | 3 |\n"
@@ -16,7 +16,7 @@ PERSON = {
 
 
 def check(text: str, **rule):
-    (result,) = validate(text, [RULE.validate_python(rule)], seconds=1).results
+    (result,) = validate_text(text, [RULE.validate_python(rule)], max_seconds=1).results
     return result
 
 
@@ -66,24 +66,27 @@ FAILING = [
     (TABLE + "| 1 | 2 | 3 |", {"rule": "markdown_table"}, "3 cells, its header 2", 4, 1),
     (TABLE, {"rule": "markdown_table", "columns": ["A"]}, "the columns Имя, Age", 1, 1),
     (TABLE, {"rule": "markdown_table", "minimum_rows": 2}, "1 rows, fewer than 2", 1, 1),
-    ("Dear\n [Your name],", {"rule": "no_placeholders"}, "[Your name] was left", 2, 2),
+    ("Dear\n [Your name],", {"rule": "no_placeholders"}, "[Your name] is left", 2, 2),
     ("Дата: <укажите дату>", {"rule": "no_placeholders"}, "<укажите дату>", 1, 7),
     ("Hi {{name}}", {"rule": "no_placeholders"}, "{{name}}", 1, 4),
     ("key\nAKIAABCDEFGHIJKLMNOP", {"rule": "no_secrets"}, "an AWS access key", 2, 1),
     ("пароль: qwerty123", {"rule": "no_secrets"}, "a password", 1, 1),
-    ("postgres://me:hunter2@db/x", {"rule": "no_secrets"}, "a password in an address", 1, 1),
+    ("postgres://me:hunter2@db/x", {"rule": "no_secrets"}, "a password in a URL", 1, 1),
+    ("x@printer.local", {"rule": "email"}, "no e-mail address", None, None),
+    ("a..b@c.com", {"rule": "email", "where": "whole"}, "two periods", None, None),
+    ("a@" + "b" * 1000 + ".com", {"rule": "email", "where": "whole"}, "too long", None, None),
     ("a@b", {"rule": "email"}, "no e-mail address", None, None),
     ("see a@b.com", {"rule": "email", "where": "whole"}, "no e-mail address", None, None),
     (".a@b.com", {"rule": "email", "where": "whole"}, "no e-mail address", None, None),
-    ("http://", {"rule": "url"}, "no web address", None, None),
-    ("http://a:99999/", {"rule": "url"}, "no web address", None, None),
-    ("ftp://a.b", {"rule": "url", "where": "whole"}, "no web address", None, None),
+    ("http://", {"rule": "url"}, "no URL", None, None),
+    ("http://a:99999/", {"rule": "url"}, "no URL", None, None),
+    ("ftp://a.b", {"rule": "url", "where": "whole"}, "no URL", None, None),
     ('{"a":\n 1,}', {"rule": "json"}, "not JSON", 2, 4),
     ("NaN", {"rule": "json"}, "NaN is no JSON value", None, None),
     (
         '{"age": "3"}',
         {"rule": "json_schema", "json_schema": PERSON},
-        "at $.age: 3 does not keep to type: integer",
+        "at $.age: 3 violates type: integer",
         None,
         None,
     ),
@@ -145,7 +148,7 @@ def test_references_within_the_schema_are_followed():
 
 def test_a_report_in_words_and_as_data():
     rules = [RULE.validate_python({"rule": "not_empty"}), RULE.validate_python({"rule": "json"})]
-    report = validate("{", rules)
+    report = validate_text("{", rules)
     assert str(report).startswith("failed 1 of 2 rules\n- json: not JSON: Expecting property name")
     assert report.to_dict()["results"][0] == {
         "rule": "not_empty",
@@ -154,12 +157,61 @@ def test_a_report_in_words_and_as_data():
         "line": None,
         "column": None,
     }
-    assert str(validate("1", rules)) == "passed: not_empty, json"
+    assert str(validate_text("1", rules)) == "passed: not_empty, json"
 
 
 @pytest.mark.parametrize(
     "rule", [{"rule": "none"}, {"rule": "json", "x": 1}, {"rule": "regex"}, {"rule": "length", "minimum": -1}]
 )
-def test_what_is_no_rule(rule: dict):
+def test_invalid_rules(rule: dict):
     with pytest.raises(ValidationError):
         RULE.validate_python(rule)
+
+
+def made(*parts: tuple[str, int]) -> str:
+    """A token of the given characters, put together here so that no scanner takes it for a real one."""
+    return "".join((text * length)[:length] for text, length in parts)
+
+
+SECRETS = {
+    "an AWS access key": made(("ABIA", 4), ("ABCD2", 16)),
+    "an AWS secret key": "aws_secret_access_key = " + made(("aB3/", 40)),
+    "an Artifactory token": made(("AKC", 3), ("a1B2", 20)),
+    "an Azure storage key": "AccountKey=" + made(("aB3+", 86), ("=", 2)),
+    "a Discord token": made(("M", 1), ("a1B", 23), (".", 1), ("a_1", 6), (".", 1), ("b-2", 27)),
+    "a GitHub token": made(("github_pat_", 11), ("a1B2", 60)),
+    "a GitLab token": made(("glrt-", 5), ("a1B2", 20)),
+    "a Hugging Face token": made(("hf_", 3), ("a1B2", 34)),
+    "an IBM Cloud key": "ibm_cloud_api_key: " + made(("a1B2", 44)),
+    "a Mailchimp key": made(("0a1b", 32), ("-us12", 5)),
+    "an npm token": made(("npm_", 4), ("a1B2", 36)),
+    "an API key": made(("sk-proj-", 8), ("a1B2", 40)),
+    "a private key": "PuTTY-User-Key-File-2: ssh-rsa",
+    "a PyPI token": made(("pypi-AgEIcHlwaS5vcmc", 20), ("a1B2", 70)),
+    "a SendGrid key": made(("SG.", 3), ("a1B", 22), (".", 1), ("b2C", 43)),
+    "a Slack token": "https://hooks.slack.com/services/T0AB/B0CD/xyz",
+    "a Square token": made(("sq0csp-", 7), ("a1B2", 43)),
+    "a Stripe key": made(("rk_live_", 8), ("a1B2", 24)),
+    "a Telegram token": made(("1234567890", 10), (":", 1), ("a1_B", 35)),
+    "a Twilio key": made(("SK", 2), ("0a1b", 32)),
+    "a Google API key": made(("AIza", 4), ("a1_B", 35)),
+}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_each_kind_of_secret(kind: str):
+    result = check(f"The value is\n{SECRETS[kind]}\nfor now.", rule="no_secrets")
+    assert (result.reason, result.line) == (f"{kind} is in the text", 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Версия 1.2.3 вышла 2024-01-02 в 12:30:45, сборка 1234567890.",
+        "commit 0123456789abcdef0123456789abcdef01234567",
+        "IBM Cloud: a price list. AKCENT APARTMENT SG.1 sk-1 npm_config_registry",
+        "https://example.com/a:b@c and see key: value",
+    ],
+)
+def test_texts_without_secrets(text: str):
+    assert check(text, rule="no_secrets").passed

@@ -1,0 +1,202 @@
+"""Rules about prose and Markdown: length, language, headings, sections, tables, placeholders."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import regex
+from pydantic import Field, StringConstraints
+
+from adapterhub.agent_tools.content_rules.base_rule import BaseRule, abbreviate, unfenced_lines
+from adapterhub.agent_tools.content_rules.deadline import Deadline
+from adapterhub.agent_tools.content_rules.report import Violation
+from adapterhub.agent_tools.content_rules.safe_patterns import all_matches, first_match
+
+Title = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+_HEADING = regex.compile(r" {0,3}(#{1,6})[ \t]+(\S.*)")
+_DELIMITER_ROW = regex.compile(r"\s*\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?$")
+_ESCAPED = regex.compile(r"\\.")
+_LETTERS = {"en": regex.compile("[A-Za-z]+"), "ru": regex.compile("[А-Яа-яЁё]+")}
+# Zero-width and control characters are not visible.
+_VISIBLE = regex.compile(r"[^\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff]")
+_PLACEHOLDER = regex.compile(
+    r"\{\{[^{}\n]{1,80}\}\}|\$\{\w{1,80}\}|\b(?:TODO|TBD|FIXME|XXX)\b|\bлорем ипсум\b|\blorem ipsum\b"
+    r"|[\[<](?:your|insert|enter|ваш[аеи]?|вставьте|укажите|введите)\b[^\[\]<>\n]{0,80}[\]>]",
+    regex.IGNORECASE,
+)
+
+
+class NotEmpty(BaseRule):
+    """The text has a visible character."""
+
+    rule: Literal["not_empty"] = "not_empty"
+
+    def check(self, text: str, deadline: Deadline) -> Violation | None:
+        return None if first_match(_VISIBLE, text, deadline) else Violation("the text is empty")
+
+
+class Length(BaseRule):
+    """The text is neither too short nor too long."""
+
+    rule: Literal["length"] = "length"
+    unit: Literal["characters", "words", "lines"] = "characters"
+    """What is counted."""
+    minimum: int = Field(0, ge=0, le=10_000_000)
+    """The minimum."""
+    maximum: int | None = Field(None, ge=0, le=10_000_000)
+    """The maximum; none if not given."""
+
+    def check(self, text: str, deadline: Deadline) -> Violation | None:
+        count = self._count(text)
+        if count < self.minimum:
+            return Violation(f"{count} {self.unit}, fewer than {self.minimum}")
+        if self.maximum is not None and count > self.maximum:
+            return Violation(f"{count} {self.unit}, more than {self.maximum}")
+        return None
+
+    def _count(self, text: str) -> int:
+        if self.unit == "lines":
+            return text.count("\n") + bool(text and not text.endswith("\n"))
+        return len(text) if self.unit == "characters" else len(text.split())
+
+
+class LanguageRule(BaseRule):
+    """Most letters are of the language's script; other languages in that script pass too."""
+
+    rule: Literal["language"] = "language"
+    language: Literal["en", "ru"]
+    """The language: English or Russian."""
+    share: float = Field(0.7, ge=0.0, le=1.0)
+    """The minimum share of letters in its script."""
+
+    def check(self, text: str, deadline: Deadline) -> Violation | None:
+        letters = {
+            name: sum(match.end() - match.start() for match in all_matches(script, text, deadline))
+            for name, script in _LETTERS.items()
+        }
+        total = sum(letters.values()) if text.isascii() else sum(map(str.isalpha, deadline.limit(text)))
+        if not total:
+            return Violation("the text has no letters")
+        share = letters[self.language] / total
+        if share >= self.share:
+            return None
+        return Violation(
+            f"{share:.0%} of the letters are in the script of {self.language}, fewer than {self.share:.0%}"
+        )
+
+
+class HasHeadings(BaseRule):
+    """The text has Markdown headings (`# Title`) outside code."""
+
+    rule: Literal["has_headings"] = "has_headings"
+    minimum: int = Field(1, ge=1, le=1000)
+    """The minimum number."""
+    level: int | None = Field(None, ge=1, le=6)
+    """The level that counts, 1 for `#`; any if not given."""
+
+    def check(self, text: str, deadline: Deadline) -> Violation | None:
+        count = sum(self.level in (None, heading) for heading, _ in _headings(text, deadline))
+        level = f" of level {self.level}" if self.level else ""
+        return (
+            None
+            if count >= self.minimum
+            else Violation(f"{count} headings{level}, fewer than {self.minimum}")
+        )
+
+
+class RequiredSections(BaseRule):
+    """The text has headings with these titles; case does not matter."""
+
+    rule: Literal["required_sections"] = "required_sections"
+    sections: list[Title] = Field(min_length=1, max_length=50)
+    """The titles."""
+    in_order: bool = False
+    """Whether they must be in this order."""
+
+    def check(self, text: str, deadline: Deadline) -> Violation | None:
+        titles = [title.rstrip("# \t\r").casefold() for _, title in _headings(text, deadline)]
+        required = [section.strip().casefold() for section in self.sections]
+        missing = [
+            abbreviate(name)
+            for name, title in zip(self.sections, required, strict=True)
+            if title not in titles
+        ]
+        if missing:
+            return Violation(f"missing sections: {abbreviate(', '.join(missing), 300)}")
+        indices = [titles.index(title) for title in required]
+        return (
+            Violation("the sections are in another order")
+            if self.in_order and indices != sorted(indices)
+            else None
+        )
+
+
+class MarkdownTable(BaseRule):
+    """The text has a Markdown table outside code, and all rows of all tables have as many cells as their header."""
+
+    rule: Literal["markdown_table"] = "markdown_table"
+    columns: list[Title] | None = Field(None, min_length=1, max_length=100)
+    """Header cells of the first table, in order; any if not given."""
+    minimum_rows: int = Field(1, ge=0, le=100_000)
+    """The minimum number of rows under each header."""
+
+    def check(self, text: str, deadline: Deadline) -> Violation | None:
+        lines = list(unfenced_lines(text, deadline))
+        tables = [
+            index
+            for index in range(1, len(lines))
+            if "-" in lines[index][1] and self._is_delimiter(lines, index, deadline)
+        ]
+        if not tables:
+            return Violation("there is no Markdown table")
+        header = _cells(lines[tables[0] - 1][1])
+        if self.columns is not None and header != [column.strip() for column in self.columns]:
+            return Violation(
+                f"the table has the columns {abbreviate(', '.join(header), 200)}", lines[tables[0] - 1][0]
+            )
+        violations = (self._check_rows(lines, index, deadline) for index in tables)
+        return next((violation for violation in violations if violation), None)
+
+    def _is_delimiter(self, lines: list[tuple[int, str]], index: int, deadline: Deadline) -> bool:
+        deadline.check()
+        above, here = lines[index - 1][1], lines[index][1]
+        delimited = "|" in above and set(here) <= set(" \t\r|:-") and _DELIMITER_ROW.match(here)
+        return bool(delimited) and len(_cells(above)) == len(_cells(here))
+
+    def _check_rows(self, lines: list[tuple[int, str]], index: int, deadline: Deadline) -> Violation | None:
+        width, rows = len(_cells(lines[index][1])), 0
+        for offset, line in deadline.limit(lines[index + 1 :]):
+            if "|" not in line:
+                break
+            if len(_cells(line)) != width:
+                return Violation(f"the row has {len(_cells(line))} cells, its header {width}", offset)
+            rows += 1
+        if rows < self.minimum_rows:
+            return Violation(
+                f"the table has {rows} rows, fewer than {self.minimum_rows}", lines[index - 1][0]
+            )
+        return None
+
+
+class NoPlaceholders(BaseRule):
+    """No placeholder is left: `{{name}}`, `${name}`, `[your name]`, `<укажите дату>`, `TODO`, lorem ipsum."""
+
+    rule: Literal["no_placeholders"] = "no_placeholders"
+
+    def check(self, text: str, deadline: Deadline) -> Violation | None:
+        match = first_match(_PLACEHOLDER, text, deadline)
+        return Violation(f"the placeholder {abbreviate(match[0])} is left", match.start()) if match else None
+
+
+def _headings(text: str, deadline: Deadline) -> list[tuple[int, str]]:
+    headings = (_HEADING.match(line) for _, line in unfenced_lines(text, deadline) if "#" in line)
+    return [(len(heading[1]), heading[2]) for heading in headings if heading]
+
+
+def _cells(row: str) -> list[str]:
+    """The cells of a table's row; `\\|` does not separate cells."""
+    masked = _ESCAPED.sub("xx", row.strip())
+    edges = [0, *(index + 1 for index, char in enumerate(masked) if char == "|"), len(masked) + 1]
+    cells = [row.strip()[start : end - 1].strip() for start, end in pairwise(edges)]
+    return cells[masked.startswith("|") : len(cells) - (masked.endswith("|") and len(cells) > 1)]

@@ -1,0 +1,160 @@
+"""Tool choice: the tools that an answer may call, and the grammar that makes its calls valid."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from adapterhub.engine.output_format import OutputFormat, Schema
+from adapterhub.engine.tokenizer import Tokenizer
+from adapterhub.errors import InvalidRequestError
+from adapterhub.langchain.tool_call_format import ID_LENGTH, ToolCallFormat
+
+_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """The functions that an answer may or must call.
+
+    Attributes:
+        tools: The functions that it may call, in OpenAI's format; empty forbids calls.
+        required: Whether it must call one.
+        parallel: Whether it may call several.
+    """
+
+    tools: tuple[Mapping[str, Any], ...] = ()
+    required: bool = False
+    parallel: bool = True
+
+    @classmethod
+    def of(cls, tools: Sequence[Mapping[str, Any]], choice: Any = None, parallel: bool = True) -> ToolChoice:
+        """Parses a caller's `tool_choice`.
+
+        Args:
+            tools: Functions, each `{"type": "function", "function": {"name", "description", "parameters"}}`.
+            choice: None or `"auto"`; `"none"`; `"any"`, `"required"` or True; a function's name; or one of these in the
+                formats of OpenAI and Anthropic, such as `{"type": "function", "function": {"name": "add"}}`.
+            parallel: Whether one answer may call several; a function chosen by name is called once.
+
+        Raises:
+            InvalidRequestError: It is none of these, or there is no such function.
+        """
+        choice = _unwrap(choice)
+        if choice == "none":
+            return cls()
+        if choice in (None, False, "auto"):
+            return cls(tuple(tools), parallel=parallel)
+        if choice in (True, "any", "required") and tools:
+            return cls(tuple(tools), required=True, parallel=parallel)
+        named = tuple(tool for tool in tools if tool["function"]["name"] == choice)
+        if not named:
+            known = ", ".join(tool["function"]["name"] for tool in tools) or "none"
+            raise InvalidRequestError(
+                f"tool_choice is {choice!r}, and no such tool is bound.",
+                hint=f"Bound tools: {known}. It may also be 'none', 'auto' or 'any'.",
+            )
+        return cls(named[:1], required=True, parallel=False)
+
+    def grammar(self, tokenizer: Tokenizer, call_format: ToolCallFormat, answer: Schema | None = None) -> str:
+        """The Lark grammar of answers: calls with valid arguments, or a text if no call is required.
+
+        Args:
+            tokenizer: The base's; special tokens in the format are matched as tokens.
+            call_format: The format of calls.
+            answer: The schema of an answer without calls; any text if not given.
+        """
+        write = _Writer(tokenizer.get_added_vocab())
+        names = [f"call{number}" for number in range(len(self.tools))]
+        more = (
+            f" ({write(call_format.call_separator)} call)*"
+            if self.parallel and call_format.call_separator is not None
+            else ""
+        )
+        rest = call_format.prefix.removeprefix(call_format.start_marker)
+        lines = [
+            "start: calls" if self.required else f"start: calls | {'answer' if answer else 'text'}",
+            f"calls: {write(call_format.start_marker)} calls_rest",
+            f"calls_rest: {write(rest)} call{more} {write(call_format.suffix)}",
+            f"call: {' | '.join(names)}",
+        ]
+        for name, tool in zip(names, self.tools, strict=True):
+            lines += _call(name, tool["function"], call_format, write)
+        if "id" in call_format.fields:
+            lines.append(f"ID: /[a-zA-Z0-9]{{{ID_LENGTH}}}/")
+        if not self.required:
+            lines += [f"answer: %json {_schema(answer)}"] if answer else _text_rules(call_format, write)
+        return "\n".join(lines)
+
+
+def _unwrap(choice: Any) -> Any:
+    if not isinstance(choice, Mapping):
+        return choice
+    kind, function = choice.get("type"), choice.get("function")
+    if kind in ("auto", "none", "any", "required"):
+        return kind
+    return function.get("name") if isinstance(function, Mapping) else choice.get("name")
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes a text in Lark; added tokens, which are one token wherever they stand, as tokens."""
+
+    added: Mapping[str, int]
+
+    def __call__(self, text: str) -> str:
+        tokens = sorted(
+            (token for token in self.added if token.strip() and token in text), key=len, reverse=True
+        )
+        parts = re.split(f"({'|'.join(map(re.escape, tokens))})", text) if tokens else [text]
+        written = [f"<[{self.added[part]}]>" if part in tokens else _quoted(part) for part in parts if part]
+        return " ".join(written)
+
+    def has_token(self, text: str) -> bool:
+        """Whether a text contains an added token."""
+        return any(token.strip() and token in text for token in self.added)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _call(name: str, function: Mapping[str, Any], call_format: ToolCallFormat, write: _Writer) -> list[str]:
+    written_name = _quoted(function["name"])[1:-1] if call_format.quotes_name else function["name"]
+    rule, text = [], ""
+    for part, separator in zip(call_format.fields, (*call_format.separators, ""), strict=True):
+        if part == "name":
+            text += written_name + separator
+        else:
+            rule += [write(text), f"{name}_arguments" if part == "arguments" else "ID"]
+            text = separator
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    return [f"{name}: {' '.join([*rule, write(text)])}", f"{name}_arguments: %json {_schema(schema)}"]
+
+
+def _schema(schema: Schema) -> str:
+    closed = cast(OutputFormat, OutputFormat.of(schema=schema)).text
+    return json.dumps({**json.loads(closed), "x-guidance": _JSON_STYLE}, ensure_ascii=False)
+
+
+def _text_rules(call_format: ToolCallFormat, write: _Writer) -> list[str]:
+    # A text that contains the start marker would be parsed as a call.
+    marker, before = (
+        _literal_pattern(call_format.start_marker),
+        "" if call_format.only_at_start else r"(.|\n)*",
+    )
+    rules = [rf"TEXT: /(.|\n)+/ & ~/{before}{marker}(.|\n)*/"]
+    if call_format.only_at_start:
+        return ["text: TEXT", *rules]
+    if write.has_token(call_format.start_marker):
+        return ["text: TEXT calls?", *rules]
+    # If the marker is ordinary text, the text before it is matched up to and including the whole marker.
+    return ["text: TEXT | opened calls_rest", "opened[lazy]: OPENED", rf"OPENED: /(.|\n)*{marker}/", *rules]
+
+
+def _literal_pattern(text: str) -> str:
+    """A regular expression that matches exactly this text."""
+    return "".join(char if char.isalnum() or char in "<_>" else rf"\x{{{ord(char):x}}}" for char in text)
