@@ -26,7 +26,7 @@ def main() -> None:
             )
 
         why = hub.router.explain(REQUESTS[2])
-        print(f"\nWhy {why.decision.adapter}: {', '.join(repr(one.gram) for one in why.evidence[:5])}")
+        print(f"\nWhy {why.decision.adapter}: {', '.join(repr(one.ngram) for one in why.evidence[:5])}")
 
         print('\nThe same requests as one batch with adapter="auto":')
         for answer in hub.generate_batch(list(REQUESTS), "auto", max_tokens=60):

@@ -96,7 +96,7 @@ class RequestPreparer:
     ) -> None:
         self._registry = registry
         self._engine = engine
-        self._router = SyncedRouter(registry, lambda card: not self._difference(card), router or {})
+        self._router = SyncedRouter(registry, engine.fingerprint, router)
 
     def make(
         self,

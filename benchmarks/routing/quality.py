@@ -31,7 +31,7 @@ def measured(router: AdapterRouter, test: Requests, out_of_scope: Sequence[str])
     outside = router.route_batch(out_of_scope)
     found, joined = evaluate(inside, outside), [one for some in inside.values() for one in some]
     truth = [name for name, texts in test.items() for _ in texts]
-    automatic = {"kept": found.retention, "OOS refused": found.recall}
+    automatic = {"kept": found.retention, "OOS refused": found.out_of_scope_recall}
     return {
         **three(truth, answers_of(joined), answers_of(outside)),
         **{measure: 100 * (share or 0.0) for measure, share in automatic.items()},

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from adapterhub import AdapterRouter
-from adapterhub.routing.classifier.features import LENGTH, buckets, matrix
-from adapterhub.routing.classifier.fitting import Table
-from adapterhub.routing.classifier.head import NONE
+from adapterhub.routing.classifier.features import VECTOR_NORM, hash_ngrams, to_csr
+from adapterhub.routing.classifier.fitting import TrainingSet
+from adapterhub.routing.routes import OUT_OF_SCOPE
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
@@ -39,10 +39,10 @@ class Answers:
     sure: Floats
 
 
-def utterances(table: Table) -> tuple[list[str], list[str]]:
+def utterances(table: TrainingSet) -> tuple[list[str], list[str]]:
     """The texts that speak for a route, names and tags among them, and their routes."""
-    own = [sample for sample in table.texts if sample.owner != NONE]
-    return [sample.text for sample in own], [sample.owner for sample in own]
+    own = [sample for sample in table.texts if sample.label != OUT_OF_SCOPE]
+    return [sample.text for sample in own], [sample.label for sample in own]
 
 
 class TfidfLogistic:
@@ -76,10 +76,10 @@ class NearestUtterances:
     """
 
     def __init__(self, router: AdapterRouter, aggregation: Literal["mean", "max"]) -> None:
-        self._table, self._mean = router.model.table, aggregation == "mean"
-        own = self._table.samples.owners != NONE
+        self._table, self._mean = router.model.training, aggregation == "mean"
+        own = self._table.samples.labels != OUT_OF_SCOPE
         self._utterances = self._table.samples.features[np.flatnonzero(own)]
-        self._names, self._codes = np.unique(self._table.samples.owners[own].astype(str), return_inverse=True)
+        self._names, self._codes = np.unique(self._table.samples.labels[own].astype(str), return_inverse=True)
 
     def answers(self, texts: Sequence[str]) -> Answers:
         """Decides, some hundred requests at a time."""
@@ -89,8 +89,8 @@ class NearestUtterances:
 
     def _scores(self, texts: Sequence[str]) -> Floats:
         table, width = self._table, self._utterances.shape[1]
-        vectors = [table.weighting.vector(buckets(text)) for text in texts]
-        cosines = (matrix(vectors, table.columns, width) @ self._utterances.T).toarray() / LENGTH**2
+        vectors = [table.weighting.vector(hash_ngrams(text)) for text in texts]
+        cosines = (to_csr(vectors, table.columns, width) @ self._utterances.T).toarray() / VECTOR_NORM**2
         return aggregated(cosines, self._codes, len(self._names), mean=self._mean)
 
 
@@ -118,6 +118,6 @@ def aggregated(cosines: Floats, codes: Ints, routes: int, *, mean: bool) -> Floa
 
 def rivals(router: AdapterRouter) -> Iterator[tuple[str, TfidfLogistic | NearestUtterances]]:
     """The contenders by name, on the examples that a router has learned."""
-    yield "TF-IDF + logistic regression", TfidfLogistic(*utterances(router.model.table))
+    yield "TF-IDF + logistic regression", TfidfLogistic(*utterances(router.model.training))
     yield "nearest utterances, mean", NearestUtterances(router, "mean")
     yield "nearest utterances, max", NearestUtterances(router, "max")

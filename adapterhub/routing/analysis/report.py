@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from adapterhub.routing.analysis.evaluation import Bin, Evaluation, Point, evaluate
+from adapterhub.routing.analysis.evaluation import Evaluation, OperatingPoint, ReliabilityBin, evaluate
 from adapterhub.routing.analysis.health import Finding
 from adapterhub.routing.classifier.calibration import HeldOut
-from adapterhub.routing.classifier.head import NONE
 from adapterhub.routing.classifier.model import RouterModel
 from adapterhub.routing.decision import RouteDecision
+from adapterhub.routing.routes import OUT_OF_SCOPE
 
-MOST_ROUTES = 30
+MAX_ROUTES = 30
 """Routes that the confusion matrix shows; of more, those that go wrong most often."""
 _BASE, _OTHERS = "base", "others"
 _LONGEST_LABEL = 22
@@ -50,7 +50,7 @@ def evaluate_held_out(model: RouterModel) -> Evaluation:
     inside: dict[str, list[RouteDecision]] = {}
     outside: list[RouteDecision] = []
     for one in model.held_out:
-        found = outside if one.route == NONE else inside.setdefault(one.route, [])
+        found = outside if one.route == OUT_OF_SCOPE else inside.setdefault(one.route, [])
         found.append(_decision(model, one))
     return evaluate(inside, outside)
 
@@ -61,10 +61,10 @@ def measures(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("requests", str(evaluation.count)),
         ("out-of-scope requests", str(evaluation.out_of_scope)),
         ("best route is right", _share(evaluation.accuracy)),
-        ("kept, not sent to the base", _share(evaluation.retention)),
-        ("right, of those kept", _share(evaluation.accuracy_of_kept)),
-        ("sent to the right adapter", _share(evaluation.routed_right)),
-        ("out-of-scope sent to the base", _share(evaluation.recall)),
+        ("retention, not sent to the base", _share(evaluation.retention)),
+        ("selective accuracy, of those", _share(evaluation.selective_accuracy)),
+        ("sent to the right adapter", _share(evaluation.routed_accuracy)),
+        ("out-of-scope sent to the base", _share(evaluation.out_of_scope_recall)),
         ("AUROC, in scope against out", _share(evaluation.auroc)),
         ("calibration error (ECE)", _share(evaluation.calibration_error)),
     ]
@@ -109,7 +109,7 @@ def _decision(model: RouterModel, one: HeldOut) -> RouteDecision:
         scores={one.best: one.score},
         score=one.score,
         fallback=not sure,
-        language=one.script,
+        script=one.script,
     )
 
 
@@ -141,7 +141,7 @@ def _health(findings: Sequence[Finding]) -> str:
 # Pictures
 
 
-def _reliability(ranges: Sequence[Bin]) -> str:
+def _reliability(ranges: Sequence[ReliabilityBin]) -> str:
     if not ranges:
         return "<p class=soft>There was nothing to measure it on.</p>"
     most = max(one.count for one in ranges)
@@ -155,17 +155,17 @@ def _reliability(ranges: Sequence[Bin]) -> str:
 
 
 def _trade(evaluation: Evaluation) -> str:
-    if not evaluation.curve or evaluation.retention is None or evaluation.recall is None:
+    if not evaluation.curve or evaluation.retention is None or evaluation.out_of_scope_recall is None:
         return "<p class=soft>There were no out-of-scope requests, or none in scope, to measure it on.</p>"
     line = f'<path class=curve d="{_path(evaluation.curve)}"/>'
-    place = f"cx={_x(evaluation.retention)} cy={_y(evaluation.recall)}"
-    now = f"retention {evaluation.retention:.1%}, recall {evaluation.recall:.1%}"
+    place = f"cx={_x(evaluation.retention)} cy={_y(evaluation.out_of_scope_recall)}"
+    now = f"retention {evaluation.retention:.1%}, recall {evaluation.out_of_scope_recall:.1%}"
     dot = f"<circle class=dot {place} r=6><title>as it is set: {now}</title></circle>"
-    return _plot(line + dot, "requests kept", "out-of-scope sent to the base")
+    return _plot(line + dot, "retention", "out-of-scope sent to the base")
 
 
-def _path(curve: Sequence[Point]) -> str:
-    return "M" + "L".join(f"{_x(one.retention)} {_y(one.recall)}" for one in curve)
+def _path(curve: Sequence[OperatingPoint]) -> str:
+    return "M" + "L".join(f"{_x(one.retention)} {_y(one.out_of_scope_recall)}" for one in curve)
 
 
 def _x(share: float) -> str:
@@ -197,9 +197,9 @@ def _matrix(confusion: Mapping[str, Mapping[str, int]]) -> str:
     """Rows are right adapters, columns are where their requests went; the darker, the larger the share of the row."""
     if not confusion:
         return "<p class=soft>There were no requests for any adapter.</p>"
-    shown = sorted(sorted(confusion, key=lambda name: (_right(confusion, name), name))[:MOST_ROUTES])
+    shown = sorted(sorted(confusion, key=lambda name: (_right(confusion, name), name))[:MAX_ROUTES])
     named = sorted({*confusion, *(name for row in confusion.values() for name in row)} - {""})
-    columns = [*named, _BASE] if len(named) <= MOST_ROUTES else [*shown, _OTHERS, _BASE]
+    columns = [*named, _BASE] if len(named) <= MAX_ROUTES else [*shown, _OTHERS, _BASE]
     left, top = _CELL * 6, _CELL * 5
     cells = [
         _cell(left + _CELL * across, top + _CELL * down, name, column, count, sum(confusion[name].values()))
