@@ -430,7 +430,8 @@ def test_the_log_keeps_texts_only_when_asked(tmp_path, router):
     for log in (quiet, full):
         log.write(decision, "my secret printer")
     assert "secret" not in quiet.path.read_text()
-    assert json.loads(full.path.read_text())["text"] == "my secret printer"
+    entry = json.loads(full.path.read_text())
+    assert (entry["text"], entry["script"]) == ("my secret printer", "latin")
     assert (quiet.path.stat().st_mode & 0o077) == 0
 
 
@@ -439,6 +440,12 @@ def test_corrections_come_back(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     assert [one[:2] for one in read_corrections(path)] == [("a", "json"), ("c", None)]
+
+
+def test_a_log_of_an_older_version_can_be_read(tmp_path):
+    old = {"text": "a", "correct": None, "best": "json", "language": "latin"}  # `script` today
+    (tmp_path / "log.jsonl").write_text(json.dumps(old))
+    assert [one[:3] for one in read_corrections(tmp_path / "log.jsonl")] == [("a", None, "json")]
 
 
 def test_corrections_that_are_not_utf8_are_told(tmp_path):
