@@ -1,4 +1,4 @@
-"""Lets the router choose the adapter of each request, says why, and leaves to the base what is for none.
+"""Lets the router choose the adapter of each request, shows why, and leaves out-of-scope requests to the base.
 
 python -m examples.router
 """
@@ -18,7 +18,7 @@ REQUESTS = (
 def main() -> None:
     """Routes without a model's help, then answers."""
     with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
-        print("What the router says (no model is asked):")
+        print("Decisions of the router (no model is asked):")
         for request in REQUESTS:
             decision = hub.route(request)
             print(

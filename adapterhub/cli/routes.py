@@ -17,7 +17,7 @@ _MAX_SHOWN_CHARS = 80
 
 
 def router_of(adapters: AdapterRegistry, **options: Any) -> AdapterRouter:
-    """The router that a hub on this registry has; says on stderr if the saved one is not used as it is.
+    """The router that a hub on this registry has; warns if the saved one is not used as it is.
 
     Args:
         adapters: The registry.

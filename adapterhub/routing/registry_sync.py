@@ -106,7 +106,7 @@ class SyncedRouter:
                 self._stamp, self._read_at = stamp, now
             if not self._router.adapters:
                 raise RoutingError(
-                    "No adapter for this base says anything to route by.",
+                    "No adapter for this base has text to route by.",
                     hint="Put a few requests into routing.examples of each card.",
                 )
             return self._router

@@ -3,7 +3,7 @@
 `TfidfLogistic` is scikit-learn's TF-IDF of words (1-2) and letters (2-4) with `LogisticRegression`, whose confidence is
 the probability of the best route. `NearestUtterances` is the scoring of semantic-router 0.1: the five utterances with
 the highest cosine, and for each route the mean or the maximum of its own among them. The package itself needs an
-encoder; here the scoring is written anew, and reads the router's own hashed vectors.
+encoder; here the scoring is reimplemented, and reads the router's own hashed vectors.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def utterances(table: TrainingSet) -> tuple[list[str], list[str]]:
 class TfidfLogistic:
     """TF-IDF and logistic regression."""
 
-    def __init__(self, texts: Sequence[str], owners: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], labels: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline, make_union
@@ -58,7 +58,7 @@ class TfidfLogistic:
             TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
         )
         self._model = make_pipeline(features, LogisticRegression(C=10, max_iter=500, tol=1e-3))
-        self._model.fit(texts, owners)
+        self._model.fit(texts, labels)
 
     def answers(self, texts: Sequence[str]) -> Answers:
         """Decides."""
@@ -104,15 +104,15 @@ def aggregated(cosines: Floats, codes: Ints, routes: int, *, mean: bool) -> Floa
         mean: Take the mean of a route's utterances, not the maximum.
     """
     nearest = min(TOP, cosines.shape[1])
-    places = np.argpartition(-cosines, nearest - 1, axis=1)[:, :nearest]
+    indices = np.argpartition(-cosines, nearest - 1, axis=1)[:, :nearest]
     rows = np.arange(len(cosines))[:, None]
-    values, owners = cosines[rows, places], codes[places]
+    values, labels = cosines[rows, indices], codes[indices]
     scores, counts = np.zeros((len(cosines), routes)), np.zeros((len(cosines), routes))
     if not mean:
-        np.maximum.at(scores, (rows, owners), values)
+        np.maximum.at(scores, (rows, labels), values)
         return scores
-    np.add.at(scores, (rows, owners), values)
-    np.add.at(counts, (rows, owners), 1)
+    np.add.at(scores, (rows, labels), values)
+    np.add.at(counts, (rows, labels), 1)
     return scores / np.maximum(counts, 1)
 
 

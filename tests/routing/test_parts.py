@@ -1,4 +1,4 @@
-"""The router's parts: reading, features, curves, encoders, files, health, measures, explanations."""
+"""The router's parts: segments, features, calibration, encoders, files, health, evaluation, explanations."""
 
 import zipfile
 
@@ -38,7 +38,7 @@ def router() -> AdapterRouter:
     return AdapterRouter.fit(EXAMPLES)
 
 
-# Reading
+# Segments
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_scripts(text, expected):
     assert dominant_script(text) == expected
 
 
-def test_a_request_is_read_in_pieces():
+def test_a_request_is_split_into_segments():
     assert segment_request("One. Two? Three!").segments == ("One. Two? Three!", "One.", "Two?", "Three!")
     assert segment_request("one sentence").segments == ("one sentence",)
     assert segment_request("a\n```\ncode\n```\nb").segments == ("a\n \nb", "a", "b")
@@ -79,11 +79,11 @@ def test_a_request_is_read_in_pieces():
     assert {"start.", "end."} <= set(long.segments)
 
 
-def test_long_sentences_are_read_in_spans_too():
+def test_long_sentences_are_split_into_windows_too():
     words = [str(number) for number in range(30)]
     assert segment_request(" ".join(words[:20])).segments == (" ".join(words[:20]),)
-    spans = segment_request(" ".join(words)).segments[1:]
-    assert [(span.split()[0], span.split()[-1]) for span in spans] == [
+    windows = segment_request(" ".join(words)).segments[1:]
+    assert [(window.split()[0], window.split()[-1]) for window in windows] == [
         ("0", "9"),
         ("5", "14"),
         ("10", "19"),
@@ -114,20 +114,20 @@ def test_a_request_is_found_among_words_without_full_stops(router):
         ([{"role": "user", "content": ["a", {"text": "b"}, {"type": "image"}, 3]}], "a\nb"),
     ],
 )
-def test_what_messages_ask(prompt, asked):
+def test_last_user_text(prompt, asked):
     assert last_user_text(prompt) == asked
 
 
 # Features
 
 
-def test_texts_that_differ_in_form_only_have_the_same_features():
+def test_texts_that_differ_in_case_and_width_have_the_same_features():
     assert normalize_text("Ёлка № ①２") == normalize_text("елка No 12")
     assert hash_ngrams("PRINT Page 7").tolist() == hash_ngrams("print page 9").tolist()
     assert sorted(hash_ngrams("f(x) done")) != sorted(hash_ngrams("f x done"))
 
 
-def test_unknown_grams_count_in_the_norm():
+def test_unknown_ngrams_count_in_the_norm():
     weighting = TfidfWeighting.fit([hash_ngrams("known words")])
     known, mixed = (
         weighting.vector(hash_ngrams(text)) for text in ("known words", "known words beside strangers")
@@ -139,17 +139,17 @@ def test_unknown_grams_count_in_the_norm():
 
 
 @pytest.mark.parametrize("text", ["", "a", "to be or not to be", "aaa aaa aaa"])
-def test_what_comes_twice_counts_less_than_double(text: str):
+def test_term_frequency_is_sublinear(text: str):
     found = hash_ngrams(text)
     vector = TfidfWeighting(np.ones(2 * BUCKETS, np.float32)).vector(found)
-    places, counts = np.unique(found, return_counts=True)
-    assert vector.indices.tolist() == places.tolist()
-    for block in (places < BUCKETS, places >= BUCKETS):
+    indices, counts = np.unique(found, return_counts=True)
+    assert vector.indices.tolist() == indices.tolist()
+    for block in (indices < BUCKETS, indices >= BUCKETS):
         shares = vector.values[block] / (1 + np.log(counts[block]))
         assert shares == pytest.approx(shares[:1].repeat(len(shares)), rel=1e-6)
 
 
-def test_what_comes_very_often_counts_no_more():
+def test_term_frequency_is_capped():
     weighting = TfidfWeighting(np.ones(2 * BUCKETS, np.float32))
     often, oftener = (weighting.vector(hash_ngrams("ab " * times)) for times in (300, 900))
     assert np.array_equal(often.values, oftener.values)
@@ -165,7 +165,7 @@ def test_every_bucket_has_a_name(text: str):
     assert all(bucket < BUCKETS or len(gram) <= 4 for bucket, gram in ngrams_by_bucket(text).items())
 
 
-def test_a_column_that_there_is_not_adds_nothing():
+def test_a_missing_column_adds_nothing():
     few, more = LinearHead.zeros(2, 1), LinearHead.zeros(3, 2)
     few.steps[:-1], few.scales[:], few.biases[:] = 100, 0.5, 1
     more.steps[:-1], more.scales[:], more.biases[:] = 50, 1, 2
@@ -177,7 +177,7 @@ def test_a_column_that_there_is_not_adds_nothing():
     assert both.coefficients(np.array([0, 2, -1]), 0).tolist() == [50, 0, 0]
 
 
-def test_weights_in_steps():
+def test_quantized_weights():
     weights = np.random.default_rng(0).normal(size=1000)
     steps, scale = quantize(weights)
     assert np.abs(steps).max() == 127
@@ -202,13 +202,13 @@ def test_confidence_is_the_share_that_was_right():
         assert curve.confidence(score) == pytest.approx(1 / (1 + np.exp(-(2 * score + 0.5))), abs=0.04)
 
 
-def test_the_threshold_keeps_the_wanted_share():
+def test_the_threshold_meets_the_retention():
     scores = np.linspace(0, 1, 200)
     curve = Calibration.fit(_held_out(scores, scores > 0.3), Policy(retention=0.9)).general
     assert np.mean([curve.confidence(s) >= curve.threshold for s in scores]) == pytest.approx(0.9, abs=0.01)
 
 
-def test_the_threshold_gives_the_wanted_precision():
+def test_the_threshold_meets_the_precision():
     scores = np.linspace(0, 1, 200)
     curve = Calibration.fit(_held_out(scores, scores > 0.5), Policy(precision=0.8)).general
     kept = [s for s in scores if curve.confidence(s) >= curve.threshold]
@@ -250,7 +250,7 @@ def test_too_little_to_measure_on():
     assert Calibration.fit(_held_out([1.0] * 10, [True] * 10), Policy()).general == PRIOR
 
 
-def test_scores_that_tell_nothing_give_one_confidence():
+def test_scores_without_information_give_one_confidence():
     rng = np.random.default_rng(0)
     held_out = _held_out(rng.random(2000), rng.random(2000) < 0.75)
     curve = Calibration.fit(held_out, Policy()).curve("latin")
@@ -306,7 +306,7 @@ def test_an_encoder_that_knows_nothing_is_not_used(router):
 @pytest.mark.parametrize(
     "encoder", [lambda texts: np.zeros(3), lambda texts: [[np.nan]] * len(texts), lambda texts: 1 / 0]
 )
-def test_a_broken_encoder_is_told(encoder):
+def test_a_broken_encoder_is_reported(encoder):
     with pytest.raises(RoutingError, match="encoder"):
         AdapterRouter.fit(EXAMPLES, encoder=encoder)
 
@@ -359,7 +359,7 @@ def test_a_file_needs_no_trust_and_is_small(saved):
     assert saved.stat().st_size < 500_000
 
 
-def test_damage_is_told(saved):
+def test_damage_is_reported(saved):
     data = bytearray(saved.read_bytes())
     data[len(data) // 2] ^= 0xFF
     saved.write_bytes(data)
@@ -368,7 +368,7 @@ def test_damage_is_told(saved):
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
-def test_other_files_are_told(tmp_path, content):
+def test_other_files_are_reported(tmp_path, content):
     (tmp_path / "other").write_bytes(content)
     with pytest.raises(RoutingError, match="holds no router"):
         AdapterRouter.load(tmp_path / "other")
@@ -384,7 +384,7 @@ def test_a_file_that_would_fill_memory_is_not_unpacked(tmp_path, monkeypatch):
         AdapterRouter.load(tmp_path / "bomb")
 
 
-def test_changed_content_is_told(saved):
+def test_changed_content_is_reported(saved):
     from skops import io
 
     content = io.load(saved, trusted=[])
@@ -395,7 +395,7 @@ def test_changed_content_is_told(saved):
 
 
 @pytest.mark.parametrize("name", ["steps", "scales", "biases"])
-def test_rows_of_another_shape_or_type_are_told(saved, name):
+def test_rows_of_another_shape_or_type_are_reported(saved, name):
     from skops import io
 
     content = io.load(saved, trusted=[])
@@ -409,7 +409,7 @@ def test_rows_of_another_shape_or_type_are_told(saved, name):
             AdapterRouter.load(saved)
 
 
-def test_another_format_is_told(router, tmp_path, monkeypatch):
+def test_another_format_is_reported(router, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "FORMAT", 1)
     router.save(tmp_path / "r.skops")
     monkeypatch.undo()
@@ -431,7 +431,7 @@ def test_few_and_shared_examples_are_found():
     )
 
 
-def test_routes_that_are_mixed_up_are_found(router):
+def test_confused_routes_are_found(router):
     alike = [
         "make a json object",
         "put it into json",
@@ -474,32 +474,35 @@ def test_measures_of_nothing(router):
 
 
 def test_an_explanation_adds_up(router):
-    told = router.explain("I am here. Write a python function that sorts.")
-    assert (told.decision.adapter, told.segment) == ("code", "Write a python function that sorts.")
-    assert told.evidence[0].best > told.evidence[0].second
-    assert any(one.ngram == "python" for one in told.evidence)
-    assert 0 < told.unknown < 1
+    explanation = router.explain("I am here. Write a python function that sorts.")
+    assert (explanation.decision.adapter, explanation.segment) == (
+        "code",
+        "Write a python function that sorts.",
+    )
+    assert explanation.evidence[0].best > explanation.evidence[0].second
+    assert any(one.ngram == "python" for one in explanation.evidence)
+    assert 0 < explanation.unknown < 1
     assert router.explain("zq").unknown > 0.5
     assert router.explain("").evidence == ()
 
 
-# Following a registry
+# Synchronization with a registry
 
 
-def test_a_following_router_keeps_step(own_registry):
+def test_a_synced_router_follows_the_registry(own_registry):
     registry = AdapterRegistry(own_registry)
-    following = SyncedRouter(registry)
+    synced = SyncedRouter(registry)
     registry.remove("support", force=True)
-    router = following.current()
+    router = synced.current()
     assert router.adapters == ("code", "json")
-    assert following.current() is router
+    assert synced.current() is router
     AdapterRegistry(own_registry).update("json", routing={"phrases": ["as a record"]})
-    assert following.current().route("tell it as a record").adapter == "json"
+    assert synced.current().route("tell it as a record").adapter == "json"
     registry.remove("json", force=True)
-    assert following.current().adapters == ("code",)
+    assert synced.current().adapters == ("code",)
     registry.remove("code", force=True)
-    with pytest.raises(RoutingError, match="says anything to route by"):
-        following.current()
+    with pytest.raises(RoutingError, match="has text to route by"):
+        synced.current()
     assert router.settle(60)
 
 

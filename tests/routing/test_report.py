@@ -83,7 +83,7 @@ def test_it_draws_both_curves(evaluation):
     assert curves[0].count("L") == len(evaluation.curve) - 1
 
 
-def test_measures_are_told_in_words(evaluation):
+def test_measures_have_names(evaluation):
     found = dict(measures(evaluation))
     assert found["requests"] == "5"
     assert found["best route is right"] == "80.0%"
@@ -92,7 +92,7 @@ def test_measures_are_told_in_words(evaluation):
     assert [cell for pair in measures(evaluation) for cell in pair] == cells[: 2 * len(found)]
 
 
-def test_what_was_not_measured_is_said():
+def test_what_was_not_measured_is_marked():
     page = html_report(evaluate({"a": [decision("a")]}))
     assert "not measured" in page
     assert "no out-of-scope requests" in page
@@ -155,10 +155,10 @@ class TestHeldOut:
         own = [one for one in model.held_out if one.route in EXAMPLES]
         assert found.accuracy == sum(one.correct for one in own) / 21
         curves = [model.calibration.curve(one.script) for one in own]
-        kept = [
+        retained = [
             curve.confidence(one.score) >= curve.threshold for curve, one in zip(curves, own, strict=True)
         ]
-        assert found.retention == sum(kept) / 21
+        assert found.retention == sum(retained) / 21
         assert found.confusion.keys() == EXAMPLES.keys()
 
     def test_an_adapters_own_threshold_counts(self, model):

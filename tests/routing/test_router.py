@@ -83,7 +83,7 @@ def test_every_adapter_has_a_score(router):
     assert (ranked[0], decision.ranked(1)) == ((decision.best, decision.score), ranked[:1])
 
 
-def test_the_last_thing_the_user_said_counts(router):
+def test_the_last_user_message_is_routed(router):
     said = [
         {"role": "user", "content": "write a python function"},
         {"role": "assistant", "content": "def f(): ..."},
@@ -156,8 +156,8 @@ def test_two_routes_too_close_are_ambiguous():
 def test_a_caller_can_force_a_route(router):
     decision = router.route("hello", adapter="json")
     assert (decision.adapter, decision.reason, decision.confidence) == ("json", "forced", 1.0)
-    with pytest.raises(InvalidRequestError, match="nobody"):
-        router.route("hello", adapter="nobody")
+    with pytest.raises(InvalidRequestError, match="unknown"):
+        router.route("hello", adapter="unknown")
 
 
 def test_rules_come_before_the_classifier():
@@ -172,7 +172,7 @@ def test_rules_come_before_the_classifier():
     assert denied.adapter != "json"
 
 
-def test_a_pattern_that_takes_too_long_is_passed_over(caplog):
+def test_a_pattern_that_times_out_is_skipped(caplog):
     router = AdapterRouter.fit(EXAMPLES, patterns={"code": [r"(a|aa)+$"]})
     decision = router.route("a" * 60 + "! my printer shows an error")
     assert decision.reason != "rule"
@@ -204,7 +204,7 @@ def test_a_disabled_adapter_is_never_chosen():
     assert AdapterRouter(model).route("write a python function").adapter != "code"
 
 
-def test_a_fallback_answers_what_nobody_is_sure_of():
+def test_a_fallback_answers_below_the_threshold():
     fixed = AdapterRouter.fit(EXAMPLES, fallback="support")
     decision = fixed.route("Hello there!")
     assert (decision.adapter, decision.fallback) == ("support", True)
@@ -215,7 +215,7 @@ def test_a_fallback_answers_what_nobody_is_sure_of():
     assert chosen.route("Hello there").adapter is None
 
 
-def test_a_shadow_router_only_watches(tmp_path):
+def test_a_router_in_shadow_mode_only_logs(tmp_path):
     router = AdapterRouter.fit(EXAMPLES, shadow=True, log=DecisionLog(tmp_path / "log.jsonl"))
     decision = router.route("write a python function")
     assert (decision.adapter, decision.reason, decision.best) == (None, "shadow", "code")
@@ -253,7 +253,7 @@ def test_strange_texts_are_decided_quickly(router, text):
     assert 0 <= decision.confidence <= 1
 
 
-def test_code_is_passed_over_and_told_of(router):
+def test_code_is_left_out_and_reported(router):
     decision = router.route("my printer shows an error:\n```\nwrite a python function def f(): json\n```")
     assert (decision.adapter, decision.has_code) == ("support", True)
 
@@ -286,7 +286,7 @@ def test_fields_for_a_route_that_is_none_are_refused():
 # Changes
 
 
-def test_a_route_is_added_updated_and_removed_at_once(router):
+def test_a_route_is_added_updated_and_removed_immediately(router):
     router = AdapterRouter(router.model)
     fitted = router.version
     poems = ["write a poem about the sea", "a poem of four lines", "verses about rain", "rhyme about a cat"]
@@ -328,7 +328,7 @@ def test_adding_a_route_takes_its_requests_from_the_nearest_others(router):
     assert (model.version[-2:], set(model.added)) == ("+1", {"poems", *EXAMPLES})
 
 
-def test_many_changes_without_a_whole_fit(router):
+def test_many_changes_without_a_full_fit(router):
     model, changed = router.model, {}
     for topic in ("poems", "songs", "cooking", "letters"):
         changed[topic] = [f"{topic} please", f"something about {topic}", f"I want {topic}", f"more {topic}"]
@@ -424,7 +424,7 @@ def test_a_loaded_router_can_be_changed_and_looked_at(router, tmp_path):
 # Log and corrections
 
 
-def test_the_log_keeps_texts_only_when_asked(tmp_path, router):
+def test_the_log_has_texts_only_when_asked(tmp_path, router):
     quiet, full = DecisionLog(tmp_path / "quiet.jsonl"), DecisionLog(tmp_path / "full.jsonl", texts=True)
     decision = router.route("my secret printer")
     for log in (quiet, full):
@@ -448,14 +448,14 @@ def test_a_log_of_an_older_version_can_be_read(tmp_path):
     assert [one[:3] for one in read_corrections(tmp_path / "log.jsonl")] == [("a", None, "json")]
 
 
-def test_corrections_that_are_not_utf8_are_told(tmp_path):
+def test_corrections_that_are_not_utf8_are_reported(tmp_path):
     (tmp_path / "log.jsonl").write_bytes('{"text": "привет", "correct": null}'.encode("cp1251"))
     with pytest.raises(DatasetError, match="Line 1"):
         list(read_corrections(tmp_path / "log.jsonl"))
 
 
 @pytest.mark.parametrize("line", ["{", '{"correct": "json"}', '{"text": "a", "correct": 3}', "[" * 100_000])
-def test_a_correction_that_is_none_is_told(tmp_path, line):
+def test_a_correction_that_is_none_is_reported(tmp_path, line):
     (tmp_path / "log.jsonl").write_text('{"text": "a", "correct": "json"}\n' + line)
     with pytest.raises(DatasetError, match="Line 2"):
         list(read_corrections(tmp_path / "log.jsonl"))

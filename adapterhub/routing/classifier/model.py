@@ -26,7 +26,7 @@ from adapterhub.routing.classifier.scorer import FittedHead, Scorer
 from adapterhub.routing.routes import OUT_OF_SCOPE, Route
 
 TOP_K_REFITTED = 5
-"""Other routes whose classifiers are fitted anew when a route is added."""
+"""Other routes whose classifiers are fitted again when a route is added."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _SCRIPTS = {
     "kana": r"[\p{Hiragana}\p{Katakana}ー]",  # the long-vowel mark belongs to both, so Unicode calls it common
     "han": r"\p{Han}",
 }
-"""The scripts that are told apart, as Unicode's property `Script` names their characters."""
+"""The scripts that are distinguished, as Unicode's property `Script` names their characters."""
 _LETTERS = regex.compile(
     r"(?V1)"
     + "|".join(f"(?P<{name}>[\\p{{L}}&&{letters}]+)" for name, letters in _SCRIPTS.items())
@@ -106,9 +106,7 @@ def _segments(text: str) -> tuple[str, ...]:
 
 
 def _sentences(text: str) -> list[str]:
-    if not _SENTENCE_MARK.search(
-        text
-    ):  # most requests have one sentence, and a search is faster than a split
+    if not _SENTENCE_MARK.search(text):  # most requests have one sentence
         return [text]
     return [sentence for part in _SENTENCE_END.split(text) if (sentence := part.strip())]
 
