@@ -108,7 +108,7 @@ class AdapterHub:
         """
         config = HubConfig.load(base=str(base) if base else None, registry=registry, **settings)
         adapters = AdapterRegistry(registry_folder(config.registry))
-        name, limits = config.base or _base_of(adapters), config.limits
+        name, limits = config.base or base_of_registry(adapters), config.limits
         # torch and transformers take seconds to import, so everything above has been checked first.
         from adapterhub.base.loading import load_base
         from adapterhub.engine.batching import BatchingEngine
@@ -636,7 +636,7 @@ async def _astream(
     yield prepared.generation([Completion.of(received)], time.perf_counter() - started)
 
 
-def _base_of(registry: AdapterRegistry) -> str:
+def base_of_registry(registry: AdapterRegistry) -> str:
     """The base that most of the registry's cards name."""
     names = Counter(card.base.name for card in registry.list() if card.base.name)
     if not names:

@@ -1,4 +1,4 @@
-"""Lets the router choose the adapter of each request, prints the reason, and leaves to the base what fits none.
+"""Lets the router choose the adapter of each request, shows why, and leaves out-of-scope requests to the base.
 
 python -m examples.router
 """
@@ -18,7 +18,7 @@ REQUESTS = (
 def main() -> None:
     """Routes without a model's help, then answers."""
     with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
-        print("The decisions of the router (no model is asked):")
+        print("Decisions of the router (no model is asked):")
         for request in REQUESTS:
             decision = hub.route(request)
             print(
@@ -26,7 +26,7 @@ def main() -> None:
             )
 
         why = hub.router.explain(REQUESTS[2])
-        print(f"\nWhy {why.decision.adapter}: {', '.join(repr(one.gram) for one in why.evidence[:5])}")
+        print(f"\nWhy {why.decision.adapter}: {', '.join(repr(one.ngram) for one in why.evidence[:5])}")
 
         print('\nThe same requests as one batch with adapter="auto":')
         for answer in hub.generate_batch(list(REQUESTS), "auto", max_tokens=60):

@@ -245,7 +245,7 @@ def test_routing_accuracy(figures):
         "nearest utterances, max",
     }
     assert all(own["accuracy"][0] > 60 for own in found.values())  # chance is 25 or 50
-    assert len(found["4 routes, 5 each", "router"]["kept"]) == 2
+    assert len(found["4 routes, 5 each", "router"]["retention"]) == 2
     assert len(found["4 routes, all", "router"]["ECE"]) == 1
     assert {setting for setting, _ in found} >= {"2 domains, 10 each", "2 domains, all", "4 routes, 20 each"}
 
@@ -279,7 +279,7 @@ def test_routing_of_changed_requests(figures):
 
 def test_routing_in_two_languages(figures):
     found = figures("languages")
-    assert found["English", SHIPPED].keys() == {"accuracy", "kept", "kept, one threshold"}
+    assert found["English", SHIPPED].keys() == {"accuracy", "retention", "retention, one threshold"}
     assert found["Russian", SHIPPED]["accuracy"][0] > 90
 
 

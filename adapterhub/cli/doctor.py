@@ -14,11 +14,11 @@ import click
 from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.options import json_option, open_registry, registry_option
-from adapterhub.cli.routes import current_router, told
+from adapterhub.cli.routes import describe, router_of
 from adapterhub.errors import RoutingError
 
 if TYPE_CHECKING:
-    from adapterhub.routing.analysis.health import Finding
+    from adapterhub.routing import Finding
 
 _PACKAGES = (
     "torch",
@@ -56,7 +56,7 @@ def doctor(registry: Path | None, as_json: bool) -> None:
         output.emit_json({**report, "routes": routes})
         return
     packages = report.pop("packages")
-    report["routes"] = problem or "\n".join(map(told, findings)) or "in order"
+    report["routes"] = problem or "\n".join(map(describe, findings)) or "in order"
     output.fields([*((name, str(value)) for name, value in report.items()), *packages.items()])
 
 
@@ -99,7 +99,7 @@ def _four_bit(torch: Any) -> str:
 def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:
     """The reason why there are no routes, if so, and the findings on those that there are."""
     try:
-        return None, current_router(open_registry(registry)).health()
+        return None, router_of(open_registry(registry)).health()
     except RoutingError as error:
         return error.message, []
 

@@ -10,22 +10,21 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.options import json_option, open_registry, read_text, registry_option
-from adapterhub.cli.routes import current_router
+from adapterhub.cli.routes import router_of
 
 if TYPE_CHECKING:
-    from adapterhub.routing.analysis.explanation import Explanation
-    from adapterhub.routing.decision import RouteDecision
+    from adapterhub.routing import Explanation, RouteDecision
 
 _WHY_BASE = {
     "ambiguous": "two adapters are too close",
     "filtered": "no adapter is enabled",
-    "empty": "there is nothing to read",
+    "empty": "there is no text",
 }
 
 
 @click.command()
 @click.argument("text")
-@click.option("--explain", is_flag=True, help="Show what the decision was made by.")
+@click.option("--explain", is_flag=True, help="Show the reasons of the decision.")
 @click.option(
     "--log",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -37,7 +36,7 @@ _WHY_BASE = {
 def route(
     text: str, explain: bool, log: Path | None, log_texts: bool, registry: Path | None, as_json: bool
 ) -> None:
-    """Say which adapter should answer TEXT (or standard input, with -), and how sure that is. Loads no model.
+    """Print which adapter should answer TEXT (or standard input, with -), and its confidence. Loads no model.
 
     \b
     Examples:
@@ -46,17 +45,17 @@ def route(
       adapterhub route "My printer shows error 41" --log decisions.jsonl --log-texts
     """
     from adapterhub.requests.prompts import conversation
-    from adapterhub.routing.feedback.decision_log import DecisionLog
+    from adapterhub.routing import DecisionLog
 
     if log_texts and not log:
         raise click.UsageError("--log-texts needs --log FILE.")
     request = conversation(read_text(text))
-    router = current_router(open_registry(registry), log=DecisionLog(log, texts=log_texts) if log else None)
+    router = router_of(open_registry(registry), log=DecisionLog(log, texts=log_texts) if log else None)
     decision = router.route(request)
     why = router.explain(request) if explain else None
     if as_json:
-        told = {**asdict(decision), "scores": dict(decision.ranked())}
-        output.emit_json({**told, **({"explanation": _explanation(why)} if why else {})})
+        fields = {**asdict(decision), "scores": dict(decision.ranked())}
+        output.emit_json({**fields, **({"explanation": _explanation(why)} if why else {})})
         return
     output.fields([*_decision(decision), *(_why(why) if why else [])])
     if why and why.evidence:
@@ -65,7 +64,7 @@ def route(
 
 
 def _decision(decision: RouteDecision) -> list[tuple[str, str]]:
-    why = _WHY_BASE.get(decision.reason, "no adapter is sure enough")
+    why = _WHY_BASE.get(decision.reason, "no adapter reaches its threshold")
     return [
         ("adapter", decision.adapter or f"base ({why})"),
         ("confidence", f"{decision.confidence:.4f} (needs {decision.threshold:.4f})"),
@@ -78,7 +77,7 @@ def _why(explanation: Explanation) -> list[tuple[str, str]]:
     decision = explanation.decision
     matched = "rule" if decision.reason == "rule" else "nearest"
     return [
-        ("decided by", explanation.piece),
+        ("decided by", explanation.segment),
         (matched, decision.matched or ""),
         ("unknown", f"{explanation.unknown:.0%} of the n-grams" if explanation.evidence else ""),
     ]
@@ -89,7 +88,7 @@ def _show_evidence(explanation: Explanation) -> None:
     output.table(
         columns,
         [
-            (f"'{one.gram}'", f"{one.best:+.3f}", f"{one.second:+.3f}")[: len(columns)]
+            (f"'{one.ngram}'", f"{one.best:+.3f}", f"{one.second:+.3f}")[: len(columns)]
             for one in explanation.evidence
         ],
     )
@@ -97,4 +96,4 @@ def _show_evidence(explanation: Explanation) -> None:
 
 def _explanation(why: Explanation) -> dict[str, Any]:
     evidence = [one._asdict() for one in why.evidence]
-    return {"piece": why.piece, "unknown": why.unknown, "evidence": evidence}
+    return {"segment": why.segment, "unknown": why.unknown, "evidence": evidence}

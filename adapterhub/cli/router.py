@@ -1,4 +1,4 @@
-"""`adapterhub router`: fitting, measuring and teaching what chooses the adapter for a request."""
+"""`adapterhub router`: fitting, evaluating and correcting the router."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.options import SuggestingGroup, json_option, open_registry, registry_option
-from adapterhub.cli.routes import current_router, warn, warn_of_routes
+from adapterhub.cli.routes import router_of, served_base, warn, warn_of_routes
 
 if TYPE_CHECKING:
-    from adapterhub.cli.labels import Labelled
     from adapterhub.registry import AdapterRegistry
+    from adapterhub.routing import LabelledRequests
     from adapterhub.routing.classifier.model import RouterModel
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -25,7 +25,7 @@ _new_file = click.Path(dir_okay=False, path_type=Path)
 
 @click.group(cls=SuggestingGroup)
 def router() -> None:
-    """Fit, measure and teach the router, which chooses the adapter for a request.
+    """Fit, evaluate and correct the router, which chooses the adapter for a request.
 
     \b
     Examples:
@@ -41,35 +41,33 @@ def router() -> None:
 @click.option(
     "--retention",
     type=click.FloatRange(0, 1, min_open=True),
-    help="The share of requests for some adapter that shall not be sent to the base.  [default: 0.95]",
+    help="The minimum share of in-scope requests that an adapter answers.  [default: 0.95]",
 )
 @click.option(
     "--precision",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Instead: the share of the requests sent to an adapter that shall be right.",
+    help="Instead: the target share of correct decisions among requests sent to an adapter.",
 )
 @registry_option
 @json_option
 def fit(
     out: Path | None, retention: float | None, precision: float | None, registry: Path | None, as_json: bool
 ) -> None:
-    """Fit the router on the cards and save it, so that commands and hubs need not fit it themselves.
+    """Fit the router on the cards of the adapters for this base and save it for commands and hubs.
 
     \b
     Examples:
       adapterhub router fit
       adapterhub router fit --precision 0.98 --out router.skops
     """
-    from adapterhub.routing.classifier.calibration import Policy
-    from adapterhub.routing.registry_sync import saved_router
-    from adapterhub.routing.router import AdapterRouter
+    from adapterhub.routing import AdapterRouter, Policy, candidates, saved_router
 
     if retention is not None and precision is not None:
         raise click.UsageError("Give --retention or --precision, not both.")
     adapters = open_registry(registry)
-    wish = {"retention": retention, "precision": precision}
-    policy = Policy(**{name: value for name, value in wish.items() if value is not None})
-    fitted = AdapterRouter.from_registry(adapters, policy=policy)
+    targets = {"retention": retention, "precision": precision}
+    policy = Policy(**{name: value for name, value in targets.items() if value is not None})
+    fitted = AdapterRouter.from_cards(candidates(adapters, served_base(adapters)), policy=policy)
     path, found = out or saved_router(adapters), fitted.health()
     fitted.save(path)
     learned = _learned(fitted.model)
@@ -88,19 +86,19 @@ def fit(
 @registry_option
 @json_option
 def evaluate(data: Path, registry: Path | None, as_json: bool) -> None:
-    """Measure the router on DATA: lines of JSON with "text" and "adapter", null for requests that are for none.
+    """Evaluate the router on DATA: lines of JSON with "text" and "adapter", null for out-of-scope requests.
 
-    Measure on requests that are not among the examples on the cards.
+    The requests must not be among the examples on the cards.
 
     \b
     Example:
       adapterhub router eval requests.jsonl
     """
-    from adapterhub.routing.analysis.report import measures
+    from adapterhub.routing import measures
 
     adapters = open_registry(registry)
     labelled = _labelled(data, adapters)
-    found = current_router(adapters).evaluate(*labelled)
+    found = router_of(adapters).evaluate(*labelled)
     if as_json:
         # `asdict` makes other Counters of Counters.
         confusion = {name: dict(row) for name, row in found.confusion.items()}
@@ -111,12 +109,12 @@ def evaluate(data: Path, registry: Path | None, as_json: bool) -> None:
 
 @router.command()
 @click.argument("out", type=_new_file)
-@click.option("--data", type=_file, help="Requests to measure it on, as for `eval`.")
+@click.option("--data", type=_file, help="Requests to evaluate it on, as for `eval`.")
 @registry_option
 def report(out: Path, data: Path | None, registry: Path | None) -> None:
-    """Draw how good the router is as one HTML file, OUT, which fetches nothing.
+    """Write an evaluation of the router to one HTML file, OUT, which loads nothing from elsewhere.
 
-    Without --data it is measured on what it learned from, each text held out in turn.
+    Without --data it is evaluated on its own examples, held out in folds.
 
     \b
     Examples:
@@ -124,15 +122,13 @@ def report(out: Path, data: Path | None, registry: Path | None) -> None:
       adapterhub router report router.html --data requests.jsonl
     """
     from adapterhub._files import write_atomic
-    from adapterhub.routing.analysis.report import evaluate_held_out, html_report
+    from adapterhub.routing import evaluate_held_out, html_report
 
     adapters = open_registry(registry)
     labelled = _labelled(data, adapters) if data else None
-    current = current_router(adapters)
+    current = router_of(adapters)
     measured = current.evaluate(*labelled) if labelled else evaluate_held_out(current.model)
-    source = (
-        f"the requests in {data.name}" if data else "the texts that it learned from, each held out in turn"
-    )
+    source = f"the requests in {data.name}" if data else "its own examples, held out in folds"
     page = html_report(measured, current.health(), note=f"Router {current.version}, measured on {source}.")
     write_atomic(out, page.encode())
     output.note(f"Written to {out}.")
@@ -143,40 +139,38 @@ def report(out: Path, data: Path | None, registry: Path | None) -> None:
 @registry_option
 @json_option
 def learn(file: Path, registry: Path | None, as_json: bool) -> None:
-    """Take corrections from FILE into the cards: lines of JSON with "text" and "correct", the right adapter or null.
+    """Add the corrections in FILE to the cards: lines of JSON with "text" and "correct", the right adapter or null.
 
     The right adapter gains the text as an example. With null, the adapter named by "best" gains it as a negative.
-    A decision log that was kept with texts serves, once "correct" is added to lines of it; the others are passed over.
+    A decision log with texts can be used once "correct" is added to lines of it; the other lines are skipped.
 
     \b
     Example:
       adapterhub router learn decisions.jsonl
     """
-    from adapterhub.cli.labels import read_lessons
+    from adapterhub.routing import learn_corrections
 
     adapters = open_registry(registry)
-    lessons, known = read_lessons(file, adapters)
-    for lesson in lessons:
-        adapters.revise(lesson.card.ref, lesson.applied_to)
+    by_card, known = learn_corrections(file, adapters)
     learned = [
         {
-            "adapter": lesson.card.ref,
-            "new_examples": len(lesson.examples),
-            "new_negatives": len(lesson.negatives),
+            "adapter": one.card.ref,
+            "new_examples": len(one.examples),
+            "new_negatives": len(one.negatives),
         }
-        for lesson in lessons
+        for one in by_card
     ]
     if as_json:
         output.emit_json({"learned": learned, "known_already": known})
         return
     if learned:
         _show(learned)
-    output.note(f"Corrections that told nothing new: {known}.")
-    warn_of_routes(adapters, [lesson.card.name for lesson in lessons])
+    output.note(f"Corrections that the cards had already: {known}.")
+    warn_of_routes(adapters, [one.card.name for one in by_card])
 
 
 def _learned(model: RouterModel) -> dict[str, Any]:
-    """What a router learned from, and the thresholds that came of it."""
+    """The router's training data and thresholds."""
     from adapterhub.routing.classifier.calibration import PRIOR
 
     calibration = model.calibration
@@ -203,9 +197,8 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
     output.table([name.replace("_", " ") for name in rows[0]], [[*map(str, row.values())] for row in rows])
 
 
-def _labelled(data: Path, adapters: AdapterRegistry) -> Labelled:
-    """Requests to measure on; mistakes in them are told before anything is fitted."""
-    from adapterhub.cli.labels import read_labelled
-    from adapterhub.routing.routes import from_cards
+def _labelled(data: Path, adapters: AdapterRegistry) -> LabelledRequests:
+    """Requests to evaluate on; mistakes in them are reported before anything is fitted."""
+    from adapterhub.routing import read_labelled_requests, routes_from_cards
 
-    return read_labelled(data, [one.name for one in from_cards(adapters.list())])
+    return read_labelled_requests(data, [one.name for one in routes_from_cards(adapters.list())])

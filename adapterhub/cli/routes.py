@@ -1,4 +1,4 @@
-"""The router of a registry, and what is wrong with its routes, as several commands need them."""
+"""The router of a registry, and warnings about its routes, for several commands."""
 
 from __future__ import annotations
 
@@ -6,49 +6,53 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
-from adapterhub.errors import RoutingError
+from adapterhub.errors import ConfigError, RoutingError
 
 if TYPE_CHECKING:
+    from adapterhub.base import BaseFingerprint
     from adapterhub.registry import AdapterRegistry
-    from adapterhub.routing.analysis.health import Finding
-    from adapterhub.routing.router import AdapterRouter
+    from adapterhub.routing import AdapterRouter, Finding
 
-_LONGEST_SHOWN = 80
+_MAX_SHOWN_CHARS = 80
 
 
-def current_router(adapters: AdapterRegistry, **options: Any) -> AdapterRouter:
-    """The registry's saved router; where the cards say something else by now, one fitted on them.
+def router_of(adapters: AdapterRegistry, **options: Any) -> AdapterRouter:
+    """The router that a hub on this registry has; warns if the saved one is not used as it is.
 
     Args:
         adapters: The registry.
         options: As for the router's constructor.
     """
-    from adapterhub.routing.registry_sync import saved_router
-    from adapterhub.routing.router import AdapterRouter
+    from adapterhub.routing import current_router
 
-    path = saved_router(adapters)
-    if not path.exists():
-        return AdapterRouter.from_registry(adapters, **options)
+    return current_router(adapters, served_base(adapters), notify=output.warn, **options)
+
+
+def served_base(adapters: AdapterRegistry) -> BaseFingerprint | None:
+    """The base that a hub would load, read from its folder without loading it; None if it is not on this machine."""
+    from adapterhub.base import BaseFingerprint, locate_base
+    from adapterhub.config import HubConfig
+    from adapterhub.hub import base_of_registry
+
+    config = HubConfig.load()
     try:
-        saved = AdapterRouter.load(path, **options)
-    except RoutingError as error:
-        output.warn(f"The saved router is not used: {error}")
-        return AdapterRouter.from_registry(adapters, **options)
-    changed = saved.stale(adapters)
-    if not changed:
-        return saved
-    names = f"{', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}"
-    output.note(f"The saved router does not know the present cards ({names}): fitting anew.")
-    return AdapterRouter.from_registry(adapters, policy=saved.model.policy, **options)
+        name = config.base or base_of_registry(adapters)
+        return BaseFingerprint.of(locate_base(name, revision=config.revision, local_files_only=True))
+    except ConfigError as error:
+        bases = {card.base.fingerprint for card in adapters.list()} - {None}
+        if len(bases) > 1:
+            output.warn(
+                f"Adapters for all bases are candidates, since the base cannot be read: {error.message}"
+            )
+        return None
 
 
 def warn_of_routes(adapters: AdapterRegistry, names: Sequence[str]) -> None:
-    """Warns of what is wrong at first sight with the routes of some adapters; trains nothing."""
-    from adapterhub.routing.analysis.health import findings_before_fit
-    from adapterhub.routing.routes import from_cards
+    """Warns of the problems of some adapters' routes that show without training."""
+    from adapterhub.routing import findings_before_fit, routes_from_cards
 
     try:
-        found = findings_before_fit(from_cards(adapters.list()))
+        found = findings_before_fit(routes_from_cards(adapters.list()))
     except RoutingError as error:
         output.warn(f"The router cannot learn from the cards: {error}")
         return
@@ -58,14 +62,14 @@ def warn_of_routes(adapters: AdapterRegistry, names: Sequence[str]) -> None:
 def warn(findings: Sequence[Finding]) -> None:
     """Warns of findings."""
     for one in findings:
-        output.warn(told(one))
+        output.warn(describe(one))
 
 
-def told(finding: Finding) -> str:
+def describe(finding: Finding) -> str:
     """A finding as a line."""
-    shown = "; ".join(f'"{_short(text)}"' for text in finding.examples)
+    shown = "; ".join(f'"{_shortened(text)}"' for text in finding.examples)
     return f"{finding.message} For example: {shown}" if shown else finding.message
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 1]}…"

@@ -86,7 +86,7 @@ class RequestPreparer:
     ) -> None:
         self._registry = registry
         self._engine = engine
-        self._router = SyncedRouter(registry, self.fits_base, router or {})
+        self._router = SyncedRouter(registry, engine.fingerprint, router)
 
     def prepare(
         self,

@@ -1,4 +1,4 @@
-"""One decision: the caller's own choice, then rules, then the classifier with its confidence and threshold."""
+"""One decision: the caller's choice, then rules, then the classifier with its confidence and threshold."""
 
 from __future__ import annotations
 
@@ -6,45 +6,55 @@ from functools import partial
 
 import numpy as np
 
-from adapterhub.errors import RoutingError
-from adapterhub.routing.classifier.features import BoolArray, FloatArray
+from adapterhub.errors import InvalidRequestError
+from adapterhub.routing.classifier.arrays import BoolArray, FloatArray
 from adapterhub.routing.classifier.model import RouterModel
-from adapterhub.routing.classifier.text import Reading, read
+from adapterhub.routing.classifier.text import RequestText, segment_request
 from adapterhub.routing.decision import RouteDecision, RouteReason
-from adapterhub.routing.filters import RouteFilter
+from adapterhub.routing.filters import EVERYTHING, RouteFilter
 from adapterhub.routing.rules import first_match
 
-Told = partial[RouteDecision]
-"""A decision that has everything but what was decided."""
+PartialDecision = partial[RouteDecision]
+"""A decision with the fields that depend on the request and the model alone."""
 
 
 def decide(model: RouterModel, text: str, adapter: str | None, where: RouteFilter) -> RouteDecision:
     """Decides for one text; arguments as for `AdapterRouter.route`, before fallback, shadow and log."""
-    reading = read(text)
-    told = partial(
-        RouteDecision, language=reading.script, router_version=model.version, has_code=reading.has_code
+    request = segment_request(text)
+    partly = partial(
+        RouteDecision, script=request.script, router_version=model.version, has_code=request.has_code
     )
     if adapter is not None:
-        return _forced(model, told, adapter)
-    if not model.routes or not reading.pieces:
-        return _nobody(told, "empty" if model.routes else "no_routes")
-    admitted = model.admitted(where)
-    rule = first_match((model.routes[place] for place in model.ruled if admitted[place]), reading.pieces[0])
-    return _certain(told, "rule", *rule) if rule else _classified(model, reading, told, admitted)
+        return _forced(model, partly, adapter)
+    if not model.routes or not request.segments:
+        return _no_route(partly, "empty" if model.routes else "no_routes")
+    admitted = _admitted(model, where)
+    candidates = (model.routes[index] for index in model.with_rules if admitted[index])
+    rule = first_match(candidates, request.segments[0])
+    return _certain(partly, "rule", *rule) if rule else _classify(model, request, partly, admitted)
 
 
-def _nobody(told: Told, reason: RouteReason) -> RouteDecision:
-    return told(adapter=None, confidence=0.0, threshold=0.0, reason=reason, scores={}, fallback=True)
+def _admitted(model: RouterModel, where: RouteFilter) -> BoolArray:
+    """Which routes a filter admits (routes)."""
+    if where == EVERYTHING:  # the usual case
+        return model.ready
+    return np.array([where.admits(route) for route in model.routes], dtype=bool)
 
 
-def _forced(model: RouterModel, told: Told, adapter: str) -> RouteDecision:
+def _no_route(partly: PartialDecision, reason: RouteReason) -> RouteDecision:
+    return partly(adapter=None, confidence=0.0, threshold=0.0, reason=reason, scores={}, fallback=True)
+
+
+def _forced(model: RouterModel, partly: PartialDecision, adapter: str) -> RouteDecision:
     if adapter not in model.names:
-        raise RoutingError(f"There is no route {adapter!r}.", hint="router.adapters lists them.")
-    return _certain(told, "forced", adapter, None)
+        raise InvalidRequestError(f"There is no route {adapter!r}.", hint="router.adapters lists them.")
+    return _certain(partly, "forced", adapter, None)
 
 
-def _certain(told: Told, reason: RouteReason, adapter: str, matched: str | None) -> RouteDecision:
-    return told(
+def _certain(
+    partly: PartialDecision, reason: RouteReason, adapter: str, matched: str | None
+) -> RouteDecision:
+    return partly(
         adapter=adapter,
         confidence=1.0,
         threshold=0.0,
@@ -55,43 +65,45 @@ def _certain(told: Told, reason: RouteReason, adapter: str, matched: str | None)
     )
 
 
-def _classified(model: RouterModel, reading: Reading, told: Told, admitted: BoolArray) -> RouteDecision:
-    scored, _ = model.scorer.score(reading.pieces, reading.script)
-    place = _first(scored.scores, admitted)
-    if not admitted[place]:
-        return _nobody(told, "filtered")
-    best, score = model.routes[place], float(scored.scores[place])
-    curve = model.calibration.curve(reading.script)
+def _classify(
+    model: RouterModel, request: RequestText, partly: PartialDecision, admitted: BoolArray
+) -> RouteDecision:
+    scores, _ = model.scorer.score(request.segments, request.script)
+    index = _best_admitted(scores.values, admitted)
+    if not admitted[index]:
+        return _no_route(partly, "filtered")
+    best, score = model.routes[index], float(scores.values[index])
+    curve = model.calibration.curve(request.script)
     confidence = curve.confidence(score)
     threshold = curve.threshold if best.threshold is None else best.threshold
-    clear = not model.policy.margin or _lead(scored.scores, admitted, place) >= model.policy.margin
-    reason = _reason(confidence >= threshold, clear, scored.none > 0)
-    return told(
+    clear = not model.policy.margin or _lead(scores.values, admitted, index) >= model.policy.margin
+    reason = _reason(confidence >= threshold, clear, scores.out_of_scope > 0)
+    return partly(
         adapter=best.name if reason == "matched" else None,
         confidence=confidence,
         threshold=threshold,
         reason=reason,
-        scores=dict(zip(model.names, scored.scores.tolist(), strict=True)),
+        scores=dict(zip(model.names, scores.values.tolist(), strict=True)),
         score=score,
         fallback=reason != "matched",
-        matched=scored.nearest.example,
+        matched=scores.neighbour.example,
     )
 
 
-def _first(scores: FloatArray, admitted: BoolArray) -> int:
-    """The place of the best admitted route, or of some other if none is."""
-    place = int(scores.argmax())
-    return place if admitted[place] else int(np.where(admitted, scores, -np.inf).argmax())
+def _best_admitted(scores: FloatArray, admitted: BoolArray) -> int:
+    """The index of the best admitted route, or of any if none is admitted."""
+    index = int(scores.argmax())
+    return index if admitted[index] else int(np.where(admitted, scores, -np.inf).argmax())
 
 
-def _lead(scores: FloatArray, admitted: BoolArray, place: int) -> float:
-    """How far a route is ahead of the best other one that is admitted."""
+def _lead(scores: FloatArray, admitted: BoolArray, index: int) -> float:
+    """The margin between a route's score and the best other admitted one."""
     others = admitted.copy()
-    others[place] = False
-    return float(scores[place]) - float(scores[others].max(initial=-np.inf))
+    others[index] = False
+    return float(scores[index]) - float(scores[others].max(initial=-np.inf))
 
 
-def _reason(sure: bool, clear: bool, for_none: bool) -> RouteReason:
-    if not sure:
-        return "none_of_these" if for_none else "below_threshold"
+def _reason(above_threshold: bool, clear: bool, out_of_scope: bool) -> RouteReason:
+    if not above_threshold:
+        return "none_of_these" if out_of_scope else "below_threshold"
     return "matched" if clear else "ambiguous"

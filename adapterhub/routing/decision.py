@@ -22,24 +22,24 @@ RouteReason = Literal[
 
 @dataclass(frozen=True)
 class RouteDecision:
-    """Which adapter a request goes to, how sure that is, and why.
+    """Which adapter a request goes to, with what confidence, and why.
 
     Attributes:
         adapter: The chosen adapter; None means the bare base.
-        confidence: The probability, 0 to 1, that the best route is right, as measured on held-out examples.
+        confidence: The calibrated probability, 0 to 1, that the best route is right.
         threshold: The confidence that the best route needed.
-        reason: `"matched"`: the classifier is sure enough. `"rule"`: a phrase or pattern applied. `"forced"`: the
-            caller named it. The others mean the fallback: `"below_threshold"`; `"none_of_these"`, when the request is
-            not sure and looks like small talk and general questions; `"ambiguous"`, when two routes are too close;
-            `"filtered"`, when the filter left no route; `"empty"`, when there is nothing to read; `"no_routes"`; and
-            `"shadow"`, when the router only watches.
-        scores: Every route's score, by name; only their order and `confidence` mean anything.
+        reason: `"matched"`: the confidence reaches the threshold. `"rule"`: a phrase or pattern matched. `"forced"`:
+            the caller named the adapter. The other reasons mean the fallback: `"below_threshold"`;
+            `"none_of_these"`, below the threshold and classified as out of scope; `"ambiguous"`, when two routes are
+            closer than the policy's margin; `"filtered"`, when the filter left no route; `"empty"`, for a request
+            without text; `"no_routes"`; and `"shadow"`, when the router is in shadow mode.
+        scores: Every route's score, by name. Only their order has a meaning; `confidence` is the calibrated value.
         score: The score of the best route.
-        fallback: Whether the fallback answers: the base, unless the router was given another.
-        matched: The rule that applied, or the example that the request is nearest to.
-        language: The script of most of the request's letters, such as `"latin"` or `"cyrillic"`.
-        router_version: What the router had learned from when it decided.
-        has_code: Whether fenced code in the request was passed over.
+        fallback: Whether the fallback answers: the base, unless the router has another fallback.
+        matched: The rule that matched, or the nearest example.
+        script: The script of most of the request's letters, such as `"latin"` or `"cyrillic"`.
+        router_version: A digest of the router's training data.
+        has_code: Whether fenced code was left out of the request.
     """
 
     adapter: str | None
@@ -50,7 +50,7 @@ class RouteDecision:
     score: float = 0.0
     fallback: bool = False
     matched: str | None = None
-    language: str = "none"
+    script: str = "none"
     router_version: str = ""
     has_code: bool = False
 
@@ -59,10 +59,10 @@ class RouteDecision:
         """The route with the highest score, chosen or not."""
         return max(self.scores, key=self.scores.__getitem__, default=None)
 
-    def ranked(self, most: int | None = None) -> list[tuple[str, float]]:
+    def ranked(self, limit: int | None = None) -> list[tuple[str, float]]:
         """Routes with their scores, the highest first.
 
         Args:
-            most: How many of them; all if None.
+            limit: How many of them; all if None.
         """
-        return sorted(self.scores.items(), key=lambda one: -one[1])[:most]
+        return sorted(self.scores.items(), key=lambda item: -item[1])[:limit]

@@ -1,4 +1,4 @@
-"""Which routes a request may go to."""
+"""Which routes are candidates for a request."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from adapterhub.routing.routes import Route
 
 @dataclass(frozen=True)
 class RouteFilter:
-    """Narrows the routes that may be chosen; disabled adapters never are.
+    """Restricts the routes that may be chosen; disabled adapters never are.
 
     Attributes:
         allow: Only these names; None for all.
         deny: Never these names.
         tags: Only routes with all of these tags.
-        base: Only routes for this base, or for none in particular.
+        base: Only routes for this base, and routes whose base is unknown.
     """
 
     allow: frozenset[str] | None = None
@@ -39,12 +39,17 @@ class RouteFilter:
     def admits(self, route: Route) -> bool:
         """Whether a route may be chosen."""
         return (
-            route.status == "ready"
+            route.is_ready
             and (self.allow is None or route.name in self.allow)
             and route.name not in self.deny
             and self.tags <= set(route.tags)
-            and (self.base is None or route.base is None or not route.base.mismatch(self.base))
+            and fits_base(route.base, self.base)
         )
 
 
 EVERYTHING = RouteFilter()
+
+
+def fits_base(trained_on: BaseFingerprint | None, base: BaseFingerprint | None) -> bool:
+    """Whether an adapter's base and the served base are the same; an unknown one fits."""
+    return trained_on is None or base is None or not trained_on.mismatch(base)

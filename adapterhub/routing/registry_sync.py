@@ -1,4 +1,4 @@
-"""A router that keeps step with a registry."""
+"""The router of a registry: the one loader of saved routers, for hubs and for commands."""
 
 from __future__ import annotations
 
@@ -9,79 +9,129 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import RoutingError
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.store import AdapterRegistry
+from adapterhub.routing.filters import fits_base
 from adapterhub.routing.router import AdapterRouter
 
-SAVED = ".router.skops"
+ROUTER_FILE = ".router.skops"
 """A registry's saved router; hidden files are no part of a registry."""
-LOOK_AGAIN = 5.0
-"""Seconds after which the cards are read again even if the registry does not tell of a change: people edit files."""
+MAX_CARDS_AGE = 5.0
+"""Seconds after which the cards are read again even if the registry reports no change: people edit files."""
 _log = logging.getLogger(__name__)
 
 
 def saved_router(registry: AdapterRegistry) -> Path:
-    """Where a registry's router is kept."""
-    return registry.root / SAVED
+    """The path of a registry's saved router."""
+    return registry.root / ROUTER_FILE
 
 
-class SyncedRouter:
-    """Gives the router for a registry's present state.
+def candidates(registry: AdapterRegistry, base: BaseFingerprint | None) -> list[AdapterCard]:
+    """The cards of the adapters that may be routed to on a base; of all adapters if it is None."""
+    return [card for card in registry.list() if fits_base(card.base.fingerprint, base)]
 
-    The first call loads the saved router or fits one; later calls take in what has changed. Reading the cards of a
-    thousand adapters takes a tenth of a second, so it happens when the registry tells of a change, and now and then.
+
+def current_router(
+    registry: AdapterRegistry,
+    base: BaseFingerprint | None = None,
+    *,
+    notify: Callable[[str], None] = _log.warning,
+    **options: Any,
+) -> AdapterRouter:
+    """The router that a hub on this base has once its background fit has ended; for programs that decide once.
 
     Args:
         registry: The adapters.
-        admits: Which of them may be routed to.
-        options: For `AdapterRouter.from_cards`, whose `negatives` and `policy` make a saved router useless.
+        base: As for `SyncedRouter`.
+        notify: As for `SyncedRouter`.
+        **options: As for `AdapterRouter.from_cards`.
+
+    Raises:
+        RoutingError: No adapter for this base has text to route by.
+    """
+    router = SyncedRouter(registry, base, options, notify=notify).current()
+    router.settle()
+    router.refit()
+    return router
+
+
+class SyncedRouter:
+    """The router for a registry's present state; any thread may ask for it.
+
+    The first call loads the saved router or fits one; later calls apply what has changed on the cards. Reading the
+    cards of a thousand adapters takes 0.1 s, so they are read when the registry reports a change, or after
+    `MAX_CARDS_AGE`.
+
+    Args:
+        registry: The adapters.
+        base: The served base; adapters for another one are no candidates. None if it is unknown.
+        options: For `AdapterRouter.from_cards`; with `negatives`, `policy` or `encoder` a saved router is not used.
+        notify: Receives a sentence if the saved router cannot be used as it is.
     """
 
     def __init__(
-        self, registry: AdapterRegistry, admits: Callable[[AdapterCard], bool], options: Mapping[str, Any]
+        self,
+        registry: AdapterRegistry,
+        base: BaseFingerprint | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        notify: Callable[[str], None] = _log.warning,
     ) -> None:
         self._registry = registry
-        self._admits = admits
-        self._options = dict(options)
+        self._base = base
+        self._options = dict(options or {})
+        self._notify = notify
         self._router: AdapterRouter | None = None
-        self._seen: object = None
-        self._looked = 0.0
+        self._stamp: object = None
+        self._read_at = 0.0
         self._lock = threading.Lock()
 
     @property
     def is_fitted(self) -> bool:
-        """Whether `current` has a router already, and takes no longer than a look at the registry."""
+        """Whether `current` has a router already, and only has to compare the cards."""
         return self._router is not None
 
     def current(self) -> AdapterRouter:
         """The router, in step with the registry.
 
         Raises:
-            RoutingError: No adapter says anything to route by.
+            RoutingError: No adapter for this base has text to route by.
         """
         with self._lock:
             stamp, now = self._registry.stamp(), time.monotonic()
-            if self._router is None or stamp != self._seen or now - self._looked > LOOK_AGAIN:
-                cards = [card for card in self._registry.list() if self._admits(card)]
-                if self._router is None:
-                    self._router = self._first(cards)
-                changed = self._router.sync(cards)
-                if changed:
-                    _log.info("The router has taken in %d changed adapters", len(changed))
-                self._seen, self._looked = stamp, now
+            if self._router is None or stamp != self._stamp or now - self._read_at > MAX_CARDS_AGE:
+                self._router = self._synced(candidates(self._registry, self._base))
+                self._stamp, self._read_at = stamp, now
             if not self._router.adapters:
                 raise RoutingError(
-                    "No adapter for this base says anything to route by.",
+                    "No adapter for this base has text to route by.",
                     hint="Put a few requests into routing.examples of each card.",
                 )
             return self._router
 
-    def _first(self, cards: list[AdapterCard]) -> AdapterRouter:
+    def _synced(self, cards: list[AdapterCard]) -> AdapterRouter:
+        if self._router is not None:
+            changed = self._router.sync(cards)
+            if changed:
+                _log.info("The router was updated for %d changed adapters", len(changed))
+            return self._router
+        saved = self._saved()
+        if saved is None:
+            return AdapterRouter.from_cards(cards, **self._options)
+        changed = saved.sync(cards)
+        if changed:
+            names = f"{', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}"
+            self._notify(f"The saved router does not know the present cards ({names}): they are learned now.")
+        return saved
+
+    def _saved(self) -> AdapterRouter | None:
         path = saved_router(self._registry)
-        if path.is_file() and not self._options.keys() & {"negatives", "policy", "encoder"}:
-            try:
-                return AdapterRouter.load(path, **self._options)
-            except RoutingError as error:
-                _log.warning("The saved router is not used: %s", error)
-        return AdapterRouter.from_cards(cards, **self._options)
+        if not path.is_file() or self._options.keys() & {"negatives", "policy", "encoder"}:
+            return None
+        try:
+            return AdapterRouter.load(path, **self._options)
+        except RoutingError as error:
+            self._notify(f"The saved router is not used: {error}")
+            return None

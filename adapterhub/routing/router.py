@@ -1,8 +1,8 @@
 """Which adapter should answer a request.
 
-Order of a decision: the caller's own choice, rules, the classifier. The model is an immutable value: readers take it
-once and never lock; a change makes another one and swaps it in. A change of one route fits that route's row at once,
-and a whole fit follows in the background, so that the answer after a while does not depend on the order of changes.
+A decision takes the caller's choice, then rules, then the classifier. The model is an immutable value: readers take a
+reference and never lock; a change builds another model and replaces the reference. A change of one route fits that
+route's classifier immediately, and a full fit follows in the background: then the order of changes has no influence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from adapterhub.errors import RoutingError
+from adapterhub.errors import InvalidRequestError, RoutingError
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.routing.analysis.evaluation import Evaluation, evaluate
 from adapterhub.routing.analysis.explanation import Explanation, explain
@@ -23,11 +23,11 @@ from adapterhub.routing.classifier.calibration import Policy
 from adapterhub.routing.classifier.encoding import Encoder
 from adapterhub.routing.classifier.model import RouterModel
 from adapterhub.routing.classifier.storage import load_model, save_model
-from adapterhub.routing.classifier.text import request_in
+from adapterhub.routing.classifier.text import last_user_text
 from adapterhub.routing.deciding import decide
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import EVERYTHING, RouteFilter
-from adapterhub.routing.routes import Route, from_cards, from_examples
+from adapterhub.routing.routes import Route, routes_from_cards, routes_from_examples
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry
@@ -38,16 +38,16 @@ Fallback: TypeAlias = str | Callable[[str, RouteDecision], str | None] | None
 
 
 class AdapterRouter:
-    """Chooses the adapter for a request, or none. Build one with `fit`, `from_registry` or `load`.
+    """Chooses the adapter for a request, or none; made with `fit`, `from_registry` or `load`.
 
-    Any number of threads may route while others add, update or remove routes.
+    Any thread may call any method at any time; `route` never waits for a change.
 
     Args:
-        model: What it has learned.
-        fallback: Who answers what no adapter is sure about: None for the base, an adapter's name, or a callable from
-            the request and the decision so far to a name or None.
-        shadow: Decide and record, and send every request to the fallback.
-        log: Where decisions are recorded.
+        model: The fitted model.
+        fallback: What answers if no route reaches its threshold: None for the base, an adapter's name, or a callable
+            from the request and the decision to a name or None.
+        shadow: Log decisions, and send every request to the fallback.
+        log: The log of decisions.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class AdapterRouter:
         self._writing = threading.Lock()
         self._refitting: threading.Thread | None = None
 
-    # Making one
+    # Training
 
     @classmethod
     def fit(
@@ -88,31 +88,32 @@ class AdapterRouter:
         Args:
             examples: Adapter name -> requests that belong to it.
             descriptions: Adapter name -> which requests belong to it, in a sentence.
-            tags: Adapter name -> words for its requests.
-            negatives: Requests for no adapter; or adapter name -> requests that look like its own and are not.
-            thresholds: Adapter name -> the confidence it needs, 0 to 1, in place of the measured one.
-            phrases: Adapter name -> words or phrases that decide for it before the classifier is asked.
+            tags: Adapter name -> keywords of its requests.
+            negatives: Out-of-scope requests; or adapter name -> requests that look like its own and are not.
+            thresholds: Adapter name -> the confidence it needs, 0 to 1, in place of the calibrated threshold.
+            phrases: Adapter name -> words or phrases that choose it before the classifier is asked.
             patterns: Adapter name -> regular expressions that do the same.
-            general_negatives: Also learn the shipped list of small talk and general questions (English, Russian) as
-                requests for no adapter.
-            policy: How sure it has to be; see `Policy`.
-            encoder: A callable from texts to vectors (n, dimensions), used on top of the n-grams where it helps.
+            general_negatives: Also train on the shipped list of out-of-scope requests: small talk and general
+                questions, English and Russian.
+            policy: The targets that thresholds are calibrated for.
+            encoder: A callable from texts to vectors (n, dimensions); its scores add to those of the n-grams.
             **options: As for the constructor: `fallback`, `shadow`, `log`.
 
         Raises:
-            RoutingError: There is nothing to learn from, or something is not valid.
+            InvalidRequestError: An argument is not valid.
+            RoutingError: There is nothing to train on, or the encoder fails.
         """
-        given = negatives if isinstance(negatives, Mapping) else None
-        routes = from_examples(
+        by_name = negatives if isinstance(negatives, Mapping) else None
+        routes = routes_from_examples(
             examples,
             descriptions,
             tags,
-            negatives=given,
+            negatives=by_name,
             threshold=thresholds,
             phrases=phrases,
             patterns=patterns,
         )
-        others = () if given is not None else negatives
+        others = () if by_name is not None else negatives
         general = general_requests() if general_negatives else ()
         return cls._of(routes, others, general, policy, encoder, options)
 
@@ -129,16 +130,16 @@ class AdapterRouter:
         """Trains a router on cards: names, descriptions, tags, keywords, example requests, negatives and rules.
 
         Args:
-            cards: The adapters' cards; those that say nothing to route by are passed over.
-            negatives: Requests for no adapter, beside the shipped list.
+            cards: The adapters' cards; those without text to route by are left out.
+            negatives: Out-of-scope requests, beside the shipped list.
             policy: As for `fit`.
             encoder: As for `fit`.
             **options: As for the constructor.
 
         Raises:
-            RoutingError: No card says anything to route by.
+            RoutingError: No card has text to route by, or the routing settings of one are not valid.
         """
-        return cls._of(from_cards(cards), negatives, general_requests(), policy, encoder, options)
+        return cls._of(routes_from_cards(cards), negatives, general_requests(), policy, encoder, options)
 
     @classmethod
     def from_registry(cls, registry: AdapterRegistry, **settings: Any) -> Self:
@@ -171,12 +172,12 @@ class AdapterRouter:
 
     @property
     def model(self) -> RouterModel:
-        """What it has learned so far; a value that never changes."""
+        """The present model, an immutable value."""
         return self._model
 
     @property
     def version(self) -> str:
-        """A digest of what was learned from; `+n` tells of changes that the next whole fit takes in."""
+        """A digest of the training data, and `+n` for changes since the last full fit."""
         return self._model.version
 
     def route(
@@ -185,15 +186,16 @@ class AdapterRouter:
         """Decides for one request.
 
         Args:
-            prompt: A text, or messages of which the last one by the user counts. Of a very long one the beginning and
-                the end are read, fenced code is not.
-            adapter: Takes this route whatever the request says.
-            where: Narrows the routes that may be chosen.
+            prompt: A text, or messages, of which the last user message is routed. Fenced code is left out, and of a
+                very long text the middle.
+            adapter: Choose this route without asking rules or classifier.
+            where: Restricts the routes that may be chosen.
 
         Raises:
-            RoutingError: `adapter` is no route.
+            InvalidRequestError: `adapter` is no route.
+            RoutingError: The encoder fails.
         """
-        text, model = request_in(prompt), self._model
+        text, model = last_user_text(prompt), self._model
         decision = decide(model, text, adapter, where)
         if self._shadow and not decision.fallback:
             decision = replace(decision, reason="shadow", fallback=True, adapter=None)
@@ -212,15 +214,15 @@ class AdapterRouter:
     def _fallback_for(self, text: str, decision: RouteDecision) -> str | None:
         return self._fallback(text, decision) if callable(self._fallback) else self._fallback
 
-    # Looking
+    # Analysis
 
     def explain(self, prompt: Prompt, *, where: RouteFilter = EVERYTHING) -> Explanation:
-        """A decision with the n-grams and examples that made it."""
-        text, model = request_in(prompt), self._model
+        """A decision with the n-grams and the example behind it."""
+        text, model = last_user_text(prompt), self._model
         return explain(model, text, decide(model, text, None, where))
 
     def evaluate(self, examples: Mapping[str, Sequence[str]], out_of_scope: Sequence[str] = ()) -> Evaluation:
-        """Measures decisions on requests that were not learned from.
+        """Evaluates decisions on requests that are not in the training set.
 
         Args:
             examples: Adapter name -> requests that belong to it.
@@ -234,17 +236,17 @@ class AdapterRouter:
         return evaluate(decisions, [decide(model, text, None, EVERYTHING) for text in out_of_scope])
 
     def health(self) -> list[Finding]:
-        """What is wrong with the routes: too few examples, the same example twice, routes that are mixed up."""
+        """Problems of the routes: too few examples, examples shared by two routes, pairs that are confused."""
         return findings(self._model)
 
     def stale(self, registry: AdapterRegistry) -> tuple[str, ...]:
-        """The adapters whose cards say something else than this router learned, which are new, or which are gone."""
+        """The adapters that were added, changed or removed since this router was trained."""
         return tuple(sorted(name for name, _ in self._differences(registry.list())))
 
     # Changing
 
     def add(self, name: str, examples: Sequence[str] = (), **fields: Any) -> None:
-        """Adds a route at once, and has everything fitted anew in the background.
+        """Adds a route immediately; a full fit follows in the background.
 
         Args:
             name: The adapter's name.
@@ -252,31 +254,33 @@ class AdapterRouter:
             **fields: `description`, `tags`, `negatives`, `threshold`, `phrases`, `patterns`; see `fit`.
 
         Raises:
-            RoutingError: There is such a route, or there is nothing to learn from.
+            InvalidRequestError: There is such a route, or a field is not valid.
+            RoutingError: There is nothing to train on.
         """
-        self._put(Route.make(name, examples, **fields), known=False)
+        self._put(Route.make(name, examples, **fields), exists=False)
 
     def update(self, name: str, examples: Sequence[str] = (), **fields: Any) -> None:
         """Replaces a route; arguments as for `add`.
 
         Raises:
-            RoutingError: There is no such route, or there is nothing to learn from.
+            InvalidRequestError: There is no such route, or a field is not valid.
+            RoutingError: There is nothing to train on.
         """
-        self._put(Route.make(name, examples, **fields), known=True)
+        self._put(Route.make(name, examples, **fields), exists=True)
 
     def remove(self, name: str) -> None:
-        """Removes a route at once.
+        """Removes a route immediately; a full fit follows in the background.
 
         Raises:
-            RoutingError: There is no such route.
+            InvalidRequestError: There is no such route.
         """
         with self._writing:
-            self._known(name)
+            self._check_exists(name)
             self._model = self._model.without_route(name)
         self._refit_later()
 
     def sync(self, cards: Iterable[AdapterCard]) -> tuple[str, ...]:
-        """Takes in what has changed on a registry's cards, and returns the names of the adapters that changed."""
+        """Updates the routes from a registry's cards, and returns the names of the adapters that changed."""
         with self._writing:
             changed, model = self._differences(cards), self._model
             for name, route in changed:
@@ -287,7 +291,7 @@ class AdapterRouter:
         return tuple(name for name, _ in changed)
 
     def refit(self) -> None:
-        """Fits everything anew now, which also chooses thresholds; routing goes on meanwhile."""
+        """Does a full fit now, calibration included; routing goes on meanwhile."""
         while (model := self._model).changes:
             fresh = model.refitted()
             with self._writing:
@@ -295,32 +299,35 @@ class AdapterRouter:
                     self._model = fresh
 
     def settle(self, timeout: float | None = None) -> bool:
-        """Waits for the fit in the background, if there is one; returns whether it has ended in time (seconds)."""
+        """Waits for the fit in the background, if any; returns whether it ended before the timeout (seconds)."""
         thread = self._refitting
         if thread:
             thread.join(timeout)
         return not (thread and thread.is_alive())
 
-    def _put(self, route: Route, known: bool) -> None:
+    def _put(self, route: Route, exists: bool) -> None:
         with self._writing:
-            if known:
-                self._known(route.name)
+            if exists:
+                self._check_exists(route.name)
             elif route.name in self._model.names:
-                raise RoutingError(f"There is a route {route.name!r} already.", hint="update() replaces it.")
+                raise InvalidRequestError(
+                    f"There is a route {route.name!r} already.", hint="update() replaces it."
+                )
             self._model = self._model.with_route(route)
         self._refit_later()
 
-    def _known(self, name: str) -> None:
+    def _check_exists(self, name: str) -> None:
         if name not in self._model.names:
-            raise RoutingError(f"There is no route {name!r}.", hint="router.adapters lists them.")
+            raise InvalidRequestError(f"There is no route {name!r}.", hint="router.adapters lists them.")
 
     def _differences(self, cards: Iterable[AdapterCard]) -> list[tuple[str, Route | None]]:
-        """Each route that a registry has otherwise, and what it is there; None if it is gone."""
-        mine, theirs = (
-            {route.name: route for route in routes} for routes in (self._model.routes, from_cards(cards))
+        """Each route that differs between model and cards, as the cards have it; None if it was removed."""
+        fitted, registered = (
+            {route.name: route for route in routes}
+            for routes in (self._model.routes, routes_from_cards(cards))
         )
-        names = sorted({*mine, *theirs})
-        return [(name, theirs.get(name)) for name in names if mine.get(name) != theirs.get(name)]
+        names = sorted({*fitted, *registered})
+        return [(name, registered.get(name)) for name in names if fitted.get(name) != registered.get(name)]
 
     def _refit_later(self) -> None:
         with self._writing:
@@ -328,10 +335,10 @@ class AdapterRouter:
                 self._refitting = threading.Thread(target=self.refit, name="adapterhub-router", daemon=True)
                 self._refitting.start()
 
-    # Keeping
+    # Files
 
     def save(self, path: str | Path) -> None:
-        """Writes the router to one file: arrays and JSON in skops' format, aside first. An encoder's code is not kept.
+        """Writes the router to one file, atomically: arrays and JSON in skops' format, without the encoder's code.
 
         Raises:
             RoutingError: The file cannot be written.
@@ -341,7 +348,7 @@ class AdapterRouter:
 
     @classmethod
     def load(cls, path: str | Path, *, encoder: Encoder | None = None, **options: Any) -> Self:
-        """Reads a router that `save` wrote; it gives the same scores to the last bit.
+        """Reads a router that `save` wrote; its scores are bit-identical.
 
         Args:
             path: The file.
@@ -355,6 +362,6 @@ class AdapterRouter:
 
 
 def general_requests() -> list[str]:
-    """The shipped list of requests that are for no adapter: small talk and general questions, English and Russian."""
+    """The shipped list of out-of-scope requests: small talk and general questions, English and Russian."""
     lines = files("adapterhub.routing").joinpath("general_requests.txt").read_text(encoding="utf-8")
     return [line for line in lines.splitlines() if line and not line.startswith("#")]

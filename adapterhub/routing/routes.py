@@ -1,4 +1,4 @@
-"""What a router knows about each adapter: what it learns from, its rules, and what filters ask for."""
+"""Routes: what the router is trained on for each adapter, its rules, and what filters compare."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.errors import RoutingError, describe_validation
+from adapterhub.errors import InvalidRequestError, RoutingError, describe_validation
 from adapterhub.registry.cards import AdapterCard
-from adapterhub.routing.classifier.head import NONE
 from adapterhub.routing.rules import check_pattern
 
-LONGEST_EXAMPLE = 4_000
-"""Characters of an example that are learned from."""
+OUT_OF_SCOPE = "~none"
+"""The label of requests that belong to no adapter; no adapter's name can begin with `~`."""
+MAX_EXAMPLE_CHARS = 4_000
+"""Characters of an example that the router is trained on; the rest is cut off."""
 
 
 class Route(BaseModel):
@@ -28,13 +29,13 @@ class Route(BaseModel):
     examples: tuple[str, ...] = ()
     """Requests that belong to it."""
     about: tuple[str, ...] = ()
-    """Its name, description and tags: each an example of its own, never held out when thresholds are chosen."""
+    """Its name, description and tags: training texts that are never held out for calibration."""
     negatives: tuple[str, ...] = ()
     """Requests that look like its own and are not."""
     threshold: float | None = Field(default=None, ge=0, le=1)
-    """The confidence it needs; None for the router's own."""
+    """The confidence that it needs; None for the calibrated threshold."""
     phrases: tuple[str, ...] = ()
-    """A request with one of these goes here before the classifier is asked."""
+    """A request with one of these phrases goes here before the classifier is asked."""
     patterns: tuple[str, ...] = ()
     """Regular expressions that do the same."""
     version: int | None = None
@@ -55,105 +56,125 @@ class Route(BaseModel):
         description: str = "",
         tags: Sequence[str] = (),
         negatives: Sequence[str] = (),
-        **more: Any,
+        **fields: Any,
     ) -> Self:
-        """A route from what a person says; blank texts are left out, the same text counts once.
+        """A route with its texts cleaned: blank texts and duplicates are left out, order does not matter.
 
         Args:
             name: The adapter's name.
             examples: Requests that belong to it.
             description: Which requests belong to it, in a sentence.
-            tags: Words for them.
+            tags: Keywords of its requests.
             negatives: Requests that look like its own and are not.
-            **more: Further fields.
+            **fields: Further fields.
 
         Raises:
-            RoutingError: There is nothing to learn from, the name is the router's own, or a field is not valid.
+            InvalidRequestError: The name is reserved, or a field is not valid.
+            RoutingError: There is no text to train on.
         """
-        if name == NONE:
-            raise RoutingError(f"A route cannot be called {NONE!r}.", hint="That is the router's own name.")
-        told = _texts(name, "examples", examples), _texts(name, "tags", [description, *tags])
-        if not any(told):
+        if name == OUT_OF_SCOPE:
+            raise InvalidRequestError(
+                f"A route cannot be called {OUT_OF_SCOPE!r}.",
+                hint="The router uses it for out-of-scope requests.",
+            )
+        cleaned, about = _clean(name, "examples", examples), _clean(name, "tags", [description, *tags])
+        if not cleaned and not about:
             raise RoutingError(
                 f"Route {name!r} has no example requests, description or tags, so there is nothing to route by.",
                 hint="Give it a few examples: routing.examples on the adapter's card.",
             )
-        about = _texts(name, "tags", [name.replace("_", " ").replace("-", " "), *told[1]])
         try:
             route = cls(
                 name=name,
-                examples=told[0],
-                about=about,
-                negatives=_texts(name, "negatives", negatives),
+                examples=cleaned,
+                about=_clean(name, "tags", [name.replace("_", " ").replace("-", " "), *about]),
+                negatives=_clean(name, "negatives", negatives),
                 tags=tuple(tags),
-                **more,
+                **fields,
             )
         except ValidationError as error:
-            raise RoutingError(f"Route {name!r} is not valid: {describe_validation(error)}.") from error
+            raise InvalidRequestError(
+                f"Route {name!r} is not valid: {describe_validation(error)}."
+            ) from error
         for pattern in route.patterns:
             check_pattern(pattern)
         return route
 
     @classmethod
     def from_card(cls, card: AdapterCard) -> Self | None:
-        """The route of an adapter; None if its card says nothing to route by."""
+        """The route of an adapter; None if its card has no text to route by.
+
+        Raises:
+            RoutingError: The card's routing settings are not valid.
+        """
         routing = card.routing
         description = routing.description or card.description
         if not any(text.strip() for text in (*routing.examples, *routing.keywords, *card.tags, description)):
             return None
-        return cls.make(
-            card.name,
-            routing.examples,
-            description=description,
-            tags=(*card.tags, *([" ".join(routing.keywords)] if routing.keywords else [])),
-            negatives=routing.negatives,
-            threshold=routing.threshold,
-            phrases=routing.phrases,
-            patterns=routing.patterns,
-            version=card.version,
-            status=card.status,
-            base=card.base.fingerprint,
-        )
+        try:
+            return cls.make(
+                card.name,
+                routing.examples,
+                description=description,
+                tags=(*card.tags, *([" ".join(routing.keywords)] if routing.keywords else [])),
+                negatives=routing.negatives,
+                threshold=routing.threshold,
+                phrases=routing.phrases,
+                patterns=routing.patterns,
+                version=card.version,
+                status=card.status,
+                base=card.base.fingerprint,
+            )
+        except InvalidRequestError as error:  # whoever sent a request has not written the card
+            raise RoutingError(f"The card of {card.ref!r}: {error.message}", hint=error.hint) from error
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the adapter is enabled."""
+        return self.status == "ready"
 
     @property
     def digest(self) -> str:
-        """A digest of everything the route says (sha256, hex)."""
+        """A digest of all fields (sha256, hex)."""
         return hashlib.sha256(self.model_dump_json().encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def from_cards(cards: Iterable[AdapterCard]) -> list[Route]:
-    """The routes of all adapters that can be routed to, by name."""
+def routes_from_cards(cards: Iterable[AdapterCard]) -> list[Route]:
+    """The routes of all adapters whose cards have text to route by, by name.
+
+    Raises:
+        RoutingError: The routing settings of a card are not valid.
+    """
     routes = (Route.from_card(card) for card in cards)
     return sorted((route for route in routes if route), key=lambda route: route.name)
 
 
-def from_examples(
+def routes_from_examples(
     examples: Mapping[str, Sequence[str]],
     descriptions: Mapping[str, str] | None = None,
     tags: Mapping[str, Sequence[str]] | None = None,
-    **by_name: Mapping[str, Any] | None,
+    **fields: Mapping[str, Any] | None,
 ) -> list[Route]:
-    """Routes from mappings by name, as `AdapterRouter.fit` takes them."""
+    """Routes from mappings by adapter name; arguments and errors as for `AdapterRouter.fit`."""
     descriptions, tags = descriptions or {}, tags or {}
     names = sorted({*examples, *descriptions, *tags})
-    for field, given in by_name.items():
-        unknown = sorted({*(given or ())} - {*names})
+    for field, by_name in fields.items():
+        unknown = sorted({*(by_name or ())} - {*names})
         if unknown:
-            raise RoutingError(f"There are {field} for {unknown[0]!r}, which is no route.")
+            raise InvalidRequestError(f"There are {field} for {unknown[0]!r}, which is no route.")
     return [
         Route.make(
             name,
             examples.get(name, ()),
             description=descriptions.get(name, ""),
             tags=tags.get(name, ()),
-            **{field: given[name] for field, given in by_name.items() if given and name in given},
+            **{field: by_name[name] for field, by_name in fields.items() if by_name and name in by_name},
         )
         for name in names
     ]
 
 
-def _texts(name: str, field: str, texts: Sequence[str]) -> tuple[str, ...]:
+def _clean(name: str, field: str, texts: Sequence[str]) -> tuple[str, ...]:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise RoutingError(f"The {field} of {name!r} must be a list of texts.")
-    cut = (text[:LONGEST_EXAMPLE] for text in texts if text.strip())
-    return tuple(sorted(set(cut)))
+        raise InvalidRequestError(f"The {field} of {name!r} must be a list of texts.")
+    return tuple(sorted({text[:MAX_EXAMPLE_CHARS] for text in texts if text.strip()}))

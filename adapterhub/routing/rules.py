@@ -1,4 +1,4 @@
-"""Rules that decide before the classifier is asked: phrases and regular expressions."""
+"""Rules that decide before the classifier: phrases and regular expressions."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import NamedTuple, Protocol
 
 import regex
 
-from adapterhub.errors import RoutingError
+from adapterhub.errors import InvalidRequestError
 
-LONGEST_PATTERN = 500
-TIMEOUT = 0.02
-"""Seconds that one pattern may look at one request; one that needs more does not match."""
+MAX_PATTERN_CHARS = 500
+PATTERN_TIMEOUT = 0.02
+"""Seconds that one pattern may search one request; a pattern that times out does not match."""
 _log = logging.getLogger(__name__)
 
 
-class Ruled(Protocol):
-    """What has rules: a route."""
+class HasRules(Protocol):
+    """A route, as far as its rules go."""
 
     @property
     def name(self) -> str: ...
@@ -30,40 +30,44 @@ class Ruled(Protocol):
     def patterns(self) -> tuple[str, ...]: ...
 
 
-class Match(NamedTuple):
-    """A rule that applies."""
+class RuleMatch(NamedTuple):
+    """A rule that matched a request."""
 
     route: str
     rule: str
 
 
-def first_match(routes: Iterable[Ruled], text: str) -> Match | None:
-    """The first rule that applies to a request; routes in the order of their names, phrases before patterns."""
+def first_match(routes: Iterable[HasRules], text: str) -> RuleMatch | None:
+    """The first rule that matches a request: routes in the given order, phrases before patterns."""
     for route in routes:
         for phrase in route.phrases:
-            if _compiled(_of_phrase(phrase)).search(text):  # takes no longer than the text is long
-                return Match(route.name, phrase)
+            if _compiled(_phrase_pattern(phrase)).search(text):  # linear in the text, so no timeout
+                return RuleMatch(route.name, phrase)
         for pattern in route.patterns:
-            if _found(pattern, text):
-                return Match(route.name, pattern)
+            if _search(pattern, text):
+                return RuleMatch(route.name, pattern)
     return None
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuses a pattern that cannot be used.
+    """Validates a regular expression.
 
     Raises:
-        RoutingError: It is too long, or no regular expression.
+        InvalidRequestError: It is too long or does not compile.
     """
-    if len(pattern) > LONGEST_PATTERN:
-        raise RoutingError(f"A routing pattern has {len(pattern)} characters; {LONGEST_PATTERN} are allowed.")
+    if len(pattern) > MAX_PATTERN_CHARS:
+        raise InvalidRequestError(
+            f"A routing pattern has {len(pattern)} characters; {MAX_PATTERN_CHARS} are allowed."
+        )
     try:
         _compiled(pattern)
     except regex.error as error:
-        raise RoutingError(f"The routing pattern {pattern!r} is no regular expression: {error}.") from error
+        raise InvalidRequestError(
+            f"The routing pattern {pattern!r} is no regular expression: {error}."
+        ) from error
 
 
-def _of_phrase(phrase: str) -> str:
+def _phrase_pattern(phrase: str) -> str:
     words = r"\s+".join(regex.escape(word) for word in phrase.split())
     return rf"(?<!\w){words}(?!\w)"
 
@@ -73,9 +77,9 @@ def _compiled(pattern: str) -> regex.Pattern[str]:
     return regex.compile(pattern, regex.IGNORECASE)
 
 
-def _found(pattern: str, text: str) -> bool:
+def _search(pattern: str, text: str) -> bool:
     try:
-        return _compiled(pattern).search(text, timeout=TIMEOUT) is not None
+        return _compiled(pattern).search(text, timeout=PATTERN_TIMEOUT) is not None
     except TimeoutError:
-        _log.warning("A routing pattern took more than %s s and was passed over: %s", TIMEOUT, pattern)
+        _log.warning("A routing pattern took more than %s s and was skipped: %s", PATTERN_TIMEOUT, pattern)
         return False

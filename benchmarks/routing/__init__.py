@@ -8,12 +8,12 @@ are drawn anew for each of `--seeds`; a figure is the mean over the draws. Measu
     accuracy        the best route is the right one, whatever the threshold
     AUROC           a request is surer than an out-of-scope one
     OOS recall      out-of-scope requests below the confidence that 95 % of the test's requests reach
-    kept            requests that reach the threshold that the router chose by itself, for 95 %
+    retention       requests that reach the threshold that the router chose by itself, for 95 %
     OOS refused     out-of-scope requests that do not
     ECE             mean distance of confidence and accuracy, from 0 to 1 (15 ranges, requests in scope)
     ms, s           this thread's own processor time: other programs on the machine add little to it
 
 OOS, out of scope: a request for no route. `router` has learned the examples and names, nothing else; `shipped
-negatives` also the shipped list of general requests, as every router does unless told otherwise; `100 negatives` those
+negatives` also the shipped list of general requests, as every router does unless turned off; `100 negatives` those
 of CLINC150's own `oos_train` instead.
 """

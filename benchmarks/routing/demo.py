@@ -38,8 +38,8 @@ def languages(clinc: Clinc, options: argparse.Namespace) -> Figures:
             "Russian, phrased as learned": _russian("train", ASKED, seed + 1000),
         }
         for language, test in asked.items():
-            _kept(figures, language, router, test)
-        figures.add("out of scope, English", SHIPPED, {"kept": _share_kept(router, clinc.out_of_scope)})
+            _add_retention(figures, language, router, test)
+        figures.add("out of scope, English", SHIPPED, {"retention": _retention(router, clinc.out_of_scope)})
     return figures
 
 
@@ -47,7 +47,7 @@ def _russian(split: Split, count: int, seed: int) -> Requests:
     return {f"{task}_ru": requests_of(task, split, count, seed, "ru") for task in ("json", "support")}
 
 
-def _kept(figures: Figures, language: str, router: AdapterRouter, test: Requests) -> None:
+def _add_retention(figures: Figures, language: str, router: AdapterRouter, test: Requests) -> None:
     decided = [(name, one) for name, texts in test.items() for one in router.route_batch(texts)]
     general = router.model.calibration.general
     alike = [general.confidence(one.score) >= general.threshold for _, one in decided]
@@ -56,13 +56,13 @@ def _kept(figures: Figures, language: str, router: AdapterRouter, test: Requests
         SHIPPED,
         {
             "accuracy": 100 * sum(one.best == name for name, one in decided) / len(decided),
-            "kept": 100 * sum(not one.fallback for _, one in decided) / len(decided),
-            "kept, one threshold": 100 * sum(alike) / len(alike),
+            "retention": 100 * sum(not one.fallback for _, one in decided) / len(decided),
+            "retention, one threshold": 100 * sum(alike) / len(alike),
         },
     )
 
 
-def _share_kept(router: AdapterRouter, texts: list[str]) -> float:
+def _retention(router: AdapterRouter, texts: list[str]) -> float:
     decided = router.route_batch(texts)
     return 100 * sum(not one.fallback for one in decided) / len(decided)
 
@@ -71,7 +71,7 @@ def demo(clinc: Clinc, options: argparse.Namespace) -> Figures:
     """The shipped adapters by their cards, asked the held-out side of their tasks, and CLINC150's requests."""
     figures, router = Figures("demo"), AdapterRouter.from_registry(AdapterRegistry(ADAPTERS))
     sent = [text for texts in clinc.test.values() for text in texts] + clinc.out_of_scope
-    to_base = 100 - _share_kept(router, sent)
+    to_base = 100 - _retention(router, sent)
     for seed in options.seeds:
         progress(f"demo, seed {seed}")
         asked = {task: requests_of(task, "heldout", ASKED, seed) for task in TASKS}

@@ -31,7 +31,7 @@ def measured(router: AdapterRouter, test: Requests, out_of_scope: Sequence[str])
     outside = router.route_batch(out_of_scope)
     found, joined = evaluate(inside, outside), [one for some in inside.values() for one in some]
     truth = [name for name, texts in test.items() for _ in texts]
-    automatic = {"kept": found.retention, "OOS refused": found.recall}
+    automatic = {"retention": found.retention, "OOS refused": found.out_of_scope_recall}
     return {
         **three(truth, answers_of(joined), answers_of(outside)),
         **{measure: 100 * (share or 0.0) for measure, share in automatic.items()},
@@ -99,7 +99,7 @@ def _draws(
 
 
 def incremental(clinc: Clinc, options: argparse.Namespace) -> Figures:
-    """Accuracy after routes were added one by one, or removed, against fitting everything anew."""
+    """Accuracy after routes were added one by one, or removed, against a full fit."""
     figures, count = Figures("incremental"), len(clinc.train)
     few = min(ADDED, count // 2)
     added, removed = f"{few} routes added to {count - few}", f"{few} routes removed from {count}"
@@ -114,8 +114,8 @@ def incremental(clinc: Clinc, options: argparse.Namespace) -> Figures:
             grown = grown.with_route(Route.make(name, examples[name]))
             shrunk = shrunk.without_route(name)
         pairs = {added: (AdapterRouter(grown), all_of_them), removed: (AdapterRouter(shrunk), fewer)}
-        for setting, (changed, anew) in pairs.items():
-            own, whole = hits(changed, clinc.test), hits(anew, clinc.test)
+        for setting, (changed, refitted) in pairs.items():
+            own, whole = hits(changed, clinc.test), hits(refitted, clinc.test)
             found = {"one by one": own, "fitted anew": whole, "difference": own - whole}
             figures.add(setting, SHIPPED, found)
     return figures

@@ -92,7 +92,7 @@ class TestReading:
 
     def test_route(self, run):
         assert run("route", "my router shows an error", "--json").json["adapter"] == "support"
-        assert "base (no adapter is sure enough)" in run("route", "Good morning").out
+        assert "base (no adapter reaches its threshold)" in run("route", "Good morning").out
 
     def test_verify(self, run):
         assert run("verify").code == 0

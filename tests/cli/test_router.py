@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
-from adapterhub.cli.labels import read_lessons
 from adapterhub.cli.router import router
 from adapterhub.routing.classifier.calibration import Policy
+from adapterhub.routing.feedback.corrections import corrections_by_card
 from adapterhub.routing.registry_sync import saved_router
 
 COMMANDS = sorted(router.commands)
@@ -78,9 +78,9 @@ class TestRoute:
         found = ready("route", REQUEST, "--explain", "--json").json
         assert found["adapter"] == "support"
         why = found["explanation"]
-        assert why["piece"] == REQUEST
+        assert why["segment"] == REQUEST
         assert 0 < why["unknown"] < 1
-        adds = {one["gram"]: one["best"] - one["second"] for one in why["evidence"]}
+        adds = {one["ngram"]: one["best"] - one["second"] for one in why["evidence"]}
         assert adds["error"] > 0
         assert "explanation" not in ready("route", REQUEST, "--json").json
 
@@ -180,7 +180,7 @@ class TestEval:
     def test_it_measures(self, ready, tmp_path):
         data = lines(tmp_path / "data.jsonl", *self.DATA)
         found = ready("router", "eval", data, "--json").json
-        assert (found["count"], found["out_of_scope"], found["recall"]) == (3, 1, 1)
+        assert (found["count"], found["out_of_scope"], found["out_of_scope_recall"]) == (3, 1, 1)
         assert found["accuracy"] == pytest.approx(2 / 3)
         assert found["confusion"] == {"support": {"support": 2}, "json": {"code": 1}}
         assert {"confidence", "accuracy", "count"} == found["reliability"][0].keys()
@@ -253,7 +253,7 @@ class TestLearn:
         shown = copy("router", "learn", file)
         assert shown.code == 0
         assert shown.out.splitlines()[1].split() == ["code@1", "1", "1"]
-        assert "nothing new: 2." in shown.err
+        assert "had already: 2." in shown.err
         wanted = (*examples, "sort these numbers"), ("my python bit me",)
         assert routing(registry, "code") == wanted
         again = copy("router", "learn", file, "--json").json
@@ -264,7 +264,7 @@ class TestLearn:
     def test_what_another_learns_meanwhile_is_kept(self, registry, tmp_path):
         examples, _ = routing(registry, "code")
         mine = lines(tmp_path / "a", {"text": "sort these numbers", "correct": "code"})
-        ((lesson,), _) = read_lessons(mine, registry)
+        ((lesson,), _) = corrections_by_card(mine, registry)
         registry.update("code", routing={"examples": [*examples, "swap two numbers"], "negatives": ["no"]})
         registry.revise("code", lesson.applied_to)
         assert routing(registry, "code") == ((*examples, "swap two numbers", "sort these numbers"), ("no",))

@@ -1,4 +1,4 @@
-"""The router's parts: reading, features, curves, encoders, files, health, measures, explanations."""
+"""The router's parts: segments, features, calibration, encoders, files, health, evaluation, explanations."""
 
 import zipfile
 
@@ -11,13 +11,25 @@ from adapterhub.routing.analysis.evaluation import evaluate
 from adapterhub.routing.analysis.health import findings_before_fit
 from adapterhub.routing.classifier import storage
 from adapterhub.routing.classifier.calibration import PRIOR, Calibration, HeldOut, Policy
-from adapterhub.routing.classifier.embeddings import TokenEmbeddings, compressed
-from adapterhub.routing.classifier.features import BUCKETS, Weighting, buckets, grams, normalised
-from adapterhub.routing.classifier.head import NONE
-from adapterhub.routing.classifier.rows import Rows, in_steps
-from adapterhub.routing.classifier.text import LONGEST, MOST_PIECES, SPAN, read, request_in, script
+from adapterhub.routing.classifier.embeddings import TokenEmbeddings, principal_components
+from adapterhub.routing.classifier.features import (
+    BUCKETS,
+    TfidfWeighting,
+    hash_ngrams,
+    ngrams_by_bucket,
+    normalize_text,
+)
+from adapterhub.routing.classifier.linear_head import LinearHead, quantize
+from adapterhub.routing.classifier.text import (
+    MAX_REQUEST_CHARS,
+    MAX_SEGMENTS,
+    WINDOW_WORDS,
+    dominant_script,
+    last_user_text,
+    segment_request,
+)
 from adapterhub.routing.registry_sync import SyncedRouter, saved_router
-from adapterhub.routing.routes import Route
+from adapterhub.routing.routes import OUT_OF_SCOPE, Route
 from tests.routing.test_router import EXAMPLES
 
 
@@ -26,7 +38,7 @@ def router() -> AdapterRouter:
     return AdapterRouter.fit(EXAMPLES)
 
 
-# Reading
+# Segments
 
 
 @pytest.mark.parametrize(
@@ -42,49 +54,55 @@ def router() -> AdapterRouter:
         ("שלום", "hebrew"),
         ("مرحبا", "arabic"),
         ("नमस्ते", "devanagari"),
+        ("コーヒー", "kana"),
+        ("สวัสดี", "thai"),
+        ("შენ", "georgian"),
+        ("ողջույն", "armenian"),
+        ("আমি", "other"),
+        ("ﬁne １２", "latin"),
         ("12 + 30 = ?", "none"),
         ("", "none"),
     ],
 )
 def test_scripts(text, expected):
-    assert script(text) == expected
+    assert dominant_script(text) == expected
 
 
-def test_a_request_is_read_in_pieces():
-    assert read("One. Two? Three!").pieces == ("One. Two? Three!", "One.", "Two?", "Three!")
-    assert read("one sentence").pieces == ("one sentence",)
-    assert read("a\n```\ncode\n```\nb").pieces == ("a\n \nb", "a", "b")
-    assert read("```\nonly code\n```").pieces[0].endswith("```")
-    long = read("start. " + "x. " * 10_000 + "end.")
-    assert len(long.pieces[0]) <= LONGEST + 1
-    assert len(long.pieces) <= MOST_PIECES + 1
-    assert {"start.", "end."} <= set(long.pieces)
+def test_a_request_is_split_into_segments():
+    assert segment_request("One. Two? Three!").segments == ("One. Two? Three!", "One.", "Two?", "Three!")
+    assert segment_request("one sentence").segments == ("one sentence",)
+    assert segment_request("a\n```\ncode\n```\nb").segments == ("a\n \nb", "a", "b")
+    assert segment_request("```\nonly code\n```").segments[0].endswith("```")
+    long = segment_request("start. " + "x. " * 10_000 + "end.")
+    assert len(long.segments[0]) <= MAX_REQUEST_CHARS + 1
+    assert len(long.segments) <= MAX_SEGMENTS + 1
+    assert {"start.", "end."} <= set(long.segments)
 
 
-def test_long_sentences_are_read_in_spans_too():
+def test_long_sentences_are_split_into_windows_too():
     words = [str(number) for number in range(30)]
-    assert read(" ".join(words[:20])).pieces == (" ".join(words[:20]),)
-    spans = read(" ".join(words)).pieces[1:]
-    assert [(span.split()[0], span.split()[-1]) for span in spans] == [
+    assert segment_request(" ".join(words[:20])).segments == (" ".join(words[:20]),)
+    windows = segment_request(" ".join(words)).segments[1:]
+    assert [(window.split()[0], window.split()[-1]) for window in windows] == [
         ("0", "9"),
         ("5", "14"),
         ("10", "19"),
         ("15", "24"),
         ("20", "29"),
     ]
-    assert read(" ".join(words[:23])).pieces[-1].endswith(" 22"), "no word is left out"
-    mixed = read(f"Short one. {' '.join(words)}!").pieces
+    assert segment_request(" ".join(words[:23])).segments[-1].endswith(" 22"), "no word is left out"
+    mixed = segment_request(f"Short one. {' '.join(words)}!").segments
     assert mixed[1:3] == ("Short one.", f"{' '.join(words)}!")
-    assert len(read("some words " * 300).pieces) <= MOST_PIECES + 1
-    assert len(read(f"{'more words ' * 15}. " * 20).pieces) <= MOST_PIECES + 1
+    assert len(segment_request("some words " * 300).segments) <= MAX_SEGMENTS + 1
+    assert len(segment_request(f"{'more words ' * 15}. " * 20).segments) <= MAX_SEGMENTS + 1
 
 
 def test_a_request_is_found_among_words_without_full_stops(router):
     filler = "my sister and her neighbour came by earlier and the cat is asleep on the old sofa again"
     text = f"{filler} please extract all the names as json {filler}"
     assert router.route(text).best == "json"
-    assert router.explain(text).piece in text
-    assert len(router.explain(text).piece.split()) == SPAN
+    assert router.explain(text).segment in text
+    assert len(router.explain(text).segment.split()) == WINDOW_WORDS
 
 
 @pytest.mark.parametrize(
@@ -96,44 +114,44 @@ def test_a_request_is_found_among_words_without_full_stops(router):
         ([{"role": "user", "content": ["a", {"text": "b"}, {"type": "image"}, 3]}], "a\nb"),
     ],
 )
-def test_what_messages_ask(prompt, asked):
-    assert request_in(prompt) == asked
+def test_last_user_text(prompt, asked):
+    assert last_user_text(prompt) == asked
 
 
 # Features
 
 
-def test_texts_that_differ_in_form_only_have_the_same_features():
-    assert normalised("Ёлка № ①２") == normalised("елка No 12")
-    assert buckets("PRINT Page 7").tolist() == buckets("print page 9").tolist()
-    assert sorted(buckets("f(x) done")) != sorted(buckets("f x done"))
+def test_texts_that_differ_in_case_and_width_have_the_same_features():
+    assert normalize_text("Ёлка № ①２") == normalize_text("елка No 12")
+    assert hash_ngrams("PRINT Page 7").tolist() == hash_ngrams("print page 9").tolist()
+    assert sorted(hash_ngrams("f(x) done")) != sorted(hash_ngrams("f x done"))
 
 
-def test_unknown_grams_count_in_the_norm():
-    weighting = Weighting.fit([buckets("known words")])
+def test_unknown_ngrams_count_in_the_norm():
+    weighting = TfidfWeighting.fit([hash_ngrams("known words")])
     known, mixed = (
-        weighting.vector(buckets(text)) for text in ("known words", "known words beside strangers")
+        weighting.vector(hash_ngrams(text)) for text in ("known words", "known words beside strangers")
     )
     assert float(known.values @ known.values) == pytest.approx(1 + 0.7**2, rel=1e-5)
     assert float(mixed.values @ mixed.values) == pytest.approx(1 + 0.7**2, rel=1e-5)
-    shared = dict(zip(mixed.buckets.tolist(), mixed.values.tolist(), strict=True))
+    shared = dict(zip(mixed.indices.tolist(), mixed.values.tolist(), strict=True))
     assert all(shared[bucket] < value for bucket, value in zip(*map(np.ndarray.tolist, known), strict=True))
 
 
 @pytest.mark.parametrize("text", ["", "a", "to be or not to be", "aaa aaa aaa"])
-def test_what_comes_twice_counts_less_than_double(text: str):
-    found = buckets(text)
-    vector = Weighting(np.ones(2 * BUCKETS, np.float32)).vector(found)
-    places, counts = np.unique(found, return_counts=True)
-    assert vector.buckets.tolist() == places.tolist()
-    for block in (places < BUCKETS, places >= BUCKETS):
+def test_term_frequency_is_sublinear(text: str):
+    found = hash_ngrams(text)
+    vector = TfidfWeighting(np.ones(2 * BUCKETS, np.float32)).vector(found)
+    indices, counts = np.unique(found, return_counts=True)
+    assert vector.indices.tolist() == indices.tolist()
+    for block in (indices < BUCKETS, indices >= BUCKETS):
         shares = vector.values[block] / (1 + np.log(counts[block]))
         assert shares == pytest.approx(shares[:1].repeat(len(shares)), rel=1e-6)
 
 
-def test_what_comes_very_often_counts_no_more():
-    weighting = Weighting(np.ones(2 * BUCKETS, np.float32))
-    often, oftener = (weighting.vector(buckets("ab " * times)) for times in (300, 900))
+def test_term_frequency_is_capped():
+    weighting = TfidfWeighting(np.ones(2 * BUCKETS, np.float32))
+    often, oftener = (weighting.vector(hash_ngrams("ab " * times)) for times in (300, 900))
     assert np.array_equal(often.values, oftener.values)
 
 
@@ -142,29 +160,29 @@ def test_what_comes_very_often_counts_no_more():
     ["call get_weather(city) at 12:30, please", "天気を教えて 3 times", f"{'ab_' * 30}x and \ud800", ""],
 )
 def test_every_bucket_has_a_name(text: str):
-    assert set(buckets(text)) == set(grams(text))
-    assert sorted(buckets(text)) == buckets(text).tolist()
-    assert all(bucket < BUCKETS or len(gram) <= 4 for bucket, gram in grams(text).items())
+    assert set(hash_ngrams(text)) == set(ngrams_by_bucket(text))
+    assert sorted(hash_ngrams(text)) == hash_ngrams(text).tolist()
+    assert all(bucket < BUCKETS or len(gram) <= 4 for bucket, gram in ngrams_by_bucket(text).items())
 
 
-def test_a_column_that_there_is_not_adds_nothing():
-    few, more = Rows.zeros(2, 1), Rows.zeros(3, 2)
+def test_a_missing_column_adds_nothing():
+    few, more = LinearHead.zeros(2, 1), LinearHead.zeros(3, 2)
     few.steps[:-1], few.scales[:], few.biases[:] = 100, 0.5, 1
     more.steps[:-1], more.scales[:], more.biases[:] = 50, 1, 2
     values = np.ones(2, np.float32)
-    assert few.decisions(np.array([1, -1]), values).tolist() == [51]
-    both = few.beside(more)
-    assert both.decisions(np.array([1, -1]), values).tolist() == [51, 52, 52]
-    assert both.decisions(np.array([2, -1]), values).tolist() == [1, 52, 52]
-    assert both.weights(np.array([0, 2, -1]), 0).tolist() == [50, 0, 0]
+    assert few.decision_function(np.array([1, -1]), values).tolist() == [51]
+    both = few.concatenate(more)
+    assert both.decision_function(np.array([1, -1]), values).tolist() == [51, 52, 52]
+    assert both.decision_function(np.array([2, -1]), values).tolist() == [1, 52, 52]
+    assert both.coefficients(np.array([0, 2, -1]), 0).tolist() == [50, 0, 0]
 
 
-def test_weights_in_steps():
+def test_quantized_weights():
     weights = np.random.default_rng(0).normal(size=1000)
-    steps, scale = in_steps(weights)
+    steps, scale = quantize(weights)
     assert np.abs(steps).max() == 127
     assert np.abs(steps * scale - weights).max() <= np.abs(weights).max() / 250
-    steps, scale = in_steps(np.zeros(3))
+    steps, scale = quantize(np.zeros(3))
     assert (steps.tolist(), scale) == ([0, 0, 0], 0)
 
 
@@ -184,13 +202,13 @@ def test_confidence_is_the_share_that_was_right():
         assert curve.confidence(score) == pytest.approx(1 / (1 + np.exp(-(2 * score + 0.5))), abs=0.04)
 
 
-def test_the_threshold_keeps_the_wanted_share():
+def test_the_threshold_meets_the_retention():
     scores = np.linspace(0, 1, 200)
     curve = Calibration.fit(_held_out(scores, scores > 0.3), Policy(retention=0.9)).general
     assert np.mean([curve.confidence(s) >= curve.threshold for s in scores]) == pytest.approx(0.9, abs=0.01)
 
 
-def test_the_threshold_gives_the_wanted_precision():
+def test_the_threshold_meets_the_precision():
     scores = np.linspace(0, 1, 200)
     curve = Calibration.fit(_held_out(scores, scores > 0.5), Policy(precision=0.8)).general
     kept = [s for s in scores if curve.confidence(s) >= curve.threshold]
@@ -199,7 +217,7 @@ def test_the_threshold_gives_the_wanted_precision():
 
 def test_nothing_is_refused_in_vain():
     inside, outside = np.linspace(1, 2, 100), np.linspace(-2, -1, 100)
-    held_out = _held_out(inside, inside > 0) + _held_out(outside, outside > 0, route=NONE)
+    held_out = _held_out(inside, inside > 0) + _held_out(outside, outside > 0, route=OUT_OF_SCOPE)
     curve = Calibration.fit(held_out, Policy()).general
     assert all(curve.confidence(s) >= curve.threshold for s in inside)
     assert np.mean([curve.confidence(s) < curve.threshold for s in outside]) >= 0.95
@@ -209,7 +227,7 @@ def test_nothing_is_refused_in_vain():
 def test_requests_for_no_adapter_count_as_one_in_five_at_most(others: int):
     rng = np.random.default_rng(0)
     inside, outside = rng.normal(1, 1, 400), rng.normal(0, 1, others)
-    held_out = _held_out(inside, inside > -9) + _held_out(outside, outside > 9, route=NONE)
+    held_out = _held_out(inside, inside > -9) + _held_out(outside, outside > 9, route=OUT_OF_SCOPE)
     curve = Calibration.fit(held_out, Policy()).general
     ours, theirs = (np.mean([curve.confidence(score) for score in scores]) for scores in (inside, outside))
     share = min(others / 400, 0.25)
@@ -232,7 +250,7 @@ def test_too_little_to_measure_on():
     assert Calibration.fit(_held_out([1.0] * 10, [True] * 10), Policy()).general == PRIOR
 
 
-def test_scores_that_tell_nothing_give_one_confidence():
+def test_scores_without_information_give_one_confidence():
     rng = np.random.default_rng(0)
     held_out = _held_out(rng.random(2000), rng.random(2000) < 0.75)
     curve = Calibration.fit(held_out, Policy()).curve("latin")
@@ -288,7 +306,7 @@ def test_an_encoder_that_knows_nothing_is_not_used(router):
 @pytest.mark.parametrize(
     "encoder", [lambda texts: np.zeros(3), lambda texts: [[np.nan]] * len(texts), lambda texts: 1 / 0]
 )
-def test_a_broken_encoder_is_told(encoder):
+def test_a_broken_encoder_is_reported(encoder):
     with pytest.raises(RoutingError, match="encoder"):
         AdapterRouter.fit(EXAMPLES, encoder=encoder)
 
@@ -320,7 +338,7 @@ def test_token_embeddings():
 
 def test_compressed_tables_keep_what_differs():
     table = np.random.default_rng(0).normal(size=(200, 3)) @ np.random.default_rng(1).normal(size=(3, 32))
-    near = compressed(table, 3).astype(np.float32)
+    near = principal_components(table, 3).astype(np.float32)
     gaps = [np.linalg.norm(t[1:] - t[:-1], axis=1) for t in (table, near)]
     assert np.allclose(*gaps, rtol=0.01)
 
@@ -341,7 +359,7 @@ def test_a_file_needs_no_trust_and_is_small(saved):
     assert saved.stat().st_size < 500_000
 
 
-def test_damage_is_told(saved):
+def test_damage_is_reported(saved):
     data = bytearray(saved.read_bytes())
     data[len(data) // 2] ^= 0xFF
     saved.write_bytes(data)
@@ -350,7 +368,7 @@ def test_damage_is_told(saved):
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
-def test_other_files_are_told(tmp_path, content):
+def test_other_files_are_reported(tmp_path, content):
     (tmp_path / "other").write_bytes(content)
     with pytest.raises(RoutingError, match="holds no router"):
         AdapterRouter.load(tmp_path / "other")
@@ -359,14 +377,14 @@ def test_other_files_are_told(tmp_path, content):
 
 
 def test_a_file_that_would_fill_memory_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "MOST_BYTES", 1000)
+    monkeypatch.setattr(storage, "MAX_UNPACKED_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("schema.json", "0" * 1001)
     with pytest.raises(RoutingError, match="are allowed"):
         AdapterRouter.load(tmp_path / "bomb")
 
 
-def test_changed_content_is_told(saved):
+def test_changed_content_is_reported(saved):
     from skops import io
 
     content = io.load(saved, trusted=[])
@@ -377,7 +395,7 @@ def test_changed_content_is_told(saved):
 
 
 @pytest.mark.parametrize("name", ["steps", "scales", "biases"])
-def test_rows_of_another_shape_or_type_are_told(saved, name):
+def test_rows_of_another_shape_or_type_are_reported(saved, name):
     from skops import io
 
     content = io.load(saved, trusted=[])
@@ -391,7 +409,7 @@ def test_rows_of_another_shape_or_type_are_told(saved, name):
             AdapterRouter.load(saved)
 
 
-def test_another_format_is_told(router, tmp_path, monkeypatch):
+def test_another_format_is_reported(router, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "FORMAT", 1)
     router.save(tmp_path / "r.skops")
     monkeypatch.undo()
@@ -413,7 +431,7 @@ def test_few_and_shared_examples_are_found():
     )
 
 
-def test_routes_that_are_mixed_up_are_found(router):
+def test_confused_routes_are_found(router):
     alike = [
         "make a json object",
         "put it into json",
@@ -425,7 +443,7 @@ def test_routes_that_are_mixed_up_are_found(router):
     mixed = AdapterRouter.fit({**EXAMPLES, "json2": alike}).health()
     (found,) = [finding for finding in mixed if finding.kind == "mixed_up"]
     assert found.adapters == ("json", "json2")
-    assert "answer for each other in" in found.message
+    assert "are confused in" in found.message
     assert set(found.examples) <= {*alike, *EXAMPLES["json"]}
     assert not [finding for finding in router.health() if finding.kind != "mixed_up"]
 
@@ -437,48 +455,54 @@ def test_measures(router):
     texts = {"json": ["the fields as json", "hello"], "code": ["a python function", "turn it into json"]}
     measured = router.evaluate(texts, ["what is for dinner?", "write a python function"])
     assert (measured.count, measured.out_of_scope) == (4, 2)
-    assert measured.recall == 0.5
+    assert measured.out_of_scope_recall == 0.5
     assert measured.confusion["code"] == {"code": 1, "json": 1}
     assert measured.confusion["json"][""] == 1
     assert measured.retention == 0.75
-    assert measured.routed_right == 0.5
-    assert measured.accuracy_of_kept == pytest.approx(2 / 3)
+    assert measured.routed_accuracy == 0.5
+    assert measured.selective_accuracy == pytest.approx(2 / 3)
     assert sum(one.count for one in measured.reliability) == 4
-    assert (measured.curve[0].retention, measured.curve[0].recall) == (1.0, 0.0)
+    assert (measured.curve[0].retention, measured.curve[0].out_of_scope_recall) == (1.0, 0.0)
 
 
 def test_measures_of_nothing(router):
     nothing = evaluate({}, [])
-    assert (nothing.accuracy, nothing.auroc, nothing.recall, nothing.calibration_error) == (None,) * 4
+    assert (nothing.accuracy, nothing.auroc, nothing.out_of_scope_recall, nothing.calibration_error) == (
+        None,
+    ) * 4
     assert router.evaluate({"json": ["json"]}).auroc is None
 
 
 def test_an_explanation_adds_up(router):
-    told = router.explain("I am here. Write a python function that sorts.")
-    assert (told.decision.adapter, told.piece) == ("code", "Write a python function that sorts.")
-    assert told.evidence[0].best > told.evidence[0].second
-    assert any(one.gram == "python" for one in told.evidence)
-    assert 0 < told.unknown < 1
+    explanation = router.explain("I am here. Write a python function that sorts.")
+    assert (explanation.decision.adapter, explanation.segment) == (
+        "code",
+        "Write a python function that sorts.",
+    )
+    assert explanation.evidence[0].best > explanation.evidence[0].second
+    assert any(one.ngram == "python" for one in explanation.evidence)
+    assert 0 < explanation.unknown < 1
     assert router.explain("zq").unknown > 0.5
     assert router.explain("").evidence == ()
 
 
-# Following a registry
+# Synchronization with a registry
 
 
-def test_a_following_router_keeps_step(own_registry):
+def test_a_synced_router_follows_the_registry(own_registry):
     registry = AdapterRegistry(own_registry)
-    following = SyncedRouter(registry, lambda card: card.name != "support", {})
-    router = following.current()
+    synced = SyncedRouter(registry)
+    registry.remove("support", force=True)
+    router = synced.current()
     assert router.adapters == ("code", "json")
-    assert following.current() is router
+    assert synced.current() is router
     AdapterRegistry(own_registry).update("json", routing={"phrases": ["as a record"]})
-    assert following.current().route("tell it as a record").adapter == "json"
+    assert synced.current().route("tell it as a record").adapter == "json"
     registry.remove("json", force=True)
-    assert following.current().adapters == ("code",)
+    assert synced.current().adapters == ("code",)
     registry.remove("code", force=True)
-    with pytest.raises(RoutingError, match="says anything to route by"):
-        following.current()
+    with pytest.raises(RoutingError, match="has text to route by"):
+        synced.current()
     assert router.settle(60)
 
 
@@ -486,10 +510,10 @@ def test_a_saved_router_is_used_and_brought_up_to_date(own_registry, caplog):
     registry = AdapterRegistry(own_registry)
     AdapterRouter.from_registry(registry).save(saved_router(registry))
     registry.update("json", routing={"phrases": ["as a record"]})
-    router = SyncedRouter(registry, lambda card: True, {}).current()
+    router = SyncedRouter(registry).current()
     assert router.route("tell it as a record").reason == "rule"
     assert router.settle(60)
     saved_router(registry).write_bytes(b"broken")
-    assert SyncedRouter(registry, lambda card: True, {}).current().adapters == ("code", "json", "support")
+    assert SyncedRouter(registry).current().adapters == ("code", "json", "support")
     assert "saved router is not used" in caplog.text
     assert [card.name for card in registry.list()] == ["code", "json", "support"]

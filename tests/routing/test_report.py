@@ -6,7 +6,7 @@ import pytest
 from adapterhub import AdapterRouter
 from adapterhub.routing.analysis.evaluation import Evaluation, evaluate
 from adapterhub.routing.analysis.health import Finding
-from adapterhub.routing.analysis.report import MOST_ROUTES, evaluate_held_out, html_report, measures
+from adapterhub.routing.analysis.report import MAX_ROUTES, evaluate_held_out, html_report, measures
 from adapterhub.routing.classifier.calibration import HeldOut
 from adapterhub.routing.classifier.model import RouterModel
 from adapterhub.routing.decision import RouteDecision
@@ -83,7 +83,7 @@ def test_it_draws_both_curves(evaluation):
     assert curves[0].count("L") == len(evaluation.curve) - 1
 
 
-def test_measures_are_told_in_words(evaluation):
+def test_measures_have_names(evaluation):
     found = dict(measures(evaluation))
     assert found["requests"] == "5"
     assert found["best route is right"] == "80.0%"
@@ -92,7 +92,7 @@ def test_measures_are_told_in_words(evaluation):
     assert [cell for pair in measures(evaluation) for cell in pair] == cells[: 2 * len(found)]
 
 
-def test_what_was_not_measured_is_said():
+def test_what_was_not_measured_is_marked():
     page = html_report(evaluate({"a": [decision("a")]}))
     assert "not measured" in page
     assert "no out-of-scope requests" in page
@@ -128,8 +128,8 @@ def test_of_very_many_routes_the_worst_are_drawn():
     # r099 is right in all its requests, and so not among the routes that are drawn.
     assert drawn == ["r050 to others: 3 of 3 (100%)"]
     rows = {title.split(" to ")[0] for title in page.of("title") if " to " in title}
-    assert len(rows) == MOST_ROUTES
-    assert f"The {MOST_ROUTES} of 100 routes" in text
+    assert len(rows) == MAX_ROUTES
+    assert f"The {MAX_ROUTES} of 100 routes" in text
     assert len([text for text in page.of("td") if text.startswith("r") and len(text) == 4]) == 100
 
 
@@ -153,12 +153,12 @@ class TestHeldOut:
         found = evaluate_held_out(model)
         assert found.count == 21
         own = [one for one in model.held_out if one.route in EXAMPLES]
-        assert found.accuracy == sum(one.right for one in own) / 21
+        assert found.accuracy == sum(one.correct for one in own) / 21
         curves = [model.calibration.curve(one.script) for one in own]
-        kept = [
+        retained = [
             curve.confidence(one.score) >= curve.threshold for curve, one in zip(curves, own, strict=True)
         ]
-        assert found.retention == sum(kept) / 21
+        assert found.retention == sum(retained) / 21
         assert found.confusion.keys() == EXAMPLES.keys()
 
     def test_an_adapters_own_threshold_counts(self, model):
@@ -176,5 +176,5 @@ class TestHeldOut:
         )
         own = tuple(one for one in model.held_out if one.route in EXAMPLES)
         found = evaluate_held_out(replace(model, held_out=own + held_out))
-        assert (found.count, found.out_of_scope, found.recall) == (21, 2, 0.5)
+        assert (found.count, found.out_of_scope, found.out_of_scope_recall) == (21, 2, 0.5)
         assert "~none" not in found.confusion

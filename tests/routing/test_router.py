@@ -6,10 +6,11 @@ import threading
 import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
-from adapterhub.errors import RoutingError
+from adapterhub.errors import DatasetError, InvalidRequestError, RoutingError
 from adapterhub.routing.classifier.calibration import Policy
 from adapterhub.routing.classifier.model import RouterModel
-from adapterhub.routing.feedback.decision_log import DecisionLog, read_corrections
+from adapterhub.routing.feedback.corrections import read_corrections
+from adapterhub.routing.feedback.decision_log import DecisionLog
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.routes import Route
 from tests.timing import least_seconds
@@ -61,7 +62,7 @@ def test_a_request_like_the_examples_goes_to_their_adapter(router, text, adapter
     assert decision.threshold <= decision.confidence <= 1
     assert (decision.best, decision.scores[adapter]) == (adapter, decision.score)
     assert decision.matched in EXAMPLES[adapter]
-    assert (decision.language, decision.router_version) == ("latin", router.version)
+    assert (decision.script, decision.router_version) == ("latin", router.version)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_every_adapter_has_a_score(router):
     assert (ranked[0], decision.ranked(1)) == ((decision.best, decision.score), ranked[:1])
 
 
-def test_the_last_thing_the_user_said_counts(router):
+def test_the_last_user_message_is_routed(router):
     said = [
         {"role": "user", "content": "write a python function"},
         {"role": "assistant", "content": "def f(): ..."},
@@ -129,7 +130,7 @@ def test_a_shipped_negative_that_is_an_example_is_not_held_against_it():
         "jokes": ["Tell me a joke", "a joke about cats", "say something funny", "make me laugh"],
     }
     model = AdapterRouter.fit(examples).model
-    against = [sample.text for sample in model.table.texts if sample.owner == "~none"]
+    against = [sample.text for sample in model.training.texts if sample.label == "~none"]
     assert "Hello" in against
     assert "Tell me a joke" not in against
 
@@ -155,8 +156,8 @@ def test_two_routes_too_close_are_ambiguous():
 def test_a_caller_can_force_a_route(router):
     decision = router.route("hello", adapter="json")
     assert (decision.adapter, decision.reason, decision.confidence) == ("json", "forced", 1.0)
-    with pytest.raises(RoutingError, match="nobody"):
-        router.route("hello", adapter="nobody")
+    with pytest.raises(InvalidRequestError, match="unknown"):
+        router.route("hello", adapter="unknown")
 
 
 def test_rules_come_before_the_classifier():
@@ -171,17 +172,17 @@ def test_rules_come_before_the_classifier():
     assert denied.adapter != "json"
 
 
-def test_a_pattern_that_takes_too_long_is_passed_over(caplog):
+def test_a_pattern_that_times_out_is_skipped(caplog):
     router = AdapterRouter.fit(EXAMPLES, patterns={"code": [r"(a|aa)+$"]})
     decision = router.route("a" * 60 + "! my printer shows an error")
     assert decision.reason != "rule"
-    assert "was passed over" in caplog.text
+    assert "was skipped" in caplog.text
     assert "printer" not in caplog.text
 
 
 @pytest.mark.parametrize("pattern", ["(", "a" * 501])
 def test_a_pattern_that_is_none_is_refused(pattern):
-    with pytest.raises(RoutingError, match="pattern"):
+    with pytest.raises(InvalidRequestError, match="pattern"):
         AdapterRouter.fit(EXAMPLES, patterns={"code": [pattern]})
 
 
@@ -203,7 +204,7 @@ def test_a_disabled_adapter_is_never_chosen():
     assert AdapterRouter(model).route("write a python function").adapter != "code"
 
 
-def test_a_fallback_answers_what_nobody_is_sure_of():
+def test_a_fallback_answers_below_the_threshold():
     fixed = AdapterRouter.fit(EXAMPLES, fallback="support")
     decision = fixed.route("Hello there!")
     assert (decision.adapter, decision.fallback) == ("support", True)
@@ -214,7 +215,7 @@ def test_a_fallback_answers_what_nobody_is_sure_of():
     assert chosen.route("Hello there").adapter is None
 
 
-def test_a_shadow_router_only_watches(tmp_path):
+def test_a_router_in_shadow_mode_only_logs(tmp_path):
     router = AdapterRouter.fit(EXAMPLES, shadow=True, log=DecisionLog(tmp_path / "log.jsonl"))
     decision = router.route("write a python function")
     assert (decision.adapter, decision.reason, decision.best) == (None, "shadow", "code")
@@ -252,7 +253,7 @@ def test_strange_texts_are_decided_quickly(router, text):
     assert 0 <= decision.confidence <= 1
 
 
-def test_code_is_passed_over_and_told_of(router):
+def test_code_is_left_out_and_reported(router):
     decision = router.route("my printer shows an error:\n```\nwrite a python function def f(): json\n```")
     assert (decision.adapter, decision.has_code) == ("support", True)
 
@@ -263,32 +264,35 @@ def test_a_request_is_found_among_sentences_about_other_things(router):
     assert decision.adapter == "code"
 
 
-@pytest.mark.parametrize(
-    "examples",
-    [{}, {"json": [" "], "code": []}, {"json": "one text"}, {"~none": ["a"]}, {"json": [3]}],
-)
-def test_nothing_to_learn_from_is_an_error(examples):
-    with pytest.raises(RoutingError):
+@pytest.mark.parametrize("examples", [{}, {"json": [" "], "code": []}])
+def test_nothing_to_train_on_is_a_routing_error(examples):
+    with pytest.raises(RoutingError, match="nothing to route by"):
+        AdapterRouter.fit(examples)
+
+
+@pytest.mark.parametrize("examples", [{"json": "one text"}, {"~none": ["a"]}, {"json": [3]}])
+def test_examples_that_are_not_valid_are_an_invalid_request(examples):
+    with pytest.raises(InvalidRequestError):
         AdapterRouter.fit(examples)
 
 
 def test_fields_for_a_route_that_is_none_are_refused():
-    with pytest.raises(RoutingError, match="jsno"):
+    with pytest.raises(InvalidRequestError, match="jsno"):
         AdapterRouter.fit(EXAMPLES, thresholds={"jsno": 0.5})
-    with pytest.raises(RoutingError, match="not valid"):
+    with pytest.raises(InvalidRequestError, match="not valid"):
         AdapterRouter.fit(EXAMPLES, thresholds={"json": 1.5})
 
 
 # Changes
 
 
-def test_a_route_is_added_updated_and_removed_at_once(router):
+def test_a_route_is_added_updated_and_removed_immediately(router):
     router = AdapterRouter(router.model)
     fitted = router.version
     poems = ["write a poem about the sea", "a poem of four lines", "verses about rain", "rhyme about a cat"]
     router.add("poems", poems)
     assert router.route("please write a poem about rain").adapter == "poems"
-    with pytest.raises(RoutingError, match="already"):
+    with pytest.raises(InvalidRequestError, match="already"):
         router.add("poems", poems)
     assert router.settle(60)
     whole = AdapterRouter.fit({**EXAMPLES, "poems": poems})
@@ -302,7 +306,7 @@ def test_a_route_is_added_updated_and_removed_at_once(router):
     assert "poems" not in router.route("please write a poem about rain").scores
     assert router.settle(60)
     assert router.version == fitted
-    with pytest.raises(RoutingError, match="no route"):
+    with pytest.raises(InvalidRequestError, match="no route"):
         router.remove("poems")
 
 
@@ -324,7 +328,7 @@ def test_adding_a_route_takes_its_requests_from_the_nearest_others(router):
     assert (model.version[-2:], set(model.added)) == ("+1", {"poems", *EXAMPLES})
 
 
-def test_many_changes_without_a_whole_fit(router):
+def test_many_changes_without_a_full_fit(router):
     model, changed = router.model, {}
     for topic in ("poems", "songs", "cooking", "letters"):
         changed[topic] = [f"{topic} please", f"something about {topic}", f"I want {topic}", f"more {topic}"]
@@ -420,13 +424,14 @@ def test_a_loaded_router_can_be_changed_and_looked_at(router, tmp_path):
 # Log and corrections
 
 
-def test_the_log_keeps_texts_only_when_asked(tmp_path, router):
+def test_the_log_has_texts_only_when_asked(tmp_path, router):
     quiet, full = DecisionLog(tmp_path / "quiet.jsonl"), DecisionLog(tmp_path / "full.jsonl", texts=True)
     decision = router.route("my secret printer")
     for log in (quiet, full):
         log.write(decision, "my secret printer")
     assert "secret" not in quiet.path.read_text()
-    assert json.loads(full.path.read_text())["text"] == "my secret printer"
+    entry = json.loads(full.path.read_text())
+    assert (entry["text"], entry["script"]) == ("my secret printer", "latin")
     assert (quiet.path.stat().st_mode & 0o077) == 0
 
 
@@ -434,17 +439,23 @@ def test_corrections_come_back(tmp_path):
     lines = [{"text": "a", "correct": "json"}, {"text": "b"}, {"text": "c", "correct": None}]
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    assert list(read_corrections(path)) == [("a", "json"), ("c", None)]
+    assert [one[:2] for one in read_corrections(path)] == [("a", "json"), ("c", None)]
 
 
-def test_corrections_that_are_not_utf8_are_told(tmp_path):
+def test_a_log_of_an_older_version_can_be_read(tmp_path):
+    old = {"text": "a", "correct": None, "best": "json", "language": "latin"}  # `script` today
+    (tmp_path / "log.jsonl").write_text(json.dumps(old))
+    assert [one[:3] for one in read_corrections(tmp_path / "log.jsonl")] == [("a", None, "json")]
+
+
+def test_corrections_that_are_not_utf8_are_reported(tmp_path):
     (tmp_path / "log.jsonl").write_bytes('{"text": "привет", "correct": null}'.encode("cp1251"))
-    with pytest.raises(RoutingError, match="Line 1"):
+    with pytest.raises(DatasetError, match="Line 1"):
         list(read_corrections(tmp_path / "log.jsonl"))
 
 
 @pytest.mark.parametrize("line", ["{", '{"correct": "json"}', '{"text": "a", "correct": 3}', "[" * 100_000])
-def test_a_correction_that_is_none_is_told(tmp_path, line):
+def test_a_correction_that_is_none_is_reported(tmp_path, line):
     (tmp_path / "log.jsonl").write_text('{"text": "a", "correct": "json"}\n' + line)
-    with pytest.raises(RoutingError, match="Line 2"):
+    with pytest.raises(DatasetError, match="Line 2"):
         list(read_corrections(tmp_path / "log.jsonl"))

@@ -1,1 +1,1 @@
-"""How good a router is: evaluation, health, reports, explanations."""
+"""How good a router is: evaluation, reports, health of the routes, explanations."""

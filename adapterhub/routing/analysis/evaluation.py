@@ -1,4 +1,4 @@
-"""How good a router's decisions are, on requests that it did not learn from."""
+"""Metrics of a router's decisions on labelled requests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 from adapterhub.routing.decision import RouteDecision
 
 BINS = 15
-"""Bins of the reliability curve and of the calibration error."""
+"""Bins of the reliability diagram and of the expected calibration error.
+
+scikit-learn's `calibration_curve` bins alike, but returns no counts, which the error needs."""
 
 
 @dataclass(frozen=True)
-class Bin:
-    """The decisions whose confidences lie in one of equal ranges."""
+class ReliabilityBin:
+    """The decisions whose confidence lies in one of `BINS` equal intervals."""
 
     count: int
     confidence: float
@@ -24,77 +26,77 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Point:
-    """What one threshold would do: the share of requests kept, and of out-of-scope ones refused."""
+class OperatingPoint:
+    """Retention and out-of-scope recall at one threshold."""
 
     threshold: float
     retention: float
-    recall: float
+    out_of_scope_recall: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures of a router, each a share from 0 to 1; None where there was nothing to measure it on.
+    """Metrics of a router, each from 0 to 1; None if there were no requests to measure it on.
 
     Attributes:
         count: Requests that belong to some adapter.
         out_of_scope: Requests that belong to none.
-        accuracy: How often the best route is the right one, whatever the threshold.
-        retention: Requests that were not sent to the fallback.
-        accuracy_of_kept: How often those went to the right adapter.
-        routed_right: Requests that really went to the right adapter.
-        recall: Out-of-scope requests that were sent to the fallback.
-        auroc: The chance that a request has a higher confidence than an out-of-scope one.
-        calibration_error: Mean distance of confidence and accuracy over `BINS` ranges (expected calibration error).
-        confusion: Right adapter -> where its requests went; "" is the fallback.
-        reliability: The ranges of confidence that occurred.
-        curve: Retention against recall, by threshold.
+        accuracy: The share whose best route is the label, whatever the threshold.
+        retention: The share not sent to the fallback (coverage).
+        selective_accuracy: The share of those that went to the right adapter.
+        routed_accuracy: The share of all that went to the right adapter.
+        out_of_scope_recall: The share of out-of-scope requests sent to the fallback.
+        auroc: The probability that an in-scope request has a higher confidence than an out-of-scope one.
+        calibration_error: The expected calibration error, over `BINS` bins.
+        confusion: Label -> predicted adapter -> requests; "" is the fallback.
+        reliability: The bins that are not empty.
+        curve: Retention and out-of-scope recall by threshold.
     """
 
     count: int
     out_of_scope: int
     accuracy: float | None
     retention: float | None
-    accuracy_of_kept: float | None
-    routed_right: float | None
-    recall: float | None
+    selective_accuracy: float | None
+    routed_accuracy: float | None
+    out_of_scope_recall: float | None
     auroc: float | None
     calibration_error: float | None
     confusion: Mapping[str, Mapping[str, int]]
-    reliability: tuple[Bin, ...]
-    curve: tuple[Point, ...]
+    reliability: tuple[ReliabilityBin, ...]
+    curve: tuple[OperatingPoint, ...]
 
 
 def evaluate(
     decisions: Mapping[str, Sequence[RouteDecision]], out_of_scope: Sequence[RouteDecision] = ()
 ) -> Evaluation:
-    """Measures decisions.
+    """Evaluates decisions.
 
     Args:
-        decisions: Right adapter -> the decisions about its requests.
-        out_of_scope: The decisions about requests for no adapter.
+        decisions: Label -> the decisions about its requests.
+        out_of_scope: The decisions about out-of-scope requests.
     """
     pairs = [(name, one) for name, found in decisions.items() for one in found]
-    right = np.array([one.best == name for name, one in pairs], dtype=bool)
-    kept = np.array([not one.fallback for _, one in pairs], dtype=bool)
-    sent = np.array([one.adapter == name and not one.fallback for name, one in pairs], dtype=bool)
+    correct = np.array([one.best == name for name, one in pairs], dtype=bool)
+    retained = np.array([not one.fallback for _, one in pairs], dtype=bool)
+    routed = np.array([one.adapter == name and not one.fallback for name, one in pairs], dtype=bool)
     inside = np.array([one.confidence for _, one in pairs])
     outside = np.array([one.confidence for one in out_of_scope])
-    ranges = _reliability(inside, right)
+    bins = _reliability(inside, correct)
     return Evaluation(
         count=len(pairs),
         out_of_scope=len(outside),
-        accuracy=_mean(right),
-        retention=_mean(kept),
-        accuracy_of_kept=_mean(sent[kept]),
-        routed_right=_mean(sent),
-        recall=_mean(np.array([one.fallback for one in out_of_scope], dtype=bool)),
+        accuracy=_mean(correct),
+        retention=_mean(retained),
+        selective_accuracy=_mean(routed[retained]),
+        routed_accuracy=_mean(routed),
+        out_of_scope_recall=_mean(np.array([one.fallback for one in out_of_scope], dtype=bool)),
         auroc=_auroc(inside, outside),
-        calibration_error=_error(ranges, len(pairs)),
+        calibration_error=_expected_calibration_error(bins, len(pairs)),
         confusion={
             name: dict(Counter(one.adapter or "" for one in found)) for name, found in decisions.items()
         },
-        reliability=ranges,
+        reliability=bins,
         curve=_curve(inside, outside),
     )
 
@@ -112,26 +114,26 @@ def _auroc(inside: np.ndarray, outside: np.ndarray) -> float | None:
     return float(roc_auc_score(truth, np.concatenate([inside, outside])))
 
 
-def _reliability(confidences: np.ndarray, right: np.ndarray) -> tuple[Bin, ...]:
-    places = np.minimum((confidences * BINS).astype(int), BINS - 1)
-    masks = (places == place for place in range(BINS))
+def _reliability(confidences: np.ndarray, correct: np.ndarray) -> tuple[ReliabilityBin, ...]:
+    indices = np.minimum((confidences * BINS).astype(int), BINS - 1)
+    masks = (indices == index for index in range(BINS))
     return tuple(
-        Bin(int(mask.sum()), float(confidences[mask].mean()), float(right[mask].mean()))
+        ReliabilityBin(int(mask.sum()), float(confidences[mask].mean()), float(correct[mask].mean()))
         for mask in masks
         if mask.any()
     )
 
 
-def _error(ranges: Sequence[Bin], count: int) -> float | None:
+def _expected_calibration_error(bins: Sequence[ReliabilityBin], count: int) -> float | None:
     if not count:
         return None
-    return sum(one.count * abs(one.confidence - one.accuracy) for one in ranges) / count
+    return sum(one.count * abs(one.confidence - one.accuracy) for one in bins) / count
 
 
-def _curve(inside: np.ndarray, outside: np.ndarray) -> tuple[Point, ...]:
+def _curve(inside: np.ndarray, outside: np.ndarray) -> tuple[OperatingPoint, ...]:
     if not len(inside) or not len(outside):
         return ()
     thresholds = np.unique(np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 101)))
     return tuple(
-        Point(float(t), float((inside >= t).mean()), float((outside < t).mean())) for t in thresholds
+        OperatingPoint(float(t), float((inside >= t).mean()), float((outside < t).mean())) for t in thresholds
     )

@@ -1,4 +1,4 @@
-"""What is wrong with a router's routes, told so that a person can mend the cards."""
+"""Problems of a router's routes, with what is needed to fix the cards."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapterhub.routing.classifier.calibration import HeldOut
-from adapterhub.routing.classifier.head import NONE
 from adapterhub.routing.classifier.model import RouterModel
-from adapterhub.routing.routes import Route
+from adapterhub.routing.routes import OUT_OF_SCOPE, Route
 
-FEW = 5
-MIXED_UP = 0.2
-"""Share of a route's held-out examples that another one takes from which on the two are told."""
-_SHOWN = 3
+MIN_EXAMPLES = 5
+MIN_CONFUSION = 0.2
+"""Share of two routes' held-out examples predicted as the other one from which on the pair is reported."""
+_MAX_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to mend.
+    """A problem of one or two routes.
 
     Attributes:
         kind: `"few_examples"`; `"shared_example"`: the same example under several adapters; `"mixed_up"`: held-out
             examples of one adapter that go to another.
-        adapters: The adapters that it is about.
-        message: What it is, as one sentence.
-        examples: The offending examples, the first few.
+        adapters: The adapters that it concerns.
+        message: The problem, as one sentence.
+        examples: The first few examples that show it.
     """
 
     kind: Literal["few_examples", "shared_example", "mixed_up"]
@@ -37,28 +36,28 @@ class Finding:
 
 
 def findings(model: RouterModel) -> list[Finding]:
-    """Everything that is wrong with a fitted router's routes."""
-    return [*_few(model.routes), *_shared(model.routes), *_mixed_up(model.held_out)]
+    """All problems of a fitted router's routes."""
+    return [*_few_examples(model.routes), *_shared_examples(model.routes), *_mixed_up(model.held_out)]
 
 
 def findings_before_fit(routes: Sequence[Route]) -> list[Finding]:
-    """What is wrong at first sight, without training anything."""
-    return [*_few(routes), *_shared(routes)]
+    """The problems that show without training."""
+    return [*_few_examples(routes), *_shared_examples(routes)]
 
 
-def _few(routes: Iterable[Route]) -> Iterator[Finding]:
+def _few_examples(routes: Iterable[Route]) -> Iterator[Finding]:
     for route in routes:
-        if len(route.examples) < FEW:
+        if len(route.examples) < MIN_EXAMPLES:
             count = len(route.examples) or "no"
             many = "" if count == 1 else "s"
             yield Finding(
                 "few_examples",
                 (route.name,),
-                f"{route.name} has {count} example request{many}; give it {FEW} or more.",
+                f"{route.name} has {count} example request{many}; give it {MIN_EXAMPLES} or more.",
             )
 
 
-def _shared(routes: Iterable[Route]) -> Iterator[Finding]:
+def _shared_examples(routes: Iterable[Route]) -> Iterator[Finding]:
     owners: dict[str, dict[str, str]] = {}
     for route in routes:
         for text in route.examples:
@@ -69,17 +68,19 @@ def _shared(routes: Iterable[Route]) -> Iterator[Finding]:
             by_names.setdefault(tuple(names), []).append(next(iter(names.values())))
     for pair, texts in sorted(by_names.items()):
         many = "an example" if len(texts) == 1 else f"{len(texts)} examples"
-        yield Finding("shared_example", pair, f"{' and '.join(pair)} share {many}.", tuple(texts[:_SHOWN]))
+        yield Finding(
+            "shared_example", pair, f"{' and '.join(pair)} share {many}.", tuple(texts[:_MAX_SHOWN])
+        )
 
 
 def _mixed_up(held_out: Sequence[HeldOut]) -> Iterator[Finding]:
-    asked = Counter(one.route for one in held_out)
+    totals = Counter(one.route for one in held_out)
     wrong: dict[tuple[str, str], list[str]] = {}
     for one in held_out:
-        if not one.right and one.route != NONE:
+        if not one.correct and one.route != OUT_OF_SCOPE:
             wrong.setdefault((min(one.route, one.best), max(one.route, one.best)), []).append(one.text)
     for (first, second), texts in sorted(wrong.items(), key=lambda found: (-len(found[1]), found[0])):
-        share = len(texts) / (asked[first] + asked[second])
-        if share >= MIXED_UP and len(texts) > 1:
-            message = f"{first} and {second} answer for each other in {share:.0%} of cases."
-            yield Finding("mixed_up", (first, second), message, tuple(texts[:_SHOWN]))
+        share = len(texts) / (totals[first] + totals[second])
+        if share >= MIN_CONFUSION and len(texts) > 1:
+            message = f"{first} and {second} are confused in {share:.0%} of held-out examples."
+            yield Finding("mixed_up", (first, second), message, tuple(texts[:_MAX_SHOWN]))

@@ -1,1 +1,1 @@
-"""The linear classifier: features, fitting, scores, storage."""
+"""The text classifier: features, one-vs-rest linear head, nearest neighbours, calibration, storage."""

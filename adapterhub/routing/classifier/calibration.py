@@ -1,8 +1,8 @@
-"""From a score to a confidence and a threshold, measured on examples that were held out.
+"""Calibration: from a score to a confidence, and the threshold, both from held-out examples.
 
-The confidence is the probability that the best route is right: a logistic curve through held-out scores (Platt 1999,
-with his softened targets). The threshold is the confidence that the wanted share of held-out requests reaches. Scores
-of one script say little about another, so each script with enough examples has a curve of its own.
+The confidence is the probability that the best route is right: Platt scaling (1999, with his smoothed targets) of the
+held-out scores. The threshold is the confidence that the target share of held-out requests reaches. Scores of one
+script do not carry over to another, so each script with enough examples has a curve of its own.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapterhub.routing.classifier.features import BoolArray, FloatArray
-from adapterhub.routing.classifier.head import NONE
+from adapterhub.routing.classifier.arrays import BoolArray, FloatArray
+from adapterhub.routing.routes import OUT_OF_SCOPE
 
-ENOUGH = 50
-"""Held-out requests from which on a script has a curve of its own."""
-FEW = 20
-"""Held-out requests below which there is no measuring, and `PRIOR` holds."""
-NONE_SHARE = 0.25
-"""What held-out requests for no adapter count at most, all together, beside the others: one request in five."""
+MIN_HELD_OUT_PER_SCRIPT = 50
+"""Held-out requests that a script needs for a curve of its own."""
+MIN_HELD_OUT = 20
+"""Held-out requests without which nothing is measured and `PRIOR` is used."""
+MAX_OUT_OF_SCOPE_RATIO = 0.25
+"""The maximum total weight of held-out out-of-scope requests, relative to the others: one request in five."""
 
 
 class Policy(BaseModel):
-    """How sure the router has to be."""
+    """The targets that thresholds are chosen for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     retention: float = Field(default=0.95, gt=0, le=1)
-    """The share of requests for some adapter that shall not be sent to the base, at least."""
+    """The minimum share of in-scope requests that an adapter answers (coverage, in selective classification)."""
     refusal: float = Field(default=0.95, gt=0, le=1)
-    """Once this share of the held-out requests for no adapter is sent to the base, no more of the others is."""
+    """The share of held-out out-of-scope requests sent to the base at which the threshold is raised no further."""
     precision: float | None = Field(default=None, gt=0, le=1)
-    """In place of `retention`: the share of the requests sent to an adapter that shall be right."""
+    """In place of `retention`: the target share of correct decisions among requests sent to an adapter."""
     margin: float = Field(default=0.0, ge=0)
-    """The best score must lead the second by this much, or the request is ambiguous; 0 asks for no lead."""
+    """The minimum lead of the best score over the second; below it a request is ambiguous."""
 
 
 class HeldOut(NamedTuple):
-    """What a router that never saw a request made of it; `route` is `NONE` if it belongs to no adapter."""
+    """A prediction for a held-out request; `route` is its label, `OUT_OF_SCOPE` if it belongs to no adapter."""
 
     text: str
     route: str
@@ -51,13 +51,13 @@ class HeldOut(NamedTuple):
     script: str
 
     @property
-    def right(self) -> bool:
-        """Whether the best route is the one that the request belongs to."""
+    def correct(self) -> bool:
+        """Whether the best route is the label."""
         return self.best == self.route
 
 
-class Curve(BaseModel):
-    """Score to confidence, and the confidence to reach."""
+class CalibrationCurve(BaseModel):
+    """A logistic curve from score to confidence, and the threshold on the confidence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -70,76 +70,76 @@ class Curve(BaseModel):
         return 1 / (1 + math.exp(-max(-500.0, min(500.0, self.slope * score + self.offset))))
 
 
-PRIOR = Curve(slope=3.0, offset=0.5, threshold=0.5)
-"""The curve where nothing could be measured."""
+PRIOR = CalibrationCurve(slope=3.0, offset=0.5, threshold=0.5)
+"""The curve if there are too few held-out requests to measure one."""
 
 
 class Calibration(BaseModel):
-    """A curve for each script, and one for all others."""
+    """A curve for each script with enough examples, and one for all others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    general: Curve = PRIOR
-    by_script: Mapping[str, Curve] = {}
+    general: CalibrationCurve = PRIOR
+    by_script: Mapping[str, CalibrationCurve] = {}
 
     @classmethod
     def fit(cls, held_out: Sequence[HeldOut], policy: Policy) -> Calibration:
         """Curves from held-out requests."""
-        inside = Counter(one.script for one in held_out if one.route != NONE)
-        own = {
+        counts = Counter(one.script for one in held_out if one.route != OUT_OF_SCOPE)
+        by_script = {
             script: _curve([one for one in held_out if one.script == script], policy)
-            for script in sorted(inside)
-            if inside[script] >= ENOUGH
+            for script in sorted(counts)
+            if counts[script] >= MIN_HELD_OUT_PER_SCRIPT
         }
-        return cls(general=_curve(held_out, policy), by_script=own)
+        return cls(general=_curve(held_out, policy), by_script=by_script)
 
-    def curve(self, script: str) -> Curve:
+    def curve(self, script: str) -> CalibrationCurve:
         """The curve for a script."""
         return self.by_script.get(script, self.general)
 
 
-def _curve(held_out: Sequence[HeldOut], policy: Policy) -> Curve:
+def _curve(held_out: Sequence[HeldOut], policy: Policy) -> CalibrationCurve:
     scores = np.array([one.score for one in held_out])
-    right = np.array([one.right for one in held_out], dtype=bool)
-    inside = np.array([one.route != NONE for one in held_out], dtype=bool)
-    if inside.sum() < FEW:
+    correct = np.array([one.correct for one in held_out], dtype=bool)
+    in_scope = np.array([one.route != OUT_OF_SCOPE for one in held_out], dtype=bool)
+    if in_scope.sum() < MIN_HELD_OUT:
         return PRIOR
-    slope, offset = _platt(scores, right, _weights(inside))
-    curve = Curve(slope=slope, offset=offset, threshold=0)
-    wanted = _wanted_score(scores[inside], right[inside], policy)
-    if policy.precision is None and (~inside).sum() >= FEW:
-        wanted = min(wanted, float(np.quantile(scores[~inside], policy.refusal)))
-    return curve.model_copy(update={"threshold": curve.confidence(wanted)})
+    slope, offset = _platt(scores, correct, _weights(in_scope))
+    curve = CalibrationCurve(slope=slope, offset=offset, threshold=0)
+    target = _target_score(scores[in_scope], correct[in_scope], policy)
+    if policy.precision is None and (~in_scope).sum() >= MIN_HELD_OUT:
+        target = min(target, float(np.quantile(scores[~in_scope], policy.refusal)))
+    return curve.model_copy(update={"threshold": curve.confidence(target)})
 
 
-def _wanted_score(scores: FloatArray, right: BoolArray, policy: Policy) -> float:
-    """The score to reach for the policy's target."""
+def _target_score(scores: FloatArray, correct: BoolArray, policy: Policy) -> float:
+    """The score threshold that meets the policy's target."""
     if policy.precision is None:
         return float(np.quantile(scores, 1 - policy.retention))
     order = np.argsort(-scores, kind="stable")
-    precise = np.cumsum(right[order]) / np.arange(1, len(order) + 1) >= policy.precision
+    precise = np.cumsum(correct[order]) / np.arange(1, len(order) + 1) >= policy.precision
     return float(scores[order][np.flatnonzero(precise)[-1]]) if precise.any() else float(scores.max())
 
 
-def _weights(inside: BoolArray) -> FloatArray:
-    """How much each held-out request counts (n)."""
-    own, others = int(inside.sum()), int((~inside).sum())
-    return np.where(inside, 1.0, min(1.0, NONE_SHARE * own / max(1, others)))
+def _weights(in_scope: BoolArray) -> FloatArray:
+    """The sample weight of each held-out request (n)."""
+    own, others = int(in_scope.sum()), int((~in_scope).sum())
+    return np.where(in_scope, 1.0, min(1.0, MAX_OUT_OF_SCOPE_RATIO * own / max(1, others)))
 
 
-def _platt(scores: FloatArray, right: BoolArray, weights: FloatArray) -> tuple[float, float]:
-    """Slope and offset of the curve; each point counts for both outcomes, by the softened share of its own."""
+def _platt(scores: FloatArray, correct: BoolArray, weights: FloatArray) -> tuple[float, float]:
+    """Slope and offset of Platt scaling; each sample stands for both outcomes, weighted by its smoothed target."""
     from sklearn.linear_model import LogisticRegression
 
-    hits, misses = float(weights[right].sum()), float(weights[~right].sum())
-    share = np.where(right, (hits + 1) / (hits + 2), 1 / (misses + 2))
+    hits, misses = float(weights[correct].sum()), float(weights[~correct].sum())
+    target = np.where(correct, (hits + 1) / (hits + 2), 1 / (misses + 2))
     curve = LogisticRegression(C=1e4, max_iter=1000).fit(
         np.concatenate([scores, scores])[:, None],
         np.repeat([1, 0], len(scores)),
-        sample_weight=np.concatenate([share * weights, (1 - share) * weights]),
+        sample_weight=np.concatenate([target * weights, (1 - target) * weights]),
     )
     slope = float(curve.coef_[0, 0])
-    # A slope that is not positive says that these scores tell nothing; a flat curve says the same.
+    # A slope that is not positive means that the scores carry no information: then the curve is flat.
     return (
         (slope, float(curve.intercept_[0])) if slope > 1e-3 else (1e-3, math.log((hits + 1) / (misses + 1)))
     )

@@ -1,8 +1,8 @@
-"""A base's own token embeddings as an encoder for the router: no further weights, no forward pass.
+"""The base's token embeddings as an encoder for the router: no further weights, no forward pass.
 
-A text's vector is the mean of its tokens' embeddings, each weighted by how rare the token is (a / (a + p), after
-Arora, Liang and Ma 2017, "A simple but tough-to-beat baseline for sentence embeddings"). A tokenizer's merges come in
-the order of their frequency, so that p is taken from a token's place in the vocabulary (Zipf's law).
+A text's vector is the mean of its tokens' embeddings with smooth inverse frequency weights, a / (a + p) (Arora, Liang
+and Ma 2017, "A simple but tough-to-beat baseline for sentence embeddings"). BPE merges are ordered by frequency, so the
+frequency p of a token is estimated from its id by Zipf's law.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from adapterhub.routing.classifier.features import FloatArray
+from adapterhub.routing.classifier.arrays import FloatArray
 
 if TYPE_CHECKING:
     from adapterhub.base.loading import Base
 
-RARITY = 1e-3
+SIF_A = 1e-3
+"""The constant a of smooth inverse frequency."""
 
 
 class TokenEmbeddings:
@@ -26,7 +27,7 @@ class TokenEmbeddings:
     Args:
         table: One vector per token (vocabulary, dimensions).
         tokenize: Text to token ids, without special tokens.
-        weighted: Weight tokens by how rare they are; plain mean otherwise.
+        weighted: Weight tokens by smooth inverse frequency; plain mean otherwise.
     """
 
     def __init__(
@@ -34,23 +35,23 @@ class TokenEmbeddings:
     ) -> None:
         self._table = table
         self._tokenize = tokenize
-        places = np.arange(1, len(table) + 1)
-        frequencies = 1 / (places * np.log(len(table) + 1))
-        self._weights = RARITY / (RARITY + frequencies) if weighted else np.ones(len(table))
+        ranks = np.arange(1, len(table) + 1)
+        frequencies = 1 / (ranks * np.log(len(table) + 1))
+        self._weights = SIF_A / (SIF_A + frequencies) if weighted else np.ones(len(table))
 
     @classmethod
     def of_base(cls, base: Base, dimensions: int = 128, *, weighted: bool = True) -> Self:
         """The encoder of a loaded base.
 
         Args:
-            base: The base; its embedding is read once and not kept.
-            dimensions: Principal components that are kept of each vector, stored in 16 bits.
+            base: The base; a compressed copy of its embedding is stored.
+            dimensions: The number of principal components, stored as float16.
             weighted: As for the constructor.
         """
         table = base.model.get_input_embeddings().weight.detach().float().cpu().numpy()
         tokenizer = base.tokenizer
         return cls(
-            compressed(table, dimensions),
+            principal_components(table, dimensions),
             lambda text: tokenizer.encode(text, add_special_tokens=False),
             weighted=weighted,
         )
@@ -62,11 +63,11 @@ class TokenEmbeddings:
     def _vector(self, tokens: Sequence[int]) -> FloatArray:
         if not len(tokens):
             return np.zeros(self._table.shape[1], np.float32)
-        places = np.asarray(tokens)
-        return np.asarray(self._weights[places] @ self._table[places], np.float32)
+        ids = np.asarray(tokens)
+        return np.asarray(self._weights[ids] @ self._table[ids], np.float32)
 
 
-def compressed(table: FloatArray, dimensions: int) -> FloatArray:
+def principal_components(table: FloatArray, dimensions: int) -> FloatArray:
     """The first principal components of centred vectors (n, dimensions), float16."""
     centred = table - table.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)

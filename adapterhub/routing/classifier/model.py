@@ -1,4 +1,4 @@
-"""What a router has learned: an immutable value, replaced whole when something changes."""
+"""A fitted router as an immutable value; a change makes another one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from typing import Self
 
 import numpy as np
 
+from adapterhub.routing.classifier.arrays import BoolArray
 from adapterhub.routing.classifier.calibration import Calibration, HeldOut, Policy
 from adapterhub.routing.classifier.encoding import Encoder
-from adapterhub.routing.classifier.fitting import Table, encoder_head, fit_encoder, held_out, samples_of
-from adapterhub.routing.classifier.head import NONE, fit_rows
-from adapterhub.routing.classifier.scorer import Part, Scorer
-from adapterhub.routing.filters import EVERYTHING, RouteFilter
-from adapterhub.routing.routes import Route
+from adapterhub.routing.classifier.fitting import (
+    TrainingSet,
+    encoder_head,
+    fit_encoder,
+    predict_held_out,
+    samples_of,
+)
+from adapterhub.routing.classifier.one_vs_rest import fit_head
+from adapterhub.routing.classifier.scorer import FittedHead, Scorer
+from adapterhub.routing.routes import OUT_OF_SCOPE, Route
 
-RIVALS = 5
-"""Rows that are fitted anew when a route is added."""
+TOP_K_REFITTED = 5
+"""Other routes whose classifiers are fitted again when a route is added."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +35,22 @@ class RouterModel:
 
     Attributes:
         routes: The routes, by name.
-        negatives: Requests for no adapter.
-        general: More of them, each learned from unless it resembles what some route learns from.
-        policy: How sure it has to be.
-        table: What was learned from.
+        negatives: Out-of-scope requests.
+        general: More of them; those too similar to a route's own texts are left out.
+        policy: The targets of calibration.
+        training: The training set.
         scorer: Text to scores, in the order of `routes`.
         calibration: Scores to confidences and thresholds.
-        held_out: What the fit made of examples that it had not seen.
-        changes: Routes added or removed since the last whole fit.
-        added: The route of each row that was fitted since.
+        held_out: The cross-validated predictions of the last full fit.
+        changes: Routes added or removed since the last full fit.
+        added: The route of each class that was fitted since.
     """
 
     routes: tuple[Route, ...]
     negatives: tuple[str, ...]
     general: tuple[str, ...]
     policy: Policy
-    table: Table
+    training: TrainingSet
     scorer: Scorer
     calibration: Calibration
     held_out: tuple[HeldOut, ...] = ()
@@ -60,21 +66,21 @@ class RouterModel:
         policy: Policy | None = None,
         encoder: Encoder | None = None,
     ) -> Self:
-        """Learns everything anew; the order of routes, examples and negatives has no influence."""
+        """Fits everything; the order of routes, examples and negatives has no influence."""
         ordered, policy = tuple(sorted(routes, key=lambda route: route.name)), policy or Policy()
         negatives, general = tuple(sorted(set(negatives))), tuple(sorted(set(general)))
         names, own = [route.name for route in ordered], samples_of(ordered, negatives)
-        table = Table.make(own, general)
-        scorer, unseen = table.fit(names), list(table.unseen(names)) if names else []
-        if encoder and unseen:
-            head, unseen = fit_encoder(encoder, table, names, unseen)
+        training = TrainingSet.make(own, general)
+        scorer, scored = training.fit(names), list(training.cross_validate(names)) if names else []
+        if encoder and scored:
+            head, scored = fit_encoder(encoder, training, names, scored)
             scorer = replace(scorer, encoder=head)
-        seen = held_out(table, names, unseen)
-        calibration = Calibration.fit(seen, policy)
-        return cls(ordered, negatives, general, policy, table, scorer, calibration, tuple(seen))
+        held_out = predict_held_out(training, names, scored)
+        calibration = Calibration.fit(held_out, policy)
+        return cls(ordered, negatives, general, policy, training, scorer, calibration, tuple(held_out))
 
     def refitted(self) -> RouterModel:
-        """Everything learned anew from the same routes."""
+        """A full fit of the same routes."""
         head = self.scorer.encoder
         encoder = head.encoder if head else None
         return self.fit(self.routes, self.negatives, self.general, self.policy, encoder)
@@ -85,24 +91,18 @@ class RouterModel:
         return tuple(route.name for route in self.routes)
 
     @cached_property
-    def ruled(self) -> tuple[int, ...]:
-        """The places of the routes that have rules."""
-        return tuple(place for place, route in enumerate(self.routes) if route.phrases or route.patterns)
-
-    def admitted(self, where: RouteFilter) -> np.ndarray:
-        """Which routes a filter admits (routes); no filter at all is the usual case."""
-        return self._ready if where == EVERYTHING else self._admitted(where)
+    def with_rules(self) -> tuple[int, ...]:
+        """The indices of the routes that have rules."""
+        return tuple(index for index, route in enumerate(self.routes) if route.phrases or route.patterns)
 
     @cached_property
-    def _ready(self) -> np.ndarray:
-        return self._admitted(EVERYTHING)
-
-    def _admitted(self, where: RouteFilter) -> np.ndarray:
-        return np.array([where.admits(route) for route in self.routes], dtype=bool)
+    def ready(self) -> BoolArray:
+        """Which routes are enabled (routes)."""
+        return np.array([route.is_ready for route in self.routes], dtype=bool)
 
     @cached_property
     def version(self) -> str:
-        """A digest of everything that was learned from, and how many changes came after the last whole fit."""
+        """A digest of the training data, and `+n` for changes since the last full fit."""
         parts = [
             *(route.digest for route in self.routes),
             *self.negatives,
@@ -114,42 +114,44 @@ class RouterModel:
         return f"{digest}+{self.changes}" if self.changes else digest
 
     def with_route(self, route: Route) -> RouterModel:
-        """This model with a route more, or another in place of one.
+        """Adds or replaces a route.
 
-        Its own row is fitted, and those of the routes that would answer for it: others have little to learn from it.
+        Its classifier is fitted, and those of the routes that score highest on its texts; others hardly change.
         """
         model = self.without_route(route.name) if route.name in self.names else self
-        samples, place = samples_of([route]), bisect(model.names, route.name)
-        routes = (*model.routes[:place], route, *model.routes[place:])
-        rivals = model._rivals([sample.text for sample in samples if not sample.against])
-        names = [route.name, *rivals]
-        table = model.table.with_texts(samples)
-        rows, before = fit_rows(table.samples, names), model.added
+        samples, index = samples_of([route]), bisect(model.names, route.name)
+        routes = (*model.routes[:index], route, *model.routes[index:])
+        similar = model._most_similar([sample.text for sample in samples if not sample.negative_for])
+        names = [route.name, *similar]
+        training = model.training.with_texts(samples)
+        linear, before = fit_head(training.samples, names), model.added
         if before:
-            rows = model.scorer.parts[1].rows.beside(rows)
-        part = Part(table.columns, rows, table.neighbours([*before, *names]))
+            linear = model.scorer.heads[1].linear.concatenate(linear)
+        head = FittedHead(training.columns, linear, training.neighbours([*before, *names]))
         all_names = [one.name for one in routes]
-        scorer = model.scorer.with_rows(part, place, [all_names.index(name) for name in rivals])
-        return model._changed(routes, table, scorer, (*before, *names))
+        scorer = model.scorer.with_classes(head, index, [all_names.index(name) for name in similar])
+        return model._changed(routes, training, scorer, (*before, *names))
 
-    def _rivals(self, texts: Sequence[str]) -> list[str]:
-        """The routes whose rows are the nearest to answering for these texts."""
+    def _most_similar(self, texts: Sequence[str]) -> list[str]:
+        """The routes with the highest scores on some texts."""
         if not self.routes:
             return []
-        highest = np.max([self.scorer.score_text(text).scores for text in texts], axis=0)
-        return [self.names[place] for place in np.argsort(-highest, kind="stable")[:RIVALS]]
+        highest = np.max([self.scorer.score_text(text).values for text in texts], axis=0)
+        return [self.names[index] for index in np.argsort(-highest, kind="stable")[:TOP_K_REFITTED]]
 
     def without_route(self, name: str) -> RouterModel:
-        """This model with a route less; the other rows stay as they are."""
-        place = self.names.index(name)
-        routes = (*self.routes[:place], *self.routes[place + 1 :])
-        return self._changed(routes, self.table.without_route(name), self.scorer.without(place), self.added)
+        """Removes a route; the other classifiers stay as they are."""
+        index = self.names.index(name)
+        routes = (*self.routes[:index], *self.routes[index + 1 :])
+        return self._changed(
+            routes, self.training.without_route(name), self.scorer.without(index), self.added
+        )
 
     def _changed(
-        self, routes: tuple[Route, ...], table: Table, scorer: Scorer, added: tuple[str, ...]
+        self, routes: tuple[Route, ...], training: TrainingSet, scorer: Scorer, added: tuple[str, ...]
     ) -> RouterModel:
         if scorer.encoder and routes:
-            head, _ = encoder_head(scorer.encoder.encoder, table, [route.name for route in routes])
+            head, _ = encoder_head(scorer.encoder.encoder, training, [route.name for route in routes])
             scorer = replace(scorer, encoder=replace(head, weights=scorer.encoder.weights))
         names = {route.name for route in routes}
         return RouterModel(
@@ -157,10 +159,10 @@ class RouterModel:
             self.negatives,
             self.general,
             self.policy,
-            table,
+            training,
             scorer,
             self.calibration,
-            tuple(one for one in self.held_out if one.route in names or one.route == NONE),
+            tuple(one for one in self.held_out if one.route in names or one.route == OUT_OF_SCOPE),
             self.changes + 1,
             added,
         )

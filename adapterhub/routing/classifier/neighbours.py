@@ -1,4 +1,4 @@
-"""How near a request is to the nearest example of the routes that it may be for."""
+"""The nearest example of a request, by cosine similarity."""
 
 from __future__ import annotations
 
@@ -8,54 +8,55 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adapterhub.routing.classifier.features import LENGTH, FloatArray, IntArray
+from adapterhub.routing.classifier.arrays import FloatArray, IntArray
+from adapterhub.routing.classifier.features import VECTOR_NORM
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 
-class Nearest(NamedTuple):
-    """The example with the highest cosine to a request; None if no example has anything of it."""
+class Neighbour(NamedTuple):
+    """The example with the highest cosine similarity to a request; None if no example shares an n-gram with it."""
 
     example: str | None
     cosine: float
 
 
-class Neighbours:
-    """The examples of each row.
+class NearestNeighbours:
+    """The examples of each class, searched by brute force.
 
     Args:
-        features: One line per example (n, columns), one row's after another's; none is empty.
+        features: One row per example (n, columns), ordered by class; no row is empty.
         texts: The examples (n).
-        counts: How many examples each row has (rows).
+        counts: The number of examples of each class (classes).
     """
 
     def __init__(self, features: csr_array, texts: Sequence[str], counts: Sequence[int]) -> None:
         self._texts = texts
         ends = np.cumsum([0, *counts]).tolist()
-        self._rows = [_Row.of(features, first, last) for first, last in pairwise(ends)]
+        self._classes = [_ClassExamples.of(features, first, last) for first, last in pairwise(ends)]
 
-    def nearest(self, rows: Iterable[int], request: FloatArray) -> Nearest:
-        """The example of some rows with the highest cosine to a request.
+    def nearest(self, classes: Iterable[int], request: FloatArray) -> Neighbour:
+        """The example of some classes with the highest cosine similarity to a request.
 
         Args:
-            rows: The rows to look among.
-            request: The request's vector (columns).
+            classes: The indices of the classes to search.
+            request: The request's dense vector (columns).
         """
-        place, highest = -1, 0.0
-        for row in rows:
-            first, starts, columns, values = self._rows[row]
+        index, highest = -1, 0.0
+        for one in classes:
+            first, starts, columns, values = self._classes[one]
             if len(starts):
                 products = np.add.reduceat(request.take(columns) * values, starts)
                 best = int(products.argmax())
                 product = float(products[best])
                 if product > highest:
-                    place, highest = first + best, product
-        return Nearest(self._texts[place] if highest else None, highest / LENGTH**2)
+                    index, highest = first + best, product
+        return Neighbour(self._texts[index] if highest else None, highest / VECTOR_NORM**2)
 
 
-class _Row(NamedTuple):
-    """One row's examples: the first one's place, where each begins (n), and their columns and values (k)."""
+class _ClassExamples(NamedTuple):
+    """One class's examples in CSR form: the first one's index, where each starts (n), columns and values (k)."""
 
     first: int
     starts: IntArray
@@ -63,7 +64,7 @@ class _Row(NamedTuple):
     values: FloatArray
 
     @classmethod
-    def of(cls, features: csr_array, first: int, last: int) -> _Row:
+    def of(cls, features: csr_array, first: int, last: int) -> _ClassExamples:
         begin, end = features.indptr[first], features.indptr[last]
         starts = features.indptr[first:last] - begin
         columns = features.indices[begin:end].astype(np.intp)

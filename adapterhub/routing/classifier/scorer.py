@@ -1,11 +1,11 @@
-"""The arithmetic of one decision: a request to one score per route. numpy alone.
+"""The arithmetic of one decision: a request to one score per route, in numpy alone.
 
-Indices are `np.intp` and are followed by `take`, which of all ways in numpy begins the soonest.
+Indices are `np.intp` and are looked up with `take`, numpy's indexing with the least overhead per call.
 
-A route's score is the decision of its linear row, plus `NEAREST_WEIGHT` times the cosine to the nearest example of the
-`LIKELY` routes with the highest decisions (a request unlike every example is doubtful, whatever the rows say), less
-`NONE_WEIGHT` times the decision of the row for requests that are for no adapter. An encoder, where there is one, adds a
-weighted score of its own.
+A route's score is the decision value of its linear classifier, plus `NEIGHBOUR_WEIGHT` times the cosine similarity to
+the nearest example of the `TOP_K_ROUTES` routes with the highest decision values (a request unlike every example is
+doubtful, whatever the classifier says), less `OUT_OF_SCOPE_WEIGHT` times the decision value of the out-of-scope class.
+An encoder, if there is one, adds a weighted score.
 """
 
 from __future__ import annotations
@@ -16,152 +16,154 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adapterhub.routing.classifier.features import FloatArray, IntArray, Vector, Weighting, buckets
-from adapterhub.routing.classifier.neighbours import Nearest, Neighbours
-from adapterhub.routing.classifier.rows import Rows
+from adapterhub.routing.classifier.arrays import FloatArray, IntArray
+from adapterhub.routing.classifier.features import SparseVector, TfidfWeighting, hash_ngrams
+from adapterhub.routing.classifier.linear_head import LinearHead
+from adapterhub.routing.classifier.neighbours import NearestNeighbours, Neighbour
 
 if TYPE_CHECKING:
     from adapterhub.routing.classifier.encoding import EncoderHead
 
-NEAREST_WEIGHT = 0.75
-NONE_WEIGHT = 0.3
-LIKELY = 2
+NEIGHBOUR_WEIGHT = 0.75
+OUT_OF_SCOPE_WEIGHT = 0.3
+TOP_K_ROUTES = 2
 
 
-class Scored(NamedTuple):
-    """What a text looks like to every route.
+class Scores(NamedTuple):
+    """The scores of one text.
 
     Attributes:
-        scores: One per route (routes).
-        none: The decision of the row for requests that are for no adapter.
-        nearest: The nearest example.
+        values: One per route (routes).
+        out_of_scope: The decision value of the out-of-scope class.
+        neighbour: The nearest example.
     """
 
-    scores: FloatArray
-    none: float
-    nearest: Nearest
+    values: FloatArray
+    out_of_scope: float
+    neighbour: Neighbour
 
     @property
-    def top(self) -> float:
+    def highest(self) -> float:
         """The highest score of a route."""
-        return float(self.scores.max())
+        return float(self.values.max())
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows that were fitted together, with the examples of their routes.
+class FittedHead:
+    """A linear head with its columns and the examples of its classes.
 
     Attributes:
-        columns: Bucket -> column, -1 for n-grams that no sample has (buckets).
-        rows: The rows.
+        columns: Bucket -> column, -1 for n-grams without training data (buckets).
+        linear: The linear classifiers.
         neighbours: The examples.
     """
 
     columns: IntArray
-    rows: Rows
-    neighbours: Neighbours
+    linear: LinearHead
+    neighbours: NearestNeighbours
 
     @property
     def size(self) -> int:
-        """How many rows it has."""
-        return len(self.rows.biases)
+        """The number of classes."""
+        return len(self.linear.biases)
 
-    def spread(self, vector: Vector) -> Vector:
-        """A text by columns; that of n-grams that no sample has is -1."""
-        return Vector(self.columns.take(vector.buckets), vector.values)
+    def to_columns(self, vector: SparseVector) -> SparseVector:
+        """A vector by bucket as one by column; -1 for n-grams without training data."""
+        return SparseVector(self.columns.take(vector.indices), vector.values)
 
-    def decisions(self, spread: Vector) -> FloatArray:
-        """The rows' decisions on a text (rows)."""
-        return self.rows.decisions(*spread)
+    def decision_function(self, vector: SparseVector) -> FloatArray:
+        """The decision value of each class (classes), given a vector by column."""
+        return self.linear.decision_function(*vector)
 
-    def nearest(self, rows: Iterable[int], spread: Vector) -> Nearest:
-        """The nearest example of some rows."""
-        request = np.zeros(len(self.rows.steps), np.float32)
-        request[spread.buckets] = spread.values
-        return self.neighbours.nearest(rows, request)
+    def nearest(self, classes: Iterable[int], vector: SparseVector) -> Neighbour:
+        """The nearest example of some classes, given a vector by column."""
+        request = np.zeros(len(self.linear.steps), np.float32)
+        request[vector.indices] = vector.values
+        return self.neighbours.nearest(classes, request)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """All rows. A change makes another scorer, which shares with this one whatever stays.
+    """Text to scores.
 
     Attributes:
-        weighting: Weights of the n-grams.
-        parts: The rows of the last whole fit, the last of them for no adapter; then those that were added since.
-        order: Where each route's decision lies among all rows (routes).
-        encoder: What adds its own scores.
+        weighting: TF-IDF weights of the n-grams.
+        heads: The head of the last full fit, whose last class is out of scope; then, after changes, that of the classes
+            that were fitted since.
+        order: For each route, the index of its class in the concatenated heads (routes).
+        encoder: What an encoder adds.
     """
 
-    weighting: Weighting
-    parts: tuple[Part, ...]
+    weighting: TfidfWeighting
+    heads: tuple[FittedHead, ...]
     order: IntArray
     encoder: EncoderHead | None = None
 
     @classmethod
-    def of(cls, weighting: Weighting, part: Part) -> Scorer:
-        """A scorer of rows that were all fitted together."""
-        return cls(weighting, (part,), np.arange(part.size - 1))
+    def of(cls, weighting: TfidfWeighting, head: FittedHead) -> Scorer:
+        """The scorer of one full fit."""
+        return cls(weighting, (head,), np.arange(head.size - 1))
 
-    def with_rows(self, part: Part, place: int, replaced: Sequence[int]) -> Scorer:
-        """A route more, at a place among the routes, and other rows in place of some routes' own.
+    def with_classes(self, head: FittedHead, index: int, replaced: Sequence[int]) -> Scorer:
+        """Adds a route, and replaces the classifiers of some others.
 
         Args:
-            part: Holds all rows that were added before, then the new route's, then the others.
-            place: The new route's place.
-            replaced: The places of the routes, after the new one is in, that have another row now.
+            head: The classes that were fitted since the full fit before this change, then the new route's, then those
+                of the replaced routes.
+            index: The new route's index.
+            replaced: The indices, with the new route in, of the routes whose classifiers are replaced.
         """
-        total = self.parts[0].size + part.size
-        order = np.insert(self.order, place, total - len(replaced) - 1)
+        total = self.heads[0].size + head.size
+        order = np.insert(self.order, index, total - len(replaced) - 1)
         order[list(replaced)] = np.arange(total - len(replaced), total)
-        return replace(self, parts=(self.parts[0], part), order=order)
+        return replace(self, heads=(self.heads[0], head), order=order)
 
-    def without(self, place: int) -> Scorer:
-        """A route less: its row is no longer asked."""
-        return replace(self, order=np.delete(self.order, place))
+    def without(self, index: int) -> Scorer:
+        """Removes a route; its class stays in the head, unused."""
+        return replace(self, order=np.delete(self.order, index))
 
-    def score_text(self, text: str) -> Scored:
+    def score_text(self, text: str) -> Scores:
         """Scores one text by its n-grams."""
-        vector = self.weighting.vector(buckets(text))
-        spreads = [part.spread(vector) for part in self.parts]
-        found = [part.decisions(spread) for part, spread in zip(self.parts, spreads, strict=True)]
-        rows = np.concatenate(found) if len(found) > 1 else found[0]
-        decisions, none = rows[self.order], float(found[0][-1])
-        nearest = self._nearest(spreads, decisions)
-        return Scored(decisions + (NEAREST_WEIGHT * nearest.cosine - NONE_WEIGHT * none), none, nearest)
+        vector = self.weighting.vector(hash_ngrams(text))
+        by_column = [head.to_columns(vector) for head in self.heads]
+        found = [head.decision_function(own) for head, own in zip(self.heads, by_column, strict=True)]
+        classes = np.concatenate(found) if len(found) > 1 else found[0]
+        decisions, out_of_scope = classes[self.order], float(found[0][-1])
+        neighbour = self._nearest(by_column, decisions)
+        values = decisions + (NEIGHBOUR_WEIGHT * neighbour.cosine - OUT_OF_SCOPE_WEIGHT * out_of_scope)
+        return Scores(values, out_of_scope, neighbour)
 
-    def _nearest(self, spreads: Sequence[Vector], decisions: FloatArray) -> Nearest:
-        """The nearest example of the likely routes, given a text by the columns of each part."""
-        first = self.parts[0].size
-        rows = sorted([int(self.order[place]) for place in _highest(decisions, LIKELY)])
-        nearest = self.parts[0].nearest([row for row in rows if row < first], spreads[0])
-        later = [row - first for row in rows if row >= first]
-        return (
-            max(nearest, self.parts[1].nearest(later, spreads[1]), key=lambda one: one.cosine)
-            if later
-            else nearest
-        )
+    def _nearest(self, by_column: Sequence[SparseVector], decisions: FloatArray) -> Neighbour:
+        """The nearest example of the top routes, given a text's vector by the columns of each head."""
+        first = self.heads[0].size
+        classes = sorted([int(self.order[index]) for index in _top_k(decisions, TOP_K_ROUTES)])
+        neighbour = self.heads[0].nearest([one for one in classes if one < first], by_column[0])
+        later = [one - first for one in classes if one >= first]
+        if not later:
+            return neighbour
+        return max(neighbour, self.heads[1].nearest(later, by_column[1]), key=lambda one: one.cosine)
 
-    def score(self, pieces: Sequence[str], script: str) -> tuple[Scored, str]:
-        """The best scored piece of a request, and that piece."""
-        scored = [self.score_text(piece) for piece in pieces]
+    def score(self, segments: Sequence[str], script: str) -> tuple[Scores, str]:
+        """The scores of the segment with the highest score, and that segment."""
+        scored = [self.score_text(segment) for segment in segments]
         if self.encoder and self.encoder.weight(script):
-            added = self.encoder.scores(pieces) * self.encoder.weight(script)
-            scored = [one._replace(scores=one.scores + more) for one, more in zip(scored, added, strict=True)]
-        best = max(range(len(pieces)), key=lambda place: scored[place].top) if len(pieces) > 1 else 0
-        return scored[best], pieces[best]
+            added = self.encoder.scores(segments) * self.encoder.weight(script)
+            scored = [one._replace(values=one.values + more) for one, more in zip(scored, added, strict=True)]
+        best = max(range(len(segments)), key=lambda index: scored[index].highest) if len(segments) > 1 else 0
+        return scored[best], segments[best]
 
-    def contributions(self, vector: Vector, place: int) -> FloatArray:
-        """What each n-gram of a text adds to a route's decision (n), 0 for those it does not know."""
-        row = int(self.order[place])
-        part = self.parts[row >= self.parts[0].size]
-        row -= 0 if part is self.parts[0] else self.parts[0].size
-        return part.rows.weights(part.columns[vector.buckets], row) * vector.values
+    def contributions(self, vector: SparseVector, index: int) -> FloatArray:
+        """What each n-gram of a text adds to a route's decision value (n); 0 for those without training data."""
+        own = int(self.order[index])
+        head = self.heads[own >= self.heads[0].size]
+        own -= 0 if head is self.heads[0] else self.heads[0].size
+        return head.linear.coefficients(head.columns[vector.indices], own) * vector.values
 
 
-def _highest(values: FloatArray, count: int) -> list[int]:
-    """The places of the highest values, which for a few of them are sooner found one by one than by a partition."""
+def _top_k(values: FloatArray, k: int) -> list[int]:
+    """The indices of the k highest values; for a small k, faster than a partition."""
     left, found = values.copy(), []
-    for _ in range(min(count, len(values))):
+    for _ in range(min(k, len(values))):
         found.append(int(left.argmax()))
         left[found[-1]] = -np.inf
     return found

@@ -1,7 +1,7 @@
 """A router as one file: arrays and one JSON text in skops' format, which needs no trusted types and runs no code.
 
-What can be made again from the examples (features, columns, the index of neighbours) is made again; what was fitted is
-kept, the weights in a byte each. A digest over everything tells damage; sizes are checked before anything is unpacked.
+Stored are the routes and what was fitted, weights as int8; features, columns and nearest neighbours are computed from
+the examples when the file is loaded. A digest detects damage; sizes are checked before anything is unpacked.
 """
 
 from __future__ import annotations
@@ -21,24 +21,21 @@ from adapterhub._files import write_atomic
 from adapterhub.errors import RoutingError
 from adapterhub.routing.classifier.calibration import Calibration, HeldOut, Policy
 from adapterhub.routing.classifier.encoding import Encoder, EncoderHead
-from adapterhub.routing.classifier.features import BUCKETS, Weighting
-from adapterhub.routing.classifier.fitting import Table, samples_of
+from adapterhub.routing.classifier.features import BUCKETS, TfidfWeighting
+from adapterhub.routing.classifier.fitting import TrainingSet, samples_of
+from adapterhub.routing.classifier.linear_head import LinearHead
 from adapterhub.routing.classifier.model import RouterModel
-from adapterhub.routing.classifier.rows import Rows
-from adapterhub.routing.classifier.scorer import Part, Scorer
+from adapterhub.routing.classifier.scorer import FittedHead, Scorer
 from adapterhub.routing.routes import Route
 
 FORMAT = 3
-"""Raised whenever a file of before would be read wrongly: 2 has its columns in order of how frequent they are, and 3
-has steps for n-grams without a column.
-"""
-MOST_BYTES = 512 * 2**20
-"""Unpacked size of a file that is read."""
-_MOST_ENTRIES = 64
+"""Raised whenever an older file would be misread: 2 orders columns by frequency, 3 has steps for others."""
+MAX_UNPACKED_BYTES = 512 * 2**20
+_MAX_ENTRIES = 64
 
 
 class _Meta(BaseModel):
-    """Everything but arrays."""
+    """The JSON part: everything but arrays."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,10 +50,10 @@ class _Meta(BaseModel):
 
 
 def save_model(model: RouterModel, path: Path) -> None:
-    """Writes a wholly fitted model."""
+    """Writes a model without changes since its full fit."""
     from skops import io
 
-    head, (part,) = model.scorer.encoder, model.scorer.parts
+    encoder, (head,) = model.scorer.encoder, model.scorer.heads
     meta = _Meta(
         format=FORMAT,
         routes=model.routes,
@@ -65,11 +62,11 @@ def save_model(model: RouterModel, path: Path) -> None:
         policy=model.policy,
         calibration=model.calibration,
         held_out=model.held_out,
-        encoder=head.weights if head else None,
+        encoder=encoder.weights if encoder else None,
     ).model_dump_json()
-    arrays = part.rows._asdict() | {"idf": model.table.weighting.idf}
-    if head:
-        arrays |= {"vectors": head.vectors, "coefficients": head.coefficients}
+    arrays = head.linear._asdict() | {"idf": model.training.weighting.idf}
+    if encoder:
+        arrays |= {"vectors": encoder.vectors, "coefficients": encoder.coefficients}
     content = {"meta": meta, "digest": _digest(meta, arrays), **arrays}
     try:
         write_atomic(path, io.dumps(content, compression=zipfile.ZIP_DEFLATED, compresslevel=6))
@@ -78,7 +75,7 @@ def save_model(model: RouterModel, path: Path) -> None:
 
 
 def load_model(path: Path, encoder: Encoder | None) -> RouterModel:
-    """Reads what `save_model` wrote; errors as for `AdapterRouter.load`."""
+    """Reads a file that `save_model` wrote; errors as for `AdapterRouter.load`."""
     content = _unpacked(path)
     try:
         text, digest = content.pop("meta"), content.pop("digest")
@@ -101,8 +98,10 @@ def _unpacked(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
         size = sum(entry.file_size for entry in entries)
-        if size > MOST_BYTES or len(entries) > _MOST_ENTRIES:
-            raise RoutingError(f"The router in {path} would take {size} bytes; {MOST_BYTES} are allowed.")
+        if size > MAX_UNPACKED_BYTES or len(entries) > _MAX_ENTRIES:
+            raise RoutingError(
+                f"The router in {path} would take {size} bytes; {MAX_UNPACKED_BYTES} are allowed."
+            )
         content = io.load(path, trusted=[])
     except FileNotFoundError as error:
         raise RoutingError(
@@ -110,7 +109,7 @@ def _unpacked(path: Path) -> dict[str, Any]:
         ) from error
     except RoutingError:
         raise
-    except Exception as error:  # skops raises whatever its parsers do on bytes that are not its own
+    except Exception as error:  # skops raises various errors on files of another format
         raise RoutingError(f"The file {path} holds no router.", hint="Fit it anew.") from error
     if not isinstance(content, dict):
         raise RoutingError(f"The file {path} holds no router.", hint="Fit it anew.")
@@ -121,11 +120,11 @@ def _model(meta: _Meta, arrays: Mapping[str, Any], encoder: Encoder | None) -> R
     if arrays["idf"].shape != (2 * BUCKETS,):
         raise ValueError("idf")
     own = samples_of(meta.routes, meta.negatives)
-    table = Table.make(own, meta.general, Weighting(arrays["idf"]))
-    rows = Rows(arrays["steps"], arrays["scales"], arrays["biases"])
-    _check_like(rows, Rows.zeros(table.samples.features.shape[1], len(meta.routes) + 1))
-    near = table.neighbours([route.name for route in meta.routes])
-    scorer = Scorer.of(table.weighting, Part(table.columns, rows, near))
+    training = TrainingSet.make(own, meta.general, TfidfWeighting(arrays["idf"]))
+    linear = LinearHead(arrays["steps"], arrays["scales"], arrays["biases"])
+    _check_like(linear, LinearHead.zeros(training.samples.features.shape[1], len(meta.routes) + 1))
+    neighbours = training.neighbours([route.name for route in meta.routes])
+    scorer = Scorer.of(training.weighting, FittedHead(training.columns, linear, neighbours))
     if meta.encoder is not None:
         if encoder is None:
             raise RoutingError(
@@ -134,12 +133,19 @@ def _model(meta: _Meta, arrays: Mapping[str, Any], encoder: Encoder | None) -> R
         head = EncoderHead(encoder, arrays["vectors"], arrays["coefficients"], meta.encoder)
         scorer = replace(scorer, encoder=head)
     return RouterModel(
-        meta.routes, meta.negatives, meta.general, meta.policy, table, scorer, meta.calibration, meta.held_out
+        meta.routes,
+        meta.negatives,
+        meta.general,
+        meta.policy,
+        training,
+        scorer,
+        meta.calibration,
+        meta.held_out,
     )
 
 
-def _check_like(rows: Rows, wanted: Rows) -> None:
-    for name, found, expected in zip(Rows._fields, rows, wanted, strict=True):
+def _check_like(head: LinearHead, expected_head: LinearHead) -> None:
+    for name, found, expected in zip(LinearHead._fields, head, expected_head, strict=True):
         if (found.shape, found.dtype) != (expected.shape, expected.dtype):
             raise ValueError(name)
 

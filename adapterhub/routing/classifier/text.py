@@ -1,81 +1,71 @@
-"""What of a request the router reads: the last thing the user said, in pieces, without code, and its script.
+"""The text of a request that is classified: its segments, without fenced code, and its script.
 
-Among two dozen words that ask for nothing, a request is lost on a bag of words. So it is also read by sentences; and
-where people leave out full stops, by spans of words.
+A short request among two dozen words of other text is lost in one bag of words. So each sentence is classified too,
+and of long sentences without full stops, overlapping windows of words.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-LONGEST = 4_000
-"""Characters of a request that are read: its beginning and its end."""
-MOST_PIECES = 24
-"""Sentences and spans of one request that are read beside the whole."""
-LONG_SENTENCE = 20
-"""Words that a sentence may have before its spans are read too."""
-SPAN = 10
-"""Words of a span; each begins in the middle of the one before."""
-_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_MARK = re.compile(r"[.!?…。！？\n]")
-_END_OF_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
-# Where the Unicode blocks of the commonest scripts begin, and what begins there.
-_BLOCKS = (
-    (0x0000, "latin"),
-    (0x0370, "greek"),
-    (0x0400, "cyrillic"),
-    (0x0530, "armenian"),
-    (0x0590, "hebrew"),
-    (0x0600, "arabic"),
-    (0x0780, "other"),
-    (0x0900, "devanagari"),
-    (0x0980, "other"),
-    (0x0E00, "thai"),
-    (0x0E80, "other"),
-    (0x10A0, "georgian"),
-    (0x1100, "hangul"),
-    (0x1200, "other"),
-    (0x1E00, "latin"),
-    (0x1F00, "greek"),
-    (0x2000, "other"),
-    (0x3040, "kana"),
-    (0x3100, "han"),
-    (0xAC00, "hangul"),
-    (0xD7B0, "other"),
-    (0xFF21, "latin"),
-    (0xFF66, "kana"),
-    (0xFFA0, "other"),
-    (0x20000, "han"),
-    (0x323B0, "other"),
+import regex
+
+MAX_REQUEST_CHARS = 4_000
+"""Characters of a request that are read: half of them from its beginning, half from its end."""
+MAX_SEGMENTS = 24
+"""Sentences and windows of one request that are classified beside the whole."""
+MAX_SENTENCE_WORDS = 20
+"""Words of a sentence above which it is split into windows."""
+WINDOW_WORDS = 10
+"""Words of a window; each window overlaps the one before by half."""
+_FENCED_CODE = regex.compile(r"```.*?(?:```|\Z)", regex.DOTALL)
+_SENTENCE_MARK = regex.compile(r"[.!?…。！？\n]")
+_SENTENCE_END = regex.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
+_SCRIPTS = {
+    "latin": r"\p{Latin}",
+    "cyrillic": r"\p{Cyrillic}",
+    "greek": r"\p{Greek}",
+    "armenian": r"\p{Armenian}",
+    "hebrew": r"\p{Hebrew}",
+    "arabic": r"\p{Arabic}",
+    "devanagari": r"\p{Devanagari}",
+    "thai": r"\p{Thai}",
+    "georgian": r"\p{Georgian}",
+    "hangul": r"\p{Hangul}",
+    "kana": r"[\p{Hiragana}\p{Katakana}ー]",  # the long-vowel mark belongs to both, so Unicode calls it common
+    "han": r"\p{Han}",
+}
+"""The scripts that are distinguished, as Unicode's property `Script` names their characters."""
+_LETTERS = regex.compile(
+    r"(?V1)"
+    + "|".join(f"(?P<{name}>[\\p{{L}}&&{letters}]+)" for name, letters in _SCRIPTS.items())
+    + r"|(?P<other>\p{L})"
 )
-_STARTS = [start for start, _ in _BLOCKS]
 
 
-class Reading(NamedTuple):
-    """A request as the router reads it.
+class RequestText(NamedTuple):
+    """A request as it is classified.
 
     Attributes:
-        pieces: The whole, then its sentences where there are several, then spans of long ones; empty if there is
-            nothing to read.
-        script: The writing system of most of its letters, such as `"latin"`.
+        segments: The whole, then its sentences if there are several, then windows of long ones; empty if the request
+            has no text.
+        script: The script of most of its letters, such as `"latin"`.
         has_code: Whether fenced code was left out.
     """
 
-    pieces: tuple[str, ...]
+    segments: tuple[str, ...]
     script: str
     has_code: bool
 
 
-def request_in(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """What a prompt asks: the text itself, or the last message of the user, without parts that are no text."""
+def last_user_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of a prompt that is routed: the text itself, or the text parts of the last user message."""
     if isinstance(prompt, str):
         return prompt
-    said = [message for message in prompt if message.get("role") == "user"] or list(prompt)
-    content = said[-1].get("content") if said else ""
+    messages = [message for message in prompt if message.get("role") == "user"] or list(prompt)
+    content = messages[-1].get("content") if messages else ""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, Sequence) else ()
@@ -87,46 +77,47 @@ def request_in(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def read(text: str) -> Reading:
-    """Reads a request; of a very long one the beginning and the end count.
+def segment_request(text: str) -> RequestText:
+    """Splits a request into segments; of a very long one, the beginning and the end.
 
-    A request that is nothing but fenced code is read as it stands.
+    A request of nothing but fenced code is taken with its code.
     """
-    half = LONGEST // 2
-    text = text if len(text) <= LONGEST else f"{text[:half]}\n{text[-half:]}"
-    prose = _FENCE.sub(" ", text) if "```" in text else text
+    half = MAX_REQUEST_CHARS // 2
+    text = text if len(text) <= MAX_REQUEST_CHARS else f"{text[:half]}\n{text[-half:]}"
+    prose = _FENCED_CODE.sub(" ", text) if "```" in text else text
     has_code, whole = prose != text, (prose.strip() or text.strip())
-    return Reading(_pieces(whole) if whole else (), script(whole), has_code)
+    return RequestText(_segments(whole) if whole else (), dominant_script(whole), has_code)
 
 
-def _pieces(text: str) -> tuple[str, ...]:
-    sentences = _ends(_sentences(text), MOST_PIECES)
-    spans = _ends([span for sentence in sentences for span in _spans(sentence)], MOST_PIECES - len(sentences))
-    return tuple(dict.fromkeys([text, *sentences, *spans]))
+def dominant_script(text: str) -> str:
+    """The script of most of a text's letters; `"none"` if it has no letter, `"other"` for scripts without a name."""
+    if text.isascii():
+        return "latin" if any(map(str.isalpha, text)) else "none"
+    counts: Counter[str] = Counter()
+    for run in _LETTERS.finditer(text):
+        counts[run.lastgroup] += run.end() - run.start()
+    return min(counts, key=lambda name: (-counts[name], name)) if counts else "none"
+
+
+def _segments(text: str) -> tuple[str, ...]:
+    sentences = _first_and_last(_sentences(text), MAX_SEGMENTS)
+    windows = [window for sentence in sentences for window in _windows(sentence)]
+    return tuple(dict.fromkeys([text, *sentences, *_first_and_last(windows, MAX_SEGMENTS - len(sentences))]))
 
 
 def _sentences(text: str) -> list[str]:
-    if not _MARK.search(text):  # as in most requests; to look for a mark takes less time than to split
+    if not _SENTENCE_MARK.search(text):  # most requests have one sentence
         return [text]
-    return [piece for part in _END_OF_SENTENCE.split(text) if (piece := part.strip())]
+    return [sentence for part in _SENTENCE_END.split(text) if (sentence := part.strip())]
 
 
-def _spans(sentence: str) -> list[str]:
-    words = sentence.split()
-    if len(words) <= LONG_SENTENCE:
+def _windows(sentence: str) -> list[str]:
+    words, stride = sentence.split(), WINDOW_WORDS // 2
+    if len(words) <= MAX_SENTENCE_WORDS:
         return []
-    return [" ".join(words[start : start + SPAN]) for start in range(0, len(words) - SPAN // 2, SPAN // 2)]
+    return [" ".join(words[start : start + WINDOW_WORDS]) for start in range(0, len(words) - stride, stride)]
 
 
-def _ends(pieces: list[str], most: int) -> list[str]:
-    """The first and the last pieces."""
-    half = most // 2
-    return pieces if len(pieces) <= most else [*pieces[:half], *pieces[len(pieces) - half :]]
-
-
-def script(text: str) -> str:
-    """The writing system of most of a text's letters, by Unicode block; `"none"` if it has no letter."""
-    if text.isascii():
-        return "latin" if any(map(str.isalpha, text)) else "none"
-    found = Counter(_BLOCKS[bisect_right(_STARTS, ord(sign)) - 1][1] for sign in text if sign.isalpha())
-    return min(found, key=lambda name: (-found[name], name)) if found else "none"
+def _first_and_last(segments: list[str], limit: int) -> list[str]:
+    half = limit // 2
+    return segments if len(segments) <= limit else [*segments[:half], *segments[len(segments) - half :]]

@@ -1,1 +1,1 @@
-"""What became of decisions: the log, and learning from it."""
+"""What comes back from use: the decision log, labelled requests, corrections that go into the cards."""
