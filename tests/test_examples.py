@@ -67,7 +67,7 @@ def test_chain(run: Run):
     assert written.startswith("Subject: Zorbex printer\n\nDear Greta,\n\nCategory: power\n1. ")
     passed, other = judged.split("\n\n", 1)
     assert passed == "passed: no_placeholders, language, length, regex"
-    assert "Dear {{recipient}}" in other
+    assert "Dear {{ recipient }}" in other
     assert ends.startswith("failed 1 of 4 rules\n- no_placeholders: {{recipient}}")
 
 

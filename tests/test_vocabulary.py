@@ -90,14 +90,11 @@ RETIRED_WORDS = {
 
 # Plain meanings: (file, retired word as it is listed above, reason).
 ALLOWED = [
-    ("adapterhub/_files.py", "aside", "a file is moved out of the way"),
-    ("docs/registry.md", "aside", "a folder is moved out of the way"),
     ("docs/finetune.md", "tickets?", "a support ticket in training data"),
     ("examples/chain.py", "tickets?", "a support ticket"),
     ("examples/demo/tasks/json_task.py", "tickets?", "something that is bought, in training data"),
     ("examples/demo/words.py", "tickets?", "a word of the demo's vocabulary"),
     ("examples/finetune.yaml", "tickets?", "a support ticket in training data"),
-    ("tests/langchain/test_agents.py", "tickets?", "a support ticket"),
     ("tests/training/test_example.py", "tickets?", "a support ticket"),
 ]
 

@@ -287,7 +287,7 @@ class TestRun:
         shown = run("run", "json", "Hi", "--tools", tmp_path / "tools.json")
         assert (shown.code, "list" in shown.err) == (1, True)
 
-    def test_an_answer_in_a_form(self, run, tmp_path):
+    def test_structured_output(self, run, tmp_path):
         schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
         (tmp_path / "schema.json").write_text(json.dumps(schema))
         answer = run(

@@ -29,14 +29,14 @@ def registry(copy, tmp_path: Path, other_base: Path) -> AdapterRegistry:
     registry = AdapterRegistry(tmp_path / "registry")
     folder = make_adapter(tmp_path / "poems", other_base)
     examples = ["a poem about the sea", "write a poem", "a poem about python code", "four lines that rhyme"]
-    registry.register(folder, "poems", base=other_base, routing={"examples": examples})
+    registry.register("poems", folder, base=other_base, routing={"examples": examples})
     return registry
 
 
 def hub_on(registry: AdapterRegistry, base: Path) -> AdapterHub:
     engine = EchoEngine()
     engine.fingerprint = BaseFingerprint.of(base)
-    return AdapterHub(registry, engine)
+    return AdapterHub(engine, registry)
 
 
 def decisions_of_both(copy, registry: AdapterRegistry, base: Path) -> list[tuple[dict, dict]]:

@@ -1,4 +1,4 @@
-"""The engine on a GPU: mixed batches against PEFT's at equal shapes, and what else runs otherwise than on a CPU."""
+"""The engine on a GPU: mixed batches against PEFT's at equal shapes, and what differs from a CPU."""
 
 from __future__ import annotations
 
@@ -74,32 +74,32 @@ def _device() -> str:
 
 
 def ours(base: Base, names: Sequence[str | None], world: World) -> torch.Tensor:
-    """Logits of greedy answers, one for each name, all in one batch: (steps, answers, vocabulary)."""
-    runner = ModelRunner(base, slots=len(names))
-    slots = {name: place for place, name in enumerate(names) if name}
+    """Logits of greedy decoding, one sequence for each name in one batch: (steps, sequences, vocabulary)."""
+    runner = ModelRunner(base, max_loras=len(names))
+    slots = {name: index for index, name in enumerate(names) if name}
     for name, slot in slots.items():
         deltas = load_folder_deltas(
             world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype
         )
-        runner.layers.load(slot, deltas)
+        runner.load_adapter(slot, deltas)
     cache = KVCache(runner.kv_shape, 64 * len(names))
-    lanes = [cache.take(LENGTH + STEPS) for _ in names]
-    new: list[list[int]] = [prompt_of(place, LENGTH) for place in range(len(names))]
+    kv_slots = [cache.allocate(LENGTH + STEPS) for _ in names]
+    new: list[list[int]] = [prompt_of(index, LENGTH) for index in range(len(names))]
     steps = []
     for _ in range(STEPS):
-        rows = [
-            ScheduledSequence(lane, tokens, slots.get(name or ""), wanted=True)
-            for lane, tokens, name in zip(lanes, new, names, strict=True)
-            if lane
+        scheduled = [
+            ScheduledSequence(kv_slot, token_ids, slots.get(name or ""), needs_logits=True)
+            for kv_slot, token_ids, name in zip(kv_slots, new, names, strict=True)
+            if kv_slot
         ]
-        steps.append(runner.step(rows).clone())
+        steps.append(runner.step(scheduled).clone())
         new = [[token] for token in steps[-1].argmax(-1).tolist()]
     return torch.stack(steps)
 
 
 @torch.inference_mode()
 def pefts(base: Base, names: Sequence[str | None], world: World, tokens: torch.Tensor) -> torch.Tensor:
-    """The same by PEFT's mixed batch, which is given the tokens, shape (steps, answers), as it goes."""
+    """The same by PEFT's mixed batch, which is fed the given tokens, shape (steps, sequences)."""
     first, *others = filter(None, names)
     model = PeftModel.from_pretrained(
         base.model, world.adapters[first], adapter_name=first, autocast_adapter_dtype=False
@@ -107,13 +107,11 @@ def pefts(base: Base, names: Sequence[str | None], world: World, tokens: torch.T
     for name in others:
         model.load_adapter(world.adapters[name], name, autocast_adapter_dtype=False)
     for name, parameter in model.eval().named_parameters():
-        if (
-            ".lora_" in name
-        ):  # as the engine has them; `autocast_adapter_dtype` leaves them as their file does
+        if ".lora_" in name:  # `autocast_adapter_dtype=False` leaves them in the dtype of their file
             parameter.data = parameter.data.to(base.compute_dtype)
-    given = torch.tensor([prompt_of(place, LENGTH) for place in range(len(names))], device=base.device)
+    given = torch.tensor([prompt_of(index, LENGTH) for index in range(len(names))], device=base.device)
     cache, steps = DynamicCache(config=base.model.config), []
-    for own in tokens:
+    for chosen in tokens:
         output = model(
             input_ids=given,
             past_key_values=cache,
@@ -121,7 +119,7 @@ def pefts(base: Base, names: Sequence[str | None], world: World, tokens: torch.T
             adapter_names=[name or "__base__" for name in names],
         )
         steps.append(output.logits[:, -1])
-        given = own[:, None]
+        given = chosen[:, None]
     return torch.stack(steps)
 
 
@@ -130,7 +128,7 @@ def pefts(base: Base, names: Sequence[str | None], world: World, tokens: torch.T
 def test_a_mixed_batch_is_pefts_at_equal_shapes(
     world: World, dtype: ComputeDtype, quantization: Quantization | None
 ):
-    """Every product of the base has equal shapes in both, and so the same kernels. PEFT mixes no DoRA."""
+    """The base's products have equal shapes in both, and so use the same kernels. PEFT cannot mix DoRA."""
     names = [
         None,
         *(name for name, one in adapter_settings("llama").items() if not one.get("use_dora")),
@@ -158,7 +156,7 @@ def test_a_mixed_batch_is_pefts_at_equal_shapes(
 def test_adapters_of_every_kind_that_join_and_leave_are_pefts(
     world: World, quantization: Quantization | None
 ):
-    """With DoRA, prompts of many lengths read in parts, and each row alone under PEFT; in float32."""
+    """With DoRA, prompts of many lengths prefilled in chunks, and each sequence alone under PEFT; in float32."""
     base, other = (
         load_base(world.base, quantization=quantization, compute_dtype="float32", device=_device())
         for _ in range(2)
@@ -180,7 +178,7 @@ def test_greedy_tokens_are_those_of_generate(world: World, engine: BatchingEngin
 
 @gpu
 def test_every_request_keeps_its_own_settings(world: World, engine: BatchingEngine):
-    """More adapters than slots; draws by seed, forms and log-probabilities are those of each request alone."""
+    """More adapters than slots; seeded sampling and log-probabilities are those of each request alone."""
     settings: list[dict[str, object]] = [
         {"n": 3, "temperature": 1.5, "seed": 11},
         {"logprobs": 4},
@@ -190,8 +188,8 @@ def test_every_request_keeps_its_own_settings(world: World, engine: BatchingEngi
         {"repetition_penalty": 1.8},
     ]
     batch = [
-        request(prompt_of(place, 40), source, **settings[place % len(settings)])
-        for place, source in enumerate([None, *sources_of(world.adapters).values()])
+        request(prompt_of(index, 40), source, **settings[index % len(settings)])
+        for index, source in enumerate([None, *sources_of(world.adapters).values()])
     ]
     singles = [engine.generate([one])[0] for one in batch]
     for got, wanted in zip(engine.generate(batch), singles, strict=True):
@@ -199,41 +197,41 @@ def test_every_request_keeps_its_own_settings(world: World, engine: BatchingEngi
         for one, other in zip(got, wanted, strict=True):
             about_equal(one, other)
     assert engine.stats().evictions > 0
-    assert engine.stats().prefix_hit_tokens > 0
+    assert engine.stats().prefix_cache_hit_tokens > 0
 
 
 @gpu
-def test_an_answer_keeps_to_its_form(world: World, engine: BatchingEngine):
-    form = OutputFormat.of(regex="[a-c]{3}-[0-9]{4}")
+def test_structured_output(world: World, engine: BatchingEngine):
+    output_format = OutputFormat.of(regex="[a-c]{3}-[0-9]{4}")
     (source, *_) = sources_of(world.adapters).values()
     sampling = SamplingParams(temperature=1.0, seed=1, max_tokens=16)
-    ((answer,),) = engine.generate([Request(prompt_of(1, 9), source, sampling, form)])
+    ((answer,),) = engine.generate([Request(prompt_of(1, 9), source, sampling, output_format)])
     letters, _, digits = answer.text.partition("-")
     assert (len(letters), set(letters) <= set("abc"), digits.isdecimal()) == (3, True, True)
 
 
 @gpu
-def test_adapters_in_host_memory_take_nothing_of_the_gpus(world: World):
-    """DoRA's magnitudes are computed where the base is, and what is kept for later is not there."""
+def test_adapters_in_host_memory_take_no_gpu_memory(world: World):
+    """DoRA's norms are computed on the GPU; the result is on the host."""
     base = load_base(world.base, compute_dtype="float32", device=_device())
     before = torch.cuda.memory_allocated()
-    kept = [
+    loaded = [
         load_folder_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32)
         for folder in world.adapters.values()
     ]
-    places = {delta.a.device.type for deltas in kept for delta in deltas.values()}
+    devices = {delta.a.device.type for deltas in loaded for delta in deltas.values()}
     scales = {
         delta.magnitude_scale.device.type
-        for deltas in kept
+        for deltas in loaded
         for delta in deltas.values()
         if delta.magnitude_scale is not None
     }
-    assert places == scales == {"cpu"}
+    assert devices == scales == {"cpu"}
     assert torch.cuda.memory_allocated() - before < 2**20
 
 
-def test_adapters_stay_in_host_memory_wherever_the_base_is(tmp_path: Path):
-    """On PyTorch's device without memory, which every machine has."""
+def test_adapters_stay_in_host_memory_whatever_the_device_of_the_base(tmp_path: Path):
+    """On PyTorch's meta device, which every machine has."""
     folder = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "adapter", folder)
     base = load_base(folder, quantization=None, device="cpu")
