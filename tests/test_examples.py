@@ -68,7 +68,7 @@ def test_chain(run: Run):
     passed, other = judged.split("\n\n", 1)
     assert passed == "passed: no_placeholders, language, length, regex"
     assert "Dear {{ recipient }}" in other
-    assert ends.startswith("failed 1 of 4 rules\n- no_placeholders: {{recipient}}")
+    assert ends.startswith("failed 1 of 4 rules\n- no_placeholders: the placeholder {{ recipient }} is left")
 
 
 def test_agent(run: Run):
