@@ -1,4 +1,4 @@
-"""The contenders of the benchmarks: each starts a batch of equally long prompts, then decodes a token a row and step."""
+"""The contenders of the benchmarks: each starts a batch of equally long prompts, then decodes one token a row."""
 
 from __future__ import annotations
 

@@ -115,7 +115,9 @@ def _start(
     batch.stop()
 
 
-def _prefill(engine: Engine, adapters: Sequence[StoredLoraRequest | None], options: argparse.Namespace) -> None:
+def _prefill(
+    engine: Engine, adapters: Sequence[StoredLoraRequest | None], options: argparse.Namespace
+) -> None:
     engine.prefill(_prompts(len(adapters), options.tokens), adapters)
 
 
