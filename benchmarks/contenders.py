@@ -1,4 +1,4 @@
-"""Those that are compared: each starts a batch of equally long prompts, and then gives every row one token a step."""
+"""The contenders of the benchmarks: each starts a batch of equally long prompts, then decodes one token a row."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def load_peft(base: Base, adapters: Sequence[StoredLoraRequest]) -> PeftModel:
 
 
 class StaticBatch:
-    """A plain forward of transformers over a batch that nobody joins or leaves.
+    """A plain forward of transformers over a static batch: no row joins or leaves.
 
     Args:
         model: transformers' or PEFT's model.
-        mixed: Tell PEFT each row's adapter; else the first row's is set once for all, if there is one.
+        mixed: Pass PEFT each row's adapter; else the first row's is set for all, if it has one.
     """
 
     def __init__(self, model: Any, *, mixed: bool = False) -> None:
@@ -156,9 +156,8 @@ class Ours:
             next(stream)
 
     def step(self) -> None:
-        next(
-            self._streams[-1]
-        )  # its next token takes one step of all rows; the other streams' tokens are queued
+        # Its next token takes one step of all rows; the other streams' tokens are queued.
+        next(self._streams[-1])
 
     def stop(self) -> None:
         for stream in self._streams:

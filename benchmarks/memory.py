@@ -33,7 +33,7 @@ MIB = 1 << 20
 
 
 def ours(base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace) -> dict[str, float]:
-    """MiB that an engine holds while as many answers run as it takes, once every adapter has been asked for."""
+    """MiB of an engine that runs as many answers as fit, once every adapter has been requested."""
     limits = EngineLimits(
         max_loras=options.slots,
         max_cpu_loras=options.host,
@@ -60,7 +60,7 @@ def ours(base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Nam
 
 
 def peft(base: Base, sources: Sequence[StoredLoraRequest], options: argparse.Namespace) -> dict[str, float]:
-    """MiB that PEFT holds with the same adapters loaded and a static batch of as many answers."""
+    """MiB of PEFT with the same adapters loaded and a static batch of as many answers."""
     model = load_peft(twin(base), sources)
     adapters = sum(tensor.nbytes for name, tensor in model.named_parameters() if ".lora_" in name)
     cache = DynamicCache(config=model.config)
@@ -91,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sources = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
         for count in options.adapters:
             for name, measure in (("ours", ours), ("PEFT", peft)):
-                gc.collect()  # or the one before would be counted along
+                gc.collect()  # or the contender before it would be counted too
                 device_peak_mib(options.device)
-                held = {
+                parts = {
                     "base": base.model.get_memory_footprint() / MIB,
                     **measure(base, sources[:count], options),
                 }
@@ -102,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     {
                         "adapters": count,
                         "contender": name,
-                        **held,
-                        "sum": sum(held.values()),
+                        **parts,
+                        "sum": sum(parts.values()),
                         "GPU peak": peak,
                     }
                 )

@@ -86,14 +86,14 @@ def measure(
     }
     for count in options.prompts:
         progress(f"{count} prompts")
-        mine, nobodys = list(adapters[:count]), [None] * count
-        runs: dict[str, Callable[[], object]] = {BASE: partial(_start, batches[BASE], nobodys, options)}
+        chosen, none = list(adapters[:count]), [None] * count
+        runs: dict[str, Callable[[], object]] = {BASE: partial(_start, batches[BASE], none, options)}
         for (name, step), engine in engines.items():
             runs[f"{name}, steps of {step}"] = partial(
-                _read, engine, mine if name == OURS else nobodys, options
+                _prefill, engine, chosen if name == OURS else none, options
             )
         for name in (PEFT_ONE, PEFT_MIXED) if count == 1 else (PEFT_SWITCHING, PEFT_MIXED):
-            runs[name] = partial(_start, batches[name], mine, options)
+            runs[name] = partial(_start, batches[name], chosen, options)
         times = interleaved(runs, options)
         results += [
             {
@@ -115,7 +115,9 @@ def _start(
     batch.stop()
 
 
-def _read(engine: Engine, adapters: Sequence[StoredLoraRequest | None], options: argparse.Namespace) -> None:
+def _prefill(
+    engine: Engine, adapters: Sequence[StoredLoraRequest | None], options: argparse.Namespace
+) -> None:
     engine.prefill(_prompts(len(adapters), options.tokens), adapters)
 
 

@@ -3,13 +3,13 @@
     python -m benchmarks.serving --threads 1 --pin 0 --shape 200m
 
 Requests arrive as a Poisson process and choose their adapter by Zipf's law. All have prompts of one length and answers
-of one length, which is what suits batches that nobody joins or leaves best. Every contender starts without a loaded
+of one length, which suits static batches best. Every contender starts without a loaded
 adapter and serves the same requests:
 
 - ours: the engine, its steps run for an event loop by its own thread;
 - PEFT switching: one request after the other, `set_adapter` before each;
 - PEFT grouped: the oldest request and those that wait for the same adapter, as one batch to its end;
-- base: whoever waits, as one batch to its end, without any adapter. It is the ceiling.
+- base: all requests that wait, as one batch to its end, without any adapter. It is the ceiling.
 
 The second table requests adapters evenly at random, all requests immediately, from an engine with few slots: throughput
 must fall smoothly, and memory stay bounded, when there are more adapters than slots.
@@ -43,7 +43,7 @@ from benchmarks.traffic import (
 )
 
 BatchFor = Callable[[StoredLoraRequest], StaticBatch]
-FILES = 8  # that the adapters share: what tells them apart is their digest
+FILES = 8  # shared by all adapters, which differ in their digest
 
 
 def compare(
@@ -137,7 +137,7 @@ def overload(
             {
                 "adapters": count,
                 **summary(requests, options.tokens),
-                "asked_for": len({one.adapter.name for one in requests}),
+                "requested": len({one.adapter.name for one in requests}),
                 "loads": stats.loads,
                 "evictions": stats.evictions,
                 "engine_mib": (stats.adapter_bytes + stats.host_bytes + stats.kv_bytes) / 2**20,
@@ -156,7 +156,7 @@ def show(served: list[dict[str, Any]], overloaded: list[dict[str, Any]]) -> None
         table([key.replace("_", " ") for key in keys], [[one[key] for key in keys] for one in own])
     if overloaded:
         print("\nmore adapters than slots, evenly at random")
-        keys = ("adapters", "asked_for", "tokens_per_second", "loads", "evictions", "engine_mib", "peak_mib")
+        keys = ("adapters", "requested", "tokens_per_second", "loads", "evictions", "engine_mib", "peak_mib")
         table([key.replace("_", " ") for key in keys], [[one[key] for key in keys] for one in overloaded])
 
 

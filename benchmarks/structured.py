@@ -1,4 +1,4 @@
-"""The cost of structured output for each token: the mask, and the completion that keeps an answer in its budget.
+"""The cost of structured output for each token: the mask, and the search that keeps an answer within its budget.
 
     python -m benchmarks.structured
     python -m benchmarks.structured --vocabulary 128000

@@ -1,7 +1,7 @@
 """Requests that arrive at random, and two ways to serve them: in static batches, or as they arrive.
 
-On a machine that others use too, the clock can be this process's own time. Then nobody waits for a request that is yet
-to come: the clock jumps to it, and all times are what they would be if the process were alone.
+On a machine that others use too, the clock can be this process's own time. Then no time passes until the next request:
+the clock jumps to it, and all times are what they would be if the process were alone.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Clock:
 
 @dataclass
 class Arrival:
-    """One request, and when it got its first and its last token, in seconds after it came."""
+    """One request, and when it got its first and its last token, in seconds after its arrival."""
 
     at: float
     adapter: StoredLoraRequest
@@ -74,12 +74,12 @@ def arrivals(
     """Requests with exponential times between them.
 
     Args:
-        sources: The adapters; as many of them are asked for as have a popularity.
-        popularity: How often each is asked for, relative to the others.
-        requests: How many.
+        sources: The adapters; those beyond the length of `popularity` are not requested.
+        popularity: How often each is requested, relative to the others.
+        requests: Number of requests.
         rate: Requests a second; 0 is all of them immediately.
         prompt: Tokens of each prompt.
-        seed: Of chance.
+        seed: Seed of the random choices.
     """
     chance = random.Random(seed)
     at, result = 0.0, []
@@ -138,7 +138,7 @@ class LazyPeft:
 
 
 def serve_with_engine(engine: BatchingEngine, requests: Sequence[Arrival], tokens: int, clock: Clock) -> None:
-    """Serves each request as it comes."""
+    """Serves each request when it arrives."""
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
 
     async def serve(one: Arrival) -> None:

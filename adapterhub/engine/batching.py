@@ -3,8 +3,8 @@
 The threads that wait for output run the scheduler's steps themselves (`leader_follower.py`); a thread of the engine's
 own does so only for callers that cannot block (`background_loop.py`). Sequences join and leave the batch between steps.
 
-What other threads ask for reaches the scheduler through two queues, which the thread that steps empties before each
-step: sequences, and commands such as `pin`.
+Calls from other threads reach the scheduler through two queues, which the thread that steps empties before each step:
+sequences, and commands such as `pin`.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class BatchingEngine:
             self._reap()
             self._scheduler.step()
         except BaseException:
-            # A defect, or Ctrl-C: it is unknown how far the step came, and no caller may be left waiting.
+            # A defect, or Ctrl-C: it is unknown how far the step got, and no caller may be left waiting.
             self._scheduler.fail_all(EngineError, "The engine's step was interrupted.", hint="Ask again.")
             raise
 

@@ -87,10 +87,10 @@ class ModelRunner:
 
     def __init__(self, base: Base, *, max_loras: int) -> None:
         base.claim()
-        self._base = base
+        self._base, self._device = base, base.device
         use_packed_attention(base.model)
         self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
-        self._kv_shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, base.device)
+        self._kv_shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, self._device)
         self._warm_up()
 
     @property
@@ -125,7 +125,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
-        device = self._base.device
+        device = self._device
         spans, logit_indices, start = [], [], 0
         for sequence in sequences:
             spans.append(QuerySpan(sequence.kv_slot, start, len(sequence.token_ids)))
@@ -165,7 +165,7 @@ class ModelRunner:
             total[slot] = total.get(slot, 0) + count
         base = total.pop(None, 0)
         runs = [(slot, count) for slot, count in total.items() if slot is not None]
-        return LoraMapping(runs, num_base_tokens=base, device=self._base.device)
+        return LoraMapping(runs, num_base_tokens=base, device=self._device)
 
     def _warm_up(self) -> None:
         slot = KVCache(self._kv_shape, 1).allocate(1)

@@ -29,9 +29,7 @@ MAX_CHARACTERS = 64 * 1024
 _COMBINING_KEYWORDS = frozenset({"allOf", "if", "not", "dependentSchemas", "unevaluatedProperties"})
 _ALTERNATIVE_KEYWORDS = frozenset({"anyOf", "oneOf", "$ref"})
 _DATA_KEYWORDS = frozenset({"const", "default", "enum", "example", "examples"})  # their values are no schemas
-_MAP_KEYWORDS = frozenset(
-    {"properties", "patternProperties", "$defs", "definitions"}
-)  # their values map names to schemas
+_MAP_KEYWORDS = frozenset({"properties", "patternProperties", "$defs", "definitions"})  # name -> schema
 
 
 @dataclass(frozen=True)
@@ -124,9 +122,8 @@ class OutputFormat:
         }
         rows = [{kind: column[index] for kind, column in columns.items()} for index in range(count)]
         keys = [tuple(map(id, row.values())) for row in rows]
-        formats: dict[
-            tuple[int, ...], Self | None
-        ] = {}  # a description shared by many prompts is parsed once
+        # A description that many prompts share is parsed once.
+        formats: dict[tuple[int, ...], Self | None] = {}
         for key, row in zip(keys, rows, strict=True):
             if key not in formats:
                 formats[key] = cls.of(**row)
@@ -157,7 +154,7 @@ class OutputFormat:
                 adapter = TypeAdapter(schema)
                 schema = adapter.json_schema()
             return cls("schema", json.dumps(_closed(schema), ensure_ascii=False, allow_nan=False), adapter)
-        except PydanticUserError as error:  # of no type, or of one without a JSON Schema
+        except PydanticUserError as error:  # it is no type, or one without a JSON Schema
             raise InvalidRequestError(
                 f"No JSON Schema can be made of {schema!r}: {_sentence(error.message)}."
             ) from error

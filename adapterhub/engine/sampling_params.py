@@ -42,7 +42,7 @@ class SamplingParams(BaseModel):
     stop: Annotated[tuple[_StopString, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
     """Strings or special tokens that end the answer, none of them empty; they are not part of it."""
     stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
-    """Tokens that end the answer, beside the base's own end tokens."""
+    """Tokens that end the answer, in addition to the base's own end tokens."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling reproducible for this request; None uses a new seed each time."""
     ignore_eos: bool = False

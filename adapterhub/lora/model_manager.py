@@ -38,9 +38,8 @@ class LoraModelManager:
         self._slots = slots
         self._dtype = dtype
         self._current = CurrentMapping()
-        self._current_outputs = (
-            CurrentMapping()
-        )  # the output layer gets only the tokens whose logits are wanted
+        # The output layer gets only the tokens whose logits are needed.
+        self._current_outputs = CurrentMapping()
         self._stacked: dict[str, StackedLoraWeights] = {}  # by the group of layers that share an input
         self._wrapped: set[str] = set()
 

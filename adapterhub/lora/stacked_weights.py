@@ -156,9 +156,8 @@ class StackedLoraWeights:
         return self._views[key]
 
     def _write(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
-        self._loaded[slot] = dict(
-            deltas
-        )  # first, so that `clear` resets a slot that a failure left half written
+        # First, so that `clear` resets a slot that a failure left half written.
+        self._loaded[slot] = dict(deltas)
         for name, delta in deltas.items():
             lora_a, lora_b = self._factors(slot, name, delta)
             lora_a.copy_(delta.a.T)

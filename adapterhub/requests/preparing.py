@@ -103,7 +103,8 @@ class RequestPreparer:
             options: What the caller gave beside them.
             output_format: Takes the place of the one in `options`.
         """
-        output_format = output_format or OutputFormat.of(**options.output_format)
+        if output_format is None and options.output_format:
+            output_format = OutputFormat.of(**options.output_format)
         if output_format and options.sampling.get("stop"):
             raise InvalidRequestError(
                 "A stop string could cut structured output short.",

@@ -71,9 +71,9 @@ def test_every_sequence_attends_to_its_own_tokens(
         expected = one_by_one(q[0, :, part].transpose(0, 1), keys, values, past.shape[2], window)
         assert torch.allclose(got[0, part], expected, atol=1e-5)
         # The keys and values are stored for the next step; the runner changes the length.
-        held = span.kv_slot.read(0, past.shape[2] + span.count)[:, LAYER.layer_idx]
-        assert torch.equal(held[0], keys)
-        assert torch.equal(held[1], values)
+        stored = span.kv_slot.read(0, past.shape[2] + span.count)[:, LAYER.layer_idx]
+        assert torch.equal(stored[0], keys)
+        assert torch.equal(stored[1], values)
         assert span.kv_slot.length == past.shape[2]
 
 

@@ -16,9 +16,9 @@ SPECIAL = "<|x|>"
 
 def llama_2() -> PreTrainedTokenizerFast:
     """SentencePiece BPE as Llama 2 has it: a space before the text, and bytes for characters it does not know."""
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
     model = BPE(
-        {piece: place for place, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>"
+        {token: index for index, token in enumerate(tokens)}, [], byte_fallback=True, unk_token="<unk>"
     )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -43,49 +43,49 @@ def metaspace() -> PreTrainedTokenizerFast:
 SENTENCEPIECE = {"llama 2": llama_2(), "metaspace": metaspace()}
 
 
-def pieces(assembler: IncrementalDetokenizer, ids: list[int]) -> list[str]:
+def deltas(detokenizer: IncrementalDetokenizer, ids: list[int]) -> list[str]:
     out = []
     for token in ids:
-        out.append(assembler.push(token))
-        if assembler.stopped:
+        out.append(detokenizer.push(token))
+        if detokenizer.stopped:
             return out
-    return [*out, assembler.flush()]
+    return [*out, detokenizer.flush()]
 
 
 @given(st.text())
-def test_the_pieces_are_the_text(text: str):
+def test_the_deltas_join_to_the_text(text: str):
     assert (
-        "".join(pieces(IncrementalDetokenizer(BYTES), BYTES.encode(text, add_special_tokens=False))) == text
+        "".join(deltas(IncrementalDetokenizer(BYTES), BYTES.encode(text, add_special_tokens=False))) == text
     )
 
 
 @given(st.text())
-def test_no_piece_ends_within_a_character(text: str):
+def test_no_delta_ends_within_a_character(text: str):
     whole = text.replace("\ufffd", "")
-    for piece in pieces(IncrementalDetokenizer(BYTES), BYTES.encode(whole, add_special_tokens=False)):
-        assert "\ufffd" not in piece
+    for delta in deltas(IncrementalDetokenizer(BYTES), BYTES.encode(whole, add_special_tokens=False)):
+        assert "\ufffd" not in delta
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_the_text_ends_before_the_first_stop_string(text: str, stop: list[str]):
     tokenizer = EchoTokenizer()
-    assembler = IncrementalDetokenizer(tokenizer, stop)
-    got = "".join(pieces(assembler, tokenizer.encode(text)))
+    detokenizer = IncrementalDetokenizer(tokenizer, stop)
+    got = "".join(deltas(detokenizer, tokenizer.encode(text)))
     # the stop string that is complete first wins; of several complete at once, the one that begins first
     ends = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
     expected = text[: min(start for end, start in ends if end == min(ends)[0])] if ends else text
     assert got == expected
-    assert assembler.stopped == bool(ends)
+    assert detokenizer.stopped == bool(ends)
 
 
 def test_a_possible_stop_string_is_held_back():
-    assembler = IncrementalDetokenizer(EchoTokenizer(), ["END"])
-    assert [assembler.push(ord(c)) for c in "xENx"] == ["x", "", "", "ENx"]
+    detokenizer = IncrementalDetokenizer(EchoTokenizer(), ["END"])
+    assert [detokenizer.push(ord(c)) for c in "xENx"] == ["x", "", "", "ENx"]
 
 
 def test_spaces_between_words_survive():
     ids = BYTES.encode("the quick brown fox", add_special_tokens=False)
-    assert "".join(pieces(IncrementalDetokenizer(BYTES), ids)) == "the quick brown fox"
+    assert "".join(deltas(IncrementalDetokenizer(BYTES), ids)) == "the quick brown fox"
 
 
 @pytest.mark.parametrize("tokenizer", SENTENCEPIECE.values(), ids=SENTENCEPIECE)
@@ -101,15 +101,15 @@ def test_spaces_between_words_survive():
         "пи 🙂🙂",
     ],
 )
-def test_the_pieces_of_sentencepiece_are_the_text(tokenizer: PreTrainedTokenizerFast, text: str):
+def test_the_deltas_of_sentencepiece_join_to_the_text(tokenizer: PreTrainedTokenizerFast, text: str):
     ids = tokenizer.encode(text, add_special_tokens=False)
     whole = tokenizer.decode(ids, skip_special_tokens=True)
-    assert "".join(pieces(IncrementalDetokenizer(tokenizer), ids)) == whole
+    assert "".join(deltas(IncrementalDetokenizer(tokenizer), ids)) == whole
 
 
 @given(st.text())
-def test_the_pieces_of_byte_fallback_are_the_text(text: str):
+def test_the_deltas_of_byte_fallback_join_to_the_text(text: str):
     tokenizer = SENTENCEPIECE["llama 2"]
     ids = tokenizer.encode(text, add_special_tokens=False)
     whole = tokenizer.decode(ids, skip_special_tokens=True)
-    assert "".join(pieces(IncrementalDetokenizer(tokenizer), ids)) == whole
+    assert "".join(deltas(IncrementalDetokenizer(tokenizer), ids)) == whole

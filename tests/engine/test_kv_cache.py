@@ -71,8 +71,8 @@ def test_running_out_of_memory_leaves_the_cache_usable(monkeypatch: pytest.Monke
         patch.setattr(torch, "zeros", NoMemory(calls))
         with pytest.raises(torch.OutOfMemoryError):
             cache.allocate(64)
-    held = sum(layer.nbytes for layer in slot.pool.layers)
-    assert (cache.num_slots, cache.bytes) == (1, held)
+    allocated = sum(layer.nbytes for layer in slot.pool.layers)
+    assert (cache.num_slots, cache.bytes) == (1, allocated)
     assert torch.equal(slot.read(0, 5), tokens(5, 1.0))
     assert cache.allocate(64) is not None
     assert torch.equal(slot.read(0, 5), tokens(5, 1.0))
@@ -201,8 +201,8 @@ class Slots(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         pools = {slot.pool for slot in self.slots}
-        held = sum(layer.nbytes for pool in pools for layer in pool.layers)
-        assert held <= self.cache.bytes <= self.MAX_TOKENS * SHAPE.bytes_per_token
+        allocated = sum(layer.nbytes for pool in pools for layer in pool.layers)
+        assert allocated <= self.cache.bytes <= self.MAX_TOKENS * SHAPE.bytes_per_token
 
 
 TestSlots = Slots.TestCase

@@ -200,7 +200,7 @@ def test_a_hundred_tasks_share_their_steps(engine: BatchingEngine):
         return [list(one[0][0].token_ids) for one in answers]
 
     assert asyncio.run(ask()) == wanted
-    # 16 run at a time: 7 times 12 steps, and some while the first tasks come in.
+    # 32 run at a time: 4 times 12 steps, and some while the first tasks are queued.
     assert engine.stats().steps - before < 150
     assert counts(engine) == NOTHING
 

@@ -39,10 +39,10 @@ def test_tokens_come_as_often_as_they_are_likely():
 def test_what_is_not_allowed_is_never_drawn(size: int):
     allowed = torch.zeros(size, dtype=torch.bool)
     allowed[[0, size // 2]] = True
-    for place in (allowed, allowed.flip(0)):
-        counts = drawn(sampler(), torch.zeros(size), 200, place)
-        assert counts[place].min() > 50
-        assert counts[~place].sum() == 0
+    for mask in (allowed, allowed.flip(0)):
+        counts = drawn(sampler(), torch.zeros(size), 200, mask)
+        assert counts[mask].min() > 50
+        assert counts[~mask].sum() == 0
 
 
 def test_minus_infinity_is_never_drawn():

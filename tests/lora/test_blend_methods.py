@@ -154,7 +154,7 @@ class TestWholeAdapters:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "mean"}, "no method"),
+        ({"method": "mean"}, "no blend method"),
         ({"rank": 4}, "rank"),
         ({"method": "svd", "rank": 0}, "rank"),
         ({"method": "svd", "rank": 2.5}, "rank"),

@@ -1,6 +1,6 @@
-"""Searches for a short completion of an answer that a grammar has under way.
+"""Searches for a short completion of an answer that is constrained by a grammar.
 
-llguidance says which tokens may come next, but not how far the end is. This finds token ids after which the answer is
+llguidance knows which tokens may come next, but not how far the end is. This finds token ids after which the answer is
 complete: a depth-first search over the grammar's states, which follows forced bytes and, where there is a choice,
 tries one symbol for each distinct state that a symbol leads to.
 
@@ -26,7 +26,7 @@ from adapterhub.engine.decoding.minimal_tokenizer import (
     starts_sequence,
 )
 
-_EDGE_SCANS_PER_VISIT, _MAX_EDGE_SCANS = 2, 16  # how often the edges of one state key are collected anew
+_EDGE_SCANS_PER_VISIT, _MAX_EDGE_SCANS = 2, 16  # how often the edges of one state key are collected again
 _MAX_FORCED_BYTES = 16 * 1024
 _MAX_VISITS = (1, 4, 16, 64, 256, 1024, 4096)
 """How often a state key may occur on one path. The search is repeated with the next bound where one was reached."""
@@ -79,6 +79,8 @@ class _SearchRun:
 
 class CompletionSearch:
     """Finds completions for the answers of one grammar, and caches them for all of its answers.
+
+    Not thread-safe: the thread that compiles the grammar uses it, and from then on only the thread that steps.
 
     Args:
         tokenizer: Tokenizes bytes with the base's vocabulary.

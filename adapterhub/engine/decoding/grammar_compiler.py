@@ -22,7 +22,7 @@ from adapterhub.engine.output_format import OutputFormat
 from adapterhub.errors import InvalidRequestError, RequestTooLongError
 
 MAX_COMPILED = 256
-"""Compiled grammars that are cached, least recently used first to go."""
+"""Maximum number of cached compiled grammars; the least recently used is evicted first."""
 _MAX_STATES = 50_000  # states that the search for the shortest answer may visit: at most a second or so
 _NAMES = {
     "schema": "schema",

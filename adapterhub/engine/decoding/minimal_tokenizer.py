@@ -20,7 +20,7 @@ _PREFERRED_FIRST = b"".join(CLOSING_CHARACTERS) + b"0"
 
 @dataclass(frozen=True)
 class TokenizedBytes:
-    """Bytes with their shortest tokenization, kept for every suffix so that a prefix can be added cheaply.
+    """Bytes with their shortest tokenization, stored for every suffix so that a prefix can be added cheaply.
 
     Attributes:
         text: The bytes; a special token is written as llguidance does, `\\xff[id]`.

@@ -24,9 +24,8 @@ from adapterhub.engine.interface import TokenLogprob
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import GenerationError
 
-_MAX_ABS_LOGIT = (
-    1e30  # above every real logit; finite in float32 after repetition penalty and lowest temperature
-)
+# Above every real logit, and still finite in float32 after the highest repetition penalty and lowest temperature.
+_MAX_ABS_LOGIT = 1e30
 _TOP_P_TOP_K = 1024
 """`top_p` looks among this many most probable tokens before it sorts the whole vocabulary."""
 

@@ -19,7 +19,7 @@ class BackgroundLoop:
     Any thread may call its methods.
 
     Args:
-        stepping: Whose steps it runs, as a leader among others.
+        stepping: Runs the steps; the thread competes for the lead like any other.
     """
 
     def __init__(self, stepping: LeaderFollower) -> None:

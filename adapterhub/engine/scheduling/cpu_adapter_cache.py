@@ -1,4 +1,4 @@
-"""Adapters in host memory, read from disk in the background as soon as a request for them waits."""
+"""Adapters in host memory, loaded from disk in the background as soon as a request for them waits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MAX_LOAD_TIMES = 1000
 class CpuAdapterCache(Generic[K]):
     """The tier between disk and LoRA slots; the least recently used adapter is evicted.
 
-    Not thread-safe: the thread that steps calls its methods. Adapters are read in one thread of its own. Any thread may
-    read `num_adapters`, `bytes`, `load_seconds` and `evictions`.
+    Not thread-safe: the thread that steps calls its methods. Adapters are loaded in one thread of the cache's own. Any
+    thread may read `num_adapters`, `bytes`, `load_seconds` and `evictions`.
 
     Args:
-        load: Reads an adapter; called in the loading thread.
+        load: Loads an adapter; called in the loading thread.
         key: The identity of an adapter.
         max_adapters: Maximum number of adapters.
         max_bytes: Maximum bytes of all adapters. One that is larger than that by itself is still loaded.
@@ -55,7 +55,7 @@ class CpuAdapterCache(Generic[K]):
         key = self._key(adapter)
         if key not in self._entries:
             self._entries[key] = self._executor.submit(self._timed_load, adapter)
-            # Here too: an adapter whose requests were aborted is never asked for with `get`.
+            # Here too: `get` is never called for an adapter whose requests were all aborted.
             self._evict({key, *protected})
 
     def get(self, adapter: K, *, protected: Collection[str] = ()) -> Deltas | None:

@@ -54,7 +54,7 @@ class LeaderFollower:
         """Returns once `ready()`: leads until then, or waits while another thread leads.
 
         Args:
-            ready: Whether this thread has what it waits for; whoever makes it true wakes the waiter.
+            ready: Whether this thread has what it waits for; the thread that makes it true wakes the waiter.
             waiter: This thread's.
         """
         try:

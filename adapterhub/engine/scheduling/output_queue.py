@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -32,7 +31,6 @@ class OutputQueue:
         self._wake = wake
         self._every_token = every_token
         self._outputs: deque[Output] = deque()
-        self._lock = threading.Lock()
 
     @property
     def is_open(self) -> bool:
@@ -46,11 +44,11 @@ class OutputQueue:
 
     def put(self, output: Output) -> None:
         """Adds an output or an error; ignored once the sequence has finished."""
-        with self._lock:
-            if self.finished:
-                return
-            self.finished = isinstance(output, BaseException) or output.finish_reason is not None
-            self._outputs.append(output)
+        if self.finished:
+            return
+        # In this order: a consumer that sees `finished` takes all outputs, and must find the last one among them.
+        self._outputs.append(output)
+        self.finished = isinstance(output, BaseException) or output.finish_reason is not None
         if self._every_token or self.finished:
             self._wake()
 

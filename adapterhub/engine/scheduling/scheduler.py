@@ -182,7 +182,7 @@ class Scheduler:
         if rank > self._limits.max_lora_rank:
             raise AdapterIncompatibleError(
                 f"Its rank is {rank}, and the engine serves ranks up to {self._limits.max_lora_rank}.",
-                hint="Raise max_lora_rank, or bring it to a lower rank with a blend of one.",
+                hint="Raise max_lora_rank, or store it at a lower rank: a blend of this one part, method svd.",
             )
         return deltas
 

@@ -59,7 +59,7 @@ class SequenceState:
 
     @property
     def digest(self) -> str:
-        """What keys and values depend on beside the tokens: the adapter's digest, empty without one."""
+        """What keys and values depend on apart from the tokens: the adapter's digest, empty without one."""
         return self.request.adapter.digest if self.request.adapter else ""
 
     @property

@@ -24,7 +24,7 @@ class SequenceBuilder:
     """
 
     def __init__(self, base: Base) -> None:
-        self._base = base
+        self._base, self._device = base, base.device
         self._end_token_ids = _end_token_ids(base)
         added = base.tokenizer.added_tokens_decoder.items()
         self._special_token_ids = {token.content: token_id for token_id, token in added if token.special}
@@ -72,7 +72,7 @@ class SequenceBuilder:
                     request=request,
                     max_tokens=max_tokens,
                     end_token_ids=end_token_ids,
-                    sampler=Sampler(sampling, index, self._base.device),
+                    sampler=Sampler(sampling, index, self._device),
                     detokenizer=detokenizer,
                     constraint=constraint,
                     output=OutputQueue(wake, every_token=stream),

@@ -1,8 +1,8 @@
 """The waiting requests, and the order in which they are scheduled.
 
 By priority, then by arrival. A request that cannot start because all slots are in use is bypassed by those that can,
-but each only so often. Then nobody bypasses it, running sequences end, and it starts: a request for a cold adapter is
-served however hot the other adapters are.
+but at most `max_bypasses` times. After that no request starts before it, running sequences end, and it starts: a
+request for a cold adapter is served however hot the other adapters are.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class WaitingQueue(Generic[T]):
         # A new list, since other threads may iterate over the old one.
         self._entries = sorted(self._entries, key=lambda entry: -entry.effective_priority(now))
         bypassed: list[_Entry[T]] = []
-        bypasses_left = math.inf  # the least of those that were bypassed
+        bypasses_left = math.inf  # the minimum over those that were bypassed
         started: set[int] = set()
         for entry in self._entries:
             if len(started) >= max_starts or bypasses_left <= 0:

@@ -52,12 +52,12 @@ class BlendSettings:
     def __post_init__(self) -> None:
         if self.method not in BLEND_METHODS:
             raise InvalidRequestError(
-                f"There is no method {self.method!r} of blending.",
+                f"There is no blend method {self.method!r}.",
                 hint=f"There are: {', '.join(BLEND_METHODS)}.",
             )
         if self.rank is not None and (self.method == "cat" or not _is_int(self.rank) or self.rank < 1):
             raise InvalidRequestError(
-                "A rank is a whole number from 1, for every method but cat.", hint="svd cuts to a rank."
+                "A rank is a whole number from 1, for every method but cat.", hint="Use svd to choose a rank."
             )
         sparse = self.method in _SPARSE_METHODS
         if sparse and (self.density is None or not 0 < self.density <= 1):
@@ -73,7 +73,7 @@ class BlendSettings:
 
 
 def blend_deltas(parts: Sequence[tuple[Deltas, float]], settings: BlendSettings) -> dict[str, LoraDelta]:
-    """Blends adapters layer by layer; beside the parts and the result it needs the memory of one layer.
+    """Blends adapters layer by layer; apart from the parts and the result it needs the memory of one layer.
 
     Args:
         parts: Adapters without DoRA, with their weights. A part contributes nothing to a layer that it does not target.
@@ -104,7 +104,7 @@ def concatenate(changes: Sequence[tuple[LoraDelta, float]]) -> LoraDelta:
         changes: Changes with their weights.
 
     Raises:
-        AdapterIncompatibleError: The scales of DoRA cancel the base's own output somewhere.
+        AdapterIncompatibleError: The DoRA magnitudes cancel the base's own output somewhere.
     """
     a = torch.cat([delta.a for delta, _ in changes])
     if all(delta.magnitude_scale is None for delta, _ in changes):

@@ -61,7 +61,7 @@ def blend_adapters(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _save(folder, registry, resolved, settings, base)
-        # A card beside the files, as another registry has it, carries what is known of the base.
+        # `register` takes what is known of the base from a card in the folder, as it does for another registry's.
         (folder / CARD_FILE).write_bytes(_draft_card(resolved.main_card).to_json())
         all_fields: CardFields = {**_card_fields(resolved, settings), **fields}
         base_name = resolved.main_card.base.name if base else None
@@ -76,9 +76,8 @@ def _save(
     base: Path | None,
 ) -> None:
     source = registry.folder(resolved.main_card)
-    if (
-        isinstance(resolved, SingleAdapter) and settings.method == "cat"
-    ):  # a copy under another name, DoRA or not
+    if isinstance(resolved, SingleAdapter) and settings.method == "cat":
+        # A copy under another name, DoRA or not.
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(source / file, folder / file)
         return

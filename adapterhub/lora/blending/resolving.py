@@ -1,4 +1,4 @@
-"""Resolves what a caller names: one adapter, or a blend such as `json:0.7+support:0.3`."""
+"""Resolves a caller's reference: one adapter, or a blend such as `json:0.7+support:0.3`."""
 
 from __future__ import annotations
 
