@@ -12,13 +12,13 @@ import pytest
 from adapterhub import AdapterHub, AdapterRegistry, AdapterRouter, EchoEngine, RouteDecision, SamplingParams
 from adapterhub.base import BaseFingerprint
 from adapterhub.errors import (
+    AdapterDisabledError,
     AdapterIncompatibleError,
     AdapterNotFoundError,
     CapacityError,
     ConfigError,
     EngineError,
     InvalidRequestError,
-    RegistryError,
     RequestTooLongError,
 )
 from adapterhub.export import merged_agreement
@@ -384,7 +384,7 @@ class TestRegistryChanges:
 
     def test_a_disabled_adapter_is_not_served(self, own_registry):
         own_registry.update("json", status="disabled")
-        with pytest.raises(RegistryError):
+        with pytest.raises(AdapterDisabledError):
             AdapterHub(EchoEngine(), own_registry).generate("Hi", "json")
 
     def test_a_removed_adapter_is_not_served(self, own_registry):
