@@ -1,4 +1,4 @@
-"""Options that several commands share, and the registry, hub or text that they stand for."""
+"""Options that several commands share, and opening the registry, hub or text that they name."""
 
 from __future__ import annotations
 

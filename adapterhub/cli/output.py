@@ -1,4 +1,4 @@
-"""Everything that the commands print: data on stdout, all else on stderr, JSON where asked for."""
+"""Printing: data on stdout, as text or JSON, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def fields(pairs: Iterable[tuple[str, str]]) -> None:
             screen.print(Text.assemble((head.ljust(width), "bold"), _printable(line)))
 
 
-def style(text: str, **how: Any) -> str:
+def style(text: str, **styles: Any) -> str:
     """Colours a text unless NO_COLOR is set; `click` removes colours where there is no terminal."""
-    return text if os.environ.get("NO_COLOR") else click.style(text, **how)
+    return text if os.environ.get("NO_COLOR") else click.style(text, **styles)
 
 
 def _printable(text: str) -> str:
-    # Cards come from strangers, and an escape sequence can rewrite a terminal.
+    # Cards are untrusted, and an escape sequence can rewrite what a terminal shows.
     return "".join(character if character.isprintable() else " " for character in text)
 
 

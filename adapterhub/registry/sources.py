@@ -152,7 +152,9 @@ def _refuse_outward_links(entries: list[Path], boundary: Path) -> None:
 
 def _no_weights(pickles: list[str]) -> AdapterInvalidError:
     if not pickles:
-        return AdapterInvalidError(f"There is no {WEIGHTS_FILE} beside {CONFIG_FILE}.", hint="Copy it there.")
+        return AdapterInvalidError(
+            f"There is no {WEIGHTS_FILE} next to {CONFIG_FILE}.", hint="Copy it there."
+        )
     return AdapterInvalidError(
         f"The adapter's weights are pickled ({', '.join(pickles[:3])}); opening them can run code.",
         hint="If you trust them, load them with PEFT on a machine that may run their code, and call "
