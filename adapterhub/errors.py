@@ -160,7 +160,7 @@ class RequestTooLongError(EngineError):
 
 
 class GenerationError(EngineError):
-    """Generation failed part of the way."""
+    """Generation failed, or the answer does not match its output format."""
 
     code = "generation_failed"
 

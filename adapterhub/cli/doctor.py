@@ -97,7 +97,7 @@ def _four_bit(torch: Any) -> str:
 
 
 def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:
-    """The reason why there are no routes, if so, and the findings on those that there are."""
+    """The reason why no router can be fitted, or None, and the findings on its routes."""
     try:
         return None, router_of(open_registry(registry)).health()
     except RoutingError as error:

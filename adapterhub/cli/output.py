@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Where data for people goes: stdout, with colour only where it is a terminal and NO_COLOR is not set."""
+    """The console for text on stdout, with colour only on a terminal and without NO_COLOR."""
     from rich.console import Console
 
     return Console(soft_wrap=True, highlight=False, emoji=False)

@@ -159,7 +159,7 @@ class FinetuneConfig(_Options):
             path: The file. Relative paths are taken from its folder.
 
         Raises:
-            ConfigError: The file is missing, is no YAML mapping, or has invalid fields: all are named.
+            ConfigError: The file is missing, is not a YAML mapping, or has invalid fields, of which it names all.
         """
         path = Path(path)
         try:

@@ -180,7 +180,7 @@ def _reason(error: Exception) -> str:
         case ValidationError():
             return describe_validation(error)
         case json.JSONDecodeError():
-            return f"no JSON ({error.msg})"
+            return f"not JSON ({error.msg})"
         case UnicodeDecodeError():
             return "not UTF-8"
         case OSError():
