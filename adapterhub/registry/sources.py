@@ -91,7 +91,7 @@ def _download(repo: str, revision: str | None, download: Downloader) -> Path:
         return download(repo, revision)
     except (OSError, ValueError) as error:  # huggingface_hub raises subclasses of these
         raise RegistryError(
-            f"{repo!r} is not a local folder, and it could not be downloaded from the hub ({type(error).__name__}).",
+            f"{repo!r} is not a local folder and could not be downloaded from the hub ({type(error).__name__}).",
             hint="Check the spelling and the network; for a private repository log in with `hf auth login`.",
         ) from error
 

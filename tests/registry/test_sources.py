@@ -69,7 +69,7 @@ def test_a_cached_snapshot_is_used_offline(
 
 def test_without_a_network_the_hub_is_a_clear_error(registry: AdapterRegistry) -> None:
     with pytest.raises(
-        RegistryError, match=r"'org/json' is not a local folder, and it could not be downloaded"
+        RegistryError, match=r"'org/json' is not a local folder and could not be downloaded"
     ) as caught:
         registry.register("json", "org/json")
     assert "network" in str(caught.value.hint)
