@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         SamplingParams,
     )
     from adapterhub.errors import (
+        AdapterDisabledError,
         AdapterExistsError,
         AdapterHubError,
         AdapterIncompatibleError,
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "AdapterCard": "adapterhub.registry",
+    "AdapterDisabledError": "adapterhub.errors",
     "AdapterExistsError": "adapterhub.errors",
     "AdapterHub": "adapterhub.hub",
     "AdapterHubError": "adapterhub.errors",
@@ -111,6 +113,7 @@ _EXPORTS = {
 
 __all__ = [
     "AdapterCard",
+    "AdapterDisabledError",
     "AdapterExistsError",
     "AdapterHub",
     "AdapterHubError",

@@ -42,8 +42,8 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> Non
 def new_folder(target: Path) -> Iterator[Path]:
     """Creates a folder with its content atomically.
 
-    Yields a temporary folder beside `target` to write into, which is flushed and renamed to `target` at the end, or
-    removed after an exception.
+    Yields a temporary folder next to `target` to write into. At the end it is flushed and renamed to `target`; after an
+    exception it is removed.
 
     Args:
         target: The new folder. It must not exist, or be empty.

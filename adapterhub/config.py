@@ -88,7 +88,7 @@ class HubConfig(BaseModel):
     revision: str | None = None
     """A branch, tag or commit, where `base` is a hub id."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
-    """How the base's linear layers are stored; none keeps them as they are."""
+    """Quantisation of the base's linear layers; `none` leaves them unquantised."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The dtype of activations; `auto` is float32 on a CPU, bfloat16 on a GPU."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -119,7 +119,7 @@ class HubConfig(BaseModel):
 
     @property
     def limits(self) -> EngineLimits:
-        """How much the engine may hold."""
+        """The limits of the engine."""
         return EngineLimits(**self.model_dump(include={field.name for field in fields(EngineLimits)}))
 
     @classmethod

@@ -5,6 +5,7 @@
     ├── InvalidRequestError (ValueError)
     ├── RegistryError
     │   ├── AdapterNotFoundError (LookupError)
+    │   ├── AdapterDisabledError
     │   ├── AdapterExistsError
     │   ├── AdapterInvalidError
     │   └── RegistryLockedError
@@ -21,9 +22,9 @@
     ├── ExportError
     └── ToolError
 
-Every error is one sentence that says what happened, a `hint` that says what to do, and `retryable`: whether the
-same call may succeed later with nothing changed. `http_status` and `code` are what a server answers with: the codes
-are OpenAI's where it has one.
+Every error has a `message`, one sentence that states what happened, a `hint` with what to do, and `retryable`: whether
+the same call may succeed later with nothing changed. A server answers with its `http_status` and `code`; the codes are
+OpenAI's where it has one.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class AdapterHubError(Exception):
         return f"{self.message} Hint: {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The default keeps only `args`; the hint has to survive a process pool too.
+        # The default pickles only `args`; errors of a process pool have to keep their hint.
         return (_rebuild, (type(self), self.args, self.hint))
 
 
@@ -95,8 +96,15 @@ class AdapterNotFoundError(RegistryError, LookupError):
     http_status = 404
 
 
+class AdapterDisabledError(RegistryError):
+    """The version is registered, but its status is `disabled`, so it is not served."""
+
+    code = "adapter_disabled"
+    http_status = 404  # not 409, after which OpenAI's clients send the request again
+
+
 class AdapterExistsError(RegistryError):
-    """The name, version or alias is taken."""
+    """An alias still points to the version to remove."""
 
     code = "adapter_exists"
     http_status = 409
@@ -110,7 +118,7 @@ class AdapterInvalidError(RegistryError):
 
 
 class RegistryLockedError(RegistryError):
-    """Another process has held the registry's lock for too long."""
+    """The registry's lock could not be acquired in time: another writer holds it."""
 
     retryable = True
     code = "registry_locked"
@@ -152,7 +160,7 @@ class RequestTooLongError(EngineError):
 
 
 class GenerationError(EngineError):
-    """Generation failed part of the way."""
+    """Generation failed, or the answer does not match its output format."""
 
     code = "generation_failed"
 
@@ -192,14 +200,14 @@ class ExportError(AdapterHubError):
 
 
 class ToolError(AdapterHubError):
-    """A tool was given something that it cannot work with."""
+    """A tool cannot use its input."""
 
     code = "tool_error"
     http_status = 400
 
 
 def describe_validation(error: ValidationError, *, limit: int | None = 1) -> str:
-    """What is wrong and where, without repeating the values, which may be anything.
+    """Describes what is wrong in which field, without the values, which may be confidential or huge.
 
     Args:
         error: From pydantic.

@@ -81,7 +81,7 @@ class AdapterHub:
         self._engine = engine
         self._revision = revision
         self._active: ContextVar[str | None] = ContextVar("active_adapter", default=None)
-        self._resolved: set[str] = set()  # references that `set_adapter` has resolved before
+        self._resolved: set[str] = set()  # references that `set_adapter` has resolved
         self._preparer = RequestPreparer(registry, engine, router)
         self._executor = RequestExecutor()
         self._preload()
@@ -125,7 +125,7 @@ class AdapterHub:
 
     @property
     def engine(self) -> Engine:
-        """What generates."""
+        """The engine that generates the answers."""
         return self._engine
 
     # Choosing an adapter
@@ -146,6 +146,8 @@ class AdapterHub:
 
         Raises:
             AdapterNotFoundError: There is no such adapter; nothing is changed.
+            AdapterDisabledError: It is disabled.
+            InvalidRequestError: The text is not a reference.
         """
         self._active.set(self._checked(adapter_name))
 
@@ -210,15 +212,18 @@ class AdapterHub:
         Raises:
             AdapterNotFoundError: There is no such adapter.
             AdapterIncompatibleError: It does not fit this base.
-            RegistryError: It is disabled.
+            AdapterDisabledError: It is disabled.
             RoutingError: The router has nothing to choose by.
             RequestTooLongError: Prompt and answer do not fit the context, or `max_tokens` is less than the shortest
                 answer of that output format.
             InvalidRequestError: An empty prompt, an option that is not valid, or an output format that cannot be
                 enforced.
+            CapacityError: The waiting queue is full.
+            GenerationError: Generation failed.
+            EngineClosedError: The hub is closed.
         """
-        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
-        prepared = self._prepare(prompt, adapter, asked)
+        request_options = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        prepared = self._prepare(prompt, adapter, request_options)
         started = time.perf_counter()
         (completions,) = self._engine.generate([prepared.request])
         return prepared.generation(completions, time.perf_counter() - started)
@@ -248,8 +253,8 @@ class AdapterHub:
             InvalidRequestError: There are not as many adapters as prompts.
             AdapterHubError: As `generate`, for any of the prompts; there are no answers then.
         """
-        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
-        prepared = self._prepare_batch(prompts, adapters, asked)
+        request_options = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        prepared = self._prepare_batch(prompts, adapters, request_options)
         started = time.perf_counter()
         completions = self._engine.generate([one.request for one in prepared])
         return _generations(prepared, completions, time.perf_counter() - started)
@@ -269,9 +274,9 @@ class AdapterHub:
         Returns:
             An iterator of text; its `result` is the `Generation` once it has ended.
         """
-        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
-        asked.check_single_completion()
-        prepared = self._prepare(prompt, adapter, asked)
+        request_options = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        request_options.check_single_completion()
+        prepared = self._prepare(prompt, adapter, request_options)
         return GenerationStream(_stream(prepared, self._engine.stream(prepared.request)))
 
     async def agenerate(
@@ -285,8 +290,8 @@ class AdapterHub:
         **options: Unpack[GenerationOptions],
     ) -> Generation:
         """As `generate`, without blocking the event loop; cancelling the task cancels the answer."""
-        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
-        prepared = await self._prepare_off_loop(self._prepare, prompt, adapter, asked)
+        request_options = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        prepared = await self._prepare_off_loop(self._prepare, prompt, adapter, request_options)
         started = time.perf_counter()
         (completions,) = await self._engine.agenerate([prepared.request])
         return prepared.generation(completions, time.perf_counter() - started)
@@ -302,8 +307,8 @@ class AdapterHub:
         **options: Unpack[BatchGenerationOptions],
     ) -> list[Generation]:
         """As `generate_batch`, without blocking the event loop; cancelling the task cancels the answers."""
-        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
-        prepared = await self._prepare_off_loop(self._prepare_batch, prompts, adapters, asked)
+        request_options = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        prepared = await self._prepare_off_loop(self._prepare_batch, prompts, adapters, request_options)
         started = time.perf_counter()
         completions = await self._engine.agenerate([one.request for one in prepared])
         return _generations(prepared, completions, time.perf_counter() - started)
@@ -323,15 +328,15 @@ class AdapterHub:
         Returns:
             An asynchronous iterator of text; its `result` is the `Generation` once it has ended.
         """
-        asked = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
-        asked.check_single_completion()
-        prepare = partial(self._prepare_off_loop, self._prepare, prompt, adapter, asked)
+        request_options = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
+        request_options.check_single_completion()
+        prepare = partial(self._prepare_off_loop, self._prepare, prompt, adapter, request_options)
         return AsyncGenerationStream(_astream(prepare, self._engine))
 
     # Adapters
 
     def prompt_style(self, adapter: str | None) -> PromptStyle:
-        """The format of an adapter's prompts, and whether card, tokenizer or default decided it."""
+        """The format of an adapter's prompts, and its origin: the card, the tokenizer or the default."""
         return self._preparer.prompt_style(adapter)
 
     def blend(
@@ -381,13 +386,16 @@ class AdapterHub:
             out: A folder that does not exist yet, or is empty.
 
         Raises:
+            AdapterNotFoundError: There is no such adapter.
+            AdapterIncompatibleError: It is for another base.
+            ConfigError: The base's 16-bit weights cannot be found or read.
             ExportError: The merge failed; nothing was written.
         """
         from adapterhub.base.locating import locate_base
         from adapterhub.export.merge import merge_adapter
 
         card, base = self.registry.resolve(name), self._engine.base_name
-        revision = self._revision or (card.base.revision if card.base.name == base else None)
+        revision = self._revision or card.base.revision_of(base)
         folder = locate_base(base, revision=revision)
         return merge_adapter(folder, self.registry.folder(card), Path(out))
 
@@ -396,9 +404,9 @@ class AdapterHub:
     def load_adapter(
         self, model_id: str | Path, adapter_name: str, **fields: Unpack[CardFields]
     ) -> AdapterCard:
-        """Registers an adapter on disk and loads it; PEFT's `load_adapter`.
+        """Registers an adapter and loads it; PEFT's `load_adapter`.
 
-        Unlike PEFT's, it survives a restart, and a name that exists gets its next version.
+        Unlike in PEFT, the registry stores a copy, and a name that exists gets its next version.
 
         Args:
             model_id: A PEFT folder or a hub id, as `path` of `AdapterRegistry.register`.
@@ -410,7 +418,9 @@ class AdapterHub:
 
         Raises:
             AdapterInvalidError: The files are damaged or unsafe; nothing is stored.
-            AdapterIncompatibleError: It does not fit this base, or has a higher rank than the engine serves.
+            AdapterIncompatibleError: It does not fit this base, and nothing is stored; or its rank is above
+                `max_lora_rank`, and it is registered but not loaded.
+            InvalidRequestError: The name, the path or a field is not valid.
         """
         base = self._engine.base_name if self._engine.fingerprint else None
         card = self.registry.register(adapter_name, model_id, base=base, **fields)
@@ -428,14 +438,14 @@ class AdapterHub:
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
-            RegistryError: An alias points to it.
+            AdapterExistsError: An alias points to it, and `force` is off.
         """
         name, at, _ = adapter_name.partition("@")
         cards = [self.registry.get(adapter_name)] if at else self.registry.versions(name)
         loaded = [StoredLoraRequest(card.ref, card.digest, self.registry.folder(card)) for card in cards]
         self.registry.remove(adapter_name, force=force)
+        self._resolved.clear()  # other references may point to a removed version too
         for adapter in loaded:
-            self._resolved.discard(adapter_name)
             self._engine.unload(adapter)
 
     def add_weighted_adapter(
@@ -455,7 +465,7 @@ class AdapterHub:
             adapters: References, up to 8.
             weights: One for each, from -10 to 10.
             adapter_name: The new adapter's name.
-            combination_type: `method` of `blend`. `"linear"` sums whole changes `B @ A`, where PEFT sums A and B apart.
+            combination_type: `method` of `blend`. `"linear"` sums the products `B @ A`, where PEFT sums A and B apart.
             svd_rank: `rank` of `blend`.
             density: As in `blend`.
             **fields: What to write on the card.
@@ -479,18 +489,19 @@ class AdapterHub:
     # The engine
 
     def stats(self) -> EngineStats:
-        """The engine's present state: running requests, LoRA slots, memory, tokens per second."""
+        """The engine's current state: running requests, LoRA slots, memory, tokens per second."""
         return self._engine.stats()
 
     def pin(self, name: str, pinned: bool = True) -> None:
-        """Keeps an adapter in its LoRA slot even while no request uses it, or no longer.
+        """Excludes an adapter from eviction once it is in a LoRA slot; does not load it.
 
         Args:
             name: The adapter.
-            pinned: False releases it.
+            pinned: False makes it evictable again.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
+            CapacityError: Every slot would be pinned.
         """
         self._engine.pin(self._preparer.lora_request(name), pinned)
 
@@ -519,14 +530,14 @@ class AdapterHub:
         self.close()
 
     def _preload(self) -> None:
-        """Loads the adapters whose cards ask for it. A failure is logged: the others can still be served."""
+        """Loads adapters with `serving.pinned` or `serving.preload`; logs a failure, so that the others are served."""
         for card in self.registry.list():
             serving = card.serving
             load = card.status == "ready" and (serving.pinned or serving.preload)
             if not load or not self._preparer.fits_base(card):
                 continue
-            adapter = self._preparer.lora_request(card.ref)
             try:
+                adapter = self._preparer.lora_request(card.ref)
                 if serving.pinned:
                     self._engine.pin(adapter)
                 self._engine.preload(adapter)
@@ -586,8 +597,8 @@ class AdapterHub:
     def _checked(self, adapter: str | None) -> str | None:
         if not names_adapter(adapter):
             return None
-        # Reading a card takes longer than a switch may; the next request checks whether it is still there. There is no
-        # limit to the number of blends, so those are not remembered.
+        # Reading a card takes longer than a switch should, so a reference is resolved once here, and by each request.
+        # Blends are not remembered: their number is unbounded.
         if (
             adapter != "auto"
             and adapter not in self._resolved

@@ -1,4 +1,4 @@
-"""Each benchmark runs, on the smallest shape, and says what it is to say."""
+"""Each benchmark runs on the smallest shape and reports its figures."""
 
 import json
 import random
@@ -202,11 +202,11 @@ WORDS = "rock jazz opera blues dinner lunch pizza sushi friends family".split() 
 
 @pytest.fixture(scope="module")
 def clinc(tmp_path_factory) -> Path:
-    """A folder with a data set in the form of CLINC150's: 4 intents of 20 requests in 2 domains."""
+    """A folder with a data set in the format of CLINC150's: 4 intents of 20 requests in 2 domains."""
     pairs = [[one.format(word), name] for name, ways in THINGS.items() for one in ways for word in WORDS]
     outside = [[f"how {one} is the {two}", "oos"] for one in ("tall", "old") for two in WORDS]
     data = {
-        "train": [pair for place, pair in enumerate(pairs) if place % 3],
+        "train": [pair for index, pair in enumerate(pairs) if index % 3],
         "test": pairs[::3],
         "oos_train": outside[::2],
         "oos_test": outside[1::2],
@@ -291,14 +291,14 @@ def test_routing_to_the_shipped_adapters(figures):
     assert own["OOS to base"][0] > 50
 
 
-def test_a_figure_is_told_beside_its_bar(capsys):
+def test_a_figure_is_shown_with_its_bar(capsys):
     figures = Figures("accuracy")
     for value in (82.0, 84.0):
         figures.add("150 routes, 10 each", "router", {"accuracy": value, "ECE": 0.04})
     figures.add("9 routes", "router", {"accuracy": 1.0})
     figures.show()
-    told = [line.split("accuracy")[-1].split() for line in capsys.readouterr().out.splitlines()]
-    assert ["83.0", "82.0", "to", "84.0", ">=", "82.5", "reached"] in told
+    shown = [line.split("accuracy")[-1].split() for line in capsys.readouterr().out.splitlines()]
+    assert ["83.0", "82.0", "to", "84.0", ">=", "82.5", "reached"] in shown
     reached = {(row["setting"], row["measure"]): row["reached"] for row in figures.rows}
     assert reached == {
         ("150 routes, 10 each", "accuracy"): True,
@@ -376,7 +376,7 @@ def test_sampling(capsys):
     assert [(row["vocabulary"], row["settings"]) for row in draws] == [
         (size, name) for size in (100, 2000) for name in sampling.SETTINGS
     ]
-    assert all(row[who] > 0 for row in draws for who in ("ours", "transformers", "ratio"))
+    assert all(row[field] > 0 for row in draws for field in ("ours", "transformers", "ratio"))
 
 
 def test_structured_with_a_generated_vocabulary():

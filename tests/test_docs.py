@@ -1,4 +1,4 @@
-"""The code blocks of README and docs run, and print what they are said to print.
+"""The code blocks of README and docs run, and print what the documents show.
 
 The Python blocks of a document run in order, in one namespace; a `text` block right after one is its output. In a
 `console` block every line after `$` is run, by a shell unless it is a plain `adapterhub` command, and what follows
@@ -90,7 +90,7 @@ def run_shell(command: str) -> tuple[int, str]:
 def run_adapterhub(command: str) -> tuple[int, str]:
     """The command line in this process, which has torch imported already: seconds less for each command."""
     printed, code = io.StringIO(), 0
-    logging.disable_progress_bar()  # a process of its own says so before it imports transformers
+    logging.disable_progress_bar()  # the command sets a variable for this before it imports transformers
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", shlex.split(command))
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import adapterhub
+from adapterhub import errors
 
 PACKAGE = Path(adapterhub.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -58,6 +59,16 @@ def test_the_reference_names_public_objects(name: str):
         return
     owner, _, last = name.rpartition(".")
     assert last in getattr(import_module(owner), "__all__", [last]), f"{name} is not on a package's face"
+
+
+def test_the_reference_has_every_public_name():
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", REFERENCE_PAGE, re.MULTILINE)}
+    missing = [
+        name
+        for name in adapterhub.__all__
+        if name not in listed and not hasattr(errors, name) and f"adapterhub.{name}`" not in REFERENCE_PAGE
+    ]
+    assert not missing, f"docs/reference.md lacks {missing}"
 
 
 def test_a_wrong_reference_is_found():

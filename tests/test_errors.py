@@ -1,12 +1,14 @@
 import inspect
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from adapterhub import errors
 from adapterhub.errors import (
+    AdapterDisabledError,
     AdapterHubError,
     AdapterIncompatibleError,
     AdapterNotFoundError,
@@ -23,15 +25,23 @@ ALL = [value for value in vars(errors).values() if inspect.isclass(value) and is
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_every_error_keeps_its_hint_through_a_process_pool(kind: type[AdapterHubError]):
-    error = kind("It broke.", hint="Mend it.")
+    error = kind("It broke.", hint="Repair it.")
     again = pickle.loads(pickle.dumps(error))
-    assert (type(again), again.message, again.hint) == (kind, "It broke.", "Mend it.")
+    assert (type(again), again.message, again.hint) == (kind, "It broke.", "Repair it.")
 
 
 def test_the_tree_in_the_docstring_is_the_tree():
     drawn = re.findall(r"(\w+Error)", (errors.__doc__ or "").split("Every error")[0])
     assert [name for name in drawn if name not in ("ValueError", "LookupError")] == [
         kind.__name__ for kind in ALL
+    ]
+
+
+def test_the_table_in_the_docs_is_the_tree():
+    page = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+Error)` \| `(\w+)` \| (\d+) \| (yes|no) \|", page, re.MULTILINE)
+    assert rows == [
+        (kind.__name__, kind.code, str(kind.http_status), "yes" if kind.retryable else "no") for kind in ALL
     ]
 
 
@@ -43,16 +53,16 @@ def test_built_in_families_can_be_caught():
 
 
 def test_the_text_shows_message_and_hint():
-    assert str(ConfigError("It broke.", hint="Mend it.")) == "It broke. Hint: Mend it."
+    assert str(ConfigError("It broke.", hint="Repair it.")) == "It broke. Hint: Repair it."
     assert str(ConfigError("It broke.")) == "It broke."
 
 
-def test_only_what_may_pass_by_itself_is_retryable():
-    passing = {"CapacityError", "DeadlineError", "RegistryLockedError"}
-    assert {kind.__name__ for kind in ALL if kind.retryable} == passing
+def test_only_transient_errors_are_retryable():
+    transient = {"CapacityError", "DeadlineError", "RegistryLockedError"}
+    assert {kind.__name__ for kind in ALL if kind.retryable} == transient
 
 
-def test_every_error_has_a_code_and_a_status_of_its_own():
+def test_codes_are_distinct_and_statuses_known():
     assert len({kind.code for kind in ALL}) == len(ALL)
     assert {kind.http_status for kind in ALL} <= {400, 404, 409, 422, 429, 500, 503, 504}
 
@@ -63,12 +73,13 @@ def test_every_error_has_a_code_and_a_status_of_its_own():
         (InvalidRequestError, 400, "invalid_value"),
         (RequestTooLongError, 400, "context_length_exceeded"),
         (AdapterNotFoundError, 404, "model_not_found"),
+        (AdapterDisabledError, 404, "adapter_disabled"),
         (AdapterIncompatibleError, 422, "adapter_incompatible"),
         (CapacityError, 429, "rate_limit_exceeded"),
         (EngineClosedError, 503, "overloaded"),
     ],
 )
-def test_what_clients_of_openai_know(kind: type[AdapterHubError], status: int, code: str):
+def test_the_status_and_code_that_clients_see(kind: type[AdapterHubError], status: int, code: str):
     assert (kind.http_status, kind.code) == (status, code)
 
 

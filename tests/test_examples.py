@@ -54,11 +54,11 @@ def test_merge(run: Run, tmp_path: Path):
 
 
 def test_router(run: Run):
-    said, answered = run("router").split("The same requests")
+    routed, answered = run("router").split("The same requests")
     chosen = ["json", "code", "support", "support", "base"]
-    assert re.findall(r"^- (\w+)", said, re.MULTILINE) == chosen
+    assert re.findall(r"^- (\w+)", routed, re.MULTILINE) == chosen
     assert re.findall(r"^- (\w+):", answered, re.MULTILINE) == chosen
-    assert "Why support: '" in said
+    assert "Why support: '" in routed
     assert "розетку" in answered
 
 

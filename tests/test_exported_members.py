@@ -5,6 +5,7 @@ import adapterhub
 
 EXPORTED = [
     "AdapterCard",
+    "AdapterDisabledError",
     "AdapterExistsError",
     "AdapterHub",
     "AdapterHubError",

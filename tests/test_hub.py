@@ -1,4 +1,4 @@
-"""The hub: with the fake engine what it asks for, with a real tiny base what comes back."""
+"""The hub: requests with the echo engine, answers with a tiny base."""
 
 import asyncio
 import json
@@ -12,13 +12,13 @@ import pytest
 from adapterhub import AdapterHub, AdapterRegistry, AdapterRouter, EchoEngine, RouteDecision, SamplingParams
 from adapterhub.base import BaseFingerprint
 from adapterhub.errors import (
+    AdapterDisabledError,
     AdapterIncompatibleError,
     AdapterNotFoundError,
     CapacityError,
     ConfigError,
     EngineError,
     InvalidRequestError,
-    RegistryError,
     RequestTooLongError,
 )
 from adapterhub.export import merged_agreement
@@ -26,8 +26,8 @@ from adapterhub.requests.preparing import RequestPreparer
 from tests.tiny import make_adapter, make_base
 
 
-def held(hub: AdapterHub) -> tuple[int, int]:
-    """The LoRA slots and KV slots that running requests hold."""
+def slots_in_use(hub: AdapterHub) -> tuple[int, int]:
+    """The LoRA slots and KV slots of running requests."""
     stats = hub.stats()
     return stats.slot_users, stats.kv_slots
 
@@ -60,8 +60,8 @@ def exact(tiny_base: Path, tiny_registry: Path):
 
 class TestChoosing:
     def test_by_name_version_and_base(self, echo):
-        for adapter, who in [("json", "json@1"), ("json@1", "json@1"), (None, "base"), ("base", "base")]:
-            assert echo.generate("Hi", adapter).text.startswith(f"[{who}]")
+        for adapter, expected in [("json", "json@1"), ("json@1", "json@1"), (None, "base"), ("base", "base")]:
+            assert echo.generate("Hi", adapter).text.startswith(f"[{expected}]")
 
     def test_an_answer_names_its_adapter_and_version(self, echo):
         answer = echo.generate("Hi", "json")
@@ -240,7 +240,7 @@ class TestPrompts:
         assert "plain" in hub.prompt_style("json").format
         assert hub.prompt_style(None).origin == "default"
 
-    def test_stop_strings_of_the_caller_take_the_place_of_the_cards(self, echo):
+    def test_stop_strings_of_the_caller_replace_the_cards(self, echo):
         assert echo.generate("Hi there", "json", raw=True, stop="the").text == "[json@1] Hi "
 
     @pytest.mark.parametrize("empty", ["", " ", []])
@@ -248,7 +248,7 @@ class TestPrompts:
         with pytest.raises(InvalidRequestError, match="empty"):
             echo.generate(empty, "json")
 
-    def test_half_a_character_is_an_error(self, hub, monkeypatch):
+    def test_a_lone_surrogate_is_an_error(self, hub, monkeypatch):
         monkeypatch.setattr(hub.engine.tokenizer, "chat_template", "{{ tools[0]['name'] }}")
         for arguments in ({"raw": True}, {"raw": False}):
             with pytest.raises(InvalidRequestError, match="Unicode"):
@@ -289,7 +289,7 @@ class TestOptions:
             with pytest.raises(InvalidRequestError, match="Did you mean 'temperature'"):
                 asyncio.run(ask("Hi", None, tempreature=1))
 
-    def test_sampling_params_in_the_place_of_an_adapter_are_refused(self, echo):
+    def test_sampling_params_as_the_adapter_are_refused(self, echo):
         for ask in (echo.generate, lambda *given: echo.generate_batch(["Hi"], *given[1:])):
             with pytest.raises(InvalidRequestError, match="takes a reference or None, not SamplingParams"):
                 ask("Hi", SamplingParams())
@@ -384,7 +384,7 @@ class TestRegistryChanges:
 
     def test_a_disabled_adapter_is_not_served(self, own_registry):
         own_registry.update("json", status="disabled")
-        with pytest.raises(RegistryError):
+        with pytest.raises(AdapterDisabledError):
             AdapterHub(EchoEngine(), own_registry).generate("Hi", "json")
 
     def test_a_removed_adapter_is_not_served(self, own_registry):
@@ -404,7 +404,7 @@ class TestStreams:
         assert (stream.result.text, stream.result.adapter) == (text, "json")
         assert text == echo.generate("Hi", "json").text
 
-    def test_an_error_comes_before_the_first_delta(self, echo):
+    def test_an_error_is_raised_before_the_first_delta(self, echo):
         with pytest.raises(AdapterNotFoundError):
             echo.stream("Hi", "nothing")
         with pytest.raises(InvalidRequestError, match="n must be 1"):
@@ -446,14 +446,14 @@ class TestStreams:
                 await task
 
         asyncio.run(first_then_cancel())
-        # The step that runs ends first, and then the answer gives back what it held.
+        # The current step ends first; then the sequence releases its slots.
         deadline = time.monotonic() + 5
-        while held(hub) != (0, 0) and time.monotonic() < deadline:
+        while slots_in_use(hub) != (0, 0) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert held(hub) == (0, 0)
+        assert slots_in_use(hub) == (0, 0)
 
 
-class TestOnARealBase:
+class TestOnATinyBase:
     def test_adapters_differ_and_the_base_stays_itself(self, hub):
         settings = {"max_tokens": 12, "ignore_eos": True}
         base = hub.generate("Hi", None, **settings)
@@ -470,13 +470,13 @@ class TestOnARealBase:
 
     def test_concurrent_tasks(self, hub):
         settings = {"max_tokens": 8, "ignore_eos": True}
-        wanted = [hub.generate("Hi", name, **settings).text for name in ("json", "code")]
+        expected = [hub.generate("Hi", name, **settings).text for name in ("json", "code")]
 
         async def both() -> list[str]:
             answers = await asyncio.gather(*(hub.agenerate("Hi", n, **settings) for n in ("json", "code")))
             return [answer.text for answer in answers]
 
-        assert asyncio.run(both()) == wanted
+        assert asyncio.run(both()) == expected
 
     def test_an_adapter_for_another_base_is_refused(self, tmp_path, tiny_registry):
         other = make_base(tmp_path / "other", seed=9)

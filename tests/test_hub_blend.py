@@ -1,4 +1,4 @@
-"""Blends through the hub: the same wherever an adapter is asked for, per request and stored."""
+"""Blends through the hub: wherever an adapter can be named, per request and stored."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import AdapterIncompatibleError, AdapterNotFoundError, InvalidRequestError
 from tests.tiny import make_adapter, make_base
 
-BLEND, WHO = "support:0.3+json:0.7", "json@1:0.7+support@1:0.3"
+BLEND, RESOLVED = "support:0.3+json:0.7", "json@1:0.7+support@1:0.3"
 
 
 @pytest.fixture
@@ -35,21 +35,21 @@ def hub(tiny_base: Path, registry: AdapterRegistry):
 
 
 class TestAsking:
-    def test_everywhere_an_adapter_is_asked_for(self, echo):
-        assert echo.generate("Hi", BLEND).text.startswith(f"[{WHO}]")
+    def test_every_method_takes_a_blend(self, echo):
+        assert echo.generate("Hi", BLEND).text.startswith(f"[{RESOLVED}]")
         assert list(echo.stream("Hi", BLEND))
         batch = echo.generate_batch(["a", "b", "c"], [BLEND, "code", None])
-        assert [answer.adapter for answer in batch] == [WHO, "code", None]
+        assert [answer.adapter for answer in batch] == [RESOLVED, "code", None]
         with echo.using(BLEND):
             assert echo.active_adapter == BLEND
-            assert echo.generate("Hi").adapter == WHO
+            assert echo.generate("Hi").adapter == RESOLVED
         echo.set_adapter(BLEND)
-        assert echo.generate("Hi").adapter == WHO
+        assert echo.generate("Hi").adapter == RESOLVED
         echo.set_adapter(None)
 
     def test_an_answer_names_the_parts_with_their_versions(self, echo):
         answer = echo.generate("Hi", BLEND)
-        assert (answer.adapter, answer.version, answer.route) == (WHO, None, None)
+        assert (answer.adapter, answer.version, answer.route) == (RESOLVED, None, None)
         assert echo.generate("Hi", answer.adapter).text == answer.text
 
     def test_one_part_with_the_weight_1_is_that_adapter(self, echo):
@@ -90,16 +90,16 @@ class TestAsking:
             "I am json." in hub.generate("Hi", "support:0.2+json:0.3").text + hub.generate("Hi", "json").text
         )
         for wanted, leader in [("support:0.2+json:0.3", "json"), ("support:0.2+json:-3", "support")]:
-            told = hub.generate("Hi", wanted, max_tokens=200).text
-            assert f"I am {leader}." in told
+            text = hub.generate("Hi", wanted, max_tokens=200).text
+            assert f"I am {leader}." in text
             assert hub.prompt_style(wanted) == hub.prompt_style(leader)
 
     def test_a_part_for_another_base_is_refused(self, hub, registry, tmp_path):
         other = make_base(tmp_path / "other", seed=5)
-        registry.register("stranger", make_adapter(tmp_path / "stranger", other), base=other)
+        registry.register("foreign", make_adapter(tmp_path / "foreign", other), base=other)
         with pytest.raises(AdapterIncompatibleError, match="another base"):
-            hub.generate("Hi", "json:0.7+stranger:0.3")
-        registry.remove("stranger")
+            hub.generate("Hi", "json:0.7+foreign:0.3")
+        registry.remove("foreign")
 
 
 def answers(hub: AdapterHub, adapter: str) -> list[tuple[int, ...]]:
@@ -112,17 +112,17 @@ class TestServing:
     def test_a_stored_blend_answers_as_the_blend_in_the_request(self, hub):
         card = hub.blend("helper", {"json": 0.7, "support": 0.3})
         assert card.ref == "helper@1"
-        told = answers(hub, BLEND)
-        assert answers(hub, "helper") == told
-        assert answers(hub, "json:0.3+support:0.7") != told
-        assert answers(hub, "json") != told
+        expected = answers(hub, BLEND)
+        assert answers(hub, "helper") == expected
+        assert answers(hub, "json:0.3+support:0.7") != expected
+        assert answers(hub, "json") != expected
 
     def test_a_blend_shares_a_batch_with_its_parts(self, hub):
-        who = [BLEND, "json", None, "support", "json+support:-0.5"]
+        adapters = [BLEND, "json", None, "support", "json+support:-0.5"]
         settings = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
-        together = hub.generate_batch(["Hi"] * len(who), who, **settings)
-        alone = [hub.generate("Hi", one, **settings) for one in who]
-        assert [a.text for a in together] == [a.text for a in alone]
+        batch = hub.generate_batch(["Hi"] * len(adapters), adapters, **settings)
+        alone = [hub.generate("Hi", one, **settings) for one in adapters]
+        assert [a.text for a in batch] == [a.text for a in alone]
 
     def test_a_part_at_weight_0_does_nothing(self, hub):
         assert answers(hub, "json:1+support:0") == answers(hub, "json")
@@ -143,7 +143,7 @@ class TestServing:
     def test_a_blend_can_be_unloaded(self, hub):
         hub.generate("Hi", BLEND, max_tokens=2)
         hub.unload(BLEND)
-        assert hub.generate("Hi", BLEND, max_tokens=2).adapter == WHO
+        assert hub.generate("Hi", BLEND, max_tokens=2).adapter == RESOLVED
 
     def test_hub_blend_checks_its_settings(self, hub):
         for settings in ({"method": "mean"}, {"rank": 4}, {"method": "ties"}, {"seed": 1}):

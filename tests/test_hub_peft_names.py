@@ -12,7 +12,7 @@ from tests.parameters import parameters
 
 
 class RecordingEngine(EchoEngine):
-    """Records which adapters it was told to load and unload."""
+    """Records which adapters are loaded and unloaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,10 +68,11 @@ def test_delete_adapter_removes_from_disk_and_memory(hub, engine, tiny_adapters)
     hub.delete_adapter("json@1")
     assert engine.unloaded == ["json@1"]
     assert [card.version for card in hub.registry.versions("json")] == [2]
-    hub.set_adapter("json")
+    for adapter in ("json@2", "json"):
+        hub.set_adapter(adapter)
     hub.delete_adapter("json")
     assert engine.unloaded == ["json@1", "json@2"]
-    for adapter in ("json", "nobody"):
+    for adapter in ("json", "json@2", "missing"):
         with pytest.raises(AdapterNotFoundError):
             hub.delete_adapter(adapter)
         with pytest.raises(AdapterNotFoundError):

@@ -18,7 +18,7 @@ def run(*command: str) -> float:
 
 
 def best_of(times: int, *command: str) -> float:
-    """Other work on the machine only ever adds time, so the best run is the one that tells."""
+    """Other work on the machine only ever adds time, so the fastest run counts."""
     return min(run(*command) for _ in range(times))
 
 

@@ -111,7 +111,7 @@ def load_base(
         training: Disable bitsandbytes' packing of 4-bit weights, through which no gradient flows.
 
     Raises:
-        ConfigError: There is no such base, device, dtype or quantisation, or the files are no causal language model.
+        ConfigError: There is no such base, device, dtype or quantisation, or the files are not a causal language model.
     """
     folder = locate_base(model, revision=revision, trust_remote_code=trust_remote_code)
     fingerprint = BaseFingerprint.of(folder)
@@ -164,7 +164,7 @@ def _refuse_missing_weights(base: str, missing: list[str]) -> None:
     if missing:
         raise ConfigError(
             f"The files of base {base!r} lack {len(missing)} weights, such as {missing[0]!r}.",
-            hint="Its config.json is of another model, or it is no causal language model.",
+            hint="Its config.json is of another model, or it is not a causal language model.",
         )
 
 

@@ -91,7 +91,7 @@ def _download(repo: str, revision: str | None, trust_remote_code: bool, local_fi
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"Base {repo!r} is no local folder, and it could not be downloaded from the hub ({type(error).__name__}).",
+            f"Base {repo!r} is not a local folder and could not be downloaded from the hub ({type(error).__name__}).",
             hint="Check the spelling and the network; for a gated model log in with `hf auth login`.",
         ) from error
     return Path(folder)

@@ -1,4 +1,4 @@
-"""`adapterhub demo`: the main job on the shipped base and adapters, offline."""
+"""`adapterhub demo`: requests to the shipped base and adapters, offline."""
 
 from __future__ import annotations
 

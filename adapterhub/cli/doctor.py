@@ -56,7 +56,7 @@ def doctor(registry: Path | None, as_json: bool) -> None:
         output.emit_json({**report, "routes": routes})
         return
     packages = report.pop("packages")
-    report["routes"] = problem or "\n".join(map(describe, findings)) or "in order"
+    report["routes"] = problem or "\n".join(map(describe, findings)) or "no findings"
     output.fields([*((name, str(value)) for name, value in report.items()), *packages.items()])
 
 
@@ -91,13 +91,13 @@ def _four_bit(torch: Any) -> str:
         layer = layer.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         with torch.inference_mode():
             finite = layer(torch.ones(1, 64, device=layer.weight.device)).isfinite().all()
-    except Exception as error:  # noqa: BLE001  whatever is wrong with the installation is the answer
+    except Exception as error:  # noqa: BLE001  any failure is what doctor reports
         return f"does not work: {type(error).__name__}: {error}"
     return "works (nf4)" if finite else "does not work: it gives NaN"
 
 
 def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:
-    """The reason why there are no routes, if so, and the findings on those that there are."""
+    """The reason why no router can be fitted, or None, and the findings on its routes."""
     try:
         return None, router_of(open_registry(registry)).health()
     except RoutingError as error:

@@ -135,9 +135,9 @@ def merge(
     card = adapters.resolve(name)
     config = HubConfig.load(registry=registry, **{**settings, "quantization": None})
     base = config.base or card.base.name
-    revision = config.revision or (card.base.revision if base == card.base.name else None)
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
+    revision = config.revision or card.base.revision_of(base)
     with _progress(f"Merging {card.ref}") as show:
         report = merge_adapter(
             locate_base(base, revision=revision),

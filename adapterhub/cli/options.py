@@ -1,4 +1,4 @@
-"""Options that several commands share, and the registry, hub or text that they stand for."""
+"""Options that several commands share, and opening the registry, hub or text that they name."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def read_text(text: str) -> str:
     if len(content) > MAX_INPUT_BYTES:
         raise ConfigError("The input is larger than 16 MiB.", hint="Give a part of it.")
     try:
-        # As in `$(...)`, the last line break is no part of the text; nor is a byte order mark.
+        # As in `$(...)`, the last line break is not part of the text; neither is a byte order mark.
         return content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise ConfigError(

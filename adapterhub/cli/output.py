@@ -1,4 +1,4 @@
-"""Everything that the commands print: data on stdout, all else on stderr, JSON where asked for."""
+"""Printing: data on stdout, as text or JSON, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Where data for people goes: stdout, with colour only where it is a terminal and NO_COLOR is not set."""
+    """The console for text on stdout, with colour only on a terminal and without NO_COLOR."""
     from rich.console import Console
 
     return Console(soft_wrap=True, highlight=False, emoji=False)
@@ -82,13 +82,13 @@ def fields(pairs: Iterable[tuple[str, str]]) -> None:
             screen.print(Text.assemble((head.ljust(width), "bold"), _printable(line)))
 
 
-def style(text: str, **how: Any) -> str:
+def style(text: str, **styles: Any) -> str:
     """Colours a text unless NO_COLOR is set; `click` removes colours where there is no terminal."""
-    return text if os.environ.get("NO_COLOR") else click.style(text, **how)
+    return text if os.environ.get("NO_COLOR") else click.style(text, **styles)
 
 
 def _printable(text: str) -> str:
-    # Cards come from strangers, and an escape sequence can rewrite a terminal.
+    # Cards are untrusted, and an escape sequence can rewrite what a terminal shows.
     return "".join(character if character.isprintable() else " " for character in text)
 
 

@@ -117,18 +117,19 @@ def add(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @registry_option
 def rm(name: str, force: bool, yes: bool, registry: Path | None) -> None:
-    """Remove a version (NAME@3), or with a bare NAME all versions. Their numbers are not given again.
+    """Remove a version (NAME@3), or with a bare NAME all versions. Their numbers are not reused.
 
     \b
     Example:
       adapterhub rm sql@2
     """
     adapters = open_registry(registry)
-    with suppress(AdapterInvalidError):  # what is damaged can be removed too
-        adapters.get(name)
+    with suppress(AdapterInvalidError):  # damaged versions can be removed too
+        card = adapters.get(name)
+        name = card.ref if "@" in name else name  # an alias may move while the question is open
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Removing asks first, and there is no terminal to ask on; add --yes.")
+            raise click.UsageError("Removal has to be confirmed, and there is no terminal; add --yes.")
         click.confirm(f"Remove {name} from {adapters.root}?", abort=True, err=True)
     adapters.remove(name, force=force)
     output.note(f"Removed {name}.")
@@ -172,7 +173,7 @@ def verify(name: str | None, registry: Path | None, as_json: bool) -> None:
     elif problems:
         output.table(["adapter", "problem"], [(problem.ref, problem.message) for problem in problems])
     else:
-        output.note("All is well.")
+        output.note("No problems found.")
     sys.exit(1 if problems else 0)
 
 
@@ -206,8 +207,8 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
             "\n".join(f"{e.dataset_name}: {e.metric_type} {e.metric_value}" for e in card.evaluation),
         ),
         ("routing", f"{len(card.routing.examples)} example requests" if card.routing.examples else ""),
-        ("made by", card.lineage.method or ""),
-        ("made of", "\n".join(f"{p.name}@{p.version}, weight {p.weight}" for p in card.lineage.parents)),
+        ("method", card.lineage.method or ""),
+        ("parents", "\n".join(f"{p.name}@{p.version}, weight {p.weight}" for p in card.lineage.parents)),
         ("source", card.source.uri if card.source else ""),
         ("digest", card.digest),
         ("created", f"{card.created_at:%Y-%m-%d %H:%M}"),

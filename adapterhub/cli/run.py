@@ -117,7 +117,7 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _check_before_loading(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
-    """Refuses what is wrong before the base is loaded, which takes seconds."""
+    """Raises errors that need no base before it is loaded, which takes seconds."""
     from adapterhub.lora.blending.resolving import resolve_adapter
     from adapterhub.requests.preparing import names_adapter
     from adapterhub.requests.prompts import conversation
@@ -153,7 +153,7 @@ def _schema(file: IO[str]) -> dict[str, Any]:
 def _loaded(file: IO[str]) -> Any:
     try:
         return json.loads(file.read(MAX_INPUT_BYTES))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deep
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
         raise ConfigError(f"{file.name} is not JSON: {error}.") from error
 
 

@@ -14,9 +14,9 @@ class DemoRequest:
     """A request that was held out of training.
 
     Attributes:
-        adapter: Who should answer it; None for the bare base.
+        adapter: The adapter that should answer it; None for the bare base.
         messages: The conversation.
-        tools: What the assistant may call, or None.
+        tools: The functions that the assistant may call, or None.
     """
 
     adapter: str | None

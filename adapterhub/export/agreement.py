@@ -33,9 +33,9 @@ def merged_agreement(
         registry: Where the adapter is.
         adapter: Its reference.
         merged: The folder that `merge_adapter` wrote.
-        prompts: What to ask both.
+        prompts: The prompts for both.
         tools: One entry for each prompt, as `tools` of `AdapterHub.generate`; none if not given.
-        max_tokens: How many tokens of each answer to compare.
+        max_tokens: Maximum number of tokens of each answer.
 
     Returns:
         The share of prompts, 0 to 1, with equal answers.

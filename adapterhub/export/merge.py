@@ -26,7 +26,7 @@ from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 
 LINEAGE_FILE = "merge.json"
-"""The file with the `MergeReport`, beside the merged weights."""
+"""The file with the `MergeReport`, next to the merged weights."""
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _MERGED_DTYPES = ("BF16", "F16", "F32")
@@ -38,7 +38,7 @@ _BLOCK_ELEMENTS = 2**20
 
 @dataclass(frozen=True)
 class MergeReport:
-    """The lineage of a merged model; written beside it as `merge.json`.
+    """The lineage of a merged model; written next to it as `merge.json`.
 
     Attributes:
         base: The base's name.
@@ -122,7 +122,7 @@ class _Merge:
         if difference and not force:
             raise AdapterIncompatibleError(
                 f"The adapter was trained on another base: {difference}.",
-                hint="Give the 16-bit weights of the base that it was trained on; force=True merges all the same.",
+                hint="Give the 16-bit weights of the base that it was trained on; force=True merges anyway.",
             )
         for name, info in self.tensors.items():
             if name in self.targets and info.dtype not in _MERGED_DTYPES:

@@ -164,7 +164,7 @@ class _Probe:
         parameters = {"type": "object", "properties": {}, "required": []}
         function = {"name": _TOOL_NAME, "description": "None.", "parameters": parameters}
         tools = [{"type": "function", "function": function}]
-        return render([_USER, answer], self.style, self.tokenizer, tools=tools, answer_follows=False)
+        return render([_USER, answer], self.style, self.tokenizer, tools=tools, add_generation_prompt=False)
 
 
 def _common_prefix(one: str, other: str) -> str:

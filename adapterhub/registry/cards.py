@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -27,7 +28,7 @@ class _CardModel(BaseModel):
 
 
 class Source(_CardModel):
-    """Where an adapter came from."""
+    """The source of an imported adapter."""
 
     uri: str
     """`hf://organisation/name`, or the text given at registration."""
@@ -46,6 +47,10 @@ class BaseInfo(_CardModel):
     """Identifies the base; None if the adapter was not checked against one."""
     quantization: str | None = None
     """How the base was stored in training: `nf4`, `fp4`, `int8`; None if unknown or unquantised."""
+
+    def revision_of(self, base: str | Path) -> str | None:
+        """The revision, if `base` is this base's name; that of another base is not known."""
+        return self.revision if str(base) == self.name else None
 
 
 class PeftInfo(LoraSettings):

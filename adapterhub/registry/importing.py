@@ -36,7 +36,7 @@ def import_adapter(
 ) -> AdapterCard:
     """Copies an adapter's files into the staging folder, checks the copy and drafts its card.
 
-    Of several values for a field the first counts: the caller's, that of the `card.json` beside the files (a version
+    Of several values for a field the first counts: the caller's, that of the `card.json` next to the files (a version
     of another registry has one), that of `adapter_config.json`, that of the model card.
 
     Args:
@@ -99,7 +99,7 @@ def _check_base(
     """The base to write on the card, and warnings about it."""
     if base is None:
         return recorded, ("its shapes were not checked against a base",)
-    revision = recorded.revision if str(base) == recorded.name else None
+    revision = recorded.revision_of(base)
     folder = locate_base(base, revision=revision)
     check_fit(info.modules, base_shapes(folder), info.config.settings)
     fingerprint = BaseFingerprint.of(folder)

@@ -69,7 +69,7 @@ def check_alias(alias: str) -> str:
     """Returns the alias if a caller may set it: written like a name, not reserved, not a number.
 
     Raises:
-        InvalidRequestError: It is none.
+        InvalidRequestError: It may not be set.
     """
     if alias == LATEST:
         raise InvalidRequestError(

@@ -56,7 +56,7 @@ def locate_adapter(path: str | Path, *, download: Downloader | None = None) -> A
         download: Replaces `huggingface_hub.snapshot_download`, for example in tests.
 
     Raises:
-        InvalidRequestError: There is no such folder, and the path is no hub id.
+        InvalidRequestError: There is no such folder, and the path is not a hub id.
         RegistryError: The snapshot could not be downloaded.
         AdapterInvalidError: The folder holds no adapter.
     """
@@ -79,7 +79,7 @@ def _adapter_folder(folder: Path) -> Path:
         return folder
     subfolders = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
     raise AdapterInvalidError(
-        f"The folder {folder.name!r} holds no {CONFIG_FILE}, so it is no PEFT adapter.",
+        f"The folder {folder.name!r} holds no {CONFIG_FILE}, so it is not a PEFT adapter.",
         hint=f"Did you mean its folder {subfolders[-1]!r}?"
         if subfolders
         else "PEFT's save_pretrained writes one.",
@@ -91,7 +91,7 @@ def _download(repo: str, revision: str | None, download: Downloader) -> Path:
         return download(repo, revision)
     except (OSError, ValueError) as error:  # huggingface_hub raises subclasses of these
         raise RegistryError(
-            f"{repo!r} is no local folder, and it could not be downloaded from the hub ({type(error).__name__}).",
+            f"{repo!r} is not a local folder and could not be downloaded from the hub ({type(error).__name__}).",
             hint="Check the spelling and the network; for a private repository log in with `hf auth login`.",
         ) from error
 
@@ -152,7 +152,9 @@ def _refuse_outward_links(entries: list[Path], boundary: Path) -> None:
 
 def _no_weights(pickles: list[str]) -> AdapterInvalidError:
     if not pickles:
-        return AdapterInvalidError(f"There is no {WEIGHTS_FILE} beside {CONFIG_FILE}.", hint="Copy it there.")
+        return AdapterInvalidError(
+            f"There is no {WEIGHTS_FILE} next to {CONFIG_FILE}.", hint="Copy it there."
+        )
     return AdapterInvalidError(
         f"The adapter's weights are pickled ({', '.join(pickles[:3])}); opening them can run code.",
         hint="If you trust them, load them with PEFT on a machine that may run their code, and call "

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from adapterhub._files import sync_folder, sync_tree, write_atomic
 from adapterhub.errors import (
+    AdapterDisabledError,
     AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
@@ -128,14 +129,14 @@ class AdapterRegistry:
         Raises:
             AdapterNotFoundError: There is no such adapter, version or alias.
             AdapterInvalidError: The version's card is damaged.
-            RegistryError: The version is disabled.
+            AdapterDisabledError: The version is disabled.
             InvalidRequestError: The text is not a reference.
         """
         card = self.get(ref)
         if card.status != "ready":
-            raise RegistryError(
-                f"Adapter {card.ref!r} is {card.status}.",
-                hint=f"Enable it: update({card.ref!r}, status='ready').",
+            raise AdapterDisabledError(
+                f"Adapter {card.ref!r} is disabled.",
+                hint=f"Enable it: registry.update({card.ref!r}, status='ready').",
             )
         return card
 

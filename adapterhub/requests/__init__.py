@@ -1,4 +1,4 @@
-"""From what a caller asks to what the engine is asked, and from its output to a `Generation`."""
+"""Prepares requests for the engine, and makes a `Generation` of its completions."""
 
 from __future__ import annotations
 

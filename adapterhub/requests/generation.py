@@ -1,4 +1,4 @@
-"""What a caller gets: the answer, its usage, and the adapter that gave it."""
+"""The result of a request: the answer, its usage, and the adapter that answered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Usage:
 
     Attributes:
         prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens generated, of all `n` answers together.
+        completion_tokens: Tokens generated, summed over all `n` answers.
         seconds: Wall time in the engine, from the prompt's first token to the answer's last.
     """
 
@@ -28,7 +28,7 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and answer together."""
+        """Tokens of prompt and answer."""
         return self.prompt_tokens + self.completion_tokens
 
     @property
@@ -46,11 +46,11 @@ class Generation:
         adapter: The name of the adapter that answered; None means the bare base. For a blend its reference, with
             versions: `json@1:0.7+support@2:0.3`.
         version: The adapter's version; None for a blend.
-        route: The router's decision, if the request asked for `adapter="auto"`.
+        route: The router's decision, if the request had `adapter="auto"`.
         usage: Tokens and time.
         finish_reason: `"stop"` (end token or stop string) or `"length"`.
         completions: All `n` answers, with token ids and log-probabilities.
-        output_format: The output format that was asked for.
+        output_format: The output format of the request.
     """
 
     text: str

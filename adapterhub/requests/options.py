@@ -60,7 +60,7 @@ _KNOWN = tuple(GenerationOptions.__annotations__)
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """What a caller gave beside the prompt and the adapter.
+    """The options of a call, without prompt and adapter.
 
     Attributes:
         sampling: Fields of `SamplingParams` that the caller set.
@@ -85,7 +85,7 @@ class RequestOptions:
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Self:
-        """Sorts keyword arguments; a single option wins over the same field of `sampling_params`.
+        """Splits keyword arguments by kind; a single option wins over the same field of `sampling_params`.
 
         Args:
             options: `GenerationOptions` or `BatchGenerationOptions`.
@@ -116,7 +116,7 @@ class RequestOptions:
         )
 
     def check_single_completion(self) -> None:
-        """Refuses what a stream cannot give.
+        """Checks that a stream can give the answer.
 
         Raises:
             InvalidRequestError: `n` is above 1.
@@ -126,7 +126,7 @@ class RequestOptions:
 
 
 def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options under our names."""
+    """Renames vLLM's options to ours."""
     renamed: dict[str, Any] = {}
     for given, value in options.items():
         if given not in _KNOWN:

@@ -40,9 +40,9 @@ class PreparedRequest:
     """A request for the engine, with what its `Generation` will report.
 
     Attributes:
-        request: What the engine is asked.
+        request: For the engine.
         adapter: The adapter or blend that answers; None for the bare base.
-        route: The router's decision, if the caller asked for `"auto"`.
+        route: The router's decision, if the adapter was `"auto"`.
     """
 
     request: Request
@@ -100,8 +100,8 @@ class RequestPreparer:
         Args:
             prompt: A text or a conversation.
             adapter: A reference, a blend, `"auto"`, or None for the bare base.
-            options: What the caller gave beside them.
-            output_format: Takes the place of the one in `options`.
+            options: The options of the call.
+            output_format: Replaces the one in `options`.
         """
         if output_format is None and options.output_format:
             output_format = OutputFormat.of(**options.output_format)

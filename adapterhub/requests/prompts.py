@@ -23,13 +23,13 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """The format of a prompt and where it came from.
+    """The format of a prompt and the source of that choice.
 
     Attributes:
         format: `"chat"`, `"instruction"` or `"plain"`.
-        origin: `"card"`, `"tokenizer"` or `"default"`: who decided.
+        origin: The source: `"card"`, `"tokenizer"` or `"default"`.
         template: The chat template (Jinja) when `format` is `"chat"`.
-        tool_template: The one to use in its place when there are tools, if the base has two.
+        tool_template: The chat template for requests with tools, if the base has one of its own for them.
         stop: Strings that mark the start of a next turn, so that an answer ends before it.
     """
 
@@ -132,10 +132,10 @@ def _check_message(message: Message) -> None:
             f"A message has the role {role!r}.", hint=f"Known roles: {', '.join(ROLES)}."
         )
     if not isinstance(content, str | None):
-        # A template would write it down as Python prints it.
+        # A template would insert its Python representation.
         raise InvalidRequestError(
             f"A message's content is of type {type(content).__name__}, not a text.",
-            hint="Of content in parts, join the texts.",
+            hint="Join the texts of content that has parts.",
         )
     check_text(content or "")
 
@@ -146,7 +146,7 @@ def render(
     tokenizer: Tokenizer,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    answer_follows: bool = True,
+    add_generation_prompt: bool = True,
 ) -> str:
     """Renders a conversation in a style.
 
@@ -155,19 +155,19 @@ def render(
         style: From `choose_style`.
         tokenizer: The base's tokenizer, which knows its special tokens.
         tools: JSON-Schema descriptions of functions that the assistant may call; only chat templates can show them.
-        answer_follows: End where the assistant's answer begins.
+        add_generation_prompt: End with the start of the assistant's message, as transformers does.
 
     Raises:
         InvalidRequestError: Tools without a chat template, or a template that refuses these messages.
     """
     if style.format == "chat":
-        return _render_chat(messages, style, tokenizer, tools, answer_follows)
+        return _render_chat(messages, style, tokenizer, tools, add_generation_prompt)
     if tools:
         raise InvalidRequestError(
             "Tools can only be shown to a base through a chat template, and there is none.",
             hint="Set prompt.chat_template on the adapter's card.",
         )
-    return _render_turns(messages, style, tokenizer.eos_token or "", answer_follows)
+    return _render_turns(messages, style, tokenizer.eos_token or "", add_generation_prompt)
 
 
 def _render_chat(
@@ -175,7 +175,7 @@ def _render_chat(
     style: PromptStyle,
     tokenizer: Tokenizer,
     tools: Sequence[Mapping[str, Any]] | None,
-    answer_follows: bool,
+    add_generation_prompt: bool,
 ) -> str:
     from jinja2.exceptions import TemplateError
 
@@ -184,7 +184,7 @@ def _render_chat(
             list(messages),
             tools=list(tools) if tools else None,
             chat_template=(style.tool_template if tools else None) or style.template,
-            add_generation_prompt=answer_follows,
+            add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -195,7 +195,9 @@ def _render_chat(
     return str(text)
 
 
-def _render_turns(messages: Sequence[Message], style: PromptStyle, end: str, answer_follows: bool) -> str:
+def _render_turns(
+    messages: Sequence[Message], style: PromptStyle, end: str, add_generation_prompt: bool
+) -> str:
     ask, answer, gap = (
         ("### Instruction:\n", "### Response:\n", "\n\n")
         if style.format == "instruction"
@@ -207,5 +209,5 @@ def _render_turns(messages: Sequence[Message], style: PromptStyle, end: str, ans
         prefix = {"user": ask, "tool": ask, "assistant": answer, "system": ""}[message["role"]]
         parts.append(prefix + content + (end if message["role"] == "assistant" else ""))
     # No space after the last colon: a tokenizer puts it at the head of the answer's first word.
-    parts += [answer.rstrip(" ")] if answer_follows else []
+    parts += [answer.rstrip(" ")] if add_generation_prompt else []
     return gap.join(parts)

@@ -115,9 +115,9 @@ class CardOptions(_Options):
     license: str | None = None
     """The licence's identifier."""
     prompt: PromptProfile = PromptProfile()
-    """How requests are written and answered, and so how the examples are rendered."""
+    """The prompt profile, which also renders the training examples."""
     routing: Routing = Routing()
-    """What the router learns the adapter from."""
+    """The router's training data."""
     serving: Serving = Serving()
     """How the engine treats it."""
 
@@ -159,7 +159,7 @@ class FinetuneConfig(_Options):
             path: The file. Relative paths are taken from its folder.
 
         Raises:
-            ConfigError: The file is missing, is no YAML mapping, or has invalid fields: all are named.
+            ConfigError: The file is missing, is not a YAML mapping, or has invalid fields, of which it names all.
         """
         path = Path(path)
         try:

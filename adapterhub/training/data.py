@@ -180,7 +180,7 @@ def _reason(error: Exception) -> str:
         case ValidationError():
             return describe_validation(error)
         case json.JSONDecodeError():
-            return f"no JSON ({error.msg})"
+            return f"not JSON ({error.msg})"
         case UnicodeDecodeError():
             return "not UTF-8"
         case OSError():
@@ -218,11 +218,15 @@ class _RecordTokenizer:
         return self._with_end_token(ids, labels)
 
     def _render(
-        self, record: Record, messages: Sequence[PromptMessage], *, answer_follows: bool = False
+        self, record: Record, messages: Sequence[PromptMessage], *, add_generation_prompt: bool = False
     ) -> str:
         def rendered(tools: list[dict[str, Any]] | None) -> str:
             return prompts.render(
-                messages, self._style, self._tokenizer, tools=tools, answer_follows=answer_follows
+                messages,
+                self._style,
+                self._tokenizer,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
             )
 
         try:
@@ -246,7 +250,7 @@ class _RecordTokenizer:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(record, messages[:index], answer_follows=True)
+            before = self._render(record, messages[:index], add_generation_prompt=True)
             last = index == len(messages) - 1
             after = whole if last else self._render(record, messages[: index + 1])
             if not (after.startswith(before) and whole.startswith(after)):

@@ -208,7 +208,7 @@ def _target_modules(config: FinetuneConfig, base: Base) -> list[str]:
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
     if unknown:
         raise ConfigError(
-            f"lora.target_modules names {unknown[0]!r}, which is no layer of base {config.base!r} to adapt.",
+            f"lora.target_modules names {unknown[0]!r}, which base {config.base!r} has no layer for.",
             hint=f"Its layers: {', '.join(known)}.",
         )
     return targets

@@ -18,10 +18,10 @@ def shard(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors, reverse=True)
-    places = {name: f"model-{1 + (position % 2)}.safetensors" for position, name in enumerate(names)}
-    for file in set(places.values()):
-        save_file({name: tensors[name] for name in names if places[name] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    shards = {name: f"model-{1 + (position % 2)}.safetensors" for position, name in enumerate(names)}
+    for file in set(shards.values()):
+        save_file({name: tensors[name] for name in names if shards[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
 
 def test_a_fingerprint_depends_on_neither_path_nor_shards(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class TestReading:
         assert [line.split()[0] for line in shown.out.splitlines()] == ["name", "code", "json", "support"]
         assert [card["name"] for card in run("list", "--json").json] == ["code", "json", "support"]
 
-    def test_list_of_nothing_says_what_to_do(self, own):
+    def test_an_empty_list_has_a_hint(self, own):
         shown = own("list")
         assert (shown.code, shown.out) == (0, "")
         assert "adapterhub add" in shown.err
@@ -53,19 +53,19 @@ class TestReading:
         shown = own("list")
         assert len(shown.out.splitlines()) == 2
         assert f"{name}  1 " in shown.out
-        assert "and two [31m lines" in shown.out  # a card must not steer the terminal
+        assert "and two [31m lines" in shown.out  # a card must not control the terminal
         shown = own("show", name)
         assert own("show", name, "--json").json["digest"] in shown.out
         assert str(tmp_path / "registry" / name / "1") in shown.out
 
-    def test_list_says_what_it_leaves_out(self, own, tmp_path, tiny_adapters, tiny_registry):
+    def test_list_warns_of_damaged_adapters(self, own, tmp_path, tiny_adapters, tiny_registry):
         own("add", "json", tiny_adapters["json"])
         (tmp_path / "registry" / "json" / "1" / "card.json").write_text("{")
         command = [sys.executable, "-m", "adapterhub.cli.main", "list", "--registry", tmp_path / "registry"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "In json/1" in done.stderr
 
-    def test_show_knows_the_form_of_prompts_or_says_that_it_does_not(self, own, tmp_path, tiny_adapters):
+    def test_show_names_the_prompt_style_or_why_it_is_unknown(self, own, tmp_path, tiny_adapters):
         nameless = tmp_path / "adapter"
         shutil.copytree(tiny_adapters["json"], nameless, ignore=shutil.ignore_patterns("README.md"))
         config = json.loads((nameless / "adapter_config.json").read_text())
@@ -133,6 +133,14 @@ class TestChanging:
         own("alias", "json", "live", "--delete")
         assert own("show", "json@live").code == 1
 
+    def test_rm_names_the_version_that_it_removed(self, own, tiny_adapters):
+        for name in ("json", "code", "support"):
+            own("add", "json", tiny_adapters[name])
+        own("alias", "json", "prod", 1)
+        assert own("rm", "json@latest", "--yes").err == "Removed json@3.\n"
+        assert own("rm", "json@prod", "--yes", "--force").err == "Removed json@1.\n"
+        assert own("rm", "json", "--yes").err == "Removed json.\n"
+
     def test_rm_asks_first(self, own, tiny_adapters, monkeypatch):
         own("add", "json", tiny_adapters["json"])
         refused = own("rm", "json")
@@ -142,7 +150,7 @@ class TestChanging:
         assert own("rm", "json").code == 0
         assert own("list", "--json").json == []
 
-    def test_what_is_damaged_can_be_removed(self, own, tmp_path, tiny_adapters):
+    def test_damaged_versions_can_be_removed(self, own, tmp_path, tiny_adapters):
         own("add", "json", tiny_adapters["json"])
         (tmp_path / "registry" / "json" / "1" / "card.json").write_text("{")
         assert own("rm", "json", "--yes").code == 0
@@ -171,7 +179,7 @@ class TestMistakes:
             (("merge", "nothing", "out"), "nothing"),
         ],
     )
-    def test_what_the_user_can_mend_exits_with_1(self, run, arguments, words):
+    def test_errors_of_the_user_exit_with_1(self, run, arguments, words):
         shown = run(*arguments)
         assert (shown.code, shown.out) == (1, "")
         assert words in shown.err
@@ -187,7 +195,7 @@ class TestMistakes:
     def test_a_mistyped_command_gets_a_suggestion(self, run):
         assert "Did you mean 'list'?" in run("lsit").err
 
-    def test_a_fault_of_ours_has_no_traceback_but_with_debug(self, run, monkeypatch):
+    def test_an_unexpected_error_has_a_traceback_only_with_debug(self, run, monkeypatch):
         monkeypatch.setattr("adapterhub.registry.AdapterRegistry.list", lambda _: 1 / 0)
         shown = run("list")
         assert shown.code == 1
@@ -201,28 +209,28 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "arguments", [("jsn", "Hi"), ("json", ""), ("json", "Hi", "--tools", "not-a-list")]
     )
-    def test_a_mistake_is_told_before_the_base_is_loaded(self, run, monkeypatch, tmp_path, arguments):
+    def test_a_mistake_is_reported_before_the_base_is_loaded(self, run, monkeypatch, tmp_path, arguments):
         monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", lambda **_: pytest.fail("loaded"))
         monkeypatch.chdir(tmp_path)
         Path("not-a-list").write_bytes(b"\xff")
         shown = run("run", *arguments)
         assert (shown.code, "fault of adapterhub" in shown.err) == (1, False)
 
-    @pytest.mark.parametrize(("wish", "kind"), [("0", SystemExit), ("1", AdapterNotFoundError)])
-    def test_debug_in_the_environment(self, tiny_registry, monkeypatch, wish, kind):
-        monkeypatch.setenv("ADAPTERHUB_DEBUG", wish)
+    @pytest.mark.parametrize(("value", "kind"), [("0", SystemExit), ("1", AdapterNotFoundError)])
+    def test_debug_in_the_environment(self, tiny_registry, monkeypatch, value, kind):
+        monkeypatch.setenv("ADAPTERHUB_DEBUG", value)
         monkeypatch.setattr(sys, "argv", ["adapterhub", "show", "x", "--registry", str(tiny_registry)])
         with pytest.raises(kind):
             main()
 
-    def test_a_full_disk_is_no_fault_of_ours(self, tiny_registry):
+    def test_a_full_disk_is_not_an_unexpected_error(self, tiny_registry):
         command = f"{sys.executable} -m adapterhub.cli.main list --registry {tiny_registry} > /dev/full"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert "No space left" in done.stderr
         assert "fault" not in done.stderr
 
-    def test_no_color_is_kept_to(self, run, monkeypatch):
+    def test_no_color_is_respected(self, run, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setattr("click.utils.should_strip_ansi", lambda *_: False)
         assert "\x1b[31m" in run("show", "x").err
@@ -242,7 +250,7 @@ class TestCompletion:
     def test_names_are_completed(self, run):
         assert self.complete("adapterhub show js") == ("plain,json", "")
 
-    def test_it_keeps_quiet_where_settings_are_wrong(self, run, tmp_path, monkeypatch):
+    def test_wrong_settings_give_no_completions(self, run, tmp_path, monkeypatch):
         monkeypatch.setenv("ADAPTERHUB_MAX_BATCH_SIZE", "many")
         assert self.complete("adapterhub show js") == ("", "")
 
@@ -277,7 +285,7 @@ class TestRun:
         assert json.loads(done.stdout)["adapter"] == "json"
         assert done.stderr == ""
 
-    def test_the_end_of_the_last_line_is_no_part_of_the_text(self, monkeypatch):
+    def test_the_last_line_break_is_not_part_of_the_text(self, monkeypatch):
         given = io.BytesIO(b"\xef\xbb\xbfmy router\nis broken\r\n")
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(given))
         assert read_text("-") == "my router\nis broken"
@@ -297,7 +305,7 @@ class TestRun:
         assert run("run", "json", "Hi", "--choice", "left", "--choice", "right").out in ("left\n", "right\n")
         assert len(run("run", "json", "Hi", "--regex", "[0-9]{3}").out) == 4
 
-    def test_a_form_that_cannot_be_is_told_before_the_base_is_loaded(self, run, tmp_path, monkeypatch):
+    def test_an_invalid_output_format_is_reported_before_the_base_is_loaded(self, run, tmp_path, monkeypatch):
         (tmp_path / "schema.json").write_text("[1]")
         monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
         two = run("run", "json", "Hi", "--regex", "a", "--choice", "b")
@@ -347,7 +355,7 @@ class TestBlend:
 
 
 class TestMerge:
-    def test_it_writes_a_model_and_tells_how_far_the_answers_agree(self, run, tmp_path):
+    def test_it_writes_a_model_and_reports_the_agreement(self, run, tmp_path):
         merged = run(
             "merge", "json", tmp_path / "merged", "--check", 2, "--quantization", "none", "--json"
         ).json

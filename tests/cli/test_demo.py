@@ -43,7 +43,7 @@ def test_the_base_and_every_adapter_answer(report):
     assert len({answer["text"] for answer in report["named"]}) == 5
 
 
-def test_four_requests_are_routed_and_say_how_surely(report):
+def test_four_requests_are_routed_with_a_confidence(report):
     assert len(report["routed"]) == 4
     for answer in report["routed"]:
         route = answer["route"]
@@ -52,7 +52,7 @@ def test_four_requests_are_routed_and_say_how_surely(report):
         assert route["scores"].keys() == set(ADAPTERS)
 
 
-def test_speed_and_usage_are_told(report):
+def test_speed_and_usage_are_reported(report):
     assert all(answer["usage"]["tokens_per_second"] > 0 for answer in report["named"])
 
 
@@ -61,7 +61,7 @@ def test_nothing_but_data_is_printed(report):
 
 
 def test_for_people_it_prints_the_same_answers(monkeypatch: pytest.MonkeyPatch):
-    """What a process of its own prints is tested with the documents; here nothing needs to answer sensibly."""
+    """What a process of its own prints is tested with the documents; here the answers do not matter."""
     monkeypatch.setattr(
         AdapterHub,
         "from_pretrained",

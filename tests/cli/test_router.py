@@ -1,4 +1,4 @@
-"""`adapterhub route` and `adapterhub router`, and what other commands say of the routes."""
+"""`adapterhub route` and `adapterhub router`, and what other commands report of the routes."""
 
 import json
 import shutil
@@ -118,7 +118,7 @@ class TestRoute:
         own = AdapterRouter.from_registry(registry, policy=Policy(retention=0.5)).route("quux the foo")
         assert (found["router_version"], found["threshold"]) == (own.router_version, own.threshold)
 
-    def test_a_damaged_one_is_told_of(self, copy, registry):
+    def test_a_damaged_one_is_reported(self, copy, registry):
         (registry.root / ".router.skops").write_bytes(b"not a router")
         shown = copy("route", REQUEST, "--json")
         assert (shown.code, shown.json["adapter"]) == (0, "support")
@@ -126,7 +126,7 @@ class TestRoute:
 
 
 class TestFit:
-    def test_it_tells_what_was_learned(self, copy, registry):
+    def test_it_reports_what_was_learned(self, copy, registry):
         shown = copy("router", "fit")
         assert shown.code == 0
         assert ["json", "3", "0"] in [line.split() for line in shown.out.splitlines()]
@@ -248,7 +248,7 @@ class TestLearn:
             {"text": "  SORT these   numbers", "correct": "code"},
             {"text": "my python bit me", "correct": None, "best": "code"},
             {"text": examples[0], "correct": "code"},
-            {"text": "nobody looked at this", "adapter": "json"},
+            {"text": "this was not reviewed", "adapter": "json"},
         )
         shown = copy("router", "learn", file)
         assert shown.code == 0
@@ -261,7 +261,7 @@ class TestLearn:
         assert routing(registry, "code") == wanted
         assert next(iter(copy("route", "sort the numbers", "--json").json["scores"])) == "code"
 
-    def test_what_another_learns_meanwhile_is_kept(self, registry, tmp_path):
+    def test_concurrent_changes_of_a_card_are_kept(self, registry, tmp_path):
         examples, _ = routing(registry, "code")
         mine = lines(tmp_path / "a", {"text": "sort these numbers", "correct": "code"})
         ((lesson,), _) = corrections_by_card(mine, registry)
@@ -269,7 +269,7 @@ class TestLearn:
         registry.revise("code", lesson.applied_to)
         assert routing(registry, "code") == ((*examples, "swap two numbers", "sort these numbers"), ("no",))
 
-    def test_a_correction_takes_back_what_the_card_says(self, copy, registry, tmp_path):
+    def test_a_correction_replaces_the_cards_entry(self, copy, registry, tmp_path):
         registry.update("json", routing={"negatives": ["fields please", "other"]})
         examples, _ = routing(registry, "json")
         lines(
@@ -319,14 +319,14 @@ class TestLearn:
         assert words in shown.err
         assert registry.list() == before
 
-    def test_half_a_character_is_refused(self, copy, registry, tmp_path):
+    def test_a_lone_surrogate_is_refused(self, copy, registry, tmp_path):
         (tmp_path / "a").write_text('{"text": "\\ud800", "correct": "json"}')
         before = registry.list()
         shown = copy("router", "learn", tmp_path / "a")
         assert (shown.code, "Line 1 of" in shown.err, "Unicode" in shown.err) == (1, True, True)
         assert registry.list() == before
 
-    def test_no_card_grows_beyond_what_can_be_read(self, copy, registry, tmp_path):
+    def test_a_card_that_would_be_too_large_is_not_written(self, copy, registry, tmp_path):
         before = registry.list()
         file = lines(tmp_path / "a", *({"text": f"{n} {'x' * 4000}", "correct": "json"} for n in range(300)))
         shown = copy("router", "learn", file)
@@ -336,22 +336,22 @@ class TestLearn:
 
 class TestOtherCommands:
     def test_add_warns_of_the_routes(self, own, tiny_base, tiny_adapters):
-        said = ("--base", tiny_base, "--example", "as json")
-        own("add", "json", tiny_adapters["json"], *said)
-        added = own("add", "code", tiny_adapters["code"], *said)
+        options = ("--base", tiny_base, "--example", "as json")
+        own("add", "json", tiny_adapters["json"], *options)
+        added = own("add", "code", tiny_adapters["code"], *options)
         assert (added.code, added.out) == (0, "code@1\n")
         assert "code has 1 example request;" in added.err
         assert 'code and json share an example. For example: "as json"' in added.err
         assert "json has 1" not in added.err
 
-    def test_a_card_does_not_steer_the_terminal(self, own, tiny_adapters, monkeypatch):
+    def test_a_card_does_not_control_the_terminal(self, own, tiny_adapters, monkeypatch):
         monkeypatch.setattr("click.utils.should_strip_ansi", lambda *_: False)
         own("add", "json", tiny_adapters["json"], "--example", "\x1b[2J\nx")
         added = own("add", "code", tiny_adapters["code"], "--example", "\x1b[2J\nx")
         assert 'share an example. For example: " [2J x"' in added.err
         assert "\x1b[2J" not in added.err
 
-    def test_add_says_nothing_of_good_routes(self, own, tiny_base, tiny_adapters):
+    def test_add_reports_nothing_about_good_routes(self, own, tiny_base, tiny_adapters):
         examples = [word for n in range(5) for word in ("--example", f"as json {n}")]
         assert own("add", "json", tiny_adapters["json"], "--base", tiny_base, *examples).err == ""
 
@@ -363,7 +363,7 @@ class TestOtherCommands:
         assert "cannot learn" in added.err
         assert "regular expression" in own("doctor", "--json").json["routes"]["problem"]
 
-    def test_doctor_tells_of_the_routes(self, ready):
+    def test_doctor_reports_the_routes(self, ready):
         routes = ready("doctor", "--json").json["routes"]
         assert routes["problem"] is None
         assert [one["adapters"] for one in routes["findings"]] == [["code"], ["json"], ["support"]]

@@ -198,7 +198,7 @@ def written(name: str, calls: list[dict[str, Any]], text: str = "") -> str:
     message = AIMessage(content=text, tool_calls=calls)
     turns = fit_tool_calls(convert_messages([HumanMessage("Hi"), message]), call_format)
     style = choose_style(source)
-    whole = render(turns, style, PLAIN, tools=TOOLS, answer_follows=False)
+    whole = render(turns, style, PLAIN, tools=TOOLS, add_generation_prompt=False)
     prompt = render(turns[:1], style, PLAIN, tools=TOOLS)
     assert whole.startswith(prompt)
     return whole[len(prompt) :].removesuffix(f"{END}\n")

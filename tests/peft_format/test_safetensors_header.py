@@ -57,11 +57,11 @@ def test_a_file_without_tensors_is_whole(tmp_path: Path) -> None:
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "goes on"),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, header: Any, why: str) -> None:
+def test_invalid_headers(tmp_path: Path, header: Any, why: str) -> None:
     path = written(tmp_path, header)
     with pytest.raises(AdapterInvalidError, match=why):
         read_header(path)
-    with pytest.raises(SafetensorError), safe_open(path, "np"):  # and the reference agrees
+    with pytest.raises(SafetensorError), safe_open(path, "np"):  # as the reference implementation does
         pass
 
 
@@ -71,7 +71,7 @@ def test_more_dimensions_than_any_tensor_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 10**6, MAX_HEADER_BYTES + 1, 2**64 - 1])
-def test_lengths_that_lie(tmp_path: Path, length: int) -> None:
+def test_invalid_lengths(tmp_path: Path, length: int) -> None:
     with pytest.raises(AdapterInvalidError):
         read_header(write_raw(tmp_path / "x.safetensors", json.dumps(ONE).encode(), b"\0" * 8, length=length))
 
@@ -83,7 +83,7 @@ def test_a_name_that_occurs_twice(tmp_path: Path) -> None:
         read_header(path)
 
 
-def test_json_that_is_nested_without_end(tmp_path: Path) -> None:
+def test_deeply_nested_json(tmp_path: Path) -> None:
     with pytest.raises(AdapterInvalidError):
         read_header(write_raw(tmp_path / "x.safetensors", b"[" * 200_000))
 
@@ -131,7 +131,7 @@ HEADERS = (
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(HEADERS, st.binary(max_size=64))
-def test_garbage_is_refused_and_nothing_else_happens(tmp_path: Path, header: bytes, data: bytes) -> None:
+def test_random_bytes_are_refused_or_read_within_the_file(tmp_path: Path, header: bytes, data: bytes) -> None:
     for path in (
         write_raw(tmp_path / "framed.safetensors", header, data),
         write_raw(

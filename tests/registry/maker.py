@@ -16,7 +16,7 @@ _GROUPS = {"q_proj": "self_attn", "v_proj": "self_attn", "down_proj": "mlp"}
 
 
 def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
-    """Writes a file whose header is right."""
+    """Writes a file with a valid header."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0
     for name, (dtype, shape, data) in tensors.items():
@@ -30,7 +30,7 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | N
 
 
 def write_raw(path: Path, header: bytes, data: bytes = b"", *, length: int | None = None) -> Path:
-    """Writes whatever it is given."""
+    """Writes any header, with its own length or another one."""
     path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
     return path
 

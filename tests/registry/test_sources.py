@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def hub_cache(tmp_path: Path) -> Path:
-    """A snapshot as huggingface_hub keeps it: links into the repository's blobs."""
+    """A snapshot as huggingface_hub stores it: links into the repository's blobs."""
     repository = tmp_path / "hub" / "models--org--json"
     snapshot = repository / "snapshots" / COMMIT
     blobs = make_adapter(repository / "blobs")
@@ -69,7 +69,7 @@ def test_a_cached_snapshot_is_used_offline(
 
 def test_without_a_network_the_hub_is_a_clear_error(registry: AdapterRegistry) -> None:
     with pytest.raises(
-        RegistryError, match=r"'org/json' is no local folder, and it could not be downloaded"
+        RegistryError, match=r"'org/json' is not a local folder and could not be downloaded"
     ) as caught:
         registry.register("json", "org/json")
     assert "network" in str(caught.value.hint)
@@ -100,7 +100,7 @@ def test_a_path_without_an_adapter(path: str, tmp_path: Path, monkeypatch: pytes
     assert caught.value.hint
 
 
-def test_a_folder_beside_the_one_that_was_meant(tmp_path: Path) -> None:
+def test_the_folder_above_an_adapter_has_a_hint(tmp_path: Path) -> None:
     make_adapter(tmp_path / "run" / "checkpoint-100")
     with pytest.raises(AdapterInvalidError, match=r"no adapter_config\.json") as caught:
         locate_adapter(tmp_path / "run")

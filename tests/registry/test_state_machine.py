@@ -22,11 +22,11 @@ from hypothesis.stateful import (
 )
 
 from adapterhub.errors import (
+    AdapterDisabledError,
     AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
     InvalidRequestError,
-    RegistryError,
 )
 from adapterhub.registry import AdapterRegistry
 from tests.registry.maker import make_adapter
@@ -87,7 +87,7 @@ def check_reference(registry: AdapterRegistry, known: Adapter, ref: str, version
     if ready:
         assert registry.resolve(ref) == card
     else:
-        with pytest.raises(RegistryError, match="disabled"):
+        with pytest.raises(AdapterDisabledError):
             registry.resolve(ref)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import (
+    AdapterDisabledError,
     AdapterExistsError,
     AdapterIncompatibleError,
     AdapterInvalidError,
@@ -119,7 +120,7 @@ def test_latest_is_the_highest_version_ready_or_not(three: AdapterRegistry) -> N
     assert three.get("json@3").status == "disabled"
     assert three.resolve("json").version == 2
     assert three.get("json@latest").version == 3
-    with pytest.raises(RegistryError, match="'json@3' is disabled"):
+    with pytest.raises(AdapterDisabledError, match="'json@3' is disabled"):
         three.resolve("json@latest")
 
 
@@ -149,13 +150,14 @@ def test_disabled_versions_stay_and_are_not_served(three: AdapterRegistry) -> No
     three.update("json@3", status="disabled")
     assert three.resolve("json").version == 2
     assert three.get("json@3").status == "disabled"
-    with pytest.raises(RegistryError, match="'json@3' is disabled"):
+    with pytest.raises(AdapterDisabledError, match="'json@3' is disabled"):
         three.resolve("json@3")
     for version in (1, 2):
         three.update(f"json@{version}", status="disabled")
     assert three.get("json").version == 3
-    with pytest.raises(RegistryError, match="disabled"):
+    with pytest.raises(AdapterDisabledError, match="'json@3' is disabled") as caught:
         three.resolve("json")
+    assert "update('json@3', status='ready')" in caught.value.hint
 
 
 # Updates

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 from adapterhub.requests.executor import RequestExecutor
 
-CALLER: ContextVar[str] = ContextVar("caller", default="nobody")
+CALLER: ContextVar[str] = ContextVar("caller", default="none")
 
 
 async def test_one_thread_with_the_callers_context():
@@ -25,7 +25,7 @@ async def test_one_thread_with_the_callers_context():
         await asyncio.sleep(0.01)
 
 
-async def test_fitting_the_router_does_not_hold_up_other_requests():
+async def test_fitting_the_router_does_not_block_other_requests():
     executor, may_fit = RequestExecutor(), threading.Event()
     fitting = asyncio.ensure_future(executor.fit_router(lambda: may_fit.wait(10)))
     assert await asyncio.wait_for(executor.run(lambda: "prepared"), 5) == "prepared"

@@ -23,7 +23,7 @@ TURNS = [
         ("base", "plain", None, "plain", "card"),
     ],
 )
-def test_the_choice_of_a_style_is_told(tokenizer, card_format, card, format, origin):  # noqa: A002
+def test_a_style_has_the_origin_of_its_choice(tokenizer, card_format, card, format, origin):  # noqa: A002
     style = choose_style(tokenizer, card_format, card)
     assert (style.format, style.origin) == (format, origin)
     assert style.template == (None if format != "chat" else card or tokenizer)
@@ -34,7 +34,7 @@ def test_a_chat_template_that_is_asked_for_and_missing_is_an_error():
         choose_style(None, "chat", None)
 
 
-def test_no_chat_template_is_said_in_words():
+def test_the_text_of_a_style_says_that_there_is_no_chat_template():
     assert "no chat template" in str(choose_style(None))
 
 
@@ -45,7 +45,7 @@ def test_the_chat_template_renders():
     assert text.endswith("Who?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_the_instruction_form():
+def test_the_instruction_format():
     text = render(TURNS, choose_style(None), make_tokenizer(chat_template=None))
     assert text == (
         "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello<|im_end|>\n\n"
@@ -53,7 +53,7 @@ def test_the_instruction_form():
     )
 
 
-def test_the_plain_form():
+def test_the_plain_format():
     style = choose_style(None, "plain")
     text = render([{"role": "user", "content": "Which genre?"}], style, make_tokenizer(chat_template=None))
     assert text == "Instruction: Which genre?\nResponse:"
@@ -64,7 +64,7 @@ def test_tools_need_a_chat_template():
         render(TURNS, choose_style(None), make_tokenizer(), tools=[{"name": "f"}])
 
 
-def test_a_template_that_refuses_is_an_error_of_ours():
+def test_a_template_that_refuses_is_a_request_error():
     style = choose_style("{{ raise_exception('no system turn, please') }}")
     with pytest.raises(InvalidRequestError, match="no system turn"):
         render(TURNS, style, make_tokenizer())
@@ -73,7 +73,7 @@ def test_a_template_that_refuses_is_an_error_of_ours():
 @pytest.mark.parametrize(
     "template", ["{{ 1 // 0 }}", "{{ 'a' + 1 }}", "{% for i in range(10**9) %}{% endfor %}"]
 )
-def test_a_template_that_fails_is_an_error_of_ours(template):
+def test_a_template_that_fails_is_a_request_error(template):
     with pytest.raises(InvalidRequestError, match="chat template"):
         render(TURNS, choose_style(template), make_tokenizer())
 
@@ -102,7 +102,7 @@ def test_an_unknown_role_is_an_error():
 
 
 @pytest.mark.parametrize("wrong", [None, 42, b"Hi", {"role": "user", "content": "Hi"}, ["Hi"]])
-def test_what_is_no_prompt_is_an_error(wrong):
+def test_other_types_are_no_prompt(wrong):
     with pytest.raises(InvalidRequestError, match="a text or a list of messages"):
         conversation(wrong)
 
@@ -112,6 +112,6 @@ def test_content_that_is_no_text_is_an_error():
         conversation([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}])
 
 
-def test_half_a_character_is_an_error():
+def test_a_lone_surrogate_is_an_error():
     with pytest.raises(InvalidRequestError, match="Unicode"):
         conversation("\ud800")

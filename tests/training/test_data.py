@@ -193,7 +193,7 @@ def test_read_records(dataset: Callable[..., Path]):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{secret", "no JSON"),
+        ("{secret", "not JSON"),
         ('["secret"]', "not an object"),
         ({"text": "secret"}, "messages: Field required"),
         ({"messages": []}, "messages: List should have at least 1 item"),
@@ -203,7 +203,7 @@ def test_read_records(dataset: Callable[..., Path]):
         ({"messages": [{"role": "assistant", "content": ""}]}, "needs content or tool_calls"),
         ({"messages": [{"role": "assistant", "content": ["secret"]}]}, "messages.0.content"),
         ({"messages": "secret"}, "messages: Input should be a valid list"),
-        ("[" * 100_000, "no JSON|recursion"),
+        ("[" * 100_000, "not JSON|recursion"),
     ],
 )
 def test_errors_name_bad_lines_by_number_and_never_by_text(
