@@ -3,10 +3,12 @@
 import re
 import subprocess
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -45,6 +47,22 @@ def test_the_pinned_version_is_allowed(requirement: Requirement):
     version = pinned("constraints.txt").get(requirement.name)
     assert version, f"pin {requirement.name} in constraints.txt"
     assert version in requirement.specifier
+
+
+def test_the_wheel_has_the_package_data(tmp_path: Path):
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    folders = {ROOT / "adapterhub": "adapterhub", ROOT / "adapters": "adapterhub/demo/adapters"}
+    paths = [
+        f"{name}/{path.relative_to(folder).as_posix()}"
+        for folder, name in folders.items()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".py"
+    ]
+    # without bytecode and a registry's working files
+    data = {path for path in paths if "/__pycache__/" not in path and "/." not in path}
+    assert {"adapterhub/py.typed", "adapterhub/routing/analysis/report.html.jinja"} <= data
+    with zipfile.ZipFile(wheel) as archive:
+        assert data <= set(archive.namelist())
 
 
 def test_make_help_lists_every_target():
