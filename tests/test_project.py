@@ -3,10 +3,12 @@
 import re
 import subprocess
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -47,10 +49,28 @@ def test_the_pinned_version_is_allowed(requirement: Requirement):
     assert version in requirement.specifier
 
 
+def test_the_wheel_has_the_package_data(tmp_path: Path):
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    folders = {ROOT / "adapterhub": "adapterhub", ROOT / "adapters": "adapterhub/demo/adapters"}
+    paths = [
+        f"{name}/{path.relative_to(folder).as_posix()}"
+        for folder, name in folders.items()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".py"
+    ]
+    # without bytecode and a registry's working files
+    data = {path for path in paths if "/__pycache__/" not in path and "/." not in path}
+    assert {"adapterhub/py.typed", "adapterhub/routing/analysis/report.html.jinja"} <= data
+    with zipfile.ZipFile(wheel) as archive:
+        assert data <= set(archive.namelist())
+
+
 def test_make_help_lists_every_target():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split())
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # In `make test` this is a make within make, which prints the directory too.
+    command = ["make", "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in shown.splitlines()} == targets
     assert all(len(line.split()) > 1 for line in shown.splitlines())
 
