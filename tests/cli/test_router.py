@@ -63,7 +63,7 @@ def test_a_mistyped_command_gets_a_suggestion(run):
 
 
 class TestRoute:
-    def test_explain_shows_what_decided(self, ready):
+    def test_explain_shows_the_deciding_segment(self, ready):
         shown = ready("route", f"Hello there. {REQUEST}!", "--explain")
         fields = dict(line.split(maxsplit=1) for line in shown.out.splitlines()[:4])
         assert fields["adapter"] == "support"
@@ -106,19 +106,19 @@ class TestRoute:
         shown = ready("route", REQUEST)
         assert ("support" in shown.out, shown.err) == (True, "")
 
-    def test_a_stale_one_is_not_but_its_policy_is(self, copy, registry):
+    def test_a_stale_router_is_updated_with_its_policy(self, copy, registry):
         copy("router", "fit", "--retention", 0.5)
         registry.update(
             "code", routing={"examples": [*registry.get("code").routing.examples, "quux the foo"]}
         )
         shown = copy("route", "quux the foo", "--json")
-        assert "does not know the present cards (code)" in shown.err
+        assert "is older than some cards (code)" in shown.err
         assert next(iter(shown.json["scores"])) == "code"
         found = shown.json
         own = AdapterRouter.from_registry(registry, policy=Policy(retention=0.5)).route("quux the foo")
         assert (found["router_version"], found["threshold"]) == (own.router_version, own.threshold)
 
-    def test_a_damaged_one_is_told_of(self, copy, registry):
+    def test_a_damaged_router_is_reported(self, copy, registry):
         (registry.root / ".router.skops").write_bytes(b"not a router")
         shown = copy("route", REQUEST, "--json")
         assert (shown.code, shown.json["adapter"]) == (0, "support")
@@ -126,7 +126,7 @@ class TestRoute:
 
 
 class TestFit:
-    def test_it_tells_what_was_learned(self, copy, registry):
+    def test_it_prints_the_training_data(self, copy, registry):
         shown = copy("router", "fit")
         assert shown.code == 0
         assert ["json", "3", "0"] in [line.split() for line in shown.out.splitlines()]
@@ -139,7 +139,7 @@ class TestFit:
         assert len(ready("list", "--json").json) == 3
         assert ready("verify", "--json").json == []
 
-    def test_another_place_and_a_policy(self, copy, registry, tmp_path):
+    def test_another_path_and_a_policy(self, copy, registry, tmp_path):
         loose = copy("router", "fit", "--retention", 1, "--out", tmp_path / "a", "--json").json
         strict = copy("router", "fit", "--precision", 1, "--out", tmp_path / "b", "--json").json
         assert loose["path"] == str(tmp_path / "a")
@@ -149,7 +149,7 @@ class TestFit:
         assert [one["kind"] for one in strict["findings"]] == ["few_examples"] * 3
         assert not (registry.root / ".router.skops").exists()
 
-    def test_thresholds_are_told_by_script(self, copy, registry):
+    def test_thresholds_are_listed_by_script(self, copy, registry):
         registry.update("json", routing={"examples": [f"field number {word} as json" for word in WORDS]})
         *own, other = copy("router", "fit", "--json").json["thresholds"]
         assert [one["script"] for one in own] == ["latin"]
@@ -157,7 +157,7 @@ class TestFit:
         assert own[0]["measured_on"] == other["measured_on"] == len(WORDS) + 6
         assert 0 < own[0]["threshold"] < 1
 
-    def test_nothing_to_learn_from(self, own, tmp_path):
+    def test_nothing_to_train_on(self, own, tmp_path):
         refused = own("router", "fit")
         assert (refused.code, "nothing to route by" in refused.err) == (1, True)
         assert not (tmp_path / "registry").exists()
@@ -217,7 +217,7 @@ class TestEval:
 
 
 class TestReport:
-    def test_it_stands_alone(self, ready, tmp_path):
+    def test_it_loads_nothing_from_elsewhere(self, ready, tmp_path):
         out = tmp_path / "router.html"
         assert ready("router", "report", out).code == 0
         page = out.read_text()
@@ -261,7 +261,7 @@ class TestLearn:
         assert routing(registry, "code") == wanted
         assert next(iter(copy("route", "sort the numbers", "--json").json["scores"])) == "code"
 
-    def test_what_another_learns_meanwhile_is_kept(self, registry, tmp_path):
+    def test_concurrent_changes_are_preserved(self, registry, tmp_path):
         examples, _ = routing(registry, "code")
         mine = lines(tmp_path / "a", {"text": "sort these numbers", "correct": "code"})
         ((lesson,), _) = corrections_by_card(mine, registry)
@@ -269,7 +269,7 @@ class TestLearn:
         registry.revise("code", lesson.applied_to)
         assert routing(registry, "code") == ((*examples, "swap two numbers", "sort these numbers"), ("no",))
 
-    def test_a_correction_takes_back_what_the_card_says(self, copy, registry, tmp_path):
+    def test_a_correction_replaces_its_opposite_on_the_card(self, copy, registry, tmp_path):
         registry.update("json", routing={"negatives": ["fields please", "other"]})
         examples, _ = routing(registry, "json")
         lines(
@@ -319,14 +319,14 @@ class TestLearn:
         assert words in shown.err
         assert registry.list() == before
 
-    def test_half_a_character_is_refused(self, copy, registry, tmp_path):
+    def test_half_a_surrogate_pair_is_refused(self, copy, registry, tmp_path):
         (tmp_path / "a").write_text('{"text": "\\ud800", "correct": "json"}')
         before = registry.list()
         shown = copy("router", "learn", tmp_path / "a")
         assert (shown.code, "Line 1 of" in shown.err, "Unicode" in shown.err) == (1, True, True)
         assert registry.list() == before
 
-    def test_no_card_grows_beyond_what_can_be_read(self, copy, registry, tmp_path):
+    def test_no_card_grows_beyond_the_size_limit(self, copy, registry, tmp_path):
         before = registry.list()
         file = lines(tmp_path / "a", *({"text": f"{n} {'x' * 4000}", "correct": "json"} for n in range(300)))
         shown = copy("router", "learn", file)
@@ -344,18 +344,18 @@ class TestOtherCommands:
         assert 'code and json share an example. For example: "as json"' in added.err
         assert "json has 1" not in added.err
 
-    def test_a_card_does_not_steer_the_terminal(self, own, tiny_adapters, monkeypatch):
+    def test_control_characters_of_a_card_are_not_printed(self, own, tiny_adapters, monkeypatch):
         monkeypatch.setattr("click.utils.should_strip_ansi", lambda *_: False)
         own("add", "json", tiny_adapters["json"], "--example", "\x1b[2J\nx")
         added = own("add", "code", tiny_adapters["code"], "--example", "\x1b[2J\nx")
         assert 'share an example. For example: " [2J x"' in added.err
         assert "\x1b[2J" not in added.err
 
-    def test_add_says_nothing_of_good_routes(self, own, tiny_base, tiny_adapters):
+    def test_add_does_not_warn_of_good_routes(self, own, tiny_base, tiny_adapters):
         examples = [word for n in range(5) for word in ("--example", f"as json {n}")]
         assert own("add", "json", tiny_adapters["json"], "--base", tiny_base, *examples).err == ""
 
-    def test_add_survives_a_card_that_cannot_be_learned_from(self, own, tmp_path, tiny_base, tiny_adapters):
+    def test_add_succeeds_beside_a_card_with_invalid_routing(self, own, tmp_path, tiny_base, tiny_adapters):
         own("add", "json", tiny_adapters["json"], "--base", tiny_base, "--example", "as json")
         AdapterRegistry(tmp_path / "registry").update("json", routing={"patterns": ["("]})
         added = own("add", "code", tiny_adapters["code"], "--base", tiny_base)
@@ -363,7 +363,7 @@ class TestOtherCommands:
         assert "cannot learn" in added.err
         assert "regular expression" in own("doctor", "--json").json["routes"]["problem"]
 
-    def test_doctor_tells_of_the_routes(self, ready):
+    def test_doctor_reports_on_the_routes(self, ready):
         routes = ready("doctor", "--json").json["routes"]
         assert routes["problem"] is None
         assert [one["adapters"] for one in routes["findings"]] == [["code"], ["json"], ["support"]]

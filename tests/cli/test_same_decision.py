@@ -75,7 +75,7 @@ def test_a_saved_router_holds_the_adapters_for_the_base(copy, registry):
     assert "candidates" not in copy("route", "write a python function", "--json").err
 
 
-def test_a_base_that_cannot_be_read_leaves_all_adapters_and_says_so(copy, registry, tmp_path, monkeypatch):
+def test_a_base_that_cannot_be_read_leaves_all_adapters_and_warns(copy, registry, tmp_path, monkeypatch):
     monkeypatch.setenv("ADAPTERHUB_BASE", str(tmp_path / "missing"))
     shown = copy("route", "a poem about the sea", "--json")
     assert set(shown.json["scores"]) == {"code", "json", "poems", "support"}

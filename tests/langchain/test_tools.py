@@ -1,4 +1,4 @@
-"""The tools: what they answer, what they refuse, and that nothing makes them raise."""
+"""The tools: their results, the arguments that they refuse, and that none raises."""
 
 import json
 import subprocess

@@ -61,7 +61,7 @@ MAX_SECONDS: Final = 1.0
 
 
 def validate_text(text: str, rules: Sequence[Rule], max_seconds: float = MAX_SECONDS) -> ValidationReport:
-    """Validates a text against each rule; a rule that was not checked in time fails and says so.
+    """Validates a text against each rule; a rule that was not checked in time fails with that reason.
 
     Args:
         text: At most `MAX_CHARACTERS` characters, so that the rules have enough time.

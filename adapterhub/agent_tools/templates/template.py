@@ -71,7 +71,7 @@ class Template:
         if not texts or not all(texts.values()):
             raise ToolError("A template has a text in at least one language.")
         if max(map(len, texts.values())) > MAX_CHARACTERS:
-            raise ToolError(f"A template has at most {MAX_CHARACTERS} characters.")
+            raise ToolError(f"A template may have {MAX_CHARACTERS:,} characters.")
         self.texts = dict(texts)
         self.description = description
         required: dict[str, None] = {}
