@@ -24,7 +24,7 @@ RULES = (
 )
 TICKETS = (
     {"recipient": "Greta", "device": "Zorbex printer", "trouble": "does not turn on"},
-    {"device": "Luma 28", "trouble": "is not charging"},  # nobody said who it is for
+    {"device": "Luma 28", "trouble": "is not charging"},  # no recipient: the letter shows the missing field
 )
 
 

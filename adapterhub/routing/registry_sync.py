@@ -123,7 +123,7 @@ class SyncedRouter:
         changed = saved.sync(cards)
         if changed:
             names = f"{', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}"
-            self._notify(f"The saved router does not know the present cards ({names}): they are learned now.")
+            self._notify(f"The saved router is older than some cards ({names}): it is updated.")
         return saved
 
     def _saved(self) -> AdapterRouter | None:

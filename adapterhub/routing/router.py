@@ -131,7 +131,7 @@ class AdapterRouter:
 
         Args:
             cards: The adapters' cards; those without text to route by are left out.
-            negatives: Out-of-scope requests, beside the shipped list.
+            negatives: Out-of-scope requests, in addition to the shipped list.
             policy: As for `fit`.
             encoder: As for `fit`.
             **options: As for the constructor.

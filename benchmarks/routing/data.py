@@ -41,9 +41,9 @@ class Clinc:
     """The data set.
 
     Attributes:
-        train: Intent -> requests to learn from.
+        train: Intent -> requests to train on.
         test: Intent -> requests to measure on.
-        negatives: Out-of-scope requests to learn from.
+        negatives: Out-of-scope requests to train on.
         out_of_scope: Out-of-scope requests to measure on.
         domains: Domain -> its intents.
     """
@@ -95,7 +95,7 @@ def spaced(name: str) -> str:
 
 
 def draw(requests: Requests, count: int | None, seed: int) -> Requests:
-    """So many requests of each route, drawn at random; all of them if no count is given."""
+    """`count` random requests of each route; all of them if it is None."""
     rng = random.Random(seed)
     return {
         name: rng.sample(texts, min(count or len(texts), len(texts)))
@@ -104,16 +104,18 @@ def draw(requests: Requests, count: int | None, seed: int) -> Requests:
 
 
 def ciphered(requests: Requests, routes: int) -> Requests:
-    """As many routes as wanted: the given ones, then each again with its letters exchanged, and so on.
+    """`routes` routes: the given ones, then copies of them with permuted letters.
 
-    Time and size are those of so many routes with n-grams of their own; accuracy says nothing.
+    Time and size are those of so many routes with n-grams of their own; accuracy has no meaning.
     """
     found: Requests = {}
-    for turn in range(-(-routes // len(requests))):
-        shuffled = random.Random(turn).sample(string.ascii_lowercase, 26) if turn else string.ascii_lowercase
+    for repeat in range(-(-routes // len(requests))):
+        shuffled = (
+            random.Random(repeat).sample(string.ascii_lowercase, 26) if repeat else string.ascii_lowercase
+        )
         cipher = str.maketrans(string.ascii_lowercase, "".join(shuffled))
         for name, texts in requests.items():
-            found[f"{name}_{turn}"] = [text.lower().translate(cipher) for text in texts]
+            found[f"{name}_{repeat}"] = [text.lower().translate(cipher) for text in texts]
     return dict(list(found.items())[:routes])
 
 
@@ -130,20 +132,20 @@ def with_filler(text: str, rng: random.Random, *, sentence: bool = True) -> str:
         if sum(len(chosen.split()) for chosen in sentences) >= FILLER_WORDS:
             break
         sentences.append(one)
-    place = rng.randint(0, len(sentences))
+    index = rng.randint(0, len(sentences))
     request = text.rstrip(".!?") + "." if sentence and not text.endswith(("!", "?")) else text
-    parts = [*sentences[:place], request, *sentences[place:]]
+    parts = [*sentences[:index], request, *sentences[index:]]
     return " ".join(parts) if sentence else " ".join(part.rstrip(".") for part in parts)
 
 
 def with_typo(text: str, rng: random.Random) -> str:
     """A request with one typo in its longest word: a letter left out, doubled, exchanged or in the wrong place."""
     words = text.split()
-    place = max(range(len(words)), key=lambda one: len(words[one]))
-    word = words[place]
+    longest = max(range(len(words)), key=lambda one: len(words[one]))
+    word = words[longest]
     at = rng.randrange(len(word))
     left, right = word[:at], word[at + 1 :]
-    words[place] = rng.choice(
+    words[longest] = rng.choice(
         [
             left + right,
             left + word[at] * 2 + right,

@@ -1,4 +1,4 @@
-"""What was measured, what was aimed at, and how both are printed."""
+"""Measured figures, their targets, and how both are printed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RETENTION = 0.95
 
 
 class Bar(NamedTuple):
-    """The range that was aimed at; None where it is open."""
+    """The target range of a figure; None where it is open."""
 
     low: float | None = None
     high: float | None = None
@@ -58,7 +58,7 @@ BARS: Mapping[tuple[str, str], Mapping[str, Bar]] = {
     ("four shipped adapters", SHIPPED): {"right adapter": Bar(97), "OOS to base": Bar(90)},
     ("150 routes, 10 each", "router, base's embeddings"): {"accuracy": Bar(86.5)},
 }
-"""Setting and contender -> measure -> what was aimed at."""
+"""Setting and contender -> measure -> target."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Figures:
     values: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
 
     def add(self, setting: str, contender: str, found: Mapping[str, float]) -> None:
-        """Takes in what one draw gave."""
+        """Adds the values of one draw."""
         own = self.values.setdefault((setting, contender), {})
         for measure, value in found.items():
             own.setdefault(measure, []).append(float(value))
@@ -101,7 +101,7 @@ class Figures:
         return found
 
     def show(self) -> None:
-        """Prints all means, then those that have a bar beside it."""
+        """Prints all means, then those that have a target, with it."""
         measures = list(dict.fromkeys(measure for own in self.values.values() for measure in own))
         print(f"\n{self.part}\n")
         table(
@@ -130,7 +130,7 @@ class Figures:
 
 
 def shown(value: float) -> str:
-    """A figure with as many digits as tell something."""
+    """A figure with its significant digits."""
     return f"{value:.1f}" if abs(value) >= 5 else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
 
 
@@ -143,8 +143,8 @@ def three(truth: Sequence[str], inside: Answers, outside: Answers) -> dict[str, 
 
     Args:
         truth: The right routes of the requests in scope (n).
-        inside: What was made of them (n).
-        outside: What was made of requests for no route (m).
+        inside: The answers to them (n).
+        outside: The answers to requests for no route (m).
     """
     right = [best == wanted for best, wanted in zip(inside.best, truth, strict=True)]
     labels = np.repeat([1, 0], [len(inside.sure), len(outside.sure)])

@@ -1,4 +1,4 @@
-"""What the router is compared with, on the same examples.
+"""The baselines that the router is compared with, on the same examples.
 
 `TfidfLogistic` is scikit-learn's TF-IDF of words (1-2) and letters (2-4) with `LogisticRegression`, whose confidence is
 the probability of the best route. `NearestUtterances` is the scoring of semantic-router 0.1: the five utterances with
@@ -28,11 +28,11 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Answers:
-    """What a contender made of some requests.
+    """The answers of a contender to some requests.
 
     Attributes:
         best: The best route of each (n).
-        sure: How sure it is of that (n), on any scale.
+        sure: Its confidence in that (n), on any scale.
     """
 
     best: list[str]
@@ -40,7 +40,7 @@ class Answers:
 
 
 def utterances(table: TrainingSet) -> tuple[list[str], list[str]]:
-    """The texts that speak for a route, names and tags among them, and their routes."""
+    """The training texts of all routes, names and tags included, and their routes."""
     own = [sample for sample in table.texts if sample.label != OUT_OF_SCOPE]
     return [sample.text for sample in own], [sample.label for sample in own]
 

@@ -25,7 +25,7 @@ Made = TypeVar("Made")
 
 
 def taken(do: Callable[[], Made]) -> tuple[Made, float]:
-    """What something makes, and its seconds of this thread's processor time."""
+    """The result of a call, and its processor time in this thread, in seconds."""
     started = thread_time()
     made = do()
     return made, thread_time() - started
@@ -39,7 +39,7 @@ def decisions(router: AdapterRouter, texts: Sequence[str]) -> dict[str, float]:
     """
     warming = min(WARMING, len(texts) // 2)
     router.route_batch(texts[:warming])
-    times = [1000 * taken(lambda: router.route(text))[1] for text in texts[warming:]]  # noqa: B023  called at once
+    times = [1000 * taken(lambda: router.route(text))[1] for text in texts[warming:]]  # noqa: B023  called immediately
     p50, p99 = np.quantile(times, [0.5, 0.99])
     at_rest = min(float(np.median(part)) for part in np.array_split(times, PARTS))
     return {"p50 ms": float(p50), "p50 at rest": at_rest, "p99 ms": float(p99)}
@@ -49,9 +49,9 @@ def changes(model: RouterModel, routes: Requests) -> dict[str, float]:
     """Median seconds until a route is added or removed; the fit in the background that follows is not in them."""
     adding, removing = [], []
     for name, texts in routes.items():
-        more, seconds = taken(lambda: model.with_route(Route.make(name, texts)))  # noqa: B023  called at once
+        more, seconds = taken(lambda: model.with_route(Route.make(name, texts)))  # noqa: B023  called immediately
         adding.append(seconds)
-        removing.append(taken(lambda: more.without_route(name))[1])  # noqa: B023  called at once
+        removing.append(taken(lambda: more.without_route(name))[1])  # noqa: B023  called immediately
     return {"add s": statistics.median(adding), "remove s": statistics.median(removing)}
 
 
@@ -65,7 +65,7 @@ def file(router: AdapterRouter) -> dict[str, float]:
 
 
 def speed(clinc: Clinc, options: argparse.Namespace) -> Figures:
-    """The intents, and as many routes as asked for, made of them by letter ciphers."""
+    """The intents, and as many routes as `--routes`, made of them by letter ciphers."""
     figures, seed = Figures("speed"), options.seeds[0]
     for count in dict.fromkeys((len(clinc.train), options.routes)):
         setting = f"{count:,} routes x 10"
@@ -74,7 +74,7 @@ def speed(clinc: Clinc, options: argparse.Namespace) -> Figures:
         examples = draw(dict(list(train.items())[:count]), 10, seed)
         late = draw(dict(list(train.items())[count:]), 10, seed)
         AdapterRouter.fit(dict(list(examples.items())[:2]))  # scikit-learn is imported at the first fit
-        router, fitting = taken(lambda: AdapterRouter.fit(examples))  # noqa: B023  called at once
+        router, fitting = taken(lambda: AdapterRouter.fit(examples))  # noqa: B023  called immediately
         texts = [text for some in ciphered(clinc.test, count).values() for text in some]
         texts = random.Random(seed).sample(texts, min(options.queries, len(texts)))
         figures.add(

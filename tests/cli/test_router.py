@@ -63,7 +63,7 @@ def test_a_mistyped_command_gets_a_suggestion(run):
 
 
 class TestRoute:
-    def test_explain_shows_what_decided(self, ready):
+    def test_explain_shows_the_deciding_segment(self, ready):
         shown = ready("route", f"Hello there. {REQUEST}!", "--explain")
         fields = dict(line.split(maxsplit=1) for line in shown.out.splitlines()[:4])
         assert fields["adapter"] == "support"
@@ -106,13 +106,13 @@ class TestRoute:
         shown = ready("route", REQUEST)
         assert ("support" in shown.out, shown.err) == (True, "")
 
-    def test_a_stale_one_is_not_but_its_policy_is(self, copy, registry):
+    def test_a_stale_router_is_updated_with_its_policy(self, copy, registry):
         copy("router", "fit", "--retention", 0.5)
         registry.update(
             "code", routing={"examples": [*registry.get("code").routing.examples, "quux the foo"]}
         )
         shown = copy("route", "quux the foo", "--json")
-        assert "does not know the present cards (code)" in shown.err
+        assert "is older than some cards (code)" in shown.err
         assert next(iter(shown.json["scores"])) == "code"
         found = shown.json
         own = AdapterRouter.from_registry(registry, policy=Policy(retention=0.5)).route("quux the foo")
@@ -139,7 +139,7 @@ class TestFit:
         assert len(ready("list", "--json").json) == 3
         assert ready("verify", "--json").json == []
 
-    def test_another_place_and_a_policy(self, copy, registry, tmp_path):
+    def test_another_path_and_a_policy(self, copy, registry, tmp_path):
         loose = copy("router", "fit", "--retention", 1, "--out", tmp_path / "a", "--json").json
         strict = copy("router", "fit", "--precision", 1, "--out", tmp_path / "b", "--json").json
         assert loose["path"] == str(tmp_path / "a")
@@ -149,7 +149,7 @@ class TestFit:
         assert [one["kind"] for one in strict["findings"]] == ["few_examples"] * 3
         assert not (registry.root / ".router.skops").exists()
 
-    def test_thresholds_are_told_by_script(self, copy, registry):
+    def test_thresholds_are_listed_by_script(self, copy, registry):
         registry.update("json", routing={"examples": [f"field number {word} as json" for word in WORDS]})
         *own, other = copy("router", "fit", "--json").json["thresholds"]
         assert [one["script"] for one in own] == ["latin"]
@@ -157,7 +157,7 @@ class TestFit:
         assert own[0]["measured_on"] == other["measured_on"] == len(WORDS) + 6
         assert 0 < own[0]["threshold"] < 1
 
-    def test_nothing_to_learn_from(self, own, tmp_path):
+    def test_nothing_to_train_on(self, own, tmp_path):
         refused = own("router", "fit")
         assert (refused.code, "nothing to route by" in refused.err) == (1, True)
         assert not (tmp_path / "registry").exists()
@@ -217,7 +217,7 @@ class TestEval:
 
 
 class TestReport:
-    def test_it_stands_alone(self, ready, tmp_path):
+    def test_it_loads_nothing_from_elsewhere(self, ready, tmp_path):
         out = tmp_path / "router.html"
         assert ready("router", "report", out).code == 0
         page = out.read_text()
@@ -355,7 +355,7 @@ class TestOtherCommands:
         examples = [word for n in range(5) for word in ("--example", f"as json {n}")]
         assert own("add", "json", tiny_adapters["json"], "--base", tiny_base, *examples).err == ""
 
-    def test_add_survives_a_card_that_cannot_be_learned_from(self, own, tmp_path, tiny_base, tiny_adapters):
+    def test_add_succeeds_beside_a_card_with_invalid_routing(self, own, tmp_path, tiny_base, tiny_adapters):
         own("add", "json", tiny_adapters["json"], "--base", tiny_base, "--example", "as json")
         AdapterRegistry(tmp_path / "registry").update("json", routing={"patterns": ["("]})
         added = own("add", "code", tiny_adapters["code"], "--base", tiny_base)

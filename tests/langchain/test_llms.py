@@ -229,30 +229,30 @@ class TestAnswers:
 
 class TestCache:
     @pytest.fixture
-    def kept(self, llm: AdapterHubLLM) -> AdapterHubLLM:
+    def cached(self, llm: AdapterHubLLM) -> AdapterHubLLM:
         return AdapterHubLLM(hub=llm.hub, model="json", raw=True, cache=InMemoryCache())
 
-    def test_a_cached_answer_is_of_one_adapter(self, kept: AdapterHubLLM, engine: Counting):
+    def test_a_cached_answer_is_of_one_adapter(self, cached: AdapterHubLLM, engine: Counting):
         for same in (
-            lambda: kept.invoke("x"),
-            lambda: kept.invoke("x", adapter="json"),
-            lambda: kept.with_adapter("code").invoke("x", config("json")),
+            lambda: cached.invoke("x"),
+            lambda: cached.invoke("x", adapter="json"),
+            lambda: cached.with_adapter("code").invoke("x", config("json")),
         ):
             assert same() == "[json@1] x"
         assert engine.calls == [1]
-        assert kept.invoke("x", adapter="code") == "[code@1] x"
-        assert kept.invoke("x", config("support")) == "[support@1] x"
+        assert cached.invoke("x", adapter="code") == "[code@1] x"
+        assert cached.invoke("x", config("support")) == "[support@1] x"
         configs: list[Any] = [config("json"), config("code"), config("base")]
-        assert kept.batch(["x"] * 3, configs) == ["[json@1] x", "[code@1] x", "[base] x"]
-        assert len(kept.cache._cache) == 4
+        assert cached.batch(["x"] * 3, configs) == ["[json@1] x", "[code@1] x", "[base] x"]
+        assert len(cached.cache._cache) == 4
 
-    async def test_and_of_its_sampling_parameters(self, kept: AdapterHubLLM):
-        assert kept.invoke("x") == "[json@1] x"
-        assert kept.invoke("x", max_tokens=3) == "[js"
-        assert kept.invoke("x", stop=["@"]) == "[json"
-        assert await kept.ainvoke("x", max_tokens=4) == "[jso"
-        assert len(kept.generate(["x"], n=2).generations[0]) == 2
-        assert AdapterHubLLM(hub=kept.hub, model="json", cache=kept.cache).invoke("x") != "[json@1] x"
+    async def test_and_of_its_sampling_parameters(self, cached: AdapterHubLLM):
+        assert cached.invoke("x") == "[json@1] x"
+        assert cached.invoke("x", max_tokens=3) == "[js"
+        assert cached.invoke("x", stop=["@"]) == "[json"
+        assert await cached.ainvoke("x", max_tokens=4) == "[jso"
+        assert len(cached.generate(["x"], n=2).generations[0]) == 2
+        assert AdapterHubLLM(hub=cached.hub, model="json", cache=cached.cache).invoke("x") != "[json@1] x"
 
     def test_not_for_another_version(self, tmp_path: Path, tiny_base: Path, tiny_adapters: dict[str, Path]):
         registry = AdapterRegistry(tmp_path)

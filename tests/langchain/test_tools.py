@@ -1,8 +1,9 @@
-"""The tools: what they answer, what they refuse, and that nothing makes them raise."""
+"""The tools: their results, the arguments that they refuse, and that none raises."""
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from llguidance import LLMatcher
 from pydantic import ValidationError
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.agent_tools.content_rules.validation import MAX_SECONDS
 from adapterhub.agent_tools.templates import TemplateCollection
 from adapterhub.langchain import AdapterToolkit
 from adapterhub.langchain.tools import (
@@ -47,7 +49,7 @@ def test_template_generator():
     assert call(template_generator, template_type="email").artifact["missing"][0] == "subject"
 
 
-def test_template_generator_with_a_template_of_ones_own():
+def test_template_generator_with_a_custom_template():
     made = create_template_tool(
         TemplateCollection().with_template("note", {"ru": "Заметка: {{ text }}"}, "a note")
     )
@@ -70,9 +72,25 @@ def test_content_validator():
     assert call(content_validator, text="[1]", rules=rules).content == "passed: not_empty, json"
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"rule": "regex", "pattern": "(a+)+$"},
+        {"rule": "json_schema", "json_schema": {"pattern": "(a+)+$"}},
+    ],
+)
+def test_the_validator_answers_soon_on_hostile_arguments(rule: dict):
+    before = time.thread_time()
+    message = call(content_validator, text='"' + "a" * 30_000 + '!"', rules=[rule] * 20)
+    assert time.thread_time() - before < 1.5 * MAX_SECONDS
+    assert {one["reason"] for one in message.artifact["results"]} == {
+        "not checked: the time limit was reached"
+    }
+
+
 def test_a_template_that_fails_is_part_of_the_result():
-    made = create_template_tool(TemplateCollection().with_template("half", "{{ a | length / 0 }}"))
-    message = call(made, template_type="half", fields={"a": "x"})
+    made = create_template_tool(TemplateCollection().with_template("broken", "{{ a < 1 }}"))
+    message = call(made, template_type="broken", fields={"a": "x"})
     assert message.content.startswith("failed: The template could not be rendered: ")
     assert message.artifact["error"] == "tool_error"
     assert message.status == "success"

@@ -211,11 +211,11 @@ def test_the_threshold_meets_the_retention():
 def test_the_threshold_meets_the_precision():
     scores = np.linspace(0, 1, 200)
     curve = Calibration.fit(_held_out(scores, scores > 0.5), Policy(precision=0.8)).general
-    kept = [s for s in scores if curve.confidence(s) >= curve.threshold]
-    assert np.mean([s > 0.5 for s in kept]) == pytest.approx(0.8, abs=0.01)
+    accepted = [s for s in scores if curve.confidence(s) >= curve.threshold]
+    assert np.mean([s > 0.5 for s in accepted]) == pytest.approx(0.8, abs=0.01)
 
 
-def test_nothing_is_refused_in_vain():
+def test_the_threshold_is_no_higher_than_refusal_needs():
     inside, outside = np.linspace(1, 2, 100), np.linspace(-2, -1, 100)
     held_out = _held_out(inside, inside > 0) + _held_out(outside, outside > 0, route=OUT_OF_SCOPE)
     curve = Calibration.fit(held_out, Policy()).general
@@ -295,7 +295,7 @@ def test_an_encoder_is_used_where_it_helps():
     assert head.weight("cyrillic") == 0.0
 
 
-def test_an_encoder_that_knows_nothing_is_not_used(router):
+def test_an_encoder_without_a_gain_is_not_used(router):
     rng = np.random.default_rng(0)
     noise = AdapterRouter.fit(EXAMPLES, encoder=lambda texts: rng.normal(size=(len(texts), 8)))
     text = "a python function that adds"
@@ -336,7 +336,7 @@ def test_token_embeddings():
     assert np.allclose(plain, table[1] + table[2], atol=1e-6)
 
 
-def test_compressed_tables_keep_what_differs():
+def test_principal_components_preserve_differences():
     table = np.random.default_rng(0).normal(size=(200, 3)) @ np.random.default_rng(1).normal(size=(3, 32))
     near = principal_components(table, 3).astype(np.float32)
     gaps = [np.linalg.norm(t[1:] - t[:-1], axis=1) for t in (table, near)]

@@ -124,7 +124,7 @@ def test_negatives_of_all_and_of_one_take_requests_away(router):
     assert before > of_one["code"] + 0.1
 
 
-def test_a_shipped_negative_that_is_an_example_is_not_held_against_it():
+def test_a_shipped_negative_that_is_an_example_is_left_out():
     examples = {
         **EXAMPLES,
         "jokes": ["Tell me a joke", "a joke about cats", "say something funny", "make me laugh"],
@@ -164,7 +164,7 @@ def test_rules_come_before_the_classifier():
     router = AdapterRouter.fit(
         EXAMPLES, phrases={"json": ["as a record"]}, patterns={"code": [r"\bdef \w+\("]}
     )
-    phrase = router.route("my printer shows an error, told AS A  RECORD")
+    phrase = router.route("my printer shows an error, written AS A  RECORD")
     assert (phrase.adapter, phrase.reason, phrase.matched) == ("json", "rule", "as a record")
     assert router.route("what does def f(x) mean").adapter == "code"
     assert router.route("my printer shows an error as a records keeper").adapter == "support"
@@ -181,7 +181,7 @@ def test_a_pattern_that_times_out_is_skipped(caplog):
 
 
 @pytest.mark.parametrize("pattern", ["(", "a" * 501])
-def test_a_pattern_that_is_none_is_refused(pattern):
+def test_an_invalid_pattern_is_refused(pattern):
     with pytest.raises(InvalidRequestError, match="pattern"):
         AdapterRouter.fit(EXAMPLES, patterns={"code": [pattern]})
 
@@ -227,7 +227,7 @@ def test_a_router_in_shadow_mode_only_logs(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "   \n", "\t"])
-def test_nothing_to_read_is_a_decision(router, text):
+def test_a_request_without_text_gets_a_decision(router, text):
     decision = router.route(text)
     assert (decision.adapter, decision.reason, decision.fallback) == (None, "empty", True)
 
@@ -276,7 +276,7 @@ def test_examples_that_are_not_valid_are_an_invalid_request(examples):
         AdapterRouter.fit(examples)
 
 
-def test_fields_for_a_route_that_is_none_are_refused():
+def test_fields_for_an_unknown_route_are_refused():
     with pytest.raises(InvalidRequestError, match="jsno"):
         AdapterRouter.fit(EXAMPLES, thresholds={"jsno": 0.5})
     with pytest.raises(InvalidRequestError, match="not valid"):
@@ -346,7 +346,7 @@ def test_many_changes_without_a_full_fit(router):
     assert decide("something about songs").matched != "something about songs"
 
 
-def test_readers_never_see_a_half_made_change(router):
+def test_readers_never_see_a_partial_change(router):
     router, failures, stop = AdapterRouter(router.model), [], threading.Event()
 
     def read() -> None:
@@ -412,7 +412,7 @@ def test_another_process_decides_the_same(router, tmp_path):
     assert json.loads(done.stdout) == json.loads(json.dumps([vars(decision) for decision in mine]))
 
 
-def test_a_loaded_router_can_be_changed_and_looked_at(router, tmp_path):
+def test_a_loaded_router_can_be_changed_and_explained(router, tmp_path):
     router.save(tmp_path / "router.skops")
     loaded = AdapterRouter.load(tmp_path / "router.skops")
     assert (loaded.version, loaded.health()) == (router.version, router.health())
@@ -435,7 +435,7 @@ def test_the_log_has_texts_only_when_asked(tmp_path, router):
     assert (quiet.path.stat().st_mode & 0o077) == 0
 
 
-def test_corrections_come_back(tmp_path):
+def test_corrections_are_read(tmp_path):
     lines = [{"text": "a", "correct": "json"}, {"text": "b"}, {"text": "c", "correct": None}]
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
@@ -455,7 +455,7 @@ def test_corrections_that_are_not_utf8_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", '{"correct": "json"}', '{"text": "a", "correct": 3}', "[" * 100_000])
-def test_a_correction_that_is_none_is_reported(tmp_path, line):
+def test_an_invalid_correction_is_reported(tmp_path, line):
     (tmp_path / "log.jsonl").write_text('{"text": "a", "correct": "json"}\n' + line)
     with pytest.raises(DatasetError, match="Line 2"):
         list(read_corrections(tmp_path / "log.jsonl"))

@@ -12,7 +12,7 @@ from math import prod
 
 import regex
 
-from adapterhub.agent_tools.content_rules.deadline import Deadline, DeadlineExceededError
+from adapterhub.agent_tools.deadline import Deadline, DeadlineExceededError
 
 MAX_PATTERN = 500
 """Characters of a pattern."""

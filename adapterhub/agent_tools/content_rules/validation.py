@@ -9,7 +9,6 @@ from pydantic import Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from adapterhub.agent_tools.content_rules.deadline import Deadline, DeadlineExceededError
 from adapterhub.agent_tools.content_rules.format_rules import Email, Json, JsonSchema, Regex, Url
 from adapterhub.agent_tools.content_rules.report import RuleResult, ValidationReport, Violation
 from adapterhub.agent_tools.content_rules.secret_rule import NoSecrets
@@ -22,6 +21,7 @@ from adapterhub.agent_tools.content_rules.text_rules import (
     NotEmpty,
     RequiredSections,
 )
+from adapterhub.agent_tools.deadline import Deadline, DeadlineExceededError
 
 
 class _AnyOf:
@@ -61,7 +61,7 @@ MAX_SECONDS: Final = 1.0
 
 
 def validate_text(text: str, rules: Sequence[Rule], max_seconds: float = MAX_SECONDS) -> ValidationReport:
-    """Validates a text against each rule; a rule that was not checked in time fails and says so.
+    """Validates a text against each rule; a rule that was not checked in time fails with that reason.
 
     Args:
         text: At most `MAX_CHARACTERS` characters, so that the rules have enough time.

@@ -56,7 +56,7 @@ class TemplateCollection(Mapping[str, TemplateLike]):
 
         Args:
             name: Lower-case letters, digits and underscores.
-            text: The template in Jinja, one for both languages or one for each; see `Template`.
+            text: The template in a subset of Jinja, one for both languages or one for each; see `Template`.
             description: What it is for, in a few words; agents read it.
 
         Raises:

@@ -77,24 +77,23 @@ def html_report(evaluation: Evaluation, findings: Sequence[Finding] = (), *, not
             routes=_routes(evaluation.confusion),
         )
     )
-    return page.encode(
-        "utf-8", "replace"
-    ).decode()  # half a surrogate pair, as broken JSON can hold, is no UTF-8
+    # Half a surrogate pair, which JSON can hold, cannot be encoded.
+    return page.encode("utf-8", "replace").decode()
 
 
 def _decision(model: RouterModel, one: HeldOut) -> RouteDecision:
     curve = model.calibration.curve(one.script)
     own = model.routes[model.names.index(one.best)].threshold if one.best in model.names else None
     threshold = curve.threshold if own is None else own
-    sure = (confidence := curve.confidence(one.score)) >= threshold
+    accepted = (confidence := curve.confidence(one.score)) >= threshold
     return RouteDecision(
-        adapter=one.best if sure else None,
+        adapter=one.best if accepted else None,
         confidence=confidence,
         threshold=threshold,
-        reason="matched" if sure else "below_threshold",
+        reason="matched" if accepted else "below_threshold",
         scores={one.best: one.score},
         score=one.score,
-        fallback=not sure,
+        fallback=not accepted,
         script=one.script,
     )
 

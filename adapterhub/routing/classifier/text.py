@@ -15,7 +15,7 @@ import regex
 MAX_REQUEST_CHARS = 4_000
 """Characters of a request that are read: half of them from its beginning, half from its end."""
 MAX_SEGMENTS = 24
-"""Sentences and windows of one request that are classified beside the whole."""
+"""Sentences and windows of one request that are classified in addition to the whole."""
 MAX_SENTENCE_WORDS = 20
 """Words of a sentence above which it is split into windows."""
 WINDOW_WORDS = 10

@@ -1,12 +1,14 @@
-"""TemplateCollection: what is filled in, what is reported, and what is never read again."""
+"""TemplateCollection: what is rendered, what is reported, the subset of Jinja, and the limits."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.agent_tools.templates import Template, TemplateCollection
+from adapterhub.agent_tools.templates.template import MAX_RENDER_SECONDS
 from adapterhub.errors import ToolError
 
 SHIPPED = ("prompt", "chat", "few_shot", "email", "bug_report", "readme", "report", "json_schema")
@@ -83,7 +85,7 @@ def test_a_json_schema():
     assert rendered.unknown == ("x", "type word")
 
 
-def test_adding_a_template_changes_no_other_library():
+def test_adding_a_template_changes_no_other_collection():
     more = TemplateCollection().with_template(
         "note", {"en": "Note: {{text}}", "ru": "Заметка: {{text}}"}, "a note"
     )
@@ -131,20 +133,122 @@ def test_an_entrys_field_with_the_name_of_a_method():
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "missing"),
     [
-        "{{ a.__class__ }}",
-        "{{ a.__class__.__mro__ }}",
-        "{{ range(9) }}",
-        "{{ a | upper / 0 }}",
-        "{{ a | length / 0 }}",
+        ("{{ a.__class__ }}", "__class__"),
+        ("{{ a.__class__.__mro__ }}", "__mro__"),
+        ("{{ a['__class__'] }}", "__class__"),
+        ("{{ a.upper }}", "upper"),
+        ("{{ a.x.y.z }}", "z"),
+        ("{{ _missing }}", "_missing"),
     ],
 )
-def test_the_sandbox(source: str):
+def test_no_attribute_can_be_reached(source: str, missing: str):
     template = Template({"en": source})
     try:
-        text = template.render({"a": "x"}).text
-    except ToolError:
+        rendered = template.render({"a": "x"})
+    except ToolError:  # a field of something that is missing
+        assert source.count(".") > 1
         return
-    assert "class" not in text.replace("__class__", "")
-    assert text.startswith("{{ ")
+    assert rendered.text == f"{{{{ {missing} }}}}"
+    assert rendered.missing == (missing,)
+
+
+def test_an_entrys_attributes_are_fields_too():
+    template = Template(
+        {"en": "{% for each in rows %}{{ each.missing_field }} {{ each._value }}{% endfor %}"}
+    )
+    rendered = template.render({"rows": [{"missing_field": "a"}]})
+    assert rendered.text == "a {{ rows._value }}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ range(9) }}",
+        "{{ a.format(a) }}",
+        "{{ a * 1000000000 }}",
+        "{{ 'x' * 1000000000 }}",
+        "{{ 9 ** 9 ** 9 ** 9 }}",
+        "{{ a / 0 }}",
+        "{{ a ~ a }}",
+        "{{ a[1:] }}",
+        "{{ [a, a] }}",
+        "{{ a if a else a }}",
+        "{{ 'a' | center(1000000000) }}",
+        "{{ a | replace('', a) }}",
+        "{{ a | attr('upper') }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{% set b = a %}{{ b }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% for x in a recursive %}{{ loop(a) }}{% endfor %}",
+        "{% include 'other' %}",
+        "{% import 'other' as other %}",
+        "{% extends 'other' %}",
+        "{% block b %}{% endblock %}",
+        "{% call a() %}{% endcall %}",
+        "{% filter upper %}a{% endfilter %}",
+        "{% with b = a %}{{ b }}{% endwith %}",
+        "{{ " + "(" * 9_000 + "a" + ")" * 9_000 + " }}",
+        "{% if a %}" * 900 + "{% endif %}" * 900,
+        "{% for x in a %}" * 25 + "{% endfor %}" * 25,
+        "{{ " + "1" * 5_000 + " }}",
+    ],
+)
+def test_what_is_not_in_the_subset_is_refused_without_being_evaluated(source: str):
+    before = time.thread_time()
+    with pytest.raises(ToolError, match="not valid"):
+        Template({"en": source})
+    assert time.thread_time() - before < 1
+
+
+FIFTY = ["x" * 100] * 50
+NESTED = 10
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% for x in xs %}" * NESTED + "{% endfor %}" * NESTED, "more than 1 s"),
+        ("{% for x in xs %}" * NESTED + "{{ x }}" + "{% endfor %}" * NESTED, "more than"),
+        (
+            "{% for x in xs %}{% for y in xs %}" + "t" * 19_000 + "{% endfor %}{% endfor %}",
+            "4,000,000 characters",
+        ),
+        ("{{ a | join('" + "t" * 10_000 + "') }}", "4,000,000 characters"),
+        ("{{ a" + " | join('0123456789')" * 20 + " }}", "4,000,000 characters"),
+        (
+            "{% for x in xs %}{% for y in xs %}"
+            + "{% if a | title == 'b' %}{% endif %}" * 500
+            + "{% endfor %}" * 2,
+            "1 s",
+        ),
+    ],
+)
+def test_a_hostile_template_ends_at_its_limits(source: str, reason: str):
+    template = Template({"en": source})
+    before = time.thread_time()
+    with pytest.raises(ToolError, match=reason):
+        template.render({"xs": FIFTY, "a": "x" * 20_000})
+    assert time.thread_time() - before < 1.5 * MAX_RENDER_SECONDS
+
+
+def test_the_maximum_number_of_filters_ends_in_time():
+    template = Template({"en": "{% if a | upper | lower | title == 'b' %}{% endif %}" * 380})
+    before = time.thread_time()
+    assert template.render({"a": "x" * 20_000}).text == ""
+    assert time.thread_time() - before < 1.5 * MAX_RENDER_SECONDS
+
+
+def test_the_largest_values_of_the_tool_can_be_rendered():
+    sections = [{"heading": "h", "text": "x" * 20_000}] * 50
+    assert len(TemplateCollection()["report"].render({"sections": sections}).text) > 1_000_000
+
+
+def test_the_filters_of_the_subset():
+    source = (
+        "{{ a | upper }} {{ a | title }} {{ a | capitalize }} {{ 'A' | lower }} {{ ' a ' | trim }} {{ xs | length }} "
+        "{{ xs | first }} {{ xs | last }} {{ xs | join(', ') }} {{ xs | join }} {% if b is defined %}{% endif %}"
+    )
+    rendered = Template({"en": source}).render({"a": "one two", "xs": ["1", "2", "3"]})
+    assert rendered.text == "ONE TWO One Two One two a a 3 1 3 1, 2, 3 123 "

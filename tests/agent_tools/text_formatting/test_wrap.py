@@ -1,4 +1,4 @@
-"""Lines of a given width: what is kept, what is wrapped, and that doing it twice changes nothing."""
+"""Lines of a given width: what is preserved, what is wrapped, and that formatting is idempotent."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The processor time that one validation may take."""
+"""The processor time that one validation or rendering of untrusted input may take."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TypeVar
 
 _Item = TypeVar("_Item")
 _CHECK_EVERY = 64
-"""Items between two looks at the clock."""
+"""Items between two readings of the clock."""
 
 
 class DeadlineExceededError(Exception):
-    """The time for all rules together is used up."""
+    """The time is used up."""
 
 
 class Deadline:
     """A limit on the processor time of the current thread.
 
     It measures `time.thread_time()`: with the wall's or the process's time, a busy machine or another thread would
-    decide which rules pass. A full garbage collection does count where it falls into a validation. It takes 0.3 s in a
+    decide the outcome. A full garbage collection does count where it falls into the limited work. It takes 0.3 s in a
     process that has imported torch and transformers, so a limit has to leave room for one.
 
     Args:
