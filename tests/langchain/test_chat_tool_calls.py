@@ -209,6 +209,7 @@ def alone(live_hub: AdapterHub) -> tuple[list[str], int]:
 
 
 class TestBatching:
+    @pytest.mark.alone
     @pytest.mark.parametrize("entry", ["batch", "abatch", "LLM batch", "LLM abatch"])
     async def test_a_batch_shares_its_forward_passes(
         self, live_hub: AdapterHub, alone: tuple[list[str], int], entry: str
