@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from adapterhub.agent_tools.text_formatting import Align, TextLayout, format_text
 from adapterhub.errors import ToolError
-from adapterhub.langchain.tools.arguments import Arguments
+from adapterhub.langchain.tools.args_schema import Arguments
 
 MAX_CHARACTERS = 100_000
 

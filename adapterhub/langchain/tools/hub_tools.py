@@ -8,8 +8,8 @@ from langchain_core.tools import BaseTool, tool
 from pydantic import Field
 
 from adapterhub.errors import AdapterHubError
-from adapterhub.langchain.tools.arguments import Arguments
-from adapterhub.langchain.tools.results import ContentAndArtifact, describe_error
+from adapterhub.langchain.tools.args_schema import Arguments
+from adapterhub.langchain.tools.content_and_artifact import ContentAndArtifact, describe_error
 
 if TYPE_CHECKING:
     from adapterhub.hub import AdapterHub

@@ -9,8 +9,8 @@ from pydantic import AfterValidator, Field, StringConstraints, create_model
 
 from adapterhub.agent_tools.templates import Language, RenderedTemplate, TemplateCollection
 from adapterhub.errors import ToolError
-from adapterhub.langchain.tools.arguments import Arguments
-from adapterhub.langchain.tools.results import ContentAndArtifact, describe_error
+from adapterhub.langchain.tools.args_schema import Arguments
+from adapterhub.langchain.tools.content_and_artifact import ContentAndArtifact, describe_error
 
 _MAX_CONTENT = 100_000
 _MAX_NAME = 64

@@ -6,8 +6,8 @@ from langchain_core.tools import tool
 from pydantic import Field
 
 from adapterhub.agent_tools.content_rules import MAX_CHARACTERS, MAX_RULES, Rule, validate_text
-from adapterhub.langchain.tools.arguments import Arguments
-from adapterhub.langchain.tools.results import ContentAndArtifact
+from adapterhub.langchain.tools.args_schema import Arguments
+from adapterhub.langchain.tools.content_and_artifact import ContentAndArtifact
 
 
 class ValidatorArguments(Arguments):
