@@ -32,9 +32,8 @@ from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import load_adapter_deltas
 from adapterhub.lora.model_manager import LoraModelManager
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import parser, random_base, ratio, report, settle, table, timed
+from benchmarks.common import parser, random_adapters, random_base, ratio, report, settle, table, timed
 from benchmarks.contenders import load_peft, twin
-from benchmarks.shapes import write_adapter
 
 Times = dict[str, list[float]]
 CACHED, UNCACHED = "on disk, cached", "on disk"
@@ -248,19 +247,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         base = random_base(options, scratch)
-        folder = write_adapter(
-            scratch / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
-        )
+        sources = random_adapters(options, base, max(options.adapters) + 1, scratch)
         os.sync()  # dirty pages cannot be dropped from the page cache
-        sources = [
-            StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters) + 1)
-        ]
         load, over_reading = loads(base, sources, options)
         results = {
             "switch": switches(base, sources, options, scratch),
             "load": load,
             "over_reading": over_reading,
-            "file_mib": (folder / "adapter_model.safetensors").stat().st_size / 2**20,
+            "file_mib": (sources[0].folder / "adapter_model.safetensors").stat().st_size / 2**20,
         }
     report(options, results, lambda: show(results))
 

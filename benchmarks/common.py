@@ -25,7 +25,8 @@ from transformers.utils import logging
 
 import adapterhub
 from adapterhub.base.loading import Base, load_base
-from benchmarks.shapes import SHAPES, write_base
+from adapterhub.lora.request import StoredLoraRequest
+from benchmarks.shapes import SHAPES, write_adapter, write_base
 
 Times = dict[str, list[float]]
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -77,6 +78,14 @@ def random_base(options: argparse.Namespace, scratch: Path) -> Base:
         progress(f"writing a random base of shape {options.shape}")
         write_base(folder, options.shape, options.device)
     return load_base(folder, quantization=quantization, device=options.device)
+
+
+def random_adapters(
+    options: argparse.Namespace, base: Base, count: int, scratch: Path
+) -> list[StoredLoraRequest]:
+    """Random adapters for a base under different names and digests; their weights are one file."""
+    folder = write_adapter(scratch / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype)
+    return [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(count)]
 
 
 def timed(do: Callable[[], object], options: argparse.Namespace) -> float:

@@ -24,7 +24,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapterhub.base.loading import Base
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import Times, interleaved, parser, progress, random_base, ratio, report, settle, table
+from benchmarks.common import (
+    Times,
+    interleaved,
+    parser,
+    progress,
+    random_adapters,
+    random_base,
+    ratio,
+    report,
+    settle,
+    table,
+)
 from benchmarks.contenders import (
     Contender,
     Ours,
@@ -34,7 +45,7 @@ from benchmarks.contenders import (
     load_peft,
     twin,
 )
-from benchmarks.shapes import VOCABULARY, write_adapter
+from benchmarks.shapes import VOCABULARY
 
 BASE, FRESH, IDLE, OURS = "base, static batch", "ours, none loaded", "ours, idle adapters", "ours"
 PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED = "PEFT set_adapter", "PEFT switching", "PEFT mixed batch"
@@ -187,10 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     random.seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         base = random_base(options, Path(scratch))
-        folder = write_adapter(
-            Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
-        )
-        adapters = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
+        adapters = random_adapters(options, base, max(options.adapters), Path(scratch))
         field = Field(base, adapters, options)
         results, operations = measure(field, options), count_operations(field, options)
     report(options, {"steps": results, "operations": operations}, lambda: show(results, operations, options))

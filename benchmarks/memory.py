@@ -25,9 +25,8 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import device_peak_mib, parser, random_base, report, settle, table
+from benchmarks.common import device_peak_mib, parser, random_adapters, random_base, report, settle, table
 from benchmarks.contenders import kv_room_mib, load_peft, twin
-from benchmarks.shapes import write_adapter
 
 MIB = 1 << 20
 
@@ -85,10 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         base = random_base(options, Path(scratch))
-        folder = write_adapter(
-            Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
-        )
-        sources = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.adapters))]
+        sources = random_adapters(options, base, max(options.adapters), Path(scratch))
         for count in options.adapters:
             for name, measure in (("ours", ours), ("PEFT", peft)):
                 gc.collect()  # or the contender before it would be counted too

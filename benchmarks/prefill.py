@@ -26,9 +26,19 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import interleaved, parser, progress, random_base, ratio, report, settle, table
+from benchmarks.common import (
+    interleaved,
+    parser,
+    progress,
+    random_adapters,
+    random_base,
+    ratio,
+    report,
+    settle,
+    table,
+)
 from benchmarks.contenders import Contender, PeftSwitching, StaticBatch, kv_room_mib, load_peft, twin
-from benchmarks.shapes import VOCABULARY, write_adapter
+from benchmarks.shapes import VOCABULARY
 
 BASE, FRESH, OURS = "base, static batch", "ours, no adapter", "ours"
 PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED = "PEFT set_adapter", "PEFT switching", "PEFT mixed batch"
@@ -135,10 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     random.seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         base = random_base(options, Path(scratch))
-        folder = write_adapter(
-            Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
-        )
-        adapters = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(max(options.prompts))]
+        adapters = random_adapters(options, base, max(options.prompts), Path(scratch))
         results = measure(base, adapters, options)
     titles = list(results[0])
     report(

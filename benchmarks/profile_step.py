@@ -27,11 +27,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from adapterhub.engine.decoding.sampler import Logits
 from adapterhub.engine.kv import attention
-from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.stacked_weights import StackedLoraWeights
-from benchmarks.common import parser, progress, random_base, report, settle, table, timed
+from benchmarks.common import parser, progress, random_adapters, random_base, report, settle, table, timed
 from benchmarks.contenders import Contender, Ours, StaticBatch, twin
-from benchmarks.shapes import VOCABULARY, write_adapter
+from benchmarks.shapes import VOCABULARY
 
 BASE, OURS = "base, static batch", "ours"
 LINEAR, ADAPTERS, ATTENTION, SAMPLING, REST = (
@@ -163,10 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = options.rounds + STEPS + 2
     with tempfile.TemporaryDirectory() as scratch:
         base = random_base(options, Path(scratch))
-        folder = write_adapter(
-            Path(scratch) / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype
-        )
-        adapters = [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(options.adapters)]
+        adapters = random_adapters(options, base, options.adapters, Path(scratch))
         prompts = [random.choices(range(3, VOCABULARY), k=options.prompt) for _ in range(options.rows)]
         chosen = [adapters[row % len(adapters)] for row in range(options.rows)]
         engine = Ours(twin(base), adapters, options.rows, options.prompt + steps + 2)
