@@ -358,6 +358,31 @@ def fuzz_tool_arguments(example: tuple[int, dict[str, Any]]) -> None:
             assert tool.invoke(call).content
 
 
+_words = st.one_of(
+    texts, st.sampled_from(["json", "json@1", "json@latest", "--json", "--all", "-", "--", "adapter", "1"])
+)
+
+
+@target(
+    st.tuples(
+        st.sampled_from(["list", "show", "verify", "alias", "rm", "add", "route"]),
+        st.lists(_words, max_size=4),
+    )
+)
+def fuzz_commands(example: tuple[str, list[str]]) -> None:
+    from click.testing import CliRunner
+
+    from adapterhub.cli.main import cli
+
+    command, words = example
+    _stored_card()
+    with example_folder("registry") as folder:
+        environment = {"ADAPTERHUB_REGISTRY": str(folder), "ADAPTERHUB_BASE": None}
+        result = CliRunner().invoke(cli, [command, *words], env=environment, input="some text")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+
+
 # --- requests ------------------------------------------------------------------------------------------------------
 
 
