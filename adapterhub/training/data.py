@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -81,11 +82,13 @@ class TokenizedDataset:
         examples: In the records' order.
         truncated: Number of examples that were cut to `max_length`.
         dropped: Number of records left out because no answer token lies within `max_length`.
+        end_token_ids: The special tokens that the answers end with; serving has to stop at them.
     """
 
     examples: list[TokenizedExample]
     truncated: int
     dropped: int
+    end_token_ids: frozenset[int]
 
 
 def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:
@@ -162,7 +165,20 @@ def tokenize(
             hint="Raise train.max_length, or shorten the prompts.",
         )
     truncated = sum(len(full[i].input_ids) > max_length for i in usable)
-    return TokenizedDataset([shortened[i] for i in usable], truncated, len(shortened) - len(usable))
+    ends = {label for example in full for label in _last_labels(example)}
+    return TokenizedDataset(
+        [shortened[i] for i in usable],
+        truncated,
+        len(shortened) - len(usable),
+        frozenset(ends & record_tokenizer.special_token_ids),
+    )
+
+
+def _last_labels(example: TokenizedExample) -> Iterator[int]:
+    """The last label of each stretch of labelled tokens."""
+    for label, following in pairwise([*example.labels, IGNORE_INDEX]):
+        if following == IGNORE_INDEX != label:
+            yield label
 
 
 def _parse(line: str, number: int, records: list[Record], problems: list[str]) -> None:
@@ -197,7 +213,7 @@ class _RecordTokenizer:
         self._style = style
         self._system = system
         added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self._special = frozenset([*tokenizer.all_special_ids, *added])
+        self.special_token_ids = frozenset([*tokenizer.all_special_ids, *added])
 
     def tokenize(self, record: Record) -> TokenizedExample:
         messages = prompts.conversation(
@@ -265,13 +281,13 @@ class _RecordTokenizer:
         self, ids: list[int], offsets: list[tuple[int, int]], span: tuple[int, int]
     ) -> list[int]:
         inside = [index for index, (start, end) in enumerate(offsets) if end > span[0] and start < span[1]]
-        ends = [i for i in inside if ids[i] in self._special]
+        ends = [i for i in inside if ids[i] in self.special_token_ids]
         # Templates write a line break after the end token of a message; generation stops before it.
         return [i for i in inside if i <= ends[-1]] if ends else inside
 
     def _with_end_token(self, ids: list[int], labels: list[int]) -> TokenizedExample:
         end = self._tokenizer.eos_token_id
-        if labels[-1] == IGNORE_INDEX or labels[-1] in self._special or end is None:
+        if labels[-1] == IGNORE_INDEX or labels[-1] in self.special_token_ids or end is None:
             return TokenizedExample(ids, labels)
         # The template writes no end token; without one the model would not learn to stop.
         return TokenizedExample([*ids, end], [*labels, end])
