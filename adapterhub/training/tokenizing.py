@@ -6,8 +6,9 @@ one by one would give other tokens; the tokens in the answers' spans of characte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from adapterhub.errors import DatasetError
@@ -42,11 +43,13 @@ class TokenizedDataset:
             one for each answer.
         truncated: Number of examples that were cut to `max_length`.
         dropped: Number of examples left out because no answer token lies within `max_length`.
+        end_token_ids: The special tokens that the answers end with; serving has to stop at them.
     """
 
     examples: list[TokenizedExample]
     truncated: int
     dropped: int
+    end_token_ids: frozenset[int]
 
 
 def tokenize(
@@ -92,7 +95,20 @@ def tokenize(
             hint="Raise train.max_length, or shorten the prompts.",
         )
     truncated = sum(len(full[i].input_ids) > max_length for i in usable)
-    return TokenizedDataset([shortened[i] for i in usable], truncated, len(shortened) - len(usable))
+    ends = {label for example in full for label in _last_labels(example)}
+    return TokenizedDataset(
+        [shortened[i] for i in usable],
+        truncated,
+        len(shortened) - len(usable),
+        frozenset(ends & labeller.special_token_ids),
+    )
+
+
+def _last_labels(example: TokenizedExample) -> Iterator[int]:
+    """The last label of each stretch of labelled tokens."""
+    for label, following in pairwise([*example.labels, IGNORE_INDEX]):
+        if following == IGNORE_INDEX != label:
+            yield label
 
 
 class _Labeller:
@@ -103,7 +119,7 @@ class _Labeller:
         # A chat template writes the BOS token; for other formats the tokenizer adds it.
         self._adds_bos = style.format != "chat"
         added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self._special = frozenset([*tokenizer.all_special_ids, *added])
+        self.special_token_ids = frozenset([*tokenizer.all_special_ids, *added])
 
     def label(self, conversation: RenderedConversation) -> TokenizedExample:
         tokens = self._tokenizer(
@@ -115,7 +131,7 @@ class _Labeller:
             inside = [
                 i for i, (first, last) in enumerate(tokens["offset_mapping"]) if last > start and first < end
             ]
-            ends = [i for i in inside if ids[i] in self._special][-1:]
+            ends = [i for i in inside if ids[i] in self.special_token_ids][-1:]
             # Templates write a line break after the end token of a message; generation stops before it.
             if ends and not conversation.text[tokens["offset_mapping"][ends[0]][1] : end].strip():
                 inside = inside[: inside.index(ends[0]) + 1]

@@ -69,6 +69,7 @@ class TrainingResult:
     Attributes:
         base: The base that was trained on.
         style: How the prompts were rendered.
+        stop: The special tokens that end the training answers, where the base does not stop at them by itself.
         train: The tokenised training records.
         validation: The tokenised validation records; None without any.
         steps: Optimiser steps taken.
@@ -80,6 +81,7 @@ class TrainingResult:
 
     base: Base
     style: prompts.PromptStyle
+    stop: tuple[str, ...]
     train: TokenizedDataset
     validation: TokenizedDataset | None
     steps: int
@@ -130,6 +132,10 @@ def train_adapter(
     _check_learned(trainer.model, before)
     _save(trainer.model, out)
     return callback.result(base, style, train, validation, initial_adapter)
+
+
+def _stop(base: Base, train: TokenizedDataset) -> tuple[str, ...]:
+    return tuple(base.tokenizer.convert_ids_to_tokens(sorted(train.end_token_ids - base.end_token_ids)))
 
 
 def _load_initial(config: FinetuneConfig, model: Any) -> str | None:
@@ -364,6 +370,7 @@ class _ProgressCallback(TrainerCallback):  # type: ignore[misc]
         return TrainingResult(
             base=base,
             style=style,
+            stop=_stop(base, train),
             train=train,
             validation=validation,
             steps=len(self._losses),

@@ -63,6 +63,28 @@ def test_labels_are_those_of_the_templates_own_markers():
     assert [int(label != IGNORE_INDEX) for label in example.labels] == reference["assistant_masks"]
 
 
+ENDS = {
+    "another than the base's": (CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>"), {"<|endoftext|>"}),
+    "two, and the last is seen": (
+        CHAT_TEMPLATE.replace("<|im_end|>", "<|im_start|><|endoftext|>"),
+        {"<|endoftext|>"},
+    ),
+    "none in the template": ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", {"<|im_end|>"}),
+    "no template": (None, {"<|im_end|>"}),
+}
+
+
+@pytest.mark.parametrize(("template", "ends"), ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("max_length", [1000, 60])
+def test_the_end_tokens_of_answers_are_those_that_carry_the_last_labels(
+    template: str | None, ends: set[str], max_length: int
+):
+    tokenizer = make_tokenizer(chat_template=template)
+    style = prompts.choose_style(template)
+    tokenized = tokenize([record(*TURNS[1:])], tokenizer, style, max_length=max_length)
+    assert set(tokenizer.convert_ids_to_tokens(sorted(tokenized.end_token_ids))) == ends
+
+
 @pytest.mark.parametrize(
     ("prompt_format", "text", "answers"),
     [
