@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from adapterhub.engine.tokenizer import Message as PromptMessage
 from adapterhub.errors import DatasetError, InvalidRequestError, describe_validation
 from adapterhub.requests import prompts
+from adapterhub.requests.encoding import PromptEncoder, RenderedPrompt
 
 IGNORE_INDEX = -100
 """Label of a token that carries no loss, `ignore_index` of torch's cross entropy."""
@@ -194,6 +195,7 @@ class _RecordTokenizer:
 
     def __init__(self, tokenizer: Any, style: prompts.PromptStyle, system: str | None) -> None:
         self._tokenizer = tokenizer
+        self._encoder = PromptEncoder(tokenizer)
         self._style = style
         self._system = system
         added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -203,35 +205,26 @@ class _RecordTokenizer:
         messages = prompts.conversation(
             [message.model_dump(exclude_unset=True) for message in record.messages], self._system
         )
-        text = self._render(record, messages)
-        tokens = self._tokenizer(
-            # A chat template writes the BOS token; for other formats the tokenizer adds it.
-            text,
-            add_special_tokens=self._style.format != "chat",
-            return_offsets_mapping=True,
-        )
-        ids: list[int] = list(tokens["input_ids"])
+        prompt = self._render(record, messages)
+        encoded = self._encoder.encode_with_offsets(prompt)
+        ids = encoded.token_ids
         labels = [IGNORE_INDEX] * len(ids)
-        for span in self._spans(record, messages, text):
-            for index in self._answer_tokens(ids, tokens["offset_mapping"], span):
+        for span in self._spans(record, messages, prompt.text):
+            for index in self._answer_tokens(ids, encoded.offsets, span):
                 labels[index] = ids[index]
         return self._with_end_token(ids, labels)
 
     def _render(
         self, record: Record, messages: Sequence[PromptMessage], *, add_generation_prompt: bool = False
-    ) -> str:
-        def rendered(tools: list[dict[str, Any]] | None) -> str:
-            return prompts.render(
-                messages,
-                self._style,
-                self._tokenizer,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
+    ) -> RenderedPrompt:
+        def rendered(tools: list[dict[str, Any]] | None) -> RenderedPrompt:
+            return self._encoder.render(
+                messages, self._style, tools=tools, add_generation_prompt=add_generation_prompt
             )
 
         try:
-            text = rendered(record.tools)
-            renders_tools = not record.tools or text != rendered(None)
+            prompt = rendered(record.tools)
+            renders_tools = not record.tools or prompt.text != rendered(None).text
         except (InvalidRequestError, TypeError, ValueError):
             raise DatasetError(
                 f"The chat template fails on the record at line {record.line}.",
@@ -242,7 +235,7 @@ class _RecordTokenizer:
                 f"The chat template leaves out the tools of the record at line {record.line}.",
                 hint="Write the tools into the system message, or give a template that knows tools.",
             )
-        return text
+        return prompt
 
     def _spans(
         self, record: Record, messages: Sequence[PromptMessage], whole: str
@@ -250,9 +243,9 @@ class _RecordTokenizer:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(record, messages[:index], add_generation_prompt=True)
+            before = self._render(record, messages[:index], add_generation_prompt=True).text
             last = index == len(messages) - 1
-            after = whole if last else self._render(record, messages[: index + 1])
+            after = whole if last else self._render(record, messages[: index + 1]).text
             if not (after.startswith(before) and whole.startswith(after)):
                 raise DatasetError(
                     f"The chat template renders an answer of the record at line {record.line} differently "
