@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapterhub.engine.tokenizer import Message, Tokenizer
@@ -28,6 +28,12 @@ class RenderedPrompt:
     spans: Sequence[Span]
     control: ControlTokens
     add_special_tokens: bool
+
+    def followed_by(self, text: str) -> RenderedPrompt:
+        """The prompt with a text that the format writes behind it."""
+        length = len(self.text)
+        spans = [(start + length, end + length) for start, end in self.control.spans(text)]
+        return replace(self, text=self.text + text, spans=[*self.spans, *spans])
 
     def is_exact(self, token_ids: Sequence[int], unknown_id: int | None) -> bool:
         """Whether the control tokens among token ids are those of the format, in its order."""

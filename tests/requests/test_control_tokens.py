@@ -19,7 +19,8 @@ from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain import ChatAdapterHub
 from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.requests.prompts import choose_style
-from adapterhub.training.data import Record, tokenize
+from adapterhub.training.data import Record
+from adapterhub.training.tokenizing import tokenize
 from tests.langchain.test_tool_call_formats import FORMATS
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer
 
