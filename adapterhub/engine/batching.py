@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -179,7 +180,11 @@ class BatchingEngine:
 
     def stats(self) -> EngineStats:
         """A snapshot of what the engine runs and holds."""
-        return self._scheduler.stats(submitted=len(self._inbox))
+        dtypes = (
+            str(dtype).removeprefix("torch.") for dtype in (self._base.compute_dtype, self._base.matmul_dtype)
+        )
+        names = dict(zip(("compute_dtype", "matmul_dtype"), dtypes, strict=True))
+        return replace(self._scheduler.stats(submitted=len(self._inbox)), **names)
 
     def close(self) -> None:
         """Ends all sequences with `EngineClosedError` and frees what the engine holds; may be called twice."""
