@@ -180,11 +180,11 @@ class BatchingEngine:
 
     def stats(self) -> EngineStats:
         """A snapshot of what the engine runs and holds."""
-        dtypes = (
-            str(dtype).removeprefix("torch.") for dtype in (self._base.compute_dtype, self._base.matmul_dtype)
+        return replace(
+            self._scheduler.stats(submitted=len(self._inbox)),
+            compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
+            matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )
-        names = dict(zip(("compute_dtype", "matmul_dtype"), dtypes, strict=True))
-        return replace(self._scheduler.stats(submitted=len(self._inbox)), **names)
 
     def close(self) -> None:
         """Ends all sequences with `EngineClosedError` and frees what the engine holds; may be called twice."""
