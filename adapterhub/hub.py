@@ -202,7 +202,7 @@ class AdapterHub:
             adapter: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"` (the weighted sum),
                 `"auto"` (the router chooses), None or `"base"` (the bare base); if not given, the active adapter.
             sampling_params: Sampling settings; of these only the fields that were set count. They win over the defaults
-                of the adapter's card.
+                of the adapter's card; stop strings add to the card's.
             raw: Take the text without chat template or system prompt.
             tools: JSON-Schema descriptions of functions for the chat template.
             **options: Fields of `SamplingParams`, which win over `sampling_params`. For structured output one of

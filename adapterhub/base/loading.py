@@ -83,6 +83,13 @@ class Base:
         return int(next(filter(None, limits), min(self.tokenizer.model_max_length, _NO_LIMIT)))
 
     @cached_property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: those of its generation config, and the tokenizer's end token."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(token for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
+
+    @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """All linear layers: module name -> (out_features, in_features)."""
         return {name: shape for name, module in self.model.named_modules() if (shape := linear_shape(module))}
