@@ -574,9 +574,9 @@ class AdapterHub:
         options: RequestOptions,
     ) -> list[PreparedRequest]:
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            given = "one text" if isinstance(prompts, str) else f"a value of type {type(prompts).__name__}"
             raise InvalidRequestError(
-                f"A batch takes a list of prompts, not a value of type {type(prompts).__name__}.",
-                hint="generate() takes one prompt.",
+                f"A batch takes a list of prompts, not {given}.", hint="generate() takes one."
             )
         choices = _one_each(prompts, adapters)
         output_formats = OutputFormat.each(len(prompts), **options.output_format)
