@@ -589,7 +589,12 @@ class AdapterHub:
     def _chosen(self, adapter: AdapterChoice) -> str | None:
         if isinstance(adapter, _ActiveAdapter):
             return self.active_adapter
-        return None if adapter is None else check_reference(adapter)
+        if not isinstance(adapter, str | None):
+            raise InvalidRequestError(
+                f"adapter= takes a reference or None, not {type(adapter).__name__}.",
+                hint="Sampling settings go to sampling_params=.",
+            )
+        return adapter
 
     def _checked(self, adapter: str | None) -> str | None:
         if not names_adapter(adapter):
