@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Processes that share the tests, a file at a time; 0 runs them in one.
 WORKERS ?= 2
+# How long `make fuzz` takes.
+MINUTES ?= 30
 DEFAULT := not slow and not gpu and not network
 # Two math runtimes on few cores slow each other down; tests and demo are small.
 export OMP_NUM_THREADS ?= 1
@@ -14,7 +16,7 @@ export TOKENIZERS_PARALLELISM = false
 VENV_MIN := .venv-min
 INSTALL_MIN := $(VENV_MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt
 
-.PHONY: help demo test test-all test-min lint format docs scores clean
+.PHONY: help demo test test-all test-min fuzz lint format docs scores clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | while IFS="$$(printf '\t')" read -r name text; do \
@@ -32,6 +34,9 @@ test-all: $(VENV)/installed-dev  ## the slow tests too
 
 test-min: $(VENV_MIN)/installed  ## the default tests with the oldest versions of the dependencies (slow)
 	$(VENV_MIN)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT) and not alone"
+
+fuzz: $(VENV)/installed-fuzz  ## fuzz what comes from outside, with hypothesis and atheris (MINUTES=30)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 lint: $(VENV)/installed-dev  ## ruff, formatting, mypy
 	$(BIN)/ruff check .
@@ -59,6 +64,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) -e ".[dev,train]"
+	touch $@
+
+$(VENV)/installed-fuzz: $(VENV)/installed-dev
+	$(INSTALL) -e ".[fuzz]"
 	touch $@
 
 $(VENV_MIN)/installed: pyproject.toml constraints-min.txt

@@ -201,7 +201,7 @@ class AdapterHub:
             adapter: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"` (the weighted sum),
                 `"auto"` (the router chooses), None or `"base"` (the bare base); if not given, the active adapter.
             sampling_params: Sampling settings; of these only the fields that were set count. They win over the defaults
-                of the adapter's card.
+                of the adapter's card; stop strings add to the card's.
             raw: Take the text without chat template or system prompt.
             tools: JSON-Schema descriptions of functions for the chat template.
             **options: Fields of `SamplingParams`, which win over `sampling_params`. For structured output one of
@@ -549,6 +549,12 @@ class AdapterHub:
     async def _run_off_loop(self, work: Callable[..., Result], *arguments: object) -> Result:
         """For this package only: prepares a request without blocking the event loop."""
         return await self._executor.run(work, *arguments)
+
+    def _count_prompt_tokens(
+        self, messages: Sequence[Mapping[str, Any]], adapter: str | None, tools: Tools
+    ) -> int:
+        """For this package only: the number of prompt tokens of a conversation, which may be empty."""
+        return self._preparer.count_tokens(messages, adapter, tools)
 
     async def _prepare_off_loop(
         self,

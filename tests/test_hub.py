@@ -235,13 +235,21 @@ class TestPrompts:
         )
         hub = AdapterHub(EchoEngine(), own_registry)
         assert hub.generate("Hi", "json").text == "[json@1] Be brief.\nInstruction"
-        longer = hub.generate("Hi", "json", max_tokens=99, stop=())
-        assert longer.text == "[json@1] Be brief.\nInstruction: Hi\nResponse:"
+        assert hub.generate("Hi", "json", max_tokens=99).text == "[json@1] Be brief."
         assert "plain" in hub.prompt_style("json").format
         assert hub.prompt_style(None).origin == "default"
 
-    def test_stop_strings_of_the_caller_replace_the_cards(self, echo):
-        assert echo.generate("Hi there", "json", raw=True, stop="the").text == "[json@1] Hi "
+    def test_stop_strings_of_caller_card_and_prompt_format_add_up(self, own_registry):
+        own_registry.update("json", prompt={"stop": ["card"], "generation": {"stop": ["default"]}})
+        hub, ask = AdapterHub(EchoEngine(), own_registry), {"adapter": "json", "stop": ["mine"]}
+        for end in ("card", "default", "mine"):
+            assert hub.generate(f"x {end} y", raw=True, **ask).text == "[json@1] x "
+            assert hub.generate(f"x {end} y", "json", SamplingParams(stop="mine"), raw=True).text.endswith(
+                "x "
+            )
+        assert hub.generate("Hi", **ask).text == "[json@1] ### Instruction:\nHi\n\n### Response:\n"
+        two = [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+        assert hub.generate(two, **ask).text == "[json@1] ### Instruction:\none\n"
 
     @pytest.mark.parametrize("empty", ["", " ", []])
     def test_an_empty_prompt_is_an_error(self, echo, empty):

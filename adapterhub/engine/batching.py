@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -37,6 +38,8 @@ from adapterhub.errors import (
     InvalidRequestError,
     RequestTooLongError,
 )
+from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import load_adapter_deltas
 
 
@@ -177,7 +180,11 @@ class BatchingEngine:
 
     def stats(self) -> EngineStats:
         """A snapshot of what the engine runs and holds."""
-        return self._scheduler.stats(submitted=len(self._inbox))
+        return replace(
+            self._scheduler.stats(submitted=len(self._inbox)),
+            compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
+            matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
+        )
 
     def close(self) -> None:
         """Ends all sequences with `EngineClosedError` and frees what the engine holds; may be called twice."""
@@ -317,9 +324,17 @@ class _LoopEvent:
 
 
 def adapter_loader(base: Base) -> AdapterLoader:
-    """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas`."""
+    """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas` and `DigestCheck`."""
     shapes = base.linear_shapes  # before the engine wraps layers, which changes their names
-    return lambda adapter: load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+    check = DigestCheck()
+
+    def load(adapter: LoraRequest) -> Mapping[str, LoraDelta]:
+        check(adapter)
+        deltas = load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+        check(adapter)  # that nobody wrote to the files meanwhile
+        return deltas
+
+    return load
 
 
 def _completions(groups: Sequence[Sequence[SequenceState]]) -> list[list[Completion]]:

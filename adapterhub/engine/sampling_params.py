@@ -13,10 +13,20 @@ _StopString = Annotated[str, StringConstraints(min_length=1)]
 _SAMPLING_EPS = 1e-5  # as in vLLM: dividing by less overflows
 
 
+_STOPS = ("stop", "stop_token_ids")
+
+
 def _as_tuple(value: Any) -> Any:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else value
+
+
+def _joined(earlier: Any, later: Any) -> Any:
+    stops = [_as_tuple(earlier), _as_tuple(later)]
+    if not all(isinstance(stop, list | tuple) for stop in stops):
+        return later  # of a wrong type, which the validation names
+    return tuple(stop for layer in stops for stop in layer)
 
 
 class SamplingParams(BaseModel):
@@ -40,7 +50,8 @@ class SamplingParams(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
     """Above 1 makes tokens that the prompt and the answer contain less probable."""
     stop: Annotated[tuple[_StopString, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
-    """Strings or special tokens that end the answer, none of them empty; they are not part of it."""
+    """Strings or special tokens that end the answer, none of them empty; they are not part of it. Those of the request,
+    of the adapter's card and of its prompt format add up."""
     stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
     """Tokens that end the answer, in addition to the base's own end tokens."""
     seed: int | None = Field(None, ge=0, lt=2**63)
@@ -59,14 +70,16 @@ class SamplingParams(BaseModel):
 
     @classmethod
     def of(cls, *layers: Mapping[str, Any]) -> Self:
-        """Merges settings, later layers over earlier ones.
+        """Merges settings, later layers over earlier ones; stop strings and stop tokens of all layers add up.
 
         Raises:
             InvalidRequestError: An unknown name or a value out of range.
         """
         merged: dict[str, Any] = {}
         for layer in layers:
-            merged.update(layer)
+            # A request's own stop must not make an answer run past the end of its prompt format.
+            added = {name: _joined(merged.get(name), layer[name]) for name in _STOPS if name in layer}
+            merged.update({**layer, **added})
         try:
             return cls(**merged)
         except ValidationError as error:

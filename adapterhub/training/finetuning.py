@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from adapterhub._files import sha256_file
-from adapterhub.registry.cards import AdapterCard, CardFields, Evaluation, Lineage
+from adapterhub.registry.cards import AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
 
@@ -60,7 +60,14 @@ def _card_fields(config: FinetuneConfig, result: TrainingResult) -> CardFields:
         "evaluation": [_evaluation(config, result.eval_loss)] if result.eval_loss is not None else [],
         "lineage": Lineage(method="finetune", settings=_settings(config, result)),
     }
+    if result.stop:
+        fields["prompt"] = _with_stop(config.card.prompt, result.stop)
     return {**config.card.fields(), **fields}
+
+
+def _with_stop(profile: PromptProfile, stop: tuple[str, ...]) -> PromptProfile:
+    new = (token for token in stop if token not in profile.stop)
+    return profile.model_copy(update={"stop": (*profile.stop, *new)})
 
 
 def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonValue]:

@@ -1,6 +1,6 @@
 """Training LoRA weights on a frozen, quantised base (QLoRA, https://arxiv.org/abs/2305.14314).
 
-peft creates the LoRA layers and TRL's `SFTTrainer` runs the training loop, on records that `data.py` tokenises and
+peft creates the LoRA layers and TRL's `SFTTrainer` runs the training loop, on records that `tokenizing.py`
 labels. A run fails unless every `lora_B` has changed: an unchanged one got no gradient, and the adapter would answer
 like the base.
 """
@@ -29,15 +29,9 @@ from adapterhub.base.quantized_weights import is_packed
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.data import (
-    IGNORE_INDEX,
-    Record,
-    TokenizedDataset,
-    TokenizedExample,
-    read_records,
-    tokenize,
-)
+from adapterhub.training.data import Record, read_records
 from adapterhub.training.initial_weights import load_initial_weights
+from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedDataset, TokenizedExample, tokenize
 
 try:
     from datasets import Dataset
@@ -75,6 +69,7 @@ class TrainingResult:
     Attributes:
         base: The base that was trained on.
         style: How the prompts were rendered.
+        stop: The special tokens that end the training answers, where the base does not stop at them by itself.
         train: The tokenised training records.
         validation: The tokenised validation records; None without any.
         steps: Optimiser steps taken.
@@ -86,6 +81,7 @@ class TrainingResult:
 
     base: Base
     style: prompts.PromptStyle
+    stop: tuple[str, ...]
     train: TokenizedDataset
     validation: TokenizedDataset | None
     steps: int
@@ -136,6 +132,10 @@ def train_adapter(
     _check_learned(trainer.model, before)
     _save(trainer.model, out)
     return callback.result(base, style, train, validation, initial_adapter)
+
+
+def _stop(base: Base, train: TokenizedDataset) -> tuple[str, ...]:
+    return tuple(base.tokenizer.convert_ids_to_tokens(sorted(train.end_token_ids - base.end_token_ids)))
 
 
 def _load_initial(config: FinetuneConfig, model: Any) -> str | None:
@@ -370,6 +370,7 @@ class _ProgressCallback(TrainerCallback):  # type: ignore[misc]
         return TrainingResult(
             base=base,
             style=style,
+            stop=_stop(base, train),
             train=train,
             validation=validation,
             steps=len(self._losses),

@@ -18,8 +18,32 @@ def test_one_stop_string_may_stand_alone():
 
 
 def test_none_is_no_stop_as_in_vllm():
-    params = SamplingParams.of({"stop": ("a",)}, {"stop": None, "stop_token_ids": None})
+    params = SamplingParams.of({"stop": None, "stop_token_ids": None})
     assert (params.stop, params.stop_token_ids) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("layers", "stop"),
+    [
+        ([("a",), "b"], ("a", "b")),
+        (["a", None], ("a",)),
+        ([None, "a"], ("a",)),
+        (["a", ()], ("a",)),
+        ([["a", "b"], ["c"], ("d", "a")], ("a", "b", "c", "d", "a")),
+    ],
+)
+def test_stops_of_all_layers_add_up(layers: list, stop: tuple[str, ...]):
+    assert SamplingParams.of(*({"stop": layer} for layer in layers)).stop == stop
+    numbers = {"a": 1, "b": 2, "c": 3, "d": 4}
+    ids = [tuple(map(numbers.get, layer or ())) for layer in layers]
+    merged = SamplingParams.of(*({"stop_token_ids": layer} for layer in ids))
+    assert merged.stop_token_ids == tuple(map(numbers.get, stop))
+
+
+@pytest.mark.parametrize("wrong", [5, {"a": 1}, [["a"]], b"ab"])
+def test_a_stop_of_a_wrong_type_is_named_above_any_layer(wrong: object):
+    with pytest.raises(InvalidRequestError, match="stop"):
+        SamplingParams.of({"stop": ("x",)}, {"stop": wrong})
 
 
 def test_later_layers_win():

@@ -3,6 +3,7 @@
 import importlib
 import json
 import random
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -77,6 +78,21 @@ def run(tiny: Path, dataset: Path, *, data: dict[str, Any] | None = None, **chan
     return FinetuneConfig.model_validate({**fields, **changes})
 
 
+@pytest.fixture(scope="module")
+def base_with_another_end(tmp_path_factory: pytest.TempPathFactory, loud_base: Path) -> Path:
+    """A base that stops at `<|endoftext|>`, and whose chat template ends turns with `<|im_end|>`, as Qwen2.5's do."""
+    folder = tmp_path_factory.mktemp("base") / "qwen-like"
+    shutil.copytree(loud_base, folder)
+    for name, field, value in (
+        ("tokenizer_config.json", "eos_token", "<|endoftext|>"),
+        ("config.json", "eos_token_id", 0),
+        ("generation_config.json", "eos_token_id", 0),
+    ):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, field: value}))
+    return folder
+
+
 def trained(
     config: FinetuneConfig, out: Path
 ) -> tuple[TrainingResult, dict[str, torch.Tensor], list[TrainingStep]]:
@@ -117,6 +133,34 @@ def test_a_run_registers_an_adapter_that_has_learned(
             word: hub.generate(word, adapter="pairs", max_tokens=8, temperature=0).text for word in ANSWERS
         }
     assert answers == ANSWERS
+
+
+def test_serving_stops_at_the_token_that_training_put_at_the_end_of_answers(
+    base_with_another_end: Path, dataset: Path, registry: AdapterRegistry
+):
+    config = run(base_with_another_end, dataset, train={"max_steps": 50, "batch_size": 8})
+    card = finetune(config, registry)
+    assert card.prompt.stop == ("<|im_end|>",)
+    with AdapterHub.from_pretrained(base_with_another_end, registry.root) as hub:
+        answers = {word: hub.generate(word, adapter="pairs", max_tokens=8) for word in ANSWERS}
+    assert {word: answer.text for word, answer in answers.items()} == ANSWERS
+    assert {answer.finish_reason for answer in answers.values()} == {"stop"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stop"),
+    [
+        ({"stop": ["STOP"]}, ("STOP", "<|im_end|>")),
+        ({"stop": ["<|im_end|>"]}, ("<|im_end|>",)),
+        ({"format": "instruction"}, ()),
+    ],
+    ids=["with the card's own", "already there", "the base's own end"],
+)
+def test_the_end_of_answers_goes_onto_the_card_once_and_only_where_the_base_does_not_stop(
+    base_with_another_end: Path, dataset: Path, registry: AdapterRegistry, prompt: dict, stop: tuple[str, ...]
+):
+    card = finetune(run(base_with_another_end, dataset, card={"prompt": prompt}), registry)
+    assert card.prompt.stop == stop
 
 
 def test_the_files_name_no_folder_but_the_base_as_given(

@@ -25,11 +25,10 @@ class SequenceBuilder:
 
     def __init__(self, base: Base) -> None:
         self._base, self._device = base, base.device
-        self._end_token_ids = _end_token_ids(base)
         added = base.tokenizer.added_tokens_decoder.items()
         self._special_token_ids = {token.content: token_id for token_id, token in added if token.special}
         vocabulary_size = base.model.config.get_text_config().vocab_size
-        self._compiler = GrammarCompiler(base.tokenizer, vocabulary_size, self._end_token_ids)
+        self._compiler = GrammarCompiler(base.tokenizer, vocabulary_size, base.end_token_ids)
 
     def compile(self, output_format: OutputFormat) -> None:
         """Compiles an output format ahead of `build`, which then takes no time for it; raises as `build`."""
@@ -53,7 +52,7 @@ class SequenceBuilder:
                 `max_tokens`.
         """
         sampling, max_tokens = request.sampling, max_completion_tokens(request, self._base.context_length)
-        base_ends = frozenset() if sampling.ignore_eos else self._end_token_ids
+        base_ends = frozenset() if sampling.ignore_eos else self._base.end_token_ids
         # Special tokens among the stop strings, such as `<|im_end|>`, never show in the text.
         special = {self._special_token_ids[s] for s in sampling.stop if s in self._special_token_ids}
         end_token_ids = base_ends | set(sampling.stop_token_ids) | special
@@ -91,9 +90,3 @@ class SequenceBuilder:
                 "ignore_eos has no meaning for structured output, which ends where its format does."
             )
         return self._compiler.constraint(request.output_format, max_tokens, end_token_ids)
-
-
-def _end_token_ids(base: Base) -> frozenset[int]:
-    configured = base.model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*ids, base.tokenizer.eos_token_id] if token is not None)
