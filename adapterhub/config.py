@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from adapterhub.errors import ConfigError, describe_validation
 
 CONFIG_FILE = "adapterhub.yaml"
+MAX_PRIORITY = 2**31 - 1
+"""Bound of a request's priority, on both sides of 0."""
 _PREFIX = "ADAPTERHUB_"
 _MIB = 1 << 20
 _MAX_CONFIG_BYTES = _MIB
@@ -100,7 +102,8 @@ class HubConfig(BaseModel):
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
     """Quantisation of the base's linear layers; `none` leaves them unquantised."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The dtype of activations; `auto` is float32 on a CPU, bfloat16 on a GPU."""
+    """The dtype of activations; `auto` is float32 on a CPU, bfloat16 on a GPU. With `auto` a CPU with AVX512-BF16
+    multiplies 4-bit weights in bfloat16, which is fast; `float32` is float32 throughout."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     trust_remote_code: bool = False
