@@ -5,6 +5,7 @@ adapter reference -> route (only for "auto") -> registry -> the card's prompt pr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -17,6 +18,7 @@ from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
+from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.options import RequestOptions
 from adapterhub.requests.prompts import PromptStyle, check_text, choose_style, conversation, render
@@ -24,6 +26,8 @@ from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
 from adapterhub.routing.router import AdapterRouter
+
+_log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[Message]
 BASE_NAMES = frozenset({"base", "__base__"})
@@ -86,6 +90,7 @@ class RequestPreparer:
     ) -> None:
         self._registry = registry
         self._engine = engine
+        self._own_templates: dict[str, str | None] = {}  # by digest, of adapters made with another template
         self._router = SyncedRouter(registry, engine.fingerprint, router)
 
     def prepare(
@@ -114,7 +119,7 @@ class RequestPreparer:
         reference = route.adapter if route else adapter
         resolved = resolve_adapter(reference, self._resolve_for_base) if names_adapter(reference) else None
         card = resolved.main_card if resolved else None
-        profile = card.prompt if card else PromptProfile()
+        profile = self._profile(card) if card else PromptProfile()
         token_ids, style_stop = self._tokenize(prompt, profile, options)
         stop = {"stop": (*style_stop, *profile.stop)}
         request = Request(
@@ -142,9 +147,9 @@ class RequestPreparer:
 
     def prompt_style(self, adapter: str | None) -> PromptStyle:
         """The prompt style of an adapter; see `AdapterHub.prompt_style`."""
-        return self._style(
-            self.resolve(adapter).main_card.prompt if names_adapter(adapter) else PromptProfile()
-        )
+        if not names_adapter(adapter):
+            return self._style(PromptProfile())
+        return self._style(self._profile(self.resolve(adapter).main_card))
 
     def resolve(self, reference: str) -> ResolvedAdapter:
         """The adapter, or the adapters of a blend, that a reference names, whatever base they are for."""
@@ -171,6 +176,21 @@ class RequestPreparer:
         text = render(conversation(prompt, profile.system), style, tokenizer, tools=options.tools)
         # A chat template writes the special tokens itself.
         return tokenizer.encode(check_text(text), add_special_tokens=style.format != "chat"), style.stop
+
+    def _profile(self, card: AdapterCard) -> PromptProfile:
+        """The card's profile; the adapter's own template where the base's has changed since it was registered."""
+        loaded, trained_on = self._engine.fingerprint, card.base.fingerprint
+        has_changed = loaded and trained_on and trained_on.has_other_template(loaded)
+        if not has_changed or card.prompt.chat_template or card.prompt.format not in ("auto", "chat"):
+            return card.prompt
+        if card.digest not in self._own_templates:
+            own, _ = read_prompt_profile(self._registry.folder(card), None)
+            self._own_templates[card.digest] = own.chat_template
+            used = "its own is used" if own.chat_template else "it has none of its own, so the base's is used"
+            _log.warning(
+                "The base's chat template is another than when %s was registered; %s.", card.ref, used
+            )
+        return card.prompt.model_copy(update={"chat_template": self._own_templates[card.digest]})
 
     def _style(self, profile: PromptProfile) -> PromptStyle:
         return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)
