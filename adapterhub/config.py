@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, fields
@@ -16,6 +17,8 @@ CONFIG_FILE = "adapterhub.yaml"
 _PREFIX = "ADAPTERHUB_"
 _MIB = 1 << 20
 _MAX_CONFIG_BYTES = _MIB
+MAX_BLEND_RANK = 64
+"""The maximum rank of a blend in a request, where `max_lora_rank` is not set."""
 _VLLM_NAMES = {"max_num_seqs": "max_batch_size"}
 
 
@@ -25,7 +28,8 @@ class EngineLimits:
 
     Attributes:
         max_loras: LoRA slots, and so different adapters in one batch.
-        max_lora_rank: Maximum rank that is served.
+        max_lora_rank: Maximum rank that is served; None serves every stored
+            adapter (slots grow to the highest rank that was loaded) and blends of a rank up to 64.
         max_cpu_loras: Maximum number of adapters in host memory.
         adapter_cache_mib: Maximum memory of the adapters in host memory, MiB.
         max_batch_size: Maximum number of sequences in one step; also accepted as vLLM's `max_num_seqs`.
@@ -36,7 +40,7 @@ class EngineLimits:
     """
 
     max_loras: int = 16
-    max_lora_rank: int = 64
+    max_lora_rank: int | None = None
     max_cpu_loras: int = 64
     adapter_cache_mib: int = 2048
     max_batch_size: int = 32
@@ -55,7 +59,7 @@ class EngineLimits:
             if self.max_batch_size not in (type(self).max_batch_size, max_num_seqs):
                 raise ConfigError(_both("max_num_seqs"))
             object.__setattr__(self, "max_batch_size", max_num_seqs)
-        low = [name for name, value in asdict(self).items() if value < 1]
+        low = [name for name, value in asdict(self).items() if value is not None and value < 1]
         if low:
             raise ConfigError(f"The limits {', '.join(low)} must be at least 1.")
         if self.max_num_batched_tokens < self.max_batch_size:
@@ -64,6 +68,12 @@ class EngineLimits:
                 f"max_batch_size={self.max_batch_size} sequences.",
                 hint="Raise max_num_batched_tokens or lower max_batch_size.",
             )
+
+    def max_rank_of(self, *, blend: bool) -> float:
+        """The maximum rank of an adapter; without a limit, requests for blends must not grow the slots at will."""
+        if self.max_lora_rank is not None:
+            return self.max_lora_rank
+        return MAX_BLEND_RANK if blend else math.inf
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -97,8 +107,8 @@ class HubConfig(BaseModel):
     """Run Python code from the base's repository."""
     max_loras: int = Field(16, ge=1)
     """LoRA slots, and so different adapters in one batch."""
-    max_lora_rank: int = Field(64, ge=1)
-    """Maximum rank that is served."""
+    max_lora_rank: int | None = Field(None, ge=1)
+    """Maximum rank that is served. Without it every stored adapter is, and blends of a rank up to 64."""
     max_cpu_loras: int = Field(64, ge=1)
     """Adapters in host memory; the least recently used one is dropped."""
     adapter_cache_mib: int = Field(2048, ge=1)

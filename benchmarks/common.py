@@ -26,6 +26,7 @@ from transformers.utils import logging
 import adapterhub
 from adapterhub.base.loading import Base, load_base
 from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, adapter_digest
 from benchmarks.shapes import SHAPES, write_adapter, write_base
 
 Times = dict[str, list[float]]
@@ -85,7 +86,21 @@ def random_adapters(
 ) -> list[StoredLoraRequest]:
     """Random adapters for a base under different names and digests; their weights are one file."""
     folder = write_adapter(scratch / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype)
-    return [StoredLoraRequest(f"a{n}", f"digest-{n}", folder) for n in range(count)]
+    return twins([folder], count, scratch / "twins")
+
+
+def twins(folders: Sequence[Path], count: int, root: Path) -> list[StoredLoraRequest]:
+    """Adapters under different digests that share the weights of a few: a pattern in the config matches no module."""
+    made = []
+    for number in range(count):
+        source, folder = folders[number % len(folders)], root / f"a{number}"
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS_FILE).hardlink_to(source / WEIGHTS_FILE)
+        config = json.loads((source / CONFIG_FILE).read_bytes()) | {"alpha_pattern": {folder.name: 1}}
+        (folder / CONFIG_FILE).write_text(json.dumps(config))
+        digest = adapter_digest(AdapterConfig.read(folder).settings, folder / WEIGHTS_FILE)
+        made.append(StoredLoraRequest(folder.name, digest, folder))
+    return made
 
 
 def timed(do: Callable[[], object], options: argparse.Namespace) -> float:

@@ -29,7 +29,7 @@ from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import PeakMemory, parser, progress, random_base, report, settle, table
+from benchmarks.common import PeakMemory, parser, progress, random_base, report, settle, table, twins
 from benchmarks.contenders import StaticBatch, kv_room_mib, twin
 from benchmarks.shapes import write_adapter
 from benchmarks.traffic import (
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for number in range(FILES)
         ]
         count = max([*options.adapters, *options.overload])
-        sources = [StoredLoraRequest(f"a{n}", f"digest-{n}", folders[n % FILES]) for n in range(count)]
+        sources = twins(folders, count, Path(scratch) / "twins")
         _contenders(base, options)["base"](_arrivals(sources, [1.0], options)[:1])  # warms up
         served, overloaded = compare(base, sources, options), overload(base, sources, options)
     report(options, {"served": served, "overload": overloaded}, lambda: show(served, overloaded))

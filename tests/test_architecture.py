@@ -11,8 +11,8 @@ PACKAGE = Path(adapterhub.__file__).parent
 
 # Each layer may import the layers below it and modules of its own room; rooms in one layer are peers.
 LAYERS = [
-    {"errors", "_lazy"},
-    {"_files", "config"},
+    {"errors", "_lazy", "_deadline"},
+    {"_files", "_patterns", "config"},
     {"agent_tools", "peft_format"},
     {"base"},
     {"registry"},

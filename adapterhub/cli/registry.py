@@ -108,6 +108,7 @@ def add(
     adapters = open_registry(registry)
     card = adapters.register(name, path, base=base, quantization=quantization, force=force, **fields)
     output.registered(card, as_json)
+    _warn_of_rank(card, registry)
     warn_of_routes(adapters, [card.name])
 
 
@@ -175,6 +176,14 @@ def verify(name: str | None, registry: Path | None, as_json: bool) -> None:
     else:
         output.note("No problems found.")
     sys.exit(1 if problems else 0)
+
+
+def _warn_of_rank(card: AdapterCard, registry: Path | None) -> None:
+    from adapterhub.config import HubConfig
+
+    limit, rank = HubConfig.load(registry=registry).max_lora_rank, card.peft.max_rank
+    if limit is not None and rank > limit:
+        output.warn(f"{card.ref} has rank {rank}; with max_lora_rank={limit}, as set here, it is not served.")
 
 
 def _summary(card: AdapterCard) -> tuple[str, str, str, str]:

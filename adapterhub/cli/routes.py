@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
-from adapterhub.errors import ConfigError, RoutingError
+from adapterhub.errors import ConfigError
 
 if TYPE_CHECKING:
     from adapterhub.base import BaseFingerprint
@@ -51,11 +51,7 @@ def warn_of_routes(adapters: AdapterRegistry, names: Sequence[str]) -> None:
     """Warns of the problems of some adapters' routes that show without training."""
     from adapterhub.routing import findings_before_fit, routes_from_cards
 
-    try:
-        found = findings_before_fit(routes_from_cards(adapters.list()))
-    except RoutingError as error:
-        output.warn(f"The router cannot learn from the cards: {error}")
-        return
+    found = findings_before_fit(routes_from_cards(adapters.list()))
     warn([one for one in found if set(one.adapters) & set(names)])
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -37,6 +37,8 @@ from adapterhub.errors import (
     InvalidRequestError,
     RequestTooLongError,
 )
+from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import load_adapter_deltas
 
 
@@ -317,9 +319,17 @@ class _LoopEvent:
 
 
 def adapter_loader(base: Base) -> AdapterLoader:
-    """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas`."""
+    """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas` and `DigestCheck`."""
     shapes = base.linear_shapes  # before the engine wraps layers, which changes their names
-    return lambda adapter: load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+    check = DigestCheck()
+
+    def load(adapter: LoraRequest) -> Mapping[str, LoraDelta]:
+        check(adapter)
+        deltas = load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+        check(adapter)  # that nobody wrote to the files meanwhile
+        return deltas
+
+    return load
 
 
 def _completions(groups: Sequence[Sequence[SequenceState]]) -> list[list[Completion]]:

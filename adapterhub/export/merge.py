@@ -21,7 +21,7 @@ from adapterhub._files import new_folder
 from adapterhub.base.fingerprint import BaseFingerprint, base_shapes, stores_transposed, weight_files
 from adapterhub.errors import AdapterIncompatibleError, ExportError
 from adapterhub.export.prompt_files import write_prompt_files
-from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapter
+from adapterhub.peft_format.checks import AdapterInfo, check_digest, check_fit, inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, PromptProfile
@@ -88,7 +88,7 @@ def merge_adapter(
     Raises:
         ExportError: `out` is not empty, the base is quantised, a module has no untied weight in the base, a merged
             weight is not finite, or writing failed. Then `out` is not created.
-        AdapterInvalidError: The adapter's files are damaged.
+        AdapterInvalidError: The adapter's files are damaged, or not those that were registered.
         AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
     """
@@ -120,6 +120,8 @@ class _Merge:
     force: bool
 
     def check(self) -> None:
+        if self.card:
+            check_digest(self.card.ref, self.card.digest, self.info.digest)
         check_fit(self.info.modules, base_shapes(self.base), self.info.config.settings)
         _ = self.profile  # refuses a tokenizer that does not fit
         recorded = self.card.base.fingerprint if self.card else None

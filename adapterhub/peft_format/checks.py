@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Rank 256 on every linear layer of a 70B model in float32 is 13 GB.
 MAX_WEIGHTS_BYTES = 16 * 2**30
+LARGE_RANK = 64
+"""Higher ranks get a warning: slots have one rank, so one such adapter takes memory and time from all others."""
 DTYPES = ("F64", "F32", "F16", "BF16")
 _CHUNK_BYTES = 4 * 2**20
 _BF16_EXPONENT = 0x7F80
@@ -81,9 +83,37 @@ def inspect_adapter(folder: Path) -> AdapterInfo:
             f"{WEIGHTS_FILE} has {size:,} bytes; at most {MAX_WEIGHTS_BYTES:,} are accepted."
         )
     modules = check_shapes(config.settings, header)
-    warnings = check_values(weights, header)
+    warnings = (*check_values(weights, header), *_rank_warnings(modules))
     dtype = min(tensor.dtype for tensor in header.values())
     return AdapterInfo(config, modules, adapter_digest(config.settings, weights), dtype, size, warnings)
+
+
+def _rank_warnings(modules: Mapping[str, LoraShape]) -> tuple[str, ...]:
+    rank = max(shape.rank for shape in modules.values())
+    if rank <= LARGE_RANK:
+        return ()
+    return (
+        f"its rank is {rank}: once it is loaded, every LoRA slot has that rank; an engine with a lower max_lora_rank "
+        "refuses it",
+    )
+
+
+def check_digest(name: str, registered: str, found: str) -> None:
+    """Checks that an adapter's files are those that were registered.
+
+    Args:
+        name: The adapter, for the message.
+        registered: The digest on its card.
+        found: The digest of its files, from `adapter_digest`.
+
+    Raises:
+        AdapterInvalidError: The digests differ.
+    """
+    if found != registered:
+        raise AdapterInvalidError(
+            f"The files of {name} have changed since they were registered: their digest differs.",
+            hint="Restore them from a backup, or register what they are now as a new version.",
+        )
 
 
 def check_shapes(settings: LoraSettings, header: Mapping[str, TensorInfo]) -> dict[str, LoraShape]:

@@ -79,6 +79,11 @@ class LoraSettings(BaseModel):
     target_modules: tuple[str, ...] | str = ()
     """Names of the adapted modules, or one regular expression."""
 
+    @property
+    def max_rank(self) -> int:
+        """The highest rank that the settings name."""
+        return max((self.r, *self.rank_pattern.values()))
+
     def rank(self, module: str) -> int:
         """The rank of a module, by its name in the base."""
         return next((rank for pattern, rank in self._ranks if pattern.match(module)), self.r)

@@ -18,6 +18,7 @@ from adapterhub._files import read_bounded
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import AdapterInvalidError, InvalidRequestError, describe_validation
 from adapterhub.peft_format.config import LoraSettings
+from adapterhub.registry.routing_rules import check_rules
 
 CARD_FILE = "card.json"
 MAX_CARD_BYTES = 2**20
@@ -269,11 +270,14 @@ class AdapterCard(_CardModel):
             is_update = isinstance(value, Mapping) and isinstance(fields[name], dict)
             fields[name] = {**fields[name], **value} if is_update else value
         try:
-            return AdapterCard.model_validate({**fields, "updated_at": now()})
+            card = AdapterCard.model_validate({**fields, "updated_at": now()})
         except ValidationError as error:
             raise InvalidRequestError(
                 f"The card's new values are not valid: {describe_validation(error)}."
             ) from error
+        if card.routing != self.routing:  # rules stored by other means do not block other changes
+            check_rules(card.routing.phrases, card.routing.patterns)
+        return card
 
 
 class CardFields(TypedDict, total=False):

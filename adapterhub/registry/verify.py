@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adapterhub.errors import AdapterHubError
-from adapterhub.peft_format.checks import inspect_adapter
+from adapterhub.peft_format.checks import check_digest, inspect_adapter
 from adapterhub.registry.layout import Layout, Refs
 
 
@@ -44,8 +44,6 @@ def verify_version(layout: Layout, name: str, version: int) -> Iterator[Problem]
     try:
         card = layout.card(name, version, Refs())
         info = inspect_adapter(layout.version_folder(name, version))
+        check_digest(ref, card.digest, info.digest)
     except AdapterHubError as error:
         yield Problem(ref, error.message)
-        return
-    if info.digest != card.digest:
-        yield Problem(ref, "The files have changed since they were registered: their digest differs.")

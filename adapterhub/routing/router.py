@@ -137,7 +137,7 @@ class AdapterRouter:
             **options: As for the constructor.
 
         Raises:
-            RoutingError: No card has text to route by, or the routing settings of one are not valid.
+            RoutingError: No card has text to route by.
         """
         return cls._of(routes_from_cards(cards), negatives, general_requests(), policy, encoder, options)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import InvalidRequestError, RoutingError, describe_validation
 from adapterhub.registry.cards import AdapterCard
-from adapterhub.routing.rules import check_pattern
+from adapterhub.registry.routing_rules import check_rules
 
 OUT_OF_SCOPE = "~none"
 """The label of requests that belong to no adapter; no adapter's name can begin with `~`."""
@@ -72,6 +72,20 @@ class Route(BaseModel):
             InvalidRequestError: The name is reserved, or a field is not valid.
             RoutingError: There is no text to train on.
         """
+        route = cls._make(name, examples, description, tags, negatives, **fields)
+        check_rules(route.phrases, route.patterns)
+        return route
+
+    @classmethod
+    def _make(
+        cls,
+        name: str,
+        examples: Sequence[str],
+        description: str,
+        tags: Sequence[str],
+        negatives: Sequence[str],
+        **fields: Any,
+    ) -> Self:
         if name == OUT_OF_SCOPE:
             raise InvalidRequestError(
                 f"A route cannot be called {OUT_OF_SCOPE!r}.",
@@ -84,7 +98,7 @@ class Route(BaseModel):
                 hint="Give it a few examples: routing.examples on the adapter's card.",
             )
         try:
-            route = cls(
+            return cls(
                 name=name,
                 examples=cleaned,
                 about=_clean(name, "tags", [name.replace("_", " ").replace("-", " "), *about]),
@@ -96,37 +110,30 @@ class Route(BaseModel):
             raise InvalidRequestError(
                 f"Route {name!r} is not valid: {describe_validation(error)}."
             ) from error
-        for pattern in route.patterns:
-            check_pattern(pattern)
-        return route
 
     @classmethod
     def from_card(cls, card: AdapterCard) -> Self | None:
         """The route of an adapter; None if its card has no text to route by.
 
-        Raises:
-            RoutingError: The card's routing settings are not valid.
+        Rules that cannot be used stay in the route and are left out when it is matched.
         """
         routing = card.routing
         description = routing.description or card.description
         if not any(text.strip() for text in (*routing.examples, *routing.keywords, *card.tags, description)):
             return None
-        try:
-            return cls.make(
-                card.name,
-                routing.examples,
-                description=description,
-                tags=(*card.tags, *([" ".join(routing.keywords)] if routing.keywords else [])),
-                negatives=routing.negatives,
-                threshold=routing.threshold,
-                phrases=routing.phrases,
-                patterns=routing.patterns,
-                version=card.version,
-                status=card.status,
-                base=card.base.fingerprint,
-            )
-        except InvalidRequestError as error:  # whoever sent a request has not written the card
-            raise RoutingError(f"The card of {card.ref!r}: {error.message}", hint=error.hint) from error
+        return cls._make(
+            card.name,
+            routing.examples,
+            description,
+            (*card.tags, *([" ".join(routing.keywords)] if routing.keywords else [])),
+            routing.negatives,
+            threshold=routing.threshold,
+            phrases=routing.phrases,
+            patterns=routing.patterns,
+            version=card.version,
+            status=card.status,
+            base=card.base.fingerprint,
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -140,11 +147,7 @@ class Route(BaseModel):
 
 
 def routes_from_cards(cards: Iterable[AdapterCard]) -> list[Route]:
-    """The routes of all adapters whose cards have text to route by, by name.
-
-    Raises:
-        RoutingError: The routing settings of a card are not valid.
-    """
+    """The routes of all adapters whose cards have text to route by, by name."""
     routes = (Route.from_card(card) for card in cards)
     return sorted((route for route in routes if route), key=lambda route: route.name)
 

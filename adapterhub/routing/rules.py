@@ -9,11 +9,16 @@ from typing import NamedTuple, Protocol
 
 import regex
 
-from adapterhub.errors import InvalidRequestError
+from adapterhub._deadline import Deadline, DeadlineExceededError
+from adapterhub._patterns import SafePattern
+from adapterhub.registry.routing_rules import MAX_RULES, rule_problems
 
-MAX_PATTERN_CHARS = 500
-PATTERN_TIMEOUT = 0.02
-"""Seconds that one pattern may search one request; a pattern that times out does not match."""
+PATTERN_SECONDS = 0.02
+"""Processor time that one pattern may search one request; a pattern that takes longer does not match."""
+RULES_SECONDS = 0.1
+"""Processor time that all patterns may take for one request; those that are left do not match."""
+_MAX_COMPILED = 8192
+_NEVER = regex.compile(r"(?!)")
 _log = logging.getLogger(__name__)
 
 
@@ -38,48 +43,47 @@ class RuleMatch(NamedTuple):
 
 
 def first_match(routes: Iterable[HasRules], text: str) -> RuleMatch | None:
-    """The first rule that matches a request: routes in the given order, phrases before patterns."""
+    """The first rule that matches a request: routes in the given order, phrases before patterns.
+
+    Rules that cannot be used are left out: cards and saved routers can be written by other means than the registry.
+    A pattern that takes too long is left out for this request.
+    """
+    deadline: Deadline | None = None
     for route in routes:
-        for phrase in route.phrases:
-            if _compiled(_phrase_pattern(phrase)).search(text):  # linear in the text, so no timeout
+        for phrase in route.phrases[:MAX_RULES]:
+            if _compiled_phrase(phrase).search(text):  # linear in the text, so no timeout
                 return RuleMatch(route.name, phrase)
-        for pattern in route.patterns:
-            if _search(pattern, text):
+        for pattern in route.patterns[:MAX_RULES]:
+            deadline = deadline or Deadline(RULES_SECONDS)
+            if _matches(pattern, text, deadline):
                 return RuleMatch(route.name, pattern)
     return None
 
 
-def check_pattern(pattern: str) -> None:
-    """Validates a regular expression.
-
-    Raises:
-        InvalidRequestError: It is too long or does not compile.
-    """
-    if len(pattern) > MAX_PATTERN_CHARS:
-        raise InvalidRequestError(
-            f"A routing pattern has {len(pattern)} characters; {MAX_PATTERN_CHARS} are allowed."
-        )
-    try:
-        _compiled(pattern)
-    except regex.error as error:
-        raise InvalidRequestError(
-            f"The routing pattern {pattern!r} is no regular expression: {error}."
-        ) from error
-
-
-def _phrase_pattern(phrase: str) -> str:
-    words = r"\s+".join(regex.escape(word) for word in phrase.split())
-    return rf"(?<!\w){words}(?!\w)"
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> regex.Pattern[str]:
-    return regex.compile(pattern, regex.IGNORECASE)
-
-
-def _search(pattern: str, text: str) -> bool:
-    try:
-        return _compiled(pattern).search(text, timeout=PATTERN_TIMEOUT) is not None
-    except TimeoutError:
-        _log.warning("A routing pattern took more than %s s and was skipped: %s", PATTERN_TIMEOUT, pattern)
+def _matches(pattern: str, text: str, deadline: Deadline) -> bool:
+    compiled = _compiled_pattern(pattern)
+    if compiled is None:
         return False
+    try:
+        return compiled.search(text, Deadline(min(PATTERN_SECONDS, deadline.remaining))) is not None
+    except DeadlineExceededError:
+        _log.warning("A routing pattern took too long for this request and was skipped: %s", pattern)
+        return False
+
+
+@lru_cache(maxsize=_MAX_COMPILED)
+def _compiled_phrase(phrase: str) -> regex.Pattern[str]:
+    if problem := next(rule_problems([phrase], []), None):
+        _log.warning("A routing rule is left out: %s", problem)
+        return _NEVER
+    words = r"\s+".join(regex.escape(word) for word in phrase.split())
+    return regex.compile(rf"(?<!\w){words}(?!\w)", regex.IGNORECASE, cache_pattern=False)
+
+
+@lru_cache(maxsize=_MAX_COMPILED)
+def _compiled_pattern(pattern: str) -> SafePattern | None:
+    try:
+        return SafePattern(pattern, ignore_case=True)
+    except ValueError as error:
+        _log.warning("The routing pattern %.80r is left out: %s", pattern, error)
+        return None

@@ -1,6 +1,6 @@
 """Training LoRA weights on a frozen, quantised base (QLoRA, https://arxiv.org/abs/2305.14314).
 
-peft creates the LoRA layers and TRL's `SFTTrainer` runs the training loop, on records that `data.py` tokenises and
+peft creates the LoRA layers and TRL's `SFTTrainer` runs the training loop, on records that `tokenizing.py`
 labels. A run fails unless every `lora_B` has changed: an unchanged one got no gradient, and the adapter would answer
 like the base.
 """
@@ -29,15 +29,9 @@ from adapterhub.base.quantized_weights import is_packed
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.data import (
-    IGNORE_INDEX,
-    Record,
-    TokenizedDataset,
-    TokenizedExample,
-    read_records,
-    tokenize,
-)
+from adapterhub.training.data import Record, read_records
 from adapterhub.training.initial_weights import load_initial_weights
+from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedDataset, TokenizedExample, tokenize
 
 try:
     from datasets import Dataset

@@ -156,6 +156,18 @@ class TestChanging:
         assert own("rm", "json", "--yes").code == 0
         assert not (tmp_path / "registry" / "json" / "1").exists()
 
+    @pytest.mark.parametrize("limit", [None, 6, 7])
+    def test_add_warns_of_a_rank_above_the_limit_that_is_set(
+        self, own, monkeypatch, tmp_path, tiny_base, limit
+    ):
+        adapter = make_adapter(tmp_path / "adapter", tiny_base, rank_pattern={"layers.1.self_attn.q_proj": 7})
+        if limit:
+            monkeypatch.setenv("ADAPTERHUB_MAX_LORA_RANK", str(limit))
+        warned = (
+            "json@1 has rank 7; with max_lora_rank=6" in own("add", "json", adapter, "--base", tiny_base).err
+        )
+        assert warned == (limit == 6)
+
     def test_adding_without_a_base_warns(self, own, tiny_adapters):
         assert "not checked against a base" in own("add", "json", tiny_adapters["json"]).err
 

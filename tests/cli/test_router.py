@@ -8,6 +8,7 @@ import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
 from adapterhub.cli.router import router
+from adapterhub.errors import InvalidRequestError
 from adapterhub.routing.classifier.calibration import Policy
 from adapterhub.routing.feedback.corrections import corrections_by_card
 from adapterhub.routing.registry_sync import saved_router
@@ -355,13 +356,29 @@ class TestOtherCommands:
         examples = [word for n in range(5) for word in ("--example", f"as json {n}")]
         assert own("add", "json", tiny_adapters["json"], "--base", tiny_base, *examples).err == ""
 
-    def test_add_succeeds_beside_a_card_with_invalid_routing(self, own, tmp_path, tiny_base, tiny_adapters):
+    def test_add_refuses_an_invalid_pattern_and_stores_nothing(self, own, tmp_path, tiny_adapters):
+        own("add", "json", tiny_adapters["json"], "--example", "as json")
+        registry = AdapterRegistry(tmp_path / "registry")
+        with pytest.raises(InvalidRequestError, match="regular expression"):
+            registry.register("code", tiny_adapters["code"], routing={"patterns": ["("]})
+        with pytest.raises(InvalidRequestError, match="regular expression"):
+            registry.update("json", routing={"patterns": ["("]})
+        assert [(card.name, card.routing.patterns) for card in registry.list()] == [("json", ())]
+
+    def test_a_stored_invalid_pattern_is_told(self, own, tmp_path, tiny_base, tiny_adapters):
         own("add", "json", tiny_adapters["json"], "--base", tiny_base, "--example", "as json")
-        AdapterRegistry(tmp_path / "registry").update("json", routing={"patterns": ["("]})
-        added = own("add", "code", tiny_adapters["code"], "--base", tiny_base)
+        store_rules(tmp_path / "registry" / "json" / "1", patterns=["("])
+        added = own("add", "code", tiny_adapters["code"], "--base", tiny_base, "--example", "write code")
         assert (added.code, added.out) == (0, "code@1\n")
-        assert "cannot learn" in added.err
-        assert "regular expression" in own("doctor", "--json").json["routes"]["problem"]
+        assert own("route", "as json").code == 0
+        (found,) = [
+            one
+            for one in own("doctor", "--json").json["routes"]["findings"]
+            if one["kind"] == "unusable_rule"
+        ]
+        assert found["adapters"] == ["json"]
+        assert "regular expression" in found["message"]
+        AdapterRegistry(tmp_path / "registry").update("json", description="other fields can still be set")
 
     def test_doctor_reports_the_routes(self, ready):
         routes = ready("doctor", "--json").json["routes"]
@@ -375,3 +392,10 @@ class TestOtherCommands:
         shown = own("doctor", "--json")
         assert (shown.code, shown.json["routes"]["findings"]) == (0, [])
         assert "nothing to route by" in shown.json["routes"]["problem"]
+
+
+def store_rules(folder: Path, **rules: list[str]) -> None:
+    """Writes rules into a stored card, past the registry's checks."""
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card["routing"] = {**card.get("routing", {}), **rules}
+    (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, adapter_digest
 from tests.tiny import ALL_LINEAR, ATTENTION
 
 
@@ -72,9 +74,25 @@ def make_adapters(root: Path, base: Path, settings: Mapping[str, dict[str, Any]]
     return {name: root / name for name in configs}
 
 
+def stored_request(name: str, folder: Path) -> StoredLoraRequest:
+    """What a request for the adapter in a folder asks the engine for."""
+    digest = adapter_digest(AdapterConfig.read(folder).settings, folder / WEIGHTS_FILE)
+    return StoredLoraRequest(name, digest, folder)
+
+
+def twin_of(source: StoredLoraRequest, folder: Path) -> StoredLoraRequest:
+    """The same weights under another digest: its config has a pattern that matches no module."""
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS_FILE).hardlink_to(source.folder / WEIGHTS_FILE)
+    config = json.loads((source.folder / CONFIG_FILE).read_bytes())
+    config["alpha_pattern"] = {**config.get("alpha_pattern", {}), folder.name: 1}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    return stored_request(folder.name, folder)
+
+
 def sources_of(folders: Mapping[str, Path]) -> dict[str, StoredLoraRequest]:
     """The `StoredLoraRequest` of each folder."""
-    return {name: StoredLoraRequest(name, f"sha256:{name}", folder) for name, folder in folders.items()}
+    return {name: stored_request(name, folder) for name, folder in folders.items()}
 
 
 class Reference:

@@ -45,6 +45,8 @@ from tests.engine.maker import (
     outcomes,
     prompt_of,
     seams_of,
+    stored_request,
+    twin_of,
 )
 from tests.tiny import make_base
 
@@ -68,7 +70,7 @@ def engine(seams: Seams) -> BatchingEngine:
 
 @pytest.fixture(scope="module")
 def sources(tiny_adapters: dict[str, Path]) -> dict[str, StoredLoraRequest]:
-    return {name: StoredLoraRequest(name, f"sha256:{name}", folder) for name, folder in tiny_adapters.items()}
+    return {name: stored_request(name, folder) for name, folder in tiny_adapters.items()}
 
 
 def request(prompt: list[int], adapter: StoredLoraRequest | None = None, **sampling: object) -> Request:
@@ -349,7 +351,7 @@ def damaged_copy(
         weights = load_file(file)
         next(iter(weights.values()))[0, 0] = tensor_value
         save_file(weights, file, {"format": "pt"})
-    return StoredLoraRequest("bad", "sha256:bad", folder)
+    return stored_request("bad", folder)
 
 
 def test_completions_do_not_depend_on_the_order_of_joining(engine, batch):
@@ -592,12 +594,11 @@ def test_preloading_fails_as_a_request_does(engine, sources, tmp_path: Path):
     assert engine.stats().resident == 1
 
 
-def test_more_adapters_than_fit_are_preloaded_from_many_threads_while_others_generate(seams: Seams, sources):
+def test_more_adapters_than_fit_are_preloaded_from_many_threads_while_others_generate(
+    seams: Seams, sources, tmp_path: Path
+):
     engine = seams.engine
-    copies = [
-        StoredLoraRequest(f"copy-{n}", f"sha256:copy-{n}", source.folder)
-        for n, source in enumerate([*sources.values()] * 4)
-    ]
+    copies = [twin_of(one, tmp_path / f"copy-{n}") for n, one in enumerate([*sources.values()] * 4)]
     wanted = tokens(engine, request(PROMPTS[0], sources["json"], max_tokens=60))
     got: list[list[int]] = []
     work = [lambda copy=copy: engine.preload(copy) for copy in copies]  # type: ignore[misc]

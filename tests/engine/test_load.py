@@ -35,6 +35,7 @@ from tests.engine.maker import (
     request,
     sources_of,
     tokens,
+    twin_of,
 )
 from tests.tiny import ALL_LINEAR, make_base
 
@@ -244,16 +245,13 @@ def test_hot_adapters_do_not_starve_a_cold_one(
 
 @pytest.mark.parametrize("distinct", [8, 32, 128])
 def test_memory_is_bounded_for_any_number_of_adapters(
-    base: Path, sources: list[StoredLoraRequest], distinct: int
+    base: Path, sources: list[StoredLoraRequest], distinct: int, tmp_path: Path
 ):
     limits = EngineLimits(max_loras=8, max_cpu_loras=12, kv_cache_mib=16, max_queue=256)
     loaded, chance = load_base(base, quantization=None, device="cpu"), random.Random(0)
     engine = BatchingEngine(loaded, limits)
     # Copies under other digests: memory is counted by digest, and the completion is the original's.
-    many = [
-        StoredLoraRequest(f"copy-{n}", f"sha256:copy-{n}", sources[n % ADAPTERS].folder)
-        for n in range(distinct)
-    ]
+    many = [twin_of(sources[n % ADAPTERS], tmp_path / f"copy-{n}") for n in range(distinct)]
     chosen = [chance.randrange(distinct) for _ in range(160)]
     watcher = Watcher(engine)
     watching = threading.Thread(target=watcher.watch, daemon=True)

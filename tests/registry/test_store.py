@@ -364,11 +364,15 @@ def damage(three: AdapterRegistry, what: str) -> None:
         ("dangling", Problem("json", "The alias 'prod' points to version 7, which does not exist.")),
         (
             "weights",
-            Problem("json@3", "The files have changed since they were registered: their digest differs."),
+            Problem(
+                "json@3", "The files of json@3 have changed since they were registered: their digest differs."
+            ),
         ),
         (
             "config",
-            Problem("json@3", "The files have changed since they were registered: their digest differs."),
+            Problem(
+                "json@3", "The files of json@3 have changed since they were registered: their digest differs."
+            ),
         ),
     ],
 )

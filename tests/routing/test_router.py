@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -180,10 +181,45 @@ def test_a_pattern_that_times_out_is_skipped(caplog):
     assert "printer" not in caplog.text
 
 
-@pytest.mark.parametrize("pattern", ["(", "a" * 501])
-def test_an_invalid_pattern_is_refused(pattern):
+UNUSABLE = ["(", "a" * 501, "((a{100}){100}){100}", "(?:" + "a?" * 230 + "){20000}", "a{99999999}"]
+
+
+@pytest.mark.parametrize("pattern", UNUSABLE)
+def test_an_unusable_pattern_is_refused(pattern):
     with pytest.raises(InvalidRequestError, match="pattern"):
         AdapterRouter.fit(EXAMPLES, patterns={"code": [pattern]})
+
+
+def test_an_unusable_phrase_and_too_many_rules_are_refused():
+    for phrases in ([" "], ["a" * 501], ["a"] * 101):
+        with pytest.raises(InvalidRequestError, match="phrase"):
+            AdapterRouter.fit(EXAMPLES, phrases={"code": phrases})
+
+
+def test_an_unusable_stored_rule_does_not_stop_the_routing_of_others(caplog):
+    usable = r"\bdef \w+\("
+    model = RouterModel.fit(
+        [
+            Route.make("code", EXAMPLES["code"]).model_copy(
+                update={"patterns": (*UNUSABLE, usable), "phrases": ("", "x" * 501)}
+            ),
+            Route.make("json", EXAMPLES["json"], phrases=["as a record"]),
+        ]
+    )
+    router = AdapterRouter(model)
+    assert router.route("what does def f(x) mean").adapter == "code"
+    assert router.route("written as a record").matched == "as a record"
+    assert caplog.text.count("is left out") == len(UNUSABLE) + 2
+    (*found,) = (one for one in router.health() if one.kind == "unusable_rule")
+    assert [one.adapters for one in found] == [("code",)] * (len(UNUSABLE) + 2)
+
+
+def test_all_patterns_of_a_request_share_a_time_limit():
+    slow = [rf"(a|aa)+{n}$" for n in range(60)]
+    router = AdapterRouter.fit(EXAMPLES, patterns={"code": slow, "json": slow})
+    before = time.thread_time()
+    assert router.route("a" * 60 + "! my printer shows an error").reason != "rule"
+    assert time.thread_time() - before < 0.6
 
 
 def test_filters_narrow_the_choice(router):

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from adapterhub.errors import DatasetError
 from adapterhub.requests import prompts
-from adapterhub.training.data import IGNORE_INDEX, Record, TokenizedExample, read_records, tokenize
+from adapterhub.training.data import Record, read_records
+from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedExample, tokenize
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer
 
 WITHOUT_MARKERS = CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
@@ -173,16 +174,6 @@ def test_tool_calls_go_to_the_template():
     assert learned(tokenizer, example) == [json.dumps([call]) + "<|im_end|>"]
 
 
-def test_a_template_that_changes_earlier_answers_is_refused():
-    template = CHAT_TEMPLATE.replace(
-        "{% generation %}", "{% generation %}{% if loop.last %}<think></think>{% endif %}"
-    )
-    with pytest.raises(DatasetError, match="line 1 differently once more messages follow"):
-        encoded(template, *TURNS)
-    tokenizer, example = encoded(template, *TURNS[:3])
-    assert learned(tokenizer, example) == ["<think></think>two, привет<|im_end|>"]
-
-
 def test_an_error_of_the_template_names_the_line():
     template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
     with pytest.raises(DatasetError, match="fails on the record at line 1") as caught:
@@ -210,6 +201,12 @@ def test_read_records(dataset: Callable[..., Path]):
     assert [(record.line, record.tools) for record in records] == [(1, None), (3, [{"name": "add"}])]
     assert records[0].messages[1].content == "two, привет"
     assert len(read_records(dataset(GOOD, GOOD, "broken"), max_records=2)) == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_record(dataset: Callable[..., Path]):
+    path = dataset(GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_records(path)[0].messages[1].content == "two, привет"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
+from adapterhub._deadline import Deadline
 from adapterhub.agent_tools.content_rules.report import Violation
-from adapterhub.agent_tools.deadline import Deadline
 from adapterhub.agent_tools.text_formatting.fences import mark_fenced
 
 

@@ -11,11 +11,11 @@ import regex
 from email_validator import validate_email
 from pydantic import Field, JsonValue, field_validator
 
+from adapterhub._deadline import Deadline
+from adapterhub._patterns import MAX_PATTERN, SafePattern, all_matches
 from adapterhub.agent_tools.content_rules.base_rule import BaseRule, abbreviate
 from adapterhub.agent_tools.content_rules.json_schema import Schema, SchemaViolationError
 from adapterhub.agent_tools.content_rules.report import Violation
-from adapterhub.agent_tools.content_rules.safe_patterns import MAX_PATTERN, SafePattern, all_matches
-from adapterhub.agent_tools.deadline import Deadline
 
 Where = Literal["whole", "anywhere"]
 _MAX_DIGITS = 4300  # Python's own default

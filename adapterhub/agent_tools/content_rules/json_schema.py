@@ -16,9 +16,9 @@ from jsonschema_specifications import REGISTRY
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from adapterhub._deadline import Deadline
+from adapterhub._patterns import SafePattern
 from adapterhub.agent_tools.content_rules.base_rule import abbreviate
-from adapterhub.agent_tools.content_rules.safe_patterns import SafePattern
-from adapterhub.agent_tools.deadline import Deadline
 
 _MAX_DEPTH = 100
 # JSON has no other containers; `isinstance` takes four times as long.

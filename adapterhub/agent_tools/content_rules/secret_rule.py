@@ -6,10 +6,10 @@ from typing import Literal
 
 import regex
 
+from adapterhub._deadline import Deadline
+from adapterhub._patterns import first_match
 from adapterhub.agent_tools.content_rules.base_rule import BaseRule
 from adapterhub.agent_tools.content_rules.report import Violation
-from adapterhub.agent_tools.content_rules.safe_patterns import first_match
-from adapterhub.agent_tools.deadline import Deadline
 
 _KEYWORD = (
     r"(?:password|passwd|passphrase|secret|api[_-]?key|access[_-]?token|auth[_-]?token|пароль|секретный ключ)"

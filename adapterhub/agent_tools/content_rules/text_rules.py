@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import regex
 from pydantic import Field, StringConstraints
 
+from adapterhub._deadline import Deadline
+from adapterhub._patterns import all_matches, first_match
 from adapterhub.agent_tools.content_rules.base_rule import BaseRule, abbreviate, unfenced_lines
 from adapterhub.agent_tools.content_rules.report import Violation
-from adapterhub.agent_tools.content_rules.safe_patterns import all_matches, first_match
-from adapterhub.agent_tools.deadline import Deadline
 
 Title = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _HEADING = regex.compile(r" {0,3}(#{1,6})[ \t]+(\S.*)")

@@ -9,6 +9,7 @@ from pydantic import Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from adapterhub._deadline import Deadline, DeadlineExceededError
 from adapterhub.agent_tools.content_rules.format_rules import Email, Json, JsonSchema, Regex, Url
 from adapterhub.agent_tools.content_rules.report import RuleResult, ValidationReport, Violation
 from adapterhub.agent_tools.content_rules.secret_rule import NoSecrets
@@ -21,7 +22,6 @@ from adapterhub.agent_tools.content_rules.text_rules import (
     NotEmpty,
     RequiredSections,
 )
-from adapterhub.agent_tools.deadline import Deadline, DeadlineExceededError
 
 
 class _AnyOf:

@@ -15,7 +15,7 @@ from jinja2 import Template as JinjaTemplate
 from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from adapterhub.agent_tools.deadline import Deadline, DeadlineExceededError
+from adapterhub._deadline import Deadline, DeadlineExceededError
 from adapterhub.errors import ToolError
 
 Language = Literal["en", "ru"]

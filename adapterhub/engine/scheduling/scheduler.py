@@ -34,6 +34,7 @@ from adapterhub.errors import (
     EngineError,
     GenerationError,
 )
+from adapterhub.lora.request import BlendedLoraRequest
 
 AdapterLoader = Callable[[LoraRequest], Deltas]
 """Loads an adapter from disk: module name -> weights. It is called in the loading thread."""
@@ -179,9 +180,10 @@ class Scheduler:
     def _load(self, adapter: LoraRequest) -> Deltas:
         deltas = self._load_adapter(adapter)
         rank = max((delta.a.shape[0] for delta in deltas.values()), default=0)
-        if rank > self._limits.max_lora_rank:
+        limit = self._limits.max_rank_of(blend=isinstance(adapter, BlendedLoraRequest))
+        if rank > limit:
             raise AdapterIncompatibleError(
-                f"Its rank is {rank}, and the engine serves ranks up to {self._limits.max_lora_rank}.",
+                f"Its rank is {rank}, and the engine serves ranks up to {limit}.",
                 hint="Raise max_lora_rank, or store it at a lower rank: a blend of this one part, method svd.",
             )
         return deltas

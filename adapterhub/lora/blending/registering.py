@@ -19,7 +19,9 @@ from adapterhub.base.locating import locate_base
 from adapterhub.errors import AdapterIncompatibleError, ConfigError
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
 from adapterhub.lora.blending.resolving import ResolvedAdapter, SingleAdapter, resolve_adapter
+from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import read_deltas_without_base
+from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.saving import save_adapter
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Lineage, Parent
@@ -49,6 +51,7 @@ def blend_adapters(
 
     Raises:
         AdapterNotFoundError: A part is not registered.
+        AdapterInvalidError: The files of a part have changed since they were registered.
         AdapterIncompatibleError: The parts belong to different bases, or one uses DoRA.
         InvalidRequestError: A name, a weight or a setting is not valid.
         RegistryError: The result could not be stored.
@@ -75,7 +78,9 @@ def _save(
     settings: BlendSettings,
     base: Path | None,
 ) -> None:
-    source = registry.folder(resolved.main_card)
+    source, check = registry.folder(resolved.main_card), DigestCheck()
+    for card, _ in resolved.parts:
+        check(StoredLoraRequest(card.ref, card.digest, registry.folder(card)))
     if isinstance(resolved, SingleAdapter) and settings.method == "cat":
         # A copy under another name, DoRA or not.
         for file in (CONFIG_FILE, WEIGHTS_FILE):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from adapterhub.registry.routing_rules import rule_problems
 from adapterhub.routing.classifier.calibration import HeldOut
 from adapterhub.routing.classifier.model import RouterModel
 from adapterhub.routing.routes import OUT_OF_SCOPE, Route
@@ -22,14 +23,14 @@ class Finding:
     """A problem of one or two routes.
 
     Attributes:
-        kind: `"few_examples"`; `"shared_example"`: the same example under several adapters; `"mixed_up"`: held-out
-            examples of one adapter that go to another.
+        kind: `"unusable_rule"`: a phrase or pattern that is left out; `"few_examples"`; `"shared_example"`: the same
+            example under several adapters; `"mixed_up"`: held-out examples of one adapter that go to another.
         adapters: The adapters that it concerns.
         message: The problem, as one sentence.
         examples: The first few examples that show it.
     """
 
-    kind: Literal["few_examples", "shared_example", "mixed_up"]
+    kind: Literal["unusable_rule", "few_examples", "shared_example", "mixed_up"]
     adapters: tuple[str, ...]
     message: str
     examples: tuple[str, ...] = ()
@@ -37,12 +38,18 @@ class Finding:
 
 def findings(model: RouterModel) -> list[Finding]:
     """All problems of a fitted router's routes."""
-    return [*_few_examples(model.routes), *_shared_examples(model.routes), *_mixed_up(model.held_out)]
+    return [*findings_before_fit(model.routes), *_mixed_up(model.held_out)]
 
 
 def findings_before_fit(routes: Sequence[Route]) -> list[Finding]:
     """The problems that show without training."""
-    return [*_few_examples(routes), *_shared_examples(routes)]
+    return [*_unusable_rules(routes), *_few_examples(routes), *_shared_examples(routes)]
+
+
+def _unusable_rules(routes: Iterable[Route]) -> Iterator[Finding]:
+    for route in routes:
+        for problem in rule_problems(route.phrases, route.patterns):
+            yield Finding("unusable_rule", (route.name,), f"{route.name}: {problem}")
 
 
 def _few_examples(routes: Iterable[Route]) -> Iterator[Finding]:

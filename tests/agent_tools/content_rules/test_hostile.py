@@ -6,10 +6,10 @@ import time
 import pytest
 from pydantic import TypeAdapter
 
+from adapterhub._deadline import Deadline
 from adapterhub.agent_tools.content_rules import MAX_CHARACTERS, Rule, validate_text
 from adapterhub.agent_tools.content_rules.base_rule import BaseRule
 from adapterhub.agent_tools.content_rules.report import Violation
-from adapterhub.agent_tools.deadline import Deadline
 from tests.timing import least_seconds
 
 ALL_RULES = TypeAdapter(list[Rule]).validate_python(

@@ -9,8 +9,8 @@ import time
 import pytest
 import regex
 
-from adapterhub.agent_tools.content_rules.safe_patterns import SafePattern, first_match
-from adapterhub.agent_tools.deadline import Deadline, DeadlineExceededError
+from adapterhub._deadline import Deadline, DeadlineExceededError
+from adapterhub._patterns import SafePattern, first_match
 
 
 def spend(seconds: float) -> None:

@@ -1,0 +1,56 @@
+"""Checks that the files of stored adapters are those that were registered, whenever they are read.
+
+A file is hashed once: as long as size, times and inode are those of the last time, it is not read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapterhub.errors import AdapterInvalidError
+from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
+from adapterhub.peft_format.checks import check_digest
+from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, adapter_digest
+
+Stamp = tuple[tuple[int, ...], ...]
+
+
+class DigestCheck:
+    """Compares the files of adapters with the digests of their requests. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._checked: dict[Path, tuple[str, Stamp]] = {}
+
+    def __call__(self, adapter: LoraRequest) -> None:
+        """Checks a stored adapter, or every part of a blend.
+
+        Raises:
+            AdapterInvalidError: The files have changed since they were registered, or cannot be read.
+            AdapterIncompatibleError: The config describes a kind of adapter that cannot be served.
+        """
+        for stored in _stored_parts(adapter):
+            seen = (stored.digest, _stamp(stored.folder))
+            if self._checked.get(stored.folder) != seen:
+                settings = AdapterConfig.read(stored.folder).settings
+                found = adapter_digest(settings, stored.folder / WEIGHTS_FILE)
+                check_digest(stored.name, stored.digest, found)
+                self._checked[stored.folder] = seen
+
+
+def _stored_parts(adapter: LoraRequest) -> Iterator[StoredLoraRequest]:
+    match adapter:
+        case StoredLoraRequest():
+            yield adapter
+        case BlendedLoraRequest(parts=parts):
+            for part, _ in parts:
+                yield from _stored_parts(part)
+
+
+def _stamp(folder: Path) -> Stamp:
+    """What changes with a file's content; the time of change (ctime) cannot be set by a program."""
+    try:
+        found = [(folder / file).stat() for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    except OSError as error:
+        raise AdapterInvalidError(f"{Path(error.filename).name} cannot be read: {error.strerror}.") from error
+    return tuple((one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_dev, one.st_ino) for one in found)

@@ -1,0 +1,153 @@
+"""From a conversation to token ids and labels.
+
+Only assistant messages carry loss, each with its end. A conversation is tokenised as a whole, since tokenising messages
+one by one would give other tokens; the tokens in the answers' spans of characters get labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from adapterhub.errors import DatasetError
+from adapterhub.requests import prompts
+from adapterhub.training.answer_spans import ConversationRenderer, RenderedConversation
+from adapterhub.training.data import Record
+
+IGNORE_INDEX = -100
+"""Label of a token that carries no loss, `ignore_index` of torch's cross entropy."""
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One tokenised conversation.
+
+    Attributes:
+        input_ids: The tokens, as serving would write them.
+        labels: One for each token: the token itself in an answer, `IGNORE_INDEX` outside. Where the template writes
+            nothing at the end of an answer, the next token's label is the end token, so that its end is learned too.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class TokenizedDataset:
+    """The tokenised examples of a dataset.
+
+    Attributes:
+        examples: In the records' order. A conversation whose template writes earlier answers in another way gives
+            one for each answer.
+        truncated: Number of examples that were cut to `max_length`.
+        dropped: Number of examples left out because no answer token lies within `max_length`.
+        end_token_ids: The special tokens that the answers end with; serving has to stop at them.
+    """
+
+    examples: list[TokenizedExample]
+    truncated: int
+    dropped: int
+    end_token_ids: frozenset[int]
+
+
+def tokenize(
+    records: Sequence[Record],
+    tokenizer: Any,
+    style: prompts.PromptStyle,
+    *,
+    max_length: int,
+    system: str | None = None,
+) -> TokenizedDataset:
+    """Tokenises records and labels the assistant's tokens.
+
+    Args:
+        records: The records, from `read_records`.
+        tokenizer: A fast tokenizer, which returns character offsets.
+        style: How prompts are rendered, as in serving. Where TRL has a training variant of the chat template, that
+            one is used: it writes all answers alike, with their reasoning.
+        max_length: Maximum number of tokens; longer examples are cut at the end.
+        system: System prompt of records without one, as in serving.
+
+    Raises:
+        DatasetError: The chat template fails on a record, or leaves out its tools or an answer's reasoning; or no
+            record has an answer within `max_length`.
+    """
+    if not tokenizer.is_fast:
+        raise DatasetError(
+            "The base's tokenizer returns no character offsets, so answer tokens cannot be labelled."
+        )
+    renderer, labeller = ConversationRenderer(tokenizer, style, system), _Labeller(tokenizer, style)
+    full = [labeller.label(text) for record in records for text in renderer.render(record)]
+    shortened = [
+        TokenizedExample(example.input_ids[:max_length], example.labels[:max_length]) for example in full
+    ]
+    # Nothing predicts the first token, so its label carries no loss.
+    usable = [
+        index
+        for index, example in enumerate(shortened)
+        if any(label != IGNORE_INDEX for label in example.labels[1:])
+    ]
+    if not usable:
+        raise DatasetError(
+            f"Not one of {len(records)} records has an answer within {max_length} tokens.",
+            hint="Raise train.max_length, or shorten the prompts.",
+        )
+    truncated = sum(len(full[i].input_ids) > max_length for i in usable)
+    ends = {label for example in full for label in _last_labels(example)}
+    return TokenizedDataset(
+        [shortened[i] for i in usable],
+        truncated,
+        len(shortened) - len(usable),
+        frozenset(ends & labeller.special_token_ids),
+    )
+
+
+def _last_labels(example: TokenizedExample) -> Iterator[int]:
+    """The last label of each stretch of labelled tokens."""
+    for label, following in pairwise([*example.labels, IGNORE_INDEX]):
+        if following == IGNORE_INDEX != label:
+            yield label
+
+
+class _Labeller:
+    """Tokenises one conversation at a time and labels its answers."""
+
+    def __init__(self, tokenizer: Any, style: prompts.PromptStyle) -> None:
+        self._tokenizer = tokenizer
+        # A chat template writes the BOS token; for other formats the tokenizer adds it.
+        self._adds_bos = style.format != "chat"
+        added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self.special_token_ids = frozenset([*tokenizer.all_special_ids, *added])
+
+    def label(self, conversation: RenderedConversation) -> TokenizedExample:
+        tokens = self._tokenizer(
+            conversation.text, add_special_tokens=self._adds_bos, return_offsets_mapping=True
+        )
+        ids: list[int] = list(tokens["input_ids"])
+        labels = [IGNORE_INDEX] * len(ids)
+        for start, end in conversation.answers:
+            inside = [
+                i for i, (first, last) in enumerate(tokens["offset_mapping"]) if last > start and first < end
+            ]
+            ends = [i for i in inside if ids[i] in self.special_token_ids][-1:]
+            # Templates write a line break after the end token of a message; generation stops before it.
+            if ends and not conversation.text[tokens["offset_mapping"][ends[0]][1] : end].strip():
+                inside = inside[: inside.index(ends[0]) + 1]
+            elif inside:
+                self._label_end(ids, labels, inside[-1] + 1)
+            for i in inside:
+                labels[i] = ids[i]
+        return TokenizedExample(ids, labels)
+
+    def _label_end(self, ids: list[int], labels: list[int], index: int) -> None:
+        """The end token is what to predict behind an answer whose template writes none; else it would never stop."""
+        end = self._tokenizer.eos_token_id
+        if end is None:
+            return
+        if index == len(ids):
+            ids.append(end)
+            labels.append(end)
+        else:
+            labels[index] = end
