@@ -74,7 +74,7 @@ def load_folder_deltas(
         AdapterInvalidError: The files are damaged.
         AdapterIncompatibleError: The kind of adapter cannot be served, or it does not fit the base.
     """
-    settings, header = AdapterConfig.read(folder).settings, read_header(folder / WEIGHTS_FILE)
+    settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
     # The registry checked the files when it stored them, but not against this base, and they may have changed since.
     check_fit(check_shapes(settings, header), shapes)
     # DoRA divides by a norm that depends on the factors, so they are rounded only afterwards.
@@ -103,7 +103,7 @@ def read_deltas_without_base(folder: Path) -> dict[str, LoraDelta]:
         AdapterIncompatibleError: The kind of adapter cannot be served, or it uses DoRA, whose change depends on the
             base's weights.
     """
-    settings, header = AdapterConfig.read(folder).settings, read_header(folder / WEIGHTS_FILE)
+    settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
     check_shapes(settings, header)
     if settings.use_dora:
         raise AdapterIncompatibleError(
@@ -115,6 +115,10 @@ def read_deltas_without_base(folder: Path) -> dict[str, LoraDelta]:
         module: LoraDelta(parts["lora_A"], parts["lora_B"])
         for module, parts in _read_tensors(folder, header, settings, torch.float32).items()
     }
+
+
+def _read_header(folder: Path) -> dict[str, TensorInfo]:
+    return read_header(folder / WEIGHTS_FILE, follow_links=False)  # a registry has no links
 
 
 def _load_part(part: LoraRequest, model: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LoraDelta]:
