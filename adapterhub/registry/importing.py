@@ -13,11 +13,11 @@ from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapte
 from adapterhub.registry.cards import (
     AdapterCard,
     BaseInfo,
-    CardFields,
     PeftInfo,
     PromptProfile,
     now,
 )
+from adapterhub.registry.imported_card import read_imported_card, taken_fields, warn_of_rest
 from adapterhub.registry.model_card import read_model_card
 from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.registry.sources import AdapterFiles, copy_adapter
@@ -31,12 +31,14 @@ def import_adapter(
     base: str | Path | None,
     quantization: str | None,
     force: bool,
+    trust_card: bool,
     fields: Mapping[str, Any],
 ) -> AdapterCard:
     """Copies an adapter's files into the staging folder, checks the copy and drafts its card.
 
-    Of several values for a field the first counts: the caller's, that of the `card.json` next to the files (a version
-    of another registry has one), that of `adapter_config.json` or of the tokenizer's files, that of the model card.
+    Of several values for a field the first counts: the caller's, that of the `card.json` next to the files (see
+    `imported_card`; a version of another registry has one), that of `adapter_config.json` or of the tokenizer's files,
+    that of the model card.
 
     Args:
         files: Where the adapter's files are.
@@ -45,6 +47,7 @@ def import_adapter(
         base: The base to check against, as for `locate_base`; None skips that check and adds a warning to the card.
         quantization: How the base was stored in training.
         force: Accept a base other than the recorded one, with a warning on the card.
+        trust_card: Take every field of the `card.json`, not only those that describe the adapter.
         fields: Fields that the caller sets, as in `CardFields`.
 
     Returns:
@@ -58,7 +61,9 @@ def import_adapter(
     """
     skipped = copy_adapter(files, staging)
     info = inspect_adapter(staging)
-    source_card = AdapterCard.of_folder(files.folder)
+    source_card, unused = read_imported_card(files.folder, trusted=trust_card)
+    if source_card and not trust_card:
+        unused = (*unused, *warn_of_rest(source_card, fields))
     model_card_fields, model_card_base = read_model_card(staging)
     recorded = source_card.base if source_card else _base_of_config(info, model_card_base)
     folder = None if base is None else locate_base(base, revision=recorded.revision_of(base))
@@ -73,12 +78,15 @@ def import_adapter(
         base=checked_base.model_copy(update={"quantization": quantization or checked_base.quantization}),
         peft=PeftInfo(**info.config.settings.model_dump(), dtype=info.dtype, size_bytes=info.size_bytes),
         prompt=prompt,
-        warnings=(*skipped, *info.warnings, *warnings, *told),
+        warnings=(*skipped, *unused, *info.warnings, *warnings, *told),
         created_at=created_at,
         updated_at=created_at,
     )
-    known = _settable_fields(source_card) if source_card else model_card_fields
-    return card.changed({**known, **fields, **_prompt_changes(prompt, fields)})
+    described = taken_fields(source_card, trusted=trust_card) if source_card else model_card_fields
+    known = (
+        {"source": files.source} if files.source else {}
+    )  # what was downloaded outweighs what a card claims
+    return card.changed({**described, **known, **fields, **_prompt_changes(prompt, fields)})
 
 
 def _prompt_changes(prompt: PromptProfile, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,12 +97,6 @@ def _prompt_changes(prompt: PromptProfile, fields: Mapping[str, Any]) -> dict[st
     if not isinstance(given, Mapping) or not isinstance(given.get("stop"), list | tuple):
         return {"prompt": given} if "prompt" in fields else {}
     return {"prompt": {**given, "stop": [*prompt.stop, *given["stop"]]}}
-
-
-def _settable_fields(card: AdapterCard) -> dict[str, Any]:
-    return {
-        field: getattr(card, field) for field in CardFields.__annotations__ if field in card.model_fields_set
-    }
 
 
 def _base_of_config(info: AdapterInfo, model_card_base: str | None) -> BaseInfo:

@@ -128,14 +128,16 @@ def test_what_the_caller_sets_wins_and_stops_add_up(
         assert registered(stop) == PromptProfile(chat_template="own", stop=(*end, "x"))
 
 
-def test_a_copy_from_another_registry_keeps_its_profile(
+def test_a_trusted_card_outweighs_the_files_and_another_does_not(
     adapter: Path, tiny_base: Path, registry: AdapterRegistry, tmp_path: Path
 ):
     (adapter / "chat_template.jinja").write_text(OWN)
     first = registry.register("a", adapter, base=tiny_base)
     registry.update("a", prompt={"chat_template": "changed"})
-    copy = AdapterRegistry(tmp_path / "other").register("a", registry.folder(first), base=tiny_base)
-    assert copy.prompt.chat_template == "changed"
+    other = AdapterRegistry(tmp_path / "other")
+    trusted = other.register("a", registry.folder(first), base=tiny_base, trust_card=True)
+    assert trusted.prompt.chat_template == "changed"
+    assert other.register("a", registry.folder(first), base=tiny_base).prompt.chat_template == OWN
 
 
 def swap(content: dict) -> None:
