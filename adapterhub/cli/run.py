@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     "words", nargs=-1, required=True, metavar="[NAME|auto|base] TEXT|-", shell_complete=complete_adapter
 )
 @click.option("--max-tokens", type=click.IntRange(1), help="The maximum number of tokens to generate.")
-@click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: 0]")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    help="0 is greedy, and the default unless card or base set another.",
+)
 @click.option(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep the tokens that reach this probability."
 )

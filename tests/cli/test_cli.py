@@ -101,6 +101,16 @@ class TestReading:
         for line in ("chat template of the card", "'<|endoftext|>'", "Be brief.", "temperature 0.5"):
             assert line in shown
 
+    def test_show_has_the_sampling_defaults_of_card_and_base(self, own, tmp_path, monkeypatch):
+        base = make_base(tmp_path / "base")
+        config = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+        (base / "generation_config.json").write_text(json.dumps(config))
+        own("add", "json", make_adapter(tmp_path / "adapter", base), "--base", base)
+        AdapterRegistry(tmp_path / "registry").update("json", prompt={"generation": {"top_p": 0.5}})
+        assert "top_p 0.5, temperature 0.6 (base)" in own("show", "json").out
+        monkeypatch.setenv("ADAPTERHUB_GENERATION_CONFIG", "none")
+        assert "(base)" not in own("show", "json").out
+
     def test_route(self, run):
         assert run("route", "my router shows an error", "--json").json["adapter"] == "support"
         assert "base (no adapter reaches its threshold)" in run("route", "Good morning").out
