@@ -14,8 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
-from adapterhub.base.quantized_weights import disable_weight_packing, linear_shape
+from adapterhub.base.quantized_weights import disable_weight_packing
 from adapterhub.errors import ConfigError, EngineError
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -90,9 +91,9 @@ class Base:
         return frozenset(token for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
 
     @cached_property
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """All linear layers: module name -> (out_features, in_features)."""
-        return {name: shape for name, module in self.model.named_modules() if (shape := linear_shape(module))}
+    def linear_layers(self) -> LinearLayers:
+        """Its linear layers; they are found at the first use, which must come before an engine wraps them."""
+        return LinearLayers.of_model(self.model)
 
 
 def load_base(

@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 
+from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
@@ -320,12 +321,12 @@ class _LoopEvent:
 
 def adapter_loader(base: Base) -> AdapterLoader:
     """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas` and `DigestCheck`."""
-    shapes = base.linear_shapes  # before the engine wraps layers, which changes their names
-    check = DigestCheck()
+    layers = base.linear_layers  # before the engine wraps layers, which changes their names
+    check = DigestCheck(lambda folder: check_copied_weights(folder, base.folder, layers))
 
     def load(adapter: LoraRequest) -> Mapping[str, LoraDelta]:
         check(adapter)
-        deltas = load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+        deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile
         return deltas
 

@@ -5,7 +5,7 @@ A file is hashed once: as long as size, times and inode are those of the last ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapterhub.errors import AdapterInvalidError
@@ -17,9 +17,14 @@ Stamp = tuple[tuple[int, ...], ...]
 
 
 class DigestCheck:
-    """Compares the files of adapters with the digests of their requests. Any thread may call it."""
+    """Compares the files of adapters with the digests of their requests. Any thread may call it.
 
-    def __init__(self) -> None:
+    Args:
+        further: A further check of a folder's files, made whenever they are hashed.
+    """
+
+    def __init__(self, further: Callable[[Path], None] = lambda folder: None) -> None:
+        self._further = further
         self._checked: dict[Path, tuple[str, Stamp]] = {}
 
     def __call__(self, adapter: LoraRequest) -> None:
@@ -35,6 +40,7 @@ class DigestCheck:
                 settings = AdapterConfig.read(stored.folder).settings
                 found = adapter_digest(settings, stored.folder / WEIGHTS_FILE)
                 check_digest(stored.name, stored.digest, found)
+                self._further(stored.folder)
                 self._checked[stored.folder] = seen
 
 

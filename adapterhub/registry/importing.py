@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub._files import read_bounded
-from adapterhub.base.fingerprint import BaseFingerprint, base_shapes
+from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.fit import check_against_base
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base
 from adapterhub.errors import AdapterIncompatibleError
-from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapter
+from adapterhub.peft_format.checks import AdapterInfo, inspect_adapter
 from adapterhub.registry.cards import (
     CARD_FILE,
     MAX_CARD_BYTES,
@@ -20,6 +21,7 @@ from adapterhub.registry.cards import (
     PeftInfo,
     now,
 )
+from adapterhub.registry.local_base import local_base
 from adapterhub.registry.model_card import read_model_card
 from adapterhub.registry.sources import AdapterFiles, copy_adapter
 
@@ -62,7 +64,7 @@ def import_adapter(
     source_card = _source_card(files.folder)
     model_card_fields, model_card_base = read_model_card(staging)
     recorded = source_card.base if source_card else _base_of_config(info, model_card_base)
-    checked_base, warnings = _check_base(base, recorded, info, force)
+    checked_base, warnings = _check_base(base, recorded, info, staging, force)
     created_at = now()
     card = AdapterCard(
         name=name,
@@ -94,14 +96,14 @@ def _base_of_config(info: AdapterInfo, model_card_base: str | None) -> BaseInfo:
 
 
 def _check_base(
-    base: str | Path | None, recorded: BaseInfo, info: AdapterInfo, force: bool
+    base: str | Path | None, recorded: BaseInfo, info: AdapterInfo, adapter: Path, force: bool
 ) -> tuple[BaseInfo, tuple[str, ...]]:
     """The base to write on the card, and warnings about it."""
     if base is None:
         return recorded, ("its shapes were not checked against a base",)
     revision = recorded.revision_of(base)
     folder = locate_base(base, revision=revision)
-    check_fit(info.modules, base_shapes(folder), info.config.settings)
+    warnings = check_against_base(info, adapter, folder)
     fingerprint = BaseFingerprint.of(folder)
     difference = recorded.fingerprint.mismatch(fingerprint) if recorded.fingerprint else None
     if difference and not force:
@@ -109,20 +111,24 @@ def _check_base(
             f"The adapter was trained on another base: {difference}.",
             hint="Name the base that it was trained on; force=True registers it with a warning.",
         )
-    warnings = (
-        (f"registered with force for a base that it was not trained on: {difference}",) if difference else ()
-    )
+    if difference:
+        warnings += (f"registered with force for a base that it was not trained on: {difference}",)
     checked = BaseInfo(
-        name=_portable_name(base, folder) or recorded.name or str(base),
-        revision=revision,
-        fingerprint=fingerprint,
-        quantization=recorded.quantization,
+        name=str(base), revision=revision, fingerprint=fingerprint, quantization=recorded.quantization
     )
-    return checked, warnings
+    return checked.model_copy(update=_name_on_card(base, folder, checked, recorded)), warnings
 
 
-def _portable_name(base: str | Path, folder: Path) -> str | None:
-    """The name of the base on every machine; None for a local folder."""
+def _name_on_card(
+    base: str | Path, folder: Path, checked: BaseInfo, recorded: BaseInfo
+) -> dict[str, str | None]:
+    """The fields that lead to the base that was checked, from any folder and if possible on any machine."""
     if folder == demo_base_folder():
-        return DEMO_BASE
-    return None if Path(base).expanduser().is_dir() else str(base)
+        return {"name": DEMO_BASE, "revision": None}
+    if not Path(base).expanduser().is_dir():
+        return {}  # a hub id
+    names = {"name": recorded.name, "revision": recorded.revision}
+    is_path = recorded.name is None or Path(recorded.name).expanduser().exists()
+    if not is_path and local_base(checked.model_copy(update=names)):
+        return names  # a hub id, of which the folder is a copy
+    return {"name": str(folder.resolve()), "revision": None}
