@@ -1,41 +1,72 @@
 """Atomic writes of files and folders: write to a temporary path, flush to disk, rename.
 
-`rename` within one file system is atomic (POSIX), so readers see the old content or the new one. Also bounded reads.
+`rename` within one file system is atomic (POSIX), so readers see the old content or the new one. A temporary file or
+folder is locked while its process lives; what a killed process has left is removed by the next write to the same place.
+
+Also bounded reads, folders opened without following links, and what an `OSError` means for the reader.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from adapterhub.errors import AdapterInvalidError
+from adapterhub.errors import AdapterHubError, AdapterInvalidError
+
+# A temporary file is locked a moment after it is made.
+_UNLOCKED_S = 10.0
+_HINTS = {
+    errno.ENOSPC: "Free space on that disk.",
+    errno.EDQUOT: "Free space, or raise the disk quota.",
+    errno.EACCES: "Check the permissions of the file and of its folder.",
+    errno.EPERM: "Check the permissions of the file and of its folder.",
+    errno.EROFS: "The file system is read-only; choose another place.",
+    errno.EIO: "The disk reports an error; check it.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+}
 
 
-def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Replaces the content of a file atomically.
 
     Args:
         path: The file; its folder must exist.
         data: The new content.
-        staging: Folder for the temporary file, on the same file system; that of `path` if not given. A
-            process that is killed leaves the temporary file there.
     """
-    temporary = (staging or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
+    _remove_abandoned_siblings(path)
+    temporary = path.parent / _temporary_name(path)
     try:
         with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            hold(file.fileno())
+            _write_flushed(file, data)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Writes a file that does not exist yet, and flushes it to disk."""
+    with path.open("xb") as file:
+        _write_flushed(file, data)
+
+
+def _write_flushed(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager
@@ -49,15 +80,64 @@ def new_folder(target: Path) -> Iterator[Path]:
         target: The new folder. It must not exist, or be empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    _remove_abandoned_siblings(target)
+    temporary = target.parent / _temporary_name(target)
     temporary.mkdir()
     try:
-        yield temporary
-        sync_tree(temporary)
-        temporary.rename(target)
+        with open_folder(temporary) as descriptor:
+            hold(descriptor)
+            yield temporary
+            sync_tree(temporary)
+            temporary.rename(target)
         sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_name(target: Path) -> str:
+    return f".{target.name}.{uuid.uuid4().hex}"
+
+
+def _remove_abandoned_siblings(target: Path) -> None:
+    temporary = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}")
+    with open_folder(target.parent) as folder:
+        remove_abandoned(folder, temporary)
+
+
+def hold(descriptor: int) -> None:
+    """Marks a temporary file or folder as in use until its descriptor is closed or this process dies."""
+    with suppress(OSError):  # some network file systems have no locks; there nothing counts as abandoned
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_abandoned(folder: int, names: re.Pattern[str]) -> None:
+    """Removes the temporary files and folders of processes that have ended.
+
+    Args:
+        folder: The descriptor of the folder that holds them.
+        names: What their names match.
+    """
+    with os.scandir(folder) as entries:
+        found = [entry.name for entry in entries]
+    for name in found:
+        if names.fullmatch(name) and _is_abandoned(name, folder):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+
+
+def _is_abandoned(name: str, folder: int) -> bool:
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return time.time() - os.fstat(descriptor).st_mtime > _UNLOCKED_S
+    except OSError:  # its writer holds the lock
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:
@@ -82,26 +162,112 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
+@contextmanager
+def open_folder(root: Path, *names: str) -> Iterator[int]:
+    """Opens the folder `root/names[0]/...`; yields a descriptor for calls that take `dir_fd`.
+
+    Args:
+        root: May be reached through symbolic links.
+        names: Folders below `root`, where no link is followed.
+
+    Raises:
+        NotADirectoryError: A link or a file is in the place of a folder.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in names:
+            below = _open_below(name, descriptor)
+            os.close(descriptor)
+            descriptor = below
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_below(name: str, folder: int) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # macOS; Linux raises NotADirectoryError
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name) from error
+        raise
+
+
+def open_regular(path: str | Path, *, follow_links: bool = False, dir_fd: int | None = None) -> BinaryIO:
+    """Opens an untrusted file for reading, without waiting for the writer of a pipe.
+
+    Args:
+        path: The file.
+        follow_links: Whether `path` may be a symbolic link; folders above it may always be.
+        dir_fd: The folder that `path` is relative to.
+
+    Raises:
+        AdapterInvalidError: It is no regular file: a link, folder, pipe or device.
+        OSError: It cannot be opened.
+    """
+    name = Path(path).name
+    try:
+        links = 0 if follow_links else os.O_NOFOLLOW
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | links, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise _not_regular(name) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(name)
+    return os.fdopen(descriptor, "rb")
+
+
+def _not_regular(name: str) -> AdapterInvalidError:
+    return AdapterInvalidError(f"{name} is not a regular file.", hint="Copy the file itself there.")
+
+
+def read_regular(
+    path: str | Path, limit: int, *, follow_links: bool = False, dir_fd: int | None = None
+) -> bytes:
     """Reads an untrusted file: a regular one of bounded size.
 
     Args:
-        path: The file. Symbolic links, pipes and devices are refused.
+        path: The file.
         limit: Maximum size in bytes.
+        follow_links: As for `open_regular`.
+        dir_fd: As for `open_regular`.
 
     Raises:
-        AdapterInvalidError: The file does not exist, is not regular, or is too large.
+        AdapterInvalidError: The file is not regular, or is too large.
+        OSError: It does not exist or cannot be read.
+    """
+    with open_regular(path, follow_links=follow_links, dir_fd=dir_fd) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise AdapterInvalidError(f"{Path(path).name} has {size:,} bytes; at most {limit:,} are read.")
+        return file.read(limit)
+
+
+def read_bounded(
+    path: str | Path, limit: int, *, follow_links: bool = False, dir_fd: int | None = None
+) -> bytes:
+    """As `read_regular`, but whatever keeps it from being read is an `AdapterInvalidError`."""
+    try:
+        return read_regular(path, limit, follow_links=follow_links, dir_fd=dir_fd)
+    except OSError as error:
+        raise AdapterInvalidError(
+            f"{Path(path).name} cannot be read: {error.strerror}.", hint=_HINTS.get(error.errno or 0)
+        ) from error
+
+
+@contextmanager
+def os_errors_as(kind: type[AdapterHubError], what: str) -> Iterator[None]:
+    """Raises an `OSError` from inside as an error of adapterhub, with a hint for its reason.
+
+    Args:
+        kind: The error to raise.
+        what: The first part of its message, as in "The router could not be saved".
     """
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise AdapterInvalidError(
-                f"{path.name} is not a regular file.", hint="Copy the file itself there."
-            )
-        if status.st_size > limit:
-            raise AdapterInvalidError(
-                f"{path.name} has {status.st_size:,} bytes; at most {limit:,} are read."
-            )
-        return path.read_bytes()
+        yield
     except OSError as error:
-        raise AdapterInvalidError(f"{path.name} cannot be read: {error.strerror}.") from error
+        place = f" ({error.filename})" if error.filename else ""
+        hint = _HINTS.get(error.errno or 0, "Check permissions and free space.")
+        raise kind(f"{what}: {error.strerror or error}{place}.", hint=hint) from error

@@ -550,6 +550,12 @@ class AdapterHub:
         """For this package only: prepares a request without blocking the event loop."""
         return await self._executor.run(work, *arguments)
 
+    def _count_prompt_tokens(
+        self, messages: Sequence[Mapping[str, Any]], adapter: str | None, tools: Tools
+    ) -> int:
+        """For this package only: the number of prompt tokens of a conversation, which may be empty."""
+        return self._preparer.count_tokens(messages, adapter, tools)
+
     async def _prepare_off_loop(
         self,
         prepare: Callable[..., Result],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,13 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("staged", [False, True])
-def test_a_write_that_fails_changes_nothing(tmp_path: Path, staged: bool) -> None:
-    staging = tmp_path / "staging"
-    staging.mkdir()
+def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "target"
     folder.mkdir()
     (folder / "inside").touch()
     with pytest.raises(OSError, match="target"):  # a folder cannot be replaced by a file
-        write_atomic(folder, b"new", staging=staging if staged else None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["staging", "target"]
-    assert not any(staging.iterdir())
+        write_atomic(folder, b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["target"]
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -70,3 +67,41 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 100_000)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"x" * 100_000).hexdigest()
+
+
+def abandon(path: Path, *, seconds: float = 60) -> Path:
+    os.utime(path, (time.time() - seconds, time.time() - seconds))
+    return path
+
+
+def test_what_killed_processes_left_beside_a_file_or_folder_is_removed(tmp_path: Path) -> None:
+    residue = [tmp_path / f".{name}.{number:032x}" for name in ("router", "out") for number in range(2)]
+    for path in (residue[0], residue[3]):
+        path.write_bytes(b"half")
+    for path in (residue[1], residue[2]):
+        path.mkdir()
+        (path / "shard").write_bytes(b"half")
+        (path / "link").symlink_to(tmp_path)
+    kept = [tmp_path / name for name in (f".other.{0:032x}", ".router.skops", ".out.backup")]
+    for path in kept:
+        path.write_bytes(b"mine")
+    young = tmp_path / f".out.{9:032x}"
+    young.mkdir()
+    for path in (*residue, *kept):
+        abandon(path)
+    write_atomic(tmp_path / "router", b"new")
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").touch()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"router", "out", young.name, *(path.name for path in kept)}
+
+
+def test_an_unfinished_folder_of_a_living_process_stays(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as first:
+        abandon(first)
+        with new_folder(tmp_path / "out") as second:
+            (second / "file").touch()
+            assert first.exists()
+        (first / "file").touch()
+        (tmp_path / "out" / "file").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

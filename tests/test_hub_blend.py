@@ -117,6 +117,23 @@ class TestServing:
         assert answers(hub, "json:0.3+support:0.7") != expected
         assert answers(hub, "json") != expected
 
+    def test_in_4_bits_and_float32_a_stored_blend_has_the_probabilities_of_the_one_in_the_request(
+        self, tiny_base, registry
+    ):
+        settings = {"max_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+        with AdapterHub.from_pretrained(
+            tiny_base, registry.root, device="cpu", compute_dtype="float32"
+        ) as hub:
+            stored = hub.blend("exact", {"json": 0.7, "support": 0.3}).ref
+            found = [
+                [token.logprob for token in hub.generate("Hi", one, **settings).completions[0].logprobs]
+                for one in (stored, BLEND)
+            ]
+            dtypes = (hub.stats().compute_dtype, hub.stats().matmul_dtype)
+        assert dtypes == ("float32", "float32")
+        assert found[0] == pytest.approx(found[1], abs=1e-4)
+        assert len(found[0]) == 12
+
     def test_a_blend_shares_a_batch_with_its_parts(self, hub):
         adapters = [BLEND, "json", None, "support", "json+support:-0.5"]
         settings = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
-from adapterhub.base.quantized_weights import disable_weight_packing
+from adapterhub.base.quantized_weights import disable_weight_packing, matmul_dtype
 from adapterhub.errors import ConfigError, EngineError
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -91,6 +91,11 @@ class Base:
         return frozenset(token for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
 
     @cached_property
+    def matmul_dtype(self) -> torch.dtype:
+        """The dtype in which 4-bit and unquantised layers multiply; see `compute_dtype` of `load_base`."""
+        return matmul_dtype(self.model, self.compute_dtype)
+
+    @cached_property
     def linear_layers(self) -> LinearLayers:
         """Its linear layers; they are found at the first use, which must come before an engine wraps them."""
         return LinearLayers.of_model(self.model)
@@ -111,8 +116,9 @@ def load_base(
     Args:
         model: `"adapterhub-demo"`, a folder, or a hub id.
         quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights.
-        compute_dtype: `"auto"` is float32 on a CPU (`benchmarks/compute_dtype.py` has the figures) and bfloat16 on a
-            GPU that has it, else float16.
+        compute_dtype: `"auto"` is bfloat16 on a GPU that has it, else float16; on a CPU it is float32
+            (`benchmarks/compute_dtype.py` has the figures), but bitsandbytes' fast kernel multiplies 4-bit weights in
+            bfloat16 where the CPU has AVX512-BF16. `"float32"` and `"float16"` are kept, without that kernel.
         device: `"auto"` (the first GPU if there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
         revision: A branch, tag or commit, where `model` is a hub id.
         trust_remote_code: Run Python code of the repository.
@@ -147,7 +153,9 @@ def load_base(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded.eval().requires_grad_(False)
-    disable_weight_packing(loaded, only_unsupported=not training)
+    # bitsandbytes' kernel for packed weights computes in bfloat16, whatever the compute dtype.
+    may_pack = compute_dtype in ("auto", "bfloat16") and not training
+    disable_weight_packing(loaded, only_unsupported=may_pack)
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
 
 

@@ -42,6 +42,21 @@ def disable_weight_packing(model: nn.Module, *, only_unsupported: bool = False) 
                 )
 
 
+def matmul_dtype(model: nn.Module, compute_dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which linear layers multiply: bfloat16 where bitsandbytes packs or will pack 4-bit weights.
+
+    Args:
+        model: Any module tree.
+        compute_dtype: The dtype of its activations.
+    """
+    packing = any(
+        layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu"
+        for layer in model.modules()
+        if isinstance(layer, Linear4bit)
+    )
+    return torch.bfloat16 if packing else compute_dtype
+
+
 def is_packed(layer: Linear4bit) -> bool:
     """Whether bitsandbytes has packed the layer's weights for its CPU kernel."""
     return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))

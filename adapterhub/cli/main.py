@@ -18,6 +18,7 @@ from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.route import route
 from adapterhub.cli.router import router
 from adapterhub.cli.run import run
+from adapterhub.cli.streams import discard_output, open_streams
 from adapterhub.errors import AdapterHubError
 
 _UNEXPECTED = "This is a fault of adapterhub, not yours. Run `adapterhub --debug ...` again and report it."
@@ -73,6 +74,7 @@ def main() -> None:
     """Runs the command line; exit code 0 is success, 1 an error, 2 wrong usage."""
     value = os.environ.get("ADAPTERHUB_DEBUG", "").lower()
     debug = "--debug" in sys.argv or value not in ("", "0", "false", "f", "no", "n", "off")
+    open_streams(output.warn)
     try:
         cli(standalone_mode=False)
     except click.Abort:
@@ -87,12 +89,12 @@ def main() -> None:
         output.fail(error.message, error.hint)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader has ended (`| head`); without this, Python reports it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # the reader has ended (`| head`)
         sys.exit(1)
     except OSError as error:
         if debug:
             raise
+        discard_output()
         output.fail(f"{error}.", "Check permissions and free space.")
         sys.exit(1)
     except Exception as error:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from adapterhub.cli.streams import encodes_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,13 +26,14 @@ def console() -> Console:
 
 
 def emit_json(value: Any) -> None:
-    """Prints a value as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Prints a value as JSON on stdout; in ASCII where stdout's encoding lacks characters, so that none is lost."""
+    emit(json.dumps(value, indent=2, ensure_ascii=not encodes_all(sys.stdout), default=str))
 
 
 def emit(text: str, *, newline: bool = True) -> None:
     """Prints data on stdout and flushes."""
-    click.echo(text, nl=newline)  # flushes
+    # Without `file`, `click` takes an ASCII stream for a mistake and writes UTF-8.
+    click.echo(text, sys.stdout, nl=newline)  # flushes
 
 
 def note(text: str) -> None:

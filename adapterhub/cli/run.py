@@ -39,12 +39,14 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
 @click.option(
-    "--schema", type=click.File(encoding="utf-8"), help="A JSON Schema file; the answer is such JSON."
+    "--schema", type=click.File(encoding="utf-8-sig"), help="A JSON Schema file; the answer is such JSON."
 )
 @click.option("--regex", help="The answer matches it as a whole.")
 @click.option("--choice", "choices", multiple=True, help="The answer is one of these; given several times.")
 @click.option("--raw", is_flag=True, help="Take the text as it stands, without a chat template.")
-@click.option("--tools", type=click.File(encoding="utf-8"), help="A JSON file of tools to show the model.")
+@click.option(
+    "--tools", type=click.File(encoding="utf-8-sig"), help="A JSON file of tools to show the model."
+)
 @registry_option
 @base_options
 @json_option
@@ -153,6 +155,8 @@ def _schema(file: IO[str]) -> dict[str, Any]:
 def _loaded(file: IO[str]) -> Any:
     try:
         return json.loads(file.read(MAX_INPUT_BYTES))
+    except ConfigError:  # there is no standard input
+        raise
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
         raise ConfigError(f"{file.name} is not JSON: {error}.") from error
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -180,7 +181,11 @@ class BatchingEngine:
 
     def stats(self) -> EngineStats:
         """A snapshot of what the engine runs and holds."""
-        return self._scheduler.stats(submitted=len(self._inbox))
+        return replace(
+            self._scheduler.stats(submitted=len(self._inbox)),
+            compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
+            matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
+        )
 
     def close(self) -> None:
         """Ends all sequences with `EngineClosedError` and frees what the engine holds; may be called twice."""

@@ -41,6 +41,9 @@ class EngineStats:
         kv_bytes: Bytes of the allocated KV slots.
         prefix_cache_tokens: Tokens in the prefix cache.
         prefix_cache_hit_tokens: Tokens of prompts taken from the prefix cache since the start.
+        compute_dtype: The dtype of activations.
+        matmul_dtype: The dtype in which 4-bit and unquantised layers multiply. It is bfloat16 beside a `compute_dtype`
+            of float32 where `load_base` was left to choose and the CPU has bitsandbytes' fast kernel.
     """
 
     running: int = 0
@@ -63,6 +66,8 @@ class EngineStats:
     kv_bytes: int = 0
     prefix_cache_tokens: int = 0
     prefix_cache_hit_tokens: int = 0
+    compute_dtype: str = ""
+    matmul_dtype: str = ""
 
 
 class Meter:

@@ -5,6 +5,7 @@ A file is hashed once: as long as size, times and inode are those of the last ti
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,7 +57,11 @@ def _stored_parts(adapter: LoraRequest) -> Iterator[StoredLoraRequest]:
 def _stamp(folder: Path) -> Stamp:
     """What changes with a file's content; the time of change (ctime) cannot be set by a program."""
     try:
-        found = [(folder / file).stat() for file in (CONFIG_FILE, WEIGHTS_FILE)]
+        found = [(folder / file).lstat() for file in (CONFIG_FILE, WEIGHTS_FILE)]
     except OSError as error:
         raise AdapterInvalidError(f"{Path(error.filename).name} cannot be read: {error.strerror}.") from error
+    if not all(stat.S_ISREG(one.st_mode) for one in found):  # a link may lead to a device that never ends
+        raise AdapterInvalidError(
+            f"{CONFIG_FILE} or {WEIGHTS_FILE} in {folder.name!r} is not a regular file."
+        )
     return tuple((one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_dev, one.st_ino) for one in found)

@@ -77,7 +77,7 @@ def load_folder_deltas(
         AdapterInvalidError: The files are damaged.
         AdapterIncompatibleError: The kind of adapter cannot be served, or it does not fit the base.
     """
-    settings, header = AdapterConfig.read(folder).settings, read_header(folder / WEIGHTS_FILE)
+    settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
     # The registry checked the files when it stored them, but not against this base, and they may have changed since.
     names = check_fit(check_shapes(settings, header), layers)
     # DoRA divides by a norm that depends on the factors, so they are rounded only afterwards.
@@ -101,7 +101,7 @@ def read_deltas_without_base(folder: Path, layers: LinearLayers | None = None) -
         AdapterIncompatibleError: The kind of adapter cannot be served, it does not fit the base, or it uses DoRA,
             whose change depends on the base's weights.
     """
-    settings, header = AdapterConfig.read(folder).settings, read_header(folder / WEIGHTS_FILE)
+    settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
     shapes = check_shapes(settings, header)
     names = check_fit(shapes, layers) if layers else {module: module for module in shapes}
     if settings.use_dora:
@@ -114,6 +114,10 @@ def read_deltas_without_base(folder: Path, layers: LinearLayers | None = None) -
         names[module]: LoraDelta(parts["lora_A"], parts["lora_B"])
         for module, parts in _read_tensors(folder, header, settings, torch.float32).items()
     }
+
+
+def _read_header(folder: Path) -> dict[str, TensorInfo]:
+    return read_header(folder / WEIGHTS_FILE, follow_links=False)  # a registry has no links
 
 
 def _load_part(part: LoraRequest, model: Any, layers: LinearLayers) -> dict[str, LoraDelta]:

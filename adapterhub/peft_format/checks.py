@@ -75,7 +75,7 @@ def inspect_adapter(folder: Path) -> AdapterInfo:
         AdapterIncompatibleError: It is a kind of adapter that cannot be served.
     """
     config, weights = AdapterConfig.read(folder), folder / WEIGHTS_FILE
-    header = read_header(weights)
+    header = read_header(weights, follow_links=False)
     size = weights.stat().st_size
     if size > MAX_WEIGHTS_BYTES:
         raise AdapterInvalidError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub._files import open_regular
 from adapterhub.errors import AdapterInvalidError
 
 # The reference implementation allows 100 MB, which would take gigabytes as Python objects. 32 MB describe 200,000
@@ -48,11 +49,12 @@ class TensorInfo:
     end: int
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path, *, follow_links: bool = True) -> dict[str, TensorInfo]:
     """Reads and validates the header of a safetensors file.
 
     Args:
         path: The file; only its header is read.
+        follow_links: Whether it may be a symbolic link, as the files of a base in the hub's cache are.
 
     Returns:
         Tensor name -> metadata, ordered by offset.
@@ -61,9 +63,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         AdapterInvalidError: The file is missing or truncated, or its header is not valid for it.
     """
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would block
-            raise _invalid(path, "it is not a file")
-        with path.open("rb") as file:
+        with open_regular(path, follow_links=follow_links) as file:
             prefix = file.read(8)
             size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= size <= MAX_HEADER_BYTES:

@@ -5,19 +5,22 @@
     <root>/.staging/           unfinished writes; never read
     <root>/.lock               file lock of writers
 
-Readers ignore hidden entries and symbolic links.
+Hidden entries are ignored. `root` may be reached through symbolic links; below it none is followed.
 """
 
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from adapterhub._files import read_bounded
-from adapterhub.errors import AdapterInvalidError, InvalidRequestError, describe_validation
+from adapterhub._files import open_folder, os_errors_as, read_bounded, read_regular
+from adapterhub.errors import AdapterInvalidError, InvalidRequestError, RegistryError, describe_validation
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 from adapterhub.registry.references import check_name
 
@@ -71,31 +74,87 @@ class Layout:
         """The folder of a version."""
         return self.root / name / str(version)
 
+    @contextmanager
+    def open(self, *names: str) -> Iterator[int]:
+        """Opens a folder of the registry; yields a descriptor for calls that take `dir_fd`.
+
+        Args:
+            names: The path below the root; none for the root itself.
+
+        Raises:
+            FileNotFoundError: There is no such folder.
+            AdapterInvalidError: A symbolic link or a file is in its place.
+            RegistryError: It cannot be opened.
+        """
+        with ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(open_folder(self.root, *names))
+            except FileNotFoundError:
+                raise
+            except NotADirectoryError as error:
+                raise AdapterInvalidError(
+                    f"{'/'.join(names) or str(self.root)!r} is not a folder of the registry but a link or a file.",
+                    hint="The registry follows no links: put the folder itself there, or remove the entry.",
+                ) from error
+            except OSError as error:
+                with os_errors_as(RegistryError, f"The registry {str(self.root)!r} cannot be read"):
+                    raise error
+            yield descriptor
+
     def names(self) -> list[str]:
         """The names of all adapters, sorted; one may have no version any more."""
-        return sorted(name for name in _folders(self.root) if _is_name(name))
+        return sorted(name for name in self._folders() if _is_name(name))
 
     def versions(self, name: str) -> tuple[int, ...]:
-        """The numbers of an adapter's versions, ascending."""
-        return tuple(sorted(int(entry) for entry in _folders(self.adapter_folder(name)) if _is_number(entry)))
+        """The numbers of an adapter's versions, ascending.
+
+        Raises:
+            AdapterInvalidError: The adapter's folder is a symbolic link or a file.
+        """
+        return tuple(sorted(int(entry) for entry in self._folders(name) if _is_number(entry)))
+
+    def highest_number(self, name: str) -> int:
+        """The highest number in an adapter's folder, also that of a link or file, which is no version; else 0."""
+        with self.open(name) as folder, os.scandir(folder) as entries:
+            return max((int(entry.name) for entry in entries if _is_number(entry.name)), default=0)
+
+    def _folders(self, *names: str) -> list[str]:
+        try:
+            with self.open(*names) as folder, os.scandir(folder) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
 
     def refs(self, name: str) -> Refs:
         """An adapter's aliases.
 
         Raises:
-            AdapterInvalidError: `refs.json` is damaged.
+            AdapterInvalidError: `refs.json` is damaged, or the adapter's folder is a symbolic link.
         """
-        path = self.adapter_folder(name) / REFS_FILE
+        hint = "Restore it from a backup or from git."
         try:
-            text = path.read_bytes() if path.stat().st_size <= _MAX_REFS_BYTES else b""
-            return Refs.model_validate_json(text)
+            with self.open(name) as folder:
+                return Refs.model_validate_json(read_regular(REFS_FILE, _MAX_REFS_BYTES, dir_fd=folder))
         except FileNotFoundError:
             return Refs()
         except (OSError, ValidationError) as error:
             reason = describe_validation(error) if isinstance(error, ValidationError) else error.strerror
-            raise AdapterInvalidError(
-                f"{name}/{REFS_FILE} cannot be read: {reason}.", hint="Restore it from a backup or from git."
-            ) from error
+            raise AdapterInvalidError(f"{name}/{REFS_FILE} cannot be read: {reason}.", hint=hint) from error
+
+    def special_files(self, *names: str) -> Iterator[str]:
+        """The paths of links, pipes and devices below a folder of the registry, where only plain files belong."""
+        try:
+            with self.open(*names) as folder, os.scandir(folder) as entries:
+                found = sorted((entry.name, entry.stat(follow_symlinks=False).st_mode) for entry in entries)
+        except FileNotFoundError:  # another process has just removed something
+            return
+        for name, mode in found:
+            if name.startswith(".") and name not in (STAGING, LOCK):
+                continue
+            if stat.S_ISDIR(mode) and name != STAGING:
+                yield from self.special_files(*names, name)
+            elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                yield "/".join((*names, name))
 
     def card(self, name: str, version: int, refs: Refs) -> AdapterCard:
         """The card of a version, with the aliases that point to it.
@@ -105,9 +164,11 @@ class Layout:
         """
         folder = f"{name}/{version}"
         try:
-            card = AdapterCard.from_json(
-                read_bounded(self.version_folder(name, version) / CARD_FILE, MAX_CARD_BYTES)
-            )
+            with self.open(name, str(version)) as descriptor:
+                content = read_bounded(CARD_FILE, MAX_CARD_BYTES, dir_fd=descriptor)
+            card = AdapterCard.from_json(content)
+        except FileNotFoundError as error:  # another process has just removed it
+            raise AdapterInvalidError(f"In {folder}: there is no such folder.") from error
         except AdapterInvalidError as error:
             raise AdapterInvalidError(f"In {folder}: {error.message}", hint=error.hint) from error
         if (card.name, card.version) != (name, version):
@@ -117,14 +178,6 @@ class Layout:
             )
         aliases = refs.aliases_of(version)
         return card.model_copy(update={"aliases": aliases}) if aliases else card
-
-
-def _folders(path: Path) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _is_number(entry: str) -> bool:

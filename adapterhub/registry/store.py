@@ -1,41 +1,35 @@
 """The registry: a folder of named, versioned, checked adapters (`layout.py` draws it).
 
 Writers prepare everything in `.staging` and rename it into the registry under a file lock. So readers need no lock and
-see a version whole or not at all. A process that is killed leaves at most a folder in `.staging`, which a later writer
-removes once it is an hour old. The number of a version is never reused.
+see a version whole or not at all. A process that is killed leaves at most a folder in `.staging`, which the next writer
+removes. The number of a version is never reused.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-import shutil
-import time
-import uuid
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, Unpack
 
-from filelock import FileLock, Timeout
-
-from adapterhub._files import sync_folder, sync_tree, write_atomic
+from adapterhub._files import sync_tree, write_new
 from adapterhub.errors import (
     AdapterDisabledError,
     AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
     RegistryError,
-    RegistryLockedError,
 )
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
 from adapterhub.registry.importing import import_adapter
-from adapterhub.registry.layout import LOCK, REFS_FILE, STAGING, Layout, Refs
+from adapterhub.registry.layout import REFS_FILE, STAGING, Layout, Refs
 from adapterhub.registry.references import LATEST, Ref, check_alias, check_name
 from adapterhub.registry.sources import Downloader, locate_adapter
-from adapterhub.registry.verify import Problem, verify_adapter, verify_version
-
-_STALE_STAGING_S = 3600.0
+from adapterhub.registry.staging import staging_folder, writers_lock
+from adapterhub.registry.verify import Problem, verify_adapter, verify_registry, verify_version
 
 _log = logging.getLogger(__name__)
 
@@ -99,25 +93,30 @@ class AdapterRegistry:
         """
         check_name(name)
         files = locate_adapter(path, download=download)
-        with self._staging() as staging:
+        with staging_folder(self._layout) as staging:
             draft = import_adapter(
                 files, staging, name, base=base, quantization=quantization, force=force, fields=fields
             )
             sync_tree(staging)
-            with self._lock():
+            with writers_lock(self._layout, self._lock_timeout):
                 return self._publish(draft, staging)
 
     def _publish(self, draft: AdapterCard, staging: Path) -> AdapterCard:
-        adapter_folder, refs = self._layout.adapter_folder(draft.name), self._layout.refs(draft.name)
-        version = max((*self._layout.versions(draft.name), refs.next_version - 1)) + 1
+        name, refs = draft.name, self._layout.refs(draft.name)
+        with self._layout.open() as root, suppress(FileExistsError):
+            os.mkdir(name, dir_fd=root)
+            os.fsync(root)
+        version = max(self._layout.highest_number(name), refs.next_version - 1) + 1
         card = draft.model_copy(update={"version": version})
-        write_atomic(staging / CARD_FILE, card.to_json())
-        if not adapter_folder.is_dir():
-            adapter_folder.mkdir()
-            sync_folder(self.root)
-        staging.rename(self.folder(card))
-        sync_folder(adapter_folder)
+        write_new(staging / CARD_FILE, card.to_json())
+        self._move(staging, name, str(version))
         return card
+
+    def _move(self, staged: Path, *names: str) -> None:
+        """Renames a staged file or folder to its place in the registry, following no link."""
+        with self._layout.open(*names[:-1]) as folder:
+            os.replace(staged, names[-1], dst_dir_fd=folder)
+            os.fsync(folder)
 
     def resolve(self, ref: str) -> AdapterCard:
         """Returns the card of the version to serve for a reference.
@@ -163,9 +162,7 @@ class AdapterRegistry:
         Costs two calls of `stat`. Edits of files by other means do not change it.
         """
         # Every change creates a folder in the staging folder, which updates the staging folder's mtime.
-        return tuple(
-            folder.stat().st_mtime_ns if folder.exists() else 0 for folder in (self.root, self.root / STAGING)
-        )
+        return tuple(map(_modified_at, (self.root, self.root / STAGING)))
 
     def versions(self, name: str) -> Cards:
         """The cards of all versions of one adapter, oldest first; damaged ones are left out as in `list`.
@@ -211,7 +208,8 @@ class AdapterRegistry:
         with self._changing(Ref.parse(ref)) as staging:
             card = self.get(ref)
             card = card.changed(change(card))
-            write_atomic(self.folder(card) / CARD_FILE, card.to_json(), staging=staging)
+            write_new(staging / CARD_FILE, card.to_json())
+            self._move(staging / CARD_FILE, card.name, str(card.version), CARD_FILE)
             return card
 
     def alias(self, name: str, alias: str, version: int | None) -> None:
@@ -257,9 +255,10 @@ class AdapterRegistry:
                 )
             self._write_refs(parsed.name, refs.without(versions), staging)
             # The highest goes last, so that a reader of the bare name never gets an older version meanwhile.
-            for version in versions:
-                self._layout.version_folder(parsed.name, version).rename(staging / str(version))
-            sync_folder(self._layout.adapter_folder(parsed.name))
+            with self._layout.open(parsed.name) as folder:
+                for version in versions:
+                    os.rename(str(version), staging / str(version), src_dir_fd=folder)
+                os.fsync(folder)
 
     def verify(self, ref: str | None = None) -> Problems:
         """Checks stored adapters again: the files, their digest, their cards, and the aliases.
@@ -272,11 +271,15 @@ class AdapterRegistry:
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
+            RegistryError: There is no registry, or it cannot be read.
         """
         if ref is None:
-            return [
-                problem for name in self._layout.names() for problem in verify_adapter(self._layout, name)
-            ]
+            if not self.root.is_dir():
+                raise RegistryError(
+                    f"There is no registry at {str(self.root)!r}.",
+                    hint="Check the path; the first adapter that is registered creates it.",
+                )
+            return [*verify_registry(self._layout)]
         parsed = Ref.parse(ref)
         versions = self._matching(parsed)
         if parsed.is_bare:
@@ -322,49 +325,20 @@ class AdapterRegistry:
             return None
 
     def _write_refs(self, name: str, refs: Refs, staging: Path) -> None:
-        write_atomic(self._layout.adapter_folder(name) / REFS_FILE, refs.to_json(), staging=staging)
+        write_new(staging / REFS_FILE, refs.to_json())
+        self._move(staging / REFS_FILE, name, REFS_FILE)
 
     @contextmanager
     def _changing(self, ref: Ref) -> Iterator[Path]:
         """Holds the lock for a change of something that must exist; yields a staging folder."""
         self._matching(ref)  # a reference to nothing must not create the folder or the lock file
-        with self._staging() as staging, self._lock():
+        with staging_folder(self._layout) as staging, writers_lock(self._layout, self._lock_timeout):
             self._matching(ref)  # another writer may have removed it before the lock was acquired
             yield staging
 
-    @contextmanager
-    def _staging(self) -> Iterator[Path]:
-        """A temporary folder on the registry's file system, removed at the end with its content."""
-        folder = self.root / STAGING / uuid.uuid4().hex
-        try:
-            folder.mkdir(parents=True)
-            yield folder
-        except OSError as error:
-            raise RegistryError(
-                f"The registry {str(self.root)!r} could not be changed: {error.strerror} ({error.filename}).",
-                hint="Check permissions and free space.",
-            ) from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        try:
-            with FileLock(self.root / LOCK, timeout=self._lock_timeout):
-                self._remove_stale_staging()
-                yield
-        except Timeout as error:
-            raise RegistryLockedError(
-                f"The registry's lock could not be acquired within {self._lock_timeout:g} s: another writer holds it.",
-                hint="Try again. The lock of a process that has ended is released by the operating system.",
-            ) from error
-
-    def _remove_stale_staging(self) -> None:
-        """Removes the staging folders of killed processes."""
-        oldest = time.time() - _STALE_STAGING_S
-        for folder in (self.root / STAGING).iterdir():
-            try:
-                if folder.stat().st_mtime < oldest:
-                    shutil.rmtree(folder, ignore_errors=True)
-            except FileNotFoundError:  # its writer has just finished
-                continue
+def _modified_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

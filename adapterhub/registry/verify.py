@@ -17,12 +17,22 @@ class Problem:
     """One fault of a registry.
 
     Attributes:
-        ref: Where: `name` or `name@version`.
+        ref: Where: `name`, `name@version`, or the path of a link at the top of the registry.
         message: What is wrong.
     """
 
     ref: str
     message: str
+
+
+def verify_registry(layout: Layout) -> Iterator[Problem]:
+    """Checks everything in a registry."""
+    names = layout.names()
+    for path in layout.special_files():
+        if path.split("/")[0] not in names:
+            yield _special(path, path)
+    for name in names:
+        yield from verify_adapter(layout, name)
 
 
 def verify_adapter(layout: Layout, name: str) -> Iterator[Problem]:
@@ -36,6 +46,9 @@ def verify_adapter(layout: Layout, name: str) -> Iterator[Problem]:
     for alias, version in refs.aliases.items():
         if version not in versions:
             yield Problem(name, f"The alias {alias!r} points to version {version}, which does not exist.")
+    for path in layout.special_files(name):
+        if path.split("/")[1] not in map(str, versions):
+            yield _special(name, path)
     for version in versions:
         yield from verify_version(layout, name, version)
 
@@ -51,3 +64,10 @@ def verify_version(layout: Layout, name: str, version: int) -> Iterator[Problem]
             check_against_base(info, layout.version_folder(name, version), base)
     except AdapterHubError as error:
         yield Problem(ref, error.message)
+        return
+    for path in layout.special_files(name, str(version)):
+        yield _special(ref, path)
+
+
+def _special(ref: str, path: str) -> Problem:
+    return Problem(ref, f"{path} is a link, pipe or device, which a registry does not follow or read.")

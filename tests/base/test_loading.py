@@ -90,6 +90,41 @@ def test_compute_dtype_can_be_chosen(tiny_base: Path):
     assert base.model(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+def test_an_explicit_float32_is_float32_in_every_product(tmp_path: Path, quantization):
+    folder = make_base(tmp_path / "base", seed=5)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    exact = load_base(folder, quantization=quantization, compute_dtype="float32", device="cpu")
+    for name in exact.linear_shapes:
+        weight = dequantize_module_weight(exact.model.get_submodule(name))
+        reference.get_submodule(name).weight.data.copy_(weight)
+    expected = reference(input_ids=IDS).logits
+    torch.testing.assert_close(exact.model(input_ids=IDS).logits, expected, rtol=0, atol=2e-5)
+    assert exact.matmul_dtype == torch.float32
+    fast = load_base(folder, quantization=quantization, device="cpu")
+    difference = (fast.model(input_ids=IDS).logits - expected).abs().max()
+    assert (fast.matmul_dtype == torch.bfloat16) == has_avx512bf16() == bool(difference > 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "compute_dtype", "matmul_dtype"),
+    [
+        ("nf4", "float16", torch.float16),
+        ("nf4", "bfloat16", torch.bfloat16),
+        (None, "auto", torch.float32),
+        (None, "float32", torch.float32),
+    ],
+)
+def test_the_dtype_of_products_is_the_one_that_was_asked_for(
+    tiny_base: Path, quantization, compute_dtype, matmul_dtype
+):
+    base = load_base(tiny_base, quantization=quantization, compute_dtype=compute_dtype, device="cpu")
+    base.model(input_ids=IDS)
+    assert base.matmul_dtype == matmul_dtype
+    packed = [layer for layer in base.model.modules() if isinstance(layer, Linear4bit) and is_packed(layer)]
+    assert not packed or matmul_dtype == torch.bfloat16
+
+
 def test_the_fingerprint_does_not_depend_on_the_path(tmp_path: Path, tiny_base: Path):
     same = make_base(tmp_path / "elsewhere")
     other = make_base(tmp_path / "other", seed=7)

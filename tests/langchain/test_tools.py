@@ -62,6 +62,18 @@ def test_template_generator_with_a_custom_template():
         template_generator.invoke({"template_type": "note"})
 
 
+def test_template_generator_takes_numbers_and_reports_repeated_fields():
+    fields = {"subject": 3, "recipient": "Ann", "body": 1.5, "sender": False, "to": None}
+    message = call(template_generator, template_type="email", fields=fields)
+    assert message.content == "Subject: 3\n\nDear Ann,\n\n1.5\n\nKind regards,\nfalse"
+    properties = [{"name": "a"}, {"name": "a", "type": "null"}]
+    message = call(
+        template_generator, template_type="json_schema", fields={"title": 1, "properties": properties}
+    )
+    assert message.content.endswith("[unknown fields: repeated property a]")
+    assert message.artifact["unknown"] == ["repeated property a"]
+
+
 def test_content_validator():
     rules = [{"rule": "not_empty"}, {"rule": "json"}]
     message = call(content_validator, text="[1,]", rules=rules)

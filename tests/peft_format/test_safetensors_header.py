@@ -96,7 +96,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(AdapterInvalidError, match="not a file"):
+        with pytest.raises(AdapterInvalidError, match="not a regular file"):
             read_header(path)
 
 

@@ -224,7 +224,8 @@ class RegistryMachine(RuleBasedStateMachine):
     def everything_stored_is_whole(self) -> None:
         assert self.registries[0].verify() == []
         staging = self.folder / "registry/.staging"
-        assert len(list(staging.iterdir()) if staging.exists() else []) == self.unfinished
+        # The next writer removes what killed ones have left.
+        assert len(list(staging.iterdir()) if staging.exists() else []) <= self.unfinished
 
 
 def test_any_sequence_of_changes() -> None:

@@ -1,6 +1,7 @@
 """Text templates: the built-in ones, and those that a program adds."""
 
 from adapterhub.agent_tools.templates.collection import TemplateCollection
-from adapterhub.agent_tools.templates.template import FieldValue, Language, RenderedTemplate, Template
+from adapterhub.agent_tools.templates.fields import FieldValue
+from adapterhub.agent_tools.templates.template import Language, RenderedTemplate, Template
 
 __all__ = ["FieldValue", "Language", "RenderedTemplate", "Template", "TemplateCollection"]

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Protocol, Self, get_args
+from typing import Any, Protocol, Self, get_args
 
 import yaml
 
 from adapterhub.agent_tools.templates.json_schema_template import JsonSchemaTemplate
-from adapterhub.agent_tools.templates.template import FieldValue, Language, RenderedTemplate, Template
+from adapterhub.agent_tools.templates.template import Language, RenderedTemplate, Template
 from adapterhub.errors import ToolError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -32,7 +32,7 @@ class TemplateLike(Protocol):
     def optional(self) -> tuple[str, ...]:
         """The optional fields."""
 
-    def render(self, fields: Mapping[str, FieldValue], language: Language = "en") -> RenderedTemplate:
+    def render(self, fields: Mapping[str, Any], language: Language = "en") -> RenderedTemplate:
         """Renders it."""
 
 

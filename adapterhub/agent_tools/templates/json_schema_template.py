@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from adapterhub.agent_tools.templates.template import FieldValue, Language, RenderedTemplate
+from adapterhub.agent_tools.templates.fields import FieldValue, field_values
+from adapterhub.agent_tools.templates.template import Language, RenderedTemplate
 
+_NOT_REQUIRED = ("no", "false")
 _TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 
 
@@ -22,17 +25,29 @@ class JsonSchemaTemplate:
     required: ClassVar[tuple[str, ...]] = ("title", "properties")
     optional: ClassVar[tuple[str, ...]] = ("description",)
 
-    def render(self, fields: Mapping[str, FieldValue], language: Language = "en") -> RenderedTemplate:
-        """Renders the schema; a property without a name is reported as missing, an unknown type as unknown."""
+    def render(self, fields: Mapping[str, Any], language: Language = "en") -> RenderedTemplate:
+        """Renders the schema.
+
+        A property without a name is reported as missing, an unknown type as unknown. Of properties with one name the
+        first is rendered, and the name is reported with the unknown ones.
+
+        Raises:
+            ToolError: A value cannot be rendered.
+        """
+        fields = field_values(fields)
         given = fields.get("properties", [])
         entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
         named = [entry for entry in entries if entry.get("name")]
+        by_name = {entry["name"]: entry for entry in reversed(named)}
+        properties = {name: by_name[name] for name in dict.fromkeys(entry["name"] for entry in named)}
         schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
         schema |= {key: fields[key] for key in ("title", "description") if isinstance(fields.get(key), str)}
         schema |= {
             "type": "object",
-            "properties": {entry["name"]: _property(entry) for entry in named},
-            "required": [entry["name"] for entry in named if entry.get("required") not in ("no", "false")],
+            "properties": {name: _property(entry) for name, entry in properties.items()},
+            "required": [
+                name for name, entry in properties.items() if entry.get("required") not in _NOT_REQUIRED
+            ],
             "additionalProperties": False,
         }
         missing = [name for name in self.required if not fields.get(name)]
@@ -44,7 +59,12 @@ class JsonSchemaTemplate:
     def _unknown(self, fields: Mapping[str, FieldValue], entries: list[dict[str, str]]) -> tuple[str, ...]:
         names = [name for name in fields if name not in (*self.required, *self.optional)]
         types = [entry[key] for entry in entries for key in ("type", "items") if key in entry]
-        return (*names, *(f"type {kind}" for kind in dict.fromkeys(types) if kind not in _TYPES))
+        counts = Counter(entry["name"] for entry in entries)
+        return (
+            *names,
+            *(f"type {kind}" for kind in dict.fromkeys(types) if kind not in _TYPES),
+            *(f"repeated property {name}" for name, count in counts.items() if count > 1),
+        )
 
 
 def _property(entry: Mapping[str, str]) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from adapterhub._deadline import Deadline, DeadlineExceededError
+from adapterhub.agent_tools.templates.fields import FieldValue, field_values
 from adapterhub.errors import ToolError
 
 Language = Literal["en", "ru"]
-FieldValue = str | list[str] | list[dict[str, str]]
-"""The value of a field: a text, a list of texts, or a list of entries that have fields themselves."""
 
 MAX_CHARACTERS = 20_000
 MAX_RENDERED_CHARACTERS = 4_000_000
@@ -97,16 +96,18 @@ class Template:
         self.optional = tuple(name for name in optional if name not in required)
         """The other fields."""
 
-    def render(self, fields: Mapping[str, FieldValue], language: Language = "en") -> RenderedTemplate:
+    def render(self, fields: Mapping[str, Any], language: Language = "en") -> RenderedTemplate:
         """Renders the template.
 
         Args:
-            fields: Values by name.
+            fields: Values by name: texts, numbers, lists of them, or lists of entries that have fields. None is none.
             language: The language of the template's own words; if the template lacks it, its first language.
 
         Raises:
-            ToolError: An expression of the template fails with these values, or the rendering exceeds its limits.
+            ToolError: A value cannot be rendered, an expression of the template fails with these values, or the
+                rendering exceeds its limits.
         """
+        fields = field_values(fields)
         compiled = self._compiled.get(language) or next(iter(self._compiled.values()))
         rendering = _Rendering()
         known = {name: self._prepare(name, fields[name]) for name in self._names() if name in fields}

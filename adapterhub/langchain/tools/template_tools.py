@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from langchain_core.tools import BaseTool, StructuredTool
-from pydantic import AfterValidator, Field, StringConstraints, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, create_model
 
 from adapterhub.agent_tools.templates import Language, RenderedTemplate, TemplateCollection
+from adapterhub.agent_tools.templates.fields import numbers_as_text
 from adapterhub.errors import ToolError
 from adapterhub.langchain.tools.args_schema import Arguments
 from adapterhub.langchain.tools.content_and_artifact import ContentAndArtifact, describe_error
@@ -34,9 +35,15 @@ FieldArgument = (
 class TemplateArguments(Arguments):
     """The template and its fields."""
 
-    fields: Annotated[dict[str, FieldArgument], Field(max_length=50), AfterValidator(_check_names)] | None = (
-        None
-    )
+    fields: (
+        Annotated[
+            dict[str, FieldArgument],
+            Field(max_length=50),
+            AfterValidator(_check_names),
+            BeforeValidator(numbers_as_text),
+        ]
+        | None
+    ) = None
     """Values by name: a text, a list of texts, or a list of entries that have fields themselves."""
     language: Language = "en"
     """The language of the template's own words."""

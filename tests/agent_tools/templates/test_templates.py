@@ -85,6 +85,37 @@ def test_a_json_schema():
     assert rendered.unknown == ("x", "type word")
 
 
+def test_a_property_that_is_given_again_is_reported():
+    properties = [
+        {"name": "a", "type": "array"},
+        {"name": "b", "required": False},
+        {"name": "a", "required": "no"},
+        {"name": "a"},
+    ]
+    rendered = TemplateCollection()["json_schema"].render({"title": "P", "properties": properties})
+    schema = json.loads(rendered.text)
+    assert schema["properties"] == {"a": {"type": "array"}, "b": {"type": "string"}}
+    assert schema["required"] == ["a"]
+    assert rendered.unknown == ("repeated property a",)
+
+
+def test_numbers_are_values():
+    fields = {"subject": 3, "recipient": 1.5, "body": [1, 2], "sender": True, "to": None}
+    rendered = TemplateCollection()["email"].render(fields)
+    assert rendered.text == "Subject: 3\n\nDear 1.5,\n\n- 1\n- 2\n\nKind regards,\ntrue"
+    assert not rendered.missing
+    examples = [{"input": 1, "output": 2}]
+    shots = TemplateCollection()["few_shot"].render({"task": "Add", "examples": examples, "query": 0})
+    assert "Input: 1\nOutput: 2\n\nInput: 0\nOutput:" in shots.text
+
+
+@pytest.mark.parametrize("value", [object(), {"a": "b"}, [["a"]], [{"a": ["b"]}], {1: 2}, b"x"])
+@pytest.mark.parametrize("name", ["email", "json_schema"])
+def test_a_value_that_cannot_be_rendered(name: str, value: object):
+    with pytest.raises(ToolError, match="cannot be rendered"):
+        TemplateCollection()[name].render({"title": value})
+
+
 def test_adding_a_template_changes_no_other_collection():
     more = TemplateCollection().with_template(
         "note", {"en": "Note: {{text}}", "ru": "Заметка: {{text}}"}, "a note"
