@@ -17,6 +17,7 @@ from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
+from adapterhub.registry.references import check_reference
 from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.options import RequestOptions
@@ -33,7 +34,7 @@ BASE_NAMES = frozenset({"base", "__base__"})
 
 def names_adapter(adapter: str | None) -> TypeGuard[str]:
     """Whether a reference names an adapter, a blend or the router's choice, and not the bare base."""
-    return adapter is not None and adapter not in BASE_NAMES
+    return adapter is not None and check_reference(adapter) not in BASE_NAMES
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCom
 from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint, matcher_error
 from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
 from adapterhub.engine.output_format import OutputFormat
-from adapterhub.errors import InvalidRequestError, RequestTooLongError
+from adapterhub.errors import InvalidRequestError, RequestTooLongError, is_interrupt
 
 MAX_COMPILED = 256
 """Maximum number of cached compiled grammars; the least recently used is evicted first."""
@@ -112,8 +112,13 @@ class GrammarCompiler:
     def _compile(self, output_format: OutputFormat) -> CompiledGrammar:
         ll_tokenizer, minimal_tokenizer = self._checked_vocabulary()
         name = _NAMES[output_format.kind]
-        grammar = _to_llguidance(output_format)
-        start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        try:
+            grammar = _to_llguidance(output_format)
+            start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            raise InvalidRequestError(f"The {name} cannot be enforced: {error}.") from error
         if start.is_error():
             raise InvalidRequestError(f"The {name} cannot be enforced: {matcher_error(start)}.")
         search = CompletionSearch(minimal_tokenizer, ll_tokenizer.eos_token)
