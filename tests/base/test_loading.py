@@ -95,7 +95,7 @@ def test_an_explicit_float32_is_float32_in_every_product(tmp_path: Path, quantiz
     folder = make_base(tmp_path / "base", seed=5)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     exact = load_base(folder, quantization=quantization, compute_dtype="float32", device="cpu")
-    for name in exact.linear_shapes:
+    for name in exact.linear_layers.shapes:
         weight = dequantize_module_weight(exact.model.get_submodule(name))
         reference.get_submodule(name).weight.data.copy_(weight)
     expected = reference(input_ids=IDS).logits
