@@ -63,6 +63,7 @@ class AdapterRegistry:
         base: str | Path | None = None,
         quantization: str | None = None,
         force: bool = False,
+        dry_run: bool = False,
         download: Downloader | None = None,
         **fields: Unpack[CardFields],
     ) -> AdapterCard:
@@ -76,11 +77,12 @@ class AdapterRegistry:
                 modules and shapes are not compared with any base, and the card has a warning.
             quantization: How that base was stored in training, for example `"nf4"`.
             force: Accept a base other than the recorded one, with a warning on the card.
+            dry_run: Check everything, also the room for the files and the lock, and store nothing.
             download: Replaces `huggingface_hub.snapshot_download` for hub ids.
             fields: Fields of the card to set.
 
         Returns:
-            The new version's card.
+            The new version's card; that of a dry run has the version 1.
 
         Raises:
             AdapterInvalidError: The files are damaged, unsafe or contradict each other. Nothing is stored.
@@ -99,6 +101,9 @@ class AdapterRegistry:
             )
             sync_tree(staging)
             with writers_lock(self._layout, self._lock_timeout):
+                if dry_run:
+                    write_new(staging / CARD_FILE, draft.to_json())
+                    return draft
                 return self._publish(draft, staging)
 
     def _publish(self, draft: AdapterCard, staging: Path) -> AdapterCard:
