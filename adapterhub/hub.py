@@ -26,6 +26,7 @@ from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError
 from adapterhub.lora.blending.resolving import SingleAdapter
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry
+from adapterhub.registry.references import check_reference
 from adapterhub.requests.executor import RequestExecutor
 from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream
 from adapterhub.requests.options import BatchGenerationOptions, GenerationOptions, RequestOptions
@@ -440,7 +441,7 @@ class AdapterHub:
             AdapterNotFoundError: There is no such adapter.
             AdapterExistsError: An alias points to it, and `force` is off.
         """
-        name, at, _ = adapter_name.partition("@")
+        name, at, _ = check_reference(adapter_name).partition("@")
         cards = [self.registry.get(adapter_name)] if at else self.registry.versions(name)
         loaded = [StoredLoraRequest(card.ref, card.digest, self.registry.folder(card)) for card in cards]
         self.registry.remove(adapter_name, force=force)
@@ -550,6 +551,12 @@ class AdapterHub:
         """For this package only: prepares a request without blocking the event loop."""
         return await self._executor.run(work, *arguments)
 
+    def _count_prompt_tokens(
+        self, messages: Sequence[Mapping[str, Any]], adapter: str | None, tools: Tools
+    ) -> int:
+        """For this package only: the number of prompt tokens of a conversation, which may be empty."""
+        return self._preparer.count_tokens(messages, adapter, tools)
+
     async def _prepare_off_loop(
         self,
         prepare: Callable[..., Result],
@@ -572,9 +579,10 @@ class AdapterHub:
         adapters: AdapterChoice | Sequence[str | None],
         options: RequestOptions,
     ) -> list[PreparedRequest]:
-        if isinstance(prompts, str):
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            given = "one text" if isinstance(prompts, str) else f"a value of type {type(prompts).__name__}"
             raise InvalidRequestError(
-                "A batch takes a list of prompts, not one text.", hint="generate() takes one."
+                f"A batch takes a list of prompts, not {given}.", hint="generate() takes one."
             )
         choices = _one_each(prompts, adapters)
         output_formats = OutputFormat.each(len(prompts), **options.output_format)
@@ -611,7 +619,7 @@ class AdapterHub:
 def _one_each(
     prompts: Sequence[Prompt], adapters: AdapterChoice | Sequence[str | None]
 ) -> Sequence[AdapterChoice]:
-    if adapters is None or isinstance(adapters, str | _ActiveAdapter | SamplingParams):
+    if not isinstance(adapters, Sequence) or isinstance(adapters, str):
         return [adapters] * len(prompts)
     if len(adapters) != len(prompts):
         raise InvalidRequestError(

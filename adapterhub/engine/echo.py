@@ -28,6 +28,7 @@ class EchoTokenizer:
 
     chat_template: Any = None
     eos_token: str | None = None
+    all_special_tokens: Sequence[str] = ()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The code point of each character."""
@@ -38,6 +39,11 @@ class EchoTokenizer:
         return "".join(map(chr, token_ids))
 
     def get_added_vocab(self) -> dict[str, int]:
+        """None: each token is one character."""
+        return {}
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
         """None: each token is one character."""
         return {}
 

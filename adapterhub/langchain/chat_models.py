@@ -16,7 +16,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr, SecretStr
 
-from adapterhub.langchain.adapter_selection import candidate_cards, without_adapter
+from adapterhub.langchain.adapter_selection import without_adapter
 from adapterhub.langchain.base import MODEL_CONFIG, BaseHubModel
 from adapterhub.langchain.batching import with_concurrency
 from adapterhub.langchain.chat_request import ChatRequest, response_schema
@@ -34,7 +34,6 @@ from adapterhub.langchain.tool_call_format_detection import ToolCallFormats
 from adapterhub.langchain.tool_call_parser import ToolCallParser
 from adapterhub.langchain.tool_choice import ToolChoice
 from adapterhub.requests.generation import Generation
-from adapterhub.requests.prompts import conversation, render
 
 
 class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
@@ -240,9 +239,4 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         request = ChatRequest.from_call(
             self.hub, self.model, messages, {"tools": list(tools or ())}, self._formats
         )
-        cards = [] if self.model == "auto" else candidate_cards(self.hub, self.model)
-        system = cards[0].prompt.system if cards else None
-        style = self.hub.prompt_style(self.model if cards else None)
-        tokenizer = self.hub.engine.tokenizer
-        text = render(conversation(request.messages, system), style, tokenizer, tools=request.tools)
-        return len(tokenizer.encode(text, add_special_tokens=style.format != "chat"))
+        return self.hub._count_prompt_tokens(request.messages, self.model, request.tools)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.config import MAX_PRIORITY
 from adapterhub.errors import AdapterInvalidError, InvalidRequestError, describe_validation
 from adapterhub.peft_format.config import LoraSettings
 from adapterhub.registry.routing_rules import check_rules
@@ -127,7 +128,7 @@ class Serving(_CardModel):
     """Load it when a hub starts, and keep its LoRA slot."""
     preload: bool = False
     """Load it when a hub starts."""
-    priority: int = 0
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     """The priority of requests that give none; higher ones start first."""
 
 

@@ -6,20 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub._files import read_bounded
 from adapterhub.base.fingerprint import BaseFingerprint, base_shapes
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base
 from adapterhub.errors import AdapterIncompatibleError
 from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapter
 from adapterhub.registry.cards import (
-    CARD_FILE,
-    MAX_CARD_BYTES,
     AdapterCard,
     BaseInfo,
-    CardFields,
     PeftInfo,
     now,
 )
+from adapterhub.registry.imported_card import read_imported_card, taken_fields, warn_of_rest
 from adapterhub.registry.model_card import read_model_card
 from adapterhub.registry.sources import AdapterFiles, copy_adapter
 
@@ -32,12 +29,13 @@ def import_adapter(
     base: str | Path | None,
     quantization: str | None,
     force: bool,
+    trust_card: bool,
     fields: Mapping[str, Any],
 ) -> AdapterCard:
     """Copies an adapter's files into the staging folder, checks the copy and drafts its card.
 
-    Of several values for a field the first counts: the caller's, that of the `card.json` next to the files (a version
-    of another registry has one), that of `adapter_config.json`, that of the model card.
+    Of several values for a field the first counts: the caller's, that of the `card.json` next to the files (see
+    `imported_card`; a version of another registry has one), that of `adapter_config.json`, that of the model card.
 
     Args:
         files: Where the adapter's files are.
@@ -46,6 +44,7 @@ def import_adapter(
         base: The base to check against, as for `locate_base`; None skips that check and adds a warning to the card.
         quantization: How the base was stored in training.
         force: Accept a base other than the recorded one, with a warning on the card.
+        trust_card: Take every field of the `card.json`, not only those that describe the adapter.
         fields: Fields that the caller sets, as in `CardFields`.
 
     Returns:
@@ -59,7 +58,9 @@ def import_adapter(
     """
     skipped = copy_adapter(files, staging)
     info = inspect_adapter(staging)
-    source_card = _source_card(files.folder)
+    source_card, unused = read_imported_card(files.folder, trusted=trust_card)
+    if source_card and not trust_card:
+        unused = (*unused, *warn_of_rest(source_card, fields))
     model_card_fields, model_card_base = read_model_card(staging)
     recorded = source_card.base if source_card else _base_of_config(info, model_card_base)
     checked_base, warnings = _check_base(base, recorded, info, force)
@@ -71,22 +72,15 @@ def import_adapter(
         source=files.source,
         base=checked_base.model_copy(update={"quantization": quantization or checked_base.quantization}),
         peft=PeftInfo(**info.config.settings.model_dump(), dtype=info.dtype, size_bytes=info.size_bytes),
-        warnings=(*skipped, *info.warnings, *warnings),
+        warnings=(*skipped, *unused, *info.warnings, *warnings),
         created_at=created_at,
         updated_at=created_at,
     )
-    return card.changed({**(_settable_fields(source_card) if source_card else model_card_fields), **fields})
-
-
-def _source_card(folder: Path) -> AdapterCard | None:
-    path = folder / CARD_FILE
-    return AdapterCard.from_json(read_bounded(path, MAX_CARD_BYTES)) if path.exists() else None
-
-
-def _settable_fields(card: AdapterCard) -> dict[str, Any]:
-    return {
-        field: getattr(card, field) for field in CardFields.__annotations__ if field in card.model_fields_set
-    }
+    described = taken_fields(source_card, trusted=trust_card) if source_card else model_card_fields
+    known = (
+        {"source": files.source} if files.source else {}
+    )  # what was downloaded outweighs what a card claims
+    return card.changed({**described, **known, **fields})
 
 
 def _base_of_config(info: AdapterInfo, model_card_base: str | None) -> BaseInfo:

@@ -17,9 +17,11 @@ from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
+from adapterhub.registry.references import check_reference
+from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.options import RequestOptions
-from adapterhub.requests.prompts import PromptStyle, check_text, choose_style, conversation, render
+from adapterhub.requests.prompts import PromptStyle, check_text, choose_style, conversation
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
@@ -32,7 +34,7 @@ BASE_NAMES = frozenset({"base", "__base__"})
 
 def names_adapter(adapter: str | None) -> TypeGuard[str]:
     """Whether a reference names an adapter, a blend or the router's choice, and not the bare base."""
-    return adapter is not None and adapter not in BASE_NAMES
+    return adapter is not None and check_reference(adapter) not in BASE_NAMES
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class RequestPreparer:
     ) -> None:
         self._registry = registry
         self._engine = engine
+        self._encoder = PromptEncoder(engine.tokenizer)
         self._router = SyncedRouter(registry, engine.fingerprint, router)
 
     def prepare(
@@ -154,6 +157,27 @@ class RequestPreparer:
         """What the engine loads for a reference."""
         return self._lora_request_of(self.resolve(reference))
 
+    def count_tokens(
+        self,
+        messages: Sequence[Message],
+        adapter: str | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> int:
+        """The number of prompt tokens of messages and tools; with `"auto"`, in the base's own prompt style.
+
+        Where the chat template refuses them, as a part of a conversation may be, it is that of their texts alone.
+        """
+        if not messages:
+            return 0
+        named = names_adapter(adapter) and adapter != "auto"
+        profile = self.resolve(adapter).main_card.prompt if adapter and named else PromptProfile()
+        turns = conversation(messages, profile.system, may_be_empty=True)
+        try:
+            return len(self._encoder.encode(self._encoder.render(turns, self._style(profile), tools=tools)))
+        except InvalidRequestError:
+            texts = (str(message.get("content") or "") for message in turns)
+            return sum(len(self._engine.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+
     def fits_base(self, card: AdapterCard) -> bool:
         """Whether an adapter was made for this base, as far as both are known."""
         return self._base_mismatch(card) is None
@@ -162,15 +186,14 @@ class RequestPreparer:
         self, prompt: Prompt, profile: PromptProfile, options: RequestOptions
     ) -> tuple[list[int], tuple[str, ...]]:
         """The prompt's token ids, and the stop strings of its style."""
-        tokenizer = self._engine.tokenizer
         if options.raw:
             if not isinstance(prompt, str) or not prompt:
                 raise InvalidRequestError("raw=True takes a text that is not empty, not messages.")
-            return tokenizer.encode(check_text(prompt), add_special_tokens=True), ()
+            return self._encoder.encode_raw(check_text(prompt)), ()
         style = self._style(profile)
-        text = render(conversation(prompt, profile.system), style, tokenizer, tools=options.tools)
-        # A chat template writes the special tokens itself.
-        return tokenizer.encode(check_text(text), add_special_tokens=style.format != "chat"), style.stop
+        rendered = self._encoder.render(conversation(prompt, profile.system), style, tools=options.tools)
+        check_text(rendered.text)
+        return self._encoder.encode(rendered), style.stop
 
     def _style(self, profile: PromptProfile) -> PromptStyle:
         return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)

@@ -82,12 +82,15 @@ def choose_style(
     return PromptStyle("instruction", "default", stop=("\n### Instruction:",))
 
 
-def conversation(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
+def conversation(
+    prompt: str | Sequence[Message], system: str | None = None, *, may_be_empty: bool = False
+) -> list[Message]:
     """Normalises a prompt to messages, with the card's system prompt unless they bring their own.
 
     Args:
         prompt: A text (one user message) or messages.
         system: The card's system prompt.
+        may_be_empty: Whether it may have no text, because it is only counted.
 
     Raises:
         InvalidRequestError: There is nothing to answer, or a message has no known role or no text.
@@ -101,11 +104,14 @@ def conversation(prompt: str | Sequence[Message], system: str | None = None) -> 
     messages: list[Message] = list(given)
     for message in messages:
         _check_message(message)
-    if not any((message.get("content") or "").strip() or message.get("tool_calls") for message in messages):
+    has_text = any(
+        (message.get("content") or "").strip() or message.get("tool_calls") for message in messages
+    )
+    if not has_text and not may_be_empty:
         raise InvalidRequestError(
             "The prompt is empty.", hint="Give a text, or messages of which one has content."
         )
-    if system and messages[0]["role"] != "system":
+    if system and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
 

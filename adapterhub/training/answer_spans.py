@@ -16,19 +16,20 @@ from typing import Any
 from adapterhub.engine.tokenizer import Message
 from adapterhub.errors import DatasetError, InvalidRequestError
 from adapterhub.requests import prompts
+from adapterhub.requests.encoding import PromptEncoder, RenderedPrompt
 from adapterhub.training.data import Record
 
 
 @dataclass(frozen=True)
 class RenderedConversation:
-    """The text of a conversation.
+    """A conversation as serving would write it.
 
     Attributes:
-        text: As serving would write it.
+        prompt: Its text, and the control tokens in it.
         answers: Start and end of the answers to learn, in characters, each with the marker that ends it, if any.
     """
 
-    text: str
+    prompt: RenderedPrompt
     answers: Sequence[tuple[int, int]]
 
 
@@ -42,7 +43,7 @@ class ConversationRenderer:
     """
 
     def __init__(self, tokenizer: Any, style: prompts.PromptStyle, system: str | None) -> None:
-        self._tokenizer = tokenizer
+        self._encoder = PromptEncoder(tokenizer)
         self._style = training_style(style, tokenizer)
         self._system = system
         added = tokenizer.added_tokens_decoder.values()
@@ -61,16 +62,16 @@ class ConversationRenderer:
             [message.model_dump(exclude_unset=True) for message in record.messages], self._system
         )
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        text = self._text(record, messages)
-        spans = [self._span(record, messages, answer, text) for answer in answers]
+        prompt = self._whole(record, messages)
+        spans = [self._span(record, messages, answer, prompt.text) for answer in answers]
         found = [span for span in spans if span]
         if len(found) == len(answers):
-            return [RenderedConversation(text, found)]
+            return [RenderedConversation(prompt, found)]
         return [self._last_answer(record, messages[: answer + 1]) for answer in answers]
 
     def _last_answer(self, record: Record, messages: Sequence[Message]) -> RenderedConversation:
-        text = self._text(record, messages)
-        span = self._span(record, messages, len(messages) - 1, text)
+        prompt = self._whole(record, messages)
+        span = self._span(record, messages, len(messages) - 1, prompt.text)
         if span is None:
             raise DatasetError(
                 f"The chat template writes an answer of the record at line {record.line} only in part, or changes what "
@@ -78,21 +79,26 @@ class ConversationRenderer:
                 hint="Leave reasoning out of the answers, or give card.prompt.chat_template a template that writes "
                 "whole answers.",
             )
-        return RenderedConversation(text, [span])
+        return RenderedConversation(prompt, [span])
 
-    def _text(self, record: Record, messages: Sequence[Message]) -> str:
-        """The text, with the marker of the next role if only that one ends the last answer."""
-        text = self._render(record, messages)
-        if messages[-1]["role"] != "assistant" or self._ended.search(text):
-            return text
-        return text + self._marker_behind(record, messages[:-1], messages[-1])
+    def _whole(self, record: Record, messages: Sequence[Message]) -> RenderedPrompt:
+        """The whole conversation, with the marker of the next role if only that one ends the last answer."""
+        prompt = self._render(record, messages)
+        if messages[-1]["role"] != "assistant" or self._ended.search(prompt.text):
+            return prompt
+        return prompt.followed_by(self._marker_behind(record, messages[:-1], messages[-1]))
+
+    def _text(
+        self, record: Record, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    ) -> str:
+        return self._render(record, messages, add_generation_prompt=add_generation_prompt).text
 
     def _marker_behind(self, record: Record, before: Sequence[Message], answer: Message) -> str:
         # Its reasoning may be left out once another message follows.
         last = {**answer, "content": (answer.get("content") or "").rpartition("</think>")[2]}
         following = {"role": "tool" if answer.get("tool_calls") else "user", "content": "."}
         try:
-            text, followed = (self._render(record, [*before, last, *more]) for more in ([], [following]))
+            text, followed = (self._text(record, [*before, last, *more]) for more in ([], [following]))
         except DatasetError:  # a template that takes no such message
             return ""
         marker = self._next_marker.match(followed, len(text)) if followed.startswith(text) else None
@@ -100,19 +106,15 @@ class ConversationRenderer:
 
     def _render(
         self, record: Record, messages: Sequence[Message], *, add_generation_prompt: bool = False
-    ) -> str:
-        def rendered(tools: list[dict[str, Any]] | None) -> str:
-            return prompts.render(
-                messages,
-                self._style,
-                self._tokenizer,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
+    ) -> RenderedPrompt:
+        def rendered(tools: list[dict[str, Any]] | None) -> RenderedPrompt:
+            return self._encoder.render(
+                messages, self._style, tools=tools, add_generation_prompt=add_generation_prompt
             )
 
         try:
-            text = rendered(record.tools)
-            renders_tools = not record.tools or text != rendered(None)
+            prompt = rendered(record.tools)
+            renders_tools = not record.tools or prompt.text != rendered(None).text
         except (InvalidRequestError, TypeError, ValueError):
             raise DatasetError(
                 f"The chat template fails on the record at line {record.line}.",
@@ -123,7 +125,7 @@ class ConversationRenderer:
                 f"The chat template leaves out the tools of the record at line {record.line}.",
                 hint="Write the tools into the system message, or give a template that knows tools.",
             )
-        return text
+        return prompt
 
     def _span(
         self, record: Record, messages: Sequence[Message], answer: int, whole: str
@@ -132,7 +134,7 @@ class ConversationRenderer:
         start = self._start(record, messages[:answer], whole)
         end = len(whole)
         if answer < len(messages) - 1:
-            as_last = self._render(record, messages[: answer + 1])
+            as_last = self._text(record, messages[: answer + 1])
             end = self._shared(as_last, whole)
             # A last answer may end with another token than an earlier one, such as <|return|>, not with other text.
             other_end = self._added_token.sub("", as_last[end:]).strip() or not self._next_marker.match(
@@ -146,10 +148,10 @@ class ConversationRenderer:
         return start, marker.end() if marker else end
 
     def _start(self, record: Record, before: Sequence[Message], whole: str) -> int | None:
-        prompt = self._render(record, before, add_generation_prompt=True)
+        prompt = self._text(record, before, add_generation_prompt=True)
         start = self._shared(prompt, whole)
         # A prompt may end with <think> where the answer is written without. What goes before must be the same.
-        if start < len(prompt) and before and start < self._shared(prompt, self._render(record, before)):
+        if start < len(prompt) and before and start < self._shared(prompt, self._text(record, before)):
             return None
         return start
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from adapterhub.errors import DatasetError
 from adapterhub.requests import prompts
+from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.training.answer_spans import ConversationRenderer, RenderedConversation
 from adapterhub.training.data import Record
 
@@ -78,7 +79,7 @@ def tokenize(
         raise DatasetError(
             "The base's tokenizer returns no character offsets, so answer tokens cannot be labelled."
         )
-    renderer, labeller = ConversationRenderer(tokenizer, style, system), _Labeller(tokenizer, style)
+    renderer, labeller = ConversationRenderer(tokenizer, style, system), _Labeller(tokenizer)
     full = [labeller.label(text) for record in records for text in renderer.render(record)]
     shortened = [
         TokenizedExample(example.input_ids[:max_length], example.labels[:max_length]) for example in full
@@ -114,26 +115,20 @@ def _last_labels(example: TokenizedExample) -> Iterator[int]:
 class _Labeller:
     """Tokenises one conversation at a time and labels its answers."""
 
-    def __init__(self, tokenizer: Any, style: prompts.PromptStyle) -> None:
-        self._tokenizer = tokenizer
-        # A chat template writes the BOS token; for other formats the tokenizer adds it.
-        self._adds_bos = style.format != "chat"
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._encoder = tokenizer, PromptEncoder(tokenizer)
         added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
         self.special_token_ids = frozenset([*tokenizer.all_special_ids, *added])
 
     def label(self, conversation: RenderedConversation) -> TokenizedExample:
-        tokens = self._tokenizer(
-            conversation.text, add_special_tokens=self._adds_bos, return_offsets_mapping=True
-        )
-        ids: list[int] = list(tokens["input_ids"])
+        encoded = self._encoder.encode_with_offsets(conversation.prompt)
+        ids, offsets, text = encoded.token_ids, encoded.offsets, conversation.prompt.text
         labels = [IGNORE_INDEX] * len(ids)
         for start, end in conversation.answers:
-            inside = [
-                i for i, (first, last) in enumerate(tokens["offset_mapping"]) if last > start and first < end
-            ]
+            inside = [i for i, (first, last) in enumerate(offsets) if last > start and first < end]
             ends = [i for i in inside if ids[i] in self.special_token_ids][-1:]
             # Templates write a line break after the end token of a message; generation stops before it.
-            if ends and not conversation.text[tokens["offset_mapping"][ends[0]][1] : end].strip():
+            if ends and not text[offsets[ends[0]][1] : end].strip():
                 inside = inside[: inside.index(ends[0]) + 1]
             elif inside:
                 self._label_end(ids, labels, inside[-1] + 1)

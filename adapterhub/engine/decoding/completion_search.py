@@ -5,15 +5,19 @@ complete: a depth-first search over the grammar's states, which follows forced b
 tries one symbol for each distinct state that a symbol leads to.
 
 llguidance exposes nothing of a state but its mask of allowed tokens, so two states with the same mask share a key
-while searching. That only guides the search: llguidance itself validates every completion that is returned. A
-completion need not be the shortest of all; in grammars without counted repetitions it almost always is.
+while searching. That only guides the search: llguidance itself validates every completion that is returned, and where
+the depth-first search finds none, a search follows that leaves out no state: a key only decides what is tried later.
+What that has not found within its limit may still exist. A completion need not be the shortest of all; in grammars
+without counted repetitions it almost always is.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
@@ -30,8 +34,17 @@ _EDGE_SCANS_PER_VISIT, _MAX_EDGE_SCANS = 2, 16  # how often the edges of one sta
 _MAX_FORCED_BYTES = 16 * 1024
 _MAX_VISITS = (1, 4, 16, 64, 256, 1024, 4096)
 """How often a state key may occur on one path. The search is repeated with the next bound where one was reached."""
+_BYTES_PER_MEETING = 16
+"""A state whose key was met n times at its length comes as late as one that is n times this much longer."""
 _MAX_COMPLETIONS_PER_STATE = 4
 _MAX_STATES_WITH_COMPLETIONS = 4096
+
+
+class NoCompletion(enum.Enum):
+    """Why no completion was found."""
+
+    IMPOSSIBLE = "no answer can ever be complete"
+    NOT_FOUND = "no complete answer was found"  # within the limit of the search; there may be one
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class _State:
     """What llguidance shows of a state, after its forced bytes."""
 
     forced: bytes
-    forced_tokens: int  # tokens that were consumed to write the forced bytes
+    forced_tokens: Sequence[int]  # those that were consumed to write the forced bytes
     accepting: bool
     mask: bytes
     key: bytes
@@ -77,6 +90,38 @@ class _SearchRun:
     reached_max_visits: bool = False
 
 
+class _Frontier:
+    """States to search, as the bytes and token ids that lead to them.
+
+    Every second one is the shortest, so that whatever a breadth-first search finds is found. The others have a key that
+    was met least often at their length, so that long endings are found too.
+    """
+
+    def __init__(self) -> None:
+        self._paths: dict[int, tuple[bytes, list[int]]] = {}
+        self._meetings: Counter[tuple[bytes, int]] = Counter()
+        self._count = self._turn = 0
+        self._queues: tuple[list[tuple[int, int]], ...] = [], []
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def push(self, key: bytes, text: bytes, tokens: list[int]) -> None:
+        self._count += 1
+        self._paths[self._count] = text, tokens
+        self._meetings[key, len(text)] += 1
+        delay = _BYTES_PER_MEETING * self._meetings[key, len(text)]
+        for queue, priority in zip(self._queues, (len(text), len(text) + delay), strict=True):
+            heapq.heappush(queue, (priority, self._count))
+
+    def pop(self) -> tuple[bytes, list[int]]:
+        self._turn = 1 - self._turn
+        while True:
+            _, number = heapq.heappop(self._queues[self._turn])
+            if number in self._paths:
+                return self._paths.pop(number)
+
+
 class CompletionSearch:
     """Finds completions for the answers of one grammar, and caches them for all of its answers.
 
@@ -98,26 +143,57 @@ class CompletionSearch:
         """Whether an answer is complete after these tokens, at least one."""
         return matcher.validate_tokens([*tokens, self._end_token]) == len(tokens) + 1
 
-    def find(self, matcher: LLMatcher, max_states: int) -> list[int] | None:
-        """The token ids of a short completion; None if none was found.
+    def find(self, matcher: LLMatcher, max_states: int) -> list[int] | NoCompletion:
+        """The token ids of a short completion, or why there are none.
 
         Args:
             matcher: The state of an answer; it is not changed.
-            max_states: Maximum number of states to visit.
+            max_states: Maximum number of states that each of the two searches visits.
         """
+        states_left = max_states
         for max_visits in _MAX_VISITS:
-            run = _SearchRun(max_visits, max_states)
-            completion = self._search(matcher.deep_copy(), run)
-            if completion:
-                return self._validated(matcher, completion)
+            run = _SearchRun(max_visits, states_left)
+            tokens = self._validated(matcher, self._search(matcher.deep_copy(), run))
+            if tokens is not None:
+                return tokens
             if not run.reached_max_visits or run.states_left <= 0:
-                return None
-            max_states = run.states_left
-        return None
+                break
+            states_left = run.states_left
+        return self._search_all(matcher, _SearchRun(0, max_states))
 
-    def _validated(self, matcher: LLMatcher, completion: TokenizedBytes) -> list[int] | None:
-        tokens = self._tokenizer.token_ids(completion)
+    def _validated(self, matcher: LLMatcher, completion: TokenizedBytes | None) -> list[int] | None:
+        tokens = self._tokenizer.token_ids(completion) if completion else None
         return tokens if tokens == [] or (tokens and self.is_complete_after(matcher, tokens)) else None
+
+    def _search_all(self, start: LLMatcher, run: _SearchRun) -> list[int] | NoCompletion:
+        """Searches every state, by turns breadth-first and best-first; see `_Frontier`."""
+        frontier = _Frontier()
+        paths: Iterable[tuple[bytes, list[int]]] = [(b"", [])]
+        is_proof = self._tokenizer.spells_everything
+        while run.states_left > 0:
+            for text, tokens in paths:
+                matcher = _after(start, tokens)
+                state = self._inspect(matcher, run)
+                text += state.forced
+                found = self._cached_completion(matcher, state)
+                whole = self._validated(start, self._tokenizer.tokenize(text, found) if found else None)
+                if whole is not None:
+                    return whole
+                is_proof &= not matcher.is_error()  # such as a limit of llguidance
+                if not matcher.is_stopped():
+                    frontier.push(state.key, text, [*tokens, *state.forced_tokens])
+            if not frontier:
+                return NoCompletion.IMPOSSIBLE if is_proof else NoCompletion.NOT_FOUND
+            text, tokens = frontier.pop()
+            mask = _after(start, tokens).compute_bitmask()
+            paths = [(text + symbol, [*tokens, token]) for symbol, token in self._allowed(mask)]
+        return NoCompletion.NOT_FOUND
+
+    def _allowed(self, mask: bytes) -> Iterator[tuple[bytes, int]]:
+        """The symbols of the alphabet that a mask allows."""
+        return (
+            (text, token) for text, token in self._tokenizer.alphabet if mask[token >> 3] >> (token & 7) & 1
+        )
 
     def _search(self, matcher: LLMatcher, run: _SearchRun) -> TokenizedBytes | None:
         stack: list[_SearchFrame] = []
@@ -148,9 +224,9 @@ class CompletionSearch:
         at_max_visits = run.visits[state.key] >= run.max_visits
         run.reached_max_visits |= at_max_visits
         if found or is_dead_end or at_max_visits:
-            matcher.rollback(consumed + state.forced_tokens)
+            _undo(matcher, consumed + len(state.forced_tokens))
             return self._tokenizer.tokenize(state.forced, found) if found else None
-        frame = _SearchFrame(state, edge_text, consumed + state.forced_tokens, iter(()))
+        frame = _SearchFrame(state, edge_text, consumed + len(state.forced_tokens), iter(()))
         frame.edges = self._promising(frame, self._distinct_edges(matcher, state, run))
         run.visits[state.key] += 1
         stack.append(frame)
@@ -159,7 +235,7 @@ class CompletionSearch:
     def _leave(
         self, matcher: LLMatcher, run: _SearchRun, frame: _SearchFrame, depth: int
     ) -> TokenizedBytes | None:
-        matcher.rollback(frame.tokens_to_roll_back)
+        _undo(matcher, frame.tokens_to_roll_back)
         run.visits[frame.state.key] -= 1
         if frame.best is None:
             run.dead_ends[frame.state.key] = (run.visits[frame.state.key], depth)
@@ -185,7 +261,7 @@ class CompletionSearch:
 
     def _inspect(self, matcher: LLMatcher, run: _SearchRun) -> _State:
         run.states_left -= 1
-        forced, tokens = matcher.compute_ff_bytes(), []
+        forced, tokens = matcher.compute_ff_bytes(), list[int]()
         if len(forced) > _MAX_FORCED_BYTES:  # most likely a grammar without an end
             run.states_left = 0
         if forced:
@@ -194,7 +270,7 @@ class CompletionSearch:
             matcher.consume_tokens(tokens)
         accepting, mask = matcher.is_accepting(), matcher.compute_bitmask()
         key = hashlib.blake2b(mask, digest_size=16).digest()
-        return _State(forced, len(tokens), accepting, mask, key)
+        return _State(forced, tokens, accepting, mask, key)
 
     def _cached_completion(self, matcher: LLMatcher, state: _State) -> TokenizedBytes | None:
         if state.accepting:
@@ -223,11 +299,9 @@ class CompletionSearch:
             return list(edges.values())
         self._edge_scans[state.key] += 1
         seen: set[tuple[bytes, bytes]] = set()
-        for text, token in self._tokenizer.alphabet:
-            if state.mask[token >> 3] >> (token & 7) & 1 and run.states_left > 0:
-                matcher.consume_token(token)
-                target = self._inspect(matcher, run)
-                matcher.rollback(1 + target.forced_tokens)
+        for text, token in self._allowed(state.mask):
+            if run.states_left > 0:
+                target = self._inspect(_after(matcher, [token]), run)
                 identity = (target.forced, target.key)
                 if identity not in seen and (token not in edges or not edges[token].changes_state):
                     edges[token] = _Edge(text, token, changes_state=identity != (b"", state.key))
@@ -238,3 +312,20 @@ class CompletionSearch:
         )
         self._edges[state.key] = {edge.token: edge for edge in ordered}
         return ordered
+
+
+def _after(matcher: LLMatcher, tokens: list[int]) -> LLMatcher:
+    """A copy that has consumed tokens."""
+    copy = matcher.deep_copy()
+    copy.consume_tokens(tokens)
+    return copy
+
+
+def _undo(matcher: LLMatcher, tokens: int) -> None:
+    """Rolls tokens back.
+
+    llguidance 1.9 keeps the last mask and may return it for another state after a rollback, unless the mask of the
+    state in between was asked for.
+    """
+    matcher.rollback(tokens)
+    matcher.compute_bitmask()

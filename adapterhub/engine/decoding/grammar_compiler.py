@@ -7,6 +7,7 @@ https://github.com/guidance-ai/llguidance.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Collection
 
@@ -15,15 +16,16 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from adapterhub.engine.decoding.completion_search import CompletionSearch
+from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCompletion
 from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint, matcher_error
 from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
 from adapterhub.engine.output_format import OutputFormat
-from adapterhub.errors import InvalidRequestError, RequestTooLongError
+from adapterhub.errors import InvalidRequestError, RequestTooLongError, is_interrupt
 
 MAX_COMPILED = 256
 """Maximum number of cached compiled grammars; the least recently used is evicted first."""
 _MAX_STATES = 50_000  # states that the search for the shortest answer may visit: at most a second or so
+_LIMITED_RULE = re.compile(r"^\s*\w+\s*\[[^]\n]*\b(max_tokens|stop)\s*=", re.MULTILINE)
 _NAMES = {
     "schema": "schema",
     "regex": "regular expression",
@@ -110,15 +112,20 @@ class GrammarCompiler:
     def _compile(self, output_format: OutputFormat) -> CompiledGrammar:
         ll_tokenizer, minimal_tokenizer = self._checked_vocabulary()
         name = _NAMES[output_format.kind]
-        grammar = _to_llguidance(output_format)
-        start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        try:
+            grammar = _to_llguidance(output_format)
+            start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            raise InvalidRequestError(f"The {name} cannot be enforced: {error}.") from error
         if start.is_error():
             raise InvalidRequestError(f"The {name} cannot be enforced: {matcher_error(start)}.")
         search = CompletionSearch(minimal_tokenizer, ll_tokenizer.eos_token)
         shortest = search.find(start, _MAX_STATES)
-        if shortest is None:
+        if isinstance(shortest, NoCompletion):
             raise InvalidRequestError(
-                f"The {name} cannot be enforced: no complete answer was found.",
+                f"The {name} cannot be enforced: {shortest.value}.",
                 hint="Some answer must be finite, not very long, and in characters that the base's tokenizer knows.",
             )
         return CompiledGrammar(start, search, shortest)
@@ -161,6 +168,12 @@ def _to_llguidance(output_format: OutputFormat) -> str:
             },
         )
     if output_format.kind == "grammar":
+        limited = _LIMITED_RULE.search(output_format.text)
+        if limited:
+            raise InvalidRequestError(
+                f"The grammar cannot be enforced: a rule has {limited[1]}=, and no ending can be planned for it.",
+                hint="Give max_tokens to the request, or write the limit into the rule's pattern.",
+            )
         return LLMatcher.grammar_from_lark(output_format.text)
     if output_format.kind == "regex":
         return LLMatcher.grammar_from_regex(output_format.text)

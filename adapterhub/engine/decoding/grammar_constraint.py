@@ -130,7 +130,7 @@ class GrammarConstraint:
             ):
                 return completion
         found = self._search.find(self._matcher, _MAX_STATES)
-        return found if found is not None and len(found) <= budget else None
+        return found if isinstance(found, list) and len(found) <= budget else None
 
     def _raise_matcher_error(self) -> None:
         if self._matcher.is_error():

@@ -53,6 +53,7 @@ class MinimalTokenizer:
     Attributes:
         alphabet: The single bytes and special tokens that every text can be written with, as (bytes, token id), in
             the order in which a search for a short completion should try them.
+        spells_everything: Whether the alphabet can write all that the vocabulary can.
     """
 
     def __init__(self, tokenizer: LLTokenizer, vocab_size: int) -> None:
@@ -63,6 +64,7 @@ class MinimalTokenizer:
             if text and len(text) <= MAX_TOKEN_BYTES:
                 self._ids.setdefault(text, token_id)
         self.alphabet = sorted(self._shortest_tokens(), key=_search_order)
+        self.spells_everything = all(_first_symbol(text) == text for text, _ in self.alphabet)
 
     def tokenize(self, text: bytes, suffix: TokenizedBytes | None = None) -> TokenizedBytes:
         """Tokenizes bytes, by dynamic programming from their end.
