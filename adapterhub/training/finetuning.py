@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from adapterhub._files import sha256_file
+from adapterhub.base.locating import locate_base
 from adapterhub.errors import AdapterHubError, TrainingError
 from adapterhub.peft_format.config import WEIGHTS_FILE
 from adapterhub.registry.cards import AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
+from adapterhub.registry.prompt_files import prompt_profile_of
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
 
@@ -54,6 +56,7 @@ def finetune(
         InvalidRequestError: A field of the card is not valid.
         RegistryError: The adapter cannot be stored there.
     """
+    config = _with_initial_profile(config)
 
     def register(folder: Path, fields: CardFields, *, dry_run: bool = False) -> AdapterCard:
         return registry.register(
@@ -93,6 +96,15 @@ def _kept_if_trained(config: FinetuneConfig) -> Iterator[Path]:
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_initial_profile(config: FinetuneConfig) -> FinetuneConfig:
+    """The run with the prompt profile of the adapter that it continues, unless it sets one itself."""
+    if config.initial_adapter is None or "prompt" in config.card.model_fields_set:
+        return config
+    profile = prompt_profile_of(config.initial_adapter, locate_base(config.base))
+    card = config.card.model_copy(update={"prompt": profile})  # counts as set from then on
+    return config.model_copy(update={"card": card})
 
 
 def _card_fields(config: FinetuneConfig, result: TrainingResult) -> CardFields:

@@ -99,7 +99,7 @@ def train_adapter(
     check: Callable[[Path], None] | None = None,
     progress: Callable[[TrainingStep], None] | None = None,
 ) -> TrainingResult:
-    """Trains an adapter and writes `adapter_config.json` and `adapter_model.safetensors`.
+    """Trains an adapter and writes `adapter_config.json`, `adapter_model.safetensors` and the chat template.
 
     Args:
         config: The run.
@@ -136,13 +136,13 @@ def train_adapter(
         initial_adapter = _load_initial(config, trainer.model)
         if check:
             (untrained := Path(scratch, "untrained")).mkdir()
-            _save(trainer.model, untrained)
+            _save(trainer.model, untrained, style)
             check(untrained)
         before = {name: weight.detach().clone() for name, weight in _lora_b_weights(trainer.model)}
         with _memory_errors():
             trainer.train()
             _check_learned(trainer.model, before)
-            _save(trainer.model, out)
+            _save(trainer.model, out, style)
             if trainer.eval_dataset is not None:
                 trainer.evaluate()
     return callback.result(base, style, train, validation, initial_adapter)
@@ -303,7 +303,9 @@ def _check_learned(model: Any, before: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _save(model: Any, out: Path) -> None:
+def _save(model: Any, out: Path, style: prompts.PromptStyle) -> None:
+    if style.template:  # the base's may change
+        (out / "chat_template.jinja").write_text(style.template, encoding="utf-8")
     # The default, "auto", asks the hub whether the base's vocabulary changed.
     model.save_pretrained(out, save_embedding_layers=False)
     (out / "README.md").unlink()  # peft's unfilled template
