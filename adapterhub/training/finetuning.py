@@ -102,7 +102,7 @@ def _with_initial_profile(config: FinetuneConfig) -> FinetuneConfig:
     """The run with the prompt profile of the adapter that it continues, unless it sets one itself."""
     if config.initial_adapter is None or "prompt" in config.card.model_fields_set:
         return config
-    profile = prompt_profile_of(config.initial_adapter, locate_base(config.base))
+    profile = prompt_profile_of(config.initial_adapter, locate_base(config.base, revision=config.revision))
     card = config.card.model_copy(update={"prompt": profile})  # counts as set from then on
     return config.model_copy(update={"card": card})
 

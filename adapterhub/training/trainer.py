@@ -121,6 +121,7 @@ def train_adapter(
         quantization=config.quantization,
         compute_dtype=config.compute_dtype,
         device=config.device,
+        revision=config.revision,
         training=True,
     )
     prompt = config.card.prompt
@@ -203,6 +204,7 @@ def _lora(config: FinetuneConfig, base: Base) -> LoraConfig:
     lora = config.lora
     return LoraConfig(
         task_type="CAUSAL_LM",
+        revision=config.revision,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,

@@ -465,6 +465,22 @@ def test_a_trained_adapter_is_kept_where_the_error_says(
     assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)
 
 
+def test_the_bases_revision_is_loaded_and_goes_onto_the_card(
+    tiny_base: Path, dataset: Path, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def locate(name: str, *, revision: str | None = None, **_: Any) -> Path:
+        asked.append((name, revision))
+        return tiny_base
+
+    for module in (loading, importing):
+        monkeypatch.setattr(module, "locate_base", locate)
+    card = finetune(run(tiny_base, dataset, base="organisation/base", revision="v1"), registry)
+    assert set(asked) == {("organisation/base", "v1")}
+    assert (card.base.name, card.base.revision) == ("organisation/base", "v1")
+
+
 def test_a_run_that_is_interrupted_leaves_nothing(
     tiny_base: Path, dataset: Path, registry: AdapterRegistry, scratch: Path
 ):
