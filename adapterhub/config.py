@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from adapterhub.errors import ConfigError, describe_validation
 
 CONFIG_FILE = "adapterhub.yaml"
+MAX_PRIORITY = 2**31 - 1
+"""Bound of a request's priority, on both sides of 0."""
 _PREFIX = "ADAPTERHUB_"
 _MIB = 1 << 20
 _MAX_CONFIG_BYTES = _MIB

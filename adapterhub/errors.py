@@ -206,6 +206,14 @@ class ToolError(AdapterHubError):
     http_status = 400
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an exception ends its thread on purpose, as Ctrl-C does.
+
+    All others are failures of what was done, also those that are no `Exception`: panics of Rust code.
+    """
+    return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
 def describe_validation(error: ValidationError, *, limit: int | None = 1) -> str:
     """Describes what is wrong in which field, without the values, which may be confidential or huge.
 

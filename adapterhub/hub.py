@@ -26,6 +26,7 @@ from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError
 from adapterhub.lora.blending.resolving import SingleAdapter
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry
+from adapterhub.registry.references import check_reference
 from adapterhub.requests.executor import RequestExecutor
 from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream
 from adapterhub.requests.options import BatchGenerationOptions, GenerationOptions, RequestOptions
@@ -440,7 +441,7 @@ class AdapterHub:
             AdapterNotFoundError: There is no such adapter.
             AdapterExistsError: An alias points to it, and `force` is off.
         """
-        name, at, _ = adapter_name.partition("@")
+        name, at, _ = check_reference(adapter_name).partition("@")
         cards = [self.registry.get(adapter_name)] if at else self.registry.versions(name)
         loaded = [StoredLoraRequest(card.ref, card.digest, self.registry.folder(card)) for card in cards]
         self.registry.remove(adapter_name, force=force)
@@ -578,9 +579,10 @@ class AdapterHub:
         adapters: AdapterChoice | Sequence[str | None],
         options: RequestOptions,
     ) -> list[PreparedRequest]:
-        if isinstance(prompts, str):
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            given = "one text" if isinstance(prompts, str) else f"a value of type {type(prompts).__name__}"
             raise InvalidRequestError(
-                "A batch takes a list of prompts, not one text.", hint="generate() takes one."
+                f"A batch takes a list of prompts, not {given}.", hint="generate() takes one."
             )
         choices = _one_each(prompts, adapters)
         output_formats = OutputFormat.each(len(prompts), **options.output_format)
@@ -617,7 +619,7 @@ class AdapterHub:
 def _one_each(
     prompts: Sequence[Prompt], adapters: AdapterChoice | Sequence[str | None]
 ) -> Sequence[AdapterChoice]:
-    if adapters is None or isinstance(adapters, str | _ActiveAdapter | SamplingParams):
+    if not isinstance(adapters, Sequence) or isinstance(adapters, str):
         return [adapters] * len(prompts)
     if len(adapters) != len(prompts):
         raise InvalidRequestError(

@@ -78,6 +78,11 @@ def show(name: str, registry: Path | None, as_json: bool) -> None:
 @click.option(
     "--force", is_flag=True, help="Accept another base than its card records; the card gets a warning."
 )
+@click.option(
+    "--trust-card",
+    is_flag=True,
+    help="Take all of a card.json at PATH, also prompt and routing, not only what describes the adapter.",
+)
 @registry_option
 @json_option
 def add(
@@ -89,6 +94,7 @@ def add(
     tags: tuple[str, ...],
     examples: tuple[str, ...],
     force: bool,
+    trust_card: bool,
     registry: Path | None,
     as_json: bool,
 ) -> None:
@@ -106,7 +112,9 @@ def add(
     }
     fields: dict[str, Any] = {field: value for field, value in given.items() if value}
     adapters = open_registry(registry)
-    card = adapters.register(name, path, base=base, quantization=quantization, force=force, **fields)
+    card = adapters.register(
+        name, path, base=base, quantization=quantization, force=force, trust_card=trust_card, **fields
+    )
     output.registered(card, as_json)
     _warn_of_rank(card, registry)
     warn_of_routes(adapters, [card.name])
@@ -215,6 +223,9 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
             "evaluation",
             "\n".join(f"{e.dataset_name}: {e.metric_type} {e.metric_value}" for e in card.evaluation),
         ),
+        ("system prompt", card.prompt.system or ""),
+        ("stops", ", ".join(map(repr, card.prompt.stop))),
+        ("sampling", _sampling(card)),
         ("routing", f"{len(card.routing.examples)} example requests" if card.routing.examples else ""),
         ("method", card.lineage.method or ""),
         ("parents", "\n".join(f"{p.name}@{p.version}, weight {p.weight}" for p in card.lineage.parents)),
@@ -222,6 +233,10 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ("digest", card.digest),
         ("created", f"{card.created_at:%Y-%m-%d %H:%M}"),
     ]
+
+
+def _sampling(card: AdapterCard) -> str:
+    return ", ".join(f"{name} {value}" for name, value in card.prompt.generation.items())
 
 
 def _prompt_style(card: AdapterCard) -> str:

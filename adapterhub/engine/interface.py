@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.config import MAX_PRIORITY
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.stats import EngineStats
@@ -23,14 +24,17 @@ DEFAULT_MAX_TOKENS = 256
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to be completed.
+    """One prompt to be completed. Its fields are checked here, so that none of them can fail a step of the engine.
 
     Attributes:
-        prompt: Token ids.
+        prompt: Token ids, from 0.
         adapter: The adapter; None for the base without one.
         sampling: Sampling parameters.
         output_format: What the completion must match; None for free text.
-        priority: Waiting requests of higher priority start first.
+        priority: Waiting requests of higher priority start first; from `-MAX_PRIORITY` to `MAX_PRIORITY`.
+
+    Raises:
+        InvalidRequestError: A field has another type, or a value out of range.
     """
 
     prompt: Sequence[int]
@@ -38,6 +42,32 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     output_format: OutputFormat | None = None
     priority: int = 0
+
+    def __post_init__(self) -> None:
+        check_priority(self.priority)
+        if not isinstance(self.prompt, Sequence) or not set(map(type, self.prompt)) <= {int}:
+            raise InvalidRequestError("A prompt for the engine is a list of token ids, whole numbers.")
+        if self.prompt and min(self.prompt) < 0:
+            raise InvalidRequestError("A token id of the prompt is negative.")
+        for name, kind in (("adapter", LoraRequest), ("output_format", OutputFormat)):
+            if not isinstance(getattr(self, name), kind | None):
+                raise InvalidRequestError(f"{name}= takes a {kind.__name__} or None.")
+        if not isinstance(self.sampling, SamplingParams):
+            raise InvalidRequestError("sampling= takes a SamplingParams.")
+        # Checked again: `model_copy(update=...)` and `model_construct` do not.
+        object.__setattr__(self, "sampling", SamplingParams.of(dict(self.sampling)))
+
+
+def check_priority(priority: object) -> None:
+    """Returns if this may be the priority of a request.
+
+    Raises:
+        InvalidRequestError: It is no whole number, or out of range.
+    """
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidRequestError(f"A priority is a whole number, not of type {type(priority).__name__}.")
+    if abs(priority) > MAX_PRIORITY:
+        raise InvalidRequestError(f"A priority is a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}.")
 
 
 @dataclass(frozen=True)

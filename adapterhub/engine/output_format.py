@@ -48,6 +48,11 @@ class OutputFormat:
     def __post_init__(self) -> None:
         if not self.text:
             raise InvalidRequestError(f"{self.kind}= is empty, so no answer can match it.")
+        if not is_unicode(self.text):
+            raise InvalidRequestError(
+                f"{self.kind}= is not valid Unicode text.",
+                hint="Convert it to UTF-8, for example with iconv.",
+            )
         if len(self.text) > MAX_CHARACTERS:
             raise InvalidRequestError(
                 f"{self.kind}= has {len(self.text)} characters, more than {MAX_CHARACTERS}.",
@@ -203,6 +208,15 @@ def _choices(choices: Sequence[str]) -> str:
     if not valid or not choices or not all(isinstance(choice, str) and choice for choice in choices):
         raise InvalidRequestError("choices= takes a list of texts, at least one and none of them empty.")
     return json.dumps(list(choices), ensure_ascii=False)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: without lone surrogates, which text has that was not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(value: Any, kind: str) -> str:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from adapterhub.errors import InvalidRequestError, describe_validation
 
 _StopString = Annotated[str, StringConstraints(min_length=1)]
+_TokenId = Annotated[int, Field(ge=0)]
+_MAX_INT = 2**31 - 1
 _SAMPLING_EPS = 1e-5  # as in vLLM: dividing by less overflows
 
 
@@ -35,24 +37,24 @@ class SamplingParams(BaseModel):
     Unlike vLLM, the default is greedy: the same request gives the same answer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=_MAX_INT)
     """Maximum number of tokens to generate; if not given, 256 or what the context leaves, whichever is less."""
     temperature: float = Field(0.0, ge=0.0, le=100.0)
     """0, or below 1e-5, takes the most probable token each time (greedy); higher is more varied."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Keep the most probable tokens that together reach this probability."""
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, le=_MAX_INT)
     """Keep only this many most probable tokens; 0 or -1 keeps all."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     """Keep tokens whose probability is at least this share of the most probable one's."""
-    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
-    """Above 1 makes tokens that the prompt and the answer contain less probable."""
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10.0)
+    """Above 1 makes tokens that the prompt and the answer contain less probable, below 1 more; 0.01 to 10."""
     stop: Annotated[tuple[_StopString, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
     """Strings or special tokens that end the answer, none of them empty; they are not part of it. Those of the request,
     of the adapter's card and of its prompt format add up."""
-    stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
+    stop_token_ids: Annotated[tuple[_TokenId, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
     """Tokens that end the answer, in addition to the base's own end tokens."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling reproducible for this request; None uses a new seed each time."""

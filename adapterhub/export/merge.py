@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 
-from adapterhub._files import new_folder, read_bounded
+from adapterhub._files import new_folder
 from adapterhub.base.fingerprint import BaseFingerprint, base_shapes, stores_transposed, weight_files
 from adapterhub.errors import AdapterIncompatibleError, ExportError
+from adapterhub.export.prompt_files import write_prompt_files
 from adapterhub.peft_format.checks import AdapterInfo, check_digest, check_fit, inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
-from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
+from adapterhub.registry.cards import CARD_FILE, AdapterCard, PromptProfile
+from adapterhub.registry.prompt_files import prompt_profile_of
 
 LINEAGE_FILE = "merge.json"
 """The file with the `MergeReport`, next to the merged weights."""
@@ -73,7 +75,8 @@ def merge_adapter(
 ) -> MergeReport:
     """Merges an adapter into its base's weights on disk, as a model that transformers loads without PEFT.
 
-    Config, tokenizer, chat template and generation config are copied; tied embeddings stay tied.
+    Config, tokenizer, chat template and generation config are the base's but where the adapter's prompt profile and
+    tokenizer files differ; tied embeddings stay tied.
 
     Args:
         base_folder: The base in 16 or 32 bits: `config.json` and safetensors, in one file or in shards.
@@ -94,8 +97,8 @@ def merge_adapter(
         raise ExportError(
             f"{str(out)!r} exists and is not empty.", hint="Give a folder that does not exist yet."
         )
-    merge = _Merge(Path(base_folder), Path(adapter_folder), inspect_adapter(Path(adapter_folder)))
-    merge.check(force=force)
+    merge = _Merge(Path(base_folder), Path(adapter_folder), inspect_adapter(Path(adapter_folder)), force)
+    merge.check()
     try:
         with new_folder(out) as temporary:
             merge.write(temporary, progress or (lambda written, total: None))
@@ -114,14 +117,16 @@ class _Merge:
     base: Path
     adapter: Path
     info: AdapterInfo
+    force: bool
 
-    def check(self, *, force: bool) -> None:
+    def check(self) -> None:
         if self.card:
             check_digest(self.card.ref, self.card.digest, self.info.digest)
         check_fit(self.info.modules, base_shapes(self.base), self.info.config.settings)
+        _ = self.profile  # refuses a tokenizer that does not fit
         recorded = self.card.base.fingerprint if self.card else None
         difference = recorded.mismatch(self.fingerprint) if recorded else None
-        if difference and not force:
+        if difference and not self.force:
             raise AdapterIncompatibleError(
                 f"The adapter was trained on another base: {difference}.",
                 hint="Give the 16-bit weights of the base that it was trained on; force=True merges anyway.",
@@ -142,8 +147,7 @@ class _Merge:
                     progress(written, self.size_bytes)
         for path in _files_to_copy(self.base):
             shutil.copyfile(path, out / path.name)
-        if self.card and self.card.prompt.chat_template:
-            (out / "chat_template.jinja").write_text(self.card.prompt.chat_template, encoding="utf-8")
+        write_prompt_files(out, self.adapter, self.profile)
         (out / LINEAGE_FILE).write_text(json.dumps(asdict(self.report), indent=2) + "\n", encoding="utf-8")
         (out / "README.md").write_text(_model_card(self.report, self.card), encoding="utf-8")
 
@@ -178,8 +182,11 @@ class _Merge:
 
     @cached_property
     def card(self) -> AdapterCard | None:
-        path = self.adapter / CARD_FILE
-        return AdapterCard.from_json(read_bounded(path, MAX_CARD_BYTES)) if path.exists() else None
+        return AdapterCard.of_folder(self.adapter)
+
+    @cached_property
+    def profile(self) -> PromptProfile:
+        return prompt_profile_of(self.adapter, self.base, force=self.force)
 
     @cached_property
     def fingerprint(self) -> BaseFingerprint:

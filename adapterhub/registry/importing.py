@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub._files import read_bounded
 from adapterhub.base.fingerprint import BaseFingerprint, base_shapes
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base
 from adapterhub.errors import AdapterIncompatibleError
 from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapter
 from adapterhub.registry.cards import (
-    CARD_FILE,
-    MAX_CARD_BYTES,
     AdapterCard,
     BaseInfo,
-    CardFields,
     PeftInfo,
+    PromptProfile,
     now,
 )
+from adapterhub.registry.imported_card import read_imported_card, taken_fields, warn_of_rest
 from adapterhub.registry.model_card import read_model_card
+from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.registry.sources import AdapterFiles, copy_adapter
 
 
@@ -32,12 +31,14 @@ def import_adapter(
     base: str | Path | None,
     quantization: str | None,
     force: bool,
+    trust_card: bool,
     fields: Mapping[str, Any],
 ) -> AdapterCard:
     """Copies an adapter's files into the staging folder, checks the copy and drafts its card.
 
-    Of several values for a field the first counts: the caller's, that of the `card.json` next to the files (a version
-    of another registry has one), that of `adapter_config.json`, that of the model card.
+    Of several values for a field the first counts: the caller's, that of the `card.json` next to the files (see
+    `imported_card`; a version of another registry has one), that of `adapter_config.json` or of the tokenizer's files,
+    that of the model card.
 
     Args:
         files: Where the adapter's files are.
@@ -46,6 +47,7 @@ def import_adapter(
         base: The base to check against, as for `locate_base`; None skips that check and adds a warning to the card.
         quantization: How the base was stored in training.
         force: Accept a base other than the recorded one, with a warning on the card.
+        trust_card: Take every field of the `card.json`, not only those that describe the adapter.
         fields: Fields that the caller sets, as in `CardFields`.
 
     Returns:
@@ -59,10 +61,14 @@ def import_adapter(
     """
     skipped = copy_adapter(files, staging)
     info = inspect_adapter(staging)
-    source_card = _source_card(files.folder)
+    source_card, unused = read_imported_card(files.folder, trusted=trust_card)
+    if source_card and not trust_card:
+        unused = (*unused, *warn_of_rest(source_card, fields))
     model_card_fields, model_card_base = read_model_card(staging)
     recorded = source_card.base if source_card else _base_of_config(info, model_card_base)
-    checked_base, warnings = _check_base(base, recorded, info, force)
+    folder = None if base is None else locate_base(base, revision=recorded.revision_of(base))
+    checked_base, warnings = _check_base(base, folder, recorded, info, force)
+    prompt, told = read_prompt_profile(staging, folder, force=force)
     created_at = now()
     card = AdapterCard(
         name=name,
@@ -71,22 +77,26 @@ def import_adapter(
         source=files.source,
         base=checked_base.model_copy(update={"quantization": quantization or checked_base.quantization}),
         peft=PeftInfo(**info.config.settings.model_dump(), dtype=info.dtype, size_bytes=info.size_bytes),
-        warnings=(*skipped, *info.warnings, *warnings),
+        prompt=prompt,
+        warnings=(*skipped, *unused, *info.warnings, *warnings, *told),
         created_at=created_at,
         updated_at=created_at,
     )
-    return card.changed({**(_settable_fields(source_card) if source_card else model_card_fields), **fields})
+    described = taken_fields(source_card, trusted=trust_card) if source_card else model_card_fields
+    known = (
+        {"source": files.source} if files.source else {}
+    )  # what was downloaded outweighs what a card claims
+    return card.changed({**described, **known, **fields, **_prompt_changes(prompt, fields)})
 
 
-def _source_card(folder: Path) -> AdapterCard | None:
-    path = folder / CARD_FILE
-    return AdapterCard.from_json(read_bounded(path, MAX_CARD_BYTES)) if path.exists() else None
-
-
-def _settable_fields(card: AdapterCard) -> dict[str, Any]:
-    return {
-        field: getattr(card, field) for field in CardFields.__annotations__ if field in card.model_fields_set
-    }
+def _prompt_changes(prompt: PromptProfile, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the caller sets of the prompt profile; the adapter's own template and end token stay otherwise."""
+    given = fields.get("prompt")
+    if isinstance(given, PromptProfile):
+        given = given.model_dump(exclude_unset=True)
+    if not isinstance(given, Mapping) or not isinstance(given.get("stop"), list | tuple):
+        return {"prompt": given} if "prompt" in fields else {}
+    return {"prompt": {**given, "stop": [*prompt.stop, *given["stop"]]}}
 
 
 def _base_of_config(info: AdapterInfo, model_card_base: str | None) -> BaseInfo:
@@ -94,13 +104,11 @@ def _base_of_config(info: AdapterInfo, model_card_base: str | None) -> BaseInfo:
 
 
 def _check_base(
-    base: str | Path | None, recorded: BaseInfo, info: AdapterInfo, force: bool
+    base: str | Path | None, folder: Path | None, recorded: BaseInfo, info: AdapterInfo, force: bool
 ) -> tuple[BaseInfo, tuple[str, ...]]:
     """The base to write on the card, and warnings about it."""
-    if base is None:
+    if base is None or folder is None:
         return recorded, ("its shapes were not checked against a base",)
-    revision = recorded.revision_of(base)
-    folder = locate_base(base, revision=revision)
     check_fit(info.modules, base_shapes(folder), info.config.settings)
     fingerprint = BaseFingerprint.of(folder)
     difference = recorded.fingerprint.mismatch(fingerprint) if recorded.fingerprint else None
@@ -110,11 +118,20 @@ def _check_base(
             hint="Name the base that it was trained on; force=True registers it with a warning.",
         )
     warnings = (
-        (f"registered with force for a base that it was not trained on: {difference}",) if difference else ()
+        *(
+            [f"registered with force for a base that it was not trained on: {difference}"]
+            if difference
+            else []
+        ),
+        *(
+            ["the base's chat template is not the one that the adapter was trained with"]
+            if recorded.fingerprint and recorded.fingerprint.has_other_template(fingerprint)
+            else []
+        ),
     )
     checked = BaseInfo(
         name=_portable_name(base, folder) or recorded.name or str(base),
-        revision=revision,
+        revision=recorded.revision_of(base),
         fingerprint=fingerprint,
         quantization=recorded.quantization,
     )

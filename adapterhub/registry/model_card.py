@@ -93,7 +93,6 @@ def _evaluations(index: object) -> Iterator[Evaluation]:
         for metric in _dicts(result.get("metrics")):
             value, kind = _value(metric.get("value")), metric.get("type")
             if value is not None and isinstance(kind, str):
-                verified = metric.get("verified")
                 yield Evaluation(
                     task_type=str(task.get("type", "")),
                     dataset_name=str(dataset.get("name", "")),
@@ -102,7 +101,6 @@ def _evaluations(index: object) -> Iterator[Evaluation]:
                     metric_type=kind,
                     metric_name=_text(metric.get("name")),
                     metric_value=value,
-                    verified=verified if isinstance(verified, bool) else None,
                 )
 
 

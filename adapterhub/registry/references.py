@@ -41,7 +41,7 @@ class Ref:
         Raises:
             InvalidRequestError: The text is none of these.
         """
-        name, at, pointer = text.partition("@")
+        name, at, pointer = check_reference(text).partition("@")
         check_name(name)
         if not at:
             return cls(name)
@@ -50,13 +50,27 @@ class Ref:
         return cls(name, alias=pointer if pointer == LATEST else check_alias(pointer))
 
 
+def check_reference(reference: object) -> str:
+    """Returns a reference if it is a text; what it names is not looked up.
+
+    Raises:
+        InvalidRequestError: It is of another type.
+    """
+    if not isinstance(reference, str):
+        raise InvalidRequestError(
+            f"An adapter is named by a text, not by a value of type {type(reference).__name__}.",
+            hint="Write 'name', 'name@3' or 'name@alias'.",
+        )
+    return reference
+
+
 def check_name(name: str) -> str:
     """Returns the name if an adapter may have it.
 
     Raises:
         InvalidRequestError: It is reserved, or has characters with a meaning in references, URLs or paths.
     """
-    if name in RESERVED:
+    if check_reference(name) in RESERVED:
         raise InvalidRequestError(
             f"{name!r} is reserved and cannot name an adapter.", hint="Choose another name."
         )
@@ -71,7 +85,7 @@ def check_alias(alias: str) -> str:
     Raises:
         InvalidRequestError: It may not be set.
     """
-    if alias == LATEST:
+    if check_reference(alias) == LATEST:
         raise InvalidRequestError(
             f"The alias {LATEST!r} always means the highest version and cannot be set.",
             hint="Choose another alias, such as 'prod'.",

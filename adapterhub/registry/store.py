@@ -63,6 +63,7 @@ class AdapterRegistry:
         base: str | Path | None = None,
         quantization: str | None = None,
         force: bool = False,
+        trust_card: bool = False,
         download: Downloader | None = None,
         **fields: Unpack[CardFields],
     ) -> AdapterCard:
@@ -70,12 +71,15 @@ class AdapterRegistry:
 
         Args:
             name: The name to register it under.
-            path: A PEFT folder, a version's folder in another registry (its card is imported too), or a hub id
-                such as `"organisation/name"` or `"hf://organisation/name@revision"`.
+            path: A PEFT folder, a version's folder in another registry, or a hub id such as `"organisation/name"` or
+                `"hf://organisation/name@revision"`.
             base: The base that it was trained on: `"adapterhub-demo"`, a folder or a hub id. Without it,
                 modules and shapes are not compared with any base, and the card has a warning.
             quantization: How that base was stored in training, for example `"nf4"`.
             force: Accept a base other than the recorded one, with a warning on the card.
+            trust_card: Take every field of a `card.json` next to the files, also prompt, routing, serving, source and
+                lineage. Without it only the fields that describe the adapter are taken, and warnings on the new card
+                show the others. A version of this registry is always trusted.
             download: Replaces `huggingface_hub.snapshot_download` for hub ids.
             fields: Fields of the card to set.
 
@@ -95,11 +99,28 @@ class AdapterRegistry:
         files = locate_adapter(path, download=download)
         with staging_folder(self._layout) as staging:
             draft = import_adapter(
-                files, staging, name, base=base, quantization=quantization, force=force, fields=fields
+                files,
+                staging,
+                name,
+                base=base,
+                quantization=quantization,
+                force=force,
+                trust_card=trust_card or self._holds(files.folder),
+                fields=fields,
             )
             sync_tree(staging)
             with writers_lock(self._layout, self._lock_timeout):
                 return self._publish(draft, staging)
+
+    def _holds(self, folder: Path) -> bool:
+        """Whether it is the folder of a version of this registry."""
+        path = folder.resolve()
+        name = path.parent.name
+        return (
+            path.parent.parent == self.root.resolve()
+            and name in self._layout.names()
+            and path.name in map(str, self._layout.versions(name))
+        )
 
     def _publish(self, draft: AdapterCard, staging: Path) -> AdapterCard:
         name, refs = draft.name, self._layout.refs(draft.name)

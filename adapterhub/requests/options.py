@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypedDict
 
+from adapterhub.engine.interface import check_priority
 from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, Schema
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import InvalidRequestError
@@ -104,8 +105,10 @@ class RequestOptions:
         rest = _canonical(options)
         output_format = {name: rest.pop(name) for name in OUTPUT_FORMAT_ARGUMENTS if name in rest}
         priority = rest.pop("priority", None)
-        if isinstance(priority, bool) or not isinstance(priority, int | None):
-            raise InvalidRequestError(f"A priority is a whole number, not {priority!r}.")
+        if priority is not None:
+            check_priority(priority)
+        if tools is not None:
+            _check_tools(tools)
         fields = sampling_params.model_fields_set if sampling_params else ()
         return cls(
             {**{name: getattr(sampling_params, name) for name in fields}, **rest},
@@ -123,6 +126,12 @@ class RequestOptions:
         """
         if self.sampling.get("n", 1) != 1:
             raise InvalidRequestError("A stream has one completion, so n must be 1.")
+
+
+def _check_tools(tools: object) -> None:
+    valid = isinstance(tools, Sequence) and all(isinstance(tool, Mapping) for tool in tools)
+    if not valid:
+        raise InvalidRequestError("tools= takes a list of JSON-Schema descriptions of functions.")
 
 
 def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def _admitted(model: RouterModel, where: RouteFilter) -> BoolArray:
     """Which routes a filter admits (routes)."""
     if where == EVERYTHING:  # the usual case
         return model.ready
+    if not isinstance(where, RouteFilter):
+        raise InvalidRequestError(f"where= takes a RouteFilter, not a value of type {type(where).__name__}.")
     return np.array([where.admits(route) for route in model.routes], dtype=bool)
 
 

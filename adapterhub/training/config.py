@@ -139,7 +139,8 @@ class FinetuneConfig(_Options):
     """The adapter's shape."""
     initial_adapter: Path | None = None
     """The folder of an adapter of the same shape whose weights the run starts from, such as a registry's
-    `<name>/<version>`. Relative to the folder of the configuration file."""
+    `<name>/<version>`, and its prompt profile if `card.prompt` is not set. Relative to the folder of the configuration
+    file."""
     train: TrainOptions = TrainOptions()
     """The schedule."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from adapterhub._files import sha256_file
+from adapterhub.base.locating import locate_base
 from adapterhub.registry.cards import AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
+from adapterhub.registry.prompt_files import prompt_profile_of
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
 
@@ -42,6 +44,7 @@ def finetune(
         AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained.
         RegistryError: The adapter could not be stored.
     """
+    config = _with_initial_profile(config)
     with tempfile.TemporaryDirectory() as folder:
         result = train_adapter(config, Path(folder), progress=progress)
         return registry.register(
@@ -51,6 +54,15 @@ def finetune(
             quantization=config.quantization,
             **_card_fields(config, result),
         )
+
+
+def _with_initial_profile(config: FinetuneConfig) -> FinetuneConfig:
+    """The run with the prompt profile of the adapter that it continues, unless it sets one itself."""
+    if config.initial_adapter is None or "prompt" in config.card.model_fields_set:
+        return config
+    profile = prompt_profile_of(config.initial_adapter, locate_base(config.base))
+    card = config.card.model_copy(update={"prompt": profile})  # counts as set from then on
+    return config.model_copy(update={"card": card})
 
 
 def _card_fields(config: FinetuneConfig, result: TrainingResult) -> CardFields:

@@ -94,7 +94,7 @@ class TrainingResult:
 def train_adapter(
     config: FinetuneConfig, out: Path, *, progress: Callable[[TrainingStep], None] | None = None
 ) -> TrainingResult:
-    """Trains an adapter and writes `adapter_config.json` and `adapter_model.safetensors`.
+    """Trains an adapter and writes `adapter_config.json`, `adapter_model.safetensors` and the chat template.
 
     Args:
         config: The run.
@@ -131,6 +131,8 @@ def train_adapter(
         _run(trainer)
     _check_learned(trainer.model, before)
     _save(trainer.model, out)
+    if style.template:  # the base's may change
+        (out / "chat_template.jinja").write_text(style.template, encoding="utf-8")
     return callback.result(base, style, train, validation, initial_adapter)
 
 

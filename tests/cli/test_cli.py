@@ -90,6 +90,17 @@ class TestReading:
         assert as_json["prompt_in_use"] == "chat template of the tokenizer"
         assert as_json["folder"] == str(tiny_registry / "json" / "1")
 
+    def test_show_has_the_prompt_profile_of_the_adapters_own_files(self, own, tmp_path, tiny_base):
+        adapter = make_adapter(tmp_path / "adapter", tiny_base)
+        (adapter / "tokenizer_config.json").write_text('{"chat_template": "x", "eos_token": "<|endoftext|>"}')
+        assert "its own is used" in own("add", "a", adapter, "--base", tiny_base).err
+        AdapterRegistry(tmp_path / "registry").update(
+            "a", prompt={"system": "Be brief.", "generation": {"temperature": 0.5}}
+        )
+        shown = own("show", "a").out
+        for line in ("chat template of the card", "'<|endoftext|>'", "Be brief.", "temperature 0.5"):
+            assert line in shown
+
     def test_route(self, run):
         assert run("route", "my router shows an error", "--json").json["adapter"] == "support"
         assert "base (no adapter reaches its threshold)" in run("route", "Good morning").out

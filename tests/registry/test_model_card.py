@@ -24,7 +24,7 @@ model-index:
   - task: {type: text-generation, name: Writing JSON}
     dataset: {type: org/requests, name: Requests, split: test}
     metrics:
-    - {type: exact_match, value: 0.96, name: Exact match, verified: false}
+    - {type: exact_match, value: 0.96, name: Exact match, verified: true}
     - {type: rouge, value: high}
     - {type: broken, value: [1, 2]}
 ---
@@ -64,7 +64,6 @@ def test_all_fields(tmp_path: Path) -> None:
                 metric_type="exact_match",
                 metric_value=0.96,
                 metric_name="Exact match",
-                verified=False,
             ),
             Evaluation(**common, dataset_split="test", metric_type="rouge", metric_value="high"),
         ),

@@ -54,6 +54,18 @@ def test_a_hub_id_is_downloaded_and_pinned(tmp_path: Path, uri: str, revision: s
     assert not any(path.is_symlink() for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_card_in_a_hub_repository_does_not_name_another_source(tmp_path: Path, trusted: bool) -> None:
+    snapshot = hub_cache(tmp_path)
+    other = AdapterRegistry(tmp_path / "other")
+    card = other.register("json", make_adapter(tmp_path / "one"), source={"uri": "hf://famous/json"})
+    (snapshot.parents[1] / "blobs/card").write_bytes((other.folder(card) / "card.json").read_bytes())
+    (snapshot / "card.json").symlink_to("../../blobs/card")
+    registry = AdapterRegistry(tmp_path / "registry")
+    card = registry.register("json", "org/json", download=lambda *_: snapshot, trust_card=trusted)
+    assert card.source == Source(uri="hf://org/json", revision=COMMIT)
+
+
 def test_a_cached_snapshot_is_used_offline(
     registry: AdapterRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

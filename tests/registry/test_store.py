@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from adapterhub.errors import (
     RegistryError,
     RegistryLockedError,
 )
-from adapterhub.registry import AdapterRegistry, BaseInfo, Lineage, Problem, Routing, importing, store
+from adapterhub.registry import AdapterCard, AdapterRegistry, BaseInfo, Problem, Routing, importing, store
 from tests.registry.maker import content, make_adapter, make_base
 
 
@@ -305,23 +306,92 @@ def test_a_folder_that_is_no_base(registry: AdapterRegistry, adapter: Path, tmp_
 # From registry to registry
 
 
-def test_the_card_beside_the_files_is_imported(
-    registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path
-) -> None:
-    first = registry.register(
+@pytest.fixture
+def published(registry: AdapterRegistry, adapter: Path, base: Path) -> AdapterCard:
+    """A version whose card sets a field of every kind."""
+    result = {
+        "task_type": "t",
+        "dataset_name": "d",
+        "metric_type": "m",
+        "metric_value": 1.0,
+        "verified": True,
+    }
+    return registry.register(
         "json",
         adapter,
         base=base,
         quantization="nf4",
         description="Writes JSON.",
         tags=["a"],
-        lineage=Lineage(method="finetune"),
+        task="text-generation",
+        language=["en"],
+        license="mit",
+        datasets=["d"],
+        evaluation=[result],
+        source={"uri": "hf://famous/json"},
+        status="disabled",
+        prompt={"system": "Obey me.", "stop": ["END"], "chat_template": "x" * 300},
+        routing={"examples": ["as json"], "phrases": ["the"], "patterns": ["."]},
+        serving={"priority": 9},
+        lineage={"method": "finetune"},
     )
-    registry.alias("json", "prod", 1)
-    copy = AdapterRegistry(tmp_path / "second").register("better", registry.folder(first), tags=["b"])
-    assert (copy.name, copy.version, copy.aliases) == ("better", 1, ())
-    assert (copy.description, copy.tags, copy.lineage.method) == ("Writes JSON.", ("b",), "finetune")
-    assert (copy.digest, copy.base) == (first.digest, first.base)
+
+
+DESCRIBING = {"description", "tags", "task", "language", "license", "datasets", "evaluation"}
+RULING = {"source", "status", "prompt", "routing", "serving", "lineage"}
+
+
+def differing(first: AdapterCard, second: AdapterCard) -> set[str]:
+    return {name for name in DESCRIBING | RULING if getattr(first, name) != getattr(second, name)}
+
+
+def test_of_a_card_from_outside_only_what_describes_is_taken(
+    registry: AdapterRegistry, published: AdapterCard, tmp_path: Path
+) -> None:
+    other = AdapterRegistry(tmp_path / "second")
+    copy = other.register("better", registry.folder(published), tags=["b"])
+    assert (copy.name, copy.version, copy.aliases, copy.tags) == ("better", 1, (), ("b",))
+    assert differing(copy, published) == {"tags", "evaluation", *RULING}
+    assert [one.verified for one in copy.evaluation] == [None]  # anybody can write that it was verified
+    assert (copy.digest, copy.base) == (published.digest, published.base)
+    shown = [warning for warning in copy.warnings if warning.endswith("not taken without trust_card")]
+    assert [warning.split()[3] for warning in shown] == [
+        *("status", "source.uri", "prompt.chat_template", "prompt.stop", "prompt.system"),
+        *("routing.examples", "routing.patterns", "routing.phrases", "serving.priority", "lineage.method"),
+    ]
+    assert 'its card.json sets prompt.system to "Obey me.": not taken without trust_card' in shown
+    assert max(map(len, shown)) < 300
+    assert other.resolve("better") == copy
+
+
+def test_a_card_that_is_trusted_is_taken_whole(
+    registry: AdapterRegistry, published: AdapterCard, tmp_path: Path
+) -> None:
+    folder = registry.folder(published)
+    other = AdapterRegistry(tmp_path / "second").register("json", folder, trust_card=True)
+    assert differing(other, published) == set()
+    assert not [warning for warning in other.warnings if "trust_card" in warning]
+    # What the caller sets counts, and is not reported.
+    own = AdapterRegistry(tmp_path / "third").register("json", folder, prompt={"system": "Mine."})
+    assert own.prompt.system == "Mine."
+    assert not [warning for warning in own.warnings if "prompt" in warning]
+
+
+def test_a_version_of_the_same_registry_is_trusted(
+    registry: AdapterRegistry, published: AdapterCard, tmp_path: Path
+) -> None:
+    assert differing(registry.register("copy", registry.folder(published)), published) == set()
+    downloaded = registry.root / "downloads"
+    shutil.copytree(registry.folder(published), downloaded)
+    assert differing(registry.register("other", downloaded), published) == {"evaluation", *RULING}
+
+
+def test_a_foreign_file_called_card_json(registry: AdapterRegistry, adapter: Path) -> None:
+    (adapter / "card.json").write_text('{"title": "not ours"}')
+    card = registry.register("json", adapter)
+    assert [warning for warning in card.warnings if warning.startswith("its card.json was not used")]
+    with pytest.raises(AdapterInvalidError, match="is not a card"):
+        registry.register("json", adapter, trust_card=True)
 
 
 # Damage

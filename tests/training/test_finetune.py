@@ -172,6 +172,7 @@ def test_the_files_name_no_folder_but_the_base_as_given(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
     ]
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert settings.pop("base_model_name_or_path") == config.base

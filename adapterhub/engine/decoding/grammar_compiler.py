@@ -21,7 +21,7 @@ from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, Gramm
 from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
 from adapterhub.engine.decoding.schema_grammar import schema_grammar, unenforceable_part
 from adapterhub.engine.output_format import OutputFormat
-from adapterhub.errors import InvalidRequestError, RequestTooLongError
+from adapterhub.errors import InvalidRequestError, RequestTooLongError, is_interrupt
 
 MAX_COMPILED = 256
 """Maximum number of cached compiled grammars; the least recently used is evicted first."""
@@ -113,8 +113,13 @@ class GrammarCompiler:
     def _compile(self, output_format: OutputFormat) -> CompiledGrammar:
         ll_tokenizer, minimal_tokenizer = self._checked_vocabulary()
         name = _NAMES[output_format.kind]
-        grammar = _to_llguidance(output_format)
-        start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        try:
+            grammar = _to_llguidance(output_format)
+            start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            raise InvalidRequestError(f"The {name} cannot be enforced: {error}.") from error
         if start.is_error():
             part = unenforceable_part(output_format.text) if output_format.kind == "schema" else None
             raise InvalidRequestError(f"The {name} cannot be enforced: {part or matcher_error(start)}.")

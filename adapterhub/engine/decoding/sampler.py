@@ -119,7 +119,7 @@ class Sampler:
         if self._params.logprobs is None:
             return None
         logprobs = logits.float().log_softmax(-1)
-        top = logprobs.topk(self._params.logprobs)
+        top = logprobs.topk(min(self._params.logprobs, len(logprobs)))
         return TokenLogprob(
             token, float(logprobs[token]), dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         )
@@ -158,7 +158,9 @@ class TopP(LogitsProcessor):  # type: ignore[misc]
         top, tokens = probabilities.topk(min(_TOP_P_TOP_K, len(probabilities)))
         if top.sum() < self._top_p:
             top, tokens = probabilities.sort(descending=True)
-        kept = tokens[top.cumsum(-1) - top < self._top_p]
+        below = top.cumsum(-1) - top < self._top_p
+        below[0] = True  # the most probable one, also where `top_p` is 0 in float32
+        kept = tokens[below]
         return torch.full_like(scores, -torch.inf).index_copy_(1, kept, scores[:, kept])
 
 

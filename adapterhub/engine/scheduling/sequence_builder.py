@@ -27,8 +27,8 @@ class SequenceBuilder:
         self._base, self._device = base, base.device
         added = base.tokenizer.added_tokens_decoder.items()
         self._special_token_ids = {token.content: token_id for token_id, token in added if token.special}
-        vocabulary_size = base.model.config.get_text_config().vocab_size
-        self._compiler = GrammarCompiler(base.tokenizer, vocabulary_size, base.end_token_ids)
+        self._vocabulary_size = base.model.config.get_text_config().vocab_size
+        self._compiler = GrammarCompiler(base.tokenizer, self._vocabulary_size, base.end_token_ids)
 
     def compile(self, output_format: OutputFormat) -> None:
         """Compiles an output format ahead of `build`, which then takes no time for it; raises as `build`."""
@@ -46,12 +46,13 @@ class SequenceBuilder:
             stream: Whether to call it for each token.
 
         Raises:
-            InvalidRequestError: The prompt is empty, or the output format cannot be enforced, or not together with
-                `ignore_eos`.
+            InvalidRequestError: The prompt is empty, a token id is not in the vocabulary, or the output format cannot
+                be enforced, or not together with `ignore_eos`.
             RequestTooLongError: It does not fit the context, or the shortest text of the output format does not fit
                 `max_tokens`.
         """
         sampling, max_tokens = request.sampling, max_completion_tokens(request, self._base.context_length)
+        self._check_token_ids(max(request.prompt), *sampling.stop_token_ids)
         base_ends = frozenset() if sampling.ignore_eos else self._base.end_token_ids
         # Special tokens among the stop strings, such as `<|im_end|>`, never show in the text.
         special = {self._special_token_ids[s] for s in sampling.stop if s in self._special_token_ids}
@@ -79,6 +80,14 @@ class SequenceBuilder:
                 )
             )
         return sequences
+
+    def _check_token_ids(self, *token_ids: int) -> None:
+        if max(token_ids) >= self._vocabulary_size:
+            raise InvalidRequestError(
+                f"The base's vocabulary has {self._vocabulary_size} tokens, and a token id of the prompt or of "
+                "stop_token_ids is not below that.",
+                hint="Take token ids of the base's own tokenizer.",
+            )
 
     def _constraint(
         self, request: Request, max_tokens: int, end_token_ids: frozenset[int]

@@ -68,7 +68,7 @@ def blend_adapters(
         (folder / CARD_FILE).write_bytes(_draft_card(resolved.main_card).to_json())
         all_fields: CardFields = {**_card_fields(resolved, settings), **fields}
         base_name = resolved.main_card.base.name if base else None
-        return registry.register(name, folder, base=base_name, **all_fields)
+        return registry.register(name, folder, base=base_name, trust_card=True, **all_fields)
 
 
 def _save(

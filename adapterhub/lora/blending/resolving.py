@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from adapterhub.errors import InvalidRequestError
 from adapterhub.registry.cards import AdapterCard
-from adapterhub.registry.references import RESERVED
+from adapterhub.registry.references import RESERVED, check_reference
 
 MAX_PARTS = 8
 MAX_WEIGHT = 10.0
@@ -99,7 +99,7 @@ def resolve_adapter(
         AdapterNotFoundError: There is no such adapter.
         InvalidRequestError: A reference or a weight is not valid, or an adapter is named twice.
     """
-    weights = parse_weights(wanted) if isinstance(wanted, str) else list(wanted.items())
+    weights = list(wanted.items()) if isinstance(wanted, Mapping) else parse_weights(check_reference(wanted))
     if not 1 <= len(weights) <= MAX_PARTS:
         raise InvalidRequestError(f"A blend has 1 to {MAX_PARTS} parts, not {len(weights)}.")
     for ref, weight in weights:
@@ -138,6 +138,7 @@ def _parse_part(text: str) -> tuple[str, float]:
 
 
 def _check_weight(ref: str, weight: object) -> None:
+    check_reference(ref)
     is_number = isinstance(weight, Real) and not isinstance(weight, bool)
     if not is_number or not abs(weight) <= MAX_WEIGHT:  # type: ignore[arg-type]  # NaN compares as false
         raise InvalidRequestError(
