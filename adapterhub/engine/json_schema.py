@@ -88,8 +88,8 @@ class GrammarSchema:
     """A schema as the grammar enforces it.
 
     Objects without `additionalProperties` are closed, since a model could add keys for ever, unless the schema combines
-    objects: closing one part would forbid the keys of the others. What has `properties` is an object. The property by which a union is discriminated is
-    required even where it has a default, since no value without it can be validated.
+    objects: closing one part would forbid the keys of the others. What has `properties` is an object. The property by
+    which a union is discriminated is required even where it has a default, since no value without it can be validated.
 
     Args:
         given: The caller's schema; it is not changed.

@@ -82,8 +82,8 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
             **kwargs: Further arguments of a call, such as `response_format`, `adapter` or `temperature`.
 
         Raises:
-            InvalidRequestError: `tool_choice` names no tool, `response_format` is not valid, or a tool has a schema that
-                no grammar can enforce.
+            InvalidRequestError: `tool_choice` names no tool, `response_format` is not valid, or no grammar can enforce
+                a tool's schema.
         """
         functions = [openai_tool(tool) for tool in tools]
         for function in ToolChoice.of(functions, tool_choice).tools:

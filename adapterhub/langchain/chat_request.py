@@ -34,7 +34,7 @@ class ChatRequest:
         messages: The conversation.
         tools: The tools that the chat template renders; None if there are none, or it renders none.
         options: Further arguments of `AdapterHub.generate`.
-        may_call_tools: Whether the answer may contain tool calls.
+        callable_tools: The tools that the answer may call.
         call_format: The format of tool calls in the conversation and the answer.
     """
 
@@ -42,8 +42,13 @@ class ChatRequest:
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    may_call_tools: bool = False
+    callable_tools: Sequence[Mapping[str, Any]] = ()
     call_format: ToolCallFormat = HERMES
+
+    @property
+    def may_call_tools(self) -> bool:
+        """Whether the answer may contain tool calls."""
+        return bool(self.callable_tools)
 
     @classmethod
     def from_call(
@@ -83,8 +88,8 @@ class ChatRequest:
             options["grammar"] = choice.grammar(hub.engine.tokenizer, native or HERMES, schema)
         if native:
             fitted = fit_tool_calls(converted, native)
-            return cls(adapter, fitted, tools or None, options, bool(choice.tools), native)
-        return cls(adapter, inline_tool_calls(converted, tools), None, options, bool(choice.tools))
+            return cls(adapter, fitted, tools or None, options, choice.tools, native)
+        return cls(adapter, inline_tool_calls(converted, tools), None, options, choice.tools)
 
 
 def _native_format(

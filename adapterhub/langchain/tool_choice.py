@@ -11,7 +11,7 @@ from typing import Any, cast
 from adapterhub.engine.decoding.schema_grammar import STYLE, unenforceable_part
 from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat, Schema
 from adapterhub.engine.tokenizer import Tokenizer
-from adapterhub.errors import InvalidRequestError
+from adapterhub.errors import GenerationError, InvalidRequestError
 from adapterhub.langchain.tool_call_format import ID_LENGTH, ToolCallFormat
 from adapterhub.langchain.tool_schema import arguments_schema
 
@@ -99,8 +99,8 @@ class ToolChoice:
     def _too_large(self, size: int) -> InvalidRequestError:
         names = ", ".join(tool["function"]["name"] for tool in self.tools[:_MAX_NAMED_TOOLS])
         return InvalidRequestError(
-            f"The argument schemas of {len(self.tools)} tools ({names}...) have {size} characters without descriptions, "
-            f"more than {MAX_CHARACTERS}.",
+            f"The argument schemas of {len(self.tools)} tools ({names}...) have {size} characters, more than "
+            f"{MAX_CHARACTERS}; descriptions do not count.",
             hint="Bind fewer tools, or tools with smaller schemas.",
         )
 
@@ -158,7 +158,23 @@ def arguments_grammar(function: Mapping[str, Any]) -> str:
     Raises:
         InvalidRequestError: A grammar cannot enforce it; the message names function, property and keyword.
     """
-    return _schema(arguments_schema(function), f"The arguments of the tool {function['name']!r}")
+    owner, schema = f"The arguments of the tool {function['name']!r}", arguments_schema(function)
+    if schema["type"] != "object":
+        raise InvalidRequestError(
+            f"{owner} cannot be enforced: they are an object, and the schema is one of {schema['type']}.",
+            hint="For structured output use the method 'json_schema'.",
+        )
+    return _schema(schema, owner)
+
+
+def argument_violation(function: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
+    """What a call's arguments violate of the keywords that no grammar enforces; None if nothing."""
+    output_format = cast(OutputFormat, OutputFormat.of(schema=arguments_schema(function)))
+    try:
+        output_format.parse(json.dumps(arguments))
+    except GenerationError as error:
+        return f"{function['name']}: {error.message}"
+    return None
 
 
 def _schema(schema: Schema, owner: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from langchain_core.tools import BaseTool
 from langchain_core.tools.base import create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticUserError
 from typing_extensions import is_typeddict
@@ -20,7 +21,7 @@ from adapterhub.errors import InvalidRequestError
 
 Function = dict[str, Any]
 _NO_SCHEMAS = frozenset({"const", "default", "enum", "examples"})
-_MAPS = frozenset({"properties", "$defs"})
+_MAPS = frozenset({"properties", "$defs", "definitions"})
 
 
 def openai_tool(tool: Any) -> dict[str, Any]:
@@ -73,11 +74,18 @@ def json_schema_of(schema: Any) -> Mapping[str, Any]:
 
 def _type_schema(schema: Any) -> dict[str, Any]:
     try:
+        if isinstance(schema, type) and is_basemodel_subclass(schema):
+            return _model_schema(schema)
         return TypeAdapter(schema).json_schema()
     except PydanticUserError:
         if not is_typeddict(schema):
             raise
         return convert_to_json_schema(schema)  # pydantic refuses `typing.TypedDict` before Python 3.12
+
+
+def _model_schema(model: Any) -> dict[str, Any]:
+    schema: dict[str, Any] = model.model_json_schema() if issubclass(model, BaseModel) else model.schema()
+    return schema
 
 
 def _own_parameters(tool: Any) -> dict[str, Any] | None:
@@ -95,8 +103,8 @@ def _own_parameters(tool: Any) -> dict[str, Any] | None:
         tool = create_schema_from_function(
             tool.__name__, tool, filter_args=(), parse_docstring=True, error_on_invalid_docstring=False
         )
-    if isinstance(tool, type) and issubclass(tool, BaseModel):
-        schema = _untitled(tool.model_json_schema())
+    if isinstance(tool, type) and is_basemodel_subclass(tool):
+        schema = _untitled(_model_schema(tool))
         return {key: value for key, value in schema.items() if key != "description"}
     return None
 
