@@ -16,7 +16,7 @@ from adapterhub.langchain.message_conversion import convert_messages, fit_tool_c
 from adapterhub.langchain.tool_call_format import HERMES, ToolCallFormat
 from adapterhub.langchain.tool_call_format_detection import ToolCallFormats
 from adapterhub.langchain.tool_choice import ToolChoice
-from adapterhub.langchain.tool_schema import json_schema_of, openai_tool
+from adapterhub.langchain.tool_schema import functions_of, json_schema_of
 from adapterhub.requests.preparing import names_adapter
 
 _OPTIONS = frozenset({*SamplingParams.model_fields, "priority"} - {"n", "logprobs"})
@@ -74,7 +74,7 @@ class ChatRequest:
         """
         given = {name: value for name, value in arguments.items() if value not in (None, [])}
         check_arguments(given.keys() - _NO_EFFECT, _OPTIONS | _FORMAT, "a chat model", {"model", "adapter"})
-        tools = [openai_tool(tool) for tool in given.get("tools", ())]
+        tools = functions_of(given.get("tools", ()))
         choice = ToolChoice.of(tools, given.get("tool_choice"), given.get("parallel_tool_calls", True))
         schema = response_schema(given.get("response_format"))
         options = {name: value for name, value in given.items() if name in _OPTIONS}

@@ -6,7 +6,7 @@ recursion, one without a `type` its content.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -20,29 +20,45 @@ from typing_extensions import is_typeddict
 from adapterhub.errors import InvalidRequestError
 
 Function = dict[str, Any]
+_SCHEMA_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _NO_SCHEMAS = frozenset({"const", "default", "enum", "examples"})
 _MAPS = frozenset({"properties", "$defs", "definitions"})
 
 
-def openai_tool(tool: Any) -> dict[str, Any]:
-    """A tool in OpenAI's format, with the unchanged schema of its arguments.
+def functions_of(tools: Iterable[Any]) -> list[Function]:
+    """Tools as functions in OpenAI's format; see `openai_tool`."""
+    return [openai_tool(tool) for tool in tools]
+
+
+def openai_tool(tool: Any) -> Function:
+    """A tool as a function in OpenAI's format, with the unchanged schema of its arguments.
 
     Args:
         tool: A tool, function, pydantic model, TypedDict, or a dict that is one of these in the format of OpenAI or
             Anthropic, or a titled JSON Schema.
 
     Raises:
-        InvalidRequestError: It is none of these.
+        InvalidRequestError: It is none of these, or a tool that only its provider can run, such as a web search.
     """
+    kind = tool.get("type", "function") if isinstance(tool, Mapping) else "function"
+    if kind not in ("function", "custom") and kind not in _SCHEMA_TYPES:
+        raise InvalidRequestError(
+            f"A tool of the type {kind!r} runs at the provider that offers it; here none does.",
+            hint="Bind a tool that runs in this program: a function, a LangChain tool or a JSON Schema.",
+        )
     try:
-        converted: dict[str, Any] = convert_to_openai_tool(tool)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidRequestError(f"{_name(tool)} is no tool: {error}") from error
-    function = converted.get("function")
-    parameters = _own_parameters(tool)
-    if parameters is None or not isinstance(function, dict):
+        converted = convert_to_openai_tool(tool)
+        if not isinstance(converted["function"]["name"], str):
+            raise TypeError("its name is no text")
+        parameters = _own_parameters(tool)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidRequestError(
+            f"A tool of the type {type(tool).__name__} cannot be converted to a function with a name.",
+            hint="Bind a function, a LangChain tool, a pydantic model, or a JSON Schema with title and description.",
+        ) from error
+    if parameters is None:
         return converted
-    return {**converted, "function": {**function, "parameters": parameters}}
+    return {**converted, "function": {**converted["function"], "parameters": parameters}}
 
 
 def arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +154,3 @@ def _unwrapped(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_type(schema: Any) -> bool:
     return isinstance(schema, type) or hasattr(schema, "__origin__")
-
-
-def _name(tool: Any) -> str:
-    return repr(getattr(tool, "name", None) or getattr(tool, "__name__", None) or type(tool).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,26 @@ def load_adapter_deltas(
                 for module, delta in _load_part(part, model, shapes).items():
                     summands.setdefault(module, []).append((delta, weight))
             return {module: concatenate(deltas).to(dtype) for module, deltas in summands.items()}
+    raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
+
+
+def adapter_rank(request: LoraRequest) -> int:
+    """The highest rank of an adapter's layers, for a blend that of the sum, from headers and configs alone.
+
+    Raises:
+        AdapterInvalidError: The files are damaged.
+        AdapterIncompatibleError: The kind of adapter cannot be served.
+    """
+    return max(_layer_ranks(request).values(), default=0)
+
+
+def _layer_ranks(request: LoraRequest) -> Counter[str]:
+    match request:
+        case StoredLoraRequest(folder=folder):
+            shapes = check_shapes(AdapterConfig.read(folder).settings, _read_header(folder))
+            return Counter({module: shape.rank for module, shape in shapes.items()})
+        case BlendedLoraRequest(parts=parts):
+            return sum((_layer_ranks(part) for part, _ in parts), Counter())
     raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
 
 

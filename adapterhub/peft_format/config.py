@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub._files import read_bounded
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, describe_validation
-from adapterhub.peft_format.module_patterns import MAX_MODULE_NAME, BoundedPatterns, Pattern, compile_pattern
+from adapterhub.peft_format.module_patterns import MAX_MODULE_NAME, BoundedPatterns, Pattern, PatternTable
 from adapterhub.peft_format.safetensors_header import TensorInfo
 
 CONFIG_FILE = "adapter_config.json"
@@ -86,12 +86,11 @@ class LoraSettings(BaseModel):
 
     def rank(self, module: str) -> int:
         """The rank of a module, by its name in the base."""
-        return next((rank for pattern, rank in self._ranks if pattern.match(module)), self.r)
+        return self._ranks.get(module, self.r)
 
     def scaling(self, module: str) -> float:
         """The factor of lora_B @ lora_A in a module."""
-        alpha = next((alpha for pattern, alpha in self._alphas if pattern.match(module)), self.lora_alpha)
-        rank = self.rank(module)
+        alpha, rank = self._alphas.get(module, self.lora_alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def canonical(self) -> bytes:
@@ -104,12 +103,12 @@ class LoraSettings(BaseModel):
         return json.dumps(self.model_dump(include=fields) | patterns, sort_keys=True).encode()
 
     @cached_property
-    def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
-        return [(compile_pattern(pattern), rank) for pattern, rank in self.rank_pattern.items()]
+    def _ranks(self) -> PatternTable[int]:
+        return PatternTable(self.rank_pattern)
 
     @cached_property
-    def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
-        return [(compile_pattern(pattern), alpha) for pattern, alpha in self.alpha_pattern.items()]
+    def _alphas(self) -> PatternTable[float]:
+        return PatternTable(self.alpha_pattern)
 
 
 @dataclass(frozen=True)

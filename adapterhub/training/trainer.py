@@ -12,7 +12,8 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,19 @@ class TrainingResult:
 
 
 def train_adapter(
-    config: FinetuneConfig, out: Path, *, progress: Callable[[TrainingStep], None] | None = None
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    check: Callable[[Path], None] | None = None,
+    progress: Callable[[TrainingStep], None] | None = None,
 ) -> TrainingResult:
     """Trains an adapter and writes `adapter_config.json`, `adapter_model.safetensors` and the chat template.
 
     Args:
         config: The run.
-        out: An existing, empty folder.
+        out: An existing, empty folder. The files are there before the last evaluation begins.
+        check: Called before the first step with a folder of the same files with untrained weights; what it raises ends
+            the run.
         progress: Called after every step.
 
     Raises:
@@ -114,6 +121,7 @@ def train_adapter(
         quantization=config.quantization,
         compute_dtype=config.compute_dtype,
         device=config.device,
+        revision=config.revision,
         training=True,
     )
     prompt = config.card.prompt
@@ -127,12 +135,17 @@ def train_adapter(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, base, train, validation, callback, scratch)
         initial_adapter = _load_initial(config, trainer.model)
+        if check:
+            (untrained := Path(scratch, "untrained")).mkdir()
+            _save(trainer.model, untrained, style)
+            check(untrained)
         before = {name: weight.detach().clone() for name, weight in _lora_b_weights(trainer.model)}
-        _run(trainer)
-    _check_learned(trainer.model, before)
-    _save(trainer.model, out)
-    if style.template:  # the base's may change
-        (out / "chat_template.jinja").write_text(style.template, encoding="utf-8")
+        with _memory_errors():
+            trainer.train()
+            _check_learned(trainer.model, before)
+            _save(trainer.model, out, style)
+            if trainer.eval_dataset is not None:
+                trainer.evaluate()
     return callback.result(base, style, train, validation, initial_adapter)
 
 
@@ -191,6 +204,7 @@ def _lora(config: FinetuneConfig, base: Base) -> LoraConfig:
     lora = config.lora
     return LoraConfig(
         task_type="CAUSAL_LM",
+        revision=config.revision,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -262,11 +276,10 @@ def _dataset(examples: list[TokenizedExample]) -> Dataset:
     )
 
 
-def _run(trainer: SFTTrainer) -> None:
+@contextmanager
+def _memory_errors() -> Iterator[None]:
     try:
-        trainer.train()
-        if trainer.eval_dataset is not None:
-            trainer.evaluate()
+        yield
     except torch.OutOfMemoryError:
         raise TrainingError(
             "Memory ran out.",
@@ -292,7 +305,9 @@ def _check_learned(model: Any, before: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _save(model: Any, out: Path) -> None:
+def _save(model: Any, out: Path, style: prompts.PromptStyle) -> None:
+    if style.template:  # the base's may change
+        (out / "chat_template.jinja").write_text(style.template, encoding="utf-8")
     # The default, "auto", asks the hub whether the base's vocabulary changed.
     model.save_pretrained(out, save_embedding_layers=False)
     (out / "README.md").unlink()  # peft's unfilled template

@@ -235,7 +235,7 @@ class TestTools:
             ToolChoice.of(tools).grammar(make_tokenizer(), HERMES)
 
     def test_a_tool_is_no_number(self, model):
-        with pytest.raises(InvalidRequestError, match="is no tool"):
+        with pytest.raises(InvalidRequestError, match="cannot be converted to a function"):
             model.bind_tools([7])
 
 

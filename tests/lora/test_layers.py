@@ -142,7 +142,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, tiny_ba
     weights = adapter / "adapter_model.safetensors"
     header = read_header(weights)
     weights.write_bytes(weights.read_bytes()[:-8])
-    monkeypatch.setattr("adapterhub.lora.loading.read_header", lambda path: header)
+    monkeypatch.setattr("adapterhub.lora.loading.read_header", lambda path, **_: header)
     base = load_base(tiny_base)
     with pytest.raises(AdapterInvalidError, match="shorter"):
         load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)

@@ -65,6 +65,20 @@ def test_the_files_are_untouched(registry: AdapterRegistry, adapter: Path) -> No
     assert not any((registry.root / ".staging").iterdir())
 
 
+def test_a_dry_run_checks_all_and_stores_nothing(
+    registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    card = registry.register("json", adapter, base=base, description="Writes JSON.", dry_run=True)
+    assert (card.name, card.version, card.description) == ("json", 1, "Writes JSON.")
+    assert registry.list() == []
+    assert not any((registry.root / ".staging").iterdir())
+    with pytest.raises(InvalidRequestError, match="larger than"):
+        registry.register("json", adapter, routing={"examples": ["x" * 2000] * 600}, dry_run=True)
+    with pytest.raises(AdapterInvalidError):
+        registry.register("json", tmp_path, dry_run=True)
+    assert registry.register("json", adapter, base=base).version == 1
+
+
 def test_versions_count_up_and_the_bare_name_means_the_highest(three: AdapterRegistry) -> None:
     assert [card.ref for card in three.versions("json")] == ["json@1", "json@2", "json@3"]
     assert three.resolve("json").version == 3

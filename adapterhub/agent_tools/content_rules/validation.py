@@ -25,7 +25,7 @@ from adapterhub.agent_tools.content_rules.text_rules import (
 
 
 class _AnyOf:
-    """Writes the union as `anyOf` in JSON Schema, which all grammars enforce, without repeating the names of the rules."""
+    """Writes the union as `anyOf` in JSON Schema, which grammars enforce, without repeating the names of the rules."""
 
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
