@@ -54,7 +54,7 @@ class LoraOptions(_Options):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of each LoRA layer while training."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Names of the layers to adapt, or `all-linear` for every linear layer but the output head."""
+    """Names of the layers to adapt, or `all-linear` for every linear layer that a text passes, but the output head."""
     rslora: bool = False
     """Rank-stabilised scaling (Kalajdzievski, 2023)."""
     dora: bool = False

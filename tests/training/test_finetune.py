@@ -425,7 +425,7 @@ def test_what_registering_would_refuse_is_refused_before_training(
     if fault == "card":
         changes = {"card": {"routing": {"examples": ["x" * 2000] * 600}}}
     elif fault == "names":
-        monkeypatch.setattr(importing, "check_fit", raising(AdapterIncompatibleError("other names")))
+        monkeypatch.setattr(importing, "check_against_base", raising(AdapterIncompatibleError("other names")))
     elif fault == "full disk":
         monkeypatch.setattr(importing, "copy_adapter", raising(OSError(28, "No space left on device")))
     else:
