@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
+from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
@@ -363,13 +364,13 @@ def adapter_loader(base: Base, limits: EngineLimits | None = None) -> AdapterLoa
         limits: An adapter of a rank above these is refused before its weights are read; the defaults if not given.
     """
     limits = limits or EngineLimits()
-    shapes = base.linear_shapes  # before the engine wraps layers, which changes their names
-    check = DigestCheck()
+    layers = base.linear_layers  # before the engine wraps layers, which changes their names
+    check = DigestCheck(lambda folder: check_copied_weights(folder, base.folder, layers))
 
     def load(adapter: LoraRequest) -> Mapping[str, LoraDelta]:
         limits.check_rank(adapter_rank(adapter), blend=isinstance(adapter, BlendedLoraRequest))
         check(adapter)
-        deltas = load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+        deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile
         return deltas
 
