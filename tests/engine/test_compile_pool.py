@@ -51,7 +51,7 @@ def engine(tiny_base: Path) -> Iterator[BatchingEngine]:
 
 @pytest.fixture
 def held(engine: BatchingEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The long form takes until the event is set; its quick lane gives up."""
+    """The long form takes until the event is set; its quick queue gives up."""
     may_end, find = threading.Event(), CompletionSearch.find
 
     def slow(self, matcher, max_states, max_seconds=0.0):

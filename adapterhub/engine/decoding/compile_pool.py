@@ -9,11 +9,11 @@ from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
 from adapterhub.engine.output_format import OutputFormat
 
 QUICK_SECONDS = 0.1
-"""Processor time after which an output format leaves the quick lane."""
+"""Processor time after which an output format leaves the quick queue."""
 
 
 class CompilePool:
-    """Two lanes: each output format starts in the quick one, and goes on in the slow one if it takes long.
+    """Two queues: each output format starts in the quick one, and goes on in the slow one if it takes long.
 
     Few threads, since they run Python, for which an event loop waits. They are started when they are needed. Any
     thread may call the methods.
@@ -38,5 +38,5 @@ class CompilePool:
 
     def close(self) -> None:
         """Ends the threads."""
-        for lane in (self._quick, self._slow):
-            lane.shutdown(cancel_futures=True)
+        for executor in (self._quick, self._slow):
+            executor.shutdown(cancel_futures=True)
