@@ -13,13 +13,13 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr, SecretStr
 
 from adapterhub.langchain.adapter_selection import without_adapter
 from adapterhub.langchain.base import MODEL_CONFIG, BaseHubModel
 from adapterhub.langchain.batching import with_concurrency
-from adapterhub.langchain.chat_request import ChatRequest, response_schema
+from adapterhub.langchain.chat_request import ChatRequest, functions_of, response_schema
+from adapterhub.langchain.context_overflow import context_overflow
 from adapterhub.langchain.results import create_chat_chunk, create_chat_result, create_last_chunk
 from adapterhub.langchain.structured_output import (
     Method,
@@ -82,9 +82,9 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
             **kwargs: Further arguments of a call, such as `response_format`, `adapter` or `temperature`.
 
         Raises:
-            InvalidRequestError: `tool_choice` names no tool, or `response_format` is not valid.
+            InvalidRequestError: A tool cannot run here, `tool_choice` names no tool, or `response_format` is not valid.
         """
-        functions = [convert_to_openai_tool(tool) for tool in tools]
+        functions = functions_of(tools)
         ToolChoice.of(functions, tool_choice)
         if kwargs.get("response_format") is not None:
             schema = response_schema(kwargs["response_format"])
@@ -139,8 +139,9 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = self._request(messages, stop, kwargs)
-        return create_chat_result(self._answer(request), request, self.hub.engine.base_name)
+        with context_overflow():
+            request = self._request(messages, stop, kwargs)
+            return create_chat_result(self._answer(request), request, self.hub.engine.base_name)
 
     async def _agenerate(
         self,
@@ -149,11 +150,14 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = await self._arequest(messages, stop, kwargs)
-        answer = self.hub.agenerate(request.messages, request.adapter, tools=request.tools, **request.options)
-        return create_chat_result(
-            await await_with_timeout(answer, self.timeout), request, self.hub.engine.base_name
-        )
+        with context_overflow():
+            request = await self._arequest(messages, stop, kwargs)
+            answer = self.hub.agenerate(
+                request.messages, request.adapter, tools=request.tools, **request.options
+            )
+            return create_chat_result(
+                await await_with_timeout(answer, self.timeout), request, self.hub.engine.base_name
+            )
 
     def _stream(
         self,
@@ -162,16 +166,17 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        request = self._request(messages, stop, kwargs)
-        parser = ToolCallParser(request.call_format)
-        with self.hub.stream(
-            request.messages, request.adapter, tools=request.tools, **request.options
-        ) as stream:
-            for text in iterate_with_timeout(stream, self.timeout):
-                yield from map(create_chat_chunk, parser.push(text) if request.may_call_tools else [text])
-        if stream.result:
-            yield from map(create_chat_chunk, parser.flush())
-            yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
+        with context_overflow():
+            request = self._request(messages, stop, kwargs)
+            parser = ToolCallParser(request.call_format)
+            with self.hub.stream(
+                request.messages, request.adapter, tools=request.tools, **request.options
+            ) as stream:
+                for text in iterate_with_timeout(stream, self.timeout):
+                    yield from map(create_chat_chunk, parser.push(text) if request.may_call_tools else [text])
+            if stream.result:
+                yield from map(create_chat_chunk, parser.flush())
+                yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
 
     async def _astream(
         self,
@@ -180,17 +185,20 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        request = await self._arequest(messages, stop, kwargs)
-        parser = ToolCallParser(request.call_format)
-        stream = self.hub.astream(request.messages, request.adapter, tools=request.tools, **request.options)
-        async with aclosing(stream):
-            async for text in aiterate_with_timeout(stream, self.timeout):
-                for delta in parser.push(text) if request.may_call_tools else [text]:
-                    yield create_chat_chunk(delta)
-        if stream.result:
-            for rest in parser.flush():
-                yield create_chat_chunk(rest)
-            yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
+        with context_overflow():
+            request = await self._arequest(messages, stop, kwargs)
+            parser = ToolCallParser(request.call_format)
+            stream = self.hub.astream(
+                request.messages, request.adapter, tools=request.tools, **request.options
+            )
+            async with aclosing(stream):
+                async for text in aiterate_with_timeout(stream, self.timeout):
+                    for delta in parser.push(text) if request.may_call_tools else [text]:
+                        yield create_chat_chunk(delta)
+            if stream.result:
+                for rest in parser.flush():
+                    yield create_chat_chunk(rest)
+                yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
 
     def _answer(self, request: ChatRequest) -> Generation:
         if self.timeout is None:

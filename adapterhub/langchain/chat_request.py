@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +70,7 @@ class ChatRequest:
         """
         given = {name: value for name, value in arguments.items() if value not in (None, [])}
         check_arguments(given.keys() - _NO_EFFECT, _OPTIONS | _FORMAT, "a chat model", {"model", "adapter"})
-        tools = [convert_to_openai_tool(tool) for tool in given.get("tools", ())]
+        tools = functions_of(given.get("tools", ()))
         choice = ToolChoice.of(tools, given.get("tool_choice"), given.get("parallel_tool_calls", True))
         schema = response_schema(given.get("response_format"))
         options = {name: value for name, value in given.items() if name in _OPTIONS}
@@ -104,6 +104,37 @@ def _native_format(
     if call_format.call_separator is None and any(len(each.get("tool_calls", ())) > 1 for each in messages):
         return None
     return call_format
+
+
+def functions_of(tools: Iterable[Any]) -> list[dict[str, Any]]:
+    """Tools as functions in OpenAI's format.
+
+    Args:
+        tools: Tools, functions, pydantic models, TypedDicts or JSON Schemas.
+
+    Raises:
+        InvalidRequestError: One is none of these, or a tool that only its provider can run, such as a web search.
+    """
+    return [_function_of(tool) for tool in tools]
+
+
+def _function_of(tool: Any) -> dict[str, Any]:
+    kind = tool.get("type", "function") if isinstance(tool, Mapping) else "function"
+    if kind not in ("function", "custom", "object"):
+        raise InvalidRequestError(
+            f"A tool of the type {kind!r} runs at the provider that offers it; here none does.",
+            hint="Bind a tool that runs in this program: a function, a LangChain tool or a JSON Schema.",
+        )
+    try:
+        converted = convert_to_openai_tool(tool)
+        if not isinstance(converted["function"]["name"], str):
+            raise TypeError("its name is no text")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"A tool of the type {type(tool).__name__} cannot be converted to a function with a name.",
+            hint="Bind a function, a LangChain tool, a pydantic model, or a JSON Schema with title and description.",
+        ) from error
+    return converted
 
 
 def response_schema(response_format: Any) -> Mapping[str, Any] | None:

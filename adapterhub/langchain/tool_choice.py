@@ -48,7 +48,12 @@ class ToolChoice:
             return cls()
         if choice in (None, False, "auto"):
             return cls(tuple(tools), parallel=parallel)
-        if choice in (True, "any", "required") and tools:
+        if choice in (True, "any", "required"):
+            if not tools:
+                raise InvalidRequestError(
+                    f"tool_choice is {choice!r}, and no such tool is bound: there are no tools at all.",
+                    hint="Give bind_tools the tools, or leave tool_choice out.",
+                )
             return cls(tuple(tools), required=True, parallel=parallel)
         named = tuple(tool for tool in tools if tool["function"]["name"] == choice)
         if not named:
