@@ -299,7 +299,7 @@ class TestCompiler:
             threading.Event(),
         )
 
-        def slowly(output_format: OutputFormat) -> object:
+        def slowly(output_format: OutputFormat, max_seconds: float) -> object:
             begun.set()
             assert go_on.wait(10)
             return compiled
