@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapterhub.errors import AdapterIncompatibleError, ConfigError, describe_validation
+from adapterhub.errors import AdapterIncompatibleError, ConfigError, describe_validation, describe_yaml
 
 CONFIG_FILE = "adapterhub.yaml"
 MAX_PRIORITY = 2**31 - 1
@@ -215,8 +215,10 @@ def _from_file(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path.name} is larger than 1 MiB, so it is not a settings file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} is not valid YAML: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name} is not valid YAML: {describe_yaml(error)}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name} is not UTF-8 text.") from error
     except OSError as error:
         raise ConfigError(f"{path.name} cannot be read: {error.strerror}.") from error
     if content is not None and not isinstance(content, dict):

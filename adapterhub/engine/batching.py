@@ -21,9 +21,11 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
+from adapterhub.engine.decoding.compile_pool import CompilePool
 from adapterhub.engine.generation_config import GenerationConfigSource, default_sampling_params
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
 from adapterhub.engine.model_runner import ModelRunner, Runner
@@ -85,6 +87,7 @@ class BatchingEngine:
         runner = runner or ModelRunner(base, max_loras=self._limits.max_loras)
         self._builder = SequenceBuilder(base)
         self._defaults = _default_sampling_params(base) if generation_config == "auto" else {}
+        self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
@@ -216,6 +219,7 @@ class BatchingEngine:
         # As a command: what was queued before is in the scheduler by then, and no step runs meanwhile.
         self._call(self._scheduler.close)
         self._background.close()
+        self._compile_pool.close()
 
     # In the caller's thread
 
@@ -234,11 +238,11 @@ class BatchingEngine:
         return sequences
 
     async def _compile(self, requests: Sequence[Request]) -> None:
-        """Compiles output formats in another thread, since it may take tenths of a second."""
+        """Compiles output formats in other threads, since it may take seconds."""
         self._refuse_if_forked()
         for request in requests:
             if request.output_format:
-                await asyncio.to_thread(self._builder.compile, request.output_format)
+                await self._compile_pool.compile(request.output_format)
 
     def _stream(self, sequence: SequenceState, waiter: Waiter) -> Generator[TokenOutput]:
         try:
@@ -375,13 +379,13 @@ def adapter_loader(base: Base, limits: EngineLimits | None = None) -> AdapterLoa
         limits: An adapter of a rank above these is refused before its weights are read; the defaults if not given.
     """
     limits = limits or EngineLimits()
-    shapes = base.linear_shapes  # before the engine wraps layers, which changes their names
-    check = DigestCheck()
+    layers = base.linear_layers  # before the engine wraps layers, which changes their names
+    check = DigestCheck(lambda folder: check_copied_weights(folder, base.folder, layers))
 
     def load(adapter: LoraRequest) -> Mapping[str, LoraDelta]:
         limits.check_rank(adapter_rank(adapter), blend=isinstance(adapter, BlendedLoraRequest))
         check(adapter)
-        deltas = load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+        deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile
         return deltas
 

@@ -29,6 +29,14 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({pattern})$")
 
 
+def is_cheap(pattern: str) -> bool:
+    """Whether a pattern can be matched safely: it is valid, and none that could take exponential time."""
+    try:
+        return bool(_check(pattern))
+    except ValueError:
+        return False
+
+
 def _check(pattern: str) -> str:
     if _PLAIN.fullmatch(pattern) and len(pattern) <= MAX_MODULE_NAME:
         return pattern  # not compiled: a card may have hundreds, and cards must load fast
