@@ -342,6 +342,18 @@ class TestRun:
         options = {parameter.name for parameter in cli.commands["run"].params}
         assert set(SamplingParams.model_fields) - options == set()
 
+    def test_banned_tokens_reach_the_request(self, run):
+        def token_ids(*options: object) -> list[int]:
+            arguments = ("--raw", "--logprobs", 0, "--max-tokens", 4, "--temperature", 0, *options, "--json")
+            completions = run("run", "base", "one two", *arguments).json["completions"]
+            return [one["token_id"] for one in completions[0]["logprobs"]]
+
+        plain = token_ids()
+        assert token_ids("--suppress-token-id", plain[0])[0] != plain[0]
+        first, second, *_ = token_ids("--bad-word-ids", f"{plain[0]},{plain[1]}")
+        assert (first, second) != (plain[0], plain[1])
+        assert run("run", "base", "x", "--bad-word-ids", "1,x").code == 2
+
     def test_sampling_parameters_reach_the_request(self, run):
         options = (
             *("--temperature", 0.8, "--top-k", 40, "--min-p", 0.01, "--repetition-penalty", 1.2, "--seed", 3),
