@@ -27,9 +27,9 @@ class BaseRule(BaseModel, ABC):
 
 
 def unfenced_lines(text: str, deadline: Deadline) -> Iterator[tuple[int, str]]:
-    """Yields each line outside fenced code, with its offset in the text."""
-    offset = 0
-    for line, is_code in deadline.limit(mark_fenced(text.split("\n"))):
+    """Yields each line outside fenced code, with its offset in the text; a byte order mark is not part of a line."""
+    offset = int(text.startswith("\ufeff"))
+    for line, is_code in deadline.limit(mark_fenced(text[offset:].split("\n"))):
         if not is_code:
             yield offset, line
         offset += len(line) + 1

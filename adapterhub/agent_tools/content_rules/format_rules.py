@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import regex
-from email_validator import validate_email
 from pydantic import Field, JsonValue, field_validator
 
 from adapterhub._deadline import Deadline
@@ -16,17 +14,21 @@ from adapterhub._patterns import MAX_PATTERN, SafePattern, all_matches
 from adapterhub.agent_tools.content_rules.base_rule import BaseRule, abbreviate
 from adapterhub.agent_tools.content_rules.json_schema import Schema, SchemaViolationError
 from adapterhub.agent_tools.content_rules.report import Violation
+from adapterhub.agent_tools.content_rules.string_formats import LABEL, email_error, has_valid_host
 
 Where = Literal["whole", "anywhere"]
 _MAX_DIGITS = 4300  # Python's own default
-_LABEL = r"[^\W_](?:[\w-]{0,61}[^\W_])?"
 # What may be an address within a text; `email_validator` decides.
 _EMAIL_CANDIDATE = regex.compile(
-    rf"(?<![\w.!#$%&'*+/=?^`{{|}}~-])[\w.!#$%&'*+/=?^`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL}){{1,8}}(?![\w-])"
+    rf"(?<![\w.!#$%&'*+/=?^`{{|}}~-])[\w.!#$%&'*+/=?^`{{|}}~-]{{1,64}}@{LABEL}(?:\.{LABEL}){{1,8}}(?![\w-])"
 )
-_MAX_EMAIL, _MAX_URL = 1000, 4096
-_URL = regex.compile(r"\bhttps?://[^\s<>\"'`\\^{}|\x00-\x1f]{1,2048}", regex.IGNORECASE)
-_HOST = regex.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*)\.?|[0-9a-f:.]*:[0-9a-f:.]*", regex.IGNORECASE)
+_MAX_URL = 4096
+_AFTER_URL = ".,;:!?)]'"
+# An apostrophe may stand in a path, and ends a quoted host. `has_valid_host` decides.
+_URL = regex.compile(
+    r"\bhttps?://[^\s<>\"'`\\^{}|/?#\x00-\x1f]{1,300}(?:[/?#][^\s<>\"`\\^{}|\x00-\x1f]{0,2048})?",
+    regex.IGNORECASE,
+)
 
 
 class Email(BaseRule):
@@ -38,10 +40,10 @@ class Email(BaseRule):
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         if self.where == "whole":
-            error = _email_error(text.strip()) if len(text) <= _MAX_EMAIL else "it is too long"
+            error = email_error(text.strip())
             return Violation(f"the text is no e-mail address: {abbreviate(error, 200)}") if error else None
         candidates = all_matches(_EMAIL_CANDIDATE, text, deadline)
-        if any(_email_error(candidate[0]) is None for candidate in candidates):
+        if any(email_error(candidate[0]) is None for candidate in candidates):
             return None
         return Violation("there is no e-mail address")
 
@@ -56,9 +58,9 @@ class Url(BaseRule):
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         if self.where == "whole":
             url = text.strip() if len(text) <= _MAX_URL else ""
-            valid = _URL.fullmatch(url) is not None and _has_valid_host(url)
+            valid = _URL.fullmatch(url) is not None and has_valid_host(url)
             return None if valid else Violation("the text is no URL")
-        if any(_has_valid_host(match[0]) for match in all_matches(_URL, text, deadline)):
+        if any(has_valid_host(match[0].rstrip(_AFTER_URL)) for match in all_matches(_URL, text, deadline)):
             return None
         return Violation("there is no URL")
 
@@ -77,7 +79,7 @@ class JsonSchema(BaseRule):
 
     rule: Literal["json_schema"] = "json_schema"
     json_schema: dict[str, JsonValue]
-    """The schema (2020-12); a reference to anything outside it is an error."""
+    """The schema (2020-12); a reference to anything outside it is an error. Common formats are checked."""
 
     @field_validator("json_schema")
     @classmethod
@@ -145,20 +147,3 @@ class _ConstantError(ValueError):
 
 def _refuse_constant(name: str) -> None:
     raise _ConstantError(f"{name} is no JSON value")
-
-
-def _email_error(address: str) -> str | None:
-    """Why an address is not valid by RFC 5321, 5322 and 6531; None if it is. Its domain is not looked up."""
-    try:
-        validate_email(address, check_deliverability=False)
-    except ValueError as error:
-        return str(error).rstrip(".")
-    return None
-
-
-def _has_valid_host(url: str) -> bool:
-    try:
-        parts = urlsplit(url.rstrip(".,;:!?)]"))
-        return (parts.port or 1) > 0 and _HOST.fullmatch(parts.hostname or "") is not None
-    except ValueError:  # the port or the IPv6 address is not valid
-        return False

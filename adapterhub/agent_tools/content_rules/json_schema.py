@@ -7,6 +7,7 @@ than any text is long. The keywords with regular expressions are replaced by one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -19,6 +20,7 @@ from referencing.exceptions import Unresolvable
 from adapterhub._deadline import Deadline
 from adapterhub._patterns import SafePattern
 from adapterhub.agent_tools.content_rules.base_rule import abbreviate
+from adapterhub.agent_tools.content_rules.string_formats import STRING_FORMATS
 
 _MAX_DEPTH = 100
 # JSON has no other containers; `isinstance` takes four times as long.
@@ -88,6 +90,8 @@ class Schema:
             **Draft202012Validator.VALIDATORS,
             **self._patterns.keywords,
             "uniqueItems": self._unique_items,
+            "multipleOf": _multiple_of,
+            "format": _format,
         }
         return extend(
             Draft202012Validator, {name: self._with_deadline(check) for name, check in keywords.items()}
@@ -149,6 +153,22 @@ class _PatternKeywords:
                 yield ValidationError(f"the property {abbreviate(name)} is not allowed")
             else:
                 yield from validator.descend(value[name], part, path=name)
+
+
+def _multiple_of(validator: Any, divisor: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+    """In decimal, as numbers are written in JSON: in binary, 19.99 is no multiple of 0.01."""
+    if validator.is_type(value, "number") and (_exact(value) / _exact(divisor)).denominator != 1:
+        yield ValidationError(f"{abbreviate(value)} is not a multiple of {abbreviate(divisor)}")
+
+
+def _exact(number: float) -> Fraction:
+    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
+
+
+def _format(validator: Any, name: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+    check = STRING_FORMATS.get(name) if isinstance(name, str) else None
+    if check and isinstance(value, str) and not check(value):
+        yield ValidationError(f"{abbreviate(value)} is no {name}")
 
 
 def _key(value: Any) -> Any:

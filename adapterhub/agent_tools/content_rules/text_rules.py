@@ -11,19 +11,31 @@ from pydantic import Field, StringConstraints
 from adapterhub._deadline import Deadline
 from adapterhub._patterns import all_matches, first_match
 from adapterhub.agent_tools.content_rules.base_rule import BaseRule, abbreviate, unfenced_lines
+from adapterhub.agent_tools.content_rules.headings import comparable, headings
 from adapterhub.agent_tools.content_rules.report import Violation
 
 Title = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-_HEADING = regex.compile(r" {0,3}(#{1,6})[ \t]+(\S.*)")
 _DELIMITER_ROW = regex.compile(r"\s*\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?$")
 _ESCAPED = regex.compile(r"\\.")
 _LETTERS = {"en": regex.compile("[A-Za-z]+"), "ru": regex.compile("[А-Яа-яЁё]+")}
 # Zero-width and control characters are not visible.
 _VISIBLE = regex.compile(r"[^\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff]")
+# Bracketed words count if they name what is to be filled in, and are no link: `[Company Name]`, `[Дата]`.
+_WORD, _GAP = r"[^\W_][^\W_]{0,29}(?:['’.-][^\W_]{1,29}){0,2}", r"(?:, ?|[ _/-])"
+_NOUN = (
+    r"(?:name|title|date|company|organi[sz]ation|institution|university|school|department|position|role|recipient|sender"
+    r"|client|customer|address|street|city|state|country|zip|phone|number|e-?mail|website|url|link|signature|amount|price"
+    r"|product|topic|location|time|year)s?"
+)
+_RUSSIAN_NOUN = (
+    "(?:имя|фамилия|отчество|фио|название|наименование|дата|компания|организация|должность|адрес|город|телефон|номер"
+    "|подпись|сумма|почта|получатель|отправитель)"
+)
 _PLACEHOLDER = regex.compile(
-    r"\{\{[^{}\n]{1,80}\}\}|\$\{\w{1,80}\}|\b(?:TODO|TBD|FIXME|XXX)\b|\bлорем ипсум\b|\blorem ipsum\b"
-    r"|[\[<](?:your|insert|enter|ваш[аеи]?|вставьте|укажите|введите)\b[^\[\]<>\n]{0,80}[\]>]",
-    regex.IGNORECASE,
+    r"\{\{[^{}\n]{1,80}\}\}|\$\{\w{1,80}\}|\b(?:TODO|XXX)\b|(?i:\b(?:TBD|FIXME|лорем ипсум|lorem ipsum)\b)"
+    r"|(?i:[\[<](?:your|insert|enter|ваш[аеи]?|вставьте|укажите|введите)\b[^\[\]<>\n]{0,80}[\]>])"
+    rf"|(?<![\[\]!])\[(?=\p{{Lu}})(?:(?:{_WORD}{_GAP}){{0,4}}(?i:{_NOUN})(?:[ _](?i:here|\d{{1,2}})|{_GAP}(?i:of|and)"
+    rf"(?:{_GAP}{_WORD}){{1,3}})?|(?i:{_RUSSIAN_NOUN})(?:{_GAP}{_WORD}){{0,3}})\](?![(\[]|:[ \t]*(?:https?:|[<./#]))"
 )
 
 
@@ -87,7 +99,7 @@ class LanguageRule(BaseRule):
 
 
 class HasHeadings(BaseRule):
-    """The text has Markdown headings (`# Title`) outside code."""
+    """The text has Markdown headings (`# Title`, or underlined) outside code."""
 
     rule: Literal["has_headings"] = "has_headings"
     minimum: int = Field(1, ge=1, le=1000)
@@ -96,7 +108,7 @@ class HasHeadings(BaseRule):
     """The level that counts, 1 for `#`; any if not given."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
-        count = sum(self.level in (None, heading) for heading, _ in _headings(text, deadline))
+        count = sum(self.level in (None, heading.level) for heading in headings(text, deadline))
         level = f" of level {self.level}" if self.level else ""
         return (
             None
@@ -106,7 +118,7 @@ class HasHeadings(BaseRule):
 
 
 class RequiredSections(BaseRule):
-    """The text has headings with these titles; case does not matter."""
+    """The text has headings with these titles; case and markup such as `**` do not matter."""
 
     rule: Literal["required_sections"] = "required_sections"
     sections: list[Title] = Field(min_length=1, max_length=50)
@@ -115,8 +127,8 @@ class RequiredSections(BaseRule):
     """Whether they must be in this order."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
-        titles = [title.rstrip("# \t\r").casefold() for _, title in _headings(text, deadline)]
-        required = [section.strip().casefold() for section in self.sections]
+        titles = [comparable(heading.title) for heading in headings(text, deadline)]
+        required = [comparable(section) for section in self.sections]
         missing = [
             abbreviate(name)
             for name, title in zip(self.sections, required, strict=True)
@@ -151,7 +163,7 @@ class MarkdownTable(BaseRule):
         if not tables:
             return Violation("there is no Markdown table")
         header = _cells(lines[tables[0] - 1][1])
-        if self.columns is not None and header != [column.strip() for column in self.columns]:
+        if self.columns is not None and [*map(comparable, header)] != [*map(comparable, self.columns)]:
             return Violation(
                 f"the table has the columns {abbreviate(', '.join(header), 200)}", lines[tables[0] - 1][0]
             )
@@ -180,18 +192,13 @@ class MarkdownTable(BaseRule):
 
 
 class NoPlaceholders(BaseRule):
-    """No placeholder is left: `{{name}}`, `${name}`, `[your name]`, `<укажите дату>`, `TODO`, lorem ipsum."""
+    """No placeholder is left: `{{name}}`, `${name}`, `[Company Name]`, `<укажите дату>`, `TODO`."""
 
     rule: Literal["no_placeholders"] = "no_placeholders"
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         match = first_match(_PLACEHOLDER, text, deadline)
         return Violation(f"the placeholder {abbreviate(match[0])} is left", match.start()) if match else None
-
-
-def _headings(text: str, deadline: Deadline) -> list[tuple[int, str]]:
-    headings = (_HEADING.match(line) for _, line in unfenced_lines(text, deadline) if "#" in line)
-    return [(len(heading[1]), heading[2]) for heading in headings if heading]
 
 
 def _cells(row: str) -> list[str]:

@@ -1,6 +1,11 @@
 """Each rule: a text that keeps to it, one that does not, the reason and the place."""
 
+import json
+from decimal import Decimal
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from adapterhub.agent_tools.content_rules import Rule, validate_text
@@ -45,7 +50,67 @@ PASSING = [
     ("слово", {"rule": "regex", "pattern": r"\w+", "match": "whole"}),
     ("abc", {"rule": "regex", "pattern": "x", "match": "nowhere"}),
 ]
+PASSING += [
+    ("# C#", {"rule": "required_sections", "sections": ["C#"]}),
+    ("# F# and C# ##", {"rule": "required_sections", "sections": ["F# and C#"]}),
+    ("# Cafe\u0301", {"rule": "required_sections", "sections": ["Café"]}),
+    ("# **Summary**", {"rule": "required_sections", "sections": ["Summary"]}),
+    ("Summary\n=======", {"rule": "has_headings", "level": 1}),
+    ("\ufeff# Title", {"rule": "has_headings"}),
+    ("\ufeff| Cafe\u0301 |\n|---|\n| `1` |", {"rule": "markdown_table", "columns": ["**Café**"]}),
+    ("| a | b |\n|---|---|\n| 1 | `x\\|y` |", {"rule": "markdown_table"}),
+    ("https://en.wikipedia.org/wiki/Schrödinger's_cat", {"rule": "url", "where": "whole"}),
+    ("['http://a.com','http://b.com']", {"rule": "url"}),
+    ("http://127.0.0.1:80", {"rule": "url", "where": "whole"}),
+    ("http://4chan.org/1.2", {"rule": "url", "where": "whole"}),
+    ("anna.o'neil+x@sub.example.co.uk", {"rule": "email", "where": "whole"}),
+    ("19.99", {"rule": "json_schema", "json_schema": {"multipleOf": 0.01}}),
+    ("1e300", {"rule": "json_schema", "json_schema": {"multipleOf": 1e-300}}),
+    ("7.0", {"rule": "json_schema", "json_schema": {"multipleOf": 3.5}}),
+]
+PASSING += [
+    (text, {"rule": "no_placeholders"})
+    for text in (
+        "My todo list",
+        "Todo el mundo",
+        "[Name](https://example.com), ![Title](a.png), [the site][Name]\n\n[Name]: https://example.com",
+        "- [x] done\n- [ ] open [1] [^2] [Applause] [sic] [Project Gutenberg] [see name below]",
+        "a[Index] and list[str], [[Name]]",
+    )
+]
+FORMATS = {
+    "email": ("a@b.com", "nope"),
+    "date": ("2024-02-29", "2023-02-29"),
+    "time": ("23:59:60Z", "25:00:00Z"),
+    "date-time": ("2024-01-02T03:04:05.678+01:00", "2024-01-02 03:04"),
+    "uri": ("urn:isbn:123", "no uri"),
+    "uuid": ("123E4567-e89b-12d3-a456-426614174000", "123"),
+    "ipv4": ("127.0.0.1", "127.0.0.256"),
+    "ipv6": ("::1", "::g"),
+    "hostname": ("a-b.example", "-a"),
+    "colour": ("any", None),
+}
 FAILING = [
+    ("logo@2x.png", {"rule": "email"}, "no e-mail address", None, None),
+    ("logo@2x.png", {"rule": "email", "where": "whole"}, "the name of a file", None, None),
+    ("price 5@10.50", {"rule": "email"}, "no e-mail address", None, None),
+    ("npm i left@1.2.3", {"rule": "email"}, "no e-mail address", None, None),
+    ("a@127.0.0.1", {"rule": "email", "where": "whole"}, "no e-mail address", None, None),
+    ("a@example.123", {"rule": "email", "where": "whole"}, "no e-mail address", None, None),
+    ("http://256.256.256.256", {"rule": "url", "where": "whole"}, "no URL", None, None),
+    ("http://a.1", {"rule": "url"}, "no URL", None, None),
+    ("http://a'b.com", {"rule": "url", "where": "whole"}, "no URL", None, None),
+    ("20", {"rule": "json_schema", "json_schema": {"multipleOf": 0.03}}, "violates multipleOf", None, None),
+    ("# C", {"rule": "required_sections", "sections": ["C#"]}, "missing sections: C#", None, None),
+    ("Dear [Name],", {"rule": "no_placeholders"}, "[Name] is left", 1, 6),
+    ("Regards, [Company Name]", {"rule": "no_placeholders"}, "[Company Name] is left", 1, 10),
+    ("[City, State, ZIP]: x", {"rule": "no_placeholders"}, "[City, State, ZIP] is left", 1, 1),
+    ("[Recipient's E-mail Address]", {"rule": "no_placeholders"}, "is left", 1, 1),
+    ("[COMPANY_NAME] [Date]", {"rule": "no_placeholders"}, "[COMPANY_NAME] is left", 1, 1),
+    ("[Name of the Company]", {"rule": "no_placeholders"}, "is left", 1, 1),
+    ("[Название компании]", {"rule": "no_placeholders"}, "is left", 1, 1),
+    ("Price: tbd", {"rule": "no_placeholders"}, "tbd is left", 1, 8),
+    ("-----BEGIN PGP PRIVATE KEY BLOCK-----", {"rule": "no_secrets"}, "a private key", 1, 1),
     (" \n\u200b\x00", {"rule": "not_empty"}, "empty", None, None),
     ("one", {"rule": "length", "unit": "words", "minimum": 2}, "1 words, fewer than 2", None, None),
     ("three", {"rule": "length", "maximum": 2}, "5 characters, more than 2", None, None),
@@ -111,6 +176,24 @@ FAILING = [
     ("abc", {"rule": "regex", "pattern": "b", "match": "whole"}, "b does not match", None, None),
     ("abc", {"rule": "regex", "pattern": "(b"}, "no regular expression", None, None),
 ]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_in_a_schema(name: str):
+    valid, invalid = FORMATS[name]
+    rule = {"rule": "json_schema", "json_schema": {"properties": {"x": {"format": name}}}}
+    assert check(json.dumps({"x": valid}), **rule).passed
+    assert check(json.dumps({"x": 1}), **rule).passed
+    if invalid:
+        reason = check(json.dumps({"x": invalid}), **rule).reason
+        assert reason == f"not valid under the schema at $.x: {invalid} violates format: {name}"
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(0, 6), st.integers(1, 10**4), st.integers(0, 6))
+def test_multiples_are_those_of_decimal_arithmetic(a: int, a_scale: int, b: int, b_scale: int):
+    value, divisor = Decimal(a).scaleb(-a_scale), Decimal(b).scaleb(-b_scale)
+    result = check(f"{value:f}", rule="json_schema", json_schema={"multipleOf": float(divisor)})
+    assert result.passed == (value % divisor == 0)
 
 
 @pytest.mark.parametrize(("text", "rule"), PASSING)
