@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapterhub._files import read_regular
+from adapterhub._files import read_regular, user_path
 from adapterhub.errors import AdapterHubError, ConfigError, describe_validation
 
 CONFIG_FILE = "adapterhub.yaml"
@@ -166,7 +166,7 @@ class HubConfig(BaseModel):
 def registry_folder(chosen: Path | None = None) -> Path:
     """Where the registry is: the chosen folder, `ADAPTERHUB_REGISTRY`, `./adapters`, or the user's data folder."""
     if chosen or os.environ.get(f"{_PREFIX}REGISTRY"):
-        return Path(chosen or os.environ[f"{_PREFIX}REGISTRY"]).expanduser()
+        return user_path(chosen or os.environ[f"{_PREFIX}REGISTRY"], ConfigError)
     if Path("adapters").is_dir():
         return Path("adapters")
     from platformdirs import user_data_path

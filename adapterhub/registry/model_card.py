@@ -80,7 +80,7 @@ def _front_matter(text: str) -> dict[str, Any]:
 
 def _texts(value: object) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(text[:_MAX_TEXT] for text in values if isinstance(text, str) and text)
+    return tuple(text for one in values if (text := _text(one)))
 
 
 def _first_paragraph(body: str) -> str:
@@ -104,7 +104,7 @@ def _evaluations(index: object) -> Iterator[Evaluation]:
                     dataset_name=_text(dataset.get("name")) or "",
                     dataset_type=_text(dataset.get("type")),
                     dataset_split=_text(dataset.get("split")),
-                    metric_type=kind[:_MAX_TEXT],
+                    metric_type=_text(kind) or "",
                     metric_name=_text(metric.get("name")),
                     metric_value=value,
                 )
@@ -113,7 +113,7 @@ def _evaluations(index: object) -> Iterator[Evaluation]:
 def _value(value: object) -> float | str | None:
     if isinstance(value, int | float) and abs(value) < _LARGEST_METRIC:
         return float(value)
-    return value[:_MAX_TEXT] if isinstance(value, str) else None
+    return _text(value)
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:
@@ -125,4 +125,5 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    return value[:_MAX_TEXT] if isinstance(value, str) else None
+    # YAML can escape lone surrogates, which no stored text can hold.
+    return value[:_MAX_TEXT].encode(errors="replace").decode() if isinstance(value, str) else None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterhub._files import is_folder, open_regular, os_errors_as, user_path
 from adapterhub.errors import AdapterInvalidError, InvalidRequestError, RegistryError
 from adapterhub.peft_format.checks import MAX_WEIGHTS_BYTES
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
@@ -23,6 +24,7 @@ _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 # The largest is a tokenizer.json: 33 MB for a vocabulary of 260,000 tokens.
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_FILES = 64
+_CHUNK_BYTES = 2**20
 _HUB = re.compile(
     r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,100}))?"
 )
@@ -60,9 +62,9 @@ def locate_adapter(path: str | Path, *, download: Downloader | None = None) -> A
         RegistryError: The snapshot could not be downloaded.
         AdapterInvalidError: The folder holds no adapter.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path, InvalidRequestError)
     hub = _HUB.fullmatch(path) if isinstance(path, str) else None
-    if folder.is_dir():
+    if is_folder(folder, InvalidRequestError):
         return AdapterFiles(_adapter_folder(folder), folder)
     if hub is None:
         raise InvalidRequestError(
@@ -116,7 +118,8 @@ def copy_adapter(files: AdapterFiles, target: Path) -> tuple[str, ...]:
         AdapterInvalidError: There are no safetensors weights, a symbolic link leads out of the folder, or
             there are too many or too large files.
     """
-    entries = sorted(path for path in files.folder.iterdir() if not path.name.startswith("."))
+    with os_errors_as(AdapterInvalidError, f"The folder {files.folder.name!r} cannot be read"):
+        entries = sorted(path for path in files.folder.iterdir() if not path.name.startswith("."))
     pickles = [path.name for path in entries if path.suffix in _PICKLES]
     _refuse_outward_links(entries, files.boundary)
     if not (files.folder / WEIGHTS_FILE).is_file():
@@ -126,8 +129,17 @@ def copy_adapter(files: AdapterFiles, target: Path) -> tuple[str, ...]:
         raise AdapterInvalidError(f"The folder holds {len(safe)} files; an adapter has at most {_MAX_FILES}.")
     for path in safe:
         _check_size(path)
-        shutil.copyfile(path, target / path.name)
+        _copy(path, target / path.name)
     return tuple(f"{name} was not copied: pickle files can run code" for name in pickles)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with (
+        os_errors_as(RegistryError, f"{source.name} could not be copied"),
+        open_regular(source, follow_links=True) as opened,
+        target.open("xb") as copy,
+    ):
+        shutil.copyfileobj(opened, copy, _CHUNK_BYTES)
 
 
 def _is_safe(path: Path) -> bool:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
+from adapterhub._files import scratch_folder
 from adapterhub.base.fingerprint import base_shapes
 from adapterhub.base.locating import locate_base
-from adapterhub.errors import AdapterIncompatibleError, ConfigError
+from adapterhub.errors import AdapterIncompatibleError, ConfigError, RegistryError
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
 from adapterhub.lora.blending.resolving import ResolvedAdapter, SingleAdapter, resolve_adapter
 from adapterhub.lora.digest_check import DigestCheck
@@ -61,8 +61,7 @@ def blend_adapters(
     resolved = resolve_adapter(weights, registry.resolve)
     _check_same_base(resolved)
     base = _local_base(resolved.main_card)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder(RegistryError, "The blend could not be written") as folder:
         _save(folder, registry, resolved, settings, base)
         # `register` takes what is known of the base from a card in the folder, as it does for another registry's.
         (folder / CARD_FILE).write_bytes(_draft_card(resolved.main_card).to_json())
