@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
-_MAX_REASON_CHARS = 120
+_QUOTED = re.compile(r"'([^']*)'")
 
 
 class _WithoutAliases(yaml.SafeLoader):
@@ -32,11 +33,17 @@ def parse_yaml(text: str, *, aliases: bool = True) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{place}{(error.problem or '')[:_MAX_REASON_CHARS]}") from error
+        # Not from the error, which holds the line.
+        raise ValueError(f"{place}{_QUOTED.sub(_without_text, error.problem or 'it is not YAML')}") from None
     except yaml.reader.ReaderError as error:
         raise ValueError("it has characters that YAML does not allow") from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     # PyYAML's constructors raise these on values such as `!!bool x`, `2024-13-01` and `!!timestamp x`.
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError("a value does not fit its type") from error
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise ValueError("a value does not fit its type") from None
+
+
+def _without_text(quoted: re.Match[str]) -> str:
+    # Some reasons quote what was found, such as a tag or an alias; '<block end>' and '}' are YAML's own.
+    return quoted[0] if re.fullmatch(r"<[a-z ]+>|\W", quoted[1]) else "..."

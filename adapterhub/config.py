@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapterhub._files import read_regular, user_path
-from adapterhub.errors import AdapterHubError, ConfigError, describe_validation
+from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, ConfigError, describe_validation
 
 CONFIG_FILE = "adapterhub.yaml"
 MAX_PRIORITY = 2**31 - 1
@@ -70,6 +70,19 @@ class EngineLimits:
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than a token for each of "
                 f"max_batch_size={self.max_batch_size} sequences.",
                 hint="Raise max_num_batched_tokens or lower max_batch_size.",
+            )
+
+    def check_rank(self, rank: int, *, blend: bool) -> None:
+        """Returns if an adapter of this rank is served.
+
+        Raises:
+            AdapterIncompatibleError: It is above the maximum rank.
+        """
+        limit = self.max_rank_of(blend=blend)
+        if rank > limit:
+            raise AdapterIncompatibleError(
+                f"Its rank is {rank}, and the engine serves ranks up to {limit}.",
+                hint="Raise max_lora_rank, or store it at a lower rank: a blend of this one part, method svd.",
             )
 
     def max_rank_of(self, *, blend: bool) -> float:

@@ -1,7 +1,8 @@
 """The fingerprint of a base, read from its folder without torch: an adapter works on the base it was trained on only.
 
 A name does not identify a base: revisions share it, and a folder may have any. Hashing 14 GB takes a minute. So the
-fingerprint covers the name, dtype, shape and first 4 KiB of every tensor, and the architecture settings.
+fingerprint covers the name, dtype, shape and first 4 KiB of every tensor, and the architecture settings. Tokenizer and
+chat template have digests of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import AdapterInvalidError, ConfigError
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 
@@ -29,11 +31,6 @@ _SETTINGS = {
 }
 _SAMPLE_BYTES = 4096
 _MAX_JSON_BYTES = 32 * 2**20
-# GPT-2's linear layers are `Conv1D`: their weights are stored as (in, out).
-_CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-_CONV1D_LAYERS = ("c_attn", "c_proj", "c_fc", "q_attn")
-_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
-_BNB_STATE = ".weight.quant_state.bitsandbytes__"
 
 
 class BaseFingerprint(BaseModel):
@@ -55,12 +52,17 @@ class BaseFingerprint(BaseModel):
     """Number of layers."""
     digest: str
     """sha256 over name, dtype, shape and first 4 KiB of every tensor, and the architecture settings."""
+    tokenizer_digest: str | None = None
+    """sha256 over the tokenizer's tokens, their ids and its merges; None if they are not known."""
+    chat_template_digest: str | None = None
+    """sha256 over the tokenizer's chat template; None if it is not known."""
 
     @classmethod
     def of(cls, folder: str | Path) -> BaseFingerprint:
         """Reads the fingerprint of a base on disk.
 
-        Takes a few milliseconds for 7 billion parameters. Changes after the first 4 KiB of a tensor are not detected.
+        Takes a few milliseconds for 7 billion parameters, and half a second for a tokenizer of 250,000 tokens. Changes
+        after the first 4 KiB of a tensor are not detected.
 
         Args:
             folder: Holds `config.json` and safetensors weights, in one file or in shards.
@@ -75,55 +77,42 @@ class BaseFingerprint(BaseModel):
             for name, tensor, path in sorted(_tensors(Path(folder)), key=lambda entry: entry[0]):
                 digest.update(f"\n{name} {tensor.dtype} {tensor.shape} ".encode())
                 digest.update(_head(path, tensor))
+            tokenizer = TokenizerFiles(Path(folder))
             known = {name: settings[name] or 0 for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
             return cls(
                 architecture=settings["architecture"],
                 model_type=settings["model_type"],
                 digest=f"sha256:{digest.hexdigest()}",
+                tokenizer_digest=tokenizer.tokenizer_digest,
+                chat_template_digest=tokenizer.chat_template_digest,
                 **known,
             )
 
     def mismatch(self, other: BaseFingerprint) -> str | None:
-        """Describes how another base differs from this one.
+        """Describes how another base differs from this one. The chat template may differ: an adapter can have its own.
 
         Returns:
-            The first difference, architecture before weights; None if the fingerprints are equal.
+            The first difference, architecture before weights and tokenizer; None if adapters of one fit the other.
         """
         for field in ("architecture", "vocab_size", "hidden_size", "num_hidden_layers"):
             this, others = getattr(self, field), getattr(other, field)
             if this != others:
                 return f"{field} is {others}, not {this}"
-        return None if self.digest == other.digest else "it has the same shape but other weights"
+        if self.digest != other.digest:
+            return "it has the same shape but other weights"
+        return (
+            "its tokenizer has other tokens"
+            if _differ(self.tokenizer_digest, other.tokenizer_digest)
+            else None
+        )
+
+    def has_other_template(self, other: BaseFingerprint) -> bool:
+        """Whether another base's chat template is known to differ from this one's."""
+        return _differ(self.chat_template_digest, other.chat_template_digest)
 
 
-def base_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """Reads the shapes of all linear layers from the headers of a base on disk.
-
-    For 4-bit weights the shape is that in bitsandbytes' `quant_state`, which is stored with them.
-
-    Args:
-        folder: A base on disk.
-
-    Returns:
-        Module name in the checkpoint -> (out_features, in_features).
-
-    Raises:
-        ConfigError: The folder holds no base that can be read.
-    """
-    with _base_errors(Path(folder)):
-        model_type = str(_read_config(Path(folder)).get("model_type"))
-        shapes: dict[str, tuple[int, int]] = {}
-        for name, tensor, path in _tensors(Path(folder)):
-            module, shape = _layer(name, tensor, path)
-            if len(shape) == 2:
-                transposed = stores_transposed(model_type, module)
-                shapes[module] = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
-        return _with_tied_head(shapes)
-
-
-def stores_transposed(model_type: str, module: str) -> bool:
-    """Whether an architecture stores a layer's weight as (in_features, out_features), as GPT-2 does."""
-    return model_type in _CONV1D and module.endswith(_CONV1D_LAYERS)
+def _differ(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and one != other
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -140,22 +129,6 @@ def weight_files(folder: Path) -> list[Path]:
     if any(Path(shard).name != shard for shard in shards):
         raise ValueError("the index of shards points out of the folder")
     return [folder / shard for shard in shards]
-
-
-def _layer(name: str, tensor: TensorInfo, path: Path) -> tuple[str, tuple[int, ...]]:
-    if _BNB_STATE in name:
-        with path.open("rb") as file:
-            file.seek(tensor.start)
-            state = json.loads(file.read(min(tensor.end - tensor.start, _SAMPLE_BYTES)))
-        return name.partition(_BNB_STATE)[0], tuple(int(size) for size in state["shape"])
-    packed = tensor.dtype == "U8"
-    return name.removesuffix(".weight"), tensor.shape if name.endswith(".weight") and not packed else ()
-
-
-def _with_tied_head(shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    # A head with tied weights is a layer of the model but not in the file.
-    embeddings = [shape for module, shape in shapes.items() if module.endswith(_EMBEDDINGS)]
-    return {"lm_head": embeddings[0], **shapes} if len(embeddings) == 1 else shapes
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, TensorInfo, Path]]:

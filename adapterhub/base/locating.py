@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from adapterhub._files import is_folder, user_path
+from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import ConfigError
 
 DEMO_BASE = "adapterhub-demo"
@@ -60,17 +60,13 @@ def tokenizer_chat_template(name: str | Path) -> str | None:
         name: As in `locate_base`, but without network: a hub id must be in the local cache.
 
     Raises:
-        ConfigError: The base is not on this machine.
+        ConfigError: The base is not on this machine, or its files are damaged.
     """
-    folder = locate_base(name, local_files_only=True)
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        return template.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    stored = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
-    if isinstance(stored, list):  # several named templates; transformers uses the one called "default"
-        stored = next((one["template"] for one in stored if one["name"] == "default"), None)
-    return stored
+    files = TokenizerFiles(locate_base(name, local_files_only=True))
+    try:
+        return files.chat_templates.get("default")
+    except ValueError as error:
+        raise ConfigError(f"The chat template of base {str(name)!r} cannot be read: {error}.") from error
 
 
 def _model_folder(folder: Path) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,13 @@ from adapterhub.cli.options import (
     base_options,
     complete_adapter,
     json_option,
-    open_hub,
     open_registry,
     registry_option,
 )
+from adapterhub.cli.progress import progress
 
 if TYPE_CHECKING:
+    from adapterhub.export import MergeComparison
     from adapterhub.registry import CardFields
     from adapterhub.training.trainer import TrainingStep
 
@@ -43,7 +42,7 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
     # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetuning import finetune as run_finetune
 
-    with _progress(f"Training {settings.name}") as show:
+    with progress(f"Training {settings.name}") as show:
         card = run_finetune(
             settings,
             adapters,
@@ -105,7 +104,8 @@ def blend(
     type=click.IntRange(0),
     default=8,
     show_default=True,
-    help="Compare the merged model with the adapter on this many of the card's examples; 0 loads no model.",
+    help="Compare the merged model with the adapter on the unquantised base, on this many of the card's examples; "
+    "0 loads no model.",
 )
 @click.option("--revision", help="A branch, tag or commit of the base on the hub.  [default: the card's]")
 @click.option(
@@ -129,7 +129,7 @@ def merge(
     from adapterhub.base.locating import locate_base
     from adapterhub.config import HubConfig
     from adapterhub.errors import ConfigError
-    from adapterhub.export import merge_adapter, merged_agreement
+    from adapterhub.export import compare_merged, merge_adapter
 
     adapters = open_registry(registry)
     card = adapters.resolve(name)
@@ -138,45 +138,44 @@ def merge(
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
     revision = config.revision or card.base.revision_of(base)
-    with _progress(f"Merging {card.ref}") as show:
+    folder = locate_base(base, revision=revision)
+    with progress(f"Merging {card.ref}") as show:
         report = merge_adapter(
-            locate_base(base, revision=revision),
+            folder,
             adapters.folder(card),
             out,
             force=force,
             progress=lambda done, total: show(done, total, "bytes"),
         )
     prompts = card.routing.examples[:check]
-    agreement = None
+    comparison = None
     if prompts:
-        with open_hub(registry, **{**settings, "base": base, "revision": revision}) as hub:
-            agreement = merged_agreement(hub.engine, hub.registry, card.ref, out, prompts)
+        comparison = compare_merged(
+            adapters,
+            card.ref,
+            folder,
+            out,
+            prompts,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+        )
     if as_json:
-        output.emit_json({**asdict(report), "requests_compared": len(prompts), "agreement": agreement})
+        compared = asdict(comparison) if comparison else None
+        output.emit_json({**asdict(report), "comparison": compared})
         return
     output.emit(str(out))
-    if agreement is not None:
-        output.note(
-            f"Answers {agreement:.0%} of {len(prompts)} example requests word for word as {card.ref} does."
-        )
+    if comparison:
+        output.note(_compared(comparison, card.ref))
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr; yields a function of done, total and a note."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+def _compared(comparison: MergeComparison, adapter: str) -> str:
+    return (
+        f"Compared with {adapter} on the unquantised base, {comparison.requests} example requests and "
+        f"{comparison.tokens:,} tokens: {comparison.agreement:.0%} of the answers and "
+        f"{comparison.top1_agreement:.1%} of the most probable tokens are the same; KL divergence "
+        f"{comparison.kl_divergence:.1e} nats; perplexity {comparison.perplexity_merged:.4f}, the adapter's "
+        f"{comparison.perplexity_adapter:.4f}."
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
 def _losses(step: TrainingStep) -> str:

@@ -223,6 +223,9 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
             "evaluation",
             "\n".join(f"{e.dataset_name}: {e.metric_type} {e.metric_value}" for e in card.evaluation),
         ),
+        ("system prompt", card.prompt.system or ""),
+        ("stops", ", ".join(map(repr, card.prompt.stop))),
+        ("sampling", _sampling(card)),
         ("routing", f"{len(card.routing.examples)} example requests" if card.routing.examples else ""),
         ("method", card.lineage.method or ""),
         ("parents", "\n".join(f"{p.name}@{p.version}, weight {p.weight}" for p in card.lineage.parents)),
@@ -230,6 +233,10 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ("digest", card.digest),
         ("created", f"{card.created_at:%Y-%m-%d %H:%M}"),
     ]
+
+
+def _sampling(card: AdapterCard) -> str:
+    return ", ".join(f"{name} {value}" for name, value in card.prompt.generation.items())
 
 
 def _prompt_style(card: AdapterCard) -> str:

@@ -17,13 +17,18 @@ from pathlib import Path
 
 import torch
 
-from adapterhub._files import new_folder, os_errors_as, read_bounded, user_path
-from adapterhub.base.fingerprint import BaseFingerprint, base_shapes, stores_transposed, weight_files
+from adapterhub._files import new_folder, os_errors_as, user_path
+from adapterhub.base.fingerprint import BaseFingerprint, weight_files
+from adapterhub.base.fit import check_against_base, check_fit
+from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, ExportError
-from adapterhub.peft_format.checks import AdapterInfo, check_digest, check_fit, inspect_adapter
+from adapterhub.export.model_card import model_card
+from adapterhub.export.prompt_files import write_prompt_files
+from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
-from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
+from adapterhub.registry.cards import CARD_FILE, AdapterCard, PromptProfile
+from adapterhub.registry.prompt_files import prompt_profile_of
 
 LINEAGE_FILE = "merge.json"
 """The file with the `MergeReport`, next to the merged weights."""
@@ -73,7 +78,8 @@ def merge_adapter(
 ) -> MergeReport:
     """Merges an adapter into its base's weights on disk, as a model that transformers loads without PEFT.
 
-    Config, tokenizer, chat template and generation config are copied; tied embeddings stay tied.
+    Config, tokenizer, chat template and generation config are the base's but where the adapter's prompt profile and
+    tokenizer files differ; tied embeddings stay tied.
 
     Args:
         base_folder: The base in 16 or 32 bits: `config.json` and safetensors, in one file or in shards.
@@ -94,8 +100,8 @@ def merge_adapter(
         raise ExportError(
             f"{str(out)!r} exists and is not empty.", hint="Give a folder that does not exist yet."
         )
-    merge = _Merge(Path(base_folder), Path(adapter_folder), inspect_adapter(Path(adapter_folder)))
-    merge.check(force=force)
+    merge = _Merge(Path(base_folder), Path(adapter_folder), inspect_adapter(Path(adapter_folder)), force)
+    merge.check()
     what = f"The merged model, {merge.size_bytes:,} bytes, could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
         merge.write(temporary, progress or (lambda written, total: None))
@@ -114,14 +120,16 @@ class _Merge:
     base: Path
     adapter: Path
     info: AdapterInfo
+    force: bool
 
-    def check(self, *, force: bool) -> None:
+    def check(self) -> None:
         if self.card:
             check_digest(self.card.ref, self.card.digest, self.info.digest)
-        check_fit(self.info.modules, base_shapes(self.base), self.info.config.settings)
+        check_against_base(self.info, self.adapter, self.base)
+        _ = self.profile  # refuses a tokenizer that does not fit
         recorded = self.card.base.fingerprint if self.card else None
         difference = recorded.mismatch(self.fingerprint) if recorded else None
-        if difference and not force:
+        if difference and not self.force:
             raise AdapterIncompatibleError(
                 f"The adapter was trained on another base: {difference}.",
                 hint="Give the 16-bit weights of the base that it was trained on; force=True merges anyway.",
@@ -142,10 +150,17 @@ class _Merge:
                     progress(written, self.size_bytes)
         for path in _files_to_copy(self.base):
             shutil.copyfile(path, out / path.name)
-        if self.card and self.card.prompt.chat_template:
-            (out / "chat_template.jinja").write_text(self.card.prompt.chat_template, encoding="utf-8")
+        write_prompt_files(out, self.adapter, self.profile)
         (out / LINEAGE_FILE).write_text(json.dumps(asdict(self.report), indent=2) + "\n", encoding="utf-8")
-        (out / "README.md").write_text(_model_card(self.report, self.card), encoding="utf-8")
+        (out / "README.md").write_text(self._model_card(), encoding="utf-8")
+
+    def _model_card(self) -> str:
+        report = self.report
+        details = (
+            f"{report.merged} of {report.tensors} weights carry the adapter ({report.method}, rounded once to "
+            f"{', '.join(report.dtypes)}). `{LINEAGE_FILE}` has the digests."
+        )
+        return model_card(report.base, self.base, report.adapter, self.card, details)
 
     def _write_shard(
         self, source: BufferedReader, target: BufferedWriter, header: Mapping[str, TensorInfo]
@@ -163,7 +178,7 @@ class _Merge:
     def _merged(self, module: str, weight: torch.Tensor, adapter: BufferedReader) -> torch.Tensor:
         parts = {part: _read(adapter, info).float() for part, info in self.parts[module].items()}
         scaling, magnitudes = self.info.config.settings.scaling(module), parts.get("lora_magnitude_vector")
-        rows = weight.T if stores_transposed(self.fingerprint.model_type, module) else weight
+        rows = weight.T if self.names[module] in self.layers.transposed else weight
         # In blocks of rows, to bound the size of the float32 intermediates.
         count = max(1, _BLOCK_ELEMENTS // rows.shape[1])
         for block in (slice(start, start + count) for start in range(0, len(rows), count)):
@@ -178,8 +193,11 @@ class _Merge:
 
     @cached_property
     def card(self) -> AdapterCard | None:
-        path = self.adapter / CARD_FILE
-        return AdapterCard.from_json(read_bounded(path, MAX_CARD_BYTES)) if path.exists() else None
+        return AdapterCard.of_folder(self.adapter)
+
+    @cached_property
+    def profile(self) -> PromptProfile:
+        return prompt_profile_of(self.adapter, self.base, force=self.force)
 
     @cached_property
     def fingerprint(self) -> BaseFingerprint:
@@ -204,17 +222,42 @@ class _Merge:
     @cached_property
     def targets(self) -> dict[str, str]:
         """Weight name in the base -> the adapter's module."""
-        return {self._weight_of(module): module for module in self.info.modules}
+        in_files = self.layers.parameters_in(self.tensors)
+        return {self._weight_of(module, in_files): module for module in self.info.modules}
 
-    def _weight_of(self, module: str) -> str:
-        # A checkpoint may omit transformers' `base_model_prefix`: GPT-2's has `h.0`, the module is `transformer.h.0`.
-        for name in (f"{module}.weight", f"{module.partition('.')[2]}.weight"):
-            if name in self.tensors:
-                return name
-        raise ExportError(
-            f"The base has no untied weight for {module!r}.",
-            hint="A merge into an output head with tied weights would change the embedding too; train without it.",
-        )
+    def _weight_of(self, module: str, in_files: Mapping[str, str]) -> str:
+        parameter = f"{self.names[module]}.weight"
+        if parameter in self.shared:
+            raise ExportError(
+                f"The base has no untied weight for {module!r}.",
+                hint="A merge into an output head with tied weights would change the embedding too; train without it.",
+            )
+        if parameter not in in_files:
+            raise ExportError(
+                f"The base's files have no weight that is {module!r} as it stands.",
+                hint="transformers splits or joins weights when it loads them; merge with PEFT's merge_and_unload.",
+            )
+        return in_files[parameter]
+
+    @cached_property
+    def layers(self) -> LinearLayers:
+        layers = LinearLayers.of_folder(self.base)
+        if layers is None:
+            raise ExportError(
+                "The base's model is known to code in its folder only, which is not run.",
+                hint="Merge with PEFT's merge_and_unload.",
+            )
+        return layers
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """The adapter's module -> its name in the model."""
+        return check_fit(self.info.modules, self.layers)
+
+    @cached_property
+    def shared(self) -> set[str]:
+        """Parameters that share their values with others."""
+        return {*self.layers.tied, *self.layers.tied.values()}
 
     @cached_property
     def report(self) -> MergeReport:
@@ -264,28 +307,3 @@ def _files_to_copy(folder: Path) -> Iterator[Path]:
 def _public_name(name: str | None) -> str | None:
     # A local path means nothing on other machines.
     return Path(name).name if name and Path(name).is_dir() else name
-
-
-def _model_card(report: MergeReport, card: AdapterCard | None) -> str:
-    head = [
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"base_model: {json.dumps(report.base)}",
-    ]
-    head += ["base_model_relation: merge", "tags: [lora, merge]"]
-    head += [f"license: {json.dumps(card.license)}"] if card and card.license else []
-    lines = [
-        "---",
-        *head,
-        "---",
-        "",
-        f"# {report.adapter} merged into {report.base}",
-        "",
-        card.description if card else "",
-        "",
-        f"{report.merged} of {report.tensors} weights carry the adapter ({report.method}, rounded once to "
-        f"{', '.join(report.dtypes)}). `{LINEAGE_FILE}` has the digests.",
-    ]
-    if card and card.prompt.system:
-        lines += ["", "The adapter was used with this system prompt:", "", f"> {card.prompt.system}"]
-    return "\n".join(lines) + "\n"

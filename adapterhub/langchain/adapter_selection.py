@@ -76,7 +76,7 @@ def cache_identity(hub: AdapterHub, adapter: str) -> dict[str, Any]:
     fingerprint = hub.engine.fingerprint
     return {
         "base": hub.engine.base_name,
-        "base_fingerprint": fingerprint.digest if fingerprint else None,
+        "base_fingerprint": fingerprint.model_dump_json() if fingerprint else None,
         "adapter_digest": _digest(candidate_cards(hub, adapter)),
     }
 

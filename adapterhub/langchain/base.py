@@ -81,6 +81,12 @@ class BaseHubModel(BaseLanguageModel[LanguageModelOutputVar]):
         bound = self.with_adapter(adapter) if adapter else self
         return super(BaseHubModel, bound).bind(**without_adapter(kwargs))
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy of everything but the hub, which holds a model and threads."""
+        memo = {} if memo is None else memo
+        memo[id(self.hub)] = self.hub
+        return super().__deepcopy__(memo)
+
     def _with(self, **fields: Any) -> Self:
         copy = self.model_copy(update=fields)
         copy.__dict__.pop(

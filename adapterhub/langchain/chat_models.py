@@ -13,13 +13,13 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr, SecretStr
 
 from adapterhub.langchain.adapter_selection import without_adapter
 from adapterhub.langchain.base import MODEL_CONFIG, BaseHubModel
 from adapterhub.langchain.batching import with_concurrency
 from adapterhub.langchain.chat_request import ChatRequest, response_schema
+from adapterhub.langchain.context_overflow import context_overflow
 from adapterhub.langchain.results import create_chat_chunk, create_chat_result, create_last_chunk
 from adapterhub.langchain.structured_output import (
     Method,
@@ -32,7 +32,8 @@ from adapterhub.langchain.structured_output import (
 from adapterhub.langchain.timeouts import aiterate_with_timeout, await_with_timeout, iterate_with_timeout
 from adapterhub.langchain.tool_call_format_detection import ToolCallFormats
 from adapterhub.langchain.tool_call_parser import ToolCallParser
-from adapterhub.langchain.tool_choice import ToolChoice
+from adapterhub.langchain.tool_choice import ToolChoice, arguments_grammar
+from adapterhub.langchain.tool_schema import functions_of
 from adapterhub.requests.generation import Generation
 
 
@@ -82,10 +83,12 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
             **kwargs: Further arguments of a call, such as `response_format`, `adapter` or `temperature`.
 
         Raises:
-            InvalidRequestError: `tool_choice` names no tool, or `response_format` is not valid.
+            InvalidRequestError: A tool cannot run here, `tool_choice` names no tool, `response_format` is not valid, or
+                no grammar can enforce a tool's schema.
         """
-        functions = [convert_to_openai_tool(tool) for tool in tools]
-        ToolChoice.of(functions, tool_choice)
+        functions = functions_of(tools)
+        for function in ToolChoice.of(functions, tool_choice).tools:
+            arguments_grammar(function["function"])
         if kwargs.get("response_format") is not None:
             schema = response_schema(kwargs["response_format"])
             kwargs["response_format"] = response_format(schema) if schema else None
@@ -96,7 +99,7 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
 
     def with_structured_output(
         self,
-        schema: dict[str, Any] | type | None = None,
+        schema: Any = None,
         *,
         method: Method = "json_schema",
         include_raw: bool = False,
@@ -106,7 +109,8 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         """Binds a schema; the answers are objects of it.
 
         Args:
-            schema: A pydantic model (the answer is one), or a TypedDict or JSON Schema (the answer is a dict).
+            schema: A pydantic model or another type that pydantic understands, such as `list[int]` (the answer is one);
+                or a TypedDict or JSON Schema (the answer is a JSON value).
             method: `"json_schema"`: the answer's text is JSON of that schema; `"json_mode"`: the same, or any JSON
                 object without a schema; `"function_calling"`: the answer calls a function of that schema.
             include_raw: Return `{"raw": message, "parsed": object or None, "parsing_error": exception or None}`.
@@ -114,7 +118,8 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
             **kwargs: Further arguments of a call, such as `adapter` or `temperature`.
 
         Raises:
-            InvalidRequestError: There is no such method, or it needs a schema.
+            InvalidRequestError: There is no such method, it needs a schema, or the schema is not one of objects and the
+                method is `"function_calling"`.
         """
         parser = create_parser(schema, method)
         kwargs |= tracing_format(schema, method)
@@ -139,8 +144,9 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = self._request(messages, stop, kwargs)
-        return create_chat_result(self._answer(request), request, self.hub.engine.base_name)
+        with context_overflow():
+            request = self._request(messages, stop, kwargs)
+            return create_chat_result(self._answer(request), request, self.hub.engine.base_name)
 
     async def _agenerate(
         self,
@@ -149,11 +155,14 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = await self._arequest(messages, stop, kwargs)
-        answer = self.hub.agenerate(request.messages, request.adapter, tools=request.tools, **request.options)
-        return create_chat_result(
-            await await_with_timeout(answer, self.timeout), request, self.hub.engine.base_name
-        )
+        with context_overflow():
+            request = await self._arequest(messages, stop, kwargs)
+            answer = self.hub.agenerate(
+                request.messages, request.adapter, tools=request.tools, **request.options
+            )
+            return create_chat_result(
+                await await_with_timeout(answer, self.timeout), request, self.hub.engine.base_name
+            )
 
     def _stream(
         self,
@@ -162,16 +171,17 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        request = self._request(messages, stop, kwargs)
-        parser = ToolCallParser(request.call_format)
-        with self.hub.stream(
-            request.messages, request.adapter, tools=request.tools, **request.options
-        ) as stream:
-            for text in iterate_with_timeout(stream, self.timeout):
-                yield from map(create_chat_chunk, parser.push(text) if request.may_call_tools else [text])
-        if stream.result:
-            yield from map(create_chat_chunk, parser.flush())
-            yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
+        with context_overflow():
+            request = self._request(messages, stop, kwargs)
+            parser = ToolCallParser(request.call_format)
+            with self.hub.stream(
+                request.messages, request.adapter, tools=request.tools, **request.options
+            ) as stream:
+                for text in iterate_with_timeout(stream, self.timeout):
+                    yield from map(create_chat_chunk, parser.push(text) if request.may_call_tools else [text])
+            if stream.result:
+                yield from map(create_chat_chunk, parser.flush())
+                yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
 
     async def _astream(
         self,
@@ -180,17 +190,20 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        request = await self._arequest(messages, stop, kwargs)
-        parser = ToolCallParser(request.call_format)
-        stream = self.hub.astream(request.messages, request.adapter, tools=request.tools, **request.options)
-        async with aclosing(stream):
-            async for text in aiterate_with_timeout(stream, self.timeout):
-                for delta in parser.push(text) if request.may_call_tools else [text]:
-                    yield create_chat_chunk(delta)
-        if stream.result:
-            for rest in parser.flush():
-                yield create_chat_chunk(rest)
-            yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
+        with context_overflow():
+            request = await self._arequest(messages, stop, kwargs)
+            parser = ToolCallParser(request.call_format)
+            stream = self.hub.astream(
+                request.messages, request.adapter, tools=request.tools, **request.options
+            )
+            async with aclosing(stream):
+                async for text in aiterate_with_timeout(stream, self.timeout):
+                    for delta in parser.push(text) if request.may_call_tools else [text]:
+                        yield create_chat_chunk(delta)
+            if stream.result:
+                for rest in parser.flush():
+                    yield create_chat_chunk(rest)
+                yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
 
     def _answer(self, request: ChatRequest) -> Generation:
         if self.timeout is None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from pydantic import BaseModel
 
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import InvalidRequestError
@@ -18,6 +16,7 @@ from adapterhub.langchain.message_conversion import convert_messages, fit_tool_c
 from adapterhub.langchain.tool_call_format import HERMES, ToolCallFormat
 from adapterhub.langchain.tool_call_format_detection import ToolCallFormats
 from adapterhub.langchain.tool_choice import ToolChoice
+from adapterhub.langchain.tool_schema import functions_of, json_schema_of
 from adapterhub.requests.preparing import names_adapter
 
 _OPTIONS = frozenset({*SamplingParams.model_fields, "priority"} - {"n", "logprobs"})
@@ -35,7 +34,7 @@ class ChatRequest:
         messages: The conversation.
         tools: The tools that the chat template renders; None if there are none, or it renders none.
         options: Further arguments of `AdapterHub.generate`.
-        may_call_tools: Whether the answer may contain tool calls.
+        callable_tools: The tools that the answer may call.
         call_format: The format of tool calls in the conversation and the answer.
     """
 
@@ -43,8 +42,13 @@ class ChatRequest:
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    may_call_tools: bool = False
+    callable_tools: Sequence[Mapping[str, Any]] = ()
     call_format: ToolCallFormat = HERMES
+
+    @property
+    def may_call_tools(self) -> bool:
+        """Whether the answer may contain tool calls."""
+        return bool(self.callable_tools)
 
     @classmethod
     def from_call(
@@ -70,7 +74,7 @@ class ChatRequest:
         """
         given = {name: value for name, value in arguments.items() if value not in (None, [])}
         check_arguments(given.keys() - _NO_EFFECT, _OPTIONS | _FORMAT, "a chat model", {"model", "adapter"})
-        tools = [convert_to_openai_tool(tool) for tool in given.get("tools", ())]
+        tools = functions_of(given.get("tools", ()))
         choice = ToolChoice.of(tools, given.get("tool_choice"), given.get("parallel_tool_calls", True))
         schema = response_schema(given.get("response_format"))
         options = {name: value for name, value in given.items() if name in _OPTIONS}
@@ -84,8 +88,8 @@ class ChatRequest:
             options["grammar"] = choice.grammar(hub.engine.tokenizer, native or HERMES, schema)
         if native:
             fitted = fit_tool_calls(converted, native)
-            return cls(adapter, fitted, tools or None, options, bool(choice.tools), native)
-        return cls(adapter, inline_tool_calls(converted, tools), None, options, bool(choice.tools))
+            return cls(adapter, fitted, tools or None, options, choice.tools, native)
+        return cls(adapter, inline_tool_calls(converted, tools), None, options, choice.tools)
 
 
 def _native_format(
@@ -130,19 +134,3 @@ def response_schema(response_format: Any) -> Mapping[str, Any] | None:
                 raise InvalidRequestError("response_format has no json_schema with a schema.")
             return schema
     return json_schema_of(response_format)
-
-
-def json_schema_of(schema: Any) -> Mapping[str, Any]:
-    """The JSON Schema of a pydantic model, a TypedDict, or a JSON Schema.
-
-    Raises:
-        InvalidRequestError: It is none of these.
-    """
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema()
-    if isinstance(schema, Mapping) and "type" in schema and "function" not in schema:
-        return schema
-    try:
-        return convert_to_json_schema(schema)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"No JSON Schema can be made of {schema!r}: {error}") from error

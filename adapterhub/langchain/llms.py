@@ -19,6 +19,7 @@ from adapterhub.langchain.adapter_selection import selected_adapter, without_ada
 from adapterhub.langchain.arguments import check_arguments
 from adapterhub.langchain.base import MODEL_CONFIG, SAMPLING_FIELDS, BaseHubModel
 from adapterhub.langchain.batching import AdapterBatch, group_by_adapter, restore_order
+from adapterhub.langchain.context_overflow import context_overflow
 from adapterhub.langchain.results import create_response_metadata, create_text_chunks, create_usage_metadata
 from adapterhub.requests.generation import Generation
 
@@ -131,8 +132,9 @@ class AdapterHubLLM(BaseHubModel[str], BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        answers = self.hub.generate_batch(prompts, **self._request(stop, kwargs, "adapters"))
-        return self._result(answers, kwargs)
+        with context_overflow():
+            answers = self.hub.generate_batch(prompts, **self._request(stop, kwargs, "adapters"))
+            return self._result(answers, kwargs)
 
     async def _agenerate(
         self,
@@ -141,8 +143,9 @@ class AdapterHubLLM(BaseHubModel[str], BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        answers = await self.hub.agenerate_batch(prompts, **self._request(stop, kwargs, "adapters"))
-        return self._result(answers, kwargs)
+        with context_overflow():
+            answers = await self.hub.agenerate_batch(prompts, **self._request(stop, kwargs, "adapters"))
+            return self._result(answers, kwargs)
 
     def _stream(
         self,
@@ -151,10 +154,11 @@ class AdapterHubLLM(BaseHubModel[str], BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        with self.hub.stream(prompt, **self._request(stop, kwargs, "adapter")) as stream:
-            yield from create_text_chunks(stream, run_manager)
-        if stream.result:
-            yield GenerationChunk(text="", generation_info=self._generation_info(stream.result, kwargs))
+        with context_overflow():
+            with self.hub.stream(prompt, **self._request(stop, kwargs, "adapter")) as stream:
+                yield from create_text_chunks(stream, run_manager)
+            if stream.result:
+                yield GenerationChunk(text="", generation_info=self._generation_info(stream.result, kwargs))
 
     async def _astream(
         self,
@@ -163,15 +167,16 @@ class AdapterHubLLM(BaseHubModel[str], BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        stream = self.hub.astream(prompt, **self._request(stop, kwargs, "adapter"))
-        async with aclosing(stream):
-            async for text in stream:
-                chunk = GenerationChunk(text=text)
-                if run_manager:
-                    await run_manager.on_llm_new_token(text, chunk=chunk)
-                yield chunk
-        if stream.result:
-            yield GenerationChunk(text="", generation_info=self._generation_info(stream.result, kwargs))
+        with context_overflow():
+            stream = self.hub.astream(prompt, **self._request(stop, kwargs, "adapter"))
+            async with aclosing(stream):
+                async for text in stream:
+                    chunk = GenerationChunk(text=text)
+                    if run_manager:
+                        await run_manager.on_llm_new_token(text, chunk=chunk)
+                    yield chunk
+            if stream.result:
+                yield GenerationChunk(text="", generation_info=self._generation_info(stream.result, kwargs))
 
     def _request(self, stop: list[str] | None, kwargs: dict[str, Any], adapter: str) -> dict[str, Any]:
         arguments = {**self.options, **self._arguments(stop, kwargs)}

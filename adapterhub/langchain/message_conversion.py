@@ -8,25 +8,35 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, ToolMessage
 
 from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain.tool_call_format import CALL, CALL_END, ID_LENGTH, ToolCallFormat
 from adapterhub.requests.prompts import ROLES
 
 _ROLE_OF_TYPE = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
-_IGNORED = frozenset(
-    {"tool_use", "tool_call", "input_json_delta", "tool_call_chunk", "reasoning", "thinking"}
-)
-"""Content blocks of an assistant that are ignored: its `tool_calls` repeat them, or they are no part of the answer."""
+_TEXTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "text-plain": "text",
+    "refusal": "refusal",
+}
+"""Content blocks that are text, and the key of each that holds it."""
+_SKIPPED = re.compile("tool_(use|call|result)|_call$|^input_json_delta$|reasoning|thinking|non_standard")
+"""Types of content blocks that are skipped: `tool_calls` repeat them, or they are for the provider that wrote them."""
 
 
 def convert_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """Converts messages to those of `AdapterHub.generate`.
 
+    Blocks of text are separate lines. In the history, a placeholder such as `[image]` stands for what is not text.
+
     Raises:
-        InvalidRequestError: A message has an unknown role or content that is not text.
+        InvalidRequestError: A message has an unknown role, or the user asks now about content that is not text.
     """
+    for message in messages[-1:]:
+        _check_question(message)
     return [_convert(message) for message in messages]
 
 
@@ -48,20 +58,23 @@ def inline_tool_calls(
     """Writes tools, calls and results as plain text, for a template that does not render them.
 
     The tools, one JSON object a line, precede the first user message; calls become part of the assistant's text;
-    consecutive results become one user message.
+    consecutive results, and what the user says next to them, become one user message, because templates often want
+    turns to alternate.
 
     Args:
         messages: From `convert_messages`.
         tools: Functions as JSON Schema.
     """
     inlined: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
-        if message["role"] != "tool":
-            inlined.append(_inline_calls(message))
-        elif index and messages[index - 1]["role"] == "tool":
-            inlined[-1]["content"] += f"\n{_result(message)}"
+    previous = None
+    for message in messages:
+        role = message["role"]
+        turn = {"role": "user", "content": _result(message)} if role == "tool" else _inline_calls(message)
+        if {previous, role} in ({"tool"}, {"tool", "user"}):
+            inlined[-1]["content"] += f"\n{turn['content']}"
         else:
-            inlined.append({"role": "user", "content": _result(message)})
+            inlined.append(turn)
+        previous = role
     if tools:
         first = next((each for each in inlined if each["role"] == "user"), None)
         if first is None:
@@ -73,15 +86,17 @@ def inline_tool_calls(
 
 def _convert(message: BaseMessage) -> dict[str, Any]:
     converted: dict[str, Any] = {"role": _role(message), "content": _text(message)}
-    if isinstance(message, AIMessage) and message.tool_calls:
-        converted["tool_calls"] = [
-            {
-                "type": "function",
-                "id": call["id"],
-                "function": {"name": call["name"], "arguments": call["args"]},
-            }
-            for call in message.tool_calls
+    if isinstance(message, AIMessage):
+        calls: list[tuple[str | None, str, Any]] = [
+            (call["id"], call["name"], call["args"]) for call in message.tool_calls
         ]
+        # A call whose arguments are no JSON keeps them as text, for the result that says so.
+        calls += [(bad["id"], bad["name"] or "", bad["args"] or "") for bad in message.invalid_tool_calls]
+        if calls:
+            converted["tool_calls"] = [
+                {"type": "function", "id": call_id, "function": {"name": name, "arguments": arguments}}
+                for call_id, name, arguments in calls
+            ]
     if isinstance(message, ToolMessage):
         converted["tool_call_id"] = message.tool_call_id
         if message.name:
@@ -104,21 +119,30 @@ def _role(message: BaseMessage) -> str:
 def _text(message: BaseMessage) -> str:
     if isinstance(message.content, str):
         return message.content
-    return "".join(_part(part) for part in message.content)
+    return "\n".join(text for part in message.content if (text := _part(part)))
 
 
 def _part(part: str | Mapping[str, Any]) -> str:
+    """The text of a content block; empty if it is skipped."""
     if isinstance(part, str):
         return part
     kind = part.get("type")
-    if kind == "text":
-        return str(part["text"])
-    if kind in _IGNORED:
-        return ""
-    raise InvalidRequestError(
-        f"A message has content of the type {kind!r}; only text is supported.",
-        hint="Send its text, or a description of it.",
-    )
+    if not isinstance(kind, str):  # a tool's data
+        return json.dumps(part, ensure_ascii=False, default=str)
+    if kind in _TEXTS:
+        return str(part.get(_TEXTS[kind]) or "")
+    return "" if _SKIPPED.search(kind) else f"[{kind.removesuffix('_url')}]"
+
+
+def _check_question(message: BaseMessage) -> None:
+    """The user's newest message is what the answer is about: a placeholder would have it made up."""
+    for part in message.content if isinstance(message, HumanMessage) else ():
+        kind = part.get("type") if isinstance(part, Mapping) else "text"
+        if isinstance(kind, str) and kind not in _TEXTS and not _SKIPPED.search(kind):
+            raise InvalidRequestError(
+                f"The message has content of the type {kind!r}; only text is supported.",
+                hint="Send its text, or a description of it.",
+            )
 
 
 def _fit(message: Mapping[str, Any], call_format: ToolCallFormat) -> dict[str, Any]:
@@ -132,7 +156,7 @@ def _fit(message: Mapping[str, Any], call_format: ToolCallFormat) -> dict[str, A
 
 def _fit_call(call: Mapping[str, Any], call_format: ToolCallFormat) -> dict[str, Any]:
     function = dict(call["function"])
-    if call_format.arguments_as_string:
+    if call_format.arguments_as_string and not isinstance(function["arguments"], str):
         function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
     return {**call, "id": _fit_id(call["id"], call_format), "function": function}
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from adapterhub._files import read_bounded
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.config import MAX_PRIORITY
 from adapterhub.errors import AdapterInvalidError, InvalidRequestError, describe_validation
@@ -246,6 +247,16 @@ class AdapterCard(_CardModel):
                 f"{CARD_FILE} is not a card: {describe_validation(error)}.",
                 hint="Repair the file, or remove that version's folder and register the adapter again.",
             ) from error
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> AdapterCard | None:
+        """The card in an adapter's folder; None if it has none.
+
+        Raises:
+            AdapterInvalidError: The file cannot be read, or is not a card.
+        """
+        path = folder / CARD_FILE
+        return cls.from_json(read_bounded(path, MAX_CARD_BYTES)) if path.exists() else None
 
     def changed(self, changes: Mapping[str, Any]) -> AdapterCard:
         """A copy with some of `CardFields` set.

@@ -5,6 +5,7 @@ adapter reference -> route (only for "auto") -> registry -> the card's prompt pr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -17,6 +18,7 @@ from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
+from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.registry.references import check_reference
 from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.requests.generation import Generation, Usage
@@ -26,6 +28,8 @@ from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
 from adapterhub.routing.router import AdapterRouter
+
+_log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[Message]
 BASE_NAMES = frozenset({"base", "__base__"})
@@ -89,6 +93,7 @@ class RequestPreparer:
         self._registry = registry
         self._engine = engine
         self._encoder = PromptEncoder(engine.tokenizer)
+        self._own_templates: dict[str, str | None] = {}  # by digest, of adapters made with another template
         self._router = SyncedRouter(registry, engine.fingerprint, router)
 
     def prepare(
@@ -117,7 +122,7 @@ class RequestPreparer:
         reference = route.adapter if route else adapter
         resolved = resolve_adapter(reference, self._resolve_for_base) if names_adapter(reference) else None
         card = resolved.main_card if resolved else None
-        profile = card.prompt if card else PromptProfile()
+        profile = self._profile(card) if card else PromptProfile()
         token_ids, style_stop = self._tokenize(prompt, profile, options)
         stop = {"stop": (*style_stop, *profile.stop)}
         request = Request(
@@ -145,9 +150,9 @@ class RequestPreparer:
 
     def prompt_style(self, adapter: str | None) -> PromptStyle:
         """The prompt style of an adapter; see `AdapterHub.prompt_style`."""
-        return self._style(
-            self.resolve(adapter).main_card.prompt if names_adapter(adapter) else PromptProfile()
-        )
+        if not names_adapter(adapter):
+            return self._style(PromptProfile())
+        return self._style(self._profile(self.resolve(adapter).main_card))
 
     def resolve(self, reference: str) -> ResolvedAdapter:
         """The adapter, or the adapters of a blend, that a reference names, whatever base they are for."""
@@ -170,7 +175,7 @@ class RequestPreparer:
         if not messages:
             return 0
         named = names_adapter(adapter) and adapter != "auto"
-        profile = self.resolve(adapter).main_card.prompt if adapter and named else PromptProfile()
+        profile = self._profile(self.resolve(adapter).main_card) if adapter and named else PromptProfile()
         turns = conversation(messages, profile.system, may_be_empty=True)
         try:
             return len(self._encoder.encode(self._encoder.render(turns, self._style(profile), tools=tools)))
@@ -194,6 +199,21 @@ class RequestPreparer:
         rendered = self._encoder.render(conversation(prompt, profile.system), style, tools=options.tools)
         check_text(rendered.text)
         return self._encoder.encode(rendered), style.stop
+
+    def _profile(self, card: AdapterCard) -> PromptProfile:
+        """The card's profile; the adapter's own template where the base's has changed since it was registered."""
+        loaded, trained_on = self._engine.fingerprint, card.base.fingerprint
+        has_changed = loaded and trained_on and trained_on.has_other_template(loaded)
+        if not has_changed or card.prompt.chat_template or card.prompt.format not in ("auto", "chat"):
+            return card.prompt
+        if card.digest not in self._own_templates:
+            own, _ = read_prompt_profile(self._registry.folder(card), None)
+            self._own_templates[card.digest] = own.chat_template
+            used = "its own is used" if own.chat_template else "it has none of its own, so the base's is used"
+            _log.warning(
+                "The base's chat template is another than when %s was registered; %s.", card.ref, used
+            )
+        return card.prompt.model_copy(update={"chat_template": self._own_templates[card.digest]})
 
     def _style(self, profile: PromptProfile) -> PromptStyle:
         return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)

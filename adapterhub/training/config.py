@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -15,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from adapterhub._yaml import parse_yaml
+from adapterhub.base.locating import DEMO_BASE
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
@@ -53,7 +54,7 @@ class LoraOptions(_Options):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of each LoRA layer while training."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Names of the layers to adapt, or `all-linear` for every linear layer but the output head."""
+    """Names of the layers to adapt, or `all-linear` for every linear layer that a text passes, but the output head."""
     rslora: bool = False
     """Rank-stabilised scaling (Kalajdzievski, 2023)."""
     dora: bool = False
@@ -132,14 +133,17 @@ class FinetuneConfig(_Options):
     name: Annotated[str, AfterValidator(check_name)]
     """Name to register the adapter under; an existing name gets its next version."""
     base: str
-    """`adapterhub-demo`, a model folder, or a hub id. Written into the adapter as given."""
+    """`adapterhub-demo`, a model folder, or a hub id. A folder may be relative to that of the configuration file."""
+    revision: str | None = None
+    """A branch, tag or commit, where `base` is a hub id; goes onto the card."""
     data: DataOptions
     """The examples."""
     lora: LoraOptions = LoraOptions()
     """The adapter's shape."""
     initial_adapter: Path | None = None
     """The folder of an adapter of the same shape whose weights the run starts from, such as a registry's
-    `<name>/<version>`. Relative to the folder of the configuration file."""
+    `<name>/<version>`, and its prompt profile if `card.prompt` is not set. Relative to the folder of the configuration
+    file."""
     train: TrainOptions = TrainOptions()
     """The schedule."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
@@ -163,9 +167,14 @@ class FinetuneConfig(_Options):
         """
         path = Path(path)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"The configuration {str(path)!r} could not be read: {error}") from error
+            content = parse_yaml(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"The configuration {str(path)!r} could not be read: {error.strerror}."
+            ) from error
+        except ValueError as error:
+            reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+            raise ConfigError(f"The configuration {str(path)!r} could not be read: {reason}.") from None
         if not isinstance(content, dict):
             raise ConfigError(f"The configuration {str(path)!r} is not a mapping of names to values.")
         try:
@@ -180,6 +189,16 @@ class FinetuneConfig(_Options):
         data = self.data
         paths = {"train": folder / data.train, "validation": data.validation and folder / data.validation}
         initial_adapter = self.initial_adapter and folder / self.initial_adapter
-        return self.model_copy(
-            update={"data": data.model_copy(update=paths), "initial_adapter": initial_adapter}
-        )
+        update = {
+            "data": data.model_copy(update=paths),
+            "initial_adapter": initial_adapter,
+            "base": _base_in_folder(self.base, folder),
+        }
+        return self.model_copy(update=update)
+
+
+def _base_in_folder(base: str, folder: Path) -> str:
+    """A base's folder as it is from anywhere, since it goes onto the card; a hub id looks like a relative path."""
+    path = folder / base
+    is_path = base.startswith(("./", "../")) or (base != DEMO_BASE and path.is_dir())
+    return str(path.resolve()) if is_path else base

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import AdapterRegistry
+from adapterhub import AdapterRegistry, SamplingParams
 from adapterhub.cli.main import cli, main
 from adapterhub.cli.options import read_text
 from adapterhub.errors import AdapterNotFoundError
@@ -89,6 +89,17 @@ class TestReading:
         as_json = run("show", "json@1", "--json").json
         assert as_json["prompt_in_use"] == "chat template of the tokenizer"
         assert as_json["folder"] == str(tiny_registry / "json" / "1")
+
+    def test_show_has_the_prompt_profile_of_the_adapters_own_files(self, own, tmp_path, tiny_base):
+        adapter = make_adapter(tmp_path / "adapter", tiny_base)
+        (adapter / "tokenizer_config.json").write_text('{"chat_template": "x", "eos_token": "<|endoftext|>"}')
+        assert "its own is used" in own("add", "a", adapter, "--base", tiny_base).err
+        AdapterRegistry(tmp_path / "registry").update(
+            "a", prompt={"system": "Be brief.", "generation": {"temperature": 0.5}}
+        )
+        shown = own("show", "a").out
+        for line in ("chat template of the card", "'<|endoftext|>'", "Be brief.", "temperature 0.5"):
+            assert line in shown
 
     def test_route(self, run):
         assert run("route", "my router shows an error", "--json").json["adapter"] == "support"
@@ -317,6 +328,59 @@ class TestRun:
         assert run("run", "json", "Hi", "--choice", "left", "--choice", "right").out in ("left\n", "right\n")
         assert len(run("run", "json", "Hi", "--regex", "[0-9]{3}").out) == 4
 
+    def test_every_sampling_parameter_is_an_option(self):
+        options = {parameter.name for parameter in cli.commands["run"].params}
+        assert set(SamplingParams.model_fields) - options == set()
+
+    def test_sampling_parameters_reach_the_request(self, run):
+        options = (
+            *("--temperature", 0.8, "--top-k", 40, "--min-p", 0.01, "--repetition-penalty", 1.2, "--seed", 3),
+            *("--n", 2, "--logprobs", 1, "--max-tokens", 5, "--ignore-eos"),
+        )
+        answer = run("run", "json", "Hi", *options, "--json").json
+        first, second = answer["completions"]
+        assert len(first["logprobs"]) == len(first["token_ids"]) == 5
+        assert first["token_ids"] != second["token_ids"]
+        assert run("run", "json", "Hi", *options, "--json").json["completions"] == answer["completions"]
+        greedy = run("run", "json", "Hi", "--max-tokens", 5, "--ignore-eos", "--logprobs", 0, "--json").json
+        stop = greedy["completions"][0]["token_ids"][0]
+        assert run("run", "json", "Hi", "--stop-token-id", stop).out == "\n"
+        assert len(run("run", "json", "Hi", "--n", 3, "--max-tokens", 1).out.splitlines()) == 3
+
+    @pytest.mark.parametrize(
+        ("options", "code"),
+        [(("--top-k", -2), 1), (("--repetition-penalty", 0), 1), (("--n", 0), 1), (("--logprobs", 1), 2)],
+    )
+    def test_a_wrong_sampling_parameter_is_reported_before_the_base_is_loaded(
+        self, run, monkeypatch, options, code
+    ):
+        monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
+        assert run("run", "json", "Hi", *options).code == code
+
+    def test_an_adapter_is_served_on_its_own_base_though_most_are_for_another(
+        self, copy, tmp_path, monkeypatch
+    ):
+        other = make_base(tmp_path / "other", seed=7)
+        adapter = make_adapter(tmp_path / "mine", other)
+        copy("add", "mine", adapter, "--base", other)
+        answer = copy("run", "mine", "Hi", "--max-tokens", 2, "--json")
+        assert (answer.code, answer.json["adapter"]) == (0, "mine")
+        assert copy("run", "json", "Hi", "--max-tokens", 2, "--json").json["adapter"] == "json"
+        monkeypatch.setenv("ADAPTERHUB_BASE", str(tmp_path / "none"))  # what the user sets counts
+        assert "none" in copy("run", "mine", "Hi").err
+
+    def test_an_adapters_base_is_loaded_at_its_revision(self, copy, tmp_path, monkeypatch):
+        path = tmp_path / "registry" / "json" / "1" / "card.json"
+        card = json.loads(path.read_text())
+        card["base"] |= {"name": "organisation/base", "revision": "v1"}
+        path.write_text(json.dumps(card))
+        asked = {}
+        monkeypatch.setattr(
+            "adapterhub.hub.AdapterHub.from_pretrained", lambda **settings: asked.update(settings) or 1 / 0
+        )
+        copy("run", "json", "Hi")
+        assert (asked["base"], asked["revision"]) == ("organisation/base", "v1")
+
     def test_an_invalid_output_format_is_reported_before_the_base_is_loaded(self, run, tmp_path, monkeypatch):
         (tmp_path / "schema.json").write_text("[1]")
         monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
@@ -368,10 +432,13 @@ class TestBlend:
 
 class TestMerge:
     def test_it_writes_a_model_and_reports_the_agreement(self, run, tmp_path):
-        merged = run(
-            "merge", "json", tmp_path / "merged", "--check", 2, "--quantization", "none", "--json"
-        ).json
-        assert (merged["adapter"], merged["requests_compared"], merged["agreement"]) == ("json@1", 2, 1)
+        merged = run("merge", "json", tmp_path / "merged", "--check", 2, "--json").json
+        compared = merged["comparison"]
+        assert (merged["adapter"], compared["requests"], compared["agreement"]) == ("json@1", 2, 1)
+        assert (compared["top1_agreement"], compared["kl_divergence"]) == (1, pytest.approx(0, abs=1e-9))
+        assert compared["perplexity_merged"] == pytest.approx(compared["perplexity_adapter"], rel=1e-5)
+        shown = run("merge", "json", tmp_path / "again", "--check", 2)
+        assert "100% of the answers and 100.0% of the most probable tokens are the same; KL" in shown.err
         assert (tmp_path / "merged" / "model.safetensors").is_file()
 
     def test_without_a_check_no_model_is_loaded(self, run, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from langchain_core.tools import BaseTool, BaseToolkit
 from pydantic import ConfigDict, InstanceOf, SkipValidation, model_validator
@@ -48,6 +48,12 @@ class AdapterToolkit(BaseToolkit):
         if need_hub:
             raise ValueError(f"{' and '.join(need_hub)}: needs hub=")
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy of everything but the hub, which holds a model and threads."""
+        memo = {} if memo is None else memo
+        memo[id(self.hub)] = self.hub
+        return super().__deepcopy__(memo)
 
     def get_tools(self) -> list[BaseTool]:
         """The selected tools."""
