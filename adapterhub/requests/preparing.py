@@ -20,10 +20,10 @@ from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
 from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.registry.references import check_reference
-from adapterhub.requests.encoding import PromptEncoder
+from adapterhub.requests.encoding import PromptEncoder, max_prompt_characters
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.options import RequestOptions
-from adapterhub.requests.prompts import PromptStyle, check_text, choose_style, conversation
+from adapterhub.requests.prompts import PromptStyle, check_length, check_text, choose_style, conversation
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
@@ -93,6 +93,7 @@ class RequestPreparer:
         self._registry = registry
         self._engine = engine
         self._encoder = PromptEncoder(engine.tokenizer)
+        self._max_characters = max_prompt_characters(engine.tokenizer, engine.context_length)
         self._own_templates: dict[str, str | None] = {}  # by digest, of adapters made with another template
         self._router = SyncedRouter(registry, engine.fingerprint, router)
 
@@ -194,9 +195,15 @@ class RequestPreparer:
         if options.raw:
             if not isinstance(prompt, str) or not prompt:
                 raise InvalidRequestError("raw=True takes a text that is not empty, not messages.")
+            check_length(prompt, self._max_characters)
             return self._encoder.encode_raw(check_text(prompt)), ()
         style = self._style(profile)
-        rendered = self._encoder.render(conversation(prompt, profile.system), style, tools=options.tools)
+        rendered = self._encoder.render(
+            conversation(prompt, profile.system),
+            style,
+            tools=options.tools,
+            max_characters=self._max_characters,
+        )
         check_text(rendered.text)
         return self._encoder.encode(rendered), style.stop
 
