@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapterhub.errors import ConfigError, describe_validation
+from adapterhub.errors import AdapterIncompatibleError, ConfigError, describe_validation, describe_yaml
 
 CONFIG_FILE = "adapterhub.yaml"
 MAX_PRIORITY = 2**31 - 1
@@ -69,6 +69,19 @@ class EngineLimits:
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than a token for each of "
                 f"max_batch_size={self.max_batch_size} sequences.",
                 hint="Raise max_num_batched_tokens or lower max_batch_size.",
+            )
+
+    def check_rank(self, rank: int, *, blend: bool) -> None:
+        """Returns if an adapter of this rank is served.
+
+        Raises:
+            AdapterIncompatibleError: It is above the maximum rank.
+        """
+        limit = self.max_rank_of(blend=blend)
+        if rank > limit:
+            raise AdapterIncompatibleError(
+                f"Its rank is {rank}, and the engine serves ranks up to {limit}.",
+                hint="Raise max_lora_rank, or store it at a lower rank: a blend of this one part, method svd.",
             )
 
     def max_rank_of(self, *, blend: bool) -> float:
@@ -199,8 +212,10 @@ def _from_file(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path.name} is larger than 1 MiB, so it is not a settings file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} is not valid YAML: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name} is not valid YAML: {describe_yaml(error)}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name} is not UTF-8 text.") from error
     except OSError as error:
         raise ConfigError(f"{path.name} cannot be read: {error.strerror}.") from error
     if content is not None and not isinstance(content, dict):

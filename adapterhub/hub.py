@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ class AdapterHub:
         self._resolved: set[str] = set()  # references that `set_adapter` has resolved
         self._preparer = RequestPreparer(registry, engine, router)
         self._executor = RequestExecutor()
+        self._release_heap: Callable[[], object] = lambda: None
         self._preload()
 
     @classmethod
@@ -97,6 +99,9 @@ class AdapterHub:
         **settings: Any,
     ) -> Self:
         """Loads a base and opens a registry.
+
+        What exists by then is left out of Python's garbage collections until the hub is closed (`gc.freeze`), since a
+        full one stops all threads for tenths of a second; unless the process has frozen objects itself.
 
         Args:
             base: `"adapterhub-demo"`, a folder or a hub id; if not given, the base that the registry's cards name.
@@ -113,6 +118,7 @@ class AdapterHub:
         # torch and transformers take seconds to import, so everything above has been checked first.
         from adapterhub.base.loading import load_base
         from adapterhub.engine.batching import BatchingEngine
+        from adapterhub.engine.frozen_heap import FrozenHeap
 
         loaded = load_base(
             name,
@@ -122,7 +128,11 @@ class AdapterHub:
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-        return cls(BatchingEngine(loaded, limits), adapters, router=router, revision=config.revision)
+        heap = FrozenHeap()  # before the hub and the engine exist, which are garbage one day
+        hub = cls(BatchingEngine(loaded, limits), adapters, router=router, revision=config.revision)
+        release = hub._release_heap = weakref.finalize(hub, heap.release)
+        release.atexit = False
+        return hub
 
     @property
     def engine(self) -> Engine:
@@ -523,6 +533,7 @@ class AdapterHub:
         """Ends running requests and frees the engine. The registry stays usable."""
         self._engine.close()
         self._executor.close()
+        self._release_heap()
 
     def __enter__(self) -> Self:
         return self

@@ -84,7 +84,7 @@ class IntoSlot:
         """From disk to host memory."""
         base = self._base
         self._deltas = load_adapter_deltas(
-            self._adapter, base.model, base.linear_shapes, dtype=base.compute_dtype
+            self._adapter, base.model, base.linear_layers, dtype=base.compute_dtype
         )
 
     def fill(self) -> None:

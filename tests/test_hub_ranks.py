@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from adapterhub import AdapterHub, AdapterIncompatibleError, AdapterRegistry
 from adapterhub.config import EngineLimits
+from adapterhub.lora.digest_check import DigestCheck
 from tests.tiny import make_adapter
 
 PROMPT = "the quick brown fox"
@@ -95,3 +96,17 @@ def test_a_high_rank_has_a_warning(registry: AdapterRegistry):
         (warning,) = registry.resolve(name).warnings
         assert f"its rank is {rank}" in warning
         assert "max_lora_rank" in warning
+
+
+def test_a_rank_above_the_limit_is_refused_before_the_weights_are_read(
+    tiny_base: Path, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[object] = []
+    monkeypatch.setattr(DigestCheck, "__call__", lambda _, adapter: read.append(adapter))
+    with open_hub(tiny_base, registry, max_lora_rank=9) as hub:
+        for name in ("high", "high", "low:0.5+high:0.1", "low:0.5+high:0.1"):
+            with pytest.raises(AdapterIncompatibleError, match="serves ranks up to 9"):
+                hub.generate(PROMPT, name, raw=True)
+        assert read == []
+        assert served(hub, "low")
+    assert read

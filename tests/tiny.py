@@ -16,9 +16,12 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
@@ -37,7 +40,7 @@ _TEXT = [
     "one two three four",
     '{"a": 1, "b": [2]}',
 ]
-LLAMA_LIKE = ("llama", "mistral", "qwen2")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "mixtral", "gemma3")
 ATTENTION = {"gpt2": ["c_attn"], **{kind: ["q_proj", "v_proj"] for kind in LLAMA_LIKE}}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR = {"gpt2": ["c_attn", "c_proj", "c_fc"], **{kind: list(_PROJECTIONS) for kind in LLAMA_LIKE}}
@@ -77,7 +80,25 @@ def _config(kind: str, **changes: Any) -> Any:
         "num_key_value_heads": 2,
         "max_position_embeddings": CONTEXT,
     }
-    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+    if kind == "gemma3":  # its files name the layers otherwise than the model does
+        text = Gemma3TextConfig(vocab_size=VOCABULARY, head_dim=16, sliding_window=64, **{**sizes, **changes})
+        vision = {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+        }
+        return Gemma3Config(
+            text_config=text.to_dict(),
+            vision_config={**vision, "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+            image_token_id=3,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    if kind == "mixtral":  # the model joins the experts of its files
+        sizes |= {"num_local_experts": 2}
+    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "mixtral": MixtralConfig}
     return kinds[kind](vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
 
 

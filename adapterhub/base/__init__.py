@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.base.fingerprint import BaseFingerprint, base_shapes
+    from adapterhub.base.fingerprint import BaseFingerprint
+    from adapterhub.base.fit import check_against_base, check_fit
+    from adapterhub.base.linear_layers import LinearLayers
     from adapterhub.base.loading import Base, load_base
     from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
     from adapterhub.base.quantized_weights import (
@@ -21,7 +23,9 @@ __all__ = [
     "DEMO_BASE",
     "Base",
     "BaseFingerprint",
-    "base_shapes",
+    "LinearLayers",
+    "check_against_base",
+    "check_fit",
     "demo_base_folder",
     "dequantize_module_weight",
     "disable_weight_packing",
@@ -38,7 +42,9 @@ __getattr__, __dir__ = lazy_exports(
         "Base": "adapterhub.base.loading",
         "BaseFingerprint": "adapterhub.base.fingerprint",
         "DEMO_BASE": "adapterhub.base.locating",
-        "base_shapes": "adapterhub.base.fingerprint",
+        "LinearLayers": "adapterhub.base.linear_layers",
+        "check_against_base": "adapterhub.base.fit",
+        "check_fit": "adapterhub.base.fit",
         "demo_base_folder": "adapterhub.base.locating",
         "dequantize_module_weight": "adapterhub.base.quantized_weights",
         "disable_weight_packing": "adapterhub.base.quantized_weights",

@@ -31,11 +31,6 @@ _SETTINGS = {
 }
 _SAMPLE_BYTES = 4096
 _MAX_JSON_BYTES = 32 * 2**20
-# GPT-2's linear layers are `Conv1D`: their weights are stored as (in, out).
-_CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-_CONV1D_LAYERS = ("c_attn", "c_proj", "c_fc", "q_attn")
-_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
-_BNB_STATE = ".weight.quant_state.bitsandbytes__"
 
 
 class BaseFingerprint(BaseModel):
@@ -120,36 +115,6 @@ def _differ(one: str | None, other: str | None) -> bool:
     return one is not None and other is not None and one != other
 
 
-def base_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """Reads the shapes of all linear layers from the headers of a base on disk.
-
-    For 4-bit weights the shape is that in bitsandbytes' `quant_state`, which is stored with them.
-
-    Args:
-        folder: A base on disk.
-
-    Returns:
-        Module name in the checkpoint -> (out_features, in_features).
-
-    Raises:
-        ConfigError: The folder holds no base that can be read.
-    """
-    with _base_errors(Path(folder)):
-        model_type = str(_read_config(Path(folder)).get("model_type"))
-        shapes: dict[str, tuple[int, int]] = {}
-        for name, tensor, path in _tensors(Path(folder)):
-            module, shape = _layer(name, tensor, path)
-            if len(shape) == 2:
-                transposed = stores_transposed(model_type, module)
-                shapes[module] = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
-        return _with_tied_head(shapes)
-
-
-def stores_transposed(model_type: str, module: str) -> bool:
-    """Whether an architecture stores a layer's weight as (in_features, out_features), as GPT-2 does."""
-    return model_type in _CONV1D and module.endswith(_CONV1D_LAYERS)
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a base: one, or the shards that its index names.
 
@@ -164,22 +129,6 @@ def weight_files(folder: Path) -> list[Path]:
     if any(Path(shard).name != shard for shard in shards):
         raise ValueError("the index of shards points out of the folder")
     return [folder / shard for shard in shards]
-
-
-def _layer(name: str, tensor: TensorInfo, path: Path) -> tuple[str, tuple[int, ...]]:
-    if _BNB_STATE in name:
-        with path.open("rb") as file:
-            file.seek(tensor.start)
-            state = json.loads(file.read(min(tensor.end - tensor.start, _SAMPLE_BYTES)))
-        return name.partition(_BNB_STATE)[0], tuple(int(size) for size in state["shape"])
-    packed = tensor.dtype == "U8"
-    return name.removesuffix(".weight"), tensor.shape if name.endswith(".weight") and not packed else ()
-
-
-def _with_tied_head(shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    # A head with tied weights is a layer of the model but not in the file.
-    embeddings = [shape for module, shape in shapes.items() if module.endswith(_EMBEDDINGS)]
-    return {"lm_head": embeddings[0], **shapes} if len(embeddings) == 1 else shapes
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, TensorInfo, Path]]:

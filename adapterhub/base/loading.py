@@ -14,8 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
-from adapterhub.base.quantized_weights import disable_weight_packing, linear_shape, matmul_dtype
+from adapterhub.base.quantized_weights import disable_weight_packing, matmul_dtype
 from adapterhub.errors import ConfigError, EngineError
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -95,9 +96,9 @@ class Base:
         return matmul_dtype(self.model, self.compute_dtype)
 
     @cached_property
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """All linear layers: module name -> (out_features, in_features)."""
-        return {name: shape for name, module in self.model.named_modules() if (shape := linear_shape(module))}
+    def linear_layers(self) -> LinearLayers:
+        """Its linear layers; they are found at the first use, which must come before an engine wraps them."""
+        return LinearLayers.of_model(self.model)
 
 
 def load_base(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from adapterhub.cli.options import (
     open_registry,
     registry_option,
 )
+from adapterhub.cli.progress import progress
 
 if TYPE_CHECKING:
     from adapterhub.registry import CardFields
@@ -43,7 +42,7 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
     # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetuning import finetune as run_finetune
 
-    with _progress(f"Training {settings.name}") as show:
+    with progress(f"Training {settings.name}") as show:
         card = run_finetune(
             settings,
             adapters,
@@ -138,7 +137,7 @@ def merge(
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
     revision = config.revision or card.base.revision_of(base)
-    with _progress(f"Merging {card.ref}") as show:
+    with progress(f"Merging {card.ref}") as show:
         report = merge_adapter(
             locate_base(base, revision=revision),
             adapters.folder(card),
@@ -159,24 +158,6 @@ def merge(
         output.note(
             f"Answers {agreement:.0%} of {len(prompts)} example requests word for word as {card.ref} does."
         )
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr; yields a function of done, total and a note."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
 def _losses(step: TrainingStep) -> str:

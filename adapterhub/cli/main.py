@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 
 import click
 
@@ -72,6 +74,7 @@ for command in (
 
 def main() -> None:
     """Runs the command line; exit code 0 is success, 1 an error, 2 wrong usage."""
+    _end_on_signals()
     value = os.environ.get("ADAPTERHUB_DEBUG", "").lower()
     debug = "--debug" in sys.argv or value not in ("", "0", "false", "f", "no", "n", "off")
     open_streams(output.warn)
@@ -80,6 +83,9 @@ def main() -> None:
     except click.Abort:
         output.note("Stopped.")
         sys.exit(130)
+    except _Terminated as signal_received:
+        output.note("Stopped.")
+        sys.exit(signal_received.code)
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -102,6 +108,24 @@ def main() -> None:
             raise
         output.fail(f"{type(error).__name__}: {error}", _UNEXPECTED)
         sys.exit(1)
+
+
+class _Terminated(SystemExit):
+    """A signal asked the process to end; its code is that of a shell, 128 and the signal's number."""
+
+
+def _end_on_signals() -> None:
+    """Makes SIGTERM, and SIGHUP unless it is ignored (`nohup`), clean up as Ctrl-C does."""
+
+    def end(number: int, _: object) -> None:
+        raise _Terminated(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python allows handlers in the main thread only
+    for name in ("SIGTERM", "SIGHUP"):
+        known = getattr(signal, name, None)  # Windows has no SIGHUP
+        if known is not None and signal.getsignal(known) is signal.SIG_DFL:
+            signal.signal(known, end)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,31 @@ def base_options(function: F) -> F:
     return function
 
 
+def sampling_options(function: F) -> F:
+    """The fields of `SamplingParams`, which checks their values."""
+    options = [
+        click.option("--max-tokens", type=int, help="The maximum number of tokens to generate."),
+        click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
+        click.option("--top-p", type=float, help="Keep the tokens that reach this probability."),
+        click.option("--top-k", type=int, help="Keep only this many most probable tokens."),
+        click.option("--min-p", type=float, help="Keep tokens of this share of the most probable one's."),
+        click.option("--repetition-penalty", type=float, help="Above 1 makes used tokens less probable."),
+        click.option("--seed", type=int, help="Makes sampling repeatable."),
+        click.option(
+            "--stop", multiple=True, help="A text that ends the answer; may be given several times."
+        ),
+        click.option(
+            "--stop-token-id", "stop_token_ids", type=int, multiple=True, help="A token that ends the answer."
+        ),
+        click.option("--ignore-eos", is_flag=True, default=None, help="Continue past the end token."),
+        click.option("--n", type=int, help="How many answers to sample.  [default: 1]"),
+        click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def complete_adapter(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Completes adapter names in the shell; an unreadable registry has no completions."""
     try:

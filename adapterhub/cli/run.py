@@ -20,10 +20,12 @@ from adapterhub.cli.options import (
     open_registry,
     read_text,
     registry_option,
+    sampling_options,
 )
 from adapterhub.errors import ConfigError
 
 if TYPE_CHECKING:
+    from adapterhub.registry import AdapterCard
     from adapterhub.requests.generation import Generation
 
 
@@ -31,13 +33,7 @@ if TYPE_CHECKING:
 @click.argument(
     "words", nargs=-1, required=True, metavar="[NAME|auto|base] TEXT|-", shell_complete=complete_adapter
 )
-@click.option("--max-tokens", type=click.IntRange(1), help="The maximum number of tokens to generate.")
-@click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: 0]")
-@click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep the tokens that reach this probability."
-)
-@click.option("--seed", type=click.IntRange(0), help="Makes sampling repeatable.")
-@click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
+@sampling_options
 @click.option(
     "--schema", type=click.File(encoding="utf-8-sig"), help="A JSON Schema file; the answer is such JSON."
 )
@@ -84,11 +80,19 @@ def run(
         "device": device,
         "trust_remote_code": trust_remote_code,
     }
-    _check_before_loading(adapter, text, raw, registry)
-    _check_output_format(arguments)
+    if given.get("logprobs") is not None and not as_json:
+        raise click.UsageError("Log-probabilities are part of the JSON: give --json too.")
+    card = _check_before_loading(adapter, text, raw, registry)
+    _check_options(arguments)
+    if card and settings["base"] is None:
+        settings |= _own_base(card)
     with open_hub(registry, **settings) as hub:
         if as_json:
             output.emit_json(describe(hub.generate(text, adapter, **arguments)))
+            return
+        if given.get("n", 1) > 1:
+            for completion in hub.generate(text, adapter, **arguments).completions:
+                output.emit(completion.text)
             return
         with hub.stream(text, adapter, **arguments) as stream:
             for delta in stream:
@@ -99,9 +103,9 @@ def run(
 
 
 def describe(generation: Generation) -> dict[str, Any]:
-    """A generation as JSON-ready fields."""
-    usage = generation.usage
-    return {
+    """A generation as JSON-ready fields; several answers, and log-probabilities, are in `completions`."""
+    usage, completions = generation.usage, generation.completions
+    fields: dict[str, Any] = {
         "text": generation.text,
         "adapter": generation.adapter,
         "version": generation.version,
@@ -109,6 +113,9 @@ def describe(generation: Generation) -> dict[str, Any]:
         "usage": {**asdict(usage), "tokens_per_second": round(usage.tokens_per_second, 1)},
         "finish_reason": generation.finish_reason,
     }
+    if len(completions) > 1 or any(completion.logprobs for completion in completions):
+        fields["completions"] = [asdict(completion) for completion in completions]
+    return fields
 
 
 def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
@@ -118,22 +125,36 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
     return adapter, read_text(text)
 
 
-def _check_before_loading(adapter: str, text: str, raw: bool, registry: Path | None) -> None:
-    """Raises errors that need no base before it is loaded, which takes seconds."""
+def _check_before_loading(adapter: str, text: str, raw: bool, registry: Path | None) -> AdapterCard | None:
+    """The card of the adapter that is named; raises errors that need no base, which takes seconds to load."""
     from adapterhub.lora.blending.resolving import resolve_adapter
     from adapterhub.requests.preparing import names_adapter
     from adapterhub.requests.prompts import conversation
 
     if not raw:
         conversation(text)
-    if adapter != "auto" and names_adapter(adapter):
-        resolve_adapter(adapter, open_registry(registry).resolve)
+    if adapter == "auto" or not names_adapter(adapter):
+        return None
+    return resolve_adapter(adapter, open_registry(registry).resolve).main_card
 
 
-def _check_output_format(arguments: Mapping[str, Any]) -> None:
+def _own_base(card: AdapterCard) -> dict[str, str | None]:
+    """The base of a card, unless the settings name one; most cards of the registry may be for another."""
+    from adapterhub.config import HubConfig
+
+    if HubConfig.load().base or not card.base.name:
+        return {}
+    return {"base": card.base.name, "revision": card.base.revision}
+
+
+def _check_options(arguments: Mapping[str, Any]) -> None:
     from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, OutputFormat
+    from adapterhub.engine.sampling_params import SamplingParams
 
     OutputFormat.of(**{name: value for name, value in arguments.items() if name in OUTPUT_FORMAT_ARGUMENTS})
+    SamplingParams.of(
+        {name: value for name, value in arguments.items() if name in SamplingParams.model_fields}
+    )
 
 
 def _tools(file: IO[str] | None) -> list[dict[str, Any]] | None:

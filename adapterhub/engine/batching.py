@@ -10,6 +10,7 @@ sequences, and commands such as `pin`.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
+from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
@@ -37,10 +39,12 @@ from adapterhub.errors import (
     EngineError,
     InvalidRequestError,
     RequestTooLongError,
+    is_interrupt,
 )
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.digest_check import DigestCheck
-from adapterhub.lora.loading import load_adapter_deltas
+from adapterhub.lora.loading import adapter_rank, load_adapter_deltas
+from adapterhub.lora.request import BlendedLoraRequest
 
 
 class BatchingEngine:
@@ -69,7 +73,7 @@ class BatchingEngine:
     ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
-        load_adapter = load_adapter or adapter_loader(base)
+        load_adapter = load_adapter or adapter_loader(base, self._limits)
         runner = runner or ModelRunner(base, max_loras=self._limits.max_loras)
         self._builder = SequenceBuilder(base)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
@@ -79,6 +83,7 @@ class BatchingEngine:
         self._commands: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()  # guards both, and `_closed`
         self._closed = False
+        self._process_id = os.getpid()
         self._stepping = LeaderFollower(self._step, self._reap, self._has_pending)
         self._background = BackgroundLoop(self._stepping)
 
@@ -166,6 +171,7 @@ class BatchingEngine:
 
     def preload(self, adapter: LoraRequest) -> None:
         """Loads an adapter ahead of requests; see `Engine.preload`."""
+        self._refuse_if_forked()
         done: Future[None] = Future()
         with self._lock:
             self._refuse_if_closed()
@@ -174,6 +180,7 @@ class BatchingEngine:
 
     def unload(self, adapter: LoraRequest) -> None:
         """Removes an adapter once no running sequence uses it; see `Engine.unload`."""
+        self._refuse_if_forked()
         with self._lock:
             self._commands.append(partial(self._scheduler.unload, adapter.digest))
         self._stepping.reap()
@@ -188,6 +195,8 @@ class BatchingEngine:
 
     def close(self) -> None:
         """Ends all sequences with `EngineClosedError` and frees what the engine holds; may be called twice."""
+        if self._is_forked:
+            return  # what it holds belongs to the process that loaded it
         with self._lock:
             self._closed = True
         # As a command: what was queued before is in the scheduler by then, and no step runs meanwhile.
@@ -199,6 +208,7 @@ class BatchingEngine:
     def _build(
         self, request: Request, num_sequences: int, wake: Callable[[], None], *, stream: bool
     ) -> list[SequenceState]:
+        self._refuse_if_forked()
         sequences = self._builder.build(request, num_sequences, wake, stream=stream)
         max_length = sequences[0].max_length
         if not self._scheduler.can_ever_fit(max_length):
@@ -211,6 +221,7 @@ class BatchingEngine:
 
     async def _compile(self, requests: Sequence[Request]) -> None:
         """Compiles output formats in another thread, since it may take tenths of a second."""
+        self._refuse_if_forked()
         for request in requests:
             if request.output_format:
                 await asyncio.to_thread(self._builder.compile, request.output_format)
@@ -245,12 +256,26 @@ class BatchingEngine:
                 )
             self._inbox.extend(sequences)
 
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._process_id
+
+    def _refuse_if_forked(self) -> None:
+        # Threads do not survive a fork: locks that they held stay locked, and torch waits for its own for ever.
+        if self._is_forked:
+            raise EngineError(
+                "The engine was loaded before this process was forked, and cannot be used in it.",
+                hint="Load the hub after the fork, or start processes with multiprocessing's 'spawn'.",
+            )
+
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise EngineClosedError("The engine is closed.", hint="Make a new hub.")
 
     def _abort(self, sequences: Iterable[SequenceState]) -> None:
         """Ends the sequences that have not finished."""
+        if self._is_forked:
+            return
         unfinished = [sequence.output for sequence in sequences if not sequence.output.finished]
         for output in unfinished:
             output.aborted = True
@@ -259,6 +284,7 @@ class BatchingEngine:
 
     def _call(self, function: Callable[[], None]) -> None:
         """Has the thread that steps call a function between two steps; returns or raises as it does."""
+        self._refuse_if_forked()
         done: Future[None] = Future()
 
         def command() -> None:
@@ -266,7 +292,7 @@ class BatchingEngine:
                 function()
             except BaseException as error:
                 done.set_exception(error)
-                if not isinstance(error, Exception):
+                if is_interrupt(error):
                     raise
             else:
                 done.set_result(None)
@@ -288,10 +314,14 @@ class BatchingEngine:
         try:
             self._reap()
             self._scheduler.step()
-        except BaseException:
-            # A defect, or Ctrl-C: it is unknown how far the step got, and no caller may be left waiting.
+        except BaseException as error:
+            if is_interrupt(error) and self._scheduler.is_consistent:
+                raise  # it ends the answer of the thread that steps, and no other
+            # A defect: it is unknown how far the step got, and no caller may be left waiting.
             self._scheduler.fail_all(EngineError, "The engine's step was interrupted.", hint="Ask again.")
-            raise
+            if is_interrupt(error):
+                raise
+            raise EngineError(f"The engine's step failed: {error!r}", hint="Ask again.") from error
 
     def _has_pending(self) -> bool:
         aborted = any(sequence.output.aborted for sequence in list(self._inbox))
@@ -323,14 +353,21 @@ class _LoopEvent:
         self._event.clear()
 
 
-def adapter_loader(base: Base) -> AdapterLoader:
-    """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas` and `DigestCheck`."""
-    shapes = base.linear_shapes  # before the engine wraps layers, which changes their names
-    check = DigestCheck()
+def adapter_loader(base: Base, limits: EngineLimits | None = None) -> AdapterLoader:
+    """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas` and `DigestCheck`.
+
+    Args:
+        base: The base.
+        limits: An adapter of a rank above these is refused before its weights are read; the defaults if not given.
+    """
+    limits = limits or EngineLimits()
+    layers = base.linear_layers  # before the engine wraps layers, which changes their names
+    check = DigestCheck(lambda folder: check_copied_weights(folder, base.folder, layers))
 
     def load(adapter: LoraRequest) -> Mapping[str, LoraDelta]:
+        limits.check_rank(adapter_rank(adapter), blend=isinstance(adapter, BlendedLoraRequest))
         check(adapter)
-        deltas = load_adapter_deltas(adapter, base.model, shapes, dtype=base.compute_dtype)
+        deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile
         return deltas
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 
 from adapterhub._files import new_folder
-from adapterhub.base.fingerprint import BaseFingerprint, base_shapes, stores_transposed, weight_files
+from adapterhub.base.fingerprint import BaseFingerprint, weight_files
+from adapterhub.base.fit import check_against_base, check_fit
+from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, ExportError
 from adapterhub.export.prompt_files import write_prompt_files
-from adapterhub.peft_format.checks import AdapterInfo, check_digest, check_fit, inspect_adapter
+from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, PromptProfile
@@ -122,7 +124,7 @@ class _Merge:
     def check(self) -> None:
         if self.card:
             check_digest(self.card.ref, self.card.digest, self.info.digest)
-        check_fit(self.info.modules, base_shapes(self.base), self.info.config.settings)
+        check_against_base(self.info, self.adapter, self.base)
         _ = self.profile  # refuses a tokenizer that does not fit
         recorded = self.card.base.fingerprint if self.card else None
         difference = recorded.mismatch(self.fingerprint) if recorded else None
@@ -167,7 +169,7 @@ class _Merge:
     def _merged(self, module: str, weight: torch.Tensor, adapter: BufferedReader) -> torch.Tensor:
         parts = {part: _read(adapter, info).float() for part, info in self.parts[module].items()}
         scaling, magnitudes = self.info.config.settings.scaling(module), parts.get("lora_magnitude_vector")
-        rows = weight.T if stores_transposed(self.fingerprint.model_type, module) else weight
+        rows = weight.T if self.names[module] in self.layers.transposed else weight
         # In blocks of rows, to bound the size of the float32 intermediates.
         count = max(1, _BLOCK_ELEMENTS // rows.shape[1])
         for block in (slice(start, start + count) for start in range(0, len(rows), count)):
@@ -211,17 +213,42 @@ class _Merge:
     @cached_property
     def targets(self) -> dict[str, str]:
         """Weight name in the base -> the adapter's module."""
-        return {self._weight_of(module): module for module in self.info.modules}
+        in_files = self.layers.parameters_in(self.tensors)
+        return {self._weight_of(module, in_files): module for module in self.info.modules}
 
-    def _weight_of(self, module: str) -> str:
-        # A checkpoint may omit transformers' `base_model_prefix`: GPT-2's has `h.0`, the module is `transformer.h.0`.
-        for name in (f"{module}.weight", f"{module.partition('.')[2]}.weight"):
-            if name in self.tensors:
-                return name
-        raise ExportError(
-            f"The base has no untied weight for {module!r}.",
-            hint="A merge into an output head with tied weights would change the embedding too; train without it.",
-        )
+    def _weight_of(self, module: str, in_files: Mapping[str, str]) -> str:
+        parameter = f"{self.names[module]}.weight"
+        if parameter in self.shared:
+            raise ExportError(
+                f"The base has no untied weight for {module!r}.",
+                hint="A merge into an output head with tied weights would change the embedding too; train without it.",
+            )
+        if parameter not in in_files:
+            raise ExportError(
+                f"The base's files have no weight that is {module!r} as it stands.",
+                hint="transformers splits or joins weights when it loads them; merge with PEFT's merge_and_unload.",
+            )
+        return in_files[parameter]
+
+    @cached_property
+    def layers(self) -> LinearLayers:
+        layers = LinearLayers.of_folder(self.base)
+        if layers is None:
+            raise ExportError(
+                "The base's model is known to code in its folder only, which is not run.",
+                hint="Merge with PEFT's merge_and_unload.",
+            )
+        return layers
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """The adapter's module -> its name in the model."""
+        return check_fit(self.info.modules, self.layers)
+
+    @cached_property
+    def shared(self) -> set[str]:
+        """Parameters that share their values with others."""
+        return {*self.layers.tied, *self.layers.tied.values()}
 
     @cached_property
     def report(self) -> MergeReport:

@@ -5,7 +5,8 @@ A file is hashed once: as long as size, times and inode are those of the last ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapterhub.errors import AdapterInvalidError
@@ -17,9 +18,14 @@ Stamp = tuple[tuple[int, ...], ...]
 
 
 class DigestCheck:
-    """Compares the files of adapters with the digests of their requests. Any thread may call it."""
+    """Compares the files of adapters with the digests of their requests. Any thread may call it.
 
-    def __init__(self) -> None:
+    Args:
+        further: A further check of a folder's files, made whenever they are hashed.
+    """
+
+    def __init__(self, further: Callable[[Path], None] = lambda folder: None) -> None:
+        self._further = further
         self._checked: dict[Path, tuple[str, Stamp]] = {}
 
     def __call__(self, adapter: LoraRequest) -> None:
@@ -35,6 +41,7 @@ class DigestCheck:
                 settings = AdapterConfig.read(stored.folder).settings
                 found = adapter_digest(settings, stored.folder / WEIGHTS_FILE)
                 check_digest(stored.name, stored.digest, found)
+                self._further(stored.folder)
                 self._checked[stored.folder] = seen
 
 
@@ -50,7 +57,11 @@ def _stored_parts(adapter: LoraRequest) -> Iterator[StoredLoraRequest]:
 def _stamp(folder: Path) -> Stamp:
     """What changes with a file's content; the time of change (ctime) cannot be set by a program."""
     try:
-        found = [(folder / file).stat() for file in (CONFIG_FILE, WEIGHTS_FILE)]
+        found = [(folder / file).lstat() for file in (CONFIG_FILE, WEIGHTS_FILE)]
     except OSError as error:
         raise AdapterInvalidError(f"{Path(error.filename).name} cannot be read: {error.strerror}.") from error
+    if not all(stat.S_ISREG(one.st_mode) for one in found):  # a link may lead to a device that never ends
+        raise AdapterInvalidError(
+            f"{CONFIG_FILE} or {WEIGHTS_FILE} in {folder.name!r} is not a regular file."
+        )
     return tuple((one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_dev, one.st_ino) for one in found)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from adapterhub.base.fit import check_fit
+from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.quantized_weights import dequantize_module_weight
 from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.lora.blending.methods import concatenate
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
-from adapterhub.peft_format.checks import check_fit, check_shapes
+from adapterhub.peft_format.checks import check_shapes
 from adapterhub.peft_format.config import (
     WEIGHTS_FILE,
     AdapterConfig,
     LoraParameter,
     LoraSettings,
+    copied_weights,
     parse_tensor_name,
 )
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
@@ -28,47 +32,67 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def load_adapter_deltas(
-    request: LoraRequest, model: Any, shapes: Mapping[str, tuple[int, int]], *, dtype: torch.dtype
+    request: LoraRequest, model: Any, layers: LinearLayers, *, dtype: torch.dtype
 ) -> dict[str, LoraDelta]:
     """Loads an adapter, or a blend as the exact sum of its parts, for a loaded base.
 
     Args:
         request: The adapter.
         model: As in `load_folder_deltas`.
-        shapes: As in `load_folder_deltas`.
+        layers: As in `load_folder_deltas`.
         dtype: As in `load_folder_deltas`; sums are computed in float32.
 
     Returns:
-        Module name -> change.
+        Module name in the model -> change.
 
     Raises:
         AdapterHubError: As `load_folder_deltas`, naming the part of a blend that cannot be loaded.
     """
     match request:
         case StoredLoraRequest(folder=folder):
-            return load_folder_deltas(folder, model, shapes, dtype=dtype)
+            return load_folder_deltas(folder, model, layers, dtype=dtype)
         case BlendedLoraRequest(parts=parts):
             summands: dict[str, list[tuple[LoraDelta, float]]] = {}
             for part, weight in parts:
-                for module, delta in _load_part(part, model, shapes).items():
+                for module, delta in _load_part(part, model, layers).items():
                     summands.setdefault(module, []).append((delta, weight))
             return {module: concatenate(deltas).to(dtype) for module, deltas in summands.items()}
     raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
 
 
+def adapter_rank(request: LoraRequest) -> int:
+    """The highest rank of an adapter's layers, for a blend that of the sum, from headers and configs alone.
+
+    Raises:
+        AdapterInvalidError: The files are damaged.
+        AdapterIncompatibleError: The kind of adapter cannot be served.
+    """
+    return max(_layer_ranks(request).values(), default=0)
+
+
+def _layer_ranks(request: LoraRequest) -> Counter[str]:
+    match request:
+        case StoredLoraRequest(folder=folder):
+            shapes = check_shapes(AdapterConfig.read(folder).settings, _read_header(folder))
+            return Counter({module: shape.rank for module, shape in shapes.items()})
+        case BlendedLoraRequest(parts=parts):
+            return sum((_layer_ranks(part) for part, _ in parts), Counter())
+    raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
+
+
 def load_folder_deltas(
-    folder: Path, model: Any, shapes: Mapping[str, tuple[int, int]], *, dtype: torch.dtype
+    folder: Path, model: Any, layers: LinearLayers, *, dtype: torch.dtype
 ) -> dict[str, LoraDelta]:
     """Loads a stored adapter for a loaded base.
 
     Args:
         folder: Holds PEFT's `adapter_config.json` and `adapter_model.safetensors`.
         model: The base; DoRA needs the norms of its weights (arXiv 2402.09353).
-        shapes: The base's linear layers: module name -> (out_features, in_features).
+        layers: The base's linear layers, from before any of them was wrapped.
         dtype: The dtype of the result.
 
     Returns:
-        Module name -> change, in host memory wherever the base is.
+        Module name in the model -> change, in host memory wherever the base is.
 
     Raises:
         AdapterInvalidError: The files are damaged.
@@ -76,35 +100,31 @@ def load_folder_deltas(
     """
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
     # The registry checked the files when it stored them, but not against this base, and they may have changed since.
-    check_fit(check_shapes(settings, header), shapes)
+    names = check_fit(check_shapes(settings, header), layers)
     # DoRA divides by a norm that depends on the factors, so they are rounded only afterwards.
     modules = _read_tensors(folder, header, settings, torch.float32 if settings.use_dora else dtype)
-    for module in modules:
-        if module not in shapes:
-            raise AdapterIncompatibleError(
-                f"The adapter has a layer {module!r}, which the loaded base does not have under that name.",
-                hint="It was trained on the inner model; train it on the causal language model.",
-            )
-    deltas = {module: _delta(model, module, parts) for module, parts in modules.items()}
+    deltas = {names[module]: _delta(model, names[module], parts) for module, parts in modules.items()}
     return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
 
 
-def read_deltas_without_base(folder: Path) -> dict[str, LoraDelta]:
-    """Loads a stored adapter without a base, in float32 on the CPU.
+def read_deltas_without_base(folder: Path, layers: LinearLayers | None = None) -> dict[str, LoraDelta]:
+    """Loads a stored adapter without a base's weights, in float32 on the CPU.
 
     Args:
         folder: As in `load_folder_deltas`.
+        layers: The base's linear layers, if they are known.
 
     Returns:
-        Module name -> change.
+        Module name -> change; the names are the model's if `layers` are given, else the adapter's.
 
     Raises:
         AdapterInvalidError: The files are damaged.
-        AdapterIncompatibleError: The kind of adapter cannot be served, or it uses DoRA, whose change depends on the
-            base's weights.
+        AdapterIncompatibleError: The kind of adapter cannot be served, it does not fit the base, or it uses DoRA,
+            whose change depends on the base's weights.
     """
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
-    check_shapes(settings, header)
+    shapes = check_shapes(settings, header)
+    names = check_fit(shapes, layers) if layers else {module: module for module in shapes}
     if settings.use_dora:
         raise AdapterIncompatibleError(
             "An adapter with DoRA cannot be blended into a stored one: its magnitudes belong to its own matrices "
@@ -112,7 +132,7 @@ def read_deltas_without_base(folder: Path) -> dict[str, LoraDelta]:
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
     return {
-        module: LoraDelta(parts["lora_A"], parts["lora_B"])
+        names[module]: LoraDelta(parts["lora_A"], parts["lora_B"])
         for module, parts in _read_tensors(folder, header, settings, torch.float32).items()
     }
 
@@ -121,9 +141,9 @@ def _read_header(folder: Path) -> dict[str, TensorInfo]:
     return read_header(folder / WEIGHTS_FILE, follow_links=False)  # a registry has no links
 
 
-def _load_part(part: LoraRequest, model: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LoraDelta]:
+def _load_part(part: LoraRequest, model: Any, layers: LinearLayers) -> dict[str, LoraDelta]:
     try:
-        return load_adapter_deltas(part, model, shapes, dtype=torch.float32)
+        return load_adapter_deltas(part, model, layers, dtype=torch.float32)
     except AdapterHubError as error:
         raise type(error)(f"Its part {part.name}: {error.message}", hint=error.hint) from error
 
@@ -135,6 +155,8 @@ def _read_tensors(
 
     lora_B is stored column-major, as in `StackedLoraWeights`, so that writing it into a slot is a plain copy.
     """
+    copies = set(copied_weights(header).values())
+    header = {name: info for name, info in header.items() if name not in copies}
     memory = torch.empty(sum(math.prod(info.shape) for info in header.values()), dtype=dtype)
     modules: dict[str, dict[LoraParameter, torch.Tensor]] = {}
     offset = 0
@@ -157,8 +179,8 @@ def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str
     """
     memory = memoryview(bytearray(max(info.end - info.start for info in header.values())))
     with path.open("rb", buffering=0) as file:
-        file.seek(min(info.start for info in header.values()))
-        for name, info in header.items():  # in the order of the bytes, without holes
+        for name, info in header.items():  # in the order of the bytes
+            file.seek(info.start)
             data = memory[: info.end - info.start]
             if file.readinto(data) < len(data):
                 raise AdapterInvalidError(f"{path.name} became shorter while it was read.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.peft_format.checks import AdapterInfo, LoraShape, check_fit, check_shapes, inspect_adapter
+    from adapterhub.peft_format.checks import AdapterInfo, LoraShape, check_shapes, inspect_adapter
     from adapterhub.peft_format.config import (
         CONFIG_FILE,
         WEIGHTS_FILE,
@@ -27,7 +27,6 @@ __all__ = [
     "LoraShape",
     "TensorInfo",
     "adapter_digest",
-    "check_fit",
     "check_shapes",
     "inspect_adapter",
     "parse_tensors",
@@ -45,7 +44,6 @@ __getattr__, __dir__ = lazy_exports(
         "TensorInfo": "adapterhub.peft_format.safetensors_header",
         "WEIGHTS_FILE": "adapterhub.peft_format.config",
         "adapter_digest": "adapterhub.peft_format.config",
-        "check_fit": "adapterhub.peft_format.checks",
         "check_shapes": "adapterhub.peft_format.checks",
         "inspect_adapter": "adapterhub.peft_format.checks",
         "parse_tensors": "adapterhub.peft_format.config",

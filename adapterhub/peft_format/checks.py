@@ -1,7 +1,7 @@
-"""Checks of an adapter, before a registry stores it and again when an engine loads it onto a base.
+"""Checks of an adapter, before a registry stores it and again when an engine loads it.
 
-They need no torch. They refuse adapters that would load without an error and answer wrongly: missing tensors, other
-shapes, modules that the base does not have, NaN.
+They need no torch and no base. They refuse adapters that would load without an error and answer wrongly: missing
+tensors, other shapes, NaN. `adapterhub.base.fit` has the checks against a base.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.errors import AdapterInvalidError
 from adapterhub.peft_format.config import (
     WEIGHTS_FILE,
     AdapterConfig,
     LoraParameter,
     LoraSettings,
     adapter_digest,
+    copied_weights,
     parse_tensors,
 )
 from adapterhub.peft_format.safetensors_header import DTYPE_BYTES, TensorInfo, read_header
@@ -32,8 +33,6 @@ LARGE_RANK = 64
 DTYPES = ("F64", "F32", "F16", "BF16")
 _CHUNK_BYTES = 4 * 2**20
 _BF16_EXPONENT = 0x7F80
-# transformers' `base_model_prefix`, which checkpoints may omit: GPT-2's has `h.0`, the model `transformer.h.0`.
-_BASE_MODEL_PREFIXES = ("model.", "transformer.", "gpt_neox.")
 
 
 class LoraShape(NamedTuple):
@@ -50,7 +49,7 @@ class AdapterInfo:
 
     Attributes:
         config: The adapter's config.
-        modules: Module name in the base -> shape.
+        modules: Module name -> shape.
         digest: The adapter's digest, from `adapter_digest`.
         dtype: The weights' dtype; the first in alphabetical order if they differ.
         size_bytes: The size of the weights' file.
@@ -124,7 +123,7 @@ def check_shapes(settings: LoraSettings, header: Mapping[str, TensorInfo]) -> di
         header: The header of the weights' file, from `read_header`.
 
     Returns:
-        Module name in the base -> shape.
+        Module name -> shape.
 
     Raises:
         AdapterInvalidError: Tensors are missing, or shapes and ranks disagree.
@@ -175,7 +174,7 @@ def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, 
     Raises:
         AdapterInvalidError: A tensor holds NaN or infinity.
     """
-    changes_base = False
+    changes_base, copies = False, set(copied_weights(header).values())
     with weights.open("rb") as file:
         for name, tensor in header.items():
             for values in _chunks(file, tensor):
@@ -184,7 +183,9 @@ def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, 
                         f"The adapter's tensor {name!r} holds NaN or infinity.",
                         hint="Its training diverged: lower the learning rate, or take an earlier checkpoint.",
                     )
-                changes_base = changes_base or (".lora_A." not in name and bool(values.any()))
+                changes_base = changes_base or (
+                    ".lora_A." not in name and name not in copies and bool(values.any())
+                )
     return () if changes_base else ("every lora_B is zero: the adapter does not change the base",)
 
 
@@ -203,61 +204,3 @@ def _finite(values: npt.NDArray[Any], dtype: str) -> bool:
     if dtype == "BF16":  # numpy has no bfloat16; in NaN and infinity all exponent bits are set
         return not bool(np.any((values & _BF16_EXPONENT) == _BF16_EXPONENT))
     return bool(np.isfinite(values).all())
-
-
-def check_fit(
-    adapter: Mapping[str, LoraShape],
-    base: Mapping[str, tuple[int, int]],
-    settings: LoraSettings | None = None,
-) -> None:
-    """Checks that every module of an adapter is in the base, with the same shape.
-
-    Args:
-        adapter: Module name -> shape, from `check_shapes`.
-        base: Module name -> (out_features, in_features): of a folder (`base_shapes`) or of a loaded model.
-        settings: If given, every one of its target modules that the base has must have weights in the
-            adapter.
-
-    Raises:
-        AdapterIncompatibleError: Modules are missing in the base, or have another shape.
-        AdapterInvalidError: A target module has no weights.
-    """
-    known = {_without_prefix(module): shape for module, shape in base.items()}
-    missing = [module for module in adapter if _without_prefix(module) not in known]
-    if missing:
-        count = "None" if len(missing) == len(adapter) else f"Only {len(adapter) - len(missing)}"
-        raise AdapterIncompatibleError(
-            f"{count} of the adapter's {len(adapter)} modules are in the base; {_listed(missing)} missing.",
-            hint="The adapter was trained on another architecture; use the base that its config names.",
-        )
-    for module, shape in adapter.items():
-        if (shape.out_features, shape.in_features) != (has := known[_without_prefix(module)]):
-            raise AdapterIncompatibleError(
-                f"The adapter does not fit the base: {module!r} has shape {has}, not {tuple(shape[1:])}.",
-                hint="It was trained on a model of another size; use the base that its config names.",
-            )
-    if settings and isinstance(settings.target_modules, tuple):
-        _check_targets(settings.target_modules, adapter, base)
-
-
-def _check_targets(targets: tuple[str, ...], adapter: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-    for target in targets:
-        if _matches_any(target, base) and not _matches_any(target, adapter):
-            raise _contradiction(f"the config targets {target[:200]!r}, for which there are no weights")
-
-
-def _matches_any(target: str, modules: Mapping[str, Any]) -> bool:
-    return any(module == target or module.endswith(f".{target}") for module in modules)
-
-
-def _without_prefix(module: str) -> str:
-    return next(
-        (module[len(prefix) :] for prefix in _BASE_MODEL_PREFIXES if module.startswith(prefix)), module
-    )
-
-
-def _listed(modules: list[str]) -> str:
-    named = ", ".join(repr(module) for module in modules[:3])
-    if len(modules) > 3:
-        return f"{named} and {len(modules) - 3} more are"
-    return f"{named} {'is' if len(modules) == 1 else 'are'}"

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub._files import read_bounded
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, describe_validation
-from adapterhub.peft_format.module_patterns import MAX_MODULE_NAME, BoundedPatterns, Pattern, compile_pattern
+from adapterhub.peft_format.module_patterns import MAX_MODULE_NAME, BoundedPatterns, Pattern, PatternTable
 from adapterhub.peft_format.safetensors_header import TensorInfo
 
 CONFIG_FILE = "adapter_config.json"
@@ -52,6 +52,11 @@ _TENSOR = re.compile(
     r"(?:(?P<part>lora_[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
 
+# A weight of the base, which PEFT saves for adapted output heads and with `bias`: `<module>.base_layer.weight`.
+_COPY = re.compile(
+    rf"base_model\.model\.(?P<module>[\w.-]{{1,{MAX_MODULE_NAME}}})\.(?P<parameter>weight|bias)"
+)
+
 LoraParameter = Literal["lora_A", "lora_B", "lora_magnitude_vector"]
 Rank = Annotated[int, Field(gt=0)]
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
@@ -64,9 +69,9 @@ class LoraSettings(BaseModel):
 
     peft_type: Literal["LORA"] = "LORA"
     """The PEFT method."""
-    r: Rank
+    r: Rank = 8
     """The rank of modules that `rank_pattern` does not match."""
-    lora_alpha: Alpha
+    lora_alpha: Alpha = 8
     """Alpha of modules that `alpha_pattern` does not match; scaling is alpha / r."""
     use_rslora: bool = False
     """Scaling is alpha / sqrt(r), not alpha / r (https://arxiv.org/abs/2312.03732)."""
@@ -78,6 +83,19 @@ class LoraSettings(BaseModel):
     """Module name or regular expression -> alpha."""
     target_modules: tuple[str, ...] | str = ()
     """Names of the adapted modules, or one regular expression."""
+    exclude_modules: tuple[str, ...] | str | None = None
+    """Modules among them that are not adapted, or one regular expression."""
+    layers_to_transform: tuple[int, ...] | int | None = None
+    """Numbers of the layers that are adapted; all of them if not given."""
+    layers_pattern: tuple[str, ...] | str | None = None
+    """The name before a layer's number, or regular expressions for it."""
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """The regular expressions that decide which modules are adapted."""
+        whole = (one for one in (self.target_modules, self.exclude_modules) if isinstance(one, str))
+        pattern = self.layers_pattern or ()
+        return (*whole, *((pattern,) if isinstance(pattern, str) else pattern))
 
     @property
     def max_rank(self) -> int:
@@ -86,12 +104,11 @@ class LoraSettings(BaseModel):
 
     def rank(self, module: str) -> int:
         """The rank of a module, by its name in the base."""
-        return next((rank for pattern, rank in self._ranks if pattern.match(module)), self.r)
+        return self._ranks.get(module, self.r)
 
     def scaling(self, module: str) -> float:
         """The factor of lora_B @ lora_A in a module."""
-        alpha = next((alpha for pattern, alpha in self._alphas if pattern.match(module)), self.lora_alpha)
-        rank = self.rank(module)
+        alpha, rank = self._alphas.get(module, self.lora_alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def canonical(self) -> bytes:
@@ -104,12 +121,12 @@ class LoraSettings(BaseModel):
         return json.dumps(self.model_dump(include=fields) | patterns, sort_keys=True).encode()
 
     @cached_property
-    def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
-        return [(compile_pattern(pattern), rank) for pattern, rank in self.rank_pattern.items()]
+    def _ranks(self) -> PatternTable[int]:
+        return PatternTable(self.rank_pattern)
 
     @cached_property
-    def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
-        return [(compile_pattern(pattern), alpha) for pattern, alpha in self.alpha_pattern.items()]
+    def _alphas(self) -> PatternTable[float]:
+        return PatternTable(self.alpha_pattern)
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,7 @@ class AdapterConfig:
 
 
 def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: value for name, value in config.items() if value is not None}
+    fields = {name: value for name, value in config.items() if value is not None and value != []}
     targets = fields.get("target_modules")
     # PEFT holds a set, whose order in the file is arbitrary.
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
@@ -181,8 +198,6 @@ def _unsupported(config: Mapping[str, Any]) -> str | None:
         return f"its kind (peft_type) is {kind}, not LORA"
     if task not in ("None", "CAUSAL_LM"):
         return f"it was made for the task {task}, not for generating text (CAUSAL_LM)"
-    if config.get("bias", "none") not in ("none", None):
-        return "it trains the base's biases (bias)"
     init = str(config.get("init_lora_weights", True)).lower()
     if init.startswith(_BASE_CHANGING_INITS):
         return f"its training changed the base's weights too (init_lora_weights={init[:40]!r})"
@@ -196,16 +211,32 @@ def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[LoraParame
         header: Tensor name -> tensor, as `read_header` returns it.
 
     Returns:
-        Module name in the base -> LoRA parameter -> tensor.
+        Module name -> LoRA parameter -> tensor; without copies of the base's weights.
 
     Raises:
         AdapterIncompatibleError: A tensor does not belong to LoRA on a linear layer.
     """
     modules: dict[str, dict[LoraParameter, TensorInfo]] = {}
+    copies = set(copied_weights(header).values())
     for name, info in header.items():
-        module, part = parse_tensor_name(name)
-        modules.setdefault(module, {})[part] = info
+        if name not in copies:
+            module, part = parse_tensor_name(name)
+            modules.setdefault(module, {})[part] = info
     return modules
+
+
+def copied_weights(header: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """The weights of the base in an adapter's file.
+
+    Returns:
+        The name of the base's parameter -> the name of the tensor.
+    """
+    matches = ((name, _COPY.fullmatch(name)) for name in header if "lora_" not in name)
+    return {
+        f"{match['module'].removesuffix('.base_layer')}.{match['parameter']}": name
+        for name, match in matches
+        if match and "modules_to_save" not in name
+    }
 
 
 def adapter_digest(settings: LoraSettings, weights: Path) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.base.fingerprint import BaseFingerprint, base_shapes
+from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.fit import check_against_base
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base
 from adapterhub.errors import AdapterIncompatibleError
-from adapterhub.peft_format.checks import AdapterInfo, check_fit, inspect_adapter
+from adapterhub.peft_format.checks import AdapterInfo, inspect_adapter
 from adapterhub.registry.cards import (
     AdapterCard,
     BaseInfo,
@@ -18,6 +19,7 @@ from adapterhub.registry.cards import (
     now,
 )
 from adapterhub.registry.imported_card import read_imported_card, taken_fields, warn_of_rest
+from adapterhub.registry.local_base import local_base
 from adapterhub.registry.model_card import read_model_card
 from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.registry.sources import AdapterFiles, copy_adapter
@@ -67,7 +69,7 @@ def import_adapter(
     model_card_fields, model_card_base = read_model_card(staging)
     recorded = source_card.base if source_card else _base_of_config(info, model_card_base)
     folder = None if base is None else locate_base(base, revision=recorded.revision_of(base))
-    checked_base, warnings = _check_base(base, folder, recorded, info, force)
+    checked_base, warnings = _check_base(base, folder, recorded, info, staging, force)
     prompt, told = read_prompt_profile(staging, folder, force=force)
     created_at = now()
     card = AdapterCard(
@@ -104,12 +106,17 @@ def _base_of_config(info: AdapterInfo, model_card_base: str | None) -> BaseInfo:
 
 
 def _check_base(
-    base: str | Path | None, folder: Path | None, recorded: BaseInfo, info: AdapterInfo, force: bool
+    base: str | Path | None,
+    folder: Path | None,
+    recorded: BaseInfo,
+    info: AdapterInfo,
+    adapter: Path,
+    force: bool,
 ) -> tuple[BaseInfo, tuple[str, ...]]:
     """The base to write on the card, and warnings about it."""
     if base is None or folder is None:
         return recorded, ("its shapes were not checked against a base",)
-    check_fit(info.modules, base_shapes(folder), info.config.settings)
+    warnings = check_against_base(info, adapter, folder)
     fingerprint = BaseFingerprint.of(folder)
     difference = recorded.fingerprint.mismatch(fingerprint) if recorded.fingerprint else None
     if difference and not force:
@@ -117,29 +124,29 @@ def _check_base(
             f"The adapter was trained on another base: {difference}.",
             hint="Name the base that it was trained on; force=True registers it with a warning.",
         )
-    warnings = (
-        *(
-            [f"registered with force for a base that it was not trained on: {difference}"]
-            if difference
-            else []
-        ),
-        *(
-            ["the base's chat template is not the one that the adapter was trained with"]
-            if recorded.fingerprint and recorded.fingerprint.has_other_template(fingerprint)
-            else []
-        ),
-    )
+    if difference:
+        warnings += (f"registered with force for a base that it was not trained on: {difference}",)
+    if recorded.fingerprint and recorded.fingerprint.has_other_template(fingerprint):
+        warnings += ("the base's chat template is not the one that the adapter was trained with",)
     checked = BaseInfo(
-        name=_portable_name(base, folder) or recorded.name or str(base),
+        name=str(base),
         revision=recorded.revision_of(base),
         fingerprint=fingerprint,
         quantization=recorded.quantization,
     )
-    return checked, warnings
+    return checked.model_copy(update=_name_on_card(base, folder, checked, recorded)), warnings
 
 
-def _portable_name(base: str | Path, folder: Path) -> str | None:
-    """The name of the base on every machine; None for a local folder."""
+def _name_on_card(
+    base: str | Path, folder: Path, checked: BaseInfo, recorded: BaseInfo
+) -> dict[str, str | None]:
+    """The fields that lead to the base that was checked, from any folder and if possible on any machine."""
     if folder == demo_base_folder():
-        return DEMO_BASE
-    return None if Path(base).expanduser().is_dir() else str(base)
+        return {"name": DEMO_BASE, "revision": None}
+    if not Path(base).expanduser().is_dir():
+        return {}  # a hub id
+    names = {"name": recorded.name, "revision": recorded.revision}
+    is_path = recorded.name is None or Path(recorded.name).expanduser().exists()
+    if not is_path and local_base(checked.model_copy(update=names)):
+        return names  # a hub id, of which the folder is a copy
+    return {"name": str(folder.resolve()), "revision": None}

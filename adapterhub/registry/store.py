@@ -64,6 +64,7 @@ class AdapterRegistry:
         quantization: str | None = None,
         force: bool = False,
         trust_card: bool = False,
+        dry_run: bool = False,
         download: Downloader | None = None,
         **fields: Unpack[CardFields],
     ) -> AdapterCard:
@@ -80,11 +81,12 @@ class AdapterRegistry:
             trust_card: Take every field of a `card.json` next to the files, also prompt, routing, serving, source and
                 lineage. Without it only the fields that describe the adapter are taken, and warnings on the new card
                 show the others. A version of this registry is always trusted.
+            dry_run: Check everything, also the room for the files and the lock, and store nothing.
             download: Replaces `huggingface_hub.snapshot_download` for hub ids.
             fields: Fields of the card to set.
 
         Returns:
-            The new version's card.
+            The new version's card; that of a dry run has the version 1.
 
         Raises:
             AdapterInvalidError: The files are damaged, unsafe or contradict each other. Nothing is stored.
@@ -110,6 +112,9 @@ class AdapterRegistry:
             )
             sync_tree(staging)
             with writers_lock(self._layout, self._lock_timeout):
+                if dry_run:
+                    write_new(staging / CARD_FILE, draft.to_json())
+                    return draft
                 return self._publish(draft, staging)
 
     def _holds(self, folder: Path) -> bool:

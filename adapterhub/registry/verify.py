@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from adapterhub.base.fit import check_against_base
 from adapterhub.errors import AdapterHubError
 from adapterhub.peft_format.checks import check_digest, inspect_adapter
 from adapterhub.registry.layout import Layout, Refs
+from adapterhub.registry.local_base import local_base
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ def verify_adapter(layout: Layout, name: str) -> Iterator[Problem]:
 
 
 def verify_version(layout: Layout, name: str, version: int) -> Iterator[Problem]:
-    """Checks the card, the files and the digest of a version."""
+    """Checks the card, the files and the digest of a version, and its base if that is on this machine."""
     ref = f"{name}@{version}"
     try:
         card = layout.card(name, version, Refs())
         info = inspect_adapter(layout.version_folder(name, version))
         check_digest(ref, card.digest, info.digest)
+        if base := local_base(card.base):
+            check_against_base(info, layout.version_folder(name, version), base)
     except AdapterHubError as error:
         yield Problem(ref, error.message)
         return

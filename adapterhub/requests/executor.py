@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
@@ -33,8 +34,8 @@ class RequestExecutor:
     """
 
     def __init__(self, stuck_after: float = STUCK_AFTER) -> None:
-        self._prepare = _Lane("prepare", stuck_after)
-        self._fit = _Lane("fit", float("inf"))
+        self._stuck_after = stuck_after
+        self._start()
 
     async def run(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Runs a function in the thread for requests, with the caller's context variables.
@@ -42,17 +43,29 @@ class RequestExecutor:
         Raises:
             CapacityError: Too many threads are stuck.
         """
+        self._restart_after_fork()
         context = copy_context()
         return await self._prepare.run(lambda: context.run(work, *arguments))
 
     async def fit_router(self, fit: Callable[[], object]) -> None:
         """Runs what takes seconds in the other thread."""
+        self._restart_after_fork()
         await self._fit.run(fit)
 
     def close(self) -> None:
         """Ends the threads. Later calls start new ones, so that the engine can report that it is closed."""
+        self._restart_after_fork()
         self._prepare.close()
         self._fit.close()
+
+    def _restart_after_fork(self) -> None:
+        if os.getpid() != self._process_id:  # threads do not survive a fork
+            self._start()
+
+    def _start(self) -> None:
+        self._process_id = os.getpid()
+        self._prepare = _Lane("prepare", self._stuck_after)
+        self._fit = _Lane("fit", float("inf"))
 
 
 class _Lane:

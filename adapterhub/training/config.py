@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub.errors import ConfigError, describe_validation
+from adapterhub.base.locating import DEMO_BASE
+from adapterhub.errors import ConfigError, describe_validation, describe_yaml
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
 
@@ -53,7 +54,7 @@ class LoraOptions(_Options):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of each LoRA layer while training."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Names of the layers to adapt, or `all-linear` for every linear layer but the output head."""
+    """Names of the layers to adapt, or `all-linear` for every linear layer that a text passes, but the output head."""
     rslora: bool = False
     """Rank-stabilised scaling (Kalajdzievski, 2023)."""
     dora: bool = False
@@ -132,7 +133,9 @@ class FinetuneConfig(_Options):
     name: Annotated[str, AfterValidator(check_name)]
     """Name to register the adapter under; an existing name gets its next version."""
     base: str
-    """`adapterhub-demo`, a model folder, or a hub id. Written into the adapter as given."""
+    """`adapterhub-demo`, a model folder, or a hub id. A folder may be relative to that of the configuration file."""
+    revision: str | None = None
+    """A branch, tag or commit, where `base` is a hub id; goes onto the card."""
     data: DataOptions
     """The examples."""
     lora: LoraOptions = LoraOptions()
@@ -165,8 +168,13 @@ class FinetuneConfig(_Options):
         path = Path(path)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"The configuration {str(path)!r} could not be read: {error}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"The configuration {str(path)!r} could not be read: {describe_yaml(error)}."
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+            raise ConfigError(f"The configuration {str(path)!r} could not be read: {reason}.") from error
         if not isinstance(content, dict):
             raise ConfigError(f"The configuration {str(path)!r} is not a mapping of names to values.")
         try:
@@ -181,6 +189,16 @@ class FinetuneConfig(_Options):
         data = self.data
         paths = {"train": folder / data.train, "validation": data.validation and folder / data.validation}
         initial_adapter = self.initial_adapter and folder / self.initial_adapter
-        return self.model_copy(
-            update={"data": data.model_copy(update=paths), "initial_adapter": initial_adapter}
-        )
+        update = {
+            "data": data.model_copy(update=paths),
+            "initial_adapter": initial_adapter,
+            "base": _base_in_folder(self.base, folder),
+        }
+        return self.model_copy(update=update)
+
+
+def _base_in_folder(base: str, folder: Path) -> str:
+    """A base's folder as it is from anywhere, since it goes onto the card; a hub id looks like a relative path."""
+    path = folder / base
+    is_path = base.startswith(("./", "../")) or (base != DEMO_BASE and path.is_dir())
+    return str(path.resolve()) if is_path else base

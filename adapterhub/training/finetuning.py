@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +14,8 @@ from pydantic import JsonValue
 
 from adapterhub._files import sha256_file
 from adapterhub.base.locating import locate_base
+from adapterhub.errors import AdapterHubError, TrainingError
+from adapterhub.peft_format.config import WEIGHTS_FILE
 from adapterhub.registry.cards import AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
 from adapterhub.training.config import FinetuneConfig
@@ -28,6 +33,10 @@ def finetune(
 ) -> AdapterCard:
     """Trains an adapter and registers it; after an error nothing is registered.
 
+    What registering needs is checked before the first step: the names of the layers, the card's fields, the registry
+    and the room in it. If something fails all the same once the adapter is trained, its files are kept, and the error
+    says where.
+
     Args:
         config: The run.
         registry: Stores the adapter; an existing name gets its next version.
@@ -39,36 +48,68 @@ def finetune(
     Raises:
         ConfigError: The base cannot be loaded.
         DatasetError: The data cannot be used.
-        TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out.
+        TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out; or the adapter was
+            trained but could not be registered.
         AdapterInvalidError: The initial adapter's files are damaged.
-        AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained.
-        RegistryError: The adapter could not be stored.
+        AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained, or the new one would not fit
+            the base.
+        InvalidRequestError: A field of the card is not valid.
+        RegistryError: The adapter cannot be stored there.
     """
     config = _with_initial_profile(config)
-    with tempfile.TemporaryDirectory() as folder:
-        result = train_adapter(config, Path(folder), progress=progress)
+
+    def register(folder: Path, fields: CardFields, *, dry_run: bool = False) -> AdapterCard:
         return registry.register(
             config.name,
             folder,
             base=config.base,
             quantization=config.quantization,
-            **_card_fields(config, result),
+            dry_run=dry_run,
+            **fields,
         )
+
+    def check(untrained: Path) -> None:
+        register(untrained, {**config.card.fields(), "datasets": _datasets(config)}, dry_run=True)
+
+    with _kept_if_trained(config) as folder:
+        result = train_adapter(config, folder, check=check, progress=progress)
+        return register(folder, _card_fields(config, result))
+
+
+@contextmanager
+def _kept_if_trained(config: FinetuneConfig) -> Iterator[Path]:
+    """A temporary folder for the adapter; it stays if there is an error after the adapter's files were written."""
+    folder = Path(tempfile.mkdtemp(prefix=f"adapterhub-{config.name}-"))
+    keep = False
+    try:
+        yield folder
+    except Exception as error:
+        keep = (folder / WEIGHTS_FILE).is_file()
+        if not keep:
+            raise
+        reason = error.message if isinstance(error, AdapterHubError) else str(error)
+        raise TrainingError(
+            f"The adapter was trained, but not registered: {reason} Its files are in {str(folder)!r}.",
+            hint=f"Register them: adapterhub add {config.name} {shlex.quote(str(folder))} "
+            f"--base {shlex.quote(config.base)}",
+        ) from error
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _with_initial_profile(config: FinetuneConfig) -> FinetuneConfig:
     """The run with the prompt profile of the adapter that it continues, unless it sets one itself."""
     if config.initial_adapter is None or "prompt" in config.card.model_fields_set:
         return config
-    profile = prompt_profile_of(config.initial_adapter, locate_base(config.base))
+    profile = prompt_profile_of(config.initial_adapter, locate_base(config.base, revision=config.revision))
     card = config.card.model_copy(update={"prompt": profile})  # counts as set from then on
     return config.model_copy(update={"card": card})
 
 
 def _card_fields(config: FinetuneConfig, result: TrainingResult) -> CardFields:
-    data = config.data
     fields: CardFields = {
-        "datasets": [_dataset_id(path) for path in (data.train, data.validation) if path],
+        "datasets": _datasets(config),
         "evaluation": [_evaluation(config, result.eval_loss)] if result.eval_loss is not None else [],
         "lineage": Lineage(method="finetune", settings=_settings(config, result)),
     }
@@ -108,5 +149,6 @@ def _evaluation(config: FinetuneConfig, loss: float) -> Evaluation:
     )
 
 
-def _dataset_id(path: Path) -> str:
-    return f"{path.name} sha256:{sha256_file(path)}"
+def _datasets(config: FinetuneConfig) -> list[str]:
+    paths = (config.data.train, config.data.validation)
+    return [f"{path.name} sha256:{sha256_file(path)}" for path in paths if path]

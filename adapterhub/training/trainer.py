@@ -12,7 +12,8 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,19 @@ class TrainingResult:
 
 
 def train_adapter(
-    config: FinetuneConfig, out: Path, *, progress: Callable[[TrainingStep], None] | None = None
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    check: Callable[[Path], None] | None = None,
+    progress: Callable[[TrainingStep], None] | None = None,
 ) -> TrainingResult:
     """Trains an adapter and writes `adapter_config.json`, `adapter_model.safetensors` and the chat template.
 
     Args:
         config: The run.
-        out: An existing, empty folder.
+        out: An existing, empty folder. The files are there before the last evaluation begins.
+        check: Called before the first step with a folder of the same files with untrained weights; what it raises ends
+            the run.
         progress: Called after every step.
 
     Raises:
@@ -114,6 +121,7 @@ def train_adapter(
         quantization=config.quantization,
         compute_dtype=config.compute_dtype,
         device=config.device,
+        revision=config.revision,
         training=True,
     )
     prompt = config.card.prompt
@@ -126,13 +134,18 @@ def train_adapter(
     callback = _ProgressCallback(progress)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, base, train, validation, callback, scratch)
-        initial_adapter = _load_initial(config, trainer.model)
+        initial_adapter = _load_initial(config, trainer.model, base)
+        if check:
+            (untrained := Path(scratch, "untrained")).mkdir()
+            _save(trainer.model, untrained, style)
+            check(untrained)
         before = {name: weight.detach().clone() for name, weight in _lora_b_weights(trainer.model)}
-        _run(trainer)
-    _check_learned(trainer.model, before)
-    _save(trainer.model, out)
-    if style.template:  # the base's may change
-        (out / "chat_template.jinja").write_text(style.template, encoding="utf-8")
+        with _memory_errors():
+            trainer.train()
+            _check_learned(trainer.model, before)
+            _save(trainer.model, out, style)
+            if trainer.eval_dataset is not None:
+                trainer.evaluate()
     return callback.result(base, style, train, validation, initial_adapter)
 
 
@@ -140,10 +153,10 @@ def _stop(base: Base, train: TokenizedDataset) -> tuple[str, ...]:
     return tuple(base.tokenizer.convert_ids_to_tokens(sorted(train.end_token_ids - base.end_token_ids)))
 
 
-def _load_initial(config: FinetuneConfig, model: Any) -> str | None:
-    return (
-        load_initial_weights(config.initial_adapter, model, config.lora) if config.initial_adapter else None
-    )
+def _load_initial(config: FinetuneConfig, model: Any, base: Base) -> str | None:
+    if config.initial_adapter is None:
+        return None
+    return load_initial_weights(config.initial_adapter, model, config.lora, base.linear_layers)
 
 
 def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
@@ -191,10 +204,12 @@ def _lora(config: FinetuneConfig, base: Base) -> LoraConfig:
     lora = config.lora
     return LoraConfig(
         task_type="CAUSAL_LM",
+        revision=config.revision,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=_target_modules(config, base),
+        exclude_modules=_layers_without_text(base) or None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
@@ -202,8 +217,7 @@ def _lora(config: FinetuneConfig, base: Base) -> LoraConfig:
 
 def _target_modules(config: FinetuneConfig, base: Base) -> list[str]:
     """The last parts of the names of the layers to adapt; peft's "all-linear" would write every full name."""
-    head = base.model.get_output_embeddings()
-    layers = [name for name in base.linear_shapes if base.model.get_submodule(name) is not head]
+    layers = _text_layers(base)
     known, targets = sorted({name.rpartition(".")[2] for name in layers}), config.lora.target_modules
     if targets == "all-linear":
         return known
@@ -214,6 +228,17 @@ def _target_modules(config: FinetuneConfig, base: Base) -> list[str]:
             hint=f"Its layers: {', '.join(known)}.",
         )
     return targets
+
+
+def _text_layers(base: Base) -> list[str]:
+    """The linear layers that a text passes: not those of a vision tower, which would never learn, and not the head."""
+    decoder = {id(module) for module in base.model.get_decoder().modules()}
+    return [name for name in base.linear_layers.shapes if id(base.model.get_submodule(name)) in decoder]
+
+
+def _layers_without_text(base: Base) -> list[str]:
+    layers = base.linear_layers
+    return sorted(layers.shapes.keys() - {*_text_layers(base), layers.head})
 
 
 def _arguments(config: FinetuneConfig, base: Base, scratch: str, *, evaluates: bool) -> SFTConfig:
@@ -262,11 +287,10 @@ def _dataset(examples: list[TokenizedExample]) -> Dataset:
     )
 
 
-def _run(trainer: SFTTrainer) -> None:
+@contextmanager
+def _memory_errors() -> Iterator[None]:
     try:
-        trainer.train()
-        if trainer.eval_dataset is not None:
-            trainer.evaluate()
+        yield
     except torch.OutOfMemoryError:
         raise TrainingError(
             "Memory ran out.",
@@ -292,14 +316,17 @@ def _check_learned(model: Any, before: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _save(model: Any, out: Path) -> None:
+def _save(model: Any, out: Path, style: prompts.PromptStyle) -> None:
+    if style.template:  # the base's may change
+        (out / "chat_template.jinja").write_text(style.template, encoding="utf-8")
     # The default, "auto", asks the hub whether the base's vocabulary changed.
     model.save_pretrained(out, save_embedding_layers=False)
     (out / "README.md").unlink()  # peft's unfilled template
     path = out / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    # peft holds a set, whose order is arbitrary.
-    settings["target_modules"] = sorted(settings["target_modules"])
+    # peft holds sets, whose order is arbitrary.
+    for modules in ("target_modules", "exclude_modules"):
+        settings[modules] = sorted(settings[modules] or ()) or None
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -50,7 +50,7 @@ def test_double_quantisation_is_on(tiny_base: Path):
 def test_every_architecture_loads_in_4_bits(tmp_path: Path, kind):
     base = load_base(make_base(tmp_path / kind, kind))
     assert base.fingerprint.model_type == kind
-    targets = {name.rsplit(".", 1)[-1] for name in base.linear_shapes}
+    targets = {name.rsplit(".", 1)[-1] for name in base.linear_layers.shapes}
     assert set(ALL_LINEAR[kind]) <= targets
     assert base.model(input_ids=IDS).logits.isfinite().all()
 
@@ -61,14 +61,14 @@ def test_dequantize_module_weight_returns_the_weight_that_the_layer_multiplies_b
     tmp_path: Path, kind, quantization
 ):
     base = load_base(make_base(tmp_path / kind, kind, tie_word_embeddings=False), quantization=quantization)
-    name = next(name for name in base.linear_shapes if name.endswith(("q_proj", "c_attn")))
+    name = next(name for name in base.linear_layers.shapes if name.endswith(("q_proj", "c_attn")))
     layer = base.model.get_submodule(name)
-    x = torch.eye(base.linear_shapes[name][1])
+    x = torch.eye(base.linear_layers.shapes[name][1])
     with torch.inference_mode():
         bias = 0 if layer.bias is None else layer.bias
         product = (layer(x) - bias).T
     weight = dequantize_module_weight(layer)
-    assert weight.shape == base.linear_shapes[name]
+    assert weight.shape == base.linear_layers.shapes[name]
     # int8 also rounds the input, and the packed 4-bit kernel multiplies in bfloat16
     bound = {"nf4": 2**-7, "int8": 2**-6, None: 1e-6}[quantization]
     assert (product - weight).abs().max() <= bound * weight.abs().max()
@@ -95,7 +95,7 @@ def test_an_explicit_float32_is_float32_in_every_product(tmp_path: Path, quantiz
     folder = make_base(tmp_path / "base", seed=5)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     exact = load_base(folder, quantization=quantization, compute_dtype="float32", device="cpu")
-    for name in exact.linear_shapes:
+    for name in exact.linear_layers.shapes:
         weight = dequantize_module_weight(exact.model.get_submodule(name))
         reference.get_submodule(name).weight.data.copy_(weight)
     expected = reference(input_ids=IDS).logits

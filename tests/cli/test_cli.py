@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import AdapterRegistry
+from adapterhub import AdapterRegistry, SamplingParams
 from adapterhub.cli.main import cli, main
 from adapterhub.cli.options import read_text
 from adapterhub.errors import AdapterNotFoundError
@@ -327,6 +327,59 @@ class TestRun:
         assert json.loads(answer["text"]).keys() == {"n"}
         assert run("run", "json", "Hi", "--choice", "left", "--choice", "right").out in ("left\n", "right\n")
         assert len(run("run", "json", "Hi", "--regex", "[0-9]{3}").out) == 4
+
+    def test_every_sampling_parameter_is_an_option(self):
+        options = {parameter.name for parameter in cli.commands["run"].params}
+        assert set(SamplingParams.model_fields) - options == set()
+
+    def test_sampling_parameters_reach_the_request(self, run):
+        options = (
+            *("--temperature", 0.8, "--top-k", 40, "--min-p", 0.01, "--repetition-penalty", 1.2, "--seed", 3),
+            *("--n", 2, "--logprobs", 1, "--max-tokens", 5, "--ignore-eos"),
+        )
+        answer = run("run", "json", "Hi", *options, "--json").json
+        first, second = answer["completions"]
+        assert len(first["logprobs"]) == len(first["token_ids"]) == 5
+        assert first["token_ids"] != second["token_ids"]
+        assert run("run", "json", "Hi", *options, "--json").json["completions"] == answer["completions"]
+        greedy = run("run", "json", "Hi", "--max-tokens", 5, "--ignore-eos", "--logprobs", 0, "--json").json
+        stop = greedy["completions"][0]["token_ids"][0]
+        assert run("run", "json", "Hi", "--stop-token-id", stop).out == "\n"
+        assert len(run("run", "json", "Hi", "--n", 3, "--max-tokens", 1).out.splitlines()) == 3
+
+    @pytest.mark.parametrize(
+        ("options", "code"),
+        [(("--top-k", -2), 1), (("--repetition-penalty", 0), 1), (("--n", 0), 1), (("--logprobs", 1), 2)],
+    )
+    def test_a_wrong_sampling_parameter_is_reported_before_the_base_is_loaded(
+        self, run, monkeypatch, options, code
+    ):
+        monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
+        assert run("run", "json", "Hi", *options).code == code
+
+    def test_an_adapter_is_served_on_its_own_base_though_most_are_for_another(
+        self, copy, tmp_path, monkeypatch
+    ):
+        other = make_base(tmp_path / "other", seed=7)
+        adapter = make_adapter(tmp_path / "mine", other)
+        copy("add", "mine", adapter, "--base", other)
+        answer = copy("run", "mine", "Hi", "--max-tokens", 2, "--json")
+        assert (answer.code, answer.json["adapter"]) == (0, "mine")
+        assert copy("run", "json", "Hi", "--max-tokens", 2, "--json").json["adapter"] == "json"
+        monkeypatch.setenv("ADAPTERHUB_BASE", str(tmp_path / "none"))  # what the user sets counts
+        assert "none" in copy("run", "mine", "Hi").err
+
+    def test_an_adapters_base_is_loaded_at_its_revision(self, copy, tmp_path, monkeypatch):
+        path = tmp_path / "registry" / "json" / "1" / "card.json"
+        card = json.loads(path.read_text())
+        card["base"] |= {"name": "organisation/base", "revision": "v1"}
+        path.write_text(json.dumps(card))
+        asked = {}
+        monkeypatch.setattr(
+            "adapterhub.hub.AdapterHub.from_pretrained", lambda **settings: asked.update(settings) or 1 / 0
+        )
+        copy("run", "json", "Hi")
+        assert (asked["base"], asked["revision"]) == ("organisation/base", "v1")
 
     def test_an_invalid_output_format_is_reported_before_the_base_is_loaded(self, run, tmp_path, monkeypatch):
         (tmp_path / "schema.json").write_text("[1]")

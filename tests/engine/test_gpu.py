@@ -79,7 +79,7 @@ def ours(base: Base, names: Sequence[str | None], world: World) -> torch.Tensor:
     slots = {name: index for index, name in enumerate(names) if name}
     for name, slot in slots.items():
         deltas = load_folder_deltas(
-            world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype
+            world.adapters[name], base.model, base.linear_layers, dtype=base.compute_dtype
         )
         runner.load_adapter(slot, deltas)
     cache = KVCache(runner.kv_shape, 64 * len(names))
@@ -216,7 +216,7 @@ def test_adapters_in_host_memory_take_no_gpu_memory(world: World):
     base = load_base(world.base, compute_dtype="float32", device=_device())
     before = torch.cuda.memory_allocated()
     loaded = [
-        load_folder_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(folder, base.model, base.linear_layers, dtype=torch.float32)
         for folder in world.adapters.values()
     ]
     devices = {delta.a.device.type for deltas in loaded for delta in deltas.values()}
@@ -235,7 +235,7 @@ def test_adapters_stay_in_host_memory_whatever_the_device_of_the_base(tmp_path: 
     folder = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "adapter", folder)
     base = load_base(folder, quantization=None, device="cpu")
-    shapes, elsewhere = base.linear_shapes, base.model.to("meta")
+    shapes, elsewhere = base.linear_layers, base.model.to("meta")
     deltas = load_folder_deltas(adapter, elsewhere, shapes, dtype=torch.bfloat16)
     assert {tensor.device.type for delta in deltas.values() for tensor in (delta.a, delta.b)} == {"cpu"}
     LoraModelManager(elsewhere, slots=2, dtype=torch.bfloat16).load(1, deltas)

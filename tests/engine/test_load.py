@@ -280,7 +280,7 @@ def size_of(base: Base, source: StoredLoraRequest) -> int:
     assert source.folder
     shapes = load_base(
         base.folder, quantization=None, device="cpu"
-    ).linear_shapes  # not those of wrapped layers
+    ).linear_layers  # not those of wrapped layers
     return sum(
         delta.bytes
         for delta in load_folder_deltas(source.folder, base.model, shapes, dtype=torch.float32).values()

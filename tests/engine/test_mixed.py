@@ -118,7 +118,7 @@ def run(base: Base, world: World, *, joining: bool, names: list[str | None] | No
     runner = ModelRunner(base, max_loras=16)
     for name in filter(None, names):
         deltas = load_folder_deltas(
-            world.adapters[name], base.model, base.linear_shapes, dtype=base.compute_dtype
+            world.adapters[name], base.model, base.linear_layers, dtype=base.compute_dtype
         )
         runner.load_adapter(slots[name], deltas)
     cache = KVCache(runner.kv_shape, 4096)

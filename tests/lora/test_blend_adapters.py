@@ -47,7 +47,7 @@ def registry(tmp_path: Path, tiny_base: Path, tiny_adapters: dict[str, Path]) ->
 def logits(base_folder: Path, request: LoraRequest) -> torch.Tensor:
     base = load_base(base_folder, quantization=None, device="cpu")
     layers = LoraModelManager(base.model, slots=1, dtype=torch.float32)
-    layers.load(0, load_adapter_deltas(request, base.model, base.linear_shapes, dtype=torch.float32))
+    layers.load(0, load_adapter_deltas(request, base.model, base.linear_layers, dtype=torch.float32))
     with torch.inference_mode(), layers.using(LoraMapping([(0, IDS.numel())])):
         result: torch.Tensor = base.model(input_ids=IDS).logits
     return result

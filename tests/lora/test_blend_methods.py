@@ -191,7 +191,7 @@ def request_of(folder: Path) -> StoredLoraRequest:
 
 def logits(base: Base, request: LoraRequest) -> torch.Tensor:
     layers = LoraModelManager(base.model, slots=1, dtype=torch.float32)
-    layers.load(0, load_adapter_deltas(request, base.model, base.linear_shapes, dtype=torch.float32))
+    layers.load(0, load_adapter_deltas(request, base.model, base.linear_layers, dtype=torch.float32))
     with torch.inference_mode(), layers.using(LoraMapping([(0, IDS.numel())])):
         result: torch.Tensor = base.model(input_ids=IDS).logits
     return result
@@ -246,11 +246,11 @@ def test_pefts_cat_overscales_rslora_and_ours_does_not(llama: Path, tmp_path: Pa
     assert (logits(base, over) - peft).abs().max() <= 1e-4
     # The sum itself, written out: the same answer as from one adapter that holds it.
     deltas = [
-        (load_folder_deltas(f, base.model, base.linear_shapes, dtype=torch.float32), w)
+        (load_folder_deltas(f, base.model, base.linear_layers, dtype=torch.float32), w)
         for f, w in adapters.items()
     ]
     blended = load_adapter_deltas(
-        BlendedLoraRequest.of("right", parts), base.model, base.linear_shapes, dtype=torch.float32
+        BlendedLoraRequest.of("right", parts), base.model, base.linear_layers, dtype=torch.float32
     )
     for module, delta in blended.items():
         wanted = sum(weight * dense(one[module]) for one, weight in deltas)
@@ -279,14 +279,14 @@ def test_a_blend_of_all_kinds_is_the_sum_in_every_layer(llama: Path, tmp_path: P
     folders = [make_adapter(tmp_path / f"a{n}", llama, seed=n, **kind) for n, kind in enumerate(kinds)]
     weights = [0.5, -0.2, 0.9, 0.3]
     base = load_base(llama, quantization=None, device="cpu")
-    shapes, model = base.linear_shapes, base.model
-    loaded = [load_folder_deltas(folder, model, shapes, dtype=torch.float32) for folder in folders]
+    layers, model = base.linear_layers, base.model
+    loaded = [load_folder_deltas(folder, model, layers, dtype=torch.float32) for folder in folders]
     blend = BlendedLoraRequest.of("b", zip(map(request_of, folders), weights, strict=True))
-    blended = load_adapter_deltas(blend, model, shapes, dtype=torch.float32)
+    blended = load_adapter_deltas(blend, model, layers, dtype=torch.float32)
     assert blended.keys() == set().union(*loaded)
     for module, delta in blended.items():
         layer = model.get_submodule(module)
-        x = torch.randn(5, shapes[module][1])
+        x = torch.randn(5, layers.shapes[module][1])
 
         def changed(delta: LoraDelta, layer=layer, x=x) -> torch.Tensor:
             adapted = layer(x) + x @ dense(delta).T  # llama's layers have no bias
@@ -333,7 +333,7 @@ class TestLoading:
         base = load_base(llama, quantization=None, device="cpu")
         results = [
             load_adapter_deltas(
-                BlendedLoraRequest.of("x", order), base.model, base.linear_shapes, dtype=torch.float32
+                BlendedLoraRequest.of("x", order), base.model, base.linear_layers, dtype=torch.float32
             )
             for order in (parts, parts[::-1])
         ]
@@ -346,12 +346,12 @@ class TestLoading:
         base = load_base(llama, quantization=None, device="cpu")
         blend = BlendedLoraRequest.of("x", [(request_of(good), 0.5), (request_of(bad), 0.5)])
         with pytest.raises(AdapterIncompatibleError, match="part bad"):
-            load_adapter_deltas(blend, base.model, base.linear_shapes, dtype=torch.float32)
+            load_adapter_deltas(blend, base.model, base.linear_layers, dtype=torch.float32)
 
     def test_deltas_without_a_base_are_the_same(self, llama: Path, tmp_path: Path):
         folder = make_adapter(tmp_path / "a", llama, use_rslora=True, alpha_pattern={"q_proj": 3})
         base = load_base(llama, quantization=None, device="cpu")
-        loaded = load_folder_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32)
+        loaded = load_folder_deltas(folder, base.model, base.linear_layers, dtype=torch.float32)
         read = read_deltas_without_base(folder)
         assert read.keys() == loaded.keys()
         assert all(torch.equal(read[m].b, loaded[m].b) and torch.equal(read[m].a, loaded[m].a) for m in read)

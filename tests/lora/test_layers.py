@@ -56,7 +56,7 @@ def logits(base: Base, layers: LoraModelManager, slot: int | None) -> torch.Tens
 
 
 def load(base: Base, layers: LoraModelManager, slot: int, folder: Path) -> None:
-    layers.load(slot, load_folder_deltas(folder, base.model, base.linear_shapes, dtype=torch.float32))
+    layers.load(slot, load_folder_deltas(folder, base.model, base.linear_layers, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -118,14 +118,14 @@ def test_an_adapter_for_another_architecture_is_refused(tmp_path: Path, tiny_bas
     adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "gpt2", "gpt2"))
     base = load_base(tiny_base)
     with pytest.raises(AdapterIncompatibleError, match="None of the adapter"):
-        load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(adapter, base.model, base.linear_layers, dtype=torch.float32)
 
 
 def test_an_adapter_for_another_width_is_refused(tmp_path: Path, tiny_base: Path):
     adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "wide", hidden_size=128))
     base = load_base(tiny_base)
     with pytest.raises(AdapterIncompatibleError, match="has shape"):
-        load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(adapter, base.model, base.linear_layers, dtype=torch.float32)
 
 
 def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
@@ -134,7 +134,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, tiny_base: Path):
     weights.write_bytes(weights.read_bytes()[:-8])
     base = load_base(tiny_base)
     with pytest.raises(AdapterInvalidError, match="cut short"):
-        load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(adapter, base.model, base.linear_layers, dtype=torch.float32)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, tiny_base: Path, monkeypatch):
@@ -142,10 +142,10 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, tiny_ba
     weights = adapter / "adapter_model.safetensors"
     header = read_header(weights)
     weights.write_bytes(weights.read_bytes()[:-8])
-    monkeypatch.setattr("adapterhub.lora.loading.read_header", lambda path: header)
+    monkeypatch.setattr("adapterhub.lora.loading.read_header", lambda path, **_: header)
     base = load_base(tiny_base)
     with pytest.raises(AdapterInvalidError, match="shorter"):
-        load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+        load_folder_deltas(adapter, base.model, base.linear_layers, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("loaded", [torch.float32, torch.bfloat16], ids=str)
@@ -156,7 +156,7 @@ def test_factors_of_any_dtype_are_rounded_once(tmp_path: Path, tiny_base: Path, 
     tensors = {name: tensor.to(stored) for name, tensor in load_file(weights).items()}
     save_file(tensors, weights)
     base = load_base(tiny_base)
-    deltas = load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=loaded)
+    deltas = load_folder_deltas(adapter, base.model, base.linear_layers, dtype=loaded)
     assert 2 * len(deltas) == len(tensors)
     for name, delta in deltas.items():
         a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
@@ -167,7 +167,7 @@ def test_factors_of_any_dtype_are_rounded_once(tmp_path: Path, tiny_base: Path, 
 def test_loaded_weights_do_not_change_with_the_file(tmp_path: Path, tiny_base: Path):
     adapter = make_adapter(tmp_path / "a", tiny_base)
     base = load_base(tiny_base, quantization=None)
-    deltas = load_folder_deltas(adapter, base.model, base.linear_shapes, dtype=torch.float32)
+    deltas = load_folder_deltas(adapter, base.model, base.linear_layers, dtype=torch.float32)
     before = {name: (delta.a.clone(), delta.b.clone()) for name, delta in deltas.items()}
     weights = adapter / "adapter_model.safetensors"
     with weights.open("r+b") as file:  # in place, as no careful program does

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.base.fingerprint import base_shapes
-from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.errors import AdapterInvalidError
 from adapterhub.peft_format import checks
-from adapterhub.peft_format.checks import LoraShape, check_fit, inspect_adapter
-from adapterhub.peft_format.config import LoraSettings
-from tests.registry.maker import adapter_tensors, make_adapter, make_base, module_names, values
+from adapterhub.peft_format.checks import LoraShape, inspect_adapter
+from tests.registry.maker import adapter_tensors, make_adapter, module_names, values
 
 Q0, V0, Q1, V1 = module_names()
 A, B = f"base_model.model.{Q0}.lora_A.weight", f"base_model.model.{Q0}.lora_B.weight"
@@ -115,42 +113,3 @@ def test_weights_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checks, "MAX_WEIGHTS_BYTES", 100)
     with pytest.raises(AdapterInvalidError, match="at most 100"):
         inspect_adapter(make_adapter(tmp_path / "a"))
-
-
-def test_fit_to_a_base(tmp_path: Path) -> None:
-    shapes = base_shapes(make_base(tmp_path / "base"))
-    check_fit(inspect_adapter(make_adapter(tmp_path / "a")).modules, shapes)
-
-
-@pytest.mark.parametrize(("mine", "its"), [("transformer.h.0.x", "h.0.x"), ("h.0.x", "transformer.h.0.x")])
-def test_the_inner_name_of_the_model_does_not_matter(mine: str, its: str) -> None:
-    check_fit({mine: LoraShape(2, 8, 4)}, {its: (8, 4)})
-
-
-@pytest.mark.parametrize(
-    ("base", "message"),
-    [
-        ({"other": (8, 8)}, f"None of the adapter's 2 modules.*'{Q0}', '{Q1}' are missing"),
-        ({Q0: (8, 8)}, f"Only 1 of the adapter's 2 modules.*'{Q1}' is missing"),
-        ({Q0: (8, 8), Q1: (8, 16)}, rf"'{Q1}' has shape \(8, 16\), not \(8, 8\)"),
-    ],
-)
-def test_modules_that_the_base_lacks(base: dict[str, tuple[int, int]], message: str) -> None:
-    adapter = {Q0: LoraShape(2, 8, 8), Q1: LoraShape(2, 8, 8)}
-    with pytest.raises(AdapterIncompatibleError, match=message):
-        check_fit(adapter, base)
-
-
-def test_only_the_first_missing_modules_are_named() -> None:
-    adapter = {name: LoraShape(2, 8, 8) for name in module_names(layers=20)}
-    with pytest.raises(AdapterIncompatibleError, match="and 37 more are missing"):
-        check_fit(adapter, {})
-
-
-def test_a_listed_target_without_weights() -> None:
-    adapter, base = {Q0: LoraShape(2, 8, 8)}, {Q0: (8, 8), V0: (4, 8)}
-    settings = LoraSettings(r=2, lora_alpha=2, target_modules=("q_proj", "v_proj", "not_in_the_base"))
-    check_fit(adapter, base)
-    check_fit(adapter, {Q0: (8, 8)}, settings)
-    with pytest.raises(AdapterInvalidError, match="'v_proj', for which there are no weights"):
-        check_fit(adapter, base, settings)

@@ -84,7 +84,6 @@ def test_peft_computes_the_same_ranks_and_scalings(tmp_path: Path, rslora: bool)
         ({"peft_type": None}, "peft_type"),
         ({"task_type": "SEQ_CLS"}, "SEQ_CLS"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "biases"),
         ({"lora_bias": True}, "lora_bias"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
@@ -113,7 +112,6 @@ def test_kinds_that_can_be_served(config: dict[str, Any]) -> None:
     [
         {"r": 0},
         {"r": "many"},
-        {"r": None},
         {"lora_alpha": math.inf},
         {"lora_alpha": math.nan},
         {"rank_pattern": {"q_proj": -1}},

@@ -71,6 +71,9 @@ def make_base(folder: Path, *, seed: int = 0, layers: int = LAYERS, **config: An
         "vocab_size": 32,
         "hidden_size": HIDDEN,
         "num_hidden_layers": layers,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
         **config,
     }
     (folder / "config.json").write_text(json.dumps(settings))

@@ -47,13 +47,59 @@ def test_register_fills_in_the_card(registry: AdapterRegistry, adapter: Path, ba
     )
     assert (card.name, card.version, card.status, card.warnings) == ("json", 1, "ready", ())
     fingerprint = BaseFingerprint.of(base)
-    assert card.base == BaseInfo(name="example/tiny-llama", fingerprint=fingerprint, quantization="nf4")
+    assert card.base == BaseInfo(name=str(base), fingerprint=fingerprint, quantization="nf4")
     assert (card.peft.r, card.peft.lora_alpha, card.peft.dtype) == (2, 4.0, "F32")
     assert card.peft.target_modules == ("q_proj", "v_proj")
     assert card.peft.size_bytes == (adapter / "adapter_model.safetensors").stat().st_size
     assert (card.description, card.routing) == ("Writes JSON.", Routing(examples=("as json",)))
     assert card.created_at == card.updated_at
     assert registry.get("json") == registry.resolve("json@1") == card
+
+
+@pytest.mark.parametrize(
+    "recorded", ["/somebody/elses/base", "../elsewhere", "org/not-on-this-machine", None]
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_card_names_the_base_that_was_checked(
+    registry: AdapterRegistry,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: str | None,
+    relative: bool,
+) -> None:
+    """From any folder: a relative path of the caller's means nothing to a later one."""
+    adapter = make_adapter(tmp_path / "own", base_model_name_or_path=recorded, revision="abc")
+    monkeypatch.chdir(base.parent)
+    card = registry.register("json", adapter, base=base.name if relative else base)
+    assert (card.base.name, card.base.revision) == (str(base.resolve()), None)
+
+
+def test_a_recorded_path_that_is_relative_becomes_absolute(
+    registry: AdapterRegistry, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_adapter(tmp_path / "own", base_model_name_or_path=base.name)
+    monkeypatch.chdir(base.parent)
+    assert registry.register("json", adapter, base=base.name).base.name == str(base.resolve())
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_hub_id_stays_if_it_leads_to_the_base_that_was_checked(
+    registry: AdapterRegistry, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub" / "models--org--base"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v1").write_text("a" * 40)
+    (repository / "snapshots").mkdir()
+    cached = base if same else make_base(tmp_path / "other", seed=5)
+    shutil.copytree(cached, repository / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    adapter = make_adapter(tmp_path / "own", base_model_name_or_path="org/base", revision="v1")
+    card = registry.register("json", adapter, base=base)
+    wanted = ("org/base", "v1") if same else (str(base.resolve()), None)
+    assert (card.base.name, card.base.revision) == wanted
 
 
 def test_the_files_are_untouched(registry: AdapterRegistry, adapter: Path) -> None:
@@ -63,6 +109,20 @@ def test_the_files_are_untouched(registry: AdapterRegistry, adapter: Path) -> No
     assert stored.pop("card.json")
     assert stored == content(adapter)
     assert not any((registry.root / ".staging").iterdir())
+
+
+def test_a_dry_run_checks_all_and_stores_nothing(
+    registry: AdapterRegistry, adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    card = registry.register("json", adapter, base=base, description="Writes JSON.", dry_run=True)
+    assert (card.name, card.version, card.description) == ("json", 1, "Writes JSON.")
+    assert registry.list() == []
+    assert not any((registry.root / ".staging").iterdir())
+    with pytest.raises(InvalidRequestError, match="larger than"):
+        registry.register("json", adapter, routing={"examples": ["x" * 2000] * 600}, dry_run=True)
+    with pytest.raises(AdapterInvalidError):
+        registry.register("json", tmp_path, dry_run=True)
+    assert registry.register("json", adapter, base=base).version == 1
 
 
 def test_versions_count_up_and_the_bare_name_means_the_highest(three: AdapterRegistry) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from adapterhub.config import HubConfig
 from adapterhub.errors import ConfigError
 from adapterhub.training.config import FinetuneConfig
 
@@ -35,6 +36,54 @@ def test_paths_are_relative_to_the_files_folder(tmp_path: Path):
     assert config.data.train == tmp_path / "data/a.jsonl"
     assert config.data.validation == Path("/srv/b.jsonl")
     assert config.initial_adapter == tmp_path / "adapters/json/1"
+
+
+def test_a_relative_base_is_in_the_files_folder_and_a_hub_id_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs = tmp_path / "runs"
+    for folder in (runs / "models" / "tiny", tmp_path / "elsewhere" / "models" / "tiny"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def base(given: str) -> str:
+        return FinetuneConfig.load(write(runs, MINIMAL.replace("adapterhub-demo", given))).base
+
+    assert base("models/tiny") == base("./models/tiny") == str(runs / "models" / "tiny")
+    assert base("../models/tiny") == str(tmp_path / "models" / "tiny")  # and not the current folder's
+    assert base("organisation/tiny") == "organisation/tiny"
+    assert base("adapterhub-demo") == "adapterhub-demo"
+    assert base(str(tmp_path)) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"messages": [{"role": "user", "content": "my secret"}]}\n{"messages": []}\n',
+        "card:\n  description: my secret: is\n",
+        "a: *secret\n",
+        "a: !secret x\n",
+        'a: "my secret\n',
+        "- secret\n- [\n",
+        "\tsecret: 1\n",
+    ],
+)
+def test_an_error_of_yaml_says_the_line_and_not_its_text(tmp_path: Path, text: str):
+    with pytest.raises(ConfigError) as caught:
+        FinetuneConfig.load(write(tmp_path, text))
+    assert "secret" not in str(caught.value)
+    (tmp_path / "adapterhub.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        HubConfig.load(tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_error_of_yaml_says_what_is_wrong_where(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"line 2, column 3: mapping values are not allowed here\.$"):
+        FinetuneConfig.load(write(tmp_path, "a: 1\n b: 2\n"))
+    wanted = r"line 2, column 1: expected '<document start>', but found '\{'\.$"
+    with pytest.raises(ConfigError, match=wanted):
+        FinetuneConfig.load(write(tmp_path, '{"a": 1}\n{"b": 2}\n'))
 
 
 def test_one_error_names_every_wrong_field(tmp_path: Path):

@@ -3,9 +3,11 @@
 import importlib
 import json
 import random
+import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,16 @@ from trl import SFTTrainer
 from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub.base import loading
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.errors import AdapterInvalidError, ConfigError, DatasetError, TrainingError
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterIncompatibleError,
+    AdapterInvalidError,
+    ConfigError,
+    DatasetError,
+    RegistryLockedError,
+    TrainingError,
+)
+from adapterhub.registry import importing, store
 from adapterhub.training import trainer
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.finetuning import finetune
@@ -393,3 +404,90 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(TrainingError, match="'trl'") as caught:
         importlib.import_module("adapterhub.training.trainer")
     assert caught.value.hint == 'pip install "adapterhub[train]"'
+
+
+@pytest.mark.parametrize("fault", ["card", "names", "full disk", "lock"])
+def test_what_registering_would_refuse_is_refused_before_training(
+    tiny_base: Path,
+    dataset: Path,
+    registry: AdapterRegistry,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+):
+    def raising(error: Exception) -> Callable[..., None]:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise error
+
+        return refuse
+
+    changes: dict[str, Any] = {}
+    if fault == "card":
+        changes = {"card": {"routing": {"examples": ["x" * 2000] * 600}}}
+    elif fault == "names":
+        monkeypatch.setattr(importing, "check_against_base", raising(AdapterIncompatibleError("other names")))
+    elif fault == "full disk":
+        monkeypatch.setattr(importing, "copy_adapter", raising(OSError(28, "No space left on device")))
+    else:
+        monkeypatch.setattr(store, "writers_lock", raising(RegistryLockedError("held")))
+    monkeypatch.setattr(trainer._SFTTrainer, "train", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(AdapterHubError, match=r"larger than|other names|No space left|held"):
+        finetune(run(tiny_base, dataset, **changes), registry)
+    assert registry.list() == []
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["registering", "evaluating"])
+def test_a_trained_adapter_is_kept_where_the_error_says(
+    tiny_base: Path,
+    dataset: Path,
+    registry: AdapterRegistry,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left") if fault == "registering" else torch.OutOfMemoryError("CUDA")
+
+    with monkeypatch.context() as broken:
+        if fault == "registering":
+            broken.setattr(AdapterRegistry, "_publish", fail)
+        else:
+            broken.setattr(trainer._SFTTrainer, "evaluate", fail)
+        with pytest.raises(TrainingError, match=r"trained, but not registered: .*(space|Memory)") as caught:
+            finetune(run(tiny_base, dataset, data={"validation_share": 0.2}), registry)
+    (kept,) = scratch.iterdir()
+    assert f"Its files are in {str(kept)!r}" in caught.value.message
+    assert shlex.split(caught.value.hint or "")[3:] == ["add", "pairs", str(kept), "--base", str(tiny_base)]
+    assert registry.list() == []
+    card = registry.register("pairs", kept, base=tiny_base)
+    weights = load_file(registry.folder(card) / "adapter_model.safetensors")
+    assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)
+
+
+def test_the_bases_revision_is_loaded_and_goes_onto_the_card(
+    tiny_base: Path, dataset: Path, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def locate(name: str, *, revision: str | None = None, **_: Any) -> Path:
+        asked.append((name, revision))
+        return tiny_base
+
+    for module in (loading, importing):
+        monkeypatch.setattr(module, "locate_base", locate)
+    card = finetune(run(tiny_base, dataset, base="organisation/base", revision="v1"), registry)
+    assert set(asked) == {("organisation/base", "v1")}
+    assert (card.base.name, card.base.revision) == ("organisation/base", "v1")
+
+
+def test_a_run_that_is_interrupted_leaves_nothing(
+    tiny_base: Path, dataset: Path, registry: AdapterRegistry, scratch: Path
+):
+    def interrupt(step: TrainingStep) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(run(tiny_base, dataset), registry, progress=interrupt)
+    assert registry.list() == []
+    assert list(scratch.iterdir()) == []

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.output_queue import OutputQueue
+from adapterhub.errors import EngineError, is_interrupt
 
 IDLE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -53,14 +54,25 @@ class BackgroundLoop:
         while True:
             try:
                 self._stepping.run_until(self._is_idle, self._waiter)
-            except Exception:  # noqa: BLE001  the thread serves others too
-                _log.exception("A step of the engine failed; its sequences have ended with an error.")
+            except BaseException as error:  # noqa: BLE001  the thread serves later callers, whatever ended a step
+                _log.exception("A step in the engine's thread failed; its sequences end with an error.")
+                if is_interrupt(error):  # else the failed step has ended them
+                    self._end_all()
             with self._condition:
                 if self._is_idle() and not self._closed:
                     self._condition.wait(IDLE_SECONDS)
                 if self._is_idle():
                     self._thread = None
                     return
+
+    def _end_all(self) -> None:
+        """Ends the sequences of this thread's callers; those of other threads go on."""
+        with self._condition:
+            outputs = list(self._open)
+        for output in outputs:
+            output.put(EngineError("The engine's thread was interrupted.", hint="Ask again."))
+            output.aborted = True
+        self._stepping.reap()
 
     def _is_idle(self) -> bool:
         with self._condition:

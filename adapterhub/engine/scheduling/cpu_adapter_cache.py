@@ -54,7 +54,7 @@ class CpuAdapterCache(Generic[K]):
         """Starts to load an adapter unless it is loaded or being loaded; `protected` is as in `get`."""
         key = self._key(adapter)
         if key not in self._entries:
-            self._entries[key] = self._executor.submit(self._timed_load, adapter)
+            self._entries[key] = self._submit(adapter)
             # Here too: `get` is never called for an adapter whose requests were all aborted.
             self._evict({key, *protected})
 
@@ -94,6 +94,16 @@ class CpuAdapterCache(Generic[K]):
         """Ends the loading thread and removes all adapters."""
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._entries.clear()
+
+    def _submit(self, adapter: K) -> Future[Deltas]:
+        try:
+            return self._executor.submit(self._timed_load, adapter)
+        except (
+            RuntimeError
+        ) as error:  # no thread can be started: `get` raises it for those who need the adapter
+            failed: Future[Deltas] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _timed_load(self, adapter: K) -> Deltas:
         started = time.perf_counter()

@@ -3,12 +3,18 @@
 A forward pass in a thread of its own costs more than in the thread of the caller: two pools of worker threads compete
 for the same cores. So the first thread that waits becomes the leader. It runs steps, for all sequences, until its own
 output is complete; then one of the followers leads. With one caller no other thread is involved.
+
+Ctrl-C in the leading thread waits for the end of its step: what the step changes belongs to all callers.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable
+
+from adapterhub.engine.scheduling.deferred_signals import DeferredSignals
 
 
 class Waiter:
@@ -31,8 +37,55 @@ class Waiter:
             self._woken = False
 
 
+class Lead:
+    """Which thread leads. Any thread may call its methods."""
+
+    def __init__(self) -> None:
+        # Reentrant: the garbage collector may close an abandoned stream, which calls `reap`, in a thread that holds it.
+        self._lock = threading.RLock()
+        self._taken = False
+        self._followers: set[Waiter] = set()
+        self._process_id = os.getpid()
+        self.retired = False
+
+    def take(self, waiter: Waiter | None) -> bool:
+        """Takes the lead, if no thread has it; otherwise the waiter is woken when it is free."""
+        with self._lock:
+            if self._taken or self.retired:
+                if waiter:
+                    self._followers.add(waiter)
+                return False
+            self._taken = True
+            return True
+
+    def resign(self) -> None:
+        """Gives the lead up."""
+        with self._lock:
+            self._taken = False
+            followers = list(self._followers)
+        # Wake all of them: any single one may have its output already and would not lead.
+        for waiter in followers:
+            waiter.wake()
+
+    def forget(self, waiter: Waiter) -> None:
+        """Does not wake this thread any more."""
+        with self._lock:
+            self._followers.discard(waiter)
+
+    def retire(self) -> None:
+        """Lets no thread lead any more; returns when the present leader has ended its step."""
+        self.retired = True
+        waiter = Waiter()
+        with self._lock:
+            self._followers.add(waiter)
+        while self._taken and os.getpid() == self._process_id:  # threads do not survive a fork
+            waiter.wait()
+
+
 class LeaderFollower:
     """Lets one thread at a time run steps. Any thread may call its methods.
+
+    When the interpreter exits, no thread leads any more: one that is within a forward pass then aborts the process.
 
     Args:
         step: Runs one step; called by the leader.
@@ -45,10 +98,8 @@ class LeaderFollower:
     ) -> None:
         self._step = step
         self._reap, self._has_pending = reap, has_pending
-        # Reentrant: the garbage collector may close an abandoned stream, which calls `reap`, in a thread that holds it.
-        self._lock = threading.RLock()
-        self._leading = False
-        self._followers: set[Waiter] = set()
+        self._lead = Lead()
+        weakref.finalize(self, self._lead.retire)  # called at exit, too
 
     def run_until(self, ready: Callable[[], bool], waiter: Waiter) -> None:
         """Returns once `ready()`: leads until then, or waits while another thread leads.
@@ -59,40 +110,31 @@ class LeaderFollower:
         """
         try:
             while not ready():
-                if self._try_lead(waiter):
-                    try:
-                        while not ready():
-                            self._step()
-                    finally:
-                        self._resign()
-                        self.reap()
-                else:
+                if not self._try_run(ready, waiter):
                     waiter.wait()
         finally:
-            with self._lock:
-                self._followers.discard(waiter)
+            self._lead.forget(waiter)
 
     def reap(self) -> None:
         """Reaps now, unless another thread leads: that one does it in its next step, or when it resigns."""
-        while self._has_pending() and self._try_lead(None):
-            try:
-                self._reap()
-            finally:
-                self._resign()
+        while self._has_pending():
+            with DeferredSignals():
+                if not self._lead.take(None):
+                    return
+                try:
+                    self._reap()
+                finally:
+                    self._lead.resign()
 
-    def _try_lead(self, waiter: Waiter | None) -> bool:
-        with self._lock:
-            if self._leading:
-                if waiter:
-                    self._followers.add(waiter)
+    def _try_run(self, ready: Callable[[], bool], waiter: Waiter) -> bool:
+        """Runs steps until `ready()`, a signal or the interpreter's exit; False if another thread leads."""
+        with DeferredSignals() as signals:
+            if not self._lead.take(waiter):
                 return False
-            self._leading = True
+            try:
+                while not (ready() or signals.received or self._lead.retired):
+                    self._step()
+            finally:
+                self._lead.resign()
+                self.reap()
             return True
-
-    def _resign(self) -> None:
-        with self._lock:
-            self._leading = False
-            followers = list(self._followers)
-        # Wake all of them: any single one may have its output already and would not lead.
-        for waiter in followers:
-            waiter.wake()

@@ -5,12 +5,14 @@
 Each step decodes one token of every running sequence; what is left of `max_num_batched_tokens` goes to prefill.
 
 Failures are isolated. An adapter that cannot be loaded ends its own requests. A step that fails is run again in halves,
-until what fails is one sequence alone, which ends.
+until what fails is one sequence alone, which ends. An interrupt, such as Ctrl-C, ends at most the sequence that is
+being handled, and is passed on to the thread that steps.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
@@ -29,10 +31,10 @@ from adapterhub.engine.scheduling.waiting_queue import WaitingQueue
 from adapterhub.engine.stats import EngineStats, Meter
 from adapterhub.errors import (
     AdapterHubError,
-    AdapterIncompatibleError,
     EngineClosedError,
     EngineError,
     GenerationError,
+    is_interrupt,
 )
 from adapterhub.lora.request import BlendedLoraRequest
 
@@ -98,6 +100,17 @@ class Scheduler:
         aborted = any(sequence.output.aborted for sequence in self.sequences)
         return aborted or any(digest not in self._lora_slots.ref_counts for digest in list(self._unloading))
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether batch, queue and slots agree; an exception in the middle of a change may have prevented it."""
+        waiting, with_lora = list(self._waiting), [one for one in self._running if one.lora_slot is not None]
+        return (
+            self._kv_cache.num_slots == len(self._running)
+            and sum(self._lora_slots.ref_counts.values()) == len(with_lora)
+            and not any(sequence in waiting or sequence.output.finished for sequence in self._running)
+            and all(sequence.is_consistent for sequence in self._running)
+        )
+
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a prompt and completion of this many tokens fit the empty KV cache."""
         return self._kv_cache.can_ever_fit(num_tokens)
@@ -105,7 +118,10 @@ class Scheduler:
     def add(self, sequences: Iterable[SequenceState]) -> None:
         """Adds sequences to the waiting queue."""
         for sequence in sequences:
-            self._waiting.push(sequence, time.monotonic())
+            try:
+                self._waiting.push(sequence, time.monotonic())
+            except Exception as error:  # noqa: BLE001  one sequence's failure must not end the others
+                self._fail(sequence, error)
 
     def pin(self, digest: str, pinned: bool) -> None:
         """Excludes an adapter from eviction once it is in a LoRA slot, or includes it again.
@@ -180,12 +196,7 @@ class Scheduler:
     def _load(self, adapter: LoraRequest) -> Deltas:
         deltas = self._load_adapter(adapter)
         rank = max((delta.a.shape[0] for delta in deltas.values()), default=0)
-        limit = self._limits.max_rank_of(blend=isinstance(adapter, BlendedLoraRequest))
-        if rank > limit:
-            raise AdapterIncompatibleError(
-                f"Its rank is {rank}, and the engine serves ranks up to {limit}.",
-                hint="Raise max_lora_rank, or store it at a lower rank: a blend of this one part, method svd.",
-            )
+        self._limits.check_rank(rank, blend=isinstance(adapter, BlendedLoraRequest))
         return deltas
 
     def _prefetch(self) -> None:
@@ -208,11 +219,14 @@ class Scheduler:
             try:
                 if not self._try_preload(adapter):
                     continue
-            except Exception as error:  # noqa: BLE001  whatever is wrong with this adapter, the others go on
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                self._preloads.remove(preload)
                 done.set_exception(_as_adapterhub_error(error, adapter))
             else:
+                self._preloads.remove(preload)
                 done.set_result(None)
-            self._preloads.remove(preload)
 
     def _try_preload(self, adapter: LoraRequest) -> bool:
         """Whether an adapter is as near as it can be: in a LoRA slot, or in host memory with no slot free."""
@@ -261,8 +275,10 @@ class Scheduler:
             return None
         try:
             return self._start(sequence)
-        except Exception as error:  # noqa: BLE001  whatever is wrong with this adapter, the others go on
-            sequence.output.put(_as_adapterhub_error(error, sequence.adapter))
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            self._fail(sequence, error)
             return True  # it has ended, so it leaves the queue
 
     def _start(self, sequence: SequenceState) -> bool | None:
@@ -293,52 +309,61 @@ class Scheduler:
         for sequence in sorted(self._running, key=lambda one: one.prefilling):  # those that decode come first
             if budget < 1:
                 break
-            token_ids = sequence.next_token_ids(budget)
-            budget -= len(token_ids)
-            needs_logits = sequence.num_computed_tokens + len(token_ids) >= len(sequence.prompt_token_ids)
-            scheduled.append(
-                (
-                    sequence,
-                    ScheduledSequence(sequence.kv_slot, token_ids, sequence.lora_slot, needs_logits),
-                )
-            )
+            try:
+                one = _next_tokens(sequence, budget)
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                self._fail(sequence, error)
+                continue
+            budget -= len(one.token_ids)
+            scheduled.append((sequence, one))
         return scheduled
 
     def _execute(self, scheduled: list[tuple[SequenceState, ScheduledSequence]]) -> None:
         """Runs a step; one that fails is run again in halves, until what fails is one sequence alone."""
         prefilling = {id(sequence) for sequence, _ in scheduled if sequence.prefilling}
-        started = time.perf_counter()
+        started, rows = time.perf_counter(), None
         try:
-            logits = self._runner.step([one for _, one in scheduled])
-        except Exception as error:  # noqa: BLE001  out of memory, most likely; serving goes on
-            logits = None
+            rows = Logits.of(self._runner.step([one for _, one in scheduled]))
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             if len(scheduled) == 1:
                 self._fail(scheduled[0][0], error)
-        if logits is None:
+        if rows is None:
             # Not in the handler: there the traceback still refers to what the failed pass has allocated.
             if len(scheduled) > 1:
                 self._execute(scheduled[: len(scheduled) // 2])
                 self._execute(scheduled[len(scheduled) // 2 :])
             return
-        with_logits = [sequence for sequence, one in scheduled if one.needs_logits]
-        for sequence, row in zip(with_logits, Logits.of(logits), strict=True):
-            self._sample(sequence, row, prefilled=id(sequence) in prefilling)
-        self._meter.record(len(with_logits), time.perf_counter() - started)
+        unsampled = deque((sequence, one) for sequence, one in scheduled if one.needs_logits)
+        try:
+            for row in rows:
+                sequence, _ = unsampled.popleft()
+                self._sample(sequence, row, prefilled=id(sequence) in prefilling)
+        finally:  # after an interrupt: the next step computes their logits again
+            for sequence, one in unsampled:
+                sequence.kv_slot.length -= len(one.token_ids)
+        self._meter.record(len(rows), time.perf_counter() - started)
 
     def _sample(self, sequence: SequenceState, logits: Logits, *, prefilled: bool) -> None:
         try:
             output = sequence.sample(logits)
             if prefilled:
                 self._prefix_cache.store(sequence.kv_slot, sequence.digest, sequence.prompt_token_ids)
-        except Exception as error:  # noqa: BLE001  one sequence's failure must not end the others
+            if sequence.finish_reason:
+                self._free(sequence)
+            sequence.output.put(output)
+        except BaseException as error:
             self._fail(sequence, error)
-            return
-        if sequence.finish_reason:
-            self._free(sequence)
-        sequence.output.put(output)
+            if is_interrupt(error):
+                raise
 
-    def _fail(self, sequence: SequenceState, error: Exception) -> None:
-        self._free(sequence, zero=True)
+    def _fail(self, sequence: SequenceState, error: BaseException) -> None:
+        """Ends a sequence, whether it runs or waits, with an error."""
+        if sequence in self._running:
+            self._free(sequence, zero=True)
         sequence.output.put(_as_adapterhub_error(error, sequence.adapter))
 
     def _free(self, sequence: SequenceState, *, zero: bool = False) -> None:
@@ -349,7 +374,13 @@ class Scheduler:
             self._lora_slots.release(sequence.digest)
 
 
-def _as_adapterhub_error(error: Exception, adapter: LoraRequest | None) -> AdapterHubError:
+def _next_tokens(sequence: SequenceState, limit: int) -> ScheduledSequence:
+    token_ids = sequence.next_token_ids(limit)
+    needs_logits = sequence.num_computed_tokens + len(token_ids) >= len(sequence.prompt_token_ids)
+    return ScheduledSequence(sequence.kv_slot, token_ids, sequence.lora_slot, needs_logits)
+
+
+def _as_adapterhub_error(error: BaseException, adapter: LoraRequest | None) -> AdapterHubError:
     """A new error for each request: one that several threads raise would mix their tracebacks."""
     prefix = f"{adapter.name} cannot be served. " if adapter else ""
     if isinstance(error, GenerationError):

@@ -104,6 +104,14 @@ class SequenceState:
         """Whether a part of its prompt has not been computed yet."""
         return self.num_computed_tokens < len(self.request.prompt)
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether, between two steps, exactly its last token has not been computed."""
+        sampled = len(self.output_token_ids)
+        return self.prefilling != bool(sampled) and (
+            not sampled or self.num_computed_tokens == len(self.request.prompt) + sampled - 1
+        )
+
     def next_token_ids(self, limit: int) -> Sequence[int]:
         """The tokens to compute in the next step: at most `limit` of the prompt, or the last one sampled."""
         if not self.prefilling:

@@ -29,11 +29,12 @@ T = TypeVar("T", bound=Schedulable)
 @dataclass(eq=False)
 class _Entry(Generic[T]):
     request: T
+    priority: float
     arrival: float
     bypasses: int = field(default=0)
 
     def effective_priority(self, now: float) -> float:
-        return self.request.priority + (now - self.arrival) / AGING_SECONDS
+        return self.priority + (now - self.arrival) / AGING_SECONDS
 
 
 class WaitingQueue(Generic[T]):
@@ -55,8 +56,8 @@ class WaitingQueue(Generic[T]):
         return (entry.request for entry in self._entries)
 
     def push(self, request: T, now: float) -> None:
-        """Adds a request; `now` is the time in seconds."""
-        self._entries.append(_Entry(request, now))
+        """Adds a request; `now` is the time in seconds. Raises, and adds nothing, if its priority is no number."""
+        self._entries.append(_Entry(request, float(request.priority), now))
 
     def remove_if(self, condition: Callable[[T], bool]) -> list[T]:
         """Removes and returns the requests for which a condition holds."""
@@ -80,17 +81,19 @@ class WaitingQueue(Generic[T]):
         bypassed: list[_Entry[T]] = []
         bypasses_left = math.inf  # the minimum over those that were bypassed
         started: set[int] = set()
-        for entry in self._entries:
-            if len(started) >= max_starts or bypasses_left <= 0:
-                break
-            outcome = try_start(entry.request)
-            if outcome:
-                started.add(id(entry))
-                for earlier in bypassed:
-                    earlier.bypasses += 1
-                bypasses_left -= 1
-            elif outcome is False:
-                bypassed.append(entry)
-                bypasses_left = min(bypasses_left, self._max_bypasses - entry.bypasses)
-        if started:
-            self._entries = [entry for entry in self._entries if id(entry) not in started]
+        try:
+            for entry in self._entries:
+                if len(started) >= max_starts or bypasses_left <= 0:
+                    break
+                outcome = try_start(entry.request)
+                if outcome:
+                    started.add(id(entry))
+                    for earlier in bypassed:
+                        earlier.bypasses += 1
+                    bypasses_left -= 1
+                elif outcome is False:
+                    bypassed.append(entry)
+                    bypasses_left = min(bypasses_left, self._max_bypasses - entry.bypasses)
+        finally:  # also where `try_start` raises: what has started must not start again
+            if started:
+                self._entries = [entry for entry in self._entries if id(entry) not in started]

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
-from adapterhub.base.fingerprint import base_shapes
-from adapterhub.base.locating import locate_base
-from adapterhub.errors import AdapterIncompatibleError, ConfigError
+from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.errors import AdapterIncompatibleError
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
 from adapterhub.lora.blending.resolving import ResolvedAdapter, SingleAdapter, resolve_adapter
 from adapterhub.lora.digest_check import DigestCheck
@@ -25,6 +24,7 @@ from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.saving import save_adapter
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Lineage, Parent
+from adapterhub.registry.local_base import local_base
 from adapterhub.registry.references import check_name
 from adapterhub.registry.store import AdapterRegistry
 
@@ -60,7 +60,7 @@ def blend_adapters(
     settings = settings or BlendSettings()
     resolved = resolve_adapter(weights, registry.resolve)
     _check_same_base(resolved)
-    base = _local_base(resolved.main_card)
+    base = local_base(resolved.main_card.base)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _save(folder, registry, resolved, settings, base)
@@ -86,9 +86,12 @@ def _save(
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(source / file, folder / file)
         return
-    parts = [(read_deltas_without_base(registry.folder(card)), weight) for card, weight in resolved.parts]
+    layers = LinearLayers.of_folder(base) if base else None
+    parts = [
+        (read_deltas_without_base(registry.folder(card), layers), weight) for card, weight in resolved.parts
+    ]
     base_settings = json.loads((source / CONFIG_FILE).read_bytes())
-    save_adapter(folder, blend_deltas(parts, settings), base_settings, base_shapes(base) if base else {})
+    save_adapter(folder, blend_deltas(parts, settings), base_settings, layers.shapes if layers else {})
 
 
 def _check_same_base(resolved: ResolvedAdapter) -> None:
@@ -100,16 +103,6 @@ def _check_same_base(resolved: ResolvedAdapter) -> None:
                 f"{first} and {other} belong to different bases: {difference}.",
                 hint="Blend adapters of one base.",
             )
-
-
-def _local_base(card: AdapterCard) -> Path | None:
-    """The folder of the base that a card names, if it is on this machine."""
-    if card.base.name is None:
-        return None
-    try:
-        return locate_base(card.base.name, revision=card.base.revision, local_files_only=True)
-    except ConfigError:
-        return None
 
 
 def _draft_card(main: AdapterCard) -> AdapterCard:

@@ -1,0 +1,139 @@
+"""Whether an adapter fits a base: one answer for registering, verifying, serving, merging and training.
+
+Refused are adapters that would load without an error and answer wrongly: modules that the base does not have or has in
+another shape, modules that the config asks for without weights, weights of the base that are not the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapterhub.base.copied_weights import check_copied_weights
+from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.peft_format.checks import AdapterInfo, LoraShape
+from adapterhub.peft_format.config import LoraSettings
+from adapterhub.peft_format.module_patterns import is_cheap
+
+
+def check_against_base(info: AdapterInfo, adapter_folder: Path, base_folder: Path) -> tuple[str, ...]:
+    """Runs every check of an adapter that needs its base, which is not loaded.
+
+    Args:
+        info: The adapter's metadata, from `inspect_adapter`.
+        adapter_folder: Its files.
+        base_folder: A base on disk.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        AdapterIncompatibleError: As `check_fit`, or a weight of the base in the adapter's files is not the base's.
+        AdapterInvalidError: As `check_fit`.
+        ConfigError: The base cannot be read.
+    """
+    layers = LinearLayers.of_folder(base_folder)
+    if layers is None:
+        return ("its shapes were not checked: the base's model is known to code in its folder only",)
+    check_fit(info.modules, layers, info.config.settings)
+    check_copied_weights(adapter_folder, base_folder, layers)
+    return ()
+
+
+def check_fit(
+    adapter: Mapping[str, LoraShape], layers: LinearLayers, settings: LoraSettings | None = None
+) -> dict[str, str]:
+    """Checks that every module of an adapter is a linear layer of the base, with the same shape.
+
+    Args:
+        adapter: Module name -> shape, from `check_shapes`.
+        layers: The base's linear layers.
+        settings: If given, every layer that they ask for must have weights in the adapter.
+
+    Returns:
+        Module name in the adapter -> its name in the model.
+
+    Raises:
+        AdapterIncompatibleError: Modules are missing in the base, or have another shape.
+        AdapterInvalidError: Two modules are one layer of the base, or a layer that the config asks for has no weights.
+    """
+    names = {module: layers.find(module) for module in adapter}
+    found = {module: name for module, name in names.items() if name is not None}
+    if missing := [module for module in adapter if module not in found]:
+        raise _missing(missing, len(adapter), layers)
+    for module, name in found.items():
+        if tuple(adapter[module][1:]) != (has := layers.shapes[name]):
+            raise AdapterIncompatibleError(
+                f"The adapter does not fit the base: {module!r} has shape {has}, not {tuple(adapter[module][1:])}.",
+                hint="It was trained on a model of another size; use the base that its config names.",
+            )
+    _refuse_doubles(found)
+    if settings:
+        _check_targets(settings, frozenset(found.values()), layers)
+    return found
+
+
+def _missing(missing: list[str], count: int, layers: LinearLayers) -> AdapterIncompatibleError:
+    found = "None" if len(missing) == count else f"Only {count - len(missing)}"
+    return AdapterIncompatibleError(
+        f"{found} of the adapter's {count} modules are linear layers of the base; {_listed(missing)} missing.",
+        hint=_why_missing(missing[0], layers),
+    )
+
+
+def _why_missing(module: str, layers: LinearLayers) -> str:
+    if f"{layers.prefix}.{module}" in layers.shapes:
+        return "It was trained on the inner model; train it on the causal language model."
+    if layers.is_fused(module):
+        return (
+            "The installed transformers joins such layers (a mixture's experts) into one parameter, which cannot be "
+            "adapted here; train it on other layers, such as those of the attention."
+        )
+    return "The adapter was trained on another architecture; use the base that its config names."
+
+
+def _refuse_doubles(found: Mapping[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for module, name in found.items():
+        if name in seen:
+            raise AdapterInvalidError(
+                f"The adapter has weights for {seen[name]!r} and {module!r}, which are one layer of the base.",
+                hint="Its file was put together from several adapters; save one of them alone.",
+            )
+        seen[name] = module
+
+
+def _check_targets(settings: LoraSettings, adapted: frozenset[str], layers: LinearLayers) -> None:
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if not all(map(is_cheap, settings.expressions)):
+        return  # matching a costly expression from a download could take for ever
+    asked = settings.model_copy(update={"target_modules": _targets(settings.target_modules, layers)})
+    without = [
+        name for name in layers.shapes if name not in adapted and check_target_module_exists(asked, name)
+    ]
+    if without:
+        raise AdapterInvalidError(
+            f"The adapter's config and weights contradict each other: the config asks for {len(without)} layers of "
+            f"the base without weights; {_listed(without)} missing.",
+            hint="Take both files from the same training run.",
+        )
+
+
+def _targets(targets: tuple[str, ...] | str, layers: LinearLayers) -> frozenset[str] | str:
+    """The targets that can match a layer of this base, however many the config lists."""
+    if isinstance(targets, str):
+        all_linear = targets.lower() == "all-linear"  # for PEFT that is all but the output layer
+        return frozenset(layers.shapes) - {layers.head or ""} if all_linear else targets
+    endings = {
+        name.split(".", skipped)[-1] for name in layers.shapes for skipped in range(name.count(".") + 1)
+    }
+    return frozenset(targets) & endings
+
+
+def _listed(modules: list[str]) -> str:
+    named = ", ".join(repr(module) for module in modules[:3])
+    if len(modules) > 3:
+        return f"{named} and {len(modules) - 3} more are"
+    return f"{named} {'is' if len(modules) == 1 else 'are'}"

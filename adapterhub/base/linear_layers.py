@@ -1,0 +1,182 @@
+"""The linear layers of a base under their names in transformers' model, and the other names that they go by.
+
+A base's files may name a layer otherwise than the model does, and so may an adapter that was trained with an older
+transformers. transformers' own conversions (`transformers.conversion_mapping`, which PEFT uses too) translate both.
+A base on disk is built from its `config.json` on the meta device: no weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class LinearLayers:
+    """The linear layers of a base; construct it with `of_model` or `of_folder`.
+
+    Attributes:
+        shapes: Module name in the model -> (out_features, in_features).
+        transposed: Modules whose weight is stored as (in_features, out_features), as GPT-2's.
+        head: The output layer; None if the model has none.
+        tied: Parameter -> the parameter before it that it shares its values with.
+        parameters: The names of all parameters and buffers.
+        prefix: transformers' `base_model_prefix`, which the names in a base's files may lack.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    transposed: frozenset[str]
+    head: str | None
+    tied: Mapping[str, str]
+    parameters: frozenset[str]
+    prefix: str
+    _renamings: tuple[WeightRenaming, ...]
+    _converters: tuple[WeightConverter, ...]
+
+    @classmethod
+    def of_model(cls, model: Any) -> LinearLayers:
+        """The linear layers of a transformers model, before any of them is wrapped."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+        from transformers.pytorch_utils import Conv1D
+
+        from adapterhub.base.quantized_weights import linear_shape
+
+        modules = dict(model.named_modules())
+        head, conversions = model.get_output_embeddings(), get_model_conversion_mapping(model)
+        return cls(
+            shapes={name: shape for name, module in modules.items() if (shape := linear_shape(module))},
+            transposed=frozenset(name for name, module in modules.items() if isinstance(module, Conv1D)),
+            head=next((name for name, module in modules.items() if module is head), None),
+            tied=_tied(model),
+            # Not `state_dict`, with which bitsandbytes undoes its packing of the weights.
+            parameters=frozenset(name for values in _values(model) for name, _ in values),
+            prefix=model.base_model_prefix,
+            _renamings=tuple(one for one in conversions if isinstance(one, WeightRenaming)),
+            _converters=tuple(one for one in conversions if isinstance(one, WeightConverter)),
+        )
+
+    @classmethod
+    def of_folder(cls, folder: str | Path) -> LinearLayers | None:
+        """The linear layers of a base on disk; kept for the last few bases.
+
+        Args:
+            folder: Holds `config.json`.
+
+        Returns:
+            None if only Python code in the folder knows the model, which is not run.
+
+        Raises:
+            ConfigError: The folder holds no causal language model that transformers knows.
+        """
+        path = Path(folder) / _CONFIG
+        try:
+            stamp = path.stat()
+        except OSError as error:
+            raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+        return _of_folder(path.parent, (stamp.st_size, stamp.st_mtime_ns, stamp.st_ino))
+
+    def find(self, module: str) -> str | None:
+        """The model's name of a layer that an adapter or a base's file names; None if it is no linear layer."""
+        if module in self.shapes:
+            return module
+        renamed, converter = self._renamed(f"{module}.weight")
+        name = renamed.removesuffix(".weight")
+        return name if converter is None and name in self.shapes else None
+
+    def find_parameter(self, name: str) -> str:
+        """The model's name of a parameter that an adapter names; the name itself if there is none."""
+        renamed, converter = self._renamed(name)
+        return renamed if name not in self.parameters and converter is None else name
+
+    def is_fused(self, module: str) -> bool:
+        """Whether the model keeps a layer, such as one expert's, as a part of a larger parameter."""
+        return self._renamed(f"{module}.weight")[1] is not None
+
+    def parameters_in(self, tensors: Iterable[str]) -> dict[str, str]:
+        """Which tensors of a base's files are parameters of the model as they stand.
+
+        Args:
+            tensors: The names in the files.
+
+        Returns:
+            Parameter -> tensor, as transformers loads them; without those that it splits or joins.
+        """
+        found = {}
+        for tensor in tensors:
+            name, converter = self._renamed(tensor, with_prefix=True)
+            if name not in self.parameters and tensor in self.parameters:
+                name, converter = tensor, None
+            if converter is None and name in self.parameters:
+                found[name] = tensor
+        return found
+
+    def _renamed(self, tensor: str, *, with_prefix: bool = False) -> tuple[str, str | None]:
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = (self.prefix, dict.fromkeys(self.parameters, True)) if with_prefix else (None, None)
+        renamed: tuple[str, str | None] = rename_source_key(
+            tensor, list(self._renamings), list(self._converters), *prefix
+        )
+        return renamed
+
+
+def _values(model: Any) -> tuple[Iterable[tuple[str, Any]], ...]:
+    return model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+
+
+def _tied(model: Any) -> dict[str, str]:
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        original = first.setdefault(id(parameter), name)
+        if original != name:
+            tied[name] = original
+    return tied
+
+
+@lru_cache(maxsize=8)
+def _of_folder(folder: Path, stamp: tuple[int, ...]) -> LinearLayers | None:
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
+        if _has_own_code(folder):
+            return None
+        raise ConfigError(
+            f"{str(folder)!r} is not a base that can be read: {error}",
+            hint="The folder must hold a causal language model that the installed transformers knows.",
+        ) from error
+    return LinearLayers.of_model(model)
+
+
+def _has_own_code(folder: Path) -> bool:
+    try:
+        return "auto_map" in json.loads((folder / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False

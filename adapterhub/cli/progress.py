@@ -1,0 +1,56 @@
+"""Progress of a long command on stderr: a bar on a terminal, else a line every few seconds, for logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from adapterhub.cli import output
+
+Show = Callable[[int, int, str], None]
+"""Called with how much is done, how much there is, and a note."""
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Show]:
+    """Shows the progress of something for as long as the block runs."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        output.note(f"{what} ...")
+        yield lines(what)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+def lines(what: str, clock: Callable[[], float] = time.monotonic) -> Show:
+    """Prints a line at most every five seconds, and the last one.
+
+    Args:
+        what: What goes on.
+        clock: The time in seconds.
+    """
+    next_line = clock() + _SECONDS_BETWEEN_LINES
+
+    def show(done: int, total: int, note: str) -> None:
+        nonlocal next_line
+        if done < total and clock() < next_line:
+            return
+        next_line = clock() + _SECONDS_BETWEEN_LINES
+        output.note(f"{what}: {done:,} of {total:,}  {note}".rstrip())
+
+    return show
