@@ -64,6 +64,25 @@ def test_what_is_no_list_of_tools_is_refused(hub: AdapterHub, tools: Any):
         hub.generate("Hi", "json", tools=tools)
 
 
+def nested(depth: int | None) -> dict[str, Any]:
+    """A description within itself, or within others."""
+    inner: dict[str, Any] = {}
+    for _ in range(depth or 0):
+        inner = {"items": inner}
+    if depth is None:
+        inner["items"] = inner
+    return inner
+
+
+@pytest.mark.parametrize(
+    "tool", [nested(None), nested(5000), {"name": "\udc80"}, {"a": object()}, {"b": {1, 2}}]
+)
+def test_tools_that_are_not_json_are_refused(hub: AdapterHub, tool: dict[str, Any]):
+    with pytest.raises(InvalidRequestError, match="tools= is not JSON") as refused:
+        hub.generate("Hi", "json", tools=[tool])
+    assert len(str(refused.value).encode()) < 300
+
+
 def test_what_is_no_filter_is_refused(hub: AdapterHub):
     with pytest.raises(InvalidRequestError, match="RouteFilter"):
         hub.route("write some json", where=5)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ EXPORTED = {
         "locate_base",
         "tokenizer_chat_template",
     },
-    "export": {"MergeReport", "merge_adapter", "merged_agreement"},
+    "export": {"MergeComparison", "MergeReport", "compare_merged", "merge_adapter", "merged_agreement"},
     "peft_format": {
         "CONFIG_FILE",
         "WEIGHTS_FILE",

@@ -13,13 +13,13 @@ from adapterhub.cli.options import (
     base_options,
     complete_adapter,
     json_option,
-    open_hub,
     open_registry,
     registry_option,
 )
 from adapterhub.cli.progress import progress
 
 if TYPE_CHECKING:
+    from adapterhub.export import MergeComparison
     from adapterhub.registry import CardFields
     from adapterhub.training.trainer import TrainingStep
 
@@ -104,7 +104,8 @@ def blend(
     type=click.IntRange(0),
     default=8,
     show_default=True,
-    help="Compare the merged model with the adapter on this many of the card's examples; 0 loads no model.",
+    help="Compare the merged model with the adapter on the unquantised base, on this many of the card's examples; "
+    "0 loads no model.",
 )
 @click.option("--revision", help="A branch, tag or commit of the base on the hub.  [default: the card's]")
 @click.option(
@@ -128,7 +129,7 @@ def merge(
     from adapterhub.base.locating import locate_base
     from adapterhub.config import HubConfig
     from adapterhub.errors import ConfigError
-    from adapterhub.export import merge_adapter, merged_agreement
+    from adapterhub.export import compare_merged, merge_adapter
 
     adapters = open_registry(registry)
     card = adapters.resolve(name)
@@ -137,27 +138,44 @@ def merge(
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
     revision = config.revision or card.base.revision_of(base)
+    folder = locate_base(base, revision=revision)
     with progress(f"Merging {card.ref}") as show:
         report = merge_adapter(
-            locate_base(base, revision=revision),
+            folder,
             adapters.folder(card),
             out,
             force=force,
             progress=lambda done, total: show(done, total, "bytes"),
         )
     prompts = card.routing.examples[:check]
-    agreement = None
+    comparison = None
     if prompts:
-        with open_hub(registry, **{**settings, "base": base, "revision": revision}) as hub:
-            agreement = merged_agreement(hub.engine, hub.registry, card.ref, out, prompts)
+        comparison = compare_merged(
+            adapters,
+            card.ref,
+            folder,
+            out,
+            prompts,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+        )
     if as_json:
-        output.emit_json({**asdict(report), "requests_compared": len(prompts), "agreement": agreement})
+        compared = asdict(comparison) if comparison else None
+        output.emit_json({**asdict(report), "comparison": compared})
         return
     output.emit(str(out))
-    if agreement is not None:
-        output.note(
-            f"Answers {agreement:.0%} of {len(prompts)} example requests word for word as {card.ref} does."
-        )
+    if comparison:
+        output.note(_compared(comparison, card.ref))
+
+
+def _compared(comparison: MergeComparison, adapter: str) -> str:
+    return (
+        f"Compared with {adapter} on the unquantised base, {comparison.requests} example requests and "
+        f"{comparison.tokens:,} tokens: {comparison.agreement:.0%} of the answers and "
+        f"{comparison.top1_agreement:.1%} of the most probable tokens are the same; KL divergence "
+        f"{comparison.kl_divergence:.1e} nats; perplexity {comparison.perplexity_merged:.4f}, the adapter's "
+        f"{comparison.perplexity_adapter:.4f}."
+    )
 
 
 def _losses(step: TrainingStep) -> str:

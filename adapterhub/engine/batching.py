@@ -24,6 +24,7 @@ from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
+from adapterhub.engine.decoding.compile_pool import CompilePool
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
 from adapterhub.engine.model_runner import ModelRunner, Runner
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
@@ -76,6 +77,7 @@ class BatchingEngine:
         load_adapter = load_adapter or adapter_loader(base, self._limits)
         runner = runner or ModelRunner(base, max_loras=self._limits.max_loras)
         self._builder = SequenceBuilder(base)
+        self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
@@ -202,6 +204,7 @@ class BatchingEngine:
         # As a command: what was queued before is in the scheduler by then, and no step runs meanwhile.
         self._call(self._scheduler.close)
         self._background.close()
+        self._compile_pool.close()
 
     # In the caller's thread
 
@@ -220,11 +223,11 @@ class BatchingEngine:
         return sequences
 
     async def _compile(self, requests: Sequence[Request]) -> None:
-        """Compiles output formats in another thread, since it may take tenths of a second."""
+        """Compiles output formats in other threads, since it may take seconds."""
         self._refuse_if_forked()
         for request in requests:
             if request.output_format:
-                await asyncio.to_thread(self._builder.compile, request.output_format)
+                await self._compile_pool.compile(request.output_format)
 
     def _stream(self, sequence: SequenceState, waiter: Waiter) -> Generator[TokenOutput]:
         try:

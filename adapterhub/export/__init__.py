@@ -8,10 +8,13 @@ from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from adapterhub.export.agreement import merged_agreement
+    from adapterhub.export.comparison import MergeComparison, compare_merged
     from adapterhub.export.merge import MergeReport, merge_adapter
 
 __all__ = [
+    "MergeComparison",
     "MergeReport",
+    "compare_merged",
     "merge_adapter",
     "merged_agreement",
 ]
@@ -19,7 +22,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
+        "compare_merged": "adapterhub.export.comparison",
         "merge_adapter": "adapterhub.export.merge",
         "merged_agreement": "adapterhub.export.agreement",
     },

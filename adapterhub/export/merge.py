@@ -22,6 +22,7 @@ from adapterhub.base.fingerprint import BaseFingerprint, weight_files
 from adapterhub.base.fit import check_against_base, check_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, ExportError
+from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import write_prompt_files
 from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
@@ -151,7 +152,15 @@ class _Merge:
             shutil.copyfile(path, out / path.name)
         write_prompt_files(out, self.adapter, self.profile)
         (out / LINEAGE_FILE).write_text(json.dumps(asdict(self.report), indent=2) + "\n", encoding="utf-8")
-        (out / "README.md").write_text(_model_card(self.report, self.card), encoding="utf-8")
+        (out / "README.md").write_text(self._model_card(), encoding="utf-8")
+
+    def _model_card(self) -> str:
+        report = self.report
+        details = (
+            f"{report.merged} of {report.tensors} weights carry the adapter ({report.method}, rounded once to "
+            f"{', '.join(report.dtypes)}). `{LINEAGE_FILE}` has the digests."
+        )
+        return model_card(report.base, self.base, report.adapter, self.card, details)
 
     def _write_shard(
         self, source: BufferedReader, target: BufferedWriter, header: Mapping[str, TensorInfo]
@@ -298,28 +307,3 @@ def _files_to_copy(folder: Path) -> Iterator[Path]:
 def _public_name(name: str | None) -> str | None:
     # A local path means nothing on other machines.
     return Path(name).name if name and Path(name).is_dir() else name
-
-
-def _model_card(report: MergeReport, card: AdapterCard | None) -> str:
-    head = [
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"base_model: {json.dumps(report.base)}",
-    ]
-    head += ["base_model_relation: merge", "tags: [lora, merge]"]
-    head += [f"license: {json.dumps(card.license)}"] if card and card.license else []
-    lines = [
-        "---",
-        *head,
-        "---",
-        "",
-        f"# {report.adapter} merged into {report.base}",
-        "",
-        card.description if card else "",
-        "",
-        f"{report.merged} of {report.tensors} weights carry the adapter ({report.method}, rounded once to "
-        f"{', '.join(report.dtypes)}). `{LINEAGE_FILE}` has the digests.",
-    ]
-    if card and card.prompt.system:
-        lines += ["", "The adapter was used with this system prompt:", "", f"> {card.prompt.system}"]
-    return "\n".join(lines) + "\n"

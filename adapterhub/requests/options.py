@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypedDict
@@ -132,6 +133,10 @@ def _check_tools(tools: object) -> None:
     valid = isinstance(tools, Sequence) and all(isinstance(tool, Mapping) for tool in tools)
     if not valid:
         raise InvalidRequestError("tools= takes a list of JSON-Schema descriptions of functions.")
+    try:
+        json.dumps(tools, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:  # a chat template would raise it, or write it
+        raise InvalidRequestError(f"tools= is not JSON: {type(error).__name__}: {error!s:.100}.") from error
 
 
 def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:

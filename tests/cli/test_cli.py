@@ -432,10 +432,13 @@ class TestBlend:
 
 class TestMerge:
     def test_it_writes_a_model_and_reports_the_agreement(self, run, tmp_path):
-        merged = run(
-            "merge", "json", tmp_path / "merged", "--check", 2, "--quantization", "none", "--json"
-        ).json
-        assert (merged["adapter"], merged["requests_compared"], merged["agreement"]) == ("json@1", 2, 1)
+        merged = run("merge", "json", tmp_path / "merged", "--check", 2, "--json").json
+        compared = merged["comparison"]
+        assert (merged["adapter"], compared["requests"], compared["agreement"]) == ("json@1", 2, 1)
+        assert (compared["top1_agreement"], compared["kl_divergence"]) == (1, pytest.approx(0, abs=1e-9))
+        assert compared["perplexity_merged"] == pytest.approx(compared["perplexity_adapter"], rel=1e-5)
+        shown = run("merge", "json", tmp_path / "again", "--check", 2)
+        assert "100% of the answers and 100.0% of the most probable tokens are the same; KL" in shown.err
         assert (tmp_path / "merged" / "model.safetensors").is_file()
 
     def test_without_a_check_no_model_is_loaded(self, run, tmp_path, monkeypatch):

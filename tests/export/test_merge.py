@@ -205,9 +205,8 @@ def test_the_lineage_names_base_and_adapter(tmp_path: Path, llama: Path, adapter
     assert lineage["adapter_digest"] == card.digest
     assert lineage["base_digest"] == BaseFingerprint.of(llama).digest
     readme = (tmp_path / "out" / "README.md").read_text()
-    assert [
-        part for part in ("Writes JSON.", "Answer in JSON.", 'license: "mit"') if part not in readme
-    ] == []
+    assert "Writes JSON." in readme
+    assert "> Answer in JSON." in readme
     assert str(tmp_path) not in readme + json.dumps(lineage)  # no path of this machine
     assert not (tmp_path / "out" / "card.json").exists()
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import enum
 import hashlib
 import heapq
+import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +47,7 @@ class NoCompletion(enum.Enum):
 
     IMPOSSIBLE = "no answer can ever be complete"
     NOT_FOUND = "no complete answer was found"  # within the limit of the search; there may be one
+    TIME_UP = "it takes too long to find a complete answer"
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class _SearchRun:
 
     max_visits: int
     states_left: int
+    end: float  # in the thread's processor time
     visits: Counter[bytes] = field(default_factory=Counter)  # state key -> how often it is on the path
     # State key -> (visit, depth) without a completion; a later visit at the same depth or below has none either.
     dead_ends: dict[bytes, tuple[int, int]] = field(default_factory=dict)
@@ -143,23 +147,27 @@ class CompletionSearch:
         """Whether an answer is complete after these tokens, at least one."""
         return matcher.validate_tokens([*tokens, self._end_token]) == len(tokens) + 1
 
-    def find(self, matcher: LLMatcher, max_states: int) -> list[int] | NoCompletion:
+    def find(
+        self, matcher: LLMatcher, max_states: int, max_seconds: float = math.inf
+    ) -> list[int] | NoCompletion:
         """The token ids of a short completion, or why there are none.
 
         Args:
             matcher: The state of an answer; it is not changed.
             max_states: Maximum number of states that each of the two searches visits.
+            max_seconds: Maximum processor time of this thread for both.
         """
-        states_left = max_states
+        states_left, end = max_states, time.thread_time() + max_seconds
         for max_visits in _MAX_VISITS:
-            run = _SearchRun(max_visits, states_left)
+            run = _SearchRun(max_visits, states_left, end)
             tokens = self._validated(matcher, self._search(matcher.deep_copy(), run))
             if tokens is not None:
                 return tokens
             if not run.reached_max_visits or run.states_left <= 0:
                 break
             states_left = run.states_left
-        return self._search_all(matcher, _SearchRun(0, max_states))
+        found = self._search_all(matcher, _SearchRun(0, max_states, end))
+        return NoCompletion.TIME_UP if isinstance(found, NoCompletion) and time.thread_time() > end else found
 
     def _validated(self, matcher: LLMatcher, completion: TokenizedBytes | None) -> list[int] | None:
         tokens = self._tokenizer.token_ids(completion) if completion else None
@@ -260,7 +268,7 @@ class CompletionSearch:
                 yield edge
 
     def _inspect(self, matcher: LLMatcher, run: _SearchRun) -> _State:
-        run.states_left -= 1
+        run.states_left = 0 if time.thread_time() > run.end else run.states_left - 1
         forced, tokens = matcher.compute_ff_bytes(), list[int]()
         if len(forced) > _MAX_FORCED_BYTES:  # most likely a grammar without an end
             run.states_left = 0

@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Collection
+from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -19,12 +20,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCompletion
 from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint, matcher_error
 from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
+from adapterhub.engine.decoding.schema_grammar import schema_grammar, unenforceable_part
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.errors import InvalidRequestError, RequestTooLongError, is_interrupt
 
 MAX_COMPILED = 256
 """Maximum number of cached compiled grammars; the least recently used is evicted first."""
-_MAX_STATES = 50_000  # states that the search for the shortest answer may visit: at most a second or so
+MAX_SECONDS = 5.0
+"""Maximum processor time of the search for the shortest answer of an output format."""
+_MAX_STATES = 50_000  # states that this search may visit: at most a second or so, but for long answers
 _LIMITED_RULE = re.compile(r"^\s*\w+\s*\[[^]\n]*\b(max_tokens|stop)\s*=", re.MULTILINE)
 _NAMES = {
     "schema": "schema",
@@ -32,6 +36,10 @@ _NAMES = {
     "grammar": "grammar",
     "choices": "list of choices",
 }
+
+
+class _TimeUpError(InvalidRequestError):
+    """The search for the shortest answer took too long."""
 
 
 class GrammarCompiler:
@@ -57,10 +65,11 @@ class GrammarCompiler:
     ) -> None:
         self._vocab_size = vocab_size
         self._vocabulary = _convert_vocabulary(tokenizer, vocab_size, sorted(end_ids))
-        self._cache: LRUCache[OutputFormat, CompiledGrammar] = LRUCache(max_compiled)
-        # Two locks: a cached grammar is available to an event loop while another thread compiles.
+        # With the errors of formats that cannot be enforced: asked for again, they would take as long again.
+        self._cache: LRUCache[OutputFormat, CompiledGrammar | InvalidRequestError] = LRUCache(max_compiled)
         self._cache_lock = threading.Lock()
-        self._compile_lock = threading.Lock()
+        # One for each format that is being compiled: other formats do not wait.
+        self._compile_locks: WeakValueDictionary[OutputFormat, threading.Lock] = WeakValueDictionary()
 
     def constraint(
         self, output_format: OutputFormat, budget: int, end_ids: Collection[int]
@@ -93,36 +102,85 @@ class GrammarCompiler:
         """The compiled grammar of an output format, from the cache where it has it.
 
         Raises:
-            InvalidRequestError: The format cannot be enforced.
+            InvalidRequestError: The format cannot be enforced, or takes more than `MAX_SECONDS`.
         """
         compiled = self._cached(output_format)
         if compiled is None:
-            with self._compile_lock:
+            with self._compile_lock(output_format):
                 compiled = self._cached(output_format)  # another thread may have compiled it meanwhile
                 if compiled is None:
-                    compiled = self._compile(output_format)
-                    with self._cache_lock:
-                        self._cache[output_format] = compiled
+                    compiled = self._compile_and_cache(output_format, MAX_SECONDS)
         return compiled
+
+    def is_compiled(self, output_format: OutputFormat) -> bool:
+        """Whether `compile` takes no time.
+
+        Raises:
+            InvalidRequestError: The format is known as one that cannot be enforced.
+        """
+        return self._cached(output_format) is not None
+
+    def try_compile(self, output_format: OutputFormat, max_seconds: float) -> bool:
+        """As `compile`, but returns False if it takes more time than this, or another thread is at it."""
+        lock = self._compile_lock(output_format)
+        if not lock.acquire(blocking=False):
+            return False
+        try:
+            if not self.is_compiled(output_format):
+                self._compile_and_cache(output_format, max_seconds)
+        except _TimeUpError:
+            return False
+        finally:
+            lock.release()
+        return True
+
+    def _compile_lock(self, output_format: OutputFormat) -> threading.Lock:
+        with self._cache_lock:
+            return self._compile_locks.setdefault(output_format, threading.Lock())
 
     def _cached(self, output_format: OutputFormat) -> CompiledGrammar | None:
         with self._cache_lock:
-            return self._cache.get(output_format)
+            found = self._cache.get(output_format)
+        if isinstance(found, InvalidRequestError):
+            raise InvalidRequestError(
+                found.message, hint=found.hint
+            )  # a new one, with a traceback of its own
+        return found
 
-    def _compile(self, output_format: OutputFormat) -> CompiledGrammar:
+    def _compile_and_cache(self, output_format: OutputFormat, max_seconds: float) -> CompiledGrammar:
+        result: CompiledGrammar | InvalidRequestError
+        try:
+            result = self._compile(output_format, max_seconds)
+        except InvalidRequestError as error:
+            if isinstance(error, _TimeUpError) and max_seconds < MAX_SECONDS:
+                raise
+            result = error
+        with self._cache_lock:
+            self._cache[output_format] = result
+        if isinstance(result, InvalidRequestError):
+            raise result
+        return result
+
+    def _compile(self, output_format: OutputFormat, max_seconds: float) -> CompiledGrammar:
         ll_tokenizer, minimal_tokenizer = self._checked_vocabulary()
         name = _NAMES[output_format.kind]
         try:
             grammar = _to_llguidance(output_format)
             start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
         except BaseException as error:
-            if is_interrupt(error):
+            if is_interrupt(error) or isinstance(error, InvalidRequestError):
                 raise
             raise InvalidRequestError(f"The {name} cannot be enforced: {error}.") from error
         if start.is_error():
-            raise InvalidRequestError(f"The {name} cannot be enforced: {matcher_error(start)}.")
+            part = unenforceable_part(output_format.text) if output_format.kind == "schema" else None
+            raise InvalidRequestError(f"The {name} cannot be enforced: {part or matcher_error(start)}.")
         search = CompletionSearch(minimal_tokenizer, ll_tokenizer.eos_token)
-        shortest = search.find(start, _MAX_STATES)
+        shortest = search.find(start, _MAX_STATES, max_seconds)
+        if shortest is NoCompletion.TIME_UP:
+            raise _TimeUpError(
+                f"The {name} cannot be enforced: {shortest.value}, more than {max_seconds:g} s.",
+                hint="Ask for less in one answer.",
+            )
         if isinstance(shortest, NoCompletion):
             raise InvalidRequestError(
                 f"The {name} cannot be enforced: {shortest.value}.",
@@ -157,16 +215,7 @@ def _convert_vocabulary(
 def _to_llguidance(output_format: OutputFormat) -> str:
     """The output format as a grammar of llguidance."""
     if output_format.kind == "schema":
-        # Most models have learned to write one blank after a comma or colon; unlimited blanks could go on for ever.
-        return LLMatcher.grammar_from_json_schema(
-            output_format.text,
-            overrides={
-                "whitespace_flexible": False,
-                "item_separator": ", ?",
-                "key_separator": ": ?",
-                "lenient": False,
-            },
-        )
+        return schema_grammar(output_format.text)
     if output_format.kind == "grammar":
         limited = _LIMITED_RULE.search(output_format.text)
         if limited:

@@ -10,7 +10,6 @@ from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Sampler
 from adapterhub.engine.interface import Request, max_completion_tokens
-from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.errors import InvalidRequestError
@@ -30,9 +29,10 @@ class SequenceBuilder:
         self._vocabulary_size = base.model.config.get_text_config().vocab_size
         self._compiler = GrammarCompiler(base.tokenizer, self._vocabulary_size, base.end_token_ids)
 
-    def compile(self, output_format: OutputFormat) -> None:
-        """Compiles an output format ahead of `build`, which then takes no time for it; raises as `build`."""
-        self._compiler.compile(output_format)
+    @property
+    def compiler(self) -> GrammarCompiler:
+        """Compiles output formats; `build` takes no time for one that is compiled ahead of it."""
+        return self._compiler
 
     def build(
         self, request: Request, num_sequences: int, wake: Callable[[], None], *, stream: bool
