@@ -10,7 +10,7 @@ from typing import Any
 from adapterhub.engine.tokenizer import Message, Tokenizer
 from adapterhub.errors import InvalidRequestError
 from adapterhub.requests.control_tokens import ControlTokens, Marks, Span, unused_characters
-from adapterhub.requests.prompts import PromptStyle, check_length, render
+from adapterhub.requests.prompts import PromptStyle, render
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,6 @@ class PromptEncoder:
         max_characters: int | None = None,
     ) -> RenderedPrompt:
         """Renders a conversation; arguments and errors as in `prompts.render`."""
-        for message in messages:
-            if message["role"] != "assistant":  # earlier reasoning may be left out
-                check_length(str(message.get("content") or ""), max_characters)
         control = self.control_tokens(style)
         texts: list[str] = []
         spelled: list[str] = []

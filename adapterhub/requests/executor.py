@@ -64,11 +64,11 @@ class RequestExecutor:
 
     def _start(self) -> None:
         self._process_id = os.getpid()
-        self._prepare = _Lane("prepare", self._stuck_after)
-        self._fit = _Lane("fit", float("inf"))
+        self._prepare = _Worker("prepare", self._stuck_after)
+        self._fit = _Worker("fit", float("inf"))
 
 
-class _Lane:
+class _Worker:
     """Runs one piece of work at a time, in order, in a thread of its own.
 
     Args:

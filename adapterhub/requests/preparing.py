@@ -119,6 +119,7 @@ class RequestPreparer:
                 "A stop string could cut structured output short.",
                 hint="Leave stop out; the output format ends the answer.",
             )
+        self._check_lengths(prompt)
         route = self.route(prompt) if adapter == "auto" else None
         reference = route.adapter if route else adapter
         resolved = resolve_adapter(reference, self._resolve_for_base) if names_adapter(reference) else None
@@ -188,6 +189,15 @@ class RequestPreparer:
         """Whether an adapter was made for this base, as far as both are known."""
         return self._base_mismatch(card) is None
 
+    def _check_lengths(self, prompt: Prompt) -> None:
+        """Refuses a text beyond the context before it is routed, rendered or encoded, which takes long."""
+        messages: Sequence[Any] = [{"content": prompt}] if isinstance(prompt, str) else prompt
+        for message in messages if isinstance(messages, Sequence) else ():
+            content = message.get("content") if isinstance(message, Mapping) else None
+            # A template may leave out an earlier answer's reasoning.
+            if isinstance(content, str) and message.get("role") != "assistant":
+                check_length(content, self._max_characters)
+
     def _tokenize(
         self, prompt: Prompt, profile: PromptProfile, options: RequestOptions
     ) -> tuple[list[int], tuple[str, ...]]:
@@ -195,7 +205,6 @@ class RequestPreparer:
         if options.raw:
             if not isinstance(prompt, str) or not prompt:
                 raise InvalidRequestError("raw=True takes a text that is not empty, not messages.")
-            check_length(prompt, self._max_characters)
             return self._encoder.encode_raw(check_text(prompt)), ()
         style = self._style(profile)
         rendered = self._encoder.render(

@@ -193,6 +193,15 @@ class TestPromptsBeyondTheContext:
         with pytest.raises(RequestTooLongError, match="characters"):
             hub.generate("a" * 10_000_000, **options)
 
+    def test_nor_are_they_routed(self, hub: AdapterHub, monkeypatch: pytest.MonkeyPatch):
+        def route(*_: Any) -> Any:
+            raise AssertionError("it was routed")
+
+        monkeypatch.setattr(hub._preparer, "route", route)
+        for prompt in ("a" * 10_000_000, [{"role": "user", "content": "a" * 10_000_000}]):
+            with pytest.raises(RequestTooLongError, match="characters"):
+                hub.generate(prompt, "auto")
+
     def test_nor_of_what_a_template_makes(self, hub: AdapterHub, monkeypatch: pytest.MonkeyPatch):
         hub.engine.tokenizer.chat_template = "{% for a in range(9999) %}abcdefghij{% endfor %}"
         hub.generate("x", raw=True, sampling_params=SamplingParams(max_tokens=1))
