@@ -223,6 +223,27 @@ def _not_regular(name: str) -> AdapterInvalidError:
     return AdapterInvalidError(f"{name} is not a regular file.", hint="Copy the file itself there.")
 
 
+LFS_HEAD_BYTES = 40
+_LFS_HEAD = b"version https://git-lfs"
+
+
+def refuse_lfs_pointer(name: str, head: bytes) -> None:
+    """Refuses a file that Git LFS has not downloaded yet.
+
+    Args:
+        name: The file's name.
+        head: Its first `LFS_HEAD_BYTES` bytes.
+
+    Raises:
+        AdapterInvalidError: It is a pointer, which Git holds in the file's place.
+    """
+    if head.startswith(_LFS_HEAD):
+        raise AdapterInvalidError(
+            f"{name} is a Git-LFS pointer: the file itself was not downloaded.",
+            hint="Run `git lfs install && git lfs pull` in its repository, or download it with `hf download`.",
+        )
+
+
 def read_regular(
     path: str | Path, limit: int, *, follow_links: bool = False, dir_fd: int | None = None
 ) -> bytes:

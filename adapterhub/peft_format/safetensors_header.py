@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub._files import open_regular
+from adapterhub._files import LFS_HEAD_BYTES, open_regular, refuse_lfs_pointer
 from adapterhub.errors import AdapterInvalidError
 
 # The reference implementation allows 100 MB, which would take gigabytes as Python objects. 32 MB describe 200,000
@@ -64,6 +64,8 @@ def read_header(path: Path, *, follow_links: bool = True) -> dict[str, TensorInf
     """
     try:
         with open_regular(path, follow_links=follow_links) as file:
+            refuse_lfs_pointer(path.name, file.read(LFS_HEAD_BYTES))
+            file.seek(0)
             prefix = file.read(8)
             size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= size <= MAX_HEADER_BYTES:
