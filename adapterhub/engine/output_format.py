@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from adapterhub.engine.json_schema import GrammarSchema
 from adapterhub.errors import GenerationError, InvalidRequestError, describe_validation
 
 Schema = type[Any] | Mapping[str, Any]
@@ -25,11 +26,7 @@ OUTPUT_FORMAT_ARGUMENTS = ("schema", "regex", "grammar", "choices")
 MAX_CHARACTERS = 64 * 1024
 """A longer description is refused: it would take seconds to compile."""
 
-# JSON Schema keywords that combine object schemas: closing one part would forbid the keys of the others.
-_COMBINING_KEYWORDS = frozenset({"allOf", "if", "not", "dependentSchemas", "unevaluatedProperties"})
-_ALTERNATIVE_KEYWORDS = frozenset({"anyOf", "oneOf", "$ref"})
-_DATA_KEYWORDS = frozenset({"const", "default", "enum", "example", "examples"})  # their values are no schemas
-_MAP_KEYWORDS = frozenset({"properties", "patternProperties", "$defs", "definitions"})  # name -> schema
+_MAX_CHECK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class OutputFormat:
     kind: Literal["schema", "regex", "grammar", "choices"]
     text: str
     _type: TypeAdapter[Any] | None = field(default=None, compare=False, repr=False)
+    _checked: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.text:
@@ -74,7 +72,8 @@ class OutputFormat:
 
         Args:
             schema: A pydantic model, TypedDict, dataclass or other type that pydantic understands, or a JSON Schema.
-                Objects without `additionalProperties` allow no further keys, unless the schema combines objects.
+                Objects without `additionalProperties` allow no further keys, unless the schema combines objects. What
+                a grammar cannot enforce, such as `uniqueItems`, is checked by `parse`.
             regex: A regular expression that the whole answer matches, in the dialect of Rust's `regex` crate.
             grammar: A context-free grammar in llguidance's dialect of Lark,
                 https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md.
@@ -139,17 +138,28 @@ class OutputFormat:
 
         Raises:
             GenerationError: The text is not valid. A grammar cannot express all that a pydantic type checks, such as
-                the range of a `timedelta`, the digits of a `Decimal` or a validator written in Python.
+                the range of a `timedelta`, the digits of a `Decimal` or a validator written in Python, nor all
+                keywords of a JSON Schema.
         """
         if self.kind != "schema":
             return text
         try:
-            return self._type.validate_json(text) if self._type else json.loads(text)
+            return self._type.validate_json(text) if self._type else self._check(json.loads(text))
         except ValidationError as error:
             reason = describe_validation(error)
             raise GenerationError(f"The answer does not pass its schema's own checks: {reason}.") from error
         except ValueError as error:
             raise GenerationError(f"The answer is not JSON: {error}.") from error
+
+    def _check(self, value: Any) -> Any:
+        if self._checked is not None:
+            reason = violation(self._checked, value)
+            if reason:
+                raise GenerationError(
+                    f"The answer does not pass its schema: {reason}.",
+                    hint="No grammar can enforce all keywords. Ask again, or ask for it in the prompt.",
+                )
+        return value
 
     @classmethod
     def _of_schema(cls, schema: Schema) -> Self:
@@ -158,7 +168,10 @@ class OutputFormat:
             if not isinstance(schema, Mapping):
                 adapter = TypeAdapter(schema)
                 schema = adapter.json_schema()
-            return cls("schema", json.dumps(_closed(schema), ensure_ascii=False, allow_nan=False), adapter)
+            made = GrammarSchema(schema)
+            checked = schema if made.checked_afterwards and adapter is None else None
+            text = json.dumps(made.schema, ensure_ascii=False, allow_nan=False)
+            return cls("schema", text, adapter, checked)
         except PydanticUserError as error:  # it is no type, or one without a JSON Schema
             raise InvalidRequestError(
                 f"No JSON Schema can be made of {schema!r}: {_sentence(error.message)}."
@@ -169,49 +182,25 @@ class OutputFormat:
             raise InvalidRequestError(f"The schema is not a JSON Schema: {_sentence(str(error))}.") from error
 
 
-def _closed(schema: Mapping[str, Any]) -> Any:
-    """The schema with `additionalProperties: false` where it has none: a model could add keys for ever."""
-    return dict(schema) if _combines(schema) else _close(schema)
+def violation(schema: Mapping[str, Any], value: Any) -> str | None:
+    """Why a value is not valid under a schema, in bounded time; None if it is.
 
+    Args:
+        schema: A JSON Schema (2020-12).
+        value: A JSON value.
+    """
+    # Imported late: it imports jsonschema, which few requests need.
+    from adapterhub._deadline import Deadline, DeadlineExceededError
+    from adapterhub.agent_tools.content_rules.json_schema import Schema as CheckedSchema
+    from adapterhub.agent_tools.content_rules.json_schema import SchemaViolationError
 
-def _combines(node: Any) -> bool:
-    if isinstance(node, Mapping) and (
-        _COMBINING_KEYWORDS & node.keys() or ("properties" in node and _ALTERNATIVE_KEYWORDS & node.keys())
-    ):
-        return True
-    return any(map(_combines, _subschemas(node)))
-
-
-def _subschemas(node: Any) -> list[Any]:
-    """The direct subschemas of a schema."""
-    if isinstance(node, list | tuple):
-        return list(node)
-    if not isinstance(node, Mapping):
-        return []
-    subschemas: list[Any] = []
-    for key, value in node.items():
-        if key not in _DATA_KEYWORDS:
-            subschemas += value.values() if key in _MAP_KEYWORDS and isinstance(value, Mapping) else [value]
-    return subschemas
-
-
-def _close(node: Any) -> Any:
-    if isinstance(node, list | tuple):
-        return [_close(value) for value in node]
-    if not isinstance(node, Mapping):
-        return node
-    closed = {key: _close_value(key, value) for key, value in node.items()}
-    if "properties" in node and "patternProperties" not in node:
-        closed.setdefault("additionalProperties", False)
-    return closed
-
-
-def _close_value(key: str, value: Any) -> Any:
-    if key in _DATA_KEYWORDS:
-        return value
-    if key in _MAP_KEYWORDS and isinstance(value, Mapping):
-        return {name: _close(part) for name, part in value.items()}
-    return _close(value)
+    try:
+        CheckedSchema(schema, Deadline(_MAX_CHECK_SECONDS)).check(value)
+    except SchemaViolationError as error:
+        return str(error)
+    except DeadlineExceededError:
+        return f"the check took more than {_MAX_CHECK_SECONDS:g} s"
+    return None
 
 
 def _choices(choices: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 from adapterhub.langchain.adapter_selection import without_adapter
 from adapterhub.langchain.base import MODEL_CONFIG, BaseHubModel
 from adapterhub.langchain.batching import with_concurrency
-from adapterhub.langchain.chat_request import ChatRequest, functions_of, response_schema
+from adapterhub.langchain.chat_request import ChatRequest, response_schema
 from adapterhub.langchain.context_overflow import context_overflow
 from adapterhub.langchain.results import create_chat_chunk, create_chat_result, create_last_chunk
 from adapterhub.langchain.structured_output import (
@@ -32,7 +32,8 @@ from adapterhub.langchain.structured_output import (
 from adapterhub.langchain.timeouts import aiterate_with_timeout, await_with_timeout, iterate_with_timeout
 from adapterhub.langchain.tool_call_format_detection import ToolCallFormats
 from adapterhub.langchain.tool_call_parser import ToolCallParser
-from adapterhub.langchain.tool_choice import ToolChoice
+from adapterhub.langchain.tool_choice import ToolChoice, arguments_grammar
+from adapterhub.langchain.tool_schema import functions_of
 from adapterhub.requests.generation import Generation
 
 
@@ -82,10 +83,12 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
             **kwargs: Further arguments of a call, such as `response_format`, `adapter` or `temperature`.
 
         Raises:
-            InvalidRequestError: A tool cannot run here, `tool_choice` names no tool, or `response_format` is not valid.
+            InvalidRequestError: A tool cannot run here, `tool_choice` names no tool, `response_format` is not valid, or
+                no grammar can enforce a tool's schema.
         """
         functions = functions_of(tools)
-        ToolChoice.of(functions, tool_choice)
+        for function in ToolChoice.of(functions, tool_choice).tools:
+            arguments_grammar(function["function"])
         if kwargs.get("response_format") is not None:
             schema = response_schema(kwargs["response_format"])
             kwargs["response_format"] = response_format(schema) if schema else None
@@ -96,7 +99,7 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
 
     def with_structured_output(
         self,
-        schema: dict[str, Any] | type | None = None,
+        schema: Any = None,
         *,
         method: Method = "json_schema",
         include_raw: bool = False,
@@ -106,7 +109,8 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         """Binds a schema; the answers are objects of it.
 
         Args:
-            schema: A pydantic model (the answer is one), or a TypedDict or JSON Schema (the answer is a dict).
+            schema: A pydantic model or another type that pydantic understands, such as `list[int]` (the answer is one);
+                or a TypedDict or JSON Schema (the answer is a JSON value).
             method: `"json_schema"`: the answer's text is JSON of that schema; `"json_mode"`: the same, or any JSON
                 object without a schema; `"function_calling"`: the answer calls a function of that schema.
             include_raw: Return `{"raw": message, "parsed": object or None, "parsing_error": exception or None}`.
@@ -114,7 +118,8 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
             **kwargs: Further arguments of a call, such as `adapter` or `temperature`.
 
         Raises:
-            InvalidRequestError: There is no such method, or it needs a schema.
+            InvalidRequestError: There is no such method, it needs a schema, or the schema is not one of objects and the
+                method is `"function_calling"`.
         """
         parser = create_parser(schema, method)
         kwargs |= tracing_format(schema, method)

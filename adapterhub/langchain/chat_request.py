@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from pydantic import BaseModel
 
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import InvalidRequestError
@@ -18,6 +16,7 @@ from adapterhub.langchain.message_conversion import convert_messages, fit_tool_c
 from adapterhub.langchain.tool_call_format import HERMES, ToolCallFormat
 from adapterhub.langchain.tool_call_format_detection import ToolCallFormats
 from adapterhub.langchain.tool_choice import ToolChoice
+from adapterhub.langchain.tool_schema import functions_of, json_schema_of
 from adapterhub.requests.preparing import names_adapter
 
 _OPTIONS = frozenset({*SamplingParams.model_fields, "priority"} - {"n", "logprobs"})
@@ -35,7 +34,7 @@ class ChatRequest:
         messages: The conversation.
         tools: The tools that the chat template renders; None if there are none, or it renders none.
         options: Further arguments of `AdapterHub.generate`.
-        may_call_tools: Whether the answer may contain tool calls.
+        callable_tools: The tools that the answer may call.
         call_format: The format of tool calls in the conversation and the answer.
     """
 
@@ -43,8 +42,13 @@ class ChatRequest:
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    may_call_tools: bool = False
+    callable_tools: Sequence[Mapping[str, Any]] = ()
     call_format: ToolCallFormat = HERMES
+
+    @property
+    def may_call_tools(self) -> bool:
+        """Whether the answer may contain tool calls."""
+        return bool(self.callable_tools)
 
     @classmethod
     def from_call(
@@ -84,8 +88,8 @@ class ChatRequest:
             options["grammar"] = choice.grammar(hub.engine.tokenizer, native or HERMES, schema)
         if native:
             fitted = fit_tool_calls(converted, native)
-            return cls(adapter, fitted, tools or None, options, bool(choice.tools), native)
-        return cls(adapter, inline_tool_calls(converted, tools), None, options, bool(choice.tools))
+            return cls(adapter, fitted, tools or None, options, choice.tools, native)
+        return cls(adapter, inline_tool_calls(converted, tools), None, options, choice.tools)
 
 
 def _native_format(
@@ -104,37 +108,6 @@ def _native_format(
     if call_format.call_separator is None and any(len(each.get("tool_calls", ())) > 1 for each in messages):
         return None
     return call_format
-
-
-def functions_of(tools: Iterable[Any]) -> list[dict[str, Any]]:
-    """Tools as functions in OpenAI's format.
-
-    Args:
-        tools: Tools, functions, pydantic models, TypedDicts or JSON Schemas.
-
-    Raises:
-        InvalidRequestError: One is none of these, or a tool that only its provider can run, such as a web search.
-    """
-    return [_function_of(tool) for tool in tools]
-
-
-def _function_of(tool: Any) -> dict[str, Any]:
-    kind = tool.get("type", "function") if isinstance(tool, Mapping) else "function"
-    if kind not in ("function", "custom", "object"):
-        raise InvalidRequestError(
-            f"A tool of the type {kind!r} runs at the provider that offers it; here none does.",
-            hint="Bind a tool that runs in this program: a function, a LangChain tool or a JSON Schema.",
-        )
-    try:
-        converted = convert_to_openai_tool(tool)
-        if not isinstance(converted["function"]["name"], str):
-            raise TypeError("its name is no text")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidRequestError(
-            f"A tool of the type {type(tool).__name__} cannot be converted to a function with a name.",
-            hint="Bind a function, a LangChain tool, a pydantic model, or a JSON Schema with title and description.",
-        ) from error
-    return converted
 
 
 def response_schema(response_format: Any) -> Mapping[str, Any] | None:
@@ -161,19 +134,3 @@ def response_schema(response_format: Any) -> Mapping[str, Any] | None:
                 raise InvalidRequestError("response_format has no json_schema with a schema.")
             return schema
     return json_schema_of(response_format)
-
-
-def json_schema_of(schema: Any) -> Mapping[str, Any]:
-    """The JSON Schema of a pydantic model, a TypedDict, or a JSON Schema.
-
-    Raises:
-        InvalidRequestError: It is none of these.
-    """
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema()
-    if isinstance(schema, Mapping) and "type" in schema and "function" not in schema:
-        return schema
-    try:
-        return convert_to_json_schema(schema)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"No JSON Schema can be made of {schema!r}: {error}") from error

@@ -12,6 +12,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from adapterhub.langchain.chat_request import ChatRequest
 from adapterhub.langchain.tool_call_parser import parse_tool_calls
+from adapterhub.langchain.tool_choice import argument_violation
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.routing.decision import RouteDecision
 
@@ -102,7 +103,20 @@ def create_response_metadata(generation: Generation, requested: str, base: str) 
 
 def _metadata(generation: Generation, request: ChatRequest, base: str, has_calls: bool) -> dict[str, Any]:
     metadata = create_response_metadata(generation, request.adapter, base)
-    return metadata | {"finish_reason": "tool_calls"} if has_calls else metadata
+    if not has_calls:
+        return metadata
+    violations = _argument_violations(generation.text, request)
+    return (
+        metadata | {"finish_reason": "tool_calls"} | ({"invalid_arguments": violations} if violations else {})
+    )
+
+
+def _argument_violations(answer: str, request: ChatRequest) -> list[str]:
+    """What the calls of an answer violate that no grammar enforces. Most tools say so themselves, so it is no error."""
+    functions = {tool["function"]["name"]: tool["function"] for tool in request.callable_tools}
+    _, calls = parse_tool_calls(answer, request.call_format)
+    found = (argument_violation(functions[call["name"]], call["args"]) for call in calls)
+    return [violation for violation in found if violation]
 
 
 def _route(route: RouteDecision) -> dict[str, Any]:

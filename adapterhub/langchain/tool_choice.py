@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from adapterhub.engine.output_format import OutputFormat, Schema
+from adapterhub.engine.decoding.schema_grammar import STYLE, unenforceable_part
+from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat, Schema
 from adapterhub.engine.tokenizer import Tokenizer
-from adapterhub.errors import InvalidRequestError
+from adapterhub.errors import GenerationError, InvalidRequestError
 from adapterhub.langchain.tool_call_format import ID_LENGTH, ToolCallFormat
+from adapterhub.langchain.tool_schema import arguments_schema
 
-_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+_MAX_NAMED_TOOLS = 5
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,22 @@ class ToolChoice:
             lines += _call(name, tool["function"], call_format, write)
         if "id" in call_format.fields:
             lines.append(f"ID: /[a-zA-Z0-9]{{{ID_LENGTH}}}/")
-        if not self.required:
-            lines += [f"answer: %json {_schema(answer)}"] if answer else _text_rules(call_format, write)
-        return "\n".join(lines)
+        if answer and not self.required:
+            lines.append(f"answer: %json {_schema(answer, 'The schema of the answer')}")
+        elif not self.required:
+            lines += _text_rules(call_format, write)
+        grammar = "\n".join(lines)
+        if len(grammar) > MAX_CHARACTERS:
+            raise self._too_large(len(grammar))
+        return grammar
+
+    def _too_large(self, size: int) -> InvalidRequestError:
+        names = ", ".join(tool["function"]["name"] for tool in self.tools[:_MAX_NAMED_TOOLS])
+        return InvalidRequestError(
+            f"The argument schemas of {len(self.tools)} tools ({names}...) have {size} characters, more than "
+            f"{MAX_CHARACTERS}; descriptions do not count.",
+            hint="Bind fewer tools, or tools with smaller schemas.",
+        )
 
 
 def _unwrap(choice: Any) -> Any:
@@ -136,13 +151,48 @@ def _call(name: str, function: Mapping[str, Any], call_format: ToolCallFormat, w
         else:
             rule += [write(text), f"{name}_arguments" if part == "arguments" else "ID"]
             text = separator
-    schema = function.get("parameters") or {"type": "object", "properties": {}}
-    return [f"{name}: {' '.join([*rule, write(text)])}", f"{name}_arguments: %json {_schema(schema)}"]
+    return [
+        f"{name}: {' '.join([*rule, write(text)])}",
+        f"{name}_arguments: %json {arguments_grammar(function)}",
+    ]
 
 
-def _schema(schema: Schema) -> str:
-    closed = cast(OutputFormat, OutputFormat.of(schema=schema)).text
-    return json.dumps({**json.loads(closed), "x-guidance": _JSON_STYLE}, ensure_ascii=False)
+def arguments_grammar(function: Mapping[str, Any]) -> str:
+    """The JSON Schema of a function's arguments, for a grammar.
+
+    Raises:
+        InvalidRequestError: A grammar cannot enforce it; the message names function, property and keyword.
+    """
+    owner, schema = f"The arguments of the tool {function['name']!r}", arguments_schema(function)
+    if schema["type"] != "object":
+        raise InvalidRequestError(
+            f"{owner} cannot be enforced: they are an object, and the schema is one of {schema['type']}.",
+            hint="For structured output use the method 'json_schema'.",
+        )
+    return _schema(schema, owner)
+
+
+def argument_violation(function: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
+    """What a call's arguments violate of the keywords that no grammar enforces; None if nothing."""
+    output_format = cast(OutputFormat, OutputFormat.of(schema=arguments_schema(function)))
+    try:
+        output_format.parse(json.dumps(arguments))
+    except GenerationError as error:
+        return f"{function['name']}: {error.message}"
+    return None
+
+
+def _schema(schema: Schema, owner: str) -> str:
+    try:
+        text = cast(OutputFormat, OutputFormat.of(schema=schema)).text
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{owner} cannot be enforced: {error.message}", hint=error.hint) from error
+    part = unenforceable_part(text)
+    if part:
+        raise InvalidRequestError(f"{owner} cannot be enforced: {part}.")
+    return json.dumps(
+        {**json.loads(text), "x-guidance": {**STYLE, "coerce_one_of": True}}, ensure_ascii=False
+    )
 
 
 def _text_rules(call_format: ToolCallFormat, write: _Writer) -> list[str]:

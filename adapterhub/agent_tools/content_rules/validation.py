@@ -25,13 +25,16 @@ from adapterhub.agent_tools.content_rules.text_rules import (
 
 
 class _AnyOf:
-    """Writes the union as `anyOf` in JSON Schema: grammars cannot enforce `oneOf`, and the names are distinct."""
+    """Writes the union as `anyOf` in JSON Schema, which grammars enforce, without repeating the names of the rules."""
 
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         schema = handler(core_schema)
-        return {"anyOf": schema["oneOf"]}
+        return {
+            "anyOf": schema["oneOf"],
+            "discriminator": {"propertyName": schema["discriminator"]["propertyName"]},
+        }
 
 
 Rule = Annotated[

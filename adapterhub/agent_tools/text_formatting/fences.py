@@ -11,7 +11,8 @@ MARKER = r"(?:[-*+•–—]|[0-9]{1,9}[.)])"
 """The marker of a list item: CommonMark's, and the bullets and dashes of plain notes."""
 _MAX_INDENT = 3
 # A fence may follow a list marker. Backticks behind the opening ones make it inline code.
-_OPENING = re.compile(rf"({SPACE}*(?:{MARKER}{SPACE}+)?)(`{{3,}}(?=[^`]*$)|~{{3,}})")
+_LEAD = rf"(?:{SPACE}|[\u00a0\u2007\u202f]+(?={SPACE}))*"  # between ordinary spaces, a no-break space is one of them
+_OPENING = re.compile(rf"({_LEAD}(?:{MARKER}{SPACE}{_LEAD})?)(`{{3,}}(?=[^`]*$)|~{{3,}})")
 _CLOSING = re.compile(rf"({SPACE}*)(`{{3,}}|~{{3,}}){SPACE}*$")
 
 

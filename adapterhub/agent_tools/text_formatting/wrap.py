@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from adapterhub.agent_tools.text_formatting.blocks import Block, parse_blocks, starts_block
-from adapterhub.agent_tools.text_formatting.width import display_width
+from adapterhub.agent_tools.text_formatting.blocks import Block, parse_blocks
+from adapterhub.agent_tools.text_formatting.filling import Line, fill_block
 from adapterhub.errors import ToolError
 
 Align = Literal["left", "right", "center", "justify"]
+_SHORT = 50
+"""Columns: prose is wrapped to more, so a line break that leaves more room than the next word needs is meant."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class TextLayout:
         indent: Spaces before every line.
         first_line_indent: Spaces before the first line of a paragraph; `indent` if None.
         align: Alignment of paragraphs; list items stay on the left.
-        preserve_paragraphs: Keep paragraphs separate; otherwise consecutive ones are joined.
+        preserve_paragraphs: Keep paragraphs separate, and line breaks after short lines; otherwise consecutive ones
+            are joined.
 
     Raises:
         ToolError: An indent leaves no column for the text.
@@ -54,108 +57,134 @@ class TextLayout:
 
 
 def format_text(text: str, layout: TextLayout | None = None) -> str:
-    """Wraps a text on words and aligns it; list items get hanging indents, fenced code is not changed.
+    """Wraps a text and aligns it; list items get hanging indents, code is not changed.
+
+    Line breaks that are not wrapping stay: Markdown's hard breaks, those after short lines, as in addresses, and those
+    before labels such as `User:`.
 
     Args:
         text: Plain text or Markdown.
         layout: Width, indents and alignment; 80 columns on the left if not given.
     """
     layout = layout or TextLayout()
-    blocks = parse_blocks(text)
+    is_aligned = layout.align in ("right", "center")
+    blocks = parse_blocks(text, None if is_aligned else (layout.first_indent, layout.indent))
     if not layout.preserve_paragraphs:
         blocks = list(_join_paragraphs(blocks))
-    indents = _ItemIndents(layout)
+    items = _ItemIndents(layout, nests_paragraphs=layout.preserve_paragraphs and not is_aligned)
     lines: list[str] = []
     for block in blocks:
         lines += [""] if block.blank_before else []
-        lines += _lines(block, layout, indents)
+        lines += _lines(block, layout, items)
     return "\n".join(lines)
 
 
 class _ItemIndents:
-    """The indents of nested list items: an item is aligned with the text of its parent item."""
+    """The indents of nested list items: an item is aligned with the text of its parent item.
 
-    def __init__(self, layout: TextLayout) -> None:
-        self._left = layout.indent
+    Args:
+        layout: The layout.
+        nests_paragraphs: Whether a paragraph that is indented as an item's text belongs to the item.
+    """
+
+    def __init__(self, layout: TextLayout, *, nests_paragraphs: bool) -> None:
+        self._left, self._paragraph = layout.indent, layout.first_indent
         self._max = layout.indent + (layout.width - layout.indent) // 2  # half of a line is for the text
-        self._open: list[
-            tuple[int, int]
-        ] = []  # for each level: its column in the source, its children's indent
+        self._nests_paragraphs = nests_paragraphs
+        # For each level: its column in the source, that of its text, and the indent of its text.
+        self._open: list[tuple[int, int, int]] = []
 
     def add(self, block: Block) -> int:
         """Returns the indent of the next item."""
         while self._open and self._open[-1][0] >= block.column:
             self._open.pop()
-        indent = min(self._open[-1][1] if self._open else self._left, self._max)
-        self._open.append((block.column, indent + len(block.marker) + 1))
+        indent = min(self._open[-1][2] if self._open else self._left, self._max)
+        marker = len(block.marker) + 1
+        self._open.append((block.column, block.column + marker, indent + marker))
         return indent
+
+    def of_paragraph(self, block: Block) -> int | None:
+        """The indent of a paragraph within an item; None for one that ends the list."""
+        if self._nests_paragraphs and block.blank_before and block.column != self._paragraph:
+            while self._open and self._open[-1][1] > block.column:
+                self._open.pop()
+            if self._open and self._open[-1][2] != self._paragraph:
+                return self._open[-1][2]
+        self.close()
+        return None
 
     def close(self) -> None:
         """Ends the list."""
         self._open.clear()
 
 
-def _lines(block: Block, layout: TextLayout, indents: _ItemIndents) -> Iterator[str]:
+def _lines(block: Block, layout: TextLayout, items: _ItemIndents) -> Iterator[str]:
     if block.kind == "item":
-        lead = " " * indents.add(block) + block.marker + " "
-        lines = _fill(block.words, len(lead), len(lead), layout.width) or [[]]
-        yield (lead + " ".join(lines[0])).rstrip(" ")
-        yield from (" " * len(lead) + " ".join(line) for line in lines[1:])
-        return
-    indents.close()
-    if block.kind == "paragraph":
-        lines = _fill(block.words, layout.first_indent, layout.indent, layout.width)
-        for index, line in enumerate(lines):
-            indent = layout.indent if index else layout.first_indent
-            yield _align_line(line, indent, layout, is_last=index == len(lines) - 1)
+        lead = " " * items.add(block) + block.marker + " "
+        yield from _hanging_lines(block, lead, layout)
+    elif block.kind == "paragraph":
+        indent = items.of_paragraph(block)
+        if indent is None:
+            yield from _paragraph_lines(block, layout)
+        else:
+            yield from _hanging_lines(block, " " * indent, layout)
     else:
+        items.close()
         lead = " " * layout.indent if block.kind == "line" else ""
         yield from (lead + line for line in block.words)
 
 
-def _fill(words: Sequence[str], first: int, indent: int, width: int) -> list[list[str]]:
-    """Fills lines greedily."""
-    lines: list[list[str]] = []
-    room = 0
-    for unit in _unbreakable_units(words):
-        columns = display_width(unit)
-        if lines and columns < room:
-            lines[-1].append(unit)
-            room -= columns + 1
-        else:
-            room = width - (indent if lines else first) - columns
-            lines.append([unit])
-    return lines
+def _hanging_lines(block: Block, lead: str, layout: TextLayout) -> Iterator[str]:
+    room = layout.width - len(lead)
+    if not block.words:
+        yield lead.rstrip(" ")
+        return
+    for part in fill_block(block, room, room, _short(room, layout)):
+        for line in part:
+            yield lead + _text(line)
+            lead = " " * len(lead)
 
 
-def _unbreakable_units(words: Sequence[str]) -> Iterator[str]:
-    """Yields the words; one that must not start a line comes together with the word before."""
-    unit: list[str] = []
-    for word in words:
-        if unit and not starts_block(word):
-            yield " ".join(unit)
-            unit = []
-        unit.append(word)
-    if unit:
-        yield " ".join(unit)
+def _paragraph_lines(block: Block, layout: TextLayout) -> Iterator[str]:
+    first, room = layout.width - layout.first_indent, layout.width - layout.indent
+    indent = layout.first_indent
+    for part in fill_block(block, first, room, _short(min(first, room), layout)):
+        for index, line in enumerate(part):
+            yield _align_line(line, indent, layout, is_last=index == len(part) - 1)
+            indent = layout.indent
 
 
-def _align_line(line: Sequence[str], indent: int, layout: TextLayout, *, is_last: bool) -> str:
-    text, lead = " ".join(line), " " * indent
-    room = max(0, layout.width - indent - display_width(text))
+def _short(room: int, layout: TextLayout) -> int:
+    return min(room, _SHORT) if layout.preserve_paragraphs else 0
+
+
+def _text(line: Line) -> str:
+    return "".join(unit.text if not index else unit.gap + unit.text for index, unit in enumerate(line))
+
+
+def _align_line(line: Line, indent: int, layout: TextLayout, *, is_last: bool) -> str:
+    lead = " " * indent
+    width = sum(unit.width + len(unit.gap) for unit in line) - len(line[0].gap)
+    room = max(0, layout.width - indent - width)
     if layout.align == "right":
-        return lead + " " * room + text
+        return lead + " " * room + _text(line)
     if layout.align == "center":
-        return lead + " " * (room // 2) + text
-    if layout.align == "justify" and not is_last and len(line) > 1:
-        return lead + _justify(line, room)
-    return lead + text
+        return lead + " " * (room // 2) + _text(line)
+    if layout.align == "justify" and not is_last:
+        return lead + _text(_justify(line, room))
+    return lead + _text(line)
 
 
-def _justify(line: Sequence[str], room: int) -> str:
-    gap, wider_gaps = divmod(room, len(line) - 1)
-    gaps = [" " * (1 + gap + (index < wider_gaps)) for index in range(len(line) - 1)]
-    return "".join(word + spaces for word, spaces in zip(line, [*gaps, ""], strict=True))
+def _justify(line: Line, room: int) -> Line:
+    gaps = sum(bool(unit.gap) for unit in line[1:])
+    gap, wider_gaps = divmod(room, gaps) if gaps else (0, 0)
+    justified = line[:1]
+    for unit in line[1:]:
+        if unit.gap:
+            unit = unit._replace(gap=" " * (1 + gap + (wider_gaps > 0)))
+            wider_gaps -= 1
+        justified.append(unit)
+    return justified
 
 
 def _join_paragraphs(blocks: Sequence[Block]) -> Iterator[Block]:
@@ -163,7 +192,10 @@ def _join_paragraphs(blocks: Sequence[Block]) -> Iterator[Block]:
     for kind, run in groupby(blocks, key=lambda block: block.kind):
         if kind != "paragraph":
             yield from run
-        else:
-            paragraphs = list(run)
-            words = [word for paragraph in paragraphs for word in paragraph.words]
-            yield Block("paragraph", words, blank_before=paragraphs[0].blank_before)
+            continue
+        joined, *paragraphs = run
+        for paragraph in paragraphs:
+            ends = [*paragraph.breaks, len(paragraph.words)]
+            for start, end in zip([0, *paragraph.breaks], ends, strict=True):
+                joined.continue_with(paragraph.words[start:end], paragraph.hard_breaks.get(start))
+        yield joined

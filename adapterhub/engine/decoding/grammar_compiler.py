@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCompletion
 from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint, matcher_error
 from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
+from adapterhub.engine.decoding.schema_grammar import schema_grammar, unenforceable_part
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.errors import InvalidRequestError, RequestTooLongError, is_interrupt
 
@@ -171,7 +172,8 @@ class GrammarCompiler:
                 raise
             raise InvalidRequestError(f"The {name} cannot be enforced: {error}.") from error
         if start.is_error():
-            raise InvalidRequestError(f"The {name} cannot be enforced: {matcher_error(start)}.")
+            part = unenforceable_part(output_format.text) if output_format.kind == "schema" else None
+            raise InvalidRequestError(f"The {name} cannot be enforced: {part or matcher_error(start)}.")
         search = CompletionSearch(minimal_tokenizer, ll_tokenizer.eos_token)
         shortest = search.find(start, _MAX_STATES, max_seconds)
         if shortest is NoCompletion.TIME_UP:
@@ -213,16 +215,7 @@ def _convert_vocabulary(
 def _to_llguidance(output_format: OutputFormat) -> str:
     """The output format as a grammar of llguidance."""
     if output_format.kind == "schema":
-        # Most models have learned to write one blank after a comma or colon; unlimited blanks could go on for ever.
-        return LLMatcher.grammar_from_json_schema(
-            output_format.text,
-            overrides={
-                "whitespace_flexible": False,
-                "item_separator": ", ?",
-                "key_separator": ": ?",
-                "lenient": False,
-            },
-        )
+        return schema_grammar(output_format.text)
     if output_format.kind == "grammar":
         limited = _LIMITED_RULE.search(output_format.text)
         if limited:

@@ -28,7 +28,7 @@ class FormatArguments(Arguments):
     align: Align = "left"
     """Alignment of paragraphs; justify fills lines with spaces. Lists stay on the left."""
     preserve_paragraphs: bool = True
-    """Keep paragraphs separate; false joins consecutive ones."""
+    """Keep paragraphs and short lines separate; false joins consecutive ones."""
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:

@@ -1,13 +1,18 @@
 """Lines of a given width: what is preserved, what is wrapped, and that formatting is idempotent."""
 
+import textwrap
 import time
+from itertools import accumulate
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from uniseg.linebreak import line_break_units
 
+from adapterhub.agent_tools.templates import TemplateCollection
 from adapterhub.agent_tools.text_formatting.blocks import parse_blocks, starts_block
+from adapterhub.agent_tools.text_formatting.east_asian import split_east_asian
 from adapterhub.agent_tools.text_formatting.fences import mark_fenced
 from adapterhub.agent_tools.text_formatting.width import display_width
 from adapterhub.agent_tools.text_formatting.wrap import TextLayout, format_text
@@ -48,13 +53,19 @@ FRAGMENTS = st.sampled_from(
         "a",
     ]
 )
+LONG = "a long line that nobody would call short, with more words than fifty columns hold"
+MEANINGFUL = (
+    st.sampled_from(["日本語の文章です。", "（引用）", "「」", "ー", "ａB:", "한국어", LONG])
+    | st.sampled_from(["A", "User:", "**Input:**", "foo:", "def f(x):", "{", "}", "[", "],", "=>", "<b>"])
+    | st.sampled_from(["line\\", "\\"])
+)
 SPACES = st.sampled_from([" ", "  ", "\n", "\n\n", "\n  ", "\n    ", "\t", "\r\n", "\u3000", "\n\t"])
-NOTES = st.lists(st.tuples(FRAGMENTS | st.text(max_size=4), SPACES), max_size=40).map(
+NOTES = st.lists(st.tuples(FRAGMENTS | MEANINGFUL | st.text(max_size=4), SPACES), max_size=40).map(
     lambda pairs: "".join(part + space for part, space in pairs)
 )
 LAYOUTS = st.builds(
     TextLayout,
-    width=st.integers(12, 60),
+    width=st.integers(12, 100),
     indent=st.integers(0, 5),
     first_line_indent=st.none() | st.integers(0, 6),
     align=st.sampled_from(["left", "right", "center", "justify"]),
@@ -153,6 +164,16 @@ def test_hostile_texts_are_fast(text: str):
     assert time.thread_time() - before < 2
 
 
+LINES = ["。\n", "日\n", "日 ", "foo:\n ", "User:\n", "a\\ ", "a  \n", "1. a\n\n   b\n\n", "[ー\n"]
+
+
+@pytest.mark.parametrize("sign", LINES)
+def test_hostile_line_breaks_are_fast(sign: str):
+    before = time.thread_time()
+    format_text((sign * 100_000)[:100_000])
+    assert time.thread_time() - before < 2
+
+
 FENCE_LINES = st.sampled_from(
     [
         "```",
@@ -183,3 +204,106 @@ def test_fences_open_and_close_as_in_commonmark(opening: str, lines: list[str]):
         assert list(mark_fenced(text))[-1] == ("x", is_open)
         if not is_open:
             break
+
+
+EAST_ASIAN = st.text(
+    st.sampled_from("日本漢々〇テストっょー、。，！？：；「」『』（）・ゝァａＢ１ｱｶﾞ｡｢｣ㄅ〜"), min_size=2
+)
+
+
+@given(EAST_ASIAN)
+def test_east_asian_text_is_broken_as_in_uax_14(word: str):
+    assert split_east_asian(word) == [*line_break_units(word)]
+
+
+@given(
+    st.text(
+        st.sampled_from("日本ー。、（）「」％￥“”…—abc1.-/:👍한국\u0301\ufe0f\u2060\u200d\xa0"), min_size=1
+    )
+)
+def test_no_break_is_one_that_uax_14_forbids(word: str):
+    allowed = set(accumulate(map(len, line_break_units(word))))
+    assert set(accumulate(map(len, split_east_asian(word)))) <= allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [
+        ("This is an example 中文汉字测试段落内容中文汉字测试段落内容中文汉字测试段落内容。", 40),
+        ("コンニチハコンニチハコンニチハ、せかい。", 12),
+        ("日本語の（とても長い）文章。" * 20, 30),
+        ("在 GPU 上使用 PyTorch 训练模型，然后保存。" * 9, 24),
+    ],
+)
+def test_chinese_and_japanese_keep_the_width_and_can_be_joined_again(text: str, width: int):
+    formatted = format_text(text, TextLayout(width=width))
+    lines = formatted.split("\n")
+    assert max(map(display_width, lines)) <= width
+    assert min(map(display_width, lines[:-1])) >= width - 12
+    assert not [line for line in lines if line[0] in "。、，）ー"]
+    wide = format_text(text * 9, TextLayout(width=width + 40))
+    assert format_text(wide, TextLayout(width=10_000)) == text * 9
+
+
+MEANT = [
+    "123 Main St\nSpringfield\nUSA",
+    "Kind regards,\nBob\nExample Ltd",
+    "User: a\nAssistant: b\nUser: " + "c " * 30 + "c\nAssistant:",
+    "Line one  \nline two\\\nline three",
+    '{\n  "a": 1,\n  "b": [1, 2]\n}',
+    '[\n  {"name": "' + "x" * 100 + '", "value": 1},\n  {"name": "y"}\n]',
+    "def f(x):\n    if x:\n        return 1\n\n    return 2\n\nf(1)",
+    "for (;;) {\n\tx();\n}\n\nEnd of the code.",
+    "<ul>\n  <li>a</li>\n</ul>",
+    "1. install\n\n   Run pip.\n\n2. run",
+    "- a\n  - b\n\n    of b\n\n  of a\n- c",
+    "北京市朝阳区\n建国路一号\n中国",
+    "The code:\n\n```\nx\n\ny\n```",
+    "x = 1\ny = 2\nprint(x + y)",
+]
+
+
+@pytest.mark.parametrize("text", MEANT)
+def test_line_breaks_that_mean_something_stay(text: str):
+    assert format_text(text, TextLayout(width=60)) == "\n".join(
+        wrapped
+        for line in text.split("\n")
+        for wrapped in (textwrap.wrap(line, 60) if line.startswith("User:") else [line])
+    )
+
+
+def test_a_hard_break_of_a_long_line_stays():
+    long = "word " * 14 + "end"
+    assert format_text(f"{long}\\\nnext") == f"{long}\\\nnext"
+    assert format_text(f"{long}  \nnext") == f"{long}  \nnext"
+    assert format_text(f"{long}\nnext") == f"{long} next"
+
+
+def test_wrapped_prose_is_wrapped_anew():
+    prose = (
+        "The quick brown fox jumps over the lazy dog and runs into the deep dark wood, where nobody ever goes. "
+        * 5
+    )
+    for width in (60, 72, 80, 100):
+        wrapped = "\n".join(textwrap.wrap(prose, width))
+        assert format_text(wrapped, TextLayout(width=200)) == "\n".join(textwrap.wrap(prose, 200))
+
+
+def test_the_templates_keep_their_lines():
+    entries = [{"input": "a", "output": "b"}, {"user": "a", "assistant": "b"}]
+    for name, template in TemplateCollection().items():
+        if name == "json_schema":
+            fields = {
+                "title": "P",
+                "properties": [{"name": "a"}, {"name": "b", "type": "array", "items": "string"}],
+            }
+        else:
+            fields = dict.fromkeys((*template.required, *template.optional), "One line.\nAnother line.")
+            fields |= {"examples": entries[:1], "history": entries[1:]}
+        known = (*template.required, *template.optional)
+        text = template.render({key: value for key, value in fields.items() if key in known}).text
+        formatted = format_text(text, TextLayout(width=60))
+        assert formatted.split() == text.split()
+        assert [line.split() for line in formatted.split("\n")] == [
+            line.split() for line in text.split("\n")
+        ], name
