@@ -114,7 +114,7 @@ class AdapterHub:
         """
         config = HubConfig.load(base=str(base) if base else None, registry=registry, **settings)
         adapters = AdapterRegistry(registry_folder(config.registry))
-        name, limits = config.base or base_of_registry(adapters), config.limits
+        (name, revision), limits = chosen_base(config, adapters), config.limits
         # torch and transformers take seconds to import, so everything above has been checked first.
         from adapterhub.base.loading import load_base
         from adapterhub.engine.batching import BatchingEngine
@@ -125,11 +125,11 @@ class AdapterHub:
             quantization=config.quantization,
             compute_dtype=config.compute_dtype,
             device=config.device,
-            revision=config.revision,
+            revision=revision,
             trust_remote_code=config.trust_remote_code,
         )
         heap = FrozenHeap()  # before the hub and the engine exist, which are garbage one day
-        hub = cls(BatchingEngine(loaded, limits), adapters, router=router, revision=config.revision)
+        hub = cls(BatchingEngine(loaded, limits), adapters, router=router, revision=revision)
         release = hub._release_heap = weakref.finalize(hub, heap.release)
         release.atexit = False
         return hub
@@ -666,12 +666,20 @@ async def _astream(
     yield prepared.generation([Completion.of(received)], time.perf_counter() - started)
 
 
-def base_of_registry(registry: AdapterRegistry) -> str:
-    """The base that most of the registry's cards name."""
-    names = Counter(card.base.name for card in registry.list() if card.base.name)
-    if not names:
+def chosen_base(config: HubConfig, registry: AdapterRegistry) -> tuple[str, str | None]:
+    """The base of the settings, or the one that most of the registry's cards name; and its revision.
+
+    Raises:
+        ConfigError: Neither names one.
+    """
+    if config.base:
+        return config.base, config.revision
+    named = (card.base for card in registry.list())
+    bases = Counter((base.name, base.revision) for base in named if base.name)
+    if not bases:
         raise ConfigError(
             "No base was given, and the registry names none.",
             hint="Give base='adapterhub-demo' (the small one that ships with the package), a folder or a hub id.",
         )
-    return names.most_common(1)[0][0]
+    name, revision = bases.most_common(1)[0][0]
+    return name, config.revision or revision

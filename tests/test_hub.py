@@ -509,6 +509,21 @@ class TestOnATinyBase:
         with AdapterHub.from_pretrained(registry=tiny_registry) as hub:
             assert hub.engine.base_name == str(tiny_base)
 
+    def test_the_cards_base_is_loaded_at_their_revision(self, own_registry, monkeypatch):
+        for path in own_registry.root.glob("*/1/card.json"):
+            card = json.loads(path.read_text())
+            card["base"] = {**card["base"], "name": "organisation/base", "revision": "v1"}
+            path.write_text(json.dumps(card))
+        asked = {}
+        monkeypatch.setattr(
+            "adapterhub.base.loading.load_base",
+            lambda name, **settings: asked.update(settings, name=name) or 1 / 0,
+        )
+        for given, expected in ({}, "v1"), ({"revision": "v2"}, "v2"), ({"base": "other/base"}, None):
+            with pytest.raises(ZeroDivisionError):
+                AdapterHub.from_pretrained(registry=own_registry.root, **given)
+            assert (asked["name"], asked["revision"]) == (given.get("base", "organisation/base"), expected)
+
     def test_an_empty_registry_names_no_base(self, tmp_path):
         with pytest.raises(ConfigError, match="No base"):
             AdapterHub.from_pretrained(registry=tmp_path)

@@ -32,12 +32,12 @@ def served_base(adapters: AdapterRegistry) -> BaseFingerprint | None:
     """The base that a hub would load, read from its folder without loading it; None if it is not on this machine."""
     from adapterhub.base import BaseFingerprint, locate_base
     from adapterhub.config import HubConfig
-    from adapterhub.hub import base_of_registry
+    from adapterhub.hub import chosen_base
 
     config = HubConfig.load()
     try:
-        name = config.base or base_of_registry(adapters)
-        return BaseFingerprint.of(locate_base(name, revision=config.revision, local_files_only=True))
+        name, revision = chosen_base(config, adapters)
+        return BaseFingerprint.of(locate_base(name, revision=revision, local_files_only=True))
     except ConfigError as error:
         bases = {card.base.fingerprint for card in adapters.list()} - {None}
         if len(bases) > 1:

@@ -47,9 +47,14 @@ class EchoTokenizer:
         """None: each token is one character."""
         return {}
 
-    def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """Joins the messages as `role: content` lines; for a card that brings its own template."""
-        return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in conversation)
+    @property
+    def special_tokens_map(self) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """None that are longer than a character."""
+        return {}
 
 
 class EchoEngine:

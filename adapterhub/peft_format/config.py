@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapterhub._files import read_bounded
+from adapterhub._files import LFS_HEAD_BYTES, read_bounded, refuse_lfs_pointer
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, describe_validation
 from adapterhub.peft_format.module_patterns import MAX_MODULE_NAME, BoundedPatterns, Pattern, PatternTable
+from adapterhub.peft_format.other_tensors import describe_tensor
 from adapterhub.peft_format.safetensors_header import TensorInfo
 
 CONFIG_FILE = "adapter_config.json"
@@ -47,6 +48,8 @@ _UNSUPPORTED = {
 # base. PEFT can convert such adapters when saving (`path_initial_model_for_weight_conversion`).
 _BASE_CHANGING_INITS = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
+# JSON can escape them, but no text that is stored can hold them.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TENSOR = re.compile(
     rf"base_model\.model\.(?P<module>[\w.-]{{1,{MAX_MODULE_NAME}}})\."
     r"(?:(?P<part>lora_[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
@@ -156,12 +159,15 @@ class AdapterConfig:
     @classmethod
     def parse(cls, text: bytes) -> Self:
         """Parses the content of an `adapter_config.json`; raises as `read` does."""
+        refuse_lfs_pointer(CONFIG_FILE, text[:LFS_HEAD_BYTES])
         try:
             config = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise _invalid("is not JSON") from error
         if not isinstance(config, dict):
             raise _invalid("is not a JSON object")
+        if b"\\u" in text and _LONE_SURROGATE.search(json.dumps(config, ensure_ascii=False)):
+            raise _invalid("holds text that is not valid Unicode")
         _refuse_unsupported(config)
         try:
             settings = LoraSettings.model_validate(_without_nulls(config))
@@ -256,20 +262,12 @@ def parse_tensor_name(name: str) -> tuple[str, LoraParameter]:
     """
     match = _TENSOR.fullmatch(name)
     if match is None:
+        kind, hint = describe_tensor(name)
         raise AdapterIncompatibleError(
-            f"The adapter holds the tensor {name[:200]!r}, which is {_kind_of(name)}.",
-            hint="Train LoRA on linear layers only, without modules_to_save and embeddings.",
+            f"The adapter holds the tensor {name[:200]!r}, which is {kind}.", hint=hint
         )
     part: LoraParameter = "lora_A" if match["part"] == "lora_A" else "lora_B"
     return match["module"], part if match["part"] else "lora_magnitude_vector"
-
-
-def _kind_of(name: str) -> str:
-    if "lora_embedding" in name:
-        return "LoRA on an embedding"
-    if "modules_to_save" in name or (name.endswith((".weight", ".bias")) and "lora_" not in name):
-        return "a weight of the base itself"
-    return "no part of LoRA on a linear layer"
 
 
 def _invalid(reason: str) -> AdapterInvalidError:

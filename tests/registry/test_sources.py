@@ -79,6 +79,66 @@ def test_a_cached_snapshot_is_used_offline(
     assert card.source == Source(uri="hf://org/json", revision=COMMIT)
 
 
+@pytest.mark.parametrize(
+    "path", ["org/json/checkpoint-500", "https://huggingface.co/org/json/tree/main/checkpoint-500"]
+)
+def test_a_subfolder_of_a_repository(
+    registry: AdapterRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    from huggingface_hub import constants
+
+    cache_of_checkpoints(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    card = registry.register("json", path)
+    assert card.source == Source(uri="hf://org/json/checkpoint-500", revision=COMMIT)
+    # Without a folder, the hint can be followed; it names the newest.
+    with pytest.raises(AdapterInvalidError) as caught:
+        registry.register("json", "org/json")
+    assert caught.value.hint == "Did you mean its folder 'org/json/checkpoint-1000'?"
+    assert registry.register("json", "org/json/checkpoint-1000").version == 2
+    with pytest.raises(AdapterInvalidError, match="no folder 'org/json/checkpoint-7' on the hub"):
+        registry.register("json", "org/json/checkpoint-7")
+
+
+def cache_of_checkpoints(tmp_path: Path) -> Path:
+    """A snapshot with an adapter in each of three sub-folders, as links into the blobs."""
+    repository = tmp_path / "hub" / "models--org--json"
+    snapshot, blobs = repository / "snapshots" / COMMIT, repository / "blobs"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(COMMIT)
+    blobs.mkdir()
+    for number in (60, 500, 1000):
+        adapter = make_adapter(tmp_path / f"source-{number}", seed=number)
+        (snapshot / f"checkpoint-{number}").mkdir(parents=True)
+        for file in adapter.iterdir():
+            file.rename(blobs / f"{number}-{file.name}")
+            link = Path("../../../blobs") / f"{number}-{file.name}"
+            (snapshot / f"checkpoint-{number}" / file.name).symlink_to(link)
+    return snapshot
+
+
+def test_folders_of_the_hubs_cache(registry: AdapterRegistry, tmp_path: Path) -> None:
+    snapshot = cache_of_checkpoints(tmp_path)
+    card = registry.register("json", snapshot / "checkpoint-500")
+    assert card.source == Source(uri="hf://org/json/checkpoint-500", revision=COMMIT)
+    with pytest.raises(AdapterInvalidError) as caught:
+        registry.register("json", snapshot)
+    newest = snapshot / "checkpoint-1000"
+    assert caught.value.hint == f"Did you mean its folder '{newest}'?"
+    assert registry.register("json", newest).version == 2
+    with pytest.raises(AdapterInvalidError) as caught:
+        registry.register("json", snapshot.parent.parent)
+    assert "give the hub id: 'org/json'" in str(caught.value.hint)
+
+
+def test_links_out_of_the_hubs_cache_are_refused(registry: AdapterRegistry, tmp_path: Path) -> None:
+    snapshot = cache_of_checkpoints(tmp_path)
+    (tmp_path / "secret.txt").write_text("secret")
+    (snapshot / "checkpoint-60" / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(AdapterInvalidError, match="leads out of the adapter's folder"):
+        registry.register("json", snapshot / "checkpoint-60")
+
+
 def test_without_a_network_the_hub_is_a_clear_error(registry: AdapterRegistry) -> None:
     with pytest.raises(
         RegistryError, match=r"'org/json' is not a local folder and could not be downloaded"
@@ -113,10 +173,11 @@ def test_a_path_without_an_adapter(path: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_folder_above_an_adapter_has_a_hint(tmp_path: Path) -> None:
-    make_adapter(tmp_path / "run" / "checkpoint-100")
+    for number in (60, 500, 1000):
+        make_adapter(tmp_path / "run" / f"checkpoint-{number}")
     with pytest.raises(AdapterInvalidError, match=r"no adapter_config\.json") as caught:
         locate_adapter(tmp_path / "run")
-    assert "checkpoint-100" in str(caught.value.hint)
+    assert caught.value.hint == f"Did you mean its folder '{tmp_path / 'run' / 'checkpoint-1000'}'?"
 
 
 def copied(folder: Path, tmp_path: Path) -> tuple[list[str], tuple[str, ...]]:
