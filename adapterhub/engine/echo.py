@@ -47,9 +47,14 @@ class EchoTokenizer:
         """None: each token is one character."""
         return {}
 
-    def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """Joins the messages as `role: content` lines; for a card that brings its own template."""
-        return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in conversation)
+    @property
+    def special_tokens_map(self) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """None that are longer than a character."""
+        return {}
 
 
 class EchoEngine:
@@ -66,6 +71,7 @@ class EchoEngine:
         self.base_name = base_name
         self.context_length = context_length
         self.tokenizer = EchoTokenizer()
+        self.default_sampling_params: Mapping[str, Any] = {}
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completes all requests; see `Engine.generate`."""

@@ -72,6 +72,7 @@ class PromptEncoder:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        max_characters: int | None = None,
     ) -> RenderedPrompt:
         """Renders a conversation; arguments and errors as in `prompts.render`."""
         control = self.control_tokens(style)
@@ -86,10 +87,12 @@ class PromptEncoder:
 
         control.map_messages(messages, collect)
         control.map_texts(tools, collect)
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "max_characters": max_characters,
+        }
         if not spelled:
-            text = render(
-                messages, style, self._tokenizer, tools=tools, add_generation_prompt=add_generation_prompt
-            )
+            text = render(messages, style, self._tokenizer, tools=tools, **options)
             if not control.may_complete(texts, text):
                 return RenderedPrompt(text, control.spans(text), control, style.format != "chat")
         marks = Marks.unused_in(*texts)
@@ -102,7 +105,7 @@ class PromptEncoder:
             style,
             self._tokenizer,
             tools=control.map_texts(tools, mark),
-            add_generation_prompt=add_generation_prompt,
+            **options,
         )
         return RenderedPrompt(*control.unmarked(marked, marks), control, style.format != "chat")
 
@@ -228,6 +231,11 @@ def _cannot_encode(prompt: RenderedPrompt) -> InvalidRequestError:
         f"The base's tokenizer cannot encode {', '.join(sorted(spelled)) or 'a part of the prompt'} as text.",
         hint="Leave out what spells its control tokens; raw=True takes a whole prompt as it stands.",
     )
+
+
+def max_prompt_characters(tokenizer: Tokenizer, context_length: int) -> int:
+    """The longest text that may fit a context: each token stands for the characters of the longest at most."""
+    return context_length * max(map(len, tokenizer.get_vocab()), default=1)
 
 
 def _added_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -20,10 +20,10 @@ from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
 from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.registry.references import check_reference
-from adapterhub.requests.encoding import PromptEncoder
+from adapterhub.requests.encoding import PromptEncoder, max_prompt_characters
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.options import RequestOptions
-from adapterhub.requests.prompts import PromptStyle, check_text, choose_style, conversation
+from adapterhub.requests.prompts import PromptStyle, check_length, check_text, choose_style, conversation
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
@@ -93,6 +93,7 @@ class RequestPreparer:
         self._registry = registry
         self._engine = engine
         self._encoder = PromptEncoder(engine.tokenizer)
+        self._max_characters = max_prompt_characters(engine.tokenizer, engine.context_length)
         self._own_templates: dict[str, str | None] = {}  # by digest, of adapters made with another template
         self._router = SyncedRouter(registry, engine.fingerprint, router)
 
@@ -118,6 +119,7 @@ class RequestPreparer:
                 "A stop string could cut structured output short.",
                 hint="Leave stop out; the output format ends the answer.",
             )
+        self._check_lengths(prompt)
         route = self.route(prompt) if adapter == "auto" else None
         reference = route.adapter if route else adapter
         resolved = resolve_adapter(reference, self._resolve_for_base) if names_adapter(reference) else None
@@ -128,7 +130,9 @@ class RequestPreparer:
         request = Request(
             prompt=token_ids,
             adapter=self._lora_request_of(resolved) if resolved else None,
-            sampling=SamplingParams.of(stop, profile.generation, options.sampling),
+            sampling=SamplingParams.of(
+                self._engine.default_sampling_params, stop, profile.generation, options.sampling
+            ),
             output_format=output_format,
             priority=_priority(options, card),
         )
@@ -187,6 +191,15 @@ class RequestPreparer:
         """Whether an adapter was made for this base, as far as both are known."""
         return self._base_mismatch(card) is None
 
+    def _check_lengths(self, prompt: Prompt) -> None:
+        """Refuses a text beyond the context before it is routed, rendered or encoded, which takes long."""
+        messages: Sequence[Any] = [{"content": prompt}] if isinstance(prompt, str) else prompt
+        for message in messages if isinstance(messages, Sequence) else ():
+            content = message.get("content") if isinstance(message, Mapping) else None
+            # A template may leave out an earlier answer's reasoning.
+            if isinstance(content, str) and message.get("role") != "assistant":
+                check_length(content, self._max_characters)
+
     def _tokenize(
         self, prompt: Prompt, profile: PromptProfile, options: RequestOptions
     ) -> tuple[list[int], tuple[str, ...]]:
@@ -196,7 +209,12 @@ class RequestPreparer:
                 raise InvalidRequestError("raw=True takes a text that is not empty, not messages.")
             return self._encoder.encode_raw(check_text(prompt)), ()
         style = self._style(profile)
-        rendered = self._encoder.render(conversation(prompt, profile.system), style, tools=options.tools)
+        rendered = self._encoder.render(
+            conversation(prompt, profile.system),
+            style,
+            tools=options.tools,
+            max_characters=self._max_characters,
+        )
         check_text(rendered.text)
         return self._encoder.encode(rendered), style.stop
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adapterhub.engine.tokenizer import Message, Tokenizer
-from adapterhub.errors import ConfigError, InvalidRequestError
+from adapterhub.errors import ConfigError, InvalidRequestError, RequestTooLongError
 from adapterhub.registry.cards import PromptFormat
 
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -153,8 +154,12 @@ def render(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    max_characters: int | None = None,
 ) -> str:
     """Renders a conversation in a style.
+
+    A chat template is rendered as transformers does, within limits on its time and its values; see
+    `requests/chat_template.py`.
 
     Args:
         messages: The turns, oldest first.
@@ -162,43 +167,94 @@ def render(
         tokenizer: The base's tokenizer, which knows its special tokens.
         tools: JSON-Schema descriptions of functions that the assistant may call; only chat templates can show them.
         add_generation_prompt: End with the start of the assistant's message, as transformers does.
+        max_characters: The longest text that may fit the context; 64 million if not given.
 
     Raises:
-        InvalidRequestError: Tools without a chat template, or a template that refuses these messages.
+        InvalidRequestError: Tools without a chat template, or a template that refuses these messages or a limit.
+        RequestTooLongError: The text is longer than `max_characters`.
     """
     if style.format == "chat":
-        return _render_chat(messages, style, tokenizer, tools, add_generation_prompt)
+        variables = {
+            **tokenizer.special_tokens_map,
+            "messages": [_template_message(message) for message in messages],
+            "tools": plain_data(list(tools)) if tools else None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return _render_chat(
+            (style.tool_template if tools else None) or style.template, variables, max_characters
+        )
     if tools:
         raise InvalidRequestError(
             "Tools can only be shown to a base through a chat template, and there is none.",
             hint="Set prompt.chat_template on the adapter's card.",
         )
-    return _render_turns(messages, style, tokenizer.eos_token or "", add_generation_prompt)
+    text = _render_turns(messages, style, tokenizer.eos_token or "", add_generation_prompt)
+    return check_length(text, max_characters)
 
 
-def _render_chat(
-    messages: Sequence[Message],
-    style: PromptStyle,
-    tokenizer: Tokenizer,
-    tools: Sequence[Mapping[str, Any]] | None,
-    add_generation_prompt: bool,
-) -> str:
-    from jinja2.exceptions import TemplateError
+def check_length(text: str, max_characters: int | None) -> str:
+    """Returns a text that may fit the context, before anything that takes time is done with it.
 
+    Raises:
+        RequestTooLongError: It is longer than `max_characters`.
+    """
+    if max_characters is not None and len(text) > max_characters:
+        raise _too_long(max_characters)
+    return text
+
+
+def _too_long(max_characters: int | None) -> RequestTooLongError:
+    return RequestTooLongError(
+        f"The prompt has more than {max_characters or 0:,} characters, so it does not fit the context.",
+        hint="Shorten the prompt.",
+    )
+
+
+def _render_chat(template: str | None, variables: Mapping[str, Any], max_characters: int | None) -> str:
+    from adapterhub.requests.chat_template import RenderingLimitError, TextTooLongError, render_template
+
+    if template is None or not variables["messages"]:
+        raise InvalidRequestError("There is no chat template, or no message to render with it.")
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) if tools else None,
-            chat_template=(style.tool_template if tools else None) or style.template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return render_template(template, variables, max_characters)
+    except TextTooLongError as error:
+        raise _too_long(max_characters) from error
+    except RenderingLimitError as error:
+        raise InvalidRequestError(
+            f"The chat template exceeds a limit: {error}.",
+            hint="Use another template; see `adapterhub show`.",
+        ) from error
+    except Exception as error:  # a template raises whatever its expressions do
         raise InvalidRequestError(
             f"The chat template refuses these messages: {error}",
             hint="Templates often want turns to alternate, starting with the user.",
         ) from error
-    return str(text)
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    """A message as transformers passes it: without empty fields, and with its reasoning under each of its names."""
+    given: dict[str, Any] = {key: plain_data(value) for key, value in message.items() if value is not None}
+    reasoning = next((given[name] for name in _REASONING_FIELDS if name in given), None)
+    return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
+
+
+def plain_data(value: Any) -> Any:
+    """A copy of JSON-like data in exact built-in types, so that a template calls no method of another object."""
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return str.__str__(value)
+        case int():
+            return int.__int__(value)
+        case float():
+            return float.__float__(value)
+        case Mapping():
+            return {plain_data(key): plain_data(each) for key, each in value.items()}
+        case list() | tuple():
+            return [plain_data(each) for each in value]
+    return plain_data(value.model_dump()) if hasattr(value, "model_dump") else f"<{type(value).__name__}>"
 
 
 def _render_turns(

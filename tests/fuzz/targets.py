@@ -307,7 +307,7 @@ def fuzz_validator(example: tuple[str, Any, list[str]]) -> None:
     with suppress(ValueError):
         _validate(text, _RULES)
     with suppress(ValueError):
-        _validate(text, [{"rule": "json_schema", "schema": schema}])
+        _validate(text, [{"rule": "json_schema", "json_schema": schema}])
     with suppress(ValueError):
         _validate(text, [{"rule": "required_sections", "sections": sections}])
 
