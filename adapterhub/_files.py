@@ -3,7 +3,7 @@
 `rename` within one file system is atomic (POSIX), so readers see the old content or the new one. A temporary file or
 folder is locked while its process lives; what a killed process has left is removed by the next write to the same place.
 
-Also bounded reads, folders opened without following links, and what an `OSError` means for the reader.
+Also bounded reads, folders opened without following links, paths of users, and what an `OSError` means for the reader.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ _HINTS = {
     errno.EROFS: "The file system is read-only; choose another place.",
     errno.EIO: "The disk reports an error; check it.",
     errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.ENOENT: "Check that it is there and that its path is right.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
 }
 
@@ -274,7 +276,7 @@ def read_bounded(
         return read_regular(path, limit, follow_links=follow_links, dir_fd=dir_fd)
     except OSError as error:
         raise AdapterInvalidError(
-            f"{Path(path).name} cannot be read: {error.strerror}.", hint=_HINTS.get(error.errno or 0)
+            f"{Path(path).name} cannot be read: {error.strerror}.", hint=_hint(error)
         ) from error
 
 
@@ -290,5 +292,52 @@ def os_errors_as(kind: type[AdapterHubError], what: str) -> Iterator[None]:
         yield
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        hint = _HINTS.get(error.errno or 0, "Check permissions and free space.")
-        raise kind(f"{what}: {error.strerror or error}{place}.", hint=hint) from error
+        raise kind(f"{what}: {error.strerror or error}{place}.", hint=_hint(error)) from error
+
+
+def _hint(error: OSError) -> str:
+    return _HINTS.get(error.errno or 0, "Check permissions and free space.")
+
+
+@contextmanager
+def scratch_folder(kind: type[AdapterHubError], what: str) -> Iterator[Path]:
+    """A folder in the system's place for temporary files, removed at the end.
+
+    Args:
+        kind: As for `os_errors_as`.
+        what: As for `os_errors_as`.
+    """
+    try:
+        place = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        hint = "Free space there, or set TMPDIR to another folder."
+        raise kind(f"{what}: {error.strerror}.", hint=hint) from error
+    with os_errors_as(kind, what), tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
+
+
+def user_path(path: str | Path, kind: type[AdapterHubError]) -> Path:
+    """The path that a user gave, with `~` expanded.
+
+    Raises:
+        kind: No file can have that path, or `~` names an unknown user.
+    """
+    try:
+        expanded = Path(path).expanduser()
+        if b"\0" not in os.fsencode(expanded):
+            return expanded
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise kind(
+            f"{str(path)[:200]!r} is not a path.", hint="Give the path of a file or folder."
+        ) from error
+    raise kind(f"{str(path)[:200]!r} is not a path.", hint="It holds a NUL character.")
+
+
+def is_folder(path: Path, kind: type[AdapterHubError]) -> bool:
+    """Whether there is such a folder.
+
+    Raises:
+        kind: That cannot be told, for example for want of permission.
+    """
+    with os_errors_as(kind, f"{str(path)[:200]!r} cannot be read"):
+        return path.is_dir()

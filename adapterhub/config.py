@@ -11,7 +11,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapterhub.errors import AdapterIncompatibleError, ConfigError, describe_validation, describe_yaml
+from adapterhub._files import read_regular, user_path
+from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, ConfigError, describe_validation
 
 CONFIG_FILE = "adapterhub.yaml"
 MAX_PRIORITY = 2**31 - 1
@@ -121,6 +122,9 @@ class HubConfig(BaseModel):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     trust_remote_code: bool = False
     """Run Python code from the base's repository."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """`auto`: what neither a request nor a card sets about sampling is taken from the base's `generation_config.json`;
+    `none`: it is not."""
     max_loras: int = Field(16, ge=1)
     """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int | None = Field(None, ge=1)
@@ -178,7 +182,7 @@ class HubConfig(BaseModel):
 def registry_folder(chosen: Path | None = None) -> Path:
     """Where the registry is: the chosen folder, `ADAPTERHUB_REGISTRY`, `./adapters`, or the user's data folder."""
     if chosen or os.environ.get(f"{_PREFIX}REGISTRY"):
-        return Path(chosen or os.environ[f"{_PREFIX}REGISTRY"]).expanduser()
+        return user_path(chosen or os.environ[f"{_PREFIX}REGISTRY"], ConfigError)
     if Path("adapters").is_dir():
         return Path("adapters")
     from platformdirs import user_data_path
@@ -204,20 +208,21 @@ def _both(vllm_name: str) -> str:
 
 
 def _from_file(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path.name} is larger than 1 MiB, so it is not a settings file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name} is not valid YAML: {describe_yaml(error)}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name} is not UTF-8 text.") from error
+        text = read_regular(path, _MAX_CONFIG_BYTES, follow_links=True)
+    except FileNotFoundError:
+        return {}
     except OSError as error:
         raise ConfigError(f"{path.name} cannot be read: {error.strerror}.") from error
+    except AdapterHubError as error:
+        raise ConfigError(f"It is no settings file: {error.message}", hint=error.hint) from error
+    from adapterhub._yaml import parse_yaml
+
+    try:
+        content = parse_yaml(text.decode())
+    except ValueError as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise ConfigError(f"{path.name} is not valid YAML: {reason}.") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{path.name} must hold settings as `name: value` lines.")
     return content or {}

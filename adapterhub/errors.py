@@ -29,12 +29,10 @@ OpenAI's where it has one.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-    from yaml import YAMLError
 
 _MAX_LOCATION = 80
 
@@ -228,20 +226,6 @@ def describe_validation(error: ValidationError, *, limit: int | None = 1) -> str
     """
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(_describe(problem["loc"], problem["msg"]) for problem in problems[:limit])
-
-
-def describe_yaml(error: YAMLError) -> str:
-    """Describes what is wrong at which line of a YAML file, without the lines, which may be confidential."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is None:  # bytes that are no text
-        return "it is not YAML"
-    # Some problems quote what was found, such as a tag or an alias; '<block end>' and '}' are YAML's own.
-    what = re.sub(
-        r"'([^']*)'",
-        lambda quoted: quoted[0] if re.fullmatch(r"<[a-z ]+>|\W", quoted[1]) else "...",
-        problem or "it is not YAML",
-    )
-    return f"line {mark.line + 1}, column {mark.column + 1}: {what}"
 
 
 def _describe(location: tuple[int | str, ...], message: str) -> str:

@@ -12,7 +12,8 @@ PACKAGE = Path(adapterhub.__file__).parent
 # Each layer may import the layers below it and modules of its own room; rooms in one layer are peers.
 LAYERS = [
     {"errors", "_lazy", "_deadline"},
-    {"_files", "_patterns", "config"},
+    {"_files", "_patterns", "_yaml"},
+    {"config"},
     {"agent_tools", "peft_format"},
     {"base"},
     {"registry"},

@@ -30,6 +30,12 @@ def test_quantisation_can_be_switched_off(tmp_path: Path, value):
         ("max_batch_size: 0", "max_batch_size"),
         ("- a list", "name: value"),
         ("{", "YAML"),
+        ("base: " + "[" * 5000, "nested too deep"),
+        ("base: 2024-13-45", "does not fit its type"),
+        ("base: !!bool maybe", "does not fit its type"),
+        ("base: !!timestamp never", "does not fit its type"),
+        ("base: \0", "characters that YAML does not allow"),
+        ("a: b\nbase: secret-token: x", "line 2, column 19"),
         ("1: cpu", "1"),
     ],
 )
@@ -84,7 +90,7 @@ def test_an_empty_variable_counts_as_not_given(tmp_path: Path, monkeypatch):
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path):
     (tmp_path / "adapterhub.yaml").write_text("# \n" * (1 << 19))
-    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+    with pytest.raises(ConfigError, match="at most 1,048,576 are read"):
         HubConfig.load(tmp_path)
 
 

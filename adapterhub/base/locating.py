@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adapterhub._files import is_folder, user_path
 from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import ConfigError
 
@@ -41,8 +42,8 @@ def locate_base(
     """
     if str(name) == DEMO_BASE:
         return demo_base_folder()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = user_path(name, ConfigError)
+    if is_folder(folder, ConfigError):
         return _model_folder(folder)
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
         raise ConfigError(

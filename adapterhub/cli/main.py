@@ -89,6 +89,9 @@ def main() -> None:
     except click.UsageError as error:
         error.show()
         sys.exit(2)
+    except click.ClickException as error:  # such as a file that cannot be opened
+        error.show()
+        sys.exit(error.exit_code)
     except AdapterHubError as error:
         if debug:
             raise

@@ -13,6 +13,7 @@ import click
 from adapterhub.cli import output
 from adapterhub.cli.options import SuggestingGroup, json_option, open_registry, registry_option
 from adapterhub.cli.routes import router_of, served_base, warn, warn_of_routes
+from adapterhub.errors import RoutingError
 
 if TYPE_CHECKING:
     from adapterhub.registry import AdapterRegistry
@@ -121,7 +122,7 @@ def report(out: Path, data: Path | None, registry: Path | None) -> None:
       adapterhub router report router.html
       adapterhub router report router.html --data requests.jsonl
     """
-    from adapterhub._files import write_atomic
+    from adapterhub._files import os_errors_as, write_atomic
     from adapterhub.routing import evaluate_held_out, html_report
 
     adapters = open_registry(registry)
@@ -130,7 +131,8 @@ def report(out: Path, data: Path | None, registry: Path | None) -> None:
     measured = current.evaluate(*labelled) if labelled else evaluate_held_out(current.model)
     source = f"the requests in {data.name}" if data else "its own examples, held out in folds"
     page = html_report(measured, current.health(), note=f"Router {current.version}, measured on {source}.")
-    write_atomic(out, page.encode())
+    with os_errors_as(RoutingError, "The report could not be written"):
+        write_atomic(out, page.encode(errors="replace"))
     output.note(f"Written to {out}.")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from adapterhub._files import new_folder
+from adapterhub._files import new_folder, os_errors_as, user_path
 from adapterhub.base.fingerprint import BaseFingerprint, weight_files
 from adapterhub.base.fit import check_against_base, check_fit
 from adapterhub.base.linear_layers import LinearLayers
@@ -95,22 +95,22 @@ def merge_adapter(
         AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    out = user_path(out, ExportError)
+    if not _is_free(out):
         raise ExportError(
             f"{str(out)!r} exists and is not empty.", hint="Give a folder that does not exist yet."
         )
     merge = _Merge(Path(base_folder), Path(adapter_folder), inspect_adapter(Path(adapter_folder)), force)
     merge.check()
-    try:
-        with new_folder(out) as temporary:
-            merge.write(temporary, progress or (lambda written, total: None))
-    except OSError as error:
-        raise ExportError(
-            f"The merged model could not be written to {str(out)!r}: {error.strerror or error}.",
-            hint=f"Its weights need {merge.size_bytes:,} bytes.",
-        ) from error
+    what = f"The merged model, {merge.size_bytes:,} bytes, could not be written to {str(out)!r}"
+    with os_errors_as(ExportError, what), new_folder(out) as temporary:
+        merge.write(temporary, progress or (lambda written, total: None))
     return merge.report
+
+
+def _is_free(out: Path) -> bool:
+    with os_errors_as(ExportError, f"{str(out)!r} cannot be used"):
+        return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
 @dataclass(frozen=True)

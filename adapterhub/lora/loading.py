@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adapterhub._files import os_errors_as
 from adapterhub.base.fit import check_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.quantized_weights import dequantize_module_weight
@@ -178,7 +179,10 @@ def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str
     The file is not memory-mapped: loaded weights must not change when the file does.
     """
     memory = memoryview(bytearray(max(info.end - info.start for info in header.values())))
-    with path.open("rb", buffering=0) as file:
+    with (
+        os_errors_as(AdapterInvalidError, f"{path.name} cannot be read"),
+        path.open("rb", buffering=0) as file,
+    ):
         for name, info in header.items():  # in the order of the bytes
             file.seek(info.start)
             data = memory[: info.end - info.start]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from adapterhub.lora.delta import LoraDelta
@@ -30,6 +31,9 @@ def save_adapter(
         base_settings: An `adapter_config.json` for the same base; what it has about the base is copied.
         base_shapes: The base's linear layers, module name -> (out_features, in_features). They allow short names in
             `target_modules` where all layers of a kind are targeted; may be empty.
+
+    Raises:
+        OSError: The files cannot be written.
     """
     ranks = {module: len(delta.a) for module, delta in deltas.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
@@ -50,7 +54,10 @@ def save_adapter(
     for module, delta in deltas.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = delta.a.contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = delta.b.contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:  # its only failure on valid tensors is that of the file system
+        raise OSError(str(error)) from error
 
 
 def _rank_pattern(exceptions: Mapping[str, int], ranks: Mapping[str, int]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adapterhub._files import os_errors_as
 from adapterhub.errors import AdapterInvalidError
 from adapterhub.peft_format.config import (
     WEIGHTS_FILE,
@@ -76,6 +77,11 @@ def inspect_adapter(folder: Path) -> AdapterInfo:
     """
     config, weights = AdapterConfig.read(folder), folder / WEIGHTS_FILE
     header = read_header(weights, follow_links=False)
+    with os_errors_as(AdapterInvalidError, f"{WEIGHTS_FILE} cannot be read"):
+        return _inspected(config, weights, header)
+
+
+def _inspected(config: AdapterConfig, weights: Path, header: Mapping[str, TensorInfo]) -> AdapterInfo:
     size = weights.stat().st_size
     if size > MAX_WEIGHTS_BYTES:
         raise AdapterInvalidError(

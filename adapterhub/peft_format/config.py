@@ -48,6 +48,8 @@ _UNSUPPORTED = {
 # base. PEFT can convert such adapters when saving (`path_initial_model_for_weight_conversion`).
 _BASE_CHANGING_INITS = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
+# JSON can escape them, but no text that is stored can hold them.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TENSOR = re.compile(
     rf"base_model\.model\.(?P<module>[\w.-]{{1,{MAX_MODULE_NAME}}})\."
     r"(?:(?P<part>lora_[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
@@ -164,6 +166,8 @@ class AdapterConfig:
             raise _invalid("is not JSON") from error
         if not isinstance(config, dict):
             raise _invalid("is not a JSON object")
+        if b"\\u" in text and _LONE_SURROGATE.search(json.dumps(config, ensure_ascii=False)):
+            raise _invalid("holds text that is not valid Unicode")
         _refuse_unsupported(config)
         try:
             settings = LoraSettings.model_validate(_without_nulls(config))

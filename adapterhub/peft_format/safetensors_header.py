@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub._files import LFS_HEAD_BYTES, open_regular, refuse_lfs_pointer
+from adapterhub._files import LFS_HEAD_BYTES, open_regular, os_errors_as, refuse_lfs_pointer
 from adapterhub.errors import AdapterInvalidError
 
 # The reference implementation allows 100 MB, which would take gigabytes as Python objects. 32 MB describe 200,000
@@ -62,18 +62,18 @@ def read_header(path: Path, *, follow_links: bool = True) -> dict[str, TensorInf
     Raises:
         AdapterInvalidError: The file is missing or truncated, or its header is not valid for it.
     """
-    try:
-        with open_regular(path, follow_links=follow_links) as file:
-            refuse_lfs_pointer(path.name, file.read(LFS_HEAD_BYTES))
-            file.seek(0)
-            prefix = file.read(8)
-            size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= size <= MAX_HEADER_BYTES:
-                raise _invalid(path, f"its header would be {size:,} bytes long")
-            raw = file.read(size)
-            file_bytes = file.seek(0, 2)
-    except OSError as error:
-        raise AdapterInvalidError(f"{path.name} cannot be read: {error.strerror}.") from error
+    with (
+        os_errors_as(AdapterInvalidError, f"{path.name} cannot be read"),
+        open_regular(path, follow_links=follow_links) as file,
+    ):
+        refuse_lfs_pointer(path.name, file.read(LFS_HEAD_BYTES))
+        file.seek(0)
+        prefix = file.read(8)
+        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= size <= MAX_HEADER_BYTES:
+            raise _invalid(path, f"its header would be {size:,} bytes long")
+        raw = file.read(size)
+        file_bytes = file.seek(0, 2)
     if len(raw) < size:
         raise _invalid(path, "the file ends inside its header")
     return _check_layout(path, _parse(path, raw), 8 + size, file_bytes)

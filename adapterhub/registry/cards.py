@@ -142,7 +142,7 @@ class Parent(_CardModel):
     """Its version."""
     digest: str | None = None
     """Its digest, which identifies it after it was removed or renamed."""
-    weight: float | None = None
+    weight: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Its weight in a blend."""
 
 
@@ -214,10 +214,18 @@ class AdapterCard(_CardModel):
         """The content of `card.json`.
 
         Raises:
-            InvalidRequestError: It is larger than `MAX_CARD_BYTES`, the maximum that is read.
+            InvalidRequestError: It is larger than `MAX_CARD_BYTES`, or could not be read again.
         """
-        fields = self.model_dump(mode="json", exclude={"aliases"}, exclude_defaults=True)
-        content = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+        try:
+            fields = self.model_dump(mode="json", exclude={"aliases"}, exclude_defaults=True)
+            content = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+            self.model_validate_json(content)
+        except (ValueError, RecursionError) as error:
+            # Lone surrogates, integers of thousands of digits, values nested too deep for a parser.
+            raise InvalidRequestError(
+                f"The card of {self.ref} has values that JSON in UTF-8 cannot hold ({type(error).__name__}).",
+                hint="Give valid Unicode text, plain numbers, and values that are not nested deeply.",
+            ) from error
         if len(content) > MAX_CARD_BYTES:
             raise InvalidRequestError(
                 f"The card of {self.ref} would be larger than {MAX_CARD_BYTES:,} bytes.",

@@ -115,15 +115,26 @@ class Layout:
 
     def highest_number(self, name: str) -> int:
         """The highest number in an adapter's folder, also that of a link or file, which is no version; else 0."""
-        with self.open(name) as folder, os.scandir(folder) as entries:
+        with self._scan(name) as entries:
             return max((int(entry.name) for entry in entries if _is_number(entry.name)), default=0)
 
     def _folders(self, *names: str) -> list[str]:
-        try:
-            with self.open(*names) as folder, os.scandir(folder) as entries:
-                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except FileNotFoundError:
-            return []
+        with self._scan(*names) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+    @contextmanager
+    def _scan(self, *names: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """The entries of a folder, none if it does not exist; raises as `open`."""
+        with (
+            os_errors_as(RegistryError, f"The registry {str(self.root)!r} cannot be read"),
+            ExitStack() as stack,
+        ):
+            try:
+                folder = stack.enter_context(self.open(*names))
+            except FileNotFoundError:  # also if another process has just removed it
+                yield iter(())
+            else:
+                yield stack.enter_context(os.scandir(folder))
 
     def refs(self, name: str) -> Refs:
         """An adapter's aliases.
@@ -143,11 +154,8 @@ class Layout:
 
     def special_files(self, *names: str) -> Iterator[str]:
         """The paths of links, pipes and devices below a folder of the registry, where only plain files belong."""
-        try:
-            with self.open(*names) as folder, os.scandir(folder) as entries:
-                found = sorted((entry.name, entry.stat(follow_symlinks=False).st_mode) for entry in entries)
-        except FileNotFoundError:  # another process has just removed something
-            return
+        with self._scan(*names) as entries:
+            found = sorted((entry.name, entry.stat(follow_symlinks=False).st_mode) for entry in entries)
         for name, mode in found:
             if name.startswith(".") and name not in (STAGING, LOCK):
                 continue

@@ -18,7 +18,7 @@ from adapterhub.registry.cards import CardFields, Evaluation
 
 MODEL_CARD_FILE = "README.md"
 _MAX_BYTES = 2**20
-# Parsing YAML is slow, and nested anchors can describe gigabytes.
+# Parsing YAML is slow.
 _MAX_FRONT_MATTER = 64 * 2**10
 _MAX_TEXT = 500
 # Placeholders of the hub's model card template, which PEFT saves with every adapter.
@@ -27,7 +27,6 @@ _UNFILLED = re.compile(
     re.IGNORECASE,
 )
 _LARGEST_METRIC = 1e15
-_FRONT_MATTER = re.compile(r"\A---\s*\n(?P<yaml>.*?)\n---\s*(?:\n|\Z)(?P<body>.*)\Z", re.DOTALL)
 
 
 def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
@@ -40,13 +39,12 @@ def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
         The fields for the card, and `base_model` or None.
     """
     try:
-        text = read_bounded(folder / MODEL_CARD_FILE, _MAX_BYTES).decode("utf-8", errors="replace")
+        text = read_bounded(folder / MODEL_CARD_FILE, _MAX_BYTES).decode("utf-8-sig", errors="replace")
     except AdapterInvalidError:
         return CardFields(), None
-    match = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
-    data = _front_matter(match["yaml"]) if match else {}
+    data, body = _split(text)
     values: dict[str, Any] = {
-        "description": _first_paragraph(match["body"] if match else text),
+        "description": _first_paragraph(body),
         # The hub adds tags such as "base_model:adapter:<path>"; the base has its own field.
         "tags": tuple(tag for tag in _texts(data.get("tags")) if not tag.startswith("base_model:")),
         "language": _texts(data.get("language")),
@@ -59,22 +57,30 @@ def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
     return fields, next(iter(_texts(data.get("base_model"))), None)
 
 
-def _front_matter(text: str) -> dict[str, Any]:
-    import yaml
+def _split(text: str) -> tuple[dict[str, Any], str]:
+    """The front matter, which stands between lines of `---`, and the body."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    fences = (number for number, line in enumerate(lines) if line.rstrip() == "---")
+    if next(fences, None) != 0 or (end := next(fences, None)) is None:
+        return {}, text
+    return _front_matter("\n".join(lines[1:end])), "\n".join(lines[end + 1 :])
 
-    # With anchors (&) a small text can describe a huge object; model cards do not need them.
-    if len(text) > _MAX_FRONT_MATTER or re.search(r"(?m)(?:^|[\s\[{,:-])[&*]\w", text):
+
+def _front_matter(text: str) -> dict[str, Any]:
+    from adapterhub._yaml import parse_yaml
+
+    if len(text) > _MAX_FRONT_MATTER:
         return {}
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        data = parse_yaml(text, aliases=False)
+    except ValueError:
         return {}
     return data if isinstance(data, dict) else {}
 
 
 def _texts(value: object) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(text[:_MAX_TEXT] for text in values if isinstance(text, str) and text)
+    return tuple(text for one in values if (text := _text(one)))
 
 
 def _first_paragraph(body: str) -> str:
@@ -94,11 +100,11 @@ def _evaluations(index: object) -> Iterator[Evaluation]:
             value, kind = _value(metric.get("value")), metric.get("type")
             if value is not None and isinstance(kind, str):
                 yield Evaluation(
-                    task_type=str(task.get("type", "")),
-                    dataset_name=str(dataset.get("name", "")),
+                    task_type=_text(task.get("type")) or "",
+                    dataset_name=_text(dataset.get("name")) or "",
                     dataset_type=_text(dataset.get("type")),
                     dataset_split=_text(dataset.get("split")),
-                    metric_type=kind,
+                    metric_type=_text(kind) or "",
                     metric_name=_text(metric.get("name")),
                     metric_value=value,
                 )
@@ -107,7 +113,7 @@ def _evaluations(index: object) -> Iterator[Evaluation]:
 def _value(value: object) -> float | str | None:
     if isinstance(value, int | float) and abs(value) < _LARGEST_METRIC:
         return float(value)
-    return value[:_MAX_TEXT] if isinstance(value, str) else None
+    return _text(value)
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:
@@ -119,4 +125,5 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    return value[:_MAX_TEXT] if isinstance(value, str) else None
+    # YAML can escape lone surrogates, which no stored text can hold.
+    return value[:_MAX_TEXT].encode(errors="replace").decode() if isinstance(value, str) else None

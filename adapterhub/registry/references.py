@@ -12,6 +12,10 @@ LATEST = "latest"
 RESERVED = frozenset({"auto", "base", "__base__", LATEST})
 """Not names of adapters: the router, the bare base (twice), the highest version."""
 
+# Windows opens devices under these names, whatever follows a dot; a registry may be copied or checked out there.
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {
+    f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)
+}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _NAME_RULE = "Use 1 to 63 lower-case letters, digits, '.', '_' or '-', beginning with a letter or digit."
@@ -68,7 +72,8 @@ def check_name(name: str) -> str:
     """Returns the name if an adapter may have it.
 
     Raises:
-        InvalidRequestError: It is reserved, or has characters with a meaning in references, URLs or paths.
+        InvalidRequestError: It is reserved, here or on Windows, or has characters with a meaning in references, URLs
+            or paths.
     """
     if check_reference(name) in RESERVED:
         raise InvalidRequestError(
@@ -76,6 +81,11 @@ def check_name(name: str) -> str:
         )
     if not _NAME.fullmatch(name):
         raise InvalidRequestError(f"{name[:80]!r} is not an adapter's name.", hint=_NAME_RULE)
+    if name.partition(".")[0] in _WINDOWS_DEVICES or name.endswith("."):
+        raise InvalidRequestError(
+            f"{name!r} cannot name an adapter: Windows has no folders of that name.",
+            hint="Choose another name.",
+        )
     return name
 
 

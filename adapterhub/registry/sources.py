@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from adapterhub._files import LFS_HEAD_BYTES, refuse_lfs_pointer
+from adapterhub._files import (
+    LFS_HEAD_BYTES,
+    is_folder,
+    open_regular,
+    os_errors_as,
+    refuse_lfs_pointer,
+    user_path,
+)
 from adapterhub.errors import AdapterInvalidError, InvalidRequestError, RegistryError
 from adapterhub.peft_format.checks import MAX_WEIGHTS_BYTES
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
@@ -26,6 +33,8 @@ _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 # The largest is a tokenizer.json: 33 MB for a vocabulary of 260,000 tokens.
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_FILES = 64
+_CHUNK_BYTES = 2**20
+
 Downloader = Callable[[str, str | None], Path]
 """(repository, revision) -> folder of the snapshot."""
 
@@ -60,8 +69,8 @@ def locate_adapter(path: str | Path, *, download: Downloader | None = None) -> A
         RegistryError: The snapshot could not be downloaded.
         AdapterInvalidError: The folder holds no adapter.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = user_path(path, InvalidRequestError)
+    if is_folder(folder, InvalidRequestError):
         cached = HubAddress.of_cached(folder)
         if cached is None:
             return AdapterFiles(_adapter_folder(folder, str(folder)), folder)
@@ -89,7 +98,7 @@ def _adapter_folder(folder: Path, name: str) -> Path:
         hint = f"It is a folder of the hub's cache; give the hub id: {folder.name[8:].replace('--', '/')!r}."
     reason = f": {what}" if what else ""
     raise AdapterInvalidError(
-        f"The folder {folder.name!r} holds no {CONFIG_FILE}, so it is not a PEFT adapter{reason}.", hint=hint
+        f"The folder {name!r} holds no {CONFIG_FILE}, so it is not a PEFT adapter{reason}.", hint=hint
     )
 
 
@@ -135,7 +144,8 @@ def copy_adapter(files: AdapterFiles, target: Path) -> tuple[str, ...]:
         AdapterInvalidError: There are no safetensors weights, a symbolic link leads out of the folder, or
             there are too many or too large files.
     """
-    entries = sorted(path for path in files.folder.iterdir() if not path.name.startswith("."))
+    with os_errors_as(AdapterInvalidError, f"The folder {files.folder.name!r} cannot be read"):
+        entries = sorted(path for path in files.folder.iterdir() if not path.name.startswith("."))
     pickles = [path.name for path in entries if path.suffix in _PICKLES]
     _refuse_outward_links(entries, files.boundary)
     if not (files.folder / WEIGHTS_FILE).is_file():
@@ -145,10 +155,19 @@ def copy_adapter(files: AdapterFiles, target: Path) -> tuple[str, ...]:
         raise AdapterInvalidError(f"The folder holds {len(safe)} files; an adapter has at most {_MAX_FILES}.")
     for path in safe:
         _check_size(path)
-        with path.open("rb") as file:
-            refuse_lfs_pointer(path.name, file.read(LFS_HEAD_BYTES))
-        shutil.copyfile(path, target / path.name)
+        _copy(path, target / path.name)
     return tuple(f"{name} was not copied: pickle files can run code" for name in pickles)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with (
+        os_errors_as(RegistryError, f"{source.name} could not be copied"),
+        open_regular(source, follow_links=True) as opened,
+        target.open("xb") as copy,
+    ):
+        refuse_lfs_pointer(source.name, opened.read(LFS_HEAD_BYTES))
+        opened.seek(0)
+        shutil.copyfileobj(opened, copy, _CHUNK_BYTES)
 
 
 def _is_safe(path: Path) -> bool:

@@ -15,12 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, Unpack
 
-from adapterhub._files import sync_tree, write_new
+from adapterhub._files import is_folder, sync_tree, user_path, write_new
 from adapterhub.errors import (
     AdapterDisabledError,
     AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
+    ConfigError,
     RegistryError,
 )
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
@@ -47,8 +48,11 @@ class AdapterRegistry:
         Args:
             root: Its folder; it is created when the first adapter is registered.
             lock_timeout: Seconds that a change waits for another writer's lock before `RegistryLockedError`.
+
+        Raises:
+            ConfigError: `root` is not a path.
         """
-        self.root = Path(root).expanduser()
+        self.root = user_path(root, ConfigError)
         self._layout = Layout(self.root)
         self._lock_timeout = lock_timeout
 
@@ -129,12 +133,12 @@ class AdapterRegistry:
 
     def _publish(self, draft: AdapterCard, staging: Path) -> AdapterCard:
         name, refs = draft.name, self._layout.refs(draft.name)
-        with self._layout.open() as root, suppress(FileExistsError):
-            os.mkdir(name, dir_fd=root)
-            os.fsync(root)
         version = max(self._layout.highest_number(name), refs.next_version - 1) + 1
         card = draft.model_copy(update={"version": version})
         write_new(staging / CARD_FILE, card.to_json())
+        with self._layout.open() as root, suppress(FileExistsError):
+            os.mkdir(name, dir_fd=root)
+            os.fsync(root)
         self._move(staging, name, str(version))
         return card
 
@@ -300,7 +304,7 @@ class AdapterRegistry:
             RegistryError: There is no registry, or it cannot be read.
         """
         if ref is None:
-            if not self.root.is_dir():
+            if not is_folder(self.root, RegistryError):
                 raise RegistryError(
                     f"There is no registry at {str(self.root)!r}.",
                     hint="Check the path; the first adapter that is registered creates it.",

@@ -95,7 +95,8 @@ class ConversationRenderer:
 
     def _marker_behind(self, record: Record, before: Sequence[Message], answer: Message) -> str:
         # Its reasoning may be left out once another message follows.
-        last = {**answer, "content": (answer.get("content") or "").rpartition("</think>")[2]}
+        content = answer.get("content")
+        last = {**answer, "content": content.rpartition("</think>")[2]} if content else answer
         following = {"role": "tool" if answer.get("tool_calls") else "user", "content": "."}
         try:
             text, followed = (self._text(record, [*before, last, *more]) for more in ([], [following]))

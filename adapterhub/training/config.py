@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -15,8 +14,9 @@ from pydantic import (
     model_validator,
 )
 
+from adapterhub._yaml import parse_yaml
 from adapterhub.base.locating import DEMO_BASE
-from adapterhub.errors import ConfigError, describe_validation, describe_yaml
+from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
 
@@ -167,14 +167,14 @@ class FinetuneConfig(_Options):
         """
         path = Path(path)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+            content = parse_yaml(path.read_text(encoding="utf-8"))
+        except OSError as error:
             raise ConfigError(
-                f"The configuration {str(path)!r} could not be read: {describe_yaml(error)}."
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-            raise ConfigError(f"The configuration {str(path)!r} could not be read: {reason}.") from error
+                f"The configuration {str(path)!r} could not be read: {error.strerror}."
+            ) from error
+        except ValueError as error:
+            reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+            raise ConfigError(f"The configuration {str(path)!r} could not be read: {reason}.") from None
         if not isinstance(content, dict):
             raise ConfigError(f"The configuration {str(path)!r} is not a mapping of names to values.")
         try:

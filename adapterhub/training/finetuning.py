@@ -79,7 +79,13 @@ def finetune(
 @contextmanager
 def _kept_if_trained(config: FinetuneConfig) -> Iterator[Path]:
     """A temporary folder for the adapter; it stays if there is an error after the adapter's files were written."""
-    folder = Path(tempfile.mkdtemp(prefix=f"adapterhub-{config.name}-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f"adapterhub-{config.name}-"))
+    except OSError as error:
+        raise TrainingError(
+            f"No temporary folder could be made: {error.strerror or error}.",
+            hint="Free some space, or set TMPDIR to a folder that can be written.",
+        ) from error
     keep = False
     try:
         yield folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 import time
 import warnings
@@ -135,15 +136,17 @@ def train_adapter(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, base, train, validation, callback, scratch)
         initial_adapter = _load_initial(config, trainer.model, base)
+        files = Path(scratch, "adapter")
         if check:
-            (untrained := Path(scratch, "untrained")).mkdir()
-            _save(trainer.model, untrained, style)
-            check(untrained)
+            _save(trainer.model, files, style)  # which keeps the room that the trained files need
+            check(files)
         before = {name: weight.detach().clone() for name, weight in _lora_b_weights(trainer.model)}
         with _memory_errors():
             trainer.train()
             _check_learned(trainer.model, before)
-            _save(trainer.model, out, style)
+            _save(trainer.model, files, style)
+            for file in files.iterdir():
+                shutil.move(file, out)
             if trainer.eval_dataset is not None:
                 trainer.evaluate()
     return callback.result(base, style, train, validation, initial_adapter)
@@ -317,6 +320,7 @@ def _check_learned(model: Any, before: dict[str, torch.Tensor]) -> None:
 
 
 def _save(model: Any, out: Path, style: prompts.PromptStyle) -> None:
+    out.mkdir(exist_ok=True)
     if style.template:  # the base's may change
         (out / "chat_template.jinja").write_text(style.template, encoding="utf-8")
     # The default, "auto", asks the hub whether the base's vocabulary changed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,11 @@ def test_a_bad_adapter(
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/b", "/etc", "..", "a@b", "auto", "base", "__base__", "", "JSON", "a\0b"]
+    "name",
+    [
+        *("con", "prn", "aux", "nul", "com1", "com9", "lpt1", "nul.v2", "aux.tar.gz", "json.", "json\ud800"),
+        *("../x", "a/b", "/etc", "..", "a@b", "auto", "base", "__base__", "", "JSON", "a\0b"),
+    ],
 )
 def test_a_bad_name(filled: AdapterRegistry, adapter: Path, name: str) -> None:
     before = content(filled.root.parent)
@@ -136,3 +141,51 @@ def test_another_base(filled: AdapterRegistry, tmp_path: Path) -> None:
     with pytest.raises(AdapterIncompatibleError, match="another base"):
         filled.register("copy", filled.root / "json/1", base=make_base(tmp_path / "other", seed=3))
     assert content(filled.root) == before
+
+
+def test_names_that_only_begin_like_a_device(registry: AdapterRegistry, adapter: Path) -> None:
+    for name in ("console", "com10", "null", "auxiliary", "v2.con"):
+        assert registry.register(name, adapter).name == name
+
+
+DEEP: dict[str, object] = {}
+for _ in range(240):
+    DEEP = {"a": DEEP}
+UNSTORABLE = {
+    "surrogate": {"description": "\ud800"},
+    "surrogate in a group": {"routing": {"examples": ["\udcff"]}},
+    "long integer": {"lineage": {"settings": {"steps": 10**5000}}},
+    "deep": {"prompt": {"generation": DEEP}},
+    "infinite weight": {"lineage": {"parents": [{"name": "a", "version": 1, "weight": float("inf")}]}},
+}
+
+
+@pytest.mark.parametrize("fields", UNSTORABLE.values(), ids=UNSTORABLE)
+def test_values_that_no_card_can_hold(filled: AdapterRegistry, adapter: Path, fields: dict[str, Any]) -> None:
+    before = content(filled.root)
+    for change in (
+        lambda: filled.update("json", **fields),
+        lambda: filled.register("json", adapter, **fields),
+        lambda: filled.register("new", adapter, **fields),
+    ):
+        with pytest.raises(InvalidRequestError):
+            change()
+    assert content(filled.root) == before
+    assert not (filled.root / "new").exists()
+    assert filled.verify() == []
+
+
+@pytest.mark.parametrize(
+    "field", ["base_model_name_or_path", "target_modules", "revision", "rank_pattern", "unknown"]
+)
+def test_a_lone_surrogate_in_a_config(registry: AdapterRegistry, tmp_path: Path, field: str) -> None:
+    value: Any = {"rank_pattern": {"\ud800": 2}, "target_modules": ["\ud800"]}.get(field, "\ud800")
+    adapter = make_adapter(tmp_path / "bad", **{field: value})
+    with pytest.raises(AdapterInvalidError, match="not valid Unicode"):
+        registry.register("json", adapter)
+
+
+def test_a_lone_surrogate_in_a_model_card(registry: AdapterRegistry, adapter: Path) -> None:
+    (adapter / "README.md").write_text('---\nlicense: "a\\uD800"\ntags: ["\\uDFFF"]\n---\n')
+    card = registry.register("json", adapter)
+    assert (card.license, card.tags) == ("a?", ("?",))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -112,11 +113,54 @@ BOMB = "a: &a [x, x]\n" + "\n".join(
         "license: !!python/object/apply:os.system ['true']",
         "a: " + "[" * 5000,
         BOMB,
+        BOMB.replace("&", "&-").replace("*", "*-"),  # names that look like no name
+        BOMB.replace("&", "!!seq &"),
+        "a: {b: &x [1]}\nlicense: *x",
+        "license: !!bool maybe",
+        "license: !!timestamp never",
+        "license: !!int x",
+        "date: 2024-13-45",
+        f"license: {'9' * 60_000}",
+        f"license: {'9:' * 30_000}9",
         "x: " + "y" * 70_000,
     ],
 )
 def test_front_matter_that_fits_nothing_is_left_out(tmp_path: Path, matter: str) -> None:
     assert read(tmp_path, f"---\n{matter}\n---\n") == ({}, None)
+
+
+def test_a_metric_of_a_huge_number(tmp_path: Path) -> None:
+    metric = f"metrics: [{{type: t, value: 1}}], task: {{type: 0x{'f' * 9000}}}, dataset: {{name: [1]}}"
+    fields, _ = read(tmp_path, f"---\nmodel-index: [{{results: [{{{metric}}}]}}]\n---\n")
+    assert fields == {
+        "evaluation": (Evaluation(task_type="", dataset_name="", metric_type="t", metric_value=1.0),)
+    }
+
+
+SIZE = 2**20 - 10
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---" + "\n" * SIZE,
+        "---\n" + "\n---x" * (SIZE // 5),
+        "---\n" + "\n--- \t" * (SIZE // 6),
+        "---" + " \n" * (SIZE // 2),
+        "---\na: b\n---" + "\n " * (SIZE // 2),
+        "\n \t" * (SIZE // 3),
+        "---\n" + "? " * 30_000 + "\n---\n",
+        "---\n" + "- " * 30_000 + "\n---\n",
+        "---\n" + "a: {" * 15_000 + "\n---\n",
+        "---\n" + "[a]: " * 12_000 + "\n---\n",
+        "---\n" + '"' + "\\\n" * 30_000 + "\n---\n",
+    ],
+)
+def test_the_time_grows_with_the_size(tmp_path: Path, text: str) -> None:
+    start = time.process_time()
+    read(tmp_path, text)
+    assert time.process_time() - start < 10  # at worst 64 KiB of YAML; what is quadratic takes minutes
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"", b"---\n", b"---\n---\n"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import PureWindowsPath
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,13 @@ from hypothesis import strategies as st
 from adapterhub.errors import InvalidRequestError
 from adapterhub.registry.references import LATEST, RESERVED, Ref, check_alias, check_name
 
-NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True).filter(lambda name: name not in RESERVED)
+
+def is_free(name: str) -> bool:
+    return name not in RESERVED and not name.endswith(".") and not PureWindowsPath(name).is_reserved()
+
+
+WRITTEN = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True)
+NAMES = WRITTEN.filter(is_free)
 ALIASES = NAMES.filter(lambda name: not name.isdigit())
 
 
@@ -47,6 +55,19 @@ def test_reserved_names(name: str) -> None:
         check_name(name)
     with pytest.raises(InvalidRequestError, match=r"is not an alias|cannot be set"):
         check_alias(name)
+
+
+@given(
+    st.sampled_from(["con", "prn", "aux", "nul", "com1", "com9", "lpt1", "lpt9"]),
+    st.text("ab.-_1", max_size=3),
+)
+def test_windows_can_store_every_name(device: str, rest: str) -> None:
+    name = device + rest
+    if is_free(name):
+        assert check_name(name) == name
+    else:
+        with pytest.raises(InvalidRequestError, match="Windows"):
+            check_name(name)
 
 
 def test_latest_is_read_in_references_and_nowhere_else() -> None:

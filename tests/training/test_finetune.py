@@ -465,6 +465,36 @@ def test_a_trained_adapter_is_kept_where_the_error_says(
     assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)
 
 
+def test_files_that_could_not_be_written_whole_are_not_said_to_be_kept(
+    tiny_base: Path,
+    dataset: Path,
+    registry: AdapterRegistry,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    save, saves = trainer._save, []
+
+    def fail_once_trained(model: Any, out: Path, style: Any) -> None:
+        save(model, out, style)
+        saves.append(out)
+        if len(saves) == 2:  # the first is that of the check
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer, "_save", fail_once_trained)
+    with pytest.raises(OSError, match="No space left"):
+        finetune(run(tiny_base, dataset), registry)
+    assert (len(saves), list(scratch.iterdir())) == (2, [])
+
+
+def test_without_a_temporary_folder_the_error_says_so(
+    tiny_base: Path, dataset: Path, registry: AdapterRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(TrainingError, match="temporary folder") as caught:
+        finetune(run(tiny_base, dataset), registry)
+    assert "TMPDIR" in (caught.value.hint or "")
+
+
 def test_the_bases_revision_is_loaded_and_goes_onto_the_card(
     tiny_base: Path, dataset: Path, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
 ):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
+from adapterhub._files import scratch_folder
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.errors import AdapterIncompatibleError
+from adapterhub.errors import AdapterIncompatibleError, RegistryError
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
 from adapterhub.lora.blending.resolving import ResolvedAdapter, SingleAdapter, resolve_adapter
 from adapterhub.lora.digest_check import DigestCheck
@@ -61,8 +61,7 @@ def blend_adapters(
     resolved = resolve_adapter(weights, registry.resolve)
     _check_same_base(resolved)
     base = local_base(resolved.main_card.base)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder(RegistryError, "The blend could not be written") as folder:
         _save(folder, registry, resolved, settings, base)
         # `register` takes what is known of the base from a card in the folder, as it does for another registry's.
         (folder / CARD_FILE).write_bytes(_draft_card(resolved.main_card).to_json())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adapterhub._files import write_atomic
+from adapterhub._files import os_errors_as, write_atomic
 from adapterhub.errors import RoutingError
 from adapterhub.routing.classifier.calibration import Calibration, HeldOut, Policy
 from adapterhub.routing.classifier.encoding import Encoder, EncoderHead
@@ -68,10 +68,8 @@ def save_model(model: RouterModel, path: Path) -> None:
     if encoder:
         arrays |= {"vectors": encoder.vectors, "coefficients": encoder.coefficients}
     content = {"meta": meta, "digest": _digest(meta, arrays), **arrays}
-    try:
+    with os_errors_as(RoutingError, "The router could not be saved"):
         write_atomic(path, io.dumps(content, compression=zipfile.ZIP_DEFLATED, compresslevel=6))
-    except OSError as error:
-        raise RoutingError(f"The router could not be written to {path}: {error.strerror}.") from error
 
 
 def load_model(path: Path, encoder: Encoder | None) -> RouterModel:

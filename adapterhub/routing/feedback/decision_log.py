@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from adapterhub._files import os_errors_as, user_path
+from adapterhub.errors import ConfigError
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.routes import MAX_EXAMPLE_CHARS
 
+_log = logging.getLogger(__name__)
 _TOP_K = 5
 """Scores that are logged."""
 
@@ -20,17 +27,22 @@ class DecisionLog:
     Args:
         path: The file; created if missing, readable by its owner only.
         texts: Also log the requests' texts, which may be private.
+
+    Raises:
+        ConfigError: The file cannot be created.
     """
 
     def __init__(self, path: str | Path, *, texts: bool = False) -> None:
-        self.path = Path(path)
+        self.path = user_path(path, ConfigError)
         self.texts = texts
         self._lock = threading.Lock()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch(mode=0o600)
+        self._failing = False
+        with os_errors_as(ConfigError, "The decision log could not be created"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(mode=0o600)
 
     def write(self, decision: RouteDecision, text: str) -> None:
-        """Appends one decision."""
+        """Appends one decision; one that cannot be written, as on a full disk, is left out with a warning."""
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "adapter": decision.adapter,
@@ -45,6 +57,24 @@ class DecisionLog:
         }
         if self.texts:
             entry["text"] = text[:MAX_EXAMPLE_CHARS]
-        line = json.dumps(entry, ensure_ascii=False) + "\n"
-        with self._lock, self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line)
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        with self._lock:
+            try:
+                _append(self.path, line)
+                self._failing = False
+            except OSError as error:  # routing goes on without its log
+                if not self._failing:
+                    _log.warning("Decisions cannot be logged to %s: %s", self.path, error.strerror)
+                self._failing = True
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)  # half a line would make the file unreadable
+            raise

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from adapterhub._files import os_errors_as
 from adapterhub.errors import DatasetError
 
 _MAX_BYTES = 64 * 2**20
@@ -16,12 +17,14 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file, each with its location, as `Line 3 of FILE`; blank lines are skipped.
 
     Raises:
-        DatasetError: The file is larger than 64 MiB, or a line is no JSON object in UTF-8.
+        DatasetError: The file cannot be read or is larger than 64 MiB, or a line is no JSON object in UTF-8.
     """
     path = Path(path)
-    if path.stat().st_size > _MAX_BYTES:
-        raise DatasetError(f"{path} is larger than 64 MiB.", hint="Give a part of it.")
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    with os_errors_as(DatasetError, "The file could not be read"):
+        if path.stat().st_size > _MAX_BYTES:
+            raise DatasetError(f"{path} is larger than 64 MiB.", hint="Give a part of it.")
+        content = path.read_bytes()
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         location = f"Line {number} of {path}"
