@@ -122,6 +122,9 @@ class HubConfig(BaseModel):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     trust_remote_code: bool = False
     """Run Python code from the base's repository."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """`auto`: what neither a request nor a card sets about sampling is taken from the base's `generation_config.json`;
+    `none`: it is not."""
     max_loras: int = Field(16, ge=1)
     """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int | None = Field(None, ge=1)

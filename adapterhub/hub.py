@@ -129,7 +129,8 @@ class AdapterHub:
             trust_remote_code=config.trust_remote_code,
         )
         heap = FrozenHeap()  # before the hub and the engine exist, which are garbage one day
-        hub = cls(BatchingEngine(loaded, limits), adapters, router=router, revision=revision)
+        engine = BatchingEngine(loaded, limits, generation_config=config.generation_config)
+        hub = cls(engine, adapters, router=router, revision=revision)
         release = hub._release_heap = weakref.finalize(hub, heap.release)
         release.atexit = False
         return hub
@@ -212,7 +213,7 @@ class AdapterHub:
             adapter: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"` (the weighted sum),
                 `"auto"` (the router chooses), None or `"base"` (the bare base); if not given, the active adapter.
             sampling_params: Sampling settings; of these only the fields that were set count. They win over the defaults
-                of the adapter's card; stop strings add to the card's.
+                of the adapter's card, and those over the base's `generation_config.json`; stop strings add up.
             raw: Take the text without chat template or system prompt.
             tools: JSON-Schema descriptions of functions for the chat template.
             **options: Fields of `SamplingParams`, which win over `sampling_params`. For structured output one of

@@ -97,13 +97,18 @@ class TokenizerFiles:
     @cached_property
     def end_tokens(self) -> frozenset[str]:
         """The tokens that end an answer: the tokenizer's end token and those of `generation_config.json`."""
-        ids = _read_json(self.folder / "generation_config.json").get("eos_token_id")
+        ids = self.generation_config.get("eos_token_id")
         wanted = ids if isinstance(ids, list) else [ids] if isinstance(ids, int) else []
         tokens = (
             {token for token, token_id in self.vocabulary.items() if token_id in wanted} if wanted else set()
         )
         end = self.special_tokens.get("eos_token")
         return frozenset(tokens | ({end} if end else set()))
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """The content of `generation_config.json`."""
+        return _read_json(self.folder / "generation_config.json")
 
     @cached_property
     def _config(self) -> dict[str, Any]:

@@ -67,11 +67,22 @@ def base_options(function: F) -> F:
     return function
 
 
+def _token_ids(
+    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(tuple(map(int, word.split(","))) for word in given)
+    except ValueError as error:
+        raise click.BadParameter("Give token ids with commas between them: 12,7.") from error
+
+
 def sampling_options(function: F) -> F:
     """The fields of `SamplingParams`, which checks their values."""
     options = [
         click.option("--max-tokens", type=int, help="The maximum number of tokens to generate."),
-        click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
+        click.option(
+            "--temperature", type=float, help="0 is greedy.  [default: the card's, the base's, or 0]"
+        ),
         click.option("--top-p", type=float, help="Keep the tokens that reach this probability."),
         click.option("--top-k", type=int, help="Keep only this many most probable tokens."),
         click.option("--min-p", type=float, help="Keep tokens of this share of the most probable one's."),
@@ -82,6 +93,20 @@ def sampling_options(function: F) -> F:
         ),
         click.option(
             "--stop-token-id", "stop_token_ids", type=int, multiple=True, help="A token that ends the answer."
+        ),
+        click.option(
+            "--suppress-token-id",
+            "suppress_tokens",
+            type=int,
+            multiple=True,
+            help="A token that is never generated.",
+        ),
+        click.option(
+            "--bad-word-ids",
+            "bad_words_ids",
+            multiple=True,
+            callback=_token_ids,
+            help="Tokens, as 12,7, that are never generated one after the other.",
         ),
         click.option("--ignore-eos", is_flag=True, default=None, help="Continue past the end token."),
         click.option("--n", type=int, help="How many answers to sample.  [default: 1]"),

@@ -236,7 +236,24 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
 
 
 def _sampling(card: AdapterCard) -> str:
-    return ", ".join(f"{name} {value}" for name, value in card.prompt.generation.items())
+    """The sampling defaults: the card's, and those of the base that it names where the card has none."""
+    own, base = card.prompt.generation, _base_sampling(card)
+    inherited = [f"{name} {value} (base)" for name, value in base.items() if name not in own]
+    return ", ".join([*(f"{name} {value}" for name, value in own.items()), *inherited])
+
+
+def _base_sampling(card: AdapterCard) -> dict[str, Any]:
+    from adapterhub.base.locating import locate_base
+    from adapterhub.base.tokenizer_files import TokenizerFiles
+    from adapterhub.config import HubConfig
+    from adapterhub.engine.generation_config import default_sampling_params
+
+    if card.base.name is None or HubConfig.load().generation_config == "none":
+        return {}
+    with suppress(ConfigError, ValueError):  # not on this machine, or damaged
+        folder = locate_base(card.base.name, revision=card.base.revision, local_files_only=True)
+        return default_sampling_params(TokenizerFiles(folder).generation_config)
+    return {}
 
 
 def _prompt_style(card: AdapterCard) -> str:

@@ -19,12 +19,14 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
 from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.decoding.compile_pool import CompilePool
+from adapterhub.engine.generation_config import GenerationConfigSource, default_sampling_params
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
 from adapterhub.engine.model_runner import ModelRunner, Runner
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
@@ -48,6 +50,11 @@ from adapterhub.lora.loading import adapter_rank, load_adapter_deltas
 from adapterhub.lora.request import BlendedLoraRequest
 
 
+def _default_sampling_params(base: Base) -> dict[str, Any]:
+    size = base.model.config.get_text_config().vocab_size
+    return default_sampling_params(base.model.generation_config.to_diff_dict(), size)
+
+
 class BatchingEngine:
     """Serves a base and its adapters; see `Engine`. Any thread may call any method.
 
@@ -58,6 +65,7 @@ class BatchingEngine:
         limits: Maximum sizes; see `EngineLimits`.
         runner: What runs the forward passes, for tests and other back ends; if not given, a `ModelRunner`. It must have
             `limits.max_loras` LoRA slots.
+        generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
     Raises:
@@ -71,12 +79,14 @@ class BatchingEngine:
         *,
         runner: Runner | None = None,
         load_adapter: AdapterLoader | None = None,
+        generation_config: GenerationConfigSource = "auto",
     ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
         load_adapter = load_adapter or adapter_loader(base, self._limits)
         runner = runner or ModelRunner(base, max_loras=self._limits.max_loras)
         self._builder = SequenceBuilder(base)
+        self._defaults = _default_sampling_params(base) if generation_config == "auto" else {}
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
@@ -109,6 +119,11 @@ class BatchingEngine:
     def context_length(self) -> int:
         """Maximum number of tokens of a prompt and its completion together."""
         return self._base.context_length
+
+    @property
+    def default_sampling_params(self) -> Mapping[str, Any]:
+        """The sampling defaults in the base's generation config."""
+        return self._defaults
 
     # Requests
 

@@ -71,6 +71,7 @@ class EchoEngine:
         self.base_name = base_name
         self.context_length = context_length
         self.tokenizer = EchoTokenizer()
+        self.default_sampling_params: Mapping[str, Any] = {}
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completes all requests; see `Engine.generate`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.config import MAX_PRIORITY
@@ -138,6 +138,8 @@ class Engine(Protocol):
         fingerprint: The identity of the base; None if the engine has no real one.
         tokenizer: Makes the token ids of a `Request`.
         context_length: Maximum number of tokens of a prompt and its completion together.
+        default_sampling_params: Fields of `SamplingParams` for requests and cards that do not set them; the engine
+            itself takes a `Request` as it is.
     """
 
     @property
@@ -151,6 +153,9 @@ class Engine(Protocol):
 
     @property
     def context_length(self) -> int: ...
+
+    @property
+    def default_sampling_params(self) -> Mapping[str, Any]: ...
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completes all requests; each gets `sampling.n` completions.

@@ -11,6 +11,7 @@ from adapterhub.errors import InvalidRequestError, describe_validation
 
 _StopString = Annotated[str, StringConstraints(min_length=1)]
 _TokenId = Annotated[int, Field(ge=0)]
+_TokenIds = Annotated[tuple[_TokenId, ...], Field(min_length=1, max_length=64)]
 _MAX_INT = 2**31 - 1
 _SAMPLING_EPS = 1e-5  # as in vLLM: dividing by less overflows
 
@@ -34,7 +35,8 @@ def _joined(earlier: Any, later: Any) -> Any:
 class SamplingParams(BaseModel):
     """Sampling parameters of one request. Names and meanings are those of vLLM's `SamplingParams`.
 
-    Unlike vLLM, the default is greedy: the same request gives the same answer.
+    Unlike vLLM, the default is greedy. `suppress_tokens` and `bad_words_ids` are those of transformers. In a hub,
+    what a request does not set is taken from the adapter's card, and then from the base's `generation_config.json`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -56,6 +58,10 @@ class SamplingParams(BaseModel):
     of the adapter's card and of its prompt format add up."""
     stop_token_ids: Annotated[tuple[_TokenId, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
     """Tokens that end the answer, in addition to the base's own end tokens."""
+    suppress_tokens: Annotated[tuple[_TokenId, ...], BeforeValidator(_as_tuple)] = Field((), max_length=4096)
+    """Tokens that are never generated, but where an output format allows no other."""
+    bad_words_ids: Annotated[tuple[_TokenIds, ...], BeforeValidator(_as_tuple)] = Field((), max_length=1024)
+    """Sequences of tokens that are never generated, but where an output format allows nothing else."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling reproducible for this request; None uses a new seed each time."""
     ignore_eos: bool = False

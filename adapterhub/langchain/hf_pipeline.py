@@ -26,6 +26,8 @@ _PARAMETERS = {
     "top_k": "top_k",
     "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
+    "suppress_tokens": "suppress_tokens",
+    "bad_words_ids": "bad_words_ids",
     "stop_strings": "stop",
     "num_return_sequences": "n",
 }
@@ -47,7 +49,8 @@ def huggingface_pipeline(hub: AdapterHub, adapter: str, **pipeline_kwargs: Any) 
         hub: The hub that serves the calls.
         adapter: As in `AdapterHub.generate`.
         **pipeline_kwargs: Defaults of every call: `max_new_tokens`, `do_sample`, `temperature`, `top_p`, `top_k`,
-            `min_p`, `repetition_penalty`, `stop_strings`, `num_return_sequences`, `return_full_text`.
+            `min_p`, `repetition_penalty`, `suppress_tokens`, `bad_words_ids`, `stop_strings`, `num_return_sequences`,
+            `return_full_text`.
 
     Raises:
         AdapterNotFoundError: There is no such adapter.
@@ -125,7 +128,8 @@ class AdapterPipeline:
         options = {_PARAMETERS[name]: value for name, value in given.items()}
         if sample is False:
             return options | {"temperature": 0.0}
-        return {"temperature": 1.0, **options} if sample else options
+        default = self._hub.engine.default_sampling_params.get("temperature", 1.0)
+        return {"temperature": default, **options} if sample else options
 
 
 class _HubPipeline(HuggingFacePipeline):

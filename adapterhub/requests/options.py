@@ -28,6 +28,8 @@ class SamplingOptions(TypedDict, total=False):
     repetition_penalty: float
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
+    suppress_tokens: Sequence[int] | None
+    bad_words_ids: Sequence[Sequence[int]] | None
     seed: int | None
     ignore_eos: bool
     n: int

@@ -130,7 +130,9 @@ class RequestPreparer:
         request = Request(
             prompt=token_ids,
             adapter=self._lora_request_of(resolved) if resolved else None,
-            sampling=SamplingParams.of(stop, profile.generation, options.sampling),
+            sampling=SamplingParams.of(
+                self._engine.default_sampling_params, stop, profile.generation, options.sampling
+            ),
             output_format=output_format,
             priority=_priority(options, card),
         )

@@ -101,6 +101,16 @@ class TestReading:
         for line in ("chat template of the card", "'<|endoftext|>'", "Be brief.", "temperature 0.5"):
             assert line in shown
 
+    def test_show_has_the_sampling_defaults_of_card_and_base(self, own, tmp_path, monkeypatch):
+        base = make_base(tmp_path / "base")
+        config = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+        (base / "generation_config.json").write_text(json.dumps(config))
+        own("add", "json", make_adapter(tmp_path / "adapter", base), "--base", base)
+        AdapterRegistry(tmp_path / "registry").update("json", prompt={"generation": {"top_p": 0.5}})
+        assert "top_p 0.5, temperature 0.6 (base)" in own("show", "json").out
+        monkeypatch.setenv("ADAPTERHUB_GENERATION_CONFIG", "none")
+        assert "(base)" not in own("show", "json").out
+
     def test_route(self, run):
         assert run("route", "my router shows an error", "--json").json["adapter"] == "support"
         assert "base (no adapter reaches its threshold)" in run("route", "Good morning").out
@@ -351,6 +361,18 @@ class TestRun:
     def test_every_sampling_parameter_is_an_option(self):
         options = {parameter.name for parameter in cli.commands["run"].params}
         assert set(SamplingParams.model_fields) - options == set()
+
+    def test_banned_tokens_reach_the_request(self, run):
+        def token_ids(*options: object) -> list[int]:
+            arguments = ("--raw", "--logprobs", 0, "--max-tokens", 4, "--temperature", 0, *options, "--json")
+            completions = run("run", "base", "one two", *arguments).json["completions"]
+            return [one["token_id"] for one in completions[0]["logprobs"]]
+
+        plain = token_ids()
+        assert token_ids("--suppress-token-id", plain[0])[0] != plain[0]
+        first, second, *_ = token_ids("--bad-word-ids", f"{plain[0]},{plain[1]}")
+        assert (first, second) != (plain[0], plain[1])
+        assert run("run", "base", "x", "--bad-word-ids", "1,x").code == 2
 
     def test_sampling_parameters_reach_the_request(self, run):
         options = (

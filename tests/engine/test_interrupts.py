@@ -25,6 +25,7 @@ from adapterhub.engine.decoding.sampler import Sampler
 from adapterhub.engine.kv.cache import KVCache
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.scheduling.deferred_signals import DeferredSignals
+from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.engine.scheduling.waiting_queue import WaitingQueue
@@ -225,6 +226,43 @@ def test_an_interrupt_of_the_runner_ends_the_leaders_answer(seams: Seams):
     assert all(end == wanted[number] for number, end in ends.items() if isinstance(end, list))
     assert sum(isinstance(end, list) for end in ends.values()) == len(batch) - 2
     assert counts(engine) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [(KVCache, "free"), (KVCache, "allocate"), (LoraSlotTable, "release"), (LoraSlotTable, "acquire")],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupt_in_the_middle_of_a_change_leaves_nothing(
+    engine, tiny_adapters, monkeypatch, part, method, after
+):
+    """As a second Ctrl-C may: what it tore is not known, so all may end, but no slot stays taken."""
+    (adapter, *_) = sources_of(tiny_adapters).values()
+    batch = [request(prompt_of(number, 5), adapter, max_tokens=4 + number) for number in range(6)]
+    wanted, original, broken = [tokens(engine, one) for one in batch], getattr(part, method), []
+    engine.unload(adapter)  # so that it is loaded again meanwhile
+
+    def breaks(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs) if after or broken else None
+        if not broken:
+            broken.append(1)
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(part, method, breaks)
+    ends: dict[int, object] = {}
+
+    def ask(number: int) -> None:
+        try:
+            ends[number] = tokens(engine, batch[number])
+        except (KeyboardInterrupt, AdapterHubError) as raised:
+            ends[number] = raised
+
+    in_threads([lambda number=number: ask(number) for number in range(len(batch))])  # type: ignore[misc]
+    assert sum(isinstance(end, KeyboardInterrupt) for end in ends.values()) == 1
+    assert all(isinstance(end, BaseException) or end == wanted[number] for number, end in ends.items())
+    assert counts(engine) == NOTHING
+    assert [tokens(engine, one) for one in batch] == wanted
 
 
 def test_an_interrupt_of_the_engines_thread_does_not_end_the_asynchronous_door(seams: Seams):

@@ -15,7 +15,9 @@ from transformers.generation.logits_process import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
 )
@@ -64,7 +66,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, index: int, device: torch.device) -> None:
         self._params = params
-        self._processors = _processors(params)
+        self._bans, self._processors = _bans(params), _processors(params)
         self._generator = torch.Generator(device)
         if params.seed is None:
             self._generator.seed()
@@ -91,7 +93,7 @@ class Sampler:
         if math.isnan(logits.maximum):
             # argmax would return the same token for ever, without an error.
             raise _nan_error()
-        if self._params.greedy and not self._processors and allowed is None:
+        if self._params.greedy and not self._bans and not self._processors and allowed is None:
             return logits.argmax, self._logprob(logits.values, logits.argmax)
         scores = logits.values.float()[None]
         if allowed is not None:
@@ -99,11 +101,18 @@ class Sampler:
             scores = scores.clamp(-_MAX_ABS_LOGIT, _MAX_ABS_LOGIT).masked_fill_(
                 ~allowed.to(scores.device), -torch.inf
             )
-        if self._processors:
+        if self._bans or self._processors:
             ids = torch.tensor([list(history)], device=scores.device)
-            scores = self._processors(ids, scores)
+            scores = self._processors(ids, self._without_banned(ids, scores))
         token = int(scores.argmax()) if self._params.greedy else self._sample(scores.softmax(-1)[0])
         return token, self._logprob(logits.values, token)
+
+    def _without_banned(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self._bans:
+            return scores
+        banned: torch.Tensor = self._bans(ids, scores)
+        # A grammar may leave banned tokens only.
+        return banned if banned.isfinite().any() else scores
 
     def _sample(self, probabilities: torch.Tensor) -> int:
         if probabilities.device.type != "cpu":  # a cumulative sum is not deterministic there
@@ -123,6 +132,15 @@ class Sampler:
         return TokenLogprob(
             token, float(logprobs[token]), dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         )
+
+
+def _bans(params: SamplingParams) -> LogitsProcessorList:
+    chain = LogitsProcessorList()
+    if params.bad_words_ids:
+        chain.append(NoBadWordsLogitsProcessor([list(word) for word in params.bad_words_ids]))
+    if params.suppress_tokens:
+        chain.append(SuppressTokensLogitsProcessor(list(params.suppress_tokens)))
+    return chain
 
 
 def _processors(params: SamplingParams) -> LogitsProcessorList:

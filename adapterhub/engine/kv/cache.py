@@ -225,6 +225,10 @@ class KVCache:
         """Frees a slot; see `KVSlotPool.free`."""
         slot.pool.free(slot, zero=zero)
 
+    def clear(self) -> None:
+        """Frees all slots and their memory."""
+        self._pools.clear()
+
     def _capacity(self, num_tokens: int) -> int:
         power = 1 << (max(num_tokens, MIN_SLOT_TOKENS) - 1).bit_length()
         # The largest slot need not be a power of two: a sequence that fits the cache exactly gets all of it.

@@ -81,6 +81,10 @@ class LoraSlotTable:
         if not self._ref_counts[digest]:
             del self._ref_counts[digest]
 
+    def release_all(self) -> None:
+        """Ends the use of all slots by sequences; the adapters stay until they are removed."""
+        self._ref_counts.clear()
+
     def remove(self, digest: str) -> int | None:
         """Frees the slot of an adapter that no sequence uses, and returns it; None if there is nothing to free."""
         if digest in self._ref_counts or digest not in self._slot_of:

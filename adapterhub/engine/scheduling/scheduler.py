@@ -178,8 +178,15 @@ class Scheduler:
         """Ends all sequences and preloads with an error."""
         for sequence in self._waiting.remove_if(lambda _: True):
             sequence.output.put(error(message, hint=hint))
-        for sequence in list(self._running):
-            self._free(sequence, zero=True)
+        running, self._running = self._running, []
+        # All slots, and not those of each sequence: an interrupted change may have left others, or one without weights.
+        self._kv_cache.clear()
+        self._lora_slots.release_all()
+        for digest in self._lora_slots.resident:
+            slot = self._lora_slots.remove(digest)
+            if slot is not None:
+                self._runner.clear_adapter(slot)
+        for sequence in running:
             sequence.output.put(error(message, hint=hint))
         preloads, self._preloads = self._preloads, []
         for _, done in preloads:

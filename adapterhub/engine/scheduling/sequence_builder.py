@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
@@ -52,7 +53,8 @@ class SequenceBuilder:
                 `max_tokens`.
         """
         sampling, max_tokens = request.sampling, max_completion_tokens(request, self._base.context_length)
-        self._check_token_ids(max(request.prompt), *sampling.stop_token_ids)
+        named = (*sampling.stop_token_ids, *sampling.suppress_tokens, *chain(*sampling.bad_words_ids))
+        self._check_token_ids(max(request.prompt), *named)
         base_ends = frozenset() if sampling.ignore_eos else self._base.end_token_ids
         # Special tokens among the stop strings, such as `<|im_end|>`, never show in the text.
         special = {self._special_token_ids[s] for s in sampling.stop if s in self._special_token_ids}
@@ -84,8 +86,8 @@ class SequenceBuilder:
     def _check_token_ids(self, *token_ids: int) -> None:
         if max(token_ids) >= self._vocabulary_size:
             raise InvalidRequestError(
-                f"The base's vocabulary has {self._vocabulary_size} tokens, and a token id of the prompt or of "
-                "stop_token_ids is not below that.",
+                f"The base's vocabulary has {self._vocabulary_size} tokens, and a token id of the prompt or of the "
+                "sampling parameters is not below that.",
                 hint="Take token ids of the base's own tokenizer.",
             )
 
