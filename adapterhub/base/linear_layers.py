@@ -113,19 +113,20 @@ class LinearLayers:
         Returns:
             Parameter -> tensor, as transformers loads them; without those that it splits or joins.
         """
-        found = {}
+        found, known = {}, dict.fromkeys(self.parameters, True)
         for tensor in tensors:
-            name, converter = self._renamed(tensor, with_prefix=True)
+            name, converter = self._renamed(tensor, known)
             if name not in self.parameters and tensor in self.parameters:
                 name, converter = tensor, None
             if converter is None and name in self.parameters:
                 found[name] = tensor
         return found
 
-    def _renamed(self, tensor: str, *, with_prefix: bool = False) -> tuple[str, str | None]:
+    def _renamed(self, tensor: str, known: Mapping[str, bool] | None = None) -> tuple[str, str | None]:
+        """A tensor's name in the model; its prefix is added or removed where that gives a known name."""
         from transformers.core_model_loading import rename_source_key
 
-        prefix = (self.prefix, dict.fromkeys(self.parameters, True)) if with_prefix else (None, None)
+        prefix = (self.prefix, known) if known else (None, None)
         renamed: tuple[str, str | None] = rename_source_key(
             tensor, list(self._renamings), list(self._converters), *prefix
         )

@@ -16,6 +16,7 @@ from adapterhub.langchain.message_conversion import convert_messages, fit_tool_c
 from adapterhub.langchain.tool_call_format import HERMES, ToolCallFormat
 from adapterhub.langchain.tool_call_format_detection import ToolCallFormats
 from adapterhub.langchain.tool_choice import ToolChoice
+from adapterhub.langchain.tool_prompt import prompt_tools
 from adapterhub.langchain.tool_schema import functions_of, json_schema_of
 from adapterhub.requests.preparing import names_adapter
 
@@ -88,8 +89,8 @@ class ChatRequest:
             options["grammar"] = choice.grammar(hub.engine.tokenizer, native or HERMES, schema)
         if native:
             fitted = fit_tool_calls(converted, native)
-            return cls(adapter, fitted, tools or None, options, choice.tools, native)
-        return cls(adapter, inline_tool_calls(converted, tools), None, options, choice.tools)
+            return cls(adapter, fitted, prompt_tools(tools) or None, options, choice.tools, native)
+        return cls(adapter, inline_tool_calls(converted, prompt_tools(tools)), None, options, choice.tools)
 
 
 def _native_format(

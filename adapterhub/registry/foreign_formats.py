@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
@@ -35,13 +36,13 @@ def describe_foreign(folder: Path) -> tuple[str, str] | None:
     Returns:
         What it is, and what to do; None if it is not known.
     """
-    names = {path.name for path in folder.iterdir()}
+    names, path = {one.name for one in folder.iterdir()}, shlex.quote(str(folder))
     if any(map(_SHARD.fullmatch, names)):
-        return "its weights are in shards", f'Join them: cd {folder} && python -c "{_JOIN}"'
+        return "its weights are in shards", f'Join them: cd {path} && python -c "{_JOIN}"'
     if "adapters.safetensors" in names:
         return (
             "it is an adapter of mlx-lm",
-            f"Fuse it: `mlx_lm.fuse --model BASE --adapter-path {folder} --save-path FUSED --dequantize`. Then serve "
+            f"Fuse it: `mlx_lm.fuse --model BASE --adapter-path {path} --save-path FUSED --dequantize`. Then serve "
             "FUSED as a base. Or train it with PEFT.",
         )
     if "pytorch_lora_weights.safetensors" in names:
@@ -49,7 +50,7 @@ def describe_foreign(folder: Path) -> tuple[str, str] | None:
     if any(name.endswith(".gguf") for name in names):
         return "it holds a GGUF file of llama.cpp", "Take the PEFT adapter that it was converted from."
     if "config.json" in names and any(re.fullmatch(r"model.*\.safetensors", name) for name in names):
-        return "it is a whole model", f"Serve it as a base: `adapterhub run --base {folder}`."
+        return "it is a whole model", f"Serve it as a base: `adapterhub run base TEXT --base {path}`."
     if WEIGHTS_FILE in names:
         return f"{CONFIG_FILE} is missing", "Copy it from the same training run; it has the rank and alpha."
     return None

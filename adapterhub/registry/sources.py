@@ -98,7 +98,7 @@ def _adapter_folder(folder: Path, name: str) -> Path:
         hint = f"It is a folder of the hub's cache; give the hub id: {folder.name[8:].replace('--', '/')!r}."
     reason = f": {what}" if what else ""
     raise AdapterInvalidError(
-        f"The folder {folder.name!r} holds no {CONFIG_FILE}, so it is not a PEFT adapter{reason}.", hint=hint
+        f"The folder {name!r} holds no {CONFIG_FILE}, so it is not a PEFT adapter{reason}.", hint=hint
     )
 
 

@@ -35,8 +35,13 @@ class RenderedPrompt:
         spans = [(start + length, end + length) for start, end in self.control.spans(text)]
         return replace(self, text=self.text + text, spans=[*self.spans, *spans])
 
-    def is_exact(self, token_ids: Sequence[int], unknown_id: int | None) -> bool:
-        """Whether the control tokens among token ids are those of the format, in its order."""
+    def is_exact(self, token_ids: Sequence[int], unknown_id: int | None = None) -> bool:
+        """Whether the control tokens among token ids are those of the format, in its order.
+
+        Args:
+            token_ids: The text's.
+            unknown_id: The token of unknown characters, where it cannot come from a spelling.
+        """
         control = set(self.control.ids.values()) - {unknown_id}
         written = [self.control.ids[self.text[start:end]] for start, end in self.spans]
         return [one for one in token_ids if one in control] == [one for one in written if one in control]
@@ -116,7 +121,7 @@ class PromptEncoder:
             InvalidRequestError: It spells a control token that the tokenizer cannot encode as text.
         """
         token_ids = self._tokenizer.encode(prompt.text, add_special_tokens=False)
-        if not prompt.is_exact(token_ids, self._unknown_id):
+        if not prompt.is_exact(token_ids):
             token_ids = self._encode_spellings(prompt).token_ids
         return [*self._before, *token_ids, *self._after] if prompt.add_special_tokens else token_ids
 
@@ -124,7 +129,7 @@ class PromptEncoder:
         """As `encode`, with the characters of each token; the tokenizer is a fast one of transformers."""
         tokens = self._tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)  # type: ignore[operator]
         encoded = EncodedPrompt(list(tokens["input_ids"]), list(tokens["offset_mapping"]))
-        if not prompt.is_exact(encoded.token_ids, self._unknown_id):
+        if not prompt.is_exact(encoded.token_ids):
             encoded = self._encode_spellings(prompt)
         if not prompt.add_special_tokens:
             return encoded

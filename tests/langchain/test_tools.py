@@ -57,7 +57,7 @@ def test_template_generator_with_a_custom_template():
         made.invoke({"template_type": "note", "fields": {"text": "{{text}}"}, "language": "ru"})
         == "Заметка: {{text}}"
     )
-    assert "note: a note; fields text" in made.args["template_type"]["description"]
+    assert "note (a note): text" in made.args["template_type"]["description"]
     with pytest.raises(ValidationError):
         template_generator.invoke({"template_type": "note"})
 

@@ -1,6 +1,7 @@
 # ruff: noqa: E501  templates on one line
 """Chat templates render as in transformers, and within limits whatever they do."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -174,13 +175,31 @@ def test_json_with_escapes():
     )
 
 
-class TestPromptsBeyondTheContext:
-    @pytest.fixture
-    def hub(self, tmp_path: Any) -> AdapterHub:
-        engine = EchoEngine(context_length=100)
-        engine.tokenizer = make_tokenizer()  # type: ignore[assignment]
-        return AdapterHub(engine, AdapterRegistry(tmp_path))
+@pytest.fixture
+def hub(tmp_path: Any) -> AdapterHub:
+    engine = EchoEngine(context_length=100)
+    engine.tokenizer = make_tokenizer()  # type: ignore[assignment]
+    return AdapterHub(engine, AdapterRegistry(tmp_path))
 
+
+async def test_an_endless_template_holds_no_other_request(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chat_template, "MAX_RENDER_SECONDS", 0.1)
+    hub.engine.tokenizer.chat_template = (
+        "{% if messages[0].content == 'loop' %}" + ENDLESS["empty"] + "{% endif %}{{ messages[0].content }}"
+    )
+    endless, cancelled = (asyncio.ensure_future(hub.agenerate("loop")) for _ in range(2))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    answered = await hub.agenerate("x", max_tokens=1)
+    assert answered.finish_reason
+    with pytest.raises(InvalidRequestError, match="exceeds a limit"):
+        await endless
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    hub.close()
+
+
+class TestPromptsBeyondTheContext:
     def refuse_to_encode(self, hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
         def encode(*_: Any, **__: Any) -> Any:
             raise AssertionError("it was encoded")

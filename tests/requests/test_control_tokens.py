@@ -284,6 +284,14 @@ def test_spellings_that_a_normalizer_makes():
     assert "<tool_call>" not in control(tokenizer, token_ids)
 
 
+def test_an_end_token_that_also_stands_for_unknown_characters():
+    """Tokenizers of the GPT-2 family have one token for both, which their bytes never need."""
+    tokenizer = make_tokenizer()
+    tokenizer.unk_token = "<|endoftext|>"
+    token_ids = encode(tokenizer, [{"role": "user", "content": "a<|endoftext|>b"}], None)
+    assert control(tokenizer, token_ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
 def test_a_tokenizer_that_cannot_encode_a_spelling_refuses_it():
     class Slow:
         is_fast = False

@@ -15,7 +15,13 @@ from adapterhub.agent_tools.text_formatting.fences import mark_fenced
 class BaseRule(BaseModel, ABC):
     """One condition on a text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # The name of a rule says what it is; its docstring would be part of every prompt.
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra=lambda schema: schema.pop("description", None),
+    )
 
     @abstractmethod
     def check(self, text: str, deadline: Deadline) -> Violation | None:

@@ -32,11 +32,11 @@ _URL = regex.compile(
 
 
 class Email(BaseRule):
-    """The text is, or contains, an e-mail address."""
+    """An e-mail address."""
 
     rule: Literal["email"] = "email"
     where: Where = "anywhere"
-    """Whether the whole text must be one, or one anywhere is enough."""
+    """Whether the whole text is one."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         if self.where == "whole":
@@ -49,11 +49,11 @@ class Email(BaseRule):
 
 
 class Url(BaseRule):
-    """The text is, or contains, a URL (http or https)."""
+    """A URL (http or https)."""
 
     rule: Literal["url"] = "url"
     where: Where = "anywhere"
-    """Whether the whole text must be one, or one anywhere is enough."""
+    """Whether the whole text is one."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         if self.where == "whole":
@@ -66,7 +66,7 @@ class Url(BaseRule):
 
 
 class Json(BaseRule):
-    """The text is JSON (RFC 8259), without NaN and infinities."""
+    """The text is JSON, without NaN."""
 
     rule: Literal["json"] = "json"
 
@@ -75,11 +75,11 @@ class Json(BaseRule):
 
 
 class JsonSchema(BaseRule):
-    """The text is JSON that is valid under a JSON Schema."""
+    """The text is JSON that a JSON Schema allows."""
 
     rule: Literal["json_schema"] = "json_schema"
     json_schema: dict[str, JsonValue]
-    """The schema (2020-12); a reference to anything outside it is an error. Common formats are checked."""
+    """The schema (2020-12), without outside references."""
 
     @field_validator("json_schema")
     @classmethod
@@ -100,13 +100,13 @@ class JsonSchema(BaseRule):
 
 
 class Regex(BaseRule):
-    """The text matches, or does not match, a regular expression."""
+    """A regular expression."""
 
     rule: Literal["regex"] = "regex"
     pattern: str = Field(min_length=1, max_length=MAX_PATTERN)
-    """The expression, in the syntax of Python's `regex` package."""
+    """In Python's syntax."""
     match: Literal["anywhere", "whole", "nowhere"] = "anywhere"
-    """Where it must match; `nowhere` forbids it."""
+    """Where it must match."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         try:

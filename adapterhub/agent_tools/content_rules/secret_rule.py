@@ -50,7 +50,7 @@ _COMPILED = {kind: regex.compile(pattern) for kind, pattern in _SECRETS.items()}
 
 
 class NoSecrets(BaseRule):
-    """The text has no key, token or password in a common format; the reason does not show it."""
+    """No key, token or password in a common format."""
 
     rule: Literal["no_secrets"] = "no_secrets"
 

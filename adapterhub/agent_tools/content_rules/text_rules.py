@@ -43,7 +43,7 @@ _PLACEHOLDER = regex.compile(
 
 
 class NotEmpty(BaseRule):
-    """The text has a visible character."""
+    """The text is not blank."""
 
     rule: Literal["not_empty"] = "not_empty"
 
@@ -52,15 +52,15 @@ class NotEmpty(BaseRule):
 
 
 class Length(BaseRule):
-    """The text is neither too short nor too long."""
+    """Bounds of the text's length."""
 
     rule: Literal["length"] = "length"
     unit: Literal["characters", "words", "lines"] = "characters"
-    """What is counted."""
+    """What counts."""
     minimum: int = Field(0, ge=0, le=10_000_000)
-    """The minimum."""
+    """At least."""
     maximum: int | None = Field(None, ge=0, le=10_000_000)
-    """The maximum; none if not given."""
+    """At most."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         count = self._count(text)
@@ -77,13 +77,13 @@ class Length(BaseRule):
 
 
 class LanguageRule(BaseRule):
-    """Most letters are of the language's script; other languages in that script pass too."""
+    """Most letters are of the language's script."""
 
     rule: Literal["language"] = "language"
     language: Literal["en", "ru"]
-    """The language: English or Russian."""
+    """English or Russian."""
     share: float = Field(0.7, ge=0.0, le=1.0)
-    """The minimum share of letters in its script."""
+    """The minimum share of letters."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         letters = {
@@ -102,13 +102,13 @@ class LanguageRule(BaseRule):
 
 
 class HasHeadings(BaseRule):
-    """The text has Markdown headings (`# Title`, or underlined) outside code."""
+    """Markdown headings."""
 
     rule: Literal["has_headings"] = "has_headings"
     minimum: int = Field(1, ge=1, le=1000)
-    """The minimum number."""
+    """At least."""
     level: int | None = Field(None, ge=1, le=6)
-    """The level that counts, 1 for `#`; any if not given."""
+    """The level that counts, 1 for `#`."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         count = sum(self.level in (None, heading.level) for heading in headings(text, deadline))
@@ -121,13 +121,13 @@ class HasHeadings(BaseRule):
 
 
 class RequiredSections(BaseRule):
-    """The text has headings with these titles; case and markup such as `**` do not matter."""
+    """Headings of these titles, in any case and markup."""
 
     rule: Literal["required_sections"] = "required_sections"
     sections: list[Title] = Field(min_length=1, max_length=50)
-    """The titles."""
+    """Titles."""
     in_order: bool = False
-    """Whether they must be in this order."""
+    """In this order."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         titles = [_comparable(heading.title, deadline) for heading in headings(text, deadline)]
@@ -148,13 +148,13 @@ class RequiredSections(BaseRule):
 
 
 class MarkdownTable(BaseRule):
-    """The text has a Markdown table outside code, and all rows of all tables have as many cells as their header."""
+    """A Markdown table; all rows of all tables have as many cells as their header."""
 
     rule: Literal["markdown_table"] = "markdown_table"
     columns: list[Title] | None = Field(None, min_length=1, max_length=100)
-    """Header cells of the first table, in order; any if not given."""
+    """Header cells of the first table."""
     minimum_rows: int = Field(1, ge=0, le=100_000)
-    """The minimum number of rows under each header."""
+    """At least, for each table."""
 
     def check(self, text: str, deadline: Deadline) -> Violation | None:
         lines = list(unfenced_lines(text, deadline))
@@ -195,7 +195,7 @@ class MarkdownTable(BaseRule):
 
 
 class NoPlaceholders(BaseRule):
-    """No placeholder is left: `{{name}}`, `${name}`, `[Company Name]`, `<укажите дату>`, `TODO`."""
+    """No placeholder such as `{{name}}`, `[Company Name]` or `TODO` is left."""
 
     rule: Literal["no_placeholders"] = "no_placeholders"
 

@@ -79,7 +79,7 @@ class TemplateCollection(Mapping[str, TemplateLike]):
 def _builtin_templates() -> Mapping[str, TemplateLike]:
     source = yaml.safe_load(files(__package__).joinpath("builtin.yaml").read_text(encoding="utf-8"))
     texts = {
-        name: Template({"en": part["en"], "ru": part["ru"]}, part["description"])
+        name: Template({"en": part["en"], "ru": part["ru"]}, part.get("description", ""))
         for name, part in source.items()
     }
     return {**texts, "json_schema": JsonSchemaTemplate()}

@@ -18,17 +18,17 @@ class FormatArguments(Arguments):
     """The text and its layout."""
 
     text: str = Field(max_length=MAX_CHARACTERS)
-    """The text: plain or Markdown, in any language."""
+    """Plain text or Markdown."""
     width: int = Field(80, ge=10, le=500)
-    """Maximum columns of a line."""
+    """Columns of a line."""
     indent: int = Field(0, ge=0, le=100)
-    """Spaces before every line; less than the width."""
+    """Spaces before every line."""
     first_line_indent: int | None = Field(None, ge=0, le=100)
-    """Spaces before the first line of each paragraph; the indent if not given."""
+    """Of each paragraph, if it differs from `indent`."""
     align: Align = "left"
-    """Alignment of paragraphs; justify fills lines with spaces. Lists stay on the left."""
+    """Of paragraphs."""
     preserve_paragraphs: bool = True
-    """Keep paragraphs and short lines separate; false joins consecutive ones."""
+    """False joins paragraphs."""
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:
@@ -45,5 +45,5 @@ class FormatArguments(Arguments):
 
 @tool(args_schema=FormatArguments)
 def text_formatter(text: str, **layout: object) -> str:
-    """Wrap text to a width in columns and align it. Keeps paragraphs, lists, tables and code; loses no character."""
+    """Wrap and align text; paragraphs, lists, tables and code stay."""
     return format_text(text, FormatArguments.model_validate({"text": text, **layout}).layout())

@@ -23,9 +23,9 @@ class ListArguments(Arguments):
     """Which adapters to list."""
 
     contains: str = Field("", max_length=200)
-    """Only those with this text in their name, description or tags."""
+    """Text in name, description or tags."""
     limit: int = Field(50, ge=1, le=1000)
-    """Maximum number of adapters."""
+    """At most."""
 
 
 class RouteArguments(Arguments):
@@ -40,7 +40,7 @@ def create_list_adapters_tool(hub: AdapterHub) -> BaseTool:
 
     @tool(args_schema=ListArguments, response_format="content_and_artifact")
     def list_adapters(contains: str = "", limit: int = 50) -> ContentAndArtifact:
-        """List the adapters of this hub by name, with what each is for."""
+        """List the adapters by name, with what each is for."""
         try:
             cards = [card for card in hub.registry.list() if _matches(card, contains.casefold())]
         except AdapterHubError as error:
@@ -58,7 +58,7 @@ def create_route_request_tool(hub: AdapterHub) -> BaseTool:
 
     @tool(args_schema=RouteArguments, response_format="content_and_artifact")
     def route_request(text: str) -> ContentAndArtifact:
-        """Say which adapter of this hub would answer a request, how sure that is, and why."""
+        """Say which adapter would answer a request, how sure that is, and why."""
         try:
             decision = hub.route(text)
         except AdapterHubError as error:

@@ -44,9 +44,9 @@ class TemplateArguments(Arguments):
         ]
         | None
     ) = None
-    """Values by name: a text, a list of texts, or a list of entries that have fields themselves."""
+    """Values by name: a text, texts, or entries with fields."""
     language: Language = "en"
-    """The language of the template's own words."""
+    """Of the template's own words."""
 
 
 def create_template_tool(templates: TemplateCollection | None = None) -> BaseTool:
@@ -77,7 +77,7 @@ def create_template_tool(templates: TemplateCollection | None = None) -> BaseToo
     return StructuredTool.from_function(
         generate,
         name="template_generator",
-        description="Write a text from a template and fields. Missing and unknown fields are listed after it.",
+        description="Write a text from a template and fields. Missing and unknown fields are listed.",
         args_schema=arguments,
         response_format="content_and_artifact",
     )
@@ -86,11 +86,11 @@ def create_template_tool(templates: TemplateCollection | None = None) -> BaseToo
 def _describe(templates: TemplateCollection) -> str:
     """A description of the templates and their fields for the model; optional fields are in brackets."""
     lines = (
-        f"{name}: {template.description or 'a text'}; fields "
+        f"{name}{f' ({template.description})' if template.description else ''}: "
         + ", ".join([*template.required, *(f"[{field}]" for field in template.optional)])
         for name, template in templates.items()
     )
-    return "\n".join(["Which template.", *lines])
+    return "\n".join(["Templates and their fields, optional ones in brackets.", *lines])
 
 
 def _content(rendered: RenderedTemplate) -> str:

@@ -16,11 +16,11 @@ class ValidatorArguments(Arguments):
     text: str = Field(max_length=MAX_CHARACTERS)
     """The text."""
     rules: list[Rule] = Field(min_length=1, max_length=MAX_RULES)
-    """The rules; the text passes if it passes all of them."""
+    """All must pass. Each names its `rule`."""
 
 
 @tool(args_schema=ValidatorArguments, response_format="content_and_artifact")
 def content_validator(text: str, rules: list[Rule]) -> ContentAndArtifact:
-    """Validate a text against rules (length, language, sections, JSON, addresses, secrets...); list each violation."""
+    """Validate a text against rules; list each violation."""
     report = validate_text(text, rules)
     return str(report), report.to_dict()
