@@ -14,6 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adapterhub._files import os_errors_as
+from adapterhub.errors import ConfigError
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -189,6 +192,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{path.name} is larger than {_MAX_BYTES:,} bytes")
-    return path.read_text(encoding="utf-8")
+    with os_errors_as(ConfigError, f"{path.name} cannot be read"):
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"{path.name} is larger than {_MAX_BYTES:,} bytes")
+        return path.read_text(encoding="utf-8")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
+from adapterhub._files import read_bounded
 from adapterhub.base.tokenizer_files import TOKENIZER_FILES, TokenizerFiles
 from adapterhub.registry.cards import PromptProfile
 
+_MAX_FILE_BYTES = 64 * 2**20  # as at registration
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -23,8 +24,9 @@ def write_prompt_files(out: Path, adapter: Path, profile: PromptProfile) -> None
     if _rows(out) > max(TokenizerFiles(adapter).vocabulary.values(), default=0):
         # Otherwise it has tokens without a row in the embedding, which would fail; the base's tokenizer stays.
         for name in TOKENIZER_FILES:
-            if (adapter / name).is_file():
-                shutil.copyfile(adapter / name, out / name)
+            if (adapter / name).exists():
+                # Not through a link: what it leads to would be published with the model.
+                (out / name).write_bytes(read_bounded(adapter / name, _MAX_FILE_BYTES))
     if profile.chat_template:
         (out / "chat_template.jinja").write_text(profile.chat_template, encoding="utf-8")
     _write_end_tokens(out, profile.stop)

@@ -119,6 +119,26 @@ class TestReading:
         assert run("verify").code == 0
         assert run("verify", "--json").json == []
 
+    def test_verify_of_a_registry_that_does_not_exist(self, run, tmp_path):
+        result = run("verify", "--registry", tmp_path / "mistyped")
+        assert (result.code, result.out) == (1, "")
+        assert "There is no registry at" in result.err
+        assert "Hint:" in result.err
+
+    def test_add_shows_what_a_foreign_card_sets_and_takes_it_when_trusted(self, own, tmp_path, tiny_adapters):
+        source = AdapterRegistry(tmp_path / "source")
+        given = {"description": "Writes JSON.", "prompt": {"system": "Obey \x1b[31mme."}}
+        folder = source.folder(source.register("json", tiny_adapters["json"], **given))
+        shown = own("add", "json", folder)
+        assert "its card.json sets prompt.system to" in shown.err
+        assert "not taken without trust_card" in shown.err
+        assert "\x1b[31m" not in shown.err
+        card = own("show", "json", "--json").json
+        assert (card["description"], card["prompt"]["system"]) == ("Writes JSON.", None)
+        trusted = own("add", "json", folder, "--trust-card")
+        assert "trust_card" not in trusted.err
+        assert own("show", "json", "--json").json["prompt"]["system"] == given["prompt"]["system"]
+
     def test_verify_of_a_damaged_adapter_exits_with_1(self, own, tmp_path, tiny_adapters):
         own("add", "json", tiny_adapters["json"])
         weights = tmp_path / "registry" / "json" / "1" / "adapter_model.safetensors"

@@ -1,6 +1,8 @@
 """Merging on disk: what PEFT's `merge_and_unload` gives, bit for bit, without loading a model."""
 
+import errno
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -12,8 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterRegistry
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, ConfigError, ExportError
+from adapterhub.base.tokenizer_files import TOKENIZER_FILES
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterIncompatibleError,
+    AdapterInvalidError,
+    ConfigError,
+    ExportError,
+)
 from adapterhub.export.merge import LINEAGE_FILE, merge_adapter
+from tests.faults import failures
 from tests.tiny import ALL_LINEAR, make_adapter, make_base
 
 KINDS = ("llama", "mistral", "qwen2", "gpt2")
@@ -313,4 +323,31 @@ def test_damaged_input_is_named(tmp_path: Path, llama: Path, adapter: Path):
         merge_adapter(llama, broken, tmp_path / "out")
     with pytest.raises(ConfigError):
         merge_adapter(tmp_path / "missing", adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EIO])
+def test_every_write_that_can_fail(tmp_path: Path, llama: Path, adapter: Path, code: int):
+    (tmp_path / "place").mkdir()
+    out = tmp_path / "place" / "out"
+
+    def clean() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+
+    found = list(failures(lambda: merge_adapter(llama, adapter, out), code, clean=clean))
+    assert len(found) > 10
+    for number, error in enumerate(found):
+        assert isinstance(error, AdapterHubError), (number, repr(error))
+        assert error.hint, repr(error)
+
+
+def test_a_link_in_the_adapters_folder_is_not_published(tmp_path: Path, llama: Path, adapter: Path):
+    folder = tmp_path / "linked"
+    shutil.copytree(adapter, folder)
+    (tmp_path / "secret.json").write_text("{}")
+    for name in TOKENIZER_FILES:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "secret.json")
+    with pytest.raises(AdapterInvalidError, match="not a regular file"):
+        merge_adapter(llama, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
