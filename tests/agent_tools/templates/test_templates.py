@@ -116,6 +116,11 @@ def test_a_value_that_cannot_be_rendered(name: str, value: object):
         TemplateCollection()[name].render({"title": value})
 
 
+def test_a_number_that_python_does_not_write():
+    with pytest.raises(ToolError, match="more than 4300 digits"):
+        TemplateCollection()["email"].render({"subject": 10**5000})
+
+
 def test_adding_a_template_changes_no_other_collection():
     more = TemplateCollection().with_template(
         "note", {"en": "Note: {{text}}", "ru": "Заметка: {{text}}"}, "a note"
