@@ -129,18 +129,18 @@ def test_expressions_that_could_take_for_ever_are_not_matched(field: str, expres
     check_fit({Q0: LoraShape(2, 8, 8)}, layers_of({Q0: (8, 8), long: (8, 8)}), settings)
 
 
-MANY = 20_000
+LIST_LENGTH = 20_000
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"target_modules": [f"x{n}.q_proj" for n in range(MANY)]},
-        {"target_modules": ["q_proj"], "exclude_modules": ["q_proj", *map(str, range(MANY))]},
+        {"target_modules": [f"x{n}.q_proj" for n in range(LIST_LENGTH)]},
+        {"target_modules": ["q_proj"], "exclude_modules": ["q_proj", *map(str, range(LIST_LENGTH))]},
         {
             "target_modules": ["q_proj"],
             "layers_to_transform": [0],
-            "layers_pattern": [f"x{n}" for n in range(MANY)],
+            "layers_pattern": [f"x{n}" for n in range(LIST_LENGTH)],
         },
     ],
     ids=["targets", "excluded", "patterns of layers"],
