@@ -56,7 +56,7 @@ def plain_decoder_shapes(folder: Path) -> dict[str, tuple[int, int]] | None:
 
 def _sizes(config: Mapping[str, Any]) -> tuple[int, int, int, int, int, int] | None:
     """The number of layers, and the widths of the residual stream, the MLP, queries, keys and the vocabulary."""
-    values = [config.get(name) for name in _SIZES]
+    values: list[Any] = [config.get(name) for name in _SIZES]
     derives = _DERIVES_HEAD_SIZE.get(str(config.get("model_type")))
     if derives is None or not all(_is_size(value) for value in values):
         return None
