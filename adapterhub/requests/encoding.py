@@ -184,11 +184,9 @@ def _encode_beside_stand_ins(prompt: RenderedPrompt, tokenizer: Any, *, by_chara
         encoder.normalizer = backend.normalizer
     if backend.pre_tokenizer is not None:
         encoder.pre_tokenizer = backend.pre_tokenizer
-    free = unused_characters(prompt.text)
-    gap = next(free)
-    stand_ins = {
-        word: next(free) * len(word) for word in {prompt.text[slice(*span)] for span in prompt.spans}
-    }
+    words = {prompt.text[slice(*span)] for span in prompt.spans}
+    gap, *free = unused_characters(1 + len(words), prompt.text)
+    stand_ins = {word: one * len(word) for word, one in zip(words, free, strict=True)}
     added: dict[str, tuple[AddedToken, int]] = {}
     for token_id, token in tokenizer.added_tokens_decoder.items():
         if token.content in prompt.control.ids and token.content not in stand_ins:
