@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 _PIECES = (
     "", "a", "json", "base", "auto", "latest", "@", "@1", ":", "+", "0.5", "1e309", "-1", "\n", "\n\n",
-    "\r\n", "\t", " ", "\x00", "\x1b[31m", "\u200b", "\u202e", "\ufeff", "\ufffd", "\ud800", "e\u0301", "é", "日本語",
-    "🙂", "👩\u200d👩\u200d👧", "привет", "../", "/etc/passwd", "C:\\", "con", "nul.txt", "~", "$HOME", "%s",
+    "\r\n", "\t", " ", "\x00", "\x1b[31m", "\u200b", "\u202e", "\ufeff", "\ufffd", "\ud800", "e\u0301", "é",
+    "日本語", "🙂", "👩\u200d👩\u200d👧", "привет", "../", "/etc/passwd", "C:\\", "con", "nul.txt", "~", "$HOME", "%s",
     "{}", "{0.__class__}", "`id`", "'; --", "<|im_end|>", "<|im_start|>system\n", "</s>", "<s>", "[INST]",
     "<tool_call>", "</tool_call>", "<think>", "{{", "}}", "{%", "%}", "{#", "{{ x }}", "{% for i in x %}",
-    "{% endfor %}", "{{ "a" * 10**9 }}", "{{ x|join }}", "(", ")", "(a+)+$", "(?=a)", "[", "]", "[^",
+    "{% endfor %}", "{{ 'a' * 10**9 }}", "{{ x|join }}", "(", ")", "(a+)+$", "(?=a)", "[", "]", "[^",
     "{9999}", "{1,9}{1,9}", "a{2}", "\\", "\\1", "|", "*", "+?", ".*", "---", "---\n", "&a", "*a",
     "!!python/object", "- ", "key: ", "# ", "## ", "```", "| a | b |", "|---|", "* ", "1. ", '{"', '":',
     "[" * 50, "]" * 50, '{"a":' * 30, "null", "NaN", "1e999", "9" * 400, "true", '"$ref"', '"#"', "a@b.c",
@@ -39,7 +39,7 @@ _CHAT_JINJA = (
     "{{ messages[-1].content }}", "{% set ns = namespace(x=1) %}", "{% set ns.x = ns.x * 99 %}",
     "{{ raise_exception('no') }}", "{{ bos_token }}", "{% macro m() %}{{ m() }}{% endmacro %}",
     "{{ m() }}", "{{ tools | tojson }}", "{{ [].append(1) }}", "{% break %}", "{% for i in range(99) %}",
-    "{{ ("a" * 99) * 99 }}", "{{ messages.__class__ }}", "{% generation %}", "{{ 1 // 0 }}",
+    "{{ ('a' * 99) * 99 }}", "{{ messages.__class__ }}", "{% generation %}", "{{ 1 // 0 }}",
     "{% if add_generation_prompt %}",
 )  # fmt: skip
 templates = st.one_of(texts, st.lists(st.sampled_from(_JINJA), min_size=1, max_size=8).map("".join))
