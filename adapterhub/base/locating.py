@@ -13,8 +13,8 @@ DEMO_BASE = "adapterhub-demo"
 """The name of the small base that ships with the package; cards use it in place of a path."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# The files of a causal language model, without Python code and pickles.
-_SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+# The files of a causal language model, without Python code and pickles; a merge passes its licence on.
+_SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*", "NOTICE*"]
 
 
 def demo_base_folder() -> Path:

@@ -142,9 +142,10 @@ def _own_base(card: AdapterCard) -> dict[str, str | None]:
     """The base of a card, unless the settings name one; most cards of the registry may be for another."""
     from adapterhub.config import HubConfig
 
-    if HubConfig.load().base or not card.base.name:
+    config = HubConfig.load()
+    if config.base or not card.base.name:
         return {}
-    return {"base": card.base.name, "revision": card.base.revision}
+    return {"base": card.base.name, "revision": config.revision or card.base.revision}
 
 
 def _check_options(arguments: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ def read_prompt_profile(
     try:
         template, stop = (
             _own_template(own, bases),
-            tuple(sorted(own.end_tokens - (bases.end_tokens if bases else set()))),
+            tuple(sorted(own.end_tokens - (bases.end_tokens if bases and own.end_tokens else set()))),
         )
         json.dumps([template, stop], ensure_ascii=False).encode()  # no lone surrogates
         refused, warnings = _token_problems(own, bases, template or "", stop) if bases else ((), ())
@@ -91,8 +91,7 @@ def _token_problems(
     own: TokenizerFiles, base: TokenizerFiles, template: str, stop: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is refused about the adapter's tokens, and what is only told."""
-    known = base.vocabulary
-    if not known:
+    if not own.vocabulary or not (known := base.vocabulary):
         return (), ()
     differing = [
         token
