@@ -24,6 +24,7 @@ from adapterhub.errors import (
     RegistryLockedError,
 )
 from adapterhub.registry import AdapterCard, AdapterRegistry, BaseInfo, Problem, Routing, importing, store
+from adapterhub.registry.cards import CardFields, PromptProfile
 from tests.registry.maker import content, make_adapter, make_base
 
 
@@ -434,7 +435,29 @@ def test_a_card_that_is_trusted_is_taken_whole(
     # What the caller sets counts, and is not reported.
     own = AdapterRegistry(tmp_path / "third").register("json", folder, prompt={"system": "Mine."})
     assert own.prompt.system == "Mine."
-    assert not [warning for warning in own.warnings if "prompt" in warning]
+    assert not [warning for warning in own.warnings if "prompt.system" in warning]
+
+
+def test_settings_beside_those_of_the_caller(adapter: Path, tmp_path: Path) -> None:
+    """A setting that the caller gives replaces that setting of a card, not its whole group."""
+    first = AdapterRegistry(tmp_path / "first")
+    card = first.register(
+        "json",
+        adapter,
+        prompt={"system": "S", "chat_template": "T", "stop": ["END"]},
+        routing={"phrases": ["p"], "keywords": ["k"]},
+    )
+    given: CardFields = {"prompt": {"system": "Mine", "stop": ["MORE"]}, "routing": {"keywords": ["z"]}}
+    trusted = AdapterRegistry(tmp_path / "second").register(
+        "json", first.folder(card), trust_card=True, **given
+    )
+    assert trusted.prompt == PromptProfile(system="Mine", chat_template="T", stop=("END", "MORE"))
+    assert trusted.routing == Routing(phrases=("p",), keywords=("z",))
+    other = AdapterRegistry(tmp_path / "third").register("json", first.folder(card), **given)
+    assert other.prompt == PromptProfile(system="Mine", stop=("MORE",))
+    shown = "\n".join(other.warnings)
+    assert all(f"sets {setting} to" in shown for setting in ("prompt.chat_template", "routing.phrases"))
+    assert not any(f"sets {setting} to" in shown for setting in ("prompt.system", "routing.keywords"))
 
 
 def test_a_version_of_the_same_registry_is_trusted(
