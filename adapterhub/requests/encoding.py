@@ -80,6 +80,24 @@ class PromptEncoder:
         max_characters: int | None = None,
     ) -> RenderedPrompt:
         """Renders a conversation; arguments and errors as in `prompts.render`."""
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "max_characters": max_characters,
+        }
+        try:
+            return self._render(messages, style, tools, options)
+        except RecursionError as error:
+            raise InvalidRequestError(
+                "A message or a tool contains itself, or is nested too deeply."
+            ) from error
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        style: PromptStyle,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> RenderedPrompt:
         control = self.control_tokens(style)
         texts: list[str] = []
         spelled: list[str] = []
@@ -92,10 +110,6 @@ class PromptEncoder:
 
         control.map_messages(messages, collect)
         control.map_texts(tools, collect)
-        options: dict[str, Any] = {
-            "add_generation_prompt": add_generation_prompt,
-            "max_characters": max_characters,
-        }
         if not spelled:
             text = render(messages, style, self._tokenizer, tools=tools, **options)
             if not control.may_complete(texts, text):

@@ -159,7 +159,7 @@ def _stop(base: Base, train: TokenizedDataset) -> tuple[str, ...]:
 def _load_initial(config: FinetuneConfig, model: Any, base: Base) -> str | None:
     if config.initial_adapter is None:
         return None
-    return load_initial_weights(config.initial_adapter, model, config.lora, base.linear_layers)
+    return load_initial_weights(config.initial_adapter, model, config.lora, base.folder, base.linear_layers)
 
 
 def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
