@@ -18,6 +18,7 @@ from adapterhub.cli.options import (
     json_option,
     open_hub,
     open_registry,
+    quantization_option,
     read_text,
     registry_option,
     sampling_options,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 )
 @registry_option
 @base_options
+@quantization_option
 @json_option
 def run(
     words: tuple[str, ...],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
-from adapterhub.registry.cards import AdapterCard, PromptProfile
+from adapterhub.registry.cards import MAX_STOPS, AdapterCard, PromptProfile
 
 _MAX_TEMPLATE = 2**18
 
@@ -41,6 +41,8 @@ def read_prompt_profile(
             tuple(sorted(own.end_tokens - (bases.end_tokens if bases and own.end_tokens else set()))),
         )
         json.dumps([template, stop], ensure_ascii=False).encode()  # no lone surrogates
+        if len(stop) > MAX_STOPS:
+            raise ValueError(f"they name {len(stop)} further end tokens; at most {MAX_STOPS} are taken")
         refused, warnings = _token_problems(own, bases, template or "", stop) if bases else ((), ())
     except ValueError as error:
         raise AdapterInvalidError(

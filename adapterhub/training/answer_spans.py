@@ -119,7 +119,7 @@ class ConversationRenderer:
         except (InvalidRequestError, TypeError, ValueError):
             raise DatasetError(
                 f"The chat template fails on the record at line {record.line}.",
-                hint="Templates differ in the roles, orders and tools that they take.",
+                hint="Templates differ in roles, orders and tools that they take, and in the form of arguments.",
             ) from None
         if not renders_tools:
             raise DatasetError(

@@ -13,7 +13,7 @@ import pytest
 from adapterhub import AdapterRegistry, SamplingParams
 from adapterhub.cli.main import cli, main
 from adapterhub.cli.options import read_text
-from adapterhub.errors import AdapterNotFoundError
+from adapterhub.errors import AdapterNotFoundError, ConfigError
 from tests.tiny import make_adapter, make_base
 
 COMMANDS = sorted(cli.commands)
@@ -484,9 +484,18 @@ class TestMerge:
         assert (tmp_path / "merged" / "model.safetensors").is_file()
 
     def test_without_a_check_no_model_is_loaded(self, run, tmp_path, monkeypatch):
-        monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
+        monkeypatch.setattr("adapterhub.base.loading.load_base", None)
         merged = run("merge", "json", tmp_path / "merged", "--check", 0)
         assert (merged.code, merged.out) == (0, f"{tmp_path / 'merged'}\n")
+
+    def test_the_merged_model_is_named_also_if_it_cannot_be_compared(self, run, tmp_path, monkeypatch):
+        def fail(*_: object, **__: object) -> None:
+            raise ConfigError("No memory.")
+
+        monkeypatch.setattr("adapterhub.base.loading.load_base", fail)
+        merged = run("merge", "json", tmp_path / "merged", "--check", 1)
+        assert (merged.code, merged.out) == (1, f"{tmp_path / 'merged'}\n")
+        assert "Comparing with json@1 on the unquantised base ..." in merged.err
 
     @pytest.mark.parametrize("options", [(), ("--revision", "v2")], ids=["card", "option"])
     def test_the_bases_revision_is_passed_on(
