@@ -85,6 +85,9 @@ LARGE = {
     "trim": "{{ ('a' * 2000000) | trim('b' * 2000000 ~ 'a') }}",
     "numbers of one hash": "{{ dict.fromkeys(range(0, 2305843009213693951 * 99999, 2305843009213693951)) }}",
     "deep": "{{ " + "[" * 3000 + "]" * 3000 + " }}",
+    "sums in a row": "{{ a" + " + a" * 200 + " }}",
+    "attributes in a row": "{{ a" + ".b" * 200 + " }}",
+    "conditions in a row": "{{ " + "a == b and " * 200 + "a }}",
     "long": "x" * 300_000,
 }  # fmt: skip
 """Templates that would make a large text, list or number, or compare for hours in one step."""
@@ -98,6 +101,7 @@ ENDLESS = {
     "comparisons": "{% set x = 'a' * 1000000 %}{% for a in range(99999) %}{% if x in x %}{% endif %}{{ '' if x == x + '' }}{% endfor %}",
     "tests": "{% set l = range(100000, 199999) | list %}{{ range(99999) | select('in', l) | list }}",
     "searches": "{% set x = range(99999) | list %}" + "{% if -1 in x %}{% endif %}" * 500,
+    "equal lists": "{% set l = range(99999) | list %}{% set k = range(99999) | list %}" + "{% if l == k == l %}{% endif %}" * 200,
     "map": "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}{% endfor %}",
 }  # fmt: skip
 
