@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from adapterhub import AdapterHub
+from adapterhub.errors import EngineError
 
 LIFE = """
 import gc, json, sys, time, weakref
@@ -53,6 +57,19 @@ def test_a_hub_freezes_what_is_loaded_and_leaves_no_base_behind(
     assert seconds < 0.1  # without, 0.2 to 0.4
     assert collected, "the base is garbage once its hub is"
     assert again, "the next hub freezes anew"
+
+
+def test_a_hub_that_cannot_be_made_leaves_nothing_frozen(
+    tiny_base: Path, tiny_registry: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuses(*_: object, **__: object) -> None:
+        raise EngineError("This model cannot be served.")
+
+    monkeypatch.setattr("adapterhub.engine.batching.BatchingEngine.__init__", refuses)
+    before = gc.get_freeze_count()
+    with pytest.raises(EngineError, match="cannot be served"):
+        AdapterHub.from_pretrained(tiny_base, tiny_registry, quantization=None, device="cpu")
+    assert gc.get_freeze_count() == before
 
 
 def test_a_process_that_has_frozen_objects_keeps_its_own(tiny_base: Path, tiny_registry: Path):
