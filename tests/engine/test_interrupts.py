@@ -333,7 +333,9 @@ def test_a_failure_while_one_sequence_is_handled_ends_that_sequence(engine, monk
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_lost_device_ends_every_request_and_hangs_none(seams: Seams, tiny_adapters, monkeypatch, closed: bool):
+def test_a_lost_device_ends_every_request_and_hangs_none(
+    seams: Seams, tiny_adapters, monkeypatch, closed: bool
+):
     """Once a kernel has failed, CUDA refuses everything: steps, and also clearing slots."""
     engine, one = seams.engine, replace(request(prompt_of(0, 5)), adapter=sources_of(tiny_adapters)["json"])
     wanted, lost = tokens(engine, one), [True]
@@ -400,7 +402,11 @@ def ask(tokens=5): return hub.generate("Hi", name, max_tokens=tokens, ignore_eos
 
 def run(script: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", before + LOADED + script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", before + LOADED + script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

@@ -62,7 +62,8 @@ class CompilePool:
         except RuntimeError as error:
             self._refuse_if_closed()
             raise CapacityError(
-                "No thread can be started to compile the output format.", hint="Try again when others have ended."
+                "No thread can be started to compile the output format.",
+                hint="Try again when others have ended.",
             ) from error
         return await asyncio.wrap_future(future)
 

@@ -195,11 +195,13 @@ class Scheduler:
         self._prefix_cache.clear()
 
     def _clear_slots(self) -> None:
-        # All of them, and not those of each sequence: an interrupted change may have left others, or one without weights.
+        # All, and not those of each sequence: an interrupted change may have left others, or one without weights.
         self._kv_cache.clear()
         self._lora_slots.release_all()
         for digest in self._lora_slots.resident:
-            with suppress(Exception):  # of a lost device; what is left in a slot is cleared when it is loaded again
+            with suppress(
+                Exception
+            ):  # of a lost device; what is left in a slot is cleared when it is loaded again
                 self._remove_from_slot(digest)
 
     # Adapters
@@ -269,7 +271,9 @@ class Scheduler:
         return slot
 
     def _remove_from_slot(self, digest: str) -> None:
-        slot = self._lora_slots.remove(digest)  # first, so that no request finds an adapter that is half cleared
+        slot = self._lora_slots.remove(
+            digest
+        )  # first, so that no request finds an adapter that is half cleared
         if slot is not None:
             self._runner.clear_adapter(slot)
 
