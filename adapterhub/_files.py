@@ -134,8 +134,10 @@ def _is_abandoned(name: str, folder: int) -> bool:
     except OSError:
         return False
     try:
+        if time.time() - os.fstat(descriptor).st_mtime <= _UNLOCKED_S:
+            return False  # before the lock is tried, which could keep the writer from getting it
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return time.time() - os.fstat(descriptor).st_mtime > _UNLOCKED_S
+        return True
     except OSError:  # its writer holds the lock
         return False
     finally:

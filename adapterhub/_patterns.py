@@ -13,7 +13,7 @@ from math import prod
 
 import regex
 
-from adapterhub._deadline import Deadline, DeadlineExceededError
+from adapterhub._deadline import Deadline
 
 MAX_PATTERN = 500
 """Characters of a pattern."""
@@ -95,8 +95,14 @@ def all_matches(pattern: regex.Pattern[str], text: str, deadline: Deadline) -> I
     Raises:
         DeadlineExceededError: The search did not end in time.
     """
-    deadline.check()
-    try:
-        yield from deadline.limit(pattern.finditer(text, timeout=max(deadline.remaining, _MIN_TIMEOUT)))
-    except TimeoutError as error:
-        raise DeadlineExceededError from error
+    position = 0
+    while True:
+        deadline.check()
+        try:
+            matches = pattern.finditer(text, position, timeout=max(deadline.remaining, _MIN_TIMEOUT))
+            for match in deadline.limit(matches):
+                yield match
+                position = match.end()
+            return
+        except TimeoutError:
+            continue  # as in `first_match`

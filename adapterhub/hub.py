@@ -133,7 +133,7 @@ class AdapterHub:
             engine = BatchingEngine(loaded, limits, generation_config=config.generation_config)
             hub = cls(engine, adapters, router=router, revision=revision)
         except BaseException:
-            heap.release()
+            heap.release()  # else the base that was loaded stays for ever
             raise
         release = hub._release_heap = weakref.finalize(hub, heap.release)
         release.atexit = False

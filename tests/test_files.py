@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
-from adapterhub._files import new_folder, read_bounded, sha256_file, write_atomic
+from adapterhub._files import (
+    new_folder,
+    open_folder,
+    read_bounded,
+    remove_abandoned,
+    sha256_file,
+    write_atomic,
+)
 from adapterhub.errors import AdapterInvalidError
 
 
@@ -94,6 +102,22 @@ def test_what_killed_processes_left_beside_a_file_or_folder_is_removed(tmp_path:
         (folder / "file").touch()
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"router", "out", young.name, *(path.name for path in kept)}
+
+
+def test_the_lock_of_a_file_that_was_just_made_is_left_to_its_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held for a moment by others, it could not be taken by the writer, whose file would then count as abandoned."""
+    (tmp_path / f".out.{1:032x}").touch()
+    tried: list[int] = []
+    monkeypatch.setattr("fcntl.flock", lambda descriptor, how: tried.append(descriptor))
+    with open_folder(tmp_path) as folder:
+        remove_abandoned(folder, re.compile(r"\.out\..+"))
+        assert not tried
+        abandon(tmp_path / f".out.{1:032x}")
+        remove_abandoned(folder, re.compile(r"\.out\..+"))
+    assert tried
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unfinished_folder_of_a_living_process_stays(tmp_path: Path) -> None:

@@ -292,6 +292,18 @@ def test_a_trained_weight_of_the_base_is_refused_everywhere(llama: World, tmp_pa
         served(llama, registry, "a")
     (problem,) = registry.verify()
     assert "not the base's own weight" in problem.message
+    registry.register("b", llama.adapter, base=llama.base)
+    for parts in ({"a": 1.0}, {"b": 1.0, "a": 0.5}):
+        with pytest.raises(AdapterIncompatibleError, match="not the base's own weight"):
+            blend_adapters(registry, "blend", parts)
+    initial = shutil.copytree(llama.adapter, tmp_path / "initial")
+    trained = {"base_model.model.model.norm.weight": torch.full((64,), 2.0)}
+    save_file({**load_file(llama.adapter / WEIGHTS), **trained}, initial / WEIGHTS)
+    lora = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    config = finetune_config(llama, tmp_path, initial_adapter=str(initial), lora=lora)
+    with pytest.raises(AdapterIncompatibleError, match="not the base's own weight"):
+        finetune(config, registry)
+    assert [card.name for card in registry.list()] == ["a", "b"]
 
 
 def test_two_names_of_one_layer_are_refused(gemma3: World, tmp_path: Path):

@@ -1,13 +1,15 @@
 """Untrusted patterns: what is refused before it costs time or memory, and what people write is not."""
 
 import tracemalloc
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+import regex
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adapterhub._deadline import Deadline
-from adapterhub._patterns import SafePattern
+from adapterhub._patterns import SafePattern, all_matches
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,26 @@ def test_case_can_be_ignored():
     assert SafePattern("a").search("A", Deadline(1)) is None
 
 
+class Interrupted:
+    """A pattern whose first search ends early: `regex` counts the processor time of all threads of the process."""
+
+    def __init__(self) -> None:
+        self._pattern = regex.compile("[a-z]+")
+        self._is_new = True
+
+    def finditer(self, text: str, position: int = 0, timeout: float = 0) -> Iterator[regex.Match[str]]:
+        for match in self._pattern.finditer(text, position):
+            yield match
+            if self._is_new:
+                self._is_new = False
+                raise TimeoutError
+
+
+def test_the_work_of_other_threads_does_not_end_a_search():
+    matches = all_matches(Interrupted(), "ab cd ef", Deadline(1))  # type: ignore[arg-type]
+    assert [match[0] for match in matches] == ["ab", "cd", "ef"]
+
+
 COUNTS = st.sampled_from(["{20}", "{300}", "{2,90}", "{,40}", "{90,}", "{e<=1}", "?", "*", "{", "}"])
 GROUPS = st.sampled_from(["(?:", "(", ")", "[)]", "[(]", "(?#", "(?x)", "\\(", "\\)", "[", "]", "^"])
 PARTS = COUNTS | GROUPS | st.sampled_from(["a", ".", "|", "[a-z]", " ", "#", "\n", "a?a?a?a?a?a?"])
@@ -36,6 +58,8 @@ PARTS = COUNTS | GROUPS | st.sampled_from(["a", ".", "|", "[a-z]", " ", "#", "\n
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(PARTS, min_size=1, max_size=30).map("".join))
+@example("(?:(?:a?a?a?a?a?a?){300}){300}")
+@example("(?x)(?:(?:ab|c) # a comment\n{90})#\n{300}")
 def test_no_pattern_takes_much_memory_to_compile(pattern: str):
     tracemalloc.start()
     try:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.base.fingerprint import weight_files
+from adapterhub.base.fingerprint import weight_tensors
 from adapterhub.errors import AdapterIncompatibleError
 from adapterhub.peft_format.config import WEIGHTS_FILE, copied_weights
 from adapterhub.peft_format.safetensors_header import read_header
@@ -35,11 +35,12 @@ def check_copied_weights(adapter_folder: Path, base_folder: Path, layers: Linear
 
     Raises:
         AdapterIncompatibleError: A weight differs, or the base does not have it.
+        ConfigError: The base's files cannot be read.
     """
     copies = copied_weights(read_header(adapter_folder / WEIGHTS_FILE))
     if not copies:
         return
-    in_base = {name: path for path in weight_files(base_folder) for name in read_header(path)}
+    in_base = weight_tensors(base_folder)
     names = layers.parameters_in(in_base)
     for copy, tensor in copies.items():
         parameter = layers.find_parameter(copy)

@@ -131,6 +131,16 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
+def weight_tensors(folder: Path) -> dict[str, Path]:
+    """The names of a base's tensors, and the files that they are in.
+
+    Raises:
+        ConfigError: The files cannot be read.
+    """
+    with _base_errors(folder):
+        return {name: path for name, _, path in _tensors(folder)}
+
+
 def _tensors(folder: Path) -> Iterator[tuple[str, TensorInfo, Path]]:
     for path in weight_files(folder):
         for name, tensor in read_header(path).items():

@@ -6,15 +6,17 @@ another shape, modules that the config asks for without weights, weights of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.base.plain_decoder import plain_decoder_shapes
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format.checks import AdapterInfo, LoraShape
-from adapterhub.peft_format.config import LoraSettings
-from adapterhub.peft_format.module_patterns import is_cheap
+from adapterhub.peft_format.config import WEIGHTS_FILE, LoraSettings, copied_weights
+from adapterhub.peft_format.module_patterns import are_cheap
+from adapterhub.peft_format.safetensors_header import read_header
 
 
 def check_against_base(info: AdapterInfo, adapter_folder: Path, base_folder: Path) -> tuple[str, ...]:
@@ -33,6 +35,8 @@ def check_against_base(info: AdapterInfo, adapter_folder: Path, base_folder: Pat
         AdapterInvalidError: As `check_fit`.
         ConfigError: The base cannot be read.
     """
+    if _fits_plain_decoder(info, adapter_folder, base_folder):
+        return ()
     layers = LinearLayers.of_folder(base_folder)
     if layers is None:
         return ("its shapes were not checked: the base's model is known to code in its folder only",)
@@ -104,16 +108,21 @@ def _refuse_doubles(found: Mapping[str, str]) -> None:
         seen[name] = module
 
 
-def _check_targets(settings: LoraSettings, adapted: frozenset[str], layers: LinearLayers) -> None:
-    from peft.tuners.tuners_utils import check_target_module_exists
+def _fits_plain_decoder(info: AdapterInfo, adapter_folder: Path, base_folder: Path) -> bool:
+    """Whether an adapter is seen to fit without transformers, which takes seconds to import; False decides nothing."""
+    shapes = plain_decoder_shapes(base_folder)
+    if shapes is None or copied_weights(read_header(adapter_folder / WEIGHTS_FILE)):
+        return False
+    asked = _named_targets(info.config.settings, shapes)
+    fits = all(shapes.get(module) == tuple(shape[1:]) for module, shape in info.modules.items())
+    return fits and asked is not None and info.modules.keys() >= asked
 
-    if not all(map(is_cheap, settings.expressions)):
-        return  # matching a costly expression from a download could take for ever
-    asked = settings.model_copy(update={"target_modules": _targets(settings.target_modules, layers)})
-    without = [
-        name for name in layers.shapes if name not in adapted and check_target_module_exists(asked, name)
-    ]
-    if without:
+
+def _check_targets(settings: LoraSettings, adapted: frozenset[str], layers: LinearLayers) -> None:
+    asked = _named_targets(settings, layers.shapes)
+    if asked is None:
+        asked = _targets(settings, layers)
+    if without := [name for name in layers.shapes if name in asked and name not in adapted]:
         raise AdapterInvalidError(
             f"The adapter's config and weights contradict each other: the config asks for {len(without)} layers of "
             f"the base without weights; {_listed(without)} missing.",
@@ -121,15 +130,37 @@ def _check_targets(settings: LoraSettings, adapted: frozenset[str], layers: Line
         )
 
 
-def _targets(targets: tuple[str, ...] | str, layers: LinearLayers) -> frozenset[str] | str:
-    """The targets that can match a layer of this base, however many the config lists."""
-    if isinstance(targets, str):
-        all_linear = targets.lower() == "all-linear"  # for PEFT that is all but the output layer
-        return frozenset(layers.shapes) - {layers.head or ""} if all_linear else targets
-    endings = {
-        name.split(".", skipped)[-1] for name in layers.shapes for skipped in range(name.count(".") + 1)
+def _named_targets(settings: LoraSettings, names: Iterable[str]) -> frozenset[str] | None:
+    """The layers that a config asks for if it does no more than list names; otherwise None."""
+    targets = settings.target_modules
+    if isinstance(targets, str) or settings.exclude_modules or settings.layers_to_transform is not None:
+        return None
+    listed = frozenset(targets)
+    return frozenset(name for name in names if not listed.isdisjoint(_endings(name)))
+
+
+def _targets(settings: LoraSettings, layers: LinearLayers) -> frozenset[str]:
+    """The layers that a config asks for by PEFT's own rule; none if finding them could take for ever."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if not are_cheap(settings.expressions):
+        return frozenset()
+    endings = {ending for name in layers.shapes for ending in _endings(name)}
+    targets, excluded = settings.target_modules, settings.exclude_modules
+    if isinstance(targets, str) and targets.lower() == "all-linear":  # for PEFT all but the output layer
+        targets = tuple(layers.shapes.keys() - {layers.head})
+    # However many names a config lists, few of them can match.
+    fields = {
+        "target_modules": targets if isinstance(targets, str) else endings.intersection(targets),
+        "exclude_modules": excluded if isinstance(excluded, str) else endings.intersection(excluded or ()),
     }
-    return frozenset(targets) & endings
+    asked = settings.model_copy(update=fields)
+    return frozenset(name for name in layers.shapes if check_target_module_exists(asked, name))
+
+
+def _endings(name: str) -> Iterator[str]:
+    """A module's name, and what follows each of its dots."""
+    return (name.split(".", skipped)[-1] for skipped in range(name.count(".") + 1))
 
 
 def _listed(modules: list[str]) -> str:

@@ -51,8 +51,6 @@ class LinearLayers:
         from transformers.core_model_loading import WeightConverter, WeightRenaming
         from transformers.pytorch_utils import Conv1D
 
-        from adapterhub.base.quantized_weights import linear_shape
-
         modules = dict(model.named_modules())
         head, conversions = model.get_output_embeddings(), get_model_conversion_mapping(model)
         return cls(
@@ -133,6 +131,18 @@ class LinearLayers:
         return renamed
 
 
+def linear_shape(module: Any) -> tuple[int, int] | None:
+    """(out_features, in_features) of a linear layer; None for any other module."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    if isinstance(module, nn.Linear):  # bitsandbytes' layers are subclasses
+        return module.out_features, module.in_features
+    return None
+
+
 def _values(model: Any) -> tuple[Iterable[tuple[str, Any]], ...]:
     return model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
 
@@ -150,23 +160,15 @@ def _tied(model: Any) -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _of_folder(folder: Path, stamp: tuple[int, ...]) -> LinearLayers | None:
     import torch
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        ImportError,
-        StrictDataclassError,
-    ) as error:
+            # Another dtype would be that of all threads meanwhile, also of an engine that computes.
+            dtype = torch.get_default_dtype()
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # a model's code raises anything on a config that is not valid
         if _has_own_code(folder):
             return None
         raise ConfigError(

@@ -13,8 +13,8 @@ DEMO_BASE = "adapterhub-demo"
 """The name of the small base that ships with the package; cards use it in place of a path."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# The files of a causal language model, without Python code and pickles.
-_SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+# The files of a causal language model, without Python code and pickles; a merge passes its licence on.
+_SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*", "NOTICE*"]
 
 
 def demo_base_folder() -> Path:
@@ -53,16 +53,17 @@ def locate_base(
     return _model_folder(_download(name, revision, trust_remote_code, local_files_only))
 
 
-def tokenizer_chat_template(name: str | Path) -> str | None:
+def tokenizer_chat_template(name: str | Path, *, revision: str | None = None) -> str | None:
     """The chat template (Jinja) of a base's tokenizer, read from its files without loading anything.
 
     Args:
         name: As in `locate_base`, but without network: a hub id must be in the local cache.
+        revision: As in `locate_base`.
 
     Raises:
         ConfigError: The base is not on this machine, or its files are damaged.
     """
-    files = TokenizerFiles(locate_base(name, local_files_only=True))
+    files = TokenizerFiles(locate_base(name, revision=revision, local_files_only=True))
     try:
         return files.chat_templates.get("default")
     except ValueError as error:

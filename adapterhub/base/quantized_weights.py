@@ -84,15 +84,6 @@ def dequantize_module_weight(layer: nn.Module) -> torch.Tensor:
     raise InvalidRequestError(f"A {type(layer).__name__} is not a linear layer.")
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(out_features, in_features) of a linear layer; None for any other module."""
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    if isinstance(module, nn.Linear):  # Linear4bit and Linear8bitLt are subclasses
-        return module.out_features, module.in_features
-    return None
-
-
 def _dequantize_8bit(layer: Linear8bitLt) -> torch.Tensor:
     # bitsandbytes moves the scales from the weight to `layer.state` at the first forward.
     scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +78,17 @@ class TokenizerFiles:
 
         Normalisation and splitting are left out: the same tokenizer has them in other words when it is saved again.
         """
-        if not self.vocabulary:
-            return None
-        content = [
-            sorted(self.vocabulary.items(), key=lambda token: (token[1], token[0])),
-            _merges(self._tokenizer),
-        ]
-        return f"sha256:{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"
+        return _tokenizer_digest(self.folder.resolve(), self._stamps)
+
+    @property
+    def _stamps(self) -> tuple[tuple[str, int, int, int, int], ...]:
+        """What shows that a file has changed, for the files that the digest is made of."""
+        names = (*TOKENIZER_FILES, *_SLOW_FILES, "merges.txt", "config.json")
+        found = ((name, self.folder / name) for name in names)
+        stats = ((name, path.stat()) for name, path in found if path.is_file())
+        return tuple(
+            (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats
+        )
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
@@ -123,12 +127,24 @@ class TokenizerFiles:
         return _convert(self.folder)
 
 
+@lru_cache(maxsize=16)
+def _tokenizer_digest(folder: Path, stamps: object) -> str | None:
+    """Kept for the last few folders: each registration asks for the base's, which may take half a second."""
+    files = TokenizerFiles(folder)
+    if not files.vocabulary:
+        return None
+    tokens = sorted(files.vocabulary.items(), key=lambda token: (token[1], token[0]))
+    content = json.dumps([tokens, _merges(files._tokenizer)])
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
 def _convert(folder: Path) -> dict[str, Any]:
     """The content of the `tokenizer.json` that transformers makes of other files."""
     from transformers import AutoTokenizer
 
     try:
-        text = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
+        # False, or transformers asks on the terminal whether to run the folder's code.
+        text = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer.to_str()
     except Exception:  # noqa: BLE001 - what converters raise is anything; the base's own loading reports it
         return {}
     content: dict[str, Any] = json.loads(text)

@@ -133,7 +133,7 @@ def merge(
 
     adapters = open_registry(registry)
     card = adapters.resolve(name)
-    config = HubConfig.load(registry=registry, **{**settings, "quantization": None})
+    config = HubConfig.load(registry=registry, **settings)
     base = config.base or card.base.name
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
@@ -147,9 +147,12 @@ def merge(
             force=force,
             progress=lambda done, total: show(done, total, "bytes"),
         )
+    if not as_json:
+        output.emit(str(out))  # also if the comparison fails
     prompts = card.routing.examples[:check]
     comparison = None
     if prompts:
+        output.note(f"Comparing with {card.ref} on the unquantised base ...")
         comparison = compare_merged(
             adapters,
             card.ref,
@@ -162,9 +165,7 @@ def merge(
     if as_json:
         compared = asdict(comparison) if comparison else None
         output.emit_json({**asdict(report), "comparison": compared})
-        return
-    output.emit(str(out))
-    if comparison:
+    elif comparison:
         output.note(_compared(comparison, card.ref))
 
 

@@ -45,17 +45,18 @@ class SuggestingGroup(click.Group):
             raise
 
 
+quantization_option = click.option(
+    "--quantization",
+    type=click.Choice(["nf4", "fp4", "int8", "none"]),
+    help="How the base is stored.  [default: nf4]",
+)
+
+
 def base_options(function: F) -> F:
-    """The options of the base: its name, how it is stored, and its device."""
+    """The options of the base: its name, its device, and whether its code may run."""
     options = [
         click.option(
             "--base", help="adapterhub-demo, a folder or a hub id.  [default: the one the cards name]"
-        ),
-        click.option(
-            "--quantization",
-            type=click.Choice(["nf4", "fp4", "int8", "none"]),
-            default=None,
-            help="How the base is stored.  [default: nf4]",
         ),
         click.option("--device", default=None, help="auto, cpu, cuda or cuda:N.  [default: auto]"),
         click.option(

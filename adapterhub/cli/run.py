@@ -18,6 +18,7 @@ from adapterhub.cli.options import (
     json_option,
     open_hub,
     open_registry,
+    quantization_option,
     read_text,
     registry_option,
     sampling_options,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 )
 @registry_option
 @base_options
+@quantization_option
 @json_option
 def run(
     words: tuple[str, ...],
@@ -142,9 +144,10 @@ def _own_base(card: AdapterCard) -> dict[str, str | None]:
     """The base of a card, unless the settings name one; most cards of the registry may be for another."""
     from adapterhub.config import HubConfig
 
-    if HubConfig.load().base or not card.base.name:
+    config = HubConfig.load()
+    if config.base or not card.base.name:
         return {}
-    return {"base": card.base.name, "revision": card.base.revision}
+    return {"base": card.base.name, "revision": config.revision or card.base.revision}
 
 
 def _check_options(arguments: Mapping[str, Any]) -> None:

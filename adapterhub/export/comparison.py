@@ -7,9 +7,9 @@ float32; what differs is the merged weights' rounding alone. PEFT computes the a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,49 +116,51 @@ def compare_merged(
         # peft 0.21 reads a property that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = PeftModel.from_pretrained(load(base).model, folder).eval()
-    expected = _predictions(adapted, answers)
+    expected = list(_predictions(adapted, answers))
     del adapted
-    actual = _predictions(load(merged).model, answers)
-    return _comparison(answers, expected, actual)
+    return _comparison(answers, expected, _predictions(load(merged).model, answers))
 
 
-def _predictions(model: Any, answers: Sequence[_Answer]) -> list[torch.Tensor]:
+def _predictions(model: Any, answers: Sequence[_Answer]) -> Iterator[torch.Tensor]:
     """The log-probabilities of every token at each position of each answer: (positions, vocabulary), float32."""
     import torch
 
-    predictions = []
-    with torch.inference_mode():
-        for answer in answers:
-            ids = torch.tensor([answer.prompt + answer.tokens], device=model.device)
-            positions = slice(
-                len(answer.prompt) - 1, len(answer.prompt) - 1 + len(answer.tokens) + answer.ended
-            )
-            predictions.append(model(input_ids=ids).logits[0, positions].float().log_softmax(-1).cpu())
-    return predictions
+    for answer in answers:
+        ids = torch.tensor([answer.prompt + answer.tokens], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, logits_to_keep=len(answer.tokens) + 1).logits[0]
+        yield logits[: len(answer.tokens) + answer.ended].float().log_softmax(-1).cpu()
 
 
 def _comparison(
-    answers: Sequence[_Answer], expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]
+    answers: Sequence[_Answer], expected: Sequence[torch.Tensor], actual: Iterable[torch.Tensor]
 ) -> MergeComparison:
-    same, divergences = [], []
-    for one, other in zip(expected, actual, strict=True):
-        same.append(one.argmax(-1) == other.argmax(-1))
-        divergences.append((one.exp() * (one - other)).nan_to_num(0.0).sum(-1))
-    tokens = sum(map(len, same))
+    equal = predictions = tokens = same = 0
+    divergence, loss, loss_merged = 0.0, 0.0, 0.0
+    for answer, one, other in zip(answers, expected, actual, strict=True):
+        matches = one.argmax(-1) == other.argmax(-1)
+        equal, same, predictions = (
+            equal + bool(matches.all()),
+            same + int(matches.sum()),
+            predictions + len(one),
+        )
+        divergence += float((one.exp() * (one - other)).nan_to_num(0.0).sum())
+        chosen = (range(len(answer.tokens)), answer.tokens)
+        loss, loss_merged = loss - float(one[chosen].sum()), loss_merged - float(other[chosen].sum())
+        tokens += len(answer.tokens)
     return MergeComparison(
         requests=len(answers),
-        tokens=tokens,
-        agreement=sum(bool(positions.all()) for positions in same) / len(answers),
-        top1_agreement=sum(int(positions.sum()) for positions in same) / max(1, tokens),
-        kl_divergence=max(0.0, sum(float(positions.sum()) for positions in divergences) / max(1, tokens)),
-        perplexity_adapter=_perplexity(answers, expected),
-        perplexity_merged=_perplexity(answers, actual),
+        tokens=predictions,
+        agreement=equal / len(answers),
+        top1_agreement=same / max(1, predictions),
+        kl_divergence=max(0.0, divergence / max(1, predictions)),
+        perplexity_adapter=_perplexity(loss, tokens),
+        perplexity_merged=_perplexity(loss_merged, tokens),
     )
 
 
-def _perplexity(answers: Sequence[_Answer], predictions: Sequence[torch.Tensor]) -> float:
-    loss, tokens = 0.0, 0
-    for answer, positions in zip(answers, predictions, strict=True):
-        loss -= sum(float(positions[index, token]) for index, token in enumerate(answer.tokens))
-        tokens += len(answer.tokens)
-    return exp(loss / max(1, tokens))
+def _perplexity(loss: float, tokens: int) -> float:
+    try:
+        return exp(loss / max(1, tokens))
+    except OverflowError:  # a merge that gives the answers no probability at all
+        return inf

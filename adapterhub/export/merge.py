@@ -23,11 +23,11 @@ from adapterhub.base.fit import check_against_base, check_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, ExportError
 from adapterhub.export.model_card import model_card
-from adapterhub.export.prompt_files import write_prompt_files
+from adapterhub.export.prompt_files import prompt_files
 from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
-from adapterhub.registry.cards import CARD_FILE, AdapterCard, PromptProfile
+from adapterhub.registry.cards import CARD_FILE, AdapterCard
 from adapterhub.registry.prompt_files import prompt_profile_of
 
 LINEAGE_FILE = "merge.json"
@@ -126,7 +126,7 @@ class _Merge:
         if self.card:
             check_digest(self.card.ref, self.card.digest, self.info.digest)
         check_against_base(self.info, self.adapter, self.base)
-        _ = self.profile  # refuses a tokenizer that does not fit
+        _ = self.prompt_files  # refuses a tokenizer that is damaged or does not fit
         recorded = self.card.base.fingerprint if self.card else None
         difference = recorded.mismatch(self.fingerprint) if recorded else None
         if difference and not self.force:
@@ -150,7 +150,8 @@ class _Merge:
                     progress(written, self.size_bytes)
         for path in _files_to_copy(self.base):
             shutil.copyfile(path, out / path.name)
-        write_prompt_files(out, self.adapter, self.profile)
+        for name, content in self.prompt_files.items():
+            (out / name).write_bytes(content)
         (out / LINEAGE_FILE).write_text(json.dumps(asdict(self.report), indent=2) + "\n", encoding="utf-8")
         (out / "README.md").write_text(self._model_card(), encoding="utf-8")
 
@@ -196,8 +197,9 @@ class _Merge:
         return AdapterCard.of_folder(self.adapter)
 
     @cached_property
-    def profile(self) -> PromptProfile:
-        return prompt_profile_of(self.adapter, self.base, force=self.force)
+    def prompt_files(self) -> dict[str, bytes]:
+        profile = prompt_profile_of(self.adapter, self.base, force=self.force)
+        return prompt_files(self.base, self.adapter, profile)
 
     @cached_property
     def fingerprint(self) -> BaseFingerprint:

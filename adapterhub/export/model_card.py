@@ -28,7 +28,7 @@ def model_card(base: str, base_folder: Path, adapter: str, card: AdapterCard | N
         card: The adapter's card, if it has one.
         details: How the weights were merged, in a sentence.
     """
-    base_license = read_model_card(base_folder)[0].get("license")
+    base_license = read_model_card(base_folder, follow_links=True)[0].get("license")
     name = f"{adapter} merged into {base}"
     parts = [f"---\n{_metadata(base, base_license, name, card)}\n---", f"# {name}"]
     if card and card.description:
@@ -49,7 +49,7 @@ def _metadata(base: str, base_license: str | None, name: str, card: AdapterCard 
         base_model_relation="merge",
         tags=["lora", "merge", *(tag for tag in (card.tags if card else ()) if tag not in ("lora", "merge"))],
         # One licence for the whole model only where both parts have it.
-        license=base_license if card and card.license == base_license else None,
+        license=_of_both(base_license, card.license if card else None),
         language=list(card.language) or None if card else None,
         datasets=[one for one in card.datasets if _HUB_ID.fullmatch(one)] or None if card else None,
         model_name=name if evaluation else None,
@@ -67,6 +67,11 @@ def _metadata(base: str, base_license: str | None, name: str, card: AdapterCard 
         ]
         or None,
     ).to_yaml()
+
+
+def _of_both(base: str | None, adapter: str | None) -> str | None:
+    """The licence of both, as the hub writes it, in lower case."""
+    return base.lower() if base and adapter and base.lower() == adapter.lower() else None
 
 
 def _licences(base: str, base_license: str | None, adapter: str, card: AdapterCard | None) -> Iterator[str]:

@@ -3,51 +3,74 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from adapterhub._files import read_bounded
+from adapterhub._files import os_errors_as, read_bounded
 from adapterhub.base.tokenizer_files import TOKENIZER_FILES, TokenizerFiles
+from adapterhub.errors import AdapterInvalidError, ConfigError
 from adapterhub.registry.cards import PromptProfile
 
 _MAX_FILE_BYTES = 64 * 2**20  # as at registration
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def write_prompt_files(out: Path, adapter: Path, profile: PromptProfile) -> None:
-    """Changes a copy of the base's files to what the adapter was trained with, so that transformers alone serves it.
+def prompt_files(base: Path, adapter: Path, profile: PromptProfile) -> dict[str, bytes]:
+    """The files that replace the base's, so that transformers alone serves what the adapter was trained with.
 
     Args:
-        out: The folder with a copy of the base's `config.json`, tokenizer files and generation config.
+        base: The base's folder.
         adapter: The adapter's folder, with or without tokenizer files.
         profile: The adapter's prompt profile.
+
+    Returns:
+        Name -> content; empty if nothing differs.
+
+    Raises:
+        AdapterInvalidError: A tokenizer file of the adapter is damaged.
+        ConfigError: A file of the base is.
     """
-    if _rows(out) > max(TokenizerFiles(adapter).vocabulary.values(), default=0):
-        # Otherwise it has tokens without a row in the embedding, which would fail; the base's tokenizer stays.
-        for name in TOKENIZER_FILES:
-            if (adapter / name).exists():
-                # Not through a link: what it leads to would be published with the model.
-                (out / name).write_bytes(read_bounded(adapter / name, _MAX_FILE_BYTES))
+    config = _model_config(base)
+    try:
+        own = TokenizerFiles(adapter).vocabulary
+        # A token without a row in the embedding would fail; the base's tokenizer stays then.
+        fits = config.get("vocab_size", 0) > max(own.values(), default=0)
+    except ValueError as error:
+        raise AdapterInvalidError(
+            f"The adapter's tokenizer files are damaged: {error}.",
+            hint="Copy them again, or remove them: the base's are used then.",
+        ) from error
+    names = [name for name in TOKENIZER_FILES if fits and (adapter / name).exists()]
+    # Not through a link: what it leads to would be published with the model.
+    files = {name: read_bounded(adapter / name, _MAX_FILE_BYTES) for name in names}
     if profile.chat_template:
-        (out / "chat_template.jinja").write_text(profile.chat_template, encoding="utf-8")
-    _write_end_tokens(out, profile.stop)
+        files["chat_template.jinja"] = profile.chat_template.encode()
+    try:
+        bases = TokenizerFiles(base)
+        vocabulary = {**bases.vocabulary, **(own if fits else {})}
+        ends = [vocabulary[token] for token in profile.stop if token in vocabulary]
+        if ends:
+            defaults = bases.generation_config or {name: config.get(name) for name in _TOKEN_IDS}
+            files["generation_config.json"] = _with_end_tokens(defaults, ends)
+    except ValueError as error:
+        raise ConfigError(
+            f"A file of the base is damaged: {error}.", hint="Download the base again."
+        ) from error
+    return files
 
 
-def _rows(out: Path) -> int:
-    config = json.loads((out / "config.json").read_bytes())
-    return int((config.get("text_config") or config)["vocab_size"])
+def _model_config(base: Path) -> dict[str, Any]:
+    """The settings of a base's `config.json`; those of the text model where it has others too."""
+    with os_errors_as(ConfigError, "The base's config.json cannot be read"):
+        config = json.loads((base / "config.json").read_bytes())
+    own = {name: value for name, value in config.items() if value is not None}
+    return {**(config.get("text_config") or {}), **own}
 
 
-def _write_end_tokens(out: Path, stop: tuple[str, ...]) -> None:
-    """Adds the stops that are tokens to the generation config, which is all that `generate` stops at."""
-    vocabulary = TokenizerFiles(out).vocabulary
-    added = [vocabulary[token] for token in stop if token in vocabulary]
-    if not added:
-        return
-    path, config = out / "generation_config.json", json.loads((out / "config.json").read_bytes())
-    settings = (
-        json.loads(path.read_bytes()) if path.is_file() else {name: config.get(name) for name in _TOKEN_IDS}
-    )
+def _with_end_tokens(settings: Mapping[str, Any], added: list[int]) -> bytes:
+    """A generation config with further end tokens; it has all that `generate` stops at."""
     ends = settings.get("eos_token_id")
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    settings["eos_token_id"] = [*known, *(token_id for token_id in added if token_id not in known)]
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    ids = [*known, *(token_id for token_id in added if token_id not in known)]
+    return (json.dumps({**settings, "eos_token_id": ids}, indent=2) + "\n").encode()

@@ -25,6 +25,7 @@ from adapterhub.langchain.adapter_selection import (
 )
 from adapterhub.langchain.batching import with_concurrency
 from adapterhub.langchain.results import PROVIDER
+from adapterhub.requests.prompts import check_text
 
 SAMPLING_FIELDS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop")
 
@@ -191,7 +192,7 @@ class BaseHubModel(BaseLanguageModel[LanguageModelOutputVar]):
 
     def get_token_ids(self, text: str) -> list[int]:
         """The token ids of a text, by the base's tokenizer."""
-        return self.hub.engine.tokenizer.encode(text, add_special_tokens=False)
+        return self.hub.engine.tokenizer.encode(check_text(text), add_special_tokens=False)
 
 
 def _with_selected_adapter(kwargs: dict[str, Any], config: RunnableConfig | None) -> dict[str, Any]:

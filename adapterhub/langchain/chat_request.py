@@ -130,7 +130,8 @@ def response_schema(response_format: Any) -> Mapping[str, Any] | None:
         if kind == "json_object" and "properties" not in response_format:
             return {"type": "object"}
         if kind == "json_schema":
-            schema = response_format.get("json_schema", {}).get("schema")
+            described = response_format.get("json_schema")
+            schema = described.get("schema") if isinstance(described, Mapping) else None
             if not isinstance(schema, Mapping):
                 raise InvalidRequestError("response_format has no json_schema with a schema.")
             return schema

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.outputs import Generation as Answer
@@ -16,6 +17,7 @@ from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.hub import AdapterHub
 from adapterhub.langchain.adapter_selection import cache_identity, check_adapter
 from adapterhub.langchain.arguments import check_arguments
+from adapterhub.langchain.context_overflow import context_overflow
 from adapterhub.langchain.results import create_text_chunks
 from adapterhub.requests.generation import GenerationStream
 
@@ -116,6 +118,10 @@ class AdapterPipeline:
             for prompt, generation in zip(text_inputs, generations, strict=True)
         ]
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy that shares the hub, which holds a model and threads."""
+        return copy(self)
+
     def stream(self, text: str, **kwargs: Any) -> GenerationStream:
         """Streams the answer to one text, without the prompt; arguments as for a call."""
         return self._hub.stream(text, self._adapter, raw=True, **self._options(kwargs))
@@ -149,7 +155,8 @@ class _HubPipeline(HuggingFacePipeline):
         arguments = _with_stop(kwargs, stop)
         if kwargs.get("skip_prompt"):
             arguments["return_full_text"] = False
-        outputs = self.pipeline(prompts, **arguments)
+        with context_overflow():
+            outputs = self.pipeline(prompts, **arguments)
         return LLMResult(
             generations=[[Answer(text=one["generated_text"]) for one in answers] for answers in outputs]
         )
@@ -161,7 +168,7 @@ class _HubPipeline(HuggingFacePipeline):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        with self.pipeline.stream(prompt, **_with_stop(kwargs, stop)) as answer:
+        with context_overflow(), self.pipeline.stream(prompt, **_with_stop(kwargs, stop)) as answer:
             prefix = [] if kwargs.get("skip_prompt", True) else [prompt]
             yield from create_text_chunks(chain(prefix, answer), run_manager)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, ToolMessage
@@ -21,8 +21,12 @@ _TEXTS = {
     "output_text": "text",
     "text-plain": "text",
     "refusal": "refusal",
+    "tool_result": "content",
+    "custom_tool_call_output": "output",
+    "search_result": "content",
+    "json": "json",
 }
-"""Content blocks that are text, and the key of each that holds it."""
+"""Content blocks that are read, and the key of each that holds its text, its blocks or its data."""
 _SKIPPED = re.compile("tool_(use|call|result)|_call$|^input_json_delta$|reasoning|thinking|non_standard")
 """Types of content blocks that are skipped: `tool_calls` repeat them, or they are for the provider that wrote them."""
 
@@ -106,7 +110,7 @@ def _convert(message: BaseMessage) -> dict[str, Any]:
 
 def _role(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
-        role = {"developer": "system"}.get(message.role, message.role)
+        role = {**_ROLE_OF_TYPE, "developer": "system"}.get(message.role, message.role)
     else:
         role = _ROLE_OF_TYPE.get(message.type.removesuffix("MessageChunk").lower(), message.type)
     if role not in ROLES:
@@ -117,9 +121,11 @@ def _role(message: BaseMessage) -> str:
 
 
 def _text(message: BaseMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "\n".join(text for part in message.content if (text := _part(part)))
+    return message.content if isinstance(message.content, str) else _lines(message.content)
+
+
+def _lines(parts: Iterable[str | Mapping[str, Any]]) -> str:
+    return "\n".join(text for part in parts if (text := _part(part)))
 
 
 def _part(part: str | Mapping[str, Any]) -> str:
@@ -129,18 +135,39 @@ def _part(part: str | Mapping[str, Any]) -> str:
     kind = part.get("type")
     if not isinstance(kind, str):  # a tool's data
         return json.dumps(part, ensure_ascii=False, default=str)
-    if kind in _TEXTS:
-        return str(part.get(_TEXTS[kind]) or "")
-    return "" if _SKIPPED.search(kind) else f"[{kind.removesuffix('_url')}]"
+    read = _read(part)
+    return read if read is not None else f"[{kind.removesuffix('_url')}]"
+
+
+def _read(part: Mapping[str, Any]) -> str | None:
+    """The text of a block with a type, empty if it is skipped; None if it is not text."""
+    match part:
+        case {"type": kind} if kind in _TEXTS:
+            return _value(part.get(_TEXTS[kind]))
+        case {"type": "document", "source": {"type": "text", "data": str(text)}}:
+            return text
+        case {"type": kind} if _SKIPPED.search(kind):
+            return ""
+    return None
+
+
+def _value(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case [*parts] if all(isinstance(part, str | Mapping) for part in parts):
+            return _lines(parts)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _check_question(message: BaseMessage) -> None:
     """The user's newest message is what the answer is about: a placeholder would have it made up."""
     for part in message.content if isinstance(message, HumanMessage) else ():
-        kind = part.get("type") if isinstance(part, Mapping) else "text"
-        if isinstance(kind, str) and kind not in _TEXTS and not _SKIPPED.search(kind):
+        if isinstance(part, Mapping) and isinstance(part.get("type"), str) and _read(part) is None:
             raise InvalidRequestError(
-                f"The message has content of the type {kind!r}; only text is supported.",
+                f"The message has content of the type {part['type']!r}; only text is supported.",
                 hint="Send its text, or a description of it.",
             )
 

@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from adapterhub.engine.decoding.schema_grammar import STYLE, unenforceable_part
-from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat, Schema
+from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat
 from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import GenerationError, InvalidRequestError
 from adapterhub.langchain.tool_call_format import ID_LENGTH, ToolCallFormat
@@ -66,7 +67,9 @@ class ToolChoice:
             )
         return cls(named[:1], required=True, parallel=False)
 
-    def grammar(self, tokenizer: Tokenizer, call_format: ToolCallFormat, answer: Schema | None = None) -> str:
+    def grammar(
+        self, tokenizer: Tokenizer, call_format: ToolCallFormat, answer: Mapping[str, Any] | None = None
+    ) -> str:
         """The Lark grammar of answers: calls with valid arguments, or a text if no call is required.
 
         Args:
@@ -182,7 +185,17 @@ def argument_violation(function: Mapping[str, Any], arguments: Mapping[str, Any]
     return None
 
 
-def _schema(schema: Schema, owner: str) -> str:
+def _schema(schema: Mapping[str, Any], owner: str) -> str:
+    try:
+        written = json.dumps(schema, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{owner} cannot be enforced: {error!s:.100}.") from error
+    return _written_schema(written, owner)
+
+
+@lru_cache(maxsize=256)  # an agent sends the same tools with each request
+def _written_schema(written: str, owner: str) -> str:
+    schema = json.loads(written)
     try:
         text = cast(OutputFormat, OutputFormat.of(schema=schema)).text
     except InvalidRequestError as error:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
+
+from adapterhub.errors import InvalidRequestError
 
 _LARGE = 50
 """Upper bounds from this on are there for safety; no model aims at them."""
@@ -26,11 +29,26 @@ def prompt_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Args:
         tools: Functions in OpenAI's format; they are not changed.
+
+    Raises:
+        InvalidRequestError: A tool is not JSON.
     """
-    return [{**tool, "function": _shortened(tool["function"])} for tool in tools]
+    return [{**tool, "function": json.loads(_shortened(_written(tool["function"])))} for tool in tools]
 
 
-def _shortened(function: Mapping[str, Any]) -> dict[str, Any]:
+def _written(function: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(function)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"The tool {function['name']!r} is not JSON: {error!s:.100}.") from error
+
+
+@lru_cache(maxsize=256)  # an agent sends the same tools with each request
+def _shortened(written: str) -> str:
+    return json.dumps(_with_short_parameters(json.loads(written)))
+
+
+def _with_short_parameters(function: Mapping[str, Any]) -> dict[str, Any]:
     parameters = function.get("parameters")
     if not isinstance(parameters, Mapping):
         return dict(function)
@@ -59,7 +77,8 @@ def _compact_value(key: str, value: Any) -> Any:
 def _is_silent(key: str, value: Any, node: Mapping[str, Any]) -> bool:
     """Whether a keyword tells a model nothing."""
     if key in _UPPER_BOUNDS | _LOWER_BOUNDS:
-        return value >= _LARGE if key in _UPPER_BOUNDS else value in (0, 1)
+        large = isinstance(value, int | float) and value >= _LARGE
+        return large if key in _UPPER_BOUNDS else value in (0, 1)
     return (
         key in _SILENT
         or (key == "additionalProperties" and value is False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from adapterhub.base.quantized_weights import linear_shape
+from adapterhub.base.linear_layers import linear_shape
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.layers import CurrentMapping, LinearWithLora
 from adapterhub.lora.mapping import LoraMapping

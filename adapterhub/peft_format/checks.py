@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub._files import os_errors_as
-from adapterhub.errors import AdapterInvalidError
+from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format.config import (
     WEIGHTS_FILE,
     AdapterConfig,
@@ -138,6 +138,12 @@ def check_shapes(settings: LoraSettings, header: Mapping[str, TensorInfo]) -> di
     modules = {name: _shape(name, parts, settings) for name, parts in parse_tensors(header).items()}
     if not modules:
         raise AdapterInvalidError("The adapter's file holds no LoRA weights.", hint="Save the adapter anew.")
+    for name in copied_weights(header).values():
+        if (dtype := header[name].dtype) not in DTYPES:
+            raise AdapterIncompatibleError(
+                f"The adapter holds the tensor {name[:200]!r}, a weight of the base itself, as {dtype}.",
+                hint="Train on a base in floating point, or leave the weight out of the file.",
+            )
     return modules
 
 

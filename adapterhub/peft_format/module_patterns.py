@@ -8,7 +8,7 @@ patterns that are more than a plain name is limited. Plain names are looked up, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 from pydantic import AfterValidator
@@ -29,12 +29,14 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({pattern})$")
 
 
-def is_cheap(pattern: str) -> bool:
-    """Whether a pattern can be matched safely: it is valid, and none that could take exponential time."""
+def are_cheap(patterns: Sequence[str]) -> bool:
+    """Whether patterns can be matched safely: few, all of them valid, and none that could take exponential time."""
     try:
-        return bool(_check(pattern))
+        for pattern in patterns[: _MAX_EXPRESSIONS + 1]:
+            _check(pattern)
     except ValueError:
         return False
+    return len(patterns) <= _MAX_EXPRESSIONS
 
 
 def _check(pattern: str) -> str:

@@ -23,6 +23,8 @@ from adapterhub.registry.routing_rules import check_rules
 
 CARD_FILE = "card.json"
 MAX_CARD_BYTES = 2**20
+MAX_STOPS = 64
+"""The engine takes no more in a request."""
 PromptFormat: TypeAlias = Literal["auto", "chat", "instruction", "plain"]
 
 
@@ -97,7 +99,7 @@ class PromptProfile(_CardModel):
     """`auto`, `chat`, `instruction` or `plain`."""
     chat_template: str | None = None
     """A Jinja chat template that replaces the tokenizer's."""
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=MAX_STOPS)] = ()
     """Stop strings."""
     generation: dict[str, JsonValue] = {}
     """Default sampling parameters."""

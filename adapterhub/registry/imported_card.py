@@ -62,13 +62,16 @@ def warn_of_rest(card: AdapterCard, given: Mapping[str, Any]) -> Iterator[str]:
         given: The fields that the caller sets anyway.
     """
     for name in CardFields.__annotations__:
-        if name in card.model_fields_set and name not in (*DESCRIPTIVE_FIELDS, *given):
-            value = getattr(card, name)
-            settings = {name: value}
-            if isinstance(value, BaseModel):
-                settings = {f"{name}.{part}": getattr(value, part) for part in sorted(value.model_fields_set)}
-            for setting, content in settings.items():
-                yield f"its {CARD_FILE} sets {setting} to {_shown(content)}: not taken without trust_card"
+        if name not in card.model_fields_set or name in DESCRIPTIVE_FIELDS:
+            continue
+        value, own = getattr(card, name), given.get(name, {})
+        if isinstance(value, BaseModel) and isinstance(own, Mapping):
+            parts = sorted(value.model_fields_set - own.keys())
+            settings = {f"{name}.{part}": getattr(value, part) for part in parts}
+        else:
+            settings = {} if name in given else {name: value}
+        for setting, content in settings.items():
+            yield f"its {CARD_FILE} sets {setting} to {_shown(content)}: not taken without trust_card"
 
 
 def _shown(value: Any) -> str:

@@ -38,9 +38,9 @@ def import_adapter(
 ) -> AdapterCard:
     """Copies an adapter's files into the staging folder, checks the copy and drafts its card.
 
-    Of several values for a field the first counts: the caller's, that of the `card.json` next to the files (see
-    `imported_card`; a version of another registry has one), that of `adapter_config.json` or of the tokenizer's files,
-    that of the model card.
+    Of several values for a field, or for a setting of a group such as `prompt`, the first counts: the caller's, that
+    of the `card.json` next to the files (see `imported_card`; a version of another registry has one), that of
+    `adapter_config.json` or of the tokenizer's files, that of the model card.
 
     Args:
         files: Where the adapter's files are.
@@ -88,17 +88,18 @@ def import_adapter(
     known = (
         {"source": files.source} if files.source else {}
     )  # what was downloaded outweighs what a card claims
-    return card.changed({**described, **known, **fields, **_prompt_changes(prompt, fields)})
+    card = card.changed({**described, **known})
+    return card.changed({**fields, **_prompt_changes(card.prompt, fields)})
 
 
-def _prompt_changes(prompt: PromptProfile, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What the caller sets of the prompt profile; the adapter's own template and end token stay otherwise."""
+def _prompt_changes(known: PromptProfile, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the caller sets of the prompt profile; the rest of it stays, and stops add up."""
     given = fields.get("prompt")
     if isinstance(given, PromptProfile):
         given = given.model_dump(exclude_unset=True)
     if not isinstance(given, Mapping) or not isinstance(given.get("stop"), list | tuple):
         return {"prompt": given} if "prompt" in fields else {}
-    return {"prompt": {**given, "stop": [*prompt.stop, *given["stop"]]}}
+    return {"prompt": {**given, "stop": [*known.stop, *given["stop"]]}}
 
 
 def _base_of_config(info: AdapterInfo, model_card_base: str | None) -> BaseInfo:
@@ -146,7 +147,7 @@ def _name_on_card(
     if not Path(base).expanduser().is_dir():
         return {}  # a hub id
     names = {"name": recorded.name, "revision": recorded.revision}
-    is_path = recorded.name is None or Path(recorded.name).expanduser().exists()
-    if not is_path and local_base(checked.model_copy(update=names)):
+    found = local_base(checked.model_copy(update=names))
+    if found and recorded.name and not Path(recorded.name).expanduser().is_dir():
         return names  # a hub id, of which the folder is a copy
     return {"name": str(folder.resolve()), "revision": None}

@@ -29,20 +29,21 @@ _UNFILLED = re.compile(
 _LARGEST_METRIC = 1e15
 
 
-def read_model_card(folder: Path) -> tuple[CardFields, str | None]:
-    """Reads the model card of an adapter.
+def read_model_card(folder: Path, *, follow_links: bool = False) -> tuple[CardFields, str | None]:
+    """Reads the model card of an adapter or a base.
 
     Args:
-        folder: The adapter's folder, with or without a `README.md`.
+        folder: The folder, with or without a `README.md`.
+        follow_links: Also read a link, as in the hub's cache; for folders that are trusted.
 
     Returns:
         The fields for the card, and `base_model` or None.
     """
     try:
-        text = read_bounded(folder / MODEL_CARD_FILE, _MAX_BYTES).decode("utf-8-sig", errors="replace")
+        content = read_bounded(folder / MODEL_CARD_FILE, _MAX_BYTES, follow_links=follow_links)
     except AdapterInvalidError:
         return CardFields(), None
-    data, body = _split(text)
+    data, body = _split(content.decode("utf-8-sig", errors="replace"))
     values: dict[str, Any] = {
         "description": _first_paragraph(body),
         # The hub adds tags such as "base_model:adapter:<path>"; the base has its own field.

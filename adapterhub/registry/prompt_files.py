@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
-from adapterhub.registry.cards import AdapterCard, PromptProfile
+from adapterhub.registry.cards import MAX_STOPS, AdapterCard, PromptProfile
 
 _MAX_TEMPLATE = 2**18
 
@@ -38,9 +38,11 @@ def read_prompt_profile(
     try:
         template, stop = (
             _own_template(own, bases),
-            tuple(sorted(own.end_tokens - (bases.end_tokens if bases else set()))),
+            tuple(sorted(own.end_tokens - (bases.end_tokens if bases and own.end_tokens else set()))),
         )
         json.dumps([template, stop], ensure_ascii=False).encode()  # no lone surrogates
+        if len(stop) > MAX_STOPS:
+            raise ValueError(f"they name {len(stop)} further end tokens; at most {MAX_STOPS} are taken")
         refused, warnings = _token_problems(own, bases, template or "", stop) if bases else ((), ())
     except ValueError as error:
         raise AdapterInvalidError(
@@ -91,8 +93,7 @@ def _token_problems(
     own: TokenizerFiles, base: TokenizerFiles, template: str, stop: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is refused about the adapter's tokens, and what is only told."""
-    known = base.vocabulary
-    if not known:
+    if not own.vocabulary or not (known := base.vocabulary):
         return (), ()
     differing = [
         token

@@ -8,9 +8,10 @@ also stands where a text begins or ends with a part of a spelling, which the tem
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from adapterhub.engine.tokenizer import Message, Tokenizer
@@ -19,6 +20,7 @@ from adapterhub.requests.prompts import ROLES, PromptStyle, render
 
 Span = tuple[int, int]
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
+_PRIVATE = re.compile("[\U000f0000-\U000ffffd]")
 _ANSWER_FIELDS = frozenset({"content", "reasoning_content", "reasoning", "thinking"})
 
 
@@ -150,14 +152,24 @@ class Marks:
 
     @classmethod
     def unused_in(cls, *texts: str) -> Marks:
-        """Marks that occur in none of the texts."""
-        free = unused_characters(*texts)
-        return cls(next(free), next(free), next(free))
+        """Marks that occur in none of the texts; errors as in `unused_characters`."""
+        return cls(*unused_characters(3, *texts))
 
 
-def unused_characters(*texts: str) -> Iterator[str]:
-    """Private-use characters that occur in none of the texts."""
-    return (chr(code) for code in _PRIVATE_USE if not any(chr(code) in text for text in texts))
+def unused_characters(count: int, *texts: str) -> list[str]:
+    """Private-use characters that occur in none of the texts.
+
+    Raises:
+        InvalidRequestError: There are not as many left.
+    """
+    used = {character for text in texts for character in _PRIVATE.findall(text)}
+    free = list(islice((chr(code) for code in _PRIVATE_USE if chr(code) not in used), count))
+    if len(free) < count:
+        raise InvalidRequestError(
+            "The prompt spells control tokens and contains nearly all private-use characters of Unicode.",
+            hint="Leave out one of the two; they look like an attack on the prompt's format.",
+        )
+    return free
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str]:

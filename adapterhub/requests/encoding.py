@@ -80,6 +80,24 @@ class PromptEncoder:
         max_characters: int | None = None,
     ) -> RenderedPrompt:
         """Renders a conversation; arguments and errors as in `prompts.render`."""
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "max_characters": max_characters,
+        }
+        try:
+            return self._render(messages, style, tools, options)
+        except RecursionError as error:
+            raise InvalidRequestError(
+                "A message or a tool contains itself, or is nested too deeply."
+            ) from error
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        style: PromptStyle,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> RenderedPrompt:
         control = self.control_tokens(style)
         texts: list[str] = []
         spelled: list[str] = []
@@ -92,10 +110,6 @@ class PromptEncoder:
 
         control.map_messages(messages, collect)
         control.map_texts(tools, collect)
-        options: dict[str, Any] = {
-            "add_generation_prompt": add_generation_prompt,
-            "max_characters": max_characters,
-        }
         if not spelled:
             text = render(messages, style, self._tokenizer, tools=tools, **options)
             if not control.may_complete(texts, text):
@@ -184,11 +198,9 @@ def _encode_beside_stand_ins(prompt: RenderedPrompt, tokenizer: Any, *, by_chara
         encoder.normalizer = backend.normalizer
     if backend.pre_tokenizer is not None:
         encoder.pre_tokenizer = backend.pre_tokenizer
-    free = unused_characters(prompt.text)
-    gap = next(free)
-    stand_ins = {
-        word: next(free) * len(word) for word in {prompt.text[slice(*span)] for span in prompt.spans}
-    }
+    words = {prompt.text[slice(*span)] for span in prompt.spans}
+    gap, *free = unused_characters(1 + len(words), prompt.text)
+    stand_ins = {word: one * len(word) for word, one in zip(words, free, strict=True)}
     added: dict[str, tuple[AddedToken, int]] = {}
     for token_id, token in tokenizer.added_tokens_decoder.items():
         if token.content in prompt.control.ids and token.content not in stand_ins:

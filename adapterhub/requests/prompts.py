@@ -20,6 +20,8 @@ from adapterhub.registry.cards import PromptFormat
 
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 ROLES = ("system", "user", "assistant", "tool")
+_MAX_REASON = 500
+"""Characters of a template's own error, which may be of any length."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,8 @@ def _too_long(max_characters: int | None) -> RequestTooLongError:
 
 
 def _render_chat(template: str | None, variables: Mapping[str, Any], max_characters: int | None) -> str:
-    from adapterhub.requests.chat_template import RenderingLimitError, TextTooLongError, render_template
+    from adapterhub.requests.chat_template import render_template
+    from adapterhub.requests.template_limits import RenderingLimitError, TextTooLongError
 
     if template is None or not variables["messages"]:
         raise InvalidRequestError("There is no chat template, or no message to render with it.")
@@ -227,7 +230,7 @@ def _render_chat(template: str | None, variables: Mapping[str, Any], max_charact
         ) from error
     except Exception as error:  # a template raises whatever its expressions do
         raise InvalidRequestError(
-            f"The chat template refuses these messages: {error}",
+            f"The chat template refuses these messages: {error!s:.{_MAX_REASON}}",
             hint="Templates often want turns to alternate, starting with the user.",
         ) from error
 

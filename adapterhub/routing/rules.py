@@ -13,10 +13,10 @@ from adapterhub._deadline import Deadline, DeadlineExceededError
 from adapterhub._patterns import SafePattern
 from adapterhub.registry.routing_rules import MAX_RULES, rule_problems
 
-PATTERN_SECONDS = 0.02
-"""Processor time that one pattern may search one request; a pattern that takes longer does not match."""
+ROUTE_SECONDS = 0.02
+"""Processor time that the patterns of one route may search one request."""
 RULES_SECONDS = 0.1
-"""Processor time that all patterns may take for one request; those that are left do not match."""
+"""Processor time that all patterns may search one request."""
 _MAX_COMPILED = 8192
 _NEVER = regex.compile(r"(?!)")
 _log = logging.getLogger(__name__)
@@ -46,29 +46,39 @@ def first_match(routes: Iterable[HasRules], text: str) -> RuleMatch | None:
     """The first rule that matches a request: routes in the given order, phrases before patterns.
 
     Rules that cannot be used are left out: cards and saved routers can be written by other means than the registry.
-    A pattern that takes too long is left out for this request.
+    Patterns that would take too long are left out for this request.
     """
-    deadline: Deadline | None = None
+    seconds = RULES_SECONDS
     for route in routes:
         for phrase in route.phrases[:MAX_RULES]:
             if _compiled_phrase(phrase).search(text):  # linear in the text, so no timeout
                 return RuleMatch(route.name, phrase)
-        for pattern in route.patterns[:MAX_RULES]:
-            deadline = deadline or Deadline(RULES_SECONDS)
-            if _matches(pattern, text, deadline):
+        if route.patterns and seconds > 0:
+            # The first request compiles the patterns, which is not a part of its time.
+            compiled = [(pattern, _compiled_pattern(pattern)) for pattern in route.patterns[:MAX_RULES]]
+            deadline = Deadline(min(ROUTE_SECONDS, seconds))
+            started = deadline.remaining
+            if pattern := _first_pattern(route.name, compiled, text, deadline):
                 return RuleMatch(route.name, pattern)
+            seconds -= started - deadline.remaining
     return None
 
 
-def _matches(pattern: str, text: str, deadline: Deadline) -> bool:
-    compiled = _compiled_pattern(pattern)
-    if compiled is None:
-        return False
-    try:
-        return compiled.search(text, Deadline(min(PATTERN_SECONDS, deadline.remaining))) is not None
-    except DeadlineExceededError:
-        _log.warning("A routing pattern took too long for this request and was skipped: %s", pattern)
-        return False
+def _first_pattern(
+    name: str, patterns: Iterable[tuple[str, SafePattern | None]], text: str, deadline: Deadline
+) -> str | None:
+    for pattern, compiled in patterns:
+        try:
+            if compiled and compiled.search(text, deadline) is not None:
+                return pattern
+        except DeadlineExceededError:
+            _log.warning(
+                "The routing patterns of %s take too long for this request; skipped from %.80r on",
+                name,
+                pattern,
+            )
+            break
+    return None
 
 
 @lru_cache(maxsize=_MAX_COMPILED)

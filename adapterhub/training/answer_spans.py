@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class ConversationRenderer:
         """Renders a record as one conversation, or as one for each answer.
 
         Raises:
-            DatasetError: The chat template fails on the record, or leaves out its tools or an answer's reasoning.
+            DatasetError: The chat template fails on the record, or leaves out tools, or an answer's reasoning or calls.
         """
         messages = prompts.conversation(
             [message.model_dump(exclude_unset=True) for message in record.messages], self._system
@@ -76,8 +76,8 @@ class ConversationRenderer:
             raise DatasetError(
                 f"The chat template writes an answer of the record at line {record.line} only in part, or changes what "
                 "goes before it.",
-                hint="Leave reasoning out of the answers, or give card.prompt.chat_template a template that writes "
-                "whole answers.",
+                hint="Leave reasoning or tool calls that it does not write out of the answers, or give "
+                "card.prompt.chat_template a template that writes whole answers.",
             )
         return RenderedConversation(prompt, [span])
 
@@ -119,7 +119,7 @@ class ConversationRenderer:
         except (InvalidRequestError, TypeError, ValueError):
             raise DatasetError(
                 f"The chat template fails on the record at line {record.line}.",
-                hint="Templates differ in the roles, orders and tools that they take.",
+                hint="Templates differ in roles, orders and tools that they take, and in the form of arguments.",
             ) from None
         if not renders_tools:
             raise DatasetError(
@@ -203,6 +203,15 @@ def _any_of(texts: Iterable[str]) -> str:
 
 
 def _holds(text: str, answer: Message) -> bool:
-    """Whether a text ends the reasoning and the answer as the message does; some templates leave one or both out."""
+    """Whether a text ends reasoning and answer as the message does, and names its calls; templates leave these out."""
     parts = (answer.get("content") or "").split("</think>")
-    return all(words[-1] in text for part in parts if (words := re.findall(r"\w+", part)))
+    words = [found[-1] for part in parts if (found := re.findall(r"\w+", part))]
+    return all(word in text for word in [*words, *_called(answer)])
+
+
+def _called(answer: Message) -> Iterator[str]:
+    """The names of the functions that a message calls."""
+    for call in answer.get("tool_calls") or ():
+        function = call.get("function", call)
+        if isinstance(function, Mapping) and isinstance(name := function.get("name"), str):
+            yield name

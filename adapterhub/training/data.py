@@ -90,9 +90,19 @@ def _parse(line: str, number: int, records: list[Record], problems: list[str]) -
         content = json.loads(line)
         if not isinstance(content, dict):
             raise TypeError("not an object")
+        _check_unicode(line, content)
         records.append(Record.model_validate({**content, "line": number}))
     except (ValidationError, ValueError, TypeError, RecursionError) as error:
         problems.append(f"line {number}: {_reason(error)}")
+
+
+def _check_unicode(line: str, content: dict[str, Any]) -> None:
+    """JSON can spell half of a surrogate pair, which no tokenizer takes."""
+    if "\\ud" in line.lower():  # serialising every line would take as long as parsing it
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("not valid Unicode: an escape is half of a surrogate pair") from None
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from pydantic import JsonValue
 from adapterhub._files import sha256_file
 from adapterhub.base.locating import locate_base
 from adapterhub.errors import AdapterHubError, TrainingError
+from adapterhub.peft_format.checks import inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE
-from adapterhub.registry.cards import AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
+from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
@@ -68,17 +70,42 @@ def finetune(
             **fields,
         )
 
-    def check(untrained: Path) -> None:
-        register(untrained, {**config.card.fields(), "datasets": _datasets(config)}, dry_run=True)
+    with _kept_if_trained(config) as run:
 
-    with _kept_if_trained(config) as folder:
-        result = train_adapter(config, folder, check=check, progress=progress)
-        return register(folder, _card_fields(config, result))
+        def check(untrained: Path, stop: tuple[str, ...]) -> None:
+            run.fields = _fields_of_run(config, stop)
+            run.card = register(untrained, run.fields, dry_run=True)
+
+        result = train_adapter(config, run.folder, check=check, progress=progress)
+        run.fields = {**run.fields, **_fields_of_result(config, result)}
+        return register(run.folder, run.fields)
+
+
+@dataclass
+class _Run:
+    """A run's folder for the adapter, the fields of its card, and the card of the dry run."""
+
+    folder: Path
+    fields: CardFields = field(default_factory=CardFields)
+    card: AdapterCard | None = None
+
+    def write_card(self) -> bool:
+        """Writes the card beside the trained files, so that they can be registered with all that it says."""
+        if self.card is None:
+            return False
+        try:
+            digest = inspect_adapter(self.folder).digest
+            card = self.card.changed(self.fields).model_copy(update={"digest": digest})
+            (self.folder / CARD_FILE).write_bytes(card.to_json())
+        except (AdapterHubError, OSError):  # such as a full disk; the adapter's files are there all the same
+            (self.folder / CARD_FILE).unlink(missing_ok=True)
+            return False
+        return True
 
 
 @contextmanager
-def _kept_if_trained(config: FinetuneConfig) -> Iterator[Path]:
-    """A temporary folder for the adapter; it stays if there is an error after the adapter's files were written."""
+def _kept_if_trained(config: FinetuneConfig) -> Iterator[_Run]:
+    """A run in a temporary folder, which stays if there is an error after the adapter's files were written."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=f"adapterhub-{config.name}-"))
     except OSError as error:
@@ -86,18 +113,20 @@ def _kept_if_trained(config: FinetuneConfig) -> Iterator[Path]:
             f"No temporary folder could be made: {error.strerror or error}.",
             hint="Free some space, or set TMPDIR to a folder that can be written.",
         ) from error
-    keep = False
+    keep, run = False, _Run(folder)
     try:
-        yield folder
+        yield run
     except Exception as error:
         keep = (folder / WEIGHTS_FILE).is_file()
         if not keep:
             raise
         reason = error.message if isinstance(error, AdapterHubError) else str(error)
+        command = ["adapterhub", "add", config.name, str(folder), "--base", config.base]
+        trust = ["--trust-card"] if run.write_card() else []
         raise TrainingError(
-            f"The adapter was trained, but not registered: {reason} Its files are in {str(folder)!r}.",
-            hint=f"Register them: adapterhub add {config.name} {shlex.quote(str(folder))} "
-            f"--base {shlex.quote(config.base)}",
+            f"The adapter was trained, but not registered: {reason.removesuffix('.')}. "
+            f"Its files are in {str(folder)!r}.",
+            hint=f"Register them: {shlex.join([*command, *trust])}",
         ) from error
     finally:
         if not keep:
@@ -113,15 +142,19 @@ def _with_initial_profile(config: FinetuneConfig) -> FinetuneConfig:
     return config.model_copy(update={"card": card})
 
 
-def _card_fields(config: FinetuneConfig, result: TrainingResult) -> CardFields:
-    fields: CardFields = {
-        "datasets": _datasets(config),
+def _fields_of_run(config: FinetuneConfig, stop: tuple[str, ...]) -> CardFields:
+    """What the card says of the run before its first step; the datasets may change or go away during it."""
+    fields: CardFields = {**config.card.fields(), "datasets": _datasets(config)}
+    if stop:
+        fields["prompt"] = _with_stop(config.card.prompt, stop)
+    return fields
+
+
+def _fields_of_result(config: FinetuneConfig, result: TrainingResult) -> CardFields:
+    return {
         "evaluation": [_evaluation(config, result.eval_loss)] if result.eval_loss is not None else [],
         "lineage": Lineage(method="finetune", settings=_settings(config, result)),
     }
-    if result.stop:
-        fields["prompt"] = _with_stop(config.card.prompt, result.stop)
-    return {**config.card.fields(), **fields}
 
 
 def _with_stop(profile: PromptProfile, stop: tuple[str, ...]) -> PromptProfile:

@@ -9,6 +9,7 @@ from typing import Any
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fit import check_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import ConfigError
@@ -17,13 +18,16 @@ from adapterhub.peft_format.config import WEIGHTS_FILE, LoraSettings, parse_tens
 from adapterhub.training.config import LoraOptions
 
 
-def load_initial_weights(folder: Path, model: Any, lora: LoraOptions, layers: LinearLayers) -> str:
+def load_initial_weights(
+    folder: Path, model: Any, lora: LoraOptions, base: Path, layers: LinearLayers
+) -> str:
     """Loads an adapter's weights into the LoRA layers of a `PeftModel`.
 
     Args:
         folder: The adapter's PEFT folder.
         model: The `PeftModel` to train.
         lora: The LoRA settings of the model.
+        base: The base's folder.
         layers: The base's linear layers.
 
     Returns:
@@ -37,6 +41,7 @@ def load_initial_weights(folder: Path, model: Any, lora: LoraOptions, layers: Li
     settings = LoraSettings(r=lora.r, lora_alpha=lora.alpha, use_rslora=lora.rslora, use_dora=lora.dora)
     info = inspect_adapter(folder)
     names = check_fit(info.modules, layers)
+    check_copied_weights(folder, base, layers)  # they are not loaded
     weights = _under_the_models_names(load_file(folder / WEIGHTS_FILE), names)
     new = get_peft_model_state_dict(model)
     shapes = [{name: tensor.shape for name, tensor in part.items()} for part in (new, weights)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from adapterhub.errors import DatasetError
+from adapterhub.errors import DatasetError, InvalidRequestError
 from adapterhub.requests import prompts
 from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.training.answer_spans import ConversationRenderer, RenderedConversation
@@ -72,15 +72,16 @@ def tokenize(
         system: System prompt of records without one, as in serving.
 
     Raises:
-        DatasetError: The chat template fails on a record, or leaves out its tools or an answer's reasoning; or no
-            record has an answer within `max_length`.
+        DatasetError: The chat template fails on a record, or leaves out its tools, or reasoning or calls of an answer;
+            a record spells a control token that the tokenizer cannot encode as text; or no record has an answer within
+            `max_length`.
     """
     if not tokenizer.is_fast:
         raise DatasetError(
             "The base's tokenizer returns no character offsets, so answer tokens cannot be labelled."
         )
     renderer, labeller = ConversationRenderer(tokenizer, style, system), _Labeller(tokenizer)
-    full = [labeller.label(text) for record in records for text in renderer.render(record)]
+    full = [example for record in records for example in _examples(record, renderer, labeller)]
     shortened = [
         TokenizedExample(example.input_ids[:max_length], example.labels[:max_length]) for example in full
     ]
@@ -103,6 +104,15 @@ def tokenize(
         len(shortened) - len(usable),
         frozenset(ends & labeller.special_token_ids),
     )
+
+
+def _examples(record: Record, renderer: ConversationRenderer, labeller: _Labeller) -> list[TokenizedExample]:
+    try:
+        return [labeller.label(text) for text in renderer.render(record)]
+    except InvalidRequestError as error:
+        raise DatasetError(
+            f"The record at line {record.line} cannot be tokenised: {error.message}", hint=error.hint
+        ) from None
 
 
 def _last_labels(example: TokenizedExample) -> Iterator[int]:

@@ -97,7 +97,7 @@ def train_adapter(
     config: FinetuneConfig,
     out: Path,
     *,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path, tuple[str, ...]], None] | None = None,
     progress: Callable[[TrainingStep], None] | None = None,
 ) -> TrainingResult:
     """Trains an adapter and writes `adapter_config.json`, `adapter_model.safetensors` and the chat template.
@@ -105,8 +105,8 @@ def train_adapter(
     Args:
         config: The run.
         out: An existing, empty folder. The files are there before the last evaluation begins.
-        check: Called before the first step with a folder of the same files with untrained weights; what it raises ends
-            the run.
+        check: Called before the first step with a folder of the same files with untrained weights, and with the
+            result's `stop`; what it raises ends the run.
         progress: Called after every step.
 
     Raises:
@@ -139,7 +139,7 @@ def train_adapter(
         files = Path(scratch, "adapter")
         if check:
             _save(trainer.model, files, style)  # which keeps the room that the trained files need
-            check(files)
+            check(files, _stop(base, train))
         before = {name: weight.detach().clone() for name, weight in _lora_b_weights(trainer.model)}
         with _memory_errors():
             trainer.train()
@@ -159,7 +159,7 @@ def _stop(base: Base, train: TokenizedDataset) -> tuple[str, ...]:
 def _load_initial(config: FinetuneConfig, model: Any, base: Base) -> str | None:
     if config.initial_adapter is None:
         return None
-    return load_initial_weights(config.initial_adapter, model, config.lora, base.linear_layers)
+    return load_initial_weights(config.initial_adapter, model, config.lora, base.folder, base.linear_layers)
 
 
 def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -101,6 +102,24 @@ def test_a_base_is_built_once_until_its_config_changes(tmp_path: Path):
     second = LinearLayers.of_folder(base)
     assert second
     assert len(second.shapes) < len(first.shapes)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_the_dtype_of_other_threads_stays_as_it_is(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    """torch's default dtype is one for the process, and an engine may compute while an adapter is checked."""
+    base = make_base(tmp_path / "base", kind, dtype=torch.bfloat16)
+    dtypes: list[torch.dtype] = []
+    monkeypatch.setattr(torch, "set_default_dtype", dtypes.append)
+    assert LinearLayers.of_folder(base)
+    assert set(dtypes) == {torch.float32}
+
+
+def test_a_config_that_the_models_code_does_not_expect(tmp_path: Path):
+    base = maker.make_base(tmp_path / "base", num_attention_heads=0)
+    with pytest.raises(ConfigError, match="not a base that can be read"):
+        LinearLayers.of_folder(base)
 
 
 @pytest.mark.parametrize("config", [None, "{", "[]", '{"model_type": "no-such"}', '{"model_type": "clip"}'])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from adapterhub.base import tokenizer_files
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.tokenizer_files import TokenizerFiles
 
@@ -75,6 +76,29 @@ def test_another_template_is_the_same_base_and_known_to_differ(tiny_base: Path, 
         assert one.mismatch(other) is None
         assert one.has_other_template(other)
         assert one.chat_template_digest != other.chat_template_digest
+
+
+def test_the_digest_is_computed_once_for_the_same_files(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    read, reads = tokenizer_files._read_json, []
+    monkeypatch.setattr(tokenizer_files, "_read_json", lambda path: reads.append(path.name) or read(path))
+    first = TokenizerFiles(copy).tokenizer_digest
+    assert "tokenizer.json" in reads
+    reads.clear()
+    assert TokenizerFiles(copy).tokenizer_digest == first
+    assert reads == []
+    (copy / "added_tokens.json").write_text('{"<new>": 300}')
+    assert TokenizerFiles(copy).tokenizer_digest != first
+
+
+def test_no_code_of_a_base_is_offered_to_be_run(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE", 1)
+    content = json.loads((copy / "tokenizer.json").read_text())["model"]
+    (copy / "vocab.json").write_text(json.dumps(content["vocab"]))
+    (copy / "tokenizer.json").unlink()
+    config = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    assert TokenizerFiles(copy).tokenizer_digest is None
 
 
 def test_digests_that_a_card_does_not_know_are_not_compared(tiny_base: Path):

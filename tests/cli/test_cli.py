@@ -13,7 +13,7 @@ import pytest
 from adapterhub import AdapterRegistry, SamplingParams
 from adapterhub.cli.main import cli, main
 from adapterhub.cli.options import read_text
-from adapterhub.errors import AdapterNotFoundError
+from adapterhub.errors import AdapterNotFoundError, ConfigError
 from tests.tiny import make_adapter, make_base
 
 COMMANDS = sorted(cli.commands)
@@ -81,6 +81,21 @@ class TestReading:
         shutil.rmtree(base)
         shown = own("show", "json")
         assert (shown.code, f"unknown: There is no base model at '{base}'" in shown.out) == (0, True)
+
+    def test_show_reads_the_base_at_the_revision_of_the_card(
+        self, own, tmp_path, tiny_base, tiny_adapters, monkeypatch
+    ):
+        repository = tmp_path / "hub" / "models--org--base"
+        shutil.copytree(tiny_base, repository / "snapshots" / ("a" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "v1").write_text("a" * 40)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        adapter = shutil.copytree(tiny_adapters["json"], tmp_path / "adapter")
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        named = {**config, "base_model_name_or_path": "org/base", "revision": "v1"}
+        (adapter / "adapter_config.json").write_text(json.dumps(named))
+        own("add", "json", adapter)
+        assert own("show", "json", "--json").json["prompt_in_use"] == "chat template of the tokenizer"
 
     def test_show(self, run, tiny_registry):
         shown = run("show", "json")
@@ -484,9 +499,18 @@ class TestMerge:
         assert (tmp_path / "merged" / "model.safetensors").is_file()
 
     def test_without_a_check_no_model_is_loaded(self, run, tmp_path, monkeypatch):
-        monkeypatch.setattr("adapterhub.hub.AdapterHub.from_pretrained", None)
+        monkeypatch.setattr("adapterhub.base.loading.load_base", None)
         merged = run("merge", "json", tmp_path / "merged", "--check", 0)
         assert (merged.code, merged.out) == (0, f"{tmp_path / 'merged'}\n")
+
+    def test_the_merged_model_is_named_also_if_it_cannot_be_compared(self, run, tmp_path, monkeypatch):
+        def fail(*_: object, **__: object) -> None:
+            raise ConfigError("No memory.")
+
+        monkeypatch.setattr("adapterhub.base.loading.load_base", fail)
+        merged = run("merge", "json", tmp_path / "merged", "--check", 1)
+        assert (merged.code, merged.out) == (1, f"{tmp_path / 'merged'}\n")
+        assert "Comparing with json@1 on the unquantised base ..." in merged.err
 
     @pytest.mark.parametrize("options", [(), ("--revision", "v2")], ids=["card", "option"])
     def test_the_bases_revision_is_passed_on(

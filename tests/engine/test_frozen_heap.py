@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterhub import AdapterHub
-from adapterhub.errors import EngineError
+from adapterhub.errors import ConfigError
 
 LIFE = """
 import gc, json, sys, time, weakref
@@ -59,17 +58,24 @@ def test_a_hub_freezes_what_is_loaded_and_leaves_no_base_behind(
     assert again, "the next hub freezes anew"
 
 
+@pytest.mark.parametrize("error", [ConfigError("x"), KeyboardInterrupt()])
 def test_a_hub_that_cannot_be_made_leaves_nothing_frozen(
-    tiny_base: Path, tiny_registry: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tiny_registry: Path, error: BaseException
 ):
-    def refuses(*_: object, **__: object) -> None:
-        raise EngineError("This model cannot be served.")
+    released: list[bool] = []
 
-    monkeypatch.setattr("adapterhub.engine.batching.BatchingEngine.__init__", refuses)
-    before = gc.get_freeze_count()
-    with pytest.raises(EngineError, match="cannot be served"):
-        AdapterHub.from_pretrained(tiny_base, tiny_registry, quantization=None, device="cpu")
-    assert gc.get_freeze_count() == before
+    class Heap:
+        def release(self) -> None:
+            released.append(True)
+
+    class BrokenHub(AdapterHub):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise error
+
+    monkeypatch.setattr("adapterhub.engine.frozen_heap.FrozenHeap", Heap)
+    with pytest.raises(type(error)):
+        BrokenHub.from_pretrained(tiny_base, tiny_registry, device="cpu", kv_cache_mib=16)
+    assert released
 
 
 def test_a_process_that_has_frozen_objects_keeps_its_own(tiny_base: Path, tiny_registry: Path):

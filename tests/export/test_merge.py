@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from adapterhub import AdapterRegistry
 from adapterhub.base.fingerprint import BaseFingerprint
@@ -228,6 +228,43 @@ def test_the_cards_chat_template_replaces_the_bases(tmp_path: Path, llama: Path,
     merge_adapter(llama, registry.folder(card), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "[x]"
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "error"),
+    [
+        ("tokenizer.json", "adapter", AdapterInvalidError),
+        ("added_tokens.json", "adapter", AdapterInvalidError),
+        ("generation_config.json", "base", ConfigError),
+    ],
+)
+def test_damaged_tokenizer_files_are_an_error_before_anything_is_written(
+    tmp_path: Path, llama: Path, adapter: Path, name: str, of: str, error: type[Exception]
+):
+    base = shutil.copytree(llama, tmp_path / "base")
+    registry = AdapterRegistry(tmp_path / "registry")
+    card = registry.register("json", adapter, base=base, prompt={"stop": ["<|endoftext|>"]})
+    damaged = registry.folder(card) if of == "adapter" else base
+    (damaged / name).write_text("{")
+    with pytest.raises(error, match="damaged"):
+        merge_adapter(
+            base, registry.folder(card), tmp_path / "out", progress=lambda *_: pytest.fail("it wrote")
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_end_tokens_of_a_multi_modal_config_stay(tmp_path: Path):
+    base = make_base(tmp_path / "gemma3", "gemma3")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    (base / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = config.pop("eos_token_id")
+    (base / "config.json").write_text(json.dumps(config))
+    card = (registry := AdapterRegistry(tmp_path / "registry")).register(
+        "json", adapter, base=base, prompt={"stop": ["<|endoftext|>"]}
+    )
+    merge_adapter(base, registry.folder(card), tmp_path / "out")
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [2, 0]
 
 
 def test_another_base_is_refused_unless_forced(tmp_path: Path, llama: Path, adapter: Path):

@@ -35,6 +35,7 @@ def merged_card(tmp_path: Path, base: Path, adapter: Path, **fields: object) -> 
         (None, "mit", None),
         ("apache-2.0", None, None),
         ("apache-2.0", "apache-2.0", "apache-2.0"),
+        ("apache-2.0", "Apache-2.0", "apache-2.0"),
         (None, None, None),
     ],
 )
@@ -48,6 +49,13 @@ def test_a_licence_stands_for_the_whole_model_only_if_both_parts_have_it(
     assert card.data.license == of_both
     assert f"- base llama: {of_base or 'not recorded; see the base'}\n" in card.text
     assert f"- adapter json@1: {of_adapter or 'not recorded'}\n" in card.text
+
+
+def test_the_licence_of_a_base_in_the_hubs_cache_is_read(tmp_path: Path, adapter: Path):
+    base = make_base(tmp_path / "llama")
+    (tmp_path / "blob").write_text("---\nlicense: mit\n---\n")
+    (base / "README.md").symlink_to(tmp_path / "blob")
+    assert merged_card(tmp_path, base, adapter, license="mit").data.license == "mit"
 
 
 def test_it_has_all_that_the_adapters_card_knows(tmp_path: Path, base: Path, adapter: Path):

@@ -10,127 +10,17 @@ from typing import Any
 from hypothesis import strategies as st
 
 _PIECES = (
-    *(
-        "",
-        "a",
-        "json",
-        "base",
-        "auto",
-        "latest",
-        "@",
-        "@1",
-        ":",
-        "+",
-        "0.5",
-        "1e309",
-        "-1",
-        "\n",
-        "\n\n",
-        "\r\n",
-        "\t",
-        " ",
-    ),
-    *(
-        "\0",
-        "\x1b[31m",
-        "\u200b",
-        "\u202e",
-        "\ufeff",
-        "\ufffd",
-        "\ud800",
-        "e\u0301",
-        "é",
-        "日本語",
-        "🙂",
-        "👩‍👩‍👧",
-        "привет",
-    ),
-    *(
-        "../",
-        "/etc/passwd",
-        "C:\\",
-        "con",
-        "nul.txt",
-        "~",
-        "$HOME",
-        "%s",
-        "{}",
-        "{0.__class__}",
-        "`id`",
-        "'; --",
-    ),
-    *(
-        "<|im_end|>",
-        "<|im_start|>system\n",
-        "</s>",
-        "<s>",
-        "[INST]",
-        "<tool_call>",
-        "</tool_call>",
-        "<think>",
-    ),
-    *(
-        "{{",
-        "}}",
-        "{%",
-        "%}",
-        "{#",
-        "{{ x }}",
-        "{% for i in x %}",
-        "{% endfor %}",
-        "{{ 'a' * 10**9 }}",
-        "{{ x|join }}",
-    ),
-    *(
-        "(",
-        ")",
-        "(a+)+$",
-        "(?=a)",
-        "[",
-        "]",
-        "[^",
-        "{9999}",
-        "{1,9}{1,9}",
-        "a{2}",
-        "\\",
-        "\\1",
-        "|",
-        "*",
-        "+?",
-        ".*",
-    ),
-    *(
-        "---",
-        "---\n",
-        "&a",
-        "*a",
-        "!!python/object",
-        "- ",
-        "key: ",
-        "# ",
-        "## ",
-        "```",
-        "| a | b |",
-        "|---|",
-        "* ",
-        "1. ",
-    ),
-    *(
-        '{"',
-        '":',
-        "[" * 50,
-        "]" * 50,
-        '{"a":' * 30,
-        "null",
-        "NaN",
-        "1e999",
-        "9" * 400,
-        "true",
-        '"$ref"',
-        '"#"',
-    ),
-    *("a@b.c", "http://", "https://a.b/'", "sk_live_", "-----BEGIN", "TODO", "[Name]", "x" * 300),
-)
+    "", "a", "json", "base", "auto", "latest", "@", "@1", ":", "+", "0.5", "1e309", "-1", "\n", "\n\n",
+    "\r\n", "\t", " ", "\x00", "\x1b[31m", "\u200b", "\u202e", "\ufeff", "\ufffd", "\ud800", "e\u0301", "é",
+    "日本語", "🙂", "👩\u200d👩\u200d👧", "привет", "../", "/etc/passwd", "C:\\", "con", "nul.txt", "~", "$HOME", "%s",
+    "{}", "{0.__class__}", "`id`", "'; --", "<|im_end|>", "<|im_start|>system\n", "</s>", "<s>", "[INST]",
+    "<tool_call>", "</tool_call>", "<think>", "{{", "}}", "{%", "%}", "{#", "{{ x }}", "{% for i in x %}",
+    "{% endfor %}", "{{ 'a' * 10**9 }}", "{{ x|join }}", "(", ")", "(a+)+$", "(?=a)", "[", "]", "[^",
+    "{9999}", "{1,9}{1,9}", "a{2}", "\\", "\\1", "|", "*", "+?", ".*", "---", "---\n", "&a", "*a",
+    "!!python/object", "- ", "key: ", "# ", "## ", "```", "| a | b |", "|---|", "* ", "1. ", '{"', '":',
+    "[" * 50, "]" * 50, '{"a":' * 30, "null", "NaN", "1e999", "9" * 400, "true", '"$ref"', '"#"', "a@b.c",
+    "http://", "https://a.b/'", "sk_live_", "-----BEGIN", "TODO", "[Name]", "x" * 300,
+)  # fmt: skip
 
 texts = st.one_of(
     st.text(max_size=60),
@@ -138,6 +28,26 @@ texts = st.one_of(
     st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=4)), max_size=12).map("".join),
 )
 """Texts of up to a few hundred characters; some are not valid Unicode."""
+
+_JINJA = (
+    "{{ a }}", "{{ x | join(', ') }}", "{{ i }}", "{{ i.b }}", "{{ loop.index }}", "{{ a | upper }}",
+    "{{ x[0] }}", "{% if a %}", "{% elif x %}", "{% else %}", "{% endif %}", "{% for i in x %}",
+    "{% endfor %}", "{# c #}", "a\n",
+)  # fmt: skip
+_CHAT_JINJA = (
+    "{% for message in messages %}", "{{ message.role }}: {{ message['content'] }}\n",
+    "{{ messages[-1].content }}", "{% set ns = namespace(x=1) %}", "{% set ns.x = ns.x * 99 %}",
+    "{{ raise_exception('no') }}", "{{ bos_token }}", "{% macro m() %}{{ m() }}{% endmacro %}",
+    "{{ m() }}", "{{ tools | tojson }}", "{{ [].append(1) }}", "{% break %}", "{% for i in range(99) %}",
+    "{{ ('a' * 99) * 99 }}", "{{ messages.__class__ }}", "{% generation %}", "{{ 1 // 0 }}",
+    "{% if add_generation_prompt %}",
+)  # fmt: skip
+templates = st.one_of(texts, st.lists(st.sampled_from(_JINJA), min_size=1, max_size=8).map("".join))
+"""Templates of the tools."""
+chat_templates = st.one_of(
+    texts, st.lists(st.sampled_from((*_JINJA, *_CHAT_JINJA)), min_size=1, max_size=8).map("".join)
+)
+"""Chat templates of models."""
 
 numbers = st.one_of(
     st.integers(-3, 300),
@@ -184,9 +94,11 @@ def _replace(document: Any, path: tuple[Any, ...], change: Callable[[Any], Any])
 @st.composite
 def changed(draw: st.DrawFn, document: Any, values: st.SearchStrategy[Any] = json_values) -> Any:
     """A valid document with some of its values replaced, and fields added to or taken from its objects."""
+    if draw(st.integers(0, 19)) == 19:
+        return draw(values)
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(0, 3))):
-        path = draw(st.sampled_from(_paths(document)))
+        path = draw(st.sampled_from(_paths(document)[1:] or [()]))
         action = draw(st.sampled_from(["replace", "add", "remove"]))
 
         def change(value: Any, action: str = action) -> Any:
@@ -208,7 +120,8 @@ def changed(draw: st.DrawFn, document: Any, values: st.SearchStrategy[Any] = jso
 def as_bytes(documents: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
     """JSON documents as files, some of them damaged."""
     written = documents.map(lambda document: json.dumps(document).encode())
-    return st.one_of(written, st.builds(_damaged, written, st.integers(0, 4000), st.binary(max_size=6)))
+    damaged = st.builds(_damaged, written, st.integers(0, 4000), st.binary(max_size=6))
+    return st.one_of(written, written, written, damaged)
 
 
 def _damaged(content: bytes, place: int, insertion: bytes) -> bytes:

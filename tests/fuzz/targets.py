@@ -19,7 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.errors import AdapterHubError
-from tests.fuzz.strategies import as_bytes, changed, json_schemas, json_values, objects, texts
+from tests.fuzz.strategies import (
+    as_bytes,
+    changed,
+    chat_templates,
+    json_schemas,
+    json_values,
+    numbers,
+    objects,
+    templates,
+    texts,
+)
 
 TARGETS: dict[str, Target] = {}
 
@@ -38,8 +48,13 @@ class Target:
     check: Callable[[Any], None]
     seconds: float
 
-    def test(self, **changes: Any) -> Any:
-        """The target as a test of hypothesis, under its settings and `changes`."""
+    def test(self, accepted: list[Any] | None = None, **changes: Any) -> Any:
+        """The target as a test of hypothesis.
+
+        Args:
+            accepted: Receives the examples that raised no error.
+            changes: To hypothesis' settings.
+        """
 
         _expected()  # what loads once is not part of an example's time
 
@@ -49,6 +64,8 @@ class Target:
             start = time.thread_time()
             with ours():
                 self.check(example)
+                if accepted is not None:
+                    accepted.append(example)
             assert time.thread_time() - start < self.seconds, "took too long"
 
         return run
@@ -104,7 +121,7 @@ def example_folder(source: str = "") -> Iterator[Path]:
 # --- names, cards, configurations, headers -------------------------------------------------------------------------
 
 
-@target(texts)
+@target(st.one_of(texts, st.from_regex(r"[a-z0-9._~-]{1,9}(@[a-z0-9-]{1,9})?", fullmatch=True)))
 def fuzz_names(text: str) -> None:
     from adapterhub.registry import Ref
 
@@ -112,7 +129,14 @@ def fuzz_names(text: str) -> None:
     assert Ref.parse(str(ref)) == ref == Ref.parse(text)
 
 
-@target(texts)
+_PARTS = st.builds(
+    "{}:{}".format,
+    st.one_of(*[st.sampled_from(["json", "json@1", "json@latest", "base", "none"])] * 3, texts),
+    st.one_of(*[st.sampled_from(["1", "0.5", "-0.5", "0", "1e309", "nan", "1_0", "١"])] * 3, texts),
+)
+
+
+@target(st.one_of(st.lists(_PARTS, min_size=1, max_size=3).map("+".join), texts))
 def fuzz_blends(text: str) -> None:
     with live_hub() as hub:
         hub.generate("hello", adapter=text, max_tokens=1)
@@ -273,26 +297,53 @@ def fuzz_router_files(example: tuple[int, bytes, bool]) -> None:
         AdapterRouter.load(folder / "router").route("some json")
 
 
+@target(st.deferred(lambda: as_bytes(changed(_router_parts()[0]))), seconds=10)
+def fuzz_router_settings(settings: bytes) -> None:
+    """Files whose digest is right, as a stranger makes them."""
+    from skops import io
+
+    from adapterhub.routing import AdapterRouter
+    from adapterhub.routing.classifier.storage import _digest
+
+    text, arrays = settings.decode(errors="replace"), _router_parts()[1]
+    with example_folder() as folder:
+        content = {"meta": text, "digest": _digest(text, arrays), **arrays}
+        (folder / "router").write_bytes(io.dumps(content))
+        AdapterRouter.load(folder / "router").route("some json")
+
+
+@cache
+def _router_parts() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings and the arrays of a router's file."""
+    from skops import io
+
+    content = io.loads(_router_file(), trusted=[])
+    return json.loads(content.pop("meta")), {k: v for k, v in content.items() if k != "digest"}
+
+
 # --- the tools -----------------------------------------------------------------------------------------------------
 
 
-@target(st.tuples(texts, st.dictionaries(texts, st.one_of(texts, st.lists(texts, max_size=3)), max_size=3)))
-def fuzz_templates(example: tuple[str, dict[str, Any]]) -> None:
+_FIELDS = {"x": [{"b": "1"}, {"b": "2"}], "a": "3"}
+
+
+@target(st.tuples(templates, changed(_FIELDS, objects)))
+def fuzz_templates(example: tuple[str, Any]) -> None:
     from adapterhub.agent_tools import Template
 
     text, fields = example
-    Template({"en": text}).render({"x": "1", "a": "2", **fields})
+    Template({"en": text}).render(fields if isinstance(fields, dict) else {"x": fields})
 
 
 @target(st.tuples(texts, texts))
 def fuzz_patterns(example: tuple[str, str]) -> None:
-    from adapterhub.routing import AdapterRouter
+    from adapterhub.routing.routes import Route
+    from adapterhub.routing.rules import first_match
 
     pattern, text = example
     with suppress(ValueError):  # pydantic's, of the rule
         _validate(text, [{"rule": "regex", "pattern": pattern}])
-    examples = {"json": ["as json"] * 3, "code": ["a function"] * 3}
-    AdapterRouter.fit(examples, patterns={"json": [pattern]}).route(text)
+    first_match([Route.make("json", ["as json"], patterns=[pattern])], text)
 
 
 _RULES: list[dict[str, Any]] = [
@@ -301,14 +352,13 @@ _RULES: list[dict[str, Any]] = [
 ]
 
 
-@target(st.tuples(texts, json_schemas, st.lists(texts, min_size=1, max_size=3)))
-def fuzz_validator(example: tuple[str, Any, list[str]]) -> None:
-    text, schema, sections = example
-    with suppress(ValueError):
-        _validate(text, _RULES)
-    with suppress(ValueError):
-        _validate(text, [{"rule": "json_schema", "json_schema": schema}])
-    with suppress(ValueError):
+@target(st.tuples(texts, json_values, json_schemas, st.lists(texts, min_size=1, max_size=3)))
+def fuzz_validator(example: tuple[str, Any, Any, list[str]]) -> None:
+    text, value, schema, sections = example
+    _validate(text, _RULES)
+    if isinstance(schema, dict):
+        _validate(json.dumps(value), [{"rule": "json_schema", "json_schema": schema}])
+    with suppress(ValueError):  # pydantic's: a section is empty or long
         _validate(text, [{"rule": "required_sections", "sections": sections}])
 
 
@@ -323,43 +373,65 @@ def _validate(text: str, rules: list[dict[str, Any]]) -> None:
 @target(
     st.tuples(
         texts,
-        st.integers(-1, 90),
+        st.one_of(st.integers(10, 90), st.integers(-1, 90)),
         st.integers(-1, 9),
+        st.one_of(st.none(), st.integers(0, 9)),
         st.sampled_from(["left", "right", "center", "justify"]),
+        st.booleans(),
     )
 )
-def fuzz_formatter(example: tuple[str, int, int, Any]) -> None:
+def fuzz_formatter(example: tuple[str, int, int, int | None, Any, bool]) -> None:
     from adapterhub.agent_tools import TextLayout, format_text
 
-    text, width, indent, align = example
-    layout = TextLayout(width=width, indent=indent, align=align)
+    text, width, indent, first_line_indent, align, preserve_paragraphs = example
+    layout = TextLayout(width, indent, first_line_indent, align, preserve_paragraphs)
     once = format_text(text, layout)
     assert "".join(once.split()) == "".join(text.split()) or "\0" in text, "characters were lost"
     if align == "left":
         assert format_text(once, layout) == once
 
 
+_SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "format": "date"}}, "required": ["a"]}
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "text_formatter": {"text": "- one\n  two", "width": 40, "indent": 2, "align": "justify"},
+    "template_generator": {"template": "email", "fields": {"subject": "x", "body": ["a"], "to": 1}},
+    "content_validator": {
+        "text": '{"a": "2024-01-01"}',
+        "rules": [
+            *_RULES,
+            {"rule": "json_schema", "json_schema": _SCHEMA},
+            {"rule": "regex", "pattern": "a+"},
+        ],
+    },
+    "list_adapters": {"contains": "js", "limit": 3},
+    "route_request": {"text": "as json"},
+}
+
+
 @target(
-    st.tuples(
-        st.integers(0, 4),
-        st.dictionaries(
-            st.sampled_from(["text", "width", "template", "fields", "rules", "tag", "x"]), json_values
-        ),
+    st.sampled_from(sorted(_ARGUMENTS)).flatmap(
+        lambda name: st.tuples(st.just(name), changed(_ARGUMENTS[name]))
     )
 )
-def fuzz_tool_arguments(example: tuple[int, dict[str, Any]]) -> None:
+def fuzz_tool_arguments(example: tuple[str, Any]) -> None:
+    from pydantic import ValidationError
+
     from adapterhub.langchain import AdapterToolkit
 
-    which, arguments = example
+    name, arguments = example
+    if not isinstance(arguments, dict):
+        return  # LangChain's own messages hold nothing else
     with live_hub() as hub:
-        tool = AdapterToolkit(hub=hub).get_tools()[which]
-        call = {"type": "tool_call", "id": "1", "name": tool.name, "args": arguments}
-        with suppress(ValueError):  # pydantic's, which LangChain's agents show to the model
+        (tool,) = AdapterToolkit(hub=hub, selected=[name]).get_tools()
+        call = {"type": "tool_call", "id": "1", "name": name, "args": arguments}
+        with suppress(ValidationError):  # LangChain's agents show it to the model
             assert tool.invoke(call).content
 
 
 _words = st.one_of(
-    texts, st.sampled_from(["json", "json@1", "json@latest", "--json", "--all", "-", "--", "adapter", "1"])
+    texts,
+    st.sampled_from(["json", "json@1", "json@latest", "--json", "--all", "-", "--", "1"]),
+    st.sampled_from(["adapter", "--base", "base", "new"]),
 )
 
 
@@ -376,6 +448,7 @@ def fuzz_commands(example: tuple[str, list[str]]) -> None:
 
     command, words = example
     _stored_card()
+    words = [str(workspace() / word) if word in ("adapter", "base") else word for word in words]
     with example_folder("registry") as folder:
         environment = {"ADAPTERHUB_REGISTRY": str(folder), "ADAPTERHUB_BASE": None}
         result = CliRunner().invoke(cli, [command, *words], env=environment, input="some text")
@@ -417,25 +490,54 @@ def live_hub() -> Iterator[Any]:
         assert not hub.stats().waiting
 
 
-_OPTIONS = (
-    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "stop_token_ids"),
-    *("seed", "ignore_eos", "n", "logprobs", "priority", "schema", "regex", "grammar", "choices", "adapter"),
-    *("raw", "tools", "json", "choice", "strange"),
-)
+_MESSAGE = {"role": "user", "content": "hello"}
+_TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}},
+}
+_token_ids = st.lists(st.integers(-1, 300), max_size=3)
+_OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(("max_tokens", "top_k", "seed", "n", "logprobs", "priority"), numbers),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), numbers),
+    **dict.fromkeys(("ignore_eos", "raw"), st.booleans()),
+    **dict.fromkeys(("schema", "json"), json_schemas),
+    **dict.fromkeys(("regex", "grammar"), texts),
+    **dict.fromkeys(("choices", "choice"), st.lists(texts, max_size=3)),
+    "stop": st.one_of(texts, st.lists(texts, max_size=3)),
+    "stop_token_ids": _token_ids,
+    "suppress_tokens": _token_ids,
+    "bad_words_ids": st.lists(_token_ids, max_size=2),
+    "adapter": st.sampled_from(["json", "base", "auto", "none", None]),
+    "tools": changed([_TOOL]),
+    "strange": json_values,
+}
 
 
-@target(st.tuples(objects, st.dictionaries(st.sampled_from(_OPTIONS), objects, max_size=4)), seconds=10)
+@st.composite
+def _options(draw: st.DrawFn) -> dict[str, Any]:
+    """Options of a request, one of them in four of a wrong type."""
+    names = draw(st.lists(st.sampled_from(sorted(_OPTIONS)), max_size=3, unique=True))
+    return {name: draw(objects if draw(st.integers(0, 3)) == 3 else _OPTIONS[name]) for name in names}
+
+
+@target(st.tuples(st.one_of(texts, st.just([_MESSAGE]), objects), _options()), seconds=10)
 def fuzz_requests(example: tuple[Any, dict[str, Any]]) -> None:
     prompt, options = example
     with live_hub() as hub:
         hub.generate(prompt, **{"max_tokens": 3, **options})
 
 
-_MESSAGE = {"role": "user", "content": "hello"}
+_CALL = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
+_RESULT = {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "1"}]}
 
 
 @target(
-    st.lists(st.one_of(changed(_MESSAGE, objects), st.just(_MESSAGE), objects), max_size=3),
+    st.lists(
+        st.sampled_from([_MESSAGE, {**_MESSAGE, "role": "system"}, _CALL, _RESULT]).flatmap(
+            lambda message: changed(message, objects)
+        ),
+        max_size=3,
+    ),
     seconds=10,
 )
 def fuzz_conversations(messages: list[Any]) -> None:
@@ -443,7 +545,7 @@ def fuzz_conversations(messages: list[Any]) -> None:
         hub.generate(messages, max_tokens=2)
 
 
-@target(texts, seconds=10)
+@target(chat_templates, seconds=10)
 def fuzz_chat_templates(template: str) -> None:
     with live_hub() as hub:
         hub.registry.update("json", prompt={"chat_template": template})
@@ -494,12 +596,15 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
-@target(st.tuples(texts, st.lists(texts, max_size=4)))
+_calls = changed({"name": "f", "arguments": {"a": 1}}).map(json.dumps).map("{}\n</tool_call>".format)
+
+
+@target(st.tuples(texts, st.lists(st.one_of(_calls, texts), max_size=4)))
 def fuzz_tool_calls(example: tuple[str, list[str]]) -> None:
     from adapterhub.langchain.tool_call_format import HERMES
     from adapterhub.langchain.tool_call_parser import parse_tool_calls
 
     start, rest = example
-    content, calls = parse_tool_calls(start + "<tool_call>\n".join(rest), HERMES)
+    content, calls = parse_tool_calls("<tool_call>\n".join([start, *rest]), HERMES)
     assert isinstance(content, str)
     assert all(isinstance(call["args"], dict) for call in calls)

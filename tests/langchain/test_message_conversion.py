@@ -8,6 +8,7 @@ from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
+    ChatMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
@@ -17,7 +18,7 @@ from langchain_core.tools import tool
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import InvalidRequestError, RequestTooLongError
-from adapterhub.langchain import AdapterHubLLM, AdapterToolkit, ChatAdapterHub
+from adapterhub.langchain import AdapterHubLLM, AdapterToolkit, ChatAdapterHub, huggingface_pipeline
 from adapterhub.langchain.message_conversion import convert_messages, fit_tool_calls, inline_tool_calls
 from adapterhub.langchain.tool_call_format import HERMES
 from tests.langchain.helpers import add
@@ -69,6 +70,14 @@ def content(message: BaseMessage) -> str:
         (AIMessage([{"type": "code_interpreter_call", "id": "1"}, T]), "T"),
         (AIMessage([{"type": "non_standard", "value": {}}, T]), "T"),
         (AIMessage([{"type": "invalid_tool_call", "name": "w", "args": "{", "id": "1", "error": "e"}]), ""),
+        (HumanMessage([{"type": "tool_result", "tool_use_id": "1", "content": "42"}, T]), "42\nT"),
+        (HumanMessage([{"type": "tool_result", "tool_use_id": "1", "content": [T, {"type": "image"}]}]), "T\n[image]"),
+        (ToolMessage([{"type": "json", "json": {"a": 1}}], tool_call_id="1"), '{"a": 1}'),
+        (ToolMessage([{"type": "json", "json": [1, 2]}], tool_call_id="1"), "[1, 2]"),
+        (ToolMessage([{"type": "custom_tool_call_output", "output": "T"}], tool_call_id="1"), "T"),
+        (ToolMessage([{"type": "search_result", "title": "t", "content": [T]}], tool_call_id="1"), "T"),
+        (ToolMessage([{"type": "document", "source": {"type": "text", "data": "T"}}], tool_call_id="1"), "T"),
+        (ToolMessage([{"type": "document", "source": {"type": "url", "url": "T"}}], tool_call_id="1"), "[document]"),
         (ToolMessage([T, {"type": "image", "base64": "AAAA"}], tool_call_id="1"), "T\n[image]"),
         (HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "?"}]), "[image]\n?"),
         (HumanMessage([{"type": "something_new"}]), "[something_new]"),
@@ -77,6 +86,14 @@ def content(message: BaseMessage) -> str:
 )  # fmt: skip
 def test_blocks_of_a_history(message: BaseMessage, expected: str):
     assert content(message) == expected
+
+
+def test_results_and_documents_in_the_users_newest_message_are_read():
+    blocks = [
+        {"type": "tool_result", "tool_use_id": "1", "content": "42"},
+        {"type": "document", "source": {"type": "text", "data": "T"}},
+    ]
+    assert convert_messages([HumanMessage(blocks)])[0]["content"] == "42\nT"
 
 
 @pytest.mark.parametrize("kind", ["image", "image_url", "audio", "file"])
@@ -183,6 +200,12 @@ class TestTooLong:
         with pytest.raises(ContextOverflowError):
             await llm.ainvoke(self.LONG)
 
+    def test_a_pipeline(self, hub: AdapterHub):
+        llm = huggingface_pipeline(hub, "base")
+        for ask in (llm.invoke, lambda text: list(llm.stream(text))):
+            with pytest.raises(ContextOverflowError):
+                ask(self.LONG)
+
 
 def test_deep_copies_share_the_hub(hub: AdapterHub):
     model = ChatAdapterHub(hub=hub, stop=["x"])
@@ -193,6 +216,33 @@ def test_deep_copies_share_the_hub(hub: AdapterHub):
     assert bound.bound.hub is hub
     assert copied.invoke("Hi").text == model.invoke("Hi").text
     assert copy.deepcopy(AdapterToolkit(hub=hub)).hub is hub
+    pipeline = huggingface_pipeline(hub, "base")
+    assert copy.deepcopy(pipeline).invoke("Hi") == pipeline.invoke("Hi")
+
+
+def test_texts_that_are_no_unicode_and_nested_arguments(hub: AdapterHub):
+    model = ChatAdapterHub(hub=hub)
+    with pytest.raises(InvalidRequestError, match="Unicode"):
+        model.get_num_tokens("\ud800")
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+    with pytest.raises(InvalidRequestError, match="nested"):
+        hub.generate([{"role": "user", "content": "x", "extra": nested}])
+
+
+@pytest.mark.parametrize("wrong", [5, None, {}, {"schema": 5}])
+def test_a_response_format_without_a_schema(hub: AdapterHub, wrong: Any):
+    with pytest.raises(InvalidRequestError, match="no json_schema"):
+        ChatAdapterHub(hub=hub).invoke("x", response_format={"type": "json_schema", "json_schema": wrong})
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [("human", "user"), ("ai", "assistant"), ("function", "tool"), ("developer", "system"), ("user", "user")],
+)
+def test_roles_of_chat_messages(role: str, expected: str):
+    assert convert_messages([ChatMessage("x", role=role)])[0]["role"] == expected
 
 
 class TestTools:

@@ -31,6 +31,7 @@ from adapterhub.langchain.tool_call_format import HERMES, ToolCallFormat
 from adapterhub.langchain.tool_call_format_detection import ToolCallFormats, detect_format
 from adapterhub.langchain.tool_call_parser import ToolCallParser, parse_tool_calls
 from adapterhub.langchain.tool_choice import ToolChoice
+from adapterhub.langchain.tool_prompt import prompt_tools
 from adapterhub.requests.prompts import choose_style, render
 from tests.langchain.helpers import Person, add, now
 from tests.tiny import make_adapter, make_base, make_tokenizer
@@ -434,7 +435,7 @@ class TestAnswers:
             ToolCallFormats(),
         )
         assert request.call_format == call_format
-        assert request.tools == TOOLS
+        assert request.tools == prompt_tools(TOOLS)
         generated = hub.generate(
             request.messages, request.adapter, tools=request.tools, **request.options
         ).text

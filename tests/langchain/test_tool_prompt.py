@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 
 from adapterhub import AdapterHub
+from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain import AdapterToolkit, ChatAdapterHub
 from adapterhub.langchain.tool_prompt import prompt_tools
 from adapterhub.langchain.tool_schema import openai_tool
@@ -19,6 +21,10 @@ MAX_VALIDATOR, MAX_TOOLKIT = 1171, 1840
 
 def parameters(given: Any) -> dict[str, Any]:
     return prompt_tools([openai_tool(given)])[0]["function"]["parameters"]
+
+
+def raw_tool(given: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "description": "F.", "parameters": given}}
 
 
 class TestSize:
@@ -84,6 +90,23 @@ class TestContent:
         short = parameters(walk)
         assert short["$defs"].keys() == {"Node"}
         assert short["properties"]["root"]["$ref"] == "#/$defs/Node"
+
+    @pytest.mark.parametrize("bounds", [{"maxLength": "5"}, {"minimum": None}, {"exclusiveMaximum": True}])
+    def test_bounds_that_are_no_numbers_stay(self, bounds: dict[str, Any]):
+        given = {"properties": {"a": {"type": "string", **bounds}}}
+        assert prompt_tools([raw_tool(given)])[0]["function"]["parameters"]["properties"]["a"] == {
+            "type": "string",
+            **bounds,
+        }
+
+    def test_what_is_not_json(self):
+        with pytest.raises(InvalidRequestError, match="'f' is not JSON"):
+            prompt_tools([raw_tool({"properties": {"a": {"default": object()}}})])
+
+    def test_each_call_has_its_own(self):
+        first, second = (prompt_tools([openai_tool(content_validator)]) for _ in range(2))
+        first[0]["function"]["parameters"].clear()
+        assert second[0]["function"]["parameters"]
 
     def test_the_tools_are_not_changed(self):
         given = openai_tool(content_validator)

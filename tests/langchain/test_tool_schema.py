@@ -3,6 +3,7 @@
 import enum
 import json
 import pathlib
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -218,6 +219,21 @@ class TestTools:
             assert violation.startswith("f: ")
             assert "$.v" in violation
 
+    async def test_they_are_checked_off_the_event_loop(self, model, monkeypatch: pytest.MonkeyPatch):
+        threads: list[threading.Thread] = []
+
+        def record(*_: Any) -> str:
+            threads.append(threading.current_thread())
+            return "wrong"
+
+        monkeypatch.setattr("adapterhub.langchain.results.argument_violation", record)
+        bound = model.bind_tools([raw_tool("f", type="integer", enum=[1])], tool_choice="f")
+        streamed = sum_of([chunk async for chunk in bound.astream("x")])
+        for answer in (await bound.ainvoke("x"), streamed):
+            assert answer.response_metadata["invalid_arguments"] == ["wrong"]
+        assert len(threads) == 2
+        assert threading.current_thread() not in threads
+
     def test_sixty_described_tools(self, model):
         tools = [
             raw_tool(f"tool_{number}", type="string", description="What it is. " * 200)
@@ -257,6 +273,14 @@ CALLS = {
     "list_adapters": {"limit": 3},
     "route_request": {"text": "x"},
 }
+
+
+def test_a_text_is_never_evaluated_as_a_type(tmp_path):
+    code = f"__import__('pathlib').Path({str(tmp_path / 'made')!r}).touch()"
+    for schema in (code, [code]):
+        with pytest.raises(InvalidRequestError, match="not a value of type"):
+            json_schema_of(schema)
+    assert not (tmp_path / "made").exists()
 
 
 class TestToolkitInAuto:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.errors import AdapterInvalidError
+from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format import checks
 from adapterhub.peft_format.checks import LoraShape, inspect_adapter
 from tests.registry.maker import adapter_tensors, make_adapter, module_names, values
@@ -46,6 +46,14 @@ def test_weights_that_contradict_the_config(tmp_path: Path, change: dict[str, An
     with pytest.raises(AdapterInvalidError, match=f"contradict each other.*{reason}") as caught:
         inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors))
     assert Q0 in caught.value.message
+
+
+@pytest.mark.parametrize("dtype", ["I8", "BOOL", "F8_E4M3", "I64"])
+def test_a_copy_of_a_weight_in_another_kind_of_number(tmp_path: Path, dtype: str) -> None:
+    data = bytes(8 * (8 if dtype == "I64" else 1))
+    tensors = {**adapter_tensors(), "base_model.model.model.norm.weight": (dtype, (8,), data)}
+    with pytest.raises(AdapterIncompatibleError, match=rf"a weight of the base itself, as {dtype}\."):
+        inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors))
 
 
 def test_dora_without_magnitudes_or_with_too_few(tmp_path: Path) -> None:

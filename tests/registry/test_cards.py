@@ -95,6 +95,8 @@ def test_changes_to_a_group_keep_its_other_settings() -> None:
         ({"routing": {"color": "red"}}, "routing.color"),
         ({"tags": "one"}, "tags"),
         ({"prompt": {"format": "wild"}}, "prompt.format"),
+        ({"prompt": {"stop": [""]}}, "prompt.stop.0"),  # what no request could be served with
+        ({"prompt": {"stop": ["x"] * 65}}, "prompt.stop"),
     ],
 )
 def test_changes_that_cannot_be_made(changes: dict[str, Any], message: str) -> None:

@@ -226,6 +226,15 @@ def test_a_damaged_file_is_refused(
     assert registry.list() == []
 
 
+def test_more_end_tokens_than_a_request_takes_are_refused(
+    adapter: Path, tiny_base: Path, registry: AdapterRegistry
+):
+    save_tokenizer(adapter, tiny_base, lambda tokenizer: None)
+    (adapter / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(100)]}))
+    with pytest.raises(AdapterInvalidError, match="99 further end tokens"):
+        registry.register("a", adapter, base=tiny_base)
+
+
 @pytest.mark.parametrize("value", [None, 5, "x", [], [5], {}, {"a": []}, True])
 @pytest.mark.parametrize(
     "field", ["model", "added_tokens", "added_tokens_decoder", "chat_template", "eos_token"]

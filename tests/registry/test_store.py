@@ -24,6 +24,7 @@ from adapterhub.errors import (
     RegistryLockedError,
 )
 from adapterhub.registry import AdapterCard, AdapterRegistry, BaseInfo, Problem, Routing, importing, store
+from adapterhub.registry.cards import CardFields, PromptProfile
 from tests.registry.maker import content, make_adapter, make_base
 
 
@@ -57,7 +58,16 @@ def test_register_fills_in_the_card(registry: AdapterRegistry, adapter: Path, ba
 
 
 @pytest.mark.parametrize(
-    "recorded", ["/somebody/elses/base", "../elsewhere", "org/not-on-this-machine", None]
+    "recorded",
+    [
+        "/somebody/elses/base",
+        "../elsewhere",
+        "org/not-on-this-machine",
+        None,
+        "~no-such-user/base",
+        "x" * 400,
+        "a\0b",
+    ],
 )
 @pytest.mark.parametrize("relative", [False, True])
 def test_the_card_names_the_base_that_was_checked(
@@ -327,13 +337,6 @@ def test_an_adapter_that_matches_nothing_is_never_registered(
     assert registry.list() == []
 
 
-def test_a_base_given_by_folder_keeps_the_name_that_the_config_gives(
-    registry: AdapterRegistry, base: Path, tmp_path: Path
-) -> None:
-    nameless = make_adapter(tmp_path / "a", base_model_name_or_path=None)
-    assert registry.register("json", nameless, base=base).base.name == str(base)
-
-
 def test_a_base_that_has_a_name_everywhere_is_recorded_by_it(
     registry: AdapterRegistry, adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,7 +437,29 @@ def test_a_card_that_is_trusted_is_taken_whole(
     # What the caller sets counts, and is not reported.
     own = AdapterRegistry(tmp_path / "third").register("json", folder, prompt={"system": "Mine."})
     assert own.prompt.system == "Mine."
-    assert not [warning for warning in own.warnings if "prompt" in warning]
+    assert not [warning for warning in own.warnings if "prompt.system" in warning]
+
+
+def test_settings_beside_those_of_the_caller(adapter: Path, tmp_path: Path) -> None:
+    """A setting that the caller gives replaces that setting of a card, not its whole group."""
+    first = AdapterRegistry(tmp_path / "first")
+    card = first.register(
+        "json",
+        adapter,
+        prompt={"system": "S", "chat_template": "T", "stop": ["END"]},
+        routing={"phrases": ["p"], "keywords": ["k"]},
+    )
+    given: CardFields = {"prompt": {"system": "Mine", "stop": ["MORE"]}, "routing": {"keywords": ["z"]}}
+    trusted = AdapterRegistry(tmp_path / "second").register(
+        "json", first.folder(card), trust_card=True, **given
+    )
+    assert trusted.prompt == PromptProfile(system="Mine", chat_template="T", stop=("END", "MORE"))
+    assert trusted.routing == Routing(phrases=("p",), keywords=("z",))
+    other = AdapterRegistry(tmp_path / "third").register("json", first.folder(card), **given)
+    assert other.prompt == PromptProfile(system="Mine", stop=("MORE",))
+    shown = "\n".join(other.warnings)
+    assert all(f"sets {setting} to" in shown for setting in ("prompt.chat_template", "routing.phrases"))
+    assert not any(f"sets {setting} to" in shown for setting in ("prompt.system", "routing.keywords"))
 
 
 def test_a_version_of_the_same_registry_is_trusted(

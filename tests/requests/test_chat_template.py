@@ -9,7 +9,7 @@ import pytest
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine, SamplingParams
 from adapterhub.errors import InvalidRequestError, RequestTooLongError
-from adapterhub.requests import chat_template
+from adapterhub.requests import template_limits
 from adapterhub.requests.chat_template import render_template
 from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.requests.prompts import choose_style, render
@@ -70,10 +70,24 @@ LARGE = {
     "lipsum": "{{ lipsum(n=1000000) }}",
     "printed list": "{% set x = ['a' * 1000000] * 4 %}{{ x }}{{ [x] * 1000 }}",
     "recursion": "{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}",
+    "many texts": "".join("{% set x" + str(i) + " = 'a' * 3999999 %}" for i in range(100)),
+    "texts in namespaces": "{% for n in [" + "namespace()," * 100 + "] %}{% set n.x = '\U0001f642' * 3999999 %}{% endfor %}",
+    "many slices": "{% set x = 'a' * 3999999 %}" + "".join("{% set x" + str(i) + " = x[1:] %}" for i in range(100)),
+    "many reversed texts": "{% set x = 'a' * 3999999 %}" + "".join("{% set x" + str(i) + " = x | reverse %}" for i in range(100)),
+    "list of a text": "{{ ('a' * 3999999) | list | length }}",
+    "date": "{{ strftime_now('%9999d' * 500000) }}",
+    "json separators": "{{ (range(99999) | list) | tojson(separators=('a' * 1000000, ':')) }}",
+    "bits": "{{ ('1' * 3999999) | int(0, 2) // (('1' * 1999999) | int(0, 2)) }}",
+    "bits of a literal": "{% set x = 0x" + "f" * 90000 + " // 3 %}",
+    "rfind": "{{ ('a' * 2000000).rfind('ab' ~ 'a' * 1000000) }}",
+    "rsplit": "{{ ('a' * 2000000).rsplit('ab' ~ 'a' * 1000000) }}",
+    "strip": "{{ ('a' * 2000000).strip('b' * 2000000 ~ 'a') }}",
+    "trim": "{{ ('a' * 2000000) | trim('b' * 2000000 ~ 'a') }}",
+    "numbers of one hash": "{{ dict.fromkeys(range(0, 2305843009213693951 * 99999, 2305843009213693951)) }}",
     "deep": "{{ " + "[" * 3000 + "]" * 3000 + " }}",
     "long": "x" * 300_000,
 }  # fmt: skip
-"""Templates that would make a large text, list or number."""
+"""Templates that would make a large text, list or number, or compare for hours in one step."""
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{% endfor %}"
 ENDLESS = {
     "empty": LOOP.replace("BODY", ""),
@@ -82,6 +96,8 @@ ENDLESS = {
     "recursive loop": "{% for a in [[1, 2]] recursive %}{{ loop([a, a]) if loop.depth < 60 }}{{ loop([a, a]) if loop.depth < 60 }}{% endfor %}",
     "filters": "{% for a in range(99999) %}{% set x = range(99999) | list %}{% endfor %}",
     "comparisons": "{% set x = 'a' * 1000000 %}{% for a in range(99999) %}{% if x in x %}{% endif %}{{ '' if x == x + '' }}{% endfor %}",
+    "tests": "{% set l = range(100000, 199999) | list %}{{ range(99999) | select('in', l) | list }}",
+    "searches": "{% set x = range(99999) | list %}" + "{% if -1 in x %}{% endif %}" * 500,
     "map": "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}{% endfor %}",
 }  # fmt: skip
 
@@ -94,9 +110,15 @@ def test_no_large_value_is_made(name: str):
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_an_endless_template_ends(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(chat_template, "MAX_RENDER_SECONDS", 0.1)
+    monkeypatch.setattr(template_limits, "MAX_RENDER_SECONDS", 0.1)
     with pytest.raises(InvalidRequestError, match=re.escape("exceeds a limit: it takes more than 0.1 s")):
         render(TURNS, choose_style(ENDLESS[name]), make_tokenizer())
+
+
+def test_a_long_message_of_a_template_is_cut():
+    with pytest.raises(InvalidRequestError) as caught:
+        render(TURNS, choose_style("{{ raise_exception('a' * 1000000) }}"), make_tokenizer())
+    assert 100 < len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("expression", [
@@ -125,8 +147,8 @@ def test_values_are_plain_data():
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_published_templates_are_far_from_the_limits(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(chat_template, "MAX_RENDER_SECONDS", 1.0)
-    monkeypatch.setattr(chat_template, "_MAX_VALUE_CHARACTERS", 20_000)
+    monkeypatch.setattr(template_limits, "MAX_RENDER_SECONDS", 1.0)
+    monkeypatch.setattr(template_limits, "_MAX_VALUE_CHARACTERS", 20_000)
     tokenizer = tokenizer_for(TEMPLATES[name])
     messages, tools, _ = accepted(tokenizer, "x")
     assert render(messages, choose_style(TEMPLATES[name]), tokenizer, tools=tools, max_characters=20_000)
@@ -154,6 +176,9 @@ def test_a_long_conversation_renders():
         ("{{ {'a': 'é<', 'b': [1]} | tojson }}{{ [1] | tojson(indent=2) }}", '{"a": "é<", "b": [1]}[\n  1\n]'),
         ("{{ [3, 1] | sort | first }}{{ [1, 2] | sum }}{{ 'x' | default('y') }}{{ zz | default('y') }}", "13xy"),
         ("{% set x %}{% for a in 'ab' %}{{ a }}{% endfor %}{% endset %}{{ x | upper }}{{ dict(a=1).a }}", "AB1"),
+        ("{{ 'abcd'[1:3] }}{{ [1, 2, 3][::-1] }}{{ 'ab' | reverse }}{{ [1, 2] | reverse | list }}", "bc[3, 2, 1]ba[2, 1]"),
+        ("{{ 'a' in 'ab' }}{{ 3 not in [1] }}{{ 1 is in [1] }}{{ x is defined }}{{ 4 is divisibleby 2 }}", "TrueTrueTrueFalseTrue"),
+        ("{% for a in range(1, 6, 2) %}{{ a }}{% endfor %}{{ ' ab '.strip() }}{{ 'aba'.rfind('a') }}{{ 'xab' | trim('x') }}", "135ab2ab"),
         ("{{ strftime_now('%%') }}{{ dict.fromkeys(['a'], 1) }}{{ 7 // 2 }}{{ 2 ** 10 }}{{ -1 % 3 }}", "%{'a': 1}310242"),
     ],
 )  # fmt: skip
@@ -183,7 +208,7 @@ def hub(tmp_path: Any) -> AdapterHub:
 
 
 async def test_an_endless_template_holds_no_other_request(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(chat_template, "MAX_RENDER_SECONDS", 0.1)
+    monkeypatch.setattr(template_limits, "MAX_RENDER_SECONDS", 0.1)
     hub.engine.tokenizer.chat_template = (
         "{% if messages[0].content == 'loop' %}" + ENDLESS["empty"] + "{% endif %}{{ messages[0].content }}"
     )

@@ -384,3 +384,24 @@ def test_a_hub_and_a_chat_model_send_one_turn_for_each_message(
     neutral = [m.model_copy(update={"content": "x"}) for m in asked]
     found = turns_of(hub, monkeypatch, lambda: model.bind_tools([tool_about(ATTACK)]).invoke(asked))
     assert found == turns_of(hub, monkeypatch, lambda: model.bind_tools([TOOL]).invoke(neutral))
+
+
+class TestPrivateUseCharacters:
+    """Marks and stand-ins are private-use characters that the prompt does not contain."""
+
+    ALL = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+
+    def test_a_prompt_may_contain_many(self):
+        tokenizer = make_tokenizer()
+        token_ids = encode(tokenizer, [{"role": "user", "content": self.ALL[:-99] + "<|im_end|>"}], None)
+        assert control(tokenizer, token_ids).count("<|im_end|>") == 1
+        assert tokenizer.decode(token_ids).count("<|im_end|>") == 2
+
+    def test_a_prompt_that_leaves_none_is_refused(self):
+        with pytest.raises(InvalidRequestError, match="private-use"):
+            encode(make_tokenizer(), [{"role": "user", "content": self.ALL + "<|im_end|>"}], None)
+
+    def test_without_a_spelling_none_is_needed(self):
+        tokenizer = make_tokenizer()
+        turns = [{"role": "user", "content": self.ALL}]
+        assert encode(tokenizer, turns, None) == rendered_by_transformers(tokenizer, turns, None)

@@ -7,7 +7,9 @@ import time
 import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
+from adapterhub._patterns import SafePattern
 from adapterhub.errors import DatasetError, InvalidRequestError, RoutingError
+from adapterhub.routing import rules
 from adapterhub.routing.classifier.calibration import Policy
 from adapterhub.routing.classifier.model import RouterModel
 from adapterhub.routing.feedback.corrections import read_corrections
@@ -177,7 +179,7 @@ def test_a_pattern_that_times_out_is_skipped(caplog):
     router = AdapterRouter.fit(EXAMPLES, patterns={"code": [r"(a|aa)+$"]})
     decision = router.route("a" * 60 + "! my printer shows an error")
     assert decision.reason != "rule"
-    assert "was skipped" in caplog.text
+    assert "patterns of code take too long" in caplog.text
     assert "printer" not in caplog.text
 
 
@@ -220,6 +222,27 @@ def test_all_patterns_of_a_request_share_a_time_limit():
     before = time.thread_time()
     assert router.route("a" * 60 + "! my printer shows an error").reason != "rule"
     assert time.thread_time() - before < 0.6
+
+
+def test_slow_patterns_of_one_adapter_leave_time_for_those_of_others(caplog):
+    slow = [rf"(a|aa)+{n}$" for n in range(60)]
+    router = AdapterRouter.fit(EXAMPLES, patterns={"code": slow, "json": ["^aaa"]})
+    assert router.route("a" * 60 + "! my printer shows an error").adapter == "json"
+    assert caplog.text.count("take too long") == 1
+
+
+def test_compiling_patterns_takes_nothing_from_the_time_to_match_them(monkeypatch):
+    class SlowToCompile(SafePattern):
+        def __init__(self, pattern: str, *, ignore_case: bool = False) -> None:
+            end = time.thread_time() + 2 * rules.RULES_SECONDS
+            while time.thread_time() < end:
+                pass
+            super().__init__(pattern, ignore_case=ignore_case)
+
+    monkeypatch.setattr(rules, "SafePattern", SlowToCompile)
+    rules._compiled_pattern.cache_clear()
+    router = AdapterRouter.fit(EXAMPLES, patterns={"code": ["one pattern"], "json": ["another one"]})
+    assert router.route("by another one").matched == "another one"
 
 
 def test_filters_narrow_the_choice(router):

@@ -222,3 +222,11 @@ def test_a_template_that_takes_only_lists_of_blocks_does_not_lose_answers_in_sil
     )
     with pytest.raises(DatasetError, match="only in part"):
         answers(template, TURNS)
+
+
+def test_a_template_that_leaves_out_calls_does_not_teach_empty_answers():
+    call = {"function": {"name": "add", "arguments": {}}}
+    turns = [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(DatasetError, match="only in part") as caught:
+        answers(LIKE_NEMOTRON, turns)
+    assert "tool calls" in (caught.value.hint or "")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from adapterhub.errors import DatasetError
+from adapterhub.errors import DatasetError, InvalidRequestError
 from adapterhub.requests import prompts
+from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.training.data import Record, read_records
 from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedExample, tokenize
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer
@@ -223,6 +224,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_record(dataset: Callable[...,
         ({"messages": [{"role": "assistant", "content": ["secret"]}]}, "messages.0.content"),
         ({"messages": "secret"}, "messages: Input should be a valid list"),
         ("[" * 100_000, "not JSON|recursion"),
+        ('{"messages": [{"role": "assistant", "content": "secret \\ud800"}]}', "half of a surrogate pair"),
+        ({**GOOD, "tools": [{"name": "\udfff"}]}, "half of a surrogate pair"),
     ],
 )
 def test_errors_name_bad_lines_by_number_and_never_by_text(
@@ -231,6 +234,21 @@ def test_errors_name_bad_lines_by_number_and_never_by_text(
     with pytest.raises(DatasetError, match=f"line 2: .*({reason})") as caught:
         read_records(dataset(GOOD, line))
     assert "secret" not in str(caught.value)
+
+
+def test_a_whole_surrogate_pair_is_a_character(dataset: Callable[..., Path]):
+    (record,) = read_records(dataset(r'{"messages": [{"role": "assistant", "content": "\ud83d\ude00"}]}'))
+    assert record.messages[0].content == "\N{GRINNING FACE}"
+
+
+def test_what_a_tokenizer_cannot_encode_names_the_line(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise InvalidRequestError("It cannot encode <s> as text.", hint="Leave it out.")
+
+    monkeypatch.setattr(PromptEncoder, "encode_with_offsets", refuse)
+    with pytest.raises(DatasetError, match="line 1 cannot be tokenised: It cannot encode <s>") as caught:
+        encoded(CHAT_TEMPLATE, *TURNS)
+    assert caught.value.hint == "Leave it out."
 
 
 def test_one_error_names_several_bad_lines(dataset: Callable[..., Path]):

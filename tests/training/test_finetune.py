@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from trl import SFTTrainer
 
 from adapterhub import AdapterHub, AdapterRegistry
+from adapterhub._files import sha256_file
 from adapterhub.base import loading
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import (
@@ -30,6 +31,7 @@ from adapterhub.errors import (
     RegistryLockedError,
     TrainingError,
 )
+from adapterhub.export import merge_adapter
 from adapterhub.registry import importing, store
 from adapterhub.training import trainer
 from adapterhub.training.config import FinetuneConfig
@@ -439,13 +441,16 @@ def test_what_registering_would_refuse_is_refused_before_training(
 
 @pytest.mark.parametrize("fault", ["registering", "evaluating"])
 def test_a_trained_adapter_is_kept_where_the_error_says(
-    tiny_base: Path,
+    base_with_another_end: Path,
     dataset: Path,
     registry: AdapterRegistry,
     scratch: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ):
+    profile = {"system": "Answer in one word."}
+
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left") if fault == "registering" else torch.OutOfMemoryError("CUDA")
 
@@ -455,14 +460,40 @@ def test_a_trained_adapter_is_kept_where_the_error_says(
         else:
             broken.setattr(trainer._SFTTrainer, "evaluate", fail)
         with pytest.raises(TrainingError, match=r"trained, but not registered: .*(space|Memory)") as caught:
-            finetune(run(tiny_base, dataset, data={"validation_share": 0.2}), registry)
+            finetune(
+                run(base_with_another_end, dataset, data={"validation_share": 0.2}, card={"prompt": profile}),
+                registry,
+            )
     (kept,) = scratch.iterdir()
-    assert f"Its files are in {str(kept)!r}" in caught.value.message
-    assert shlex.split(caught.value.hint or "")[3:] == ["add", "pairs", str(kept), "--base", str(tiny_base)]
+    assert f". Its files are in {str(kept)!r}." in caught.value.message
+    command = ["add", "pairs", str(kept), "--base", str(base_with_another_end), "--trust-card"]
+    assert shlex.split(caught.value.hint or "")[3:] == command
     assert registry.list() == []
-    card = registry.register("pairs", kept, base=tiny_base)
+    card = registry.register("pairs", kept, base=base_with_another_end, trust_card=True)
     weights = load_file(registry.folder(card) / "adapter_model.safetensors")
     assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)
+    assert (card.prompt.system, card.prompt.stop) == ("Answer in one word.", ("<|im_end|>",))
+    assert (card.datasets[0].split()[0], card.base.quantization) == ("train.jsonl", "nf4")
+    if fault == "registering":
+        assert card.lineage.method == "finetune"
+        assert card.evaluation
+        merge_adapter(base_with_another_end, kept, tmp_path / "merged")  # the card is that of these files
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: data.write_text("other"), Path.unlink], ids=["other", "gone"]
+)
+def test_the_card_names_the_data_that_the_run_read(
+    tiny_base: Path,
+    dataset: Path,
+    registry: AdapterRegistry,
+    tmp_path: Path,
+    change: Callable[[Path], object],
+):
+    data = Path(shutil.copy(dataset, tmp_path / "train.jsonl"))
+    config = run(tiny_base, data, train={"max_steps": 1})
+    card = finetune(config, registry, progress=lambda step: change(data))
+    assert card.datasets == (f"train.jsonl sha256:{sha256_file(dataset)}",)
 
 
 def test_files_that_could_not_be_written_whole_are_not_said_to_be_kept(

@@ -26,8 +26,9 @@ _CONTAINER = regex.compile(r" {0,3}(?:>|(?:[-*+]|[0-9]{1,9}[.)])(?:[ \t]|$))")
 _INTERRUPTING = regex.compile(r" {0,3}(?:>|[-*+][ \t]+\S|1[.)][ \t]+\S)")
 _HTML = regex.compile(r" {0,3}<(?:(!--)|(?i:(pre|script|style|textarea))(?=[\s>]|$))")
 _INDENTED = regex.compile(r"(?: {4}| {0,3}\t)")
+_YAML_KEY = regex.compile(r"[\w\"'][^:]{0,100}:(?:\s|$)")
 _INLINE_MARKUP = regex.compile(r"[*_`\[\]<>&\\!]")
-_MAX_TITLE = 1000
+_MAX_TITLE = 500
 """Characters of a title whose markup is parsed: the parser of inline markup has no time limit either."""
 
 
@@ -78,7 +79,7 @@ def comparable(title: str) -> str:
 
 def _lines(text: str) -> list[str]:
     lines = [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
-    if lines[0].rstrip() == "---" and "---" in lines[1:]:  # YAML front matter
+    if lines[0].rstrip() == "---" and "---" in lines[1:] and _YAML_KEY.match(lines[1]):  # front matter
         return lines[lines.index("---", 1) + 1 :]
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,9 +32,12 @@ def field_values(fields: Mapping[str, Any]) -> dict[str, FieldValue]:
     """The values by name, with numbers as text.
 
     Raises:
-        ToolError: A value is no text, number, list of texts or list of entries.
+        ToolError: A value is no text, number, list of texts or list of entries, or a number is too long.
     """
-    values: dict[str, FieldValue] = numbers_as_text(fields)
+    try:
+        values: dict[str, FieldValue] = numbers_as_text(fields)
+    except ValueError as error:
+        raise ToolError(f"A number has more than {sys.get_int_max_str_digits()} digits.") from error
     for name, value in values.items():
         if not isinstance(name, str) or not (isinstance(value, str) or _is_list(value)):
             raise ToolError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Unpack
 
 from adapterhub._files import scratch_folder
+from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, RegistryError
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
@@ -77,15 +78,17 @@ def _save(
     settings: BlendSettings,
     base: Path | None,
 ) -> None:
+    layers = LinearLayers.of_folder(base) if base else None
     source, check = registry.folder(resolved.main_card), DigestCheck()
     for card, _ in resolved.parts:
         check(StoredLoraRequest(card.ref, card.digest, registry.folder(card)))
+        if base and layers:  # copies of the base's weights are not blended
+            check_copied_weights(registry.folder(card), base, layers)
     if isinstance(resolved, SingleAdapter) and settings.method == "cat":
         # A copy under another name, DoRA or not.
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(source / file, folder / file)
         return
-    layers = LinearLayers.of_folder(base) if base else None
     parts = [
         (read_deltas_without_base(registry.folder(card), layers), weight) for card, weight in resolved.parts
     ]

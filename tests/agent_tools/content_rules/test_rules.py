@@ -72,6 +72,8 @@ PASSING += [
     (text, {"rule": "no_placeholders"})
     for text in (
         "My todo list",
+        "[Website] and [Name]\n\n[website]: https://a.b\n[Name]: <./file>",
+        "`dict[Name]`",
         "Todo el mundo",
         "[Name](https://example.com), ![Title](a.png), [the site][Name]\n\n[Name]: https://example.com",
         "- [x] done\n- [ ] open [1] [^2] [Applause] [sic] [Project Gutenberg] [see name below]",
@@ -108,6 +110,7 @@ FAILING = [
     ("[Recipient's E-mail Address]", {"rule": "no_placeholders"}, "is left", 1, 1),
     ("[COMPANY_NAME] [Date]", {"rule": "no_placeholders"}, "[COMPANY_NAME] is left", 1, 1),
     ("[Name of the Company]", {"rule": "no_placeholders"}, "is left", 1, 1),
+    ("[Name] [Website]\n\n[website]: https://a.b", {"rule": "no_placeholders"}, "[Name] is left", 1, 1),
     ("[Название компании]", {"rule": "no_placeholders"}, "is left", 1, 1),
     ("Price: tbd", {"rule": "no_placeholders"}, "tbd is left", 1, 8),
     ("-----BEGIN PGP PRIVATE KEY BLOCK-----", {"rule": "no_secrets"}, "a private key", 1, 1),

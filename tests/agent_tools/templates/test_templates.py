@@ -89,12 +89,13 @@ def test_a_property_that_is_given_again_is_reported():
     properties = [
         {"name": "a", "type": "array"},
         {"name": "b", "required": False},
+        {"name": "c", "required": "No"},
         {"name": "a", "required": "no"},
         {"name": "a"},
     ]
     rendered = TemplateCollection()["json_schema"].render({"title": "P", "properties": properties})
     schema = json.loads(rendered.text)
-    assert schema["properties"] == {"a": {"type": "array"}, "b": {"type": "string"}}
+    assert schema["properties"] == {"a": {"type": "array"}, "b": {"type": "string"}, "c": {"type": "string"}}
     assert schema["required"] == ["a"]
     assert rendered.unknown == ("repeated property a",)
 
@@ -114,6 +115,11 @@ def test_numbers_are_values():
 def test_a_value_that_cannot_be_rendered(name: str, value: object):
     with pytest.raises(ToolError, match="cannot be rendered"):
         TemplateCollection()[name].render({"title": value})
+
+
+def test_a_number_that_python_does_not_write():
+    with pytest.raises(ToolError, match="more than 4300 digits"):
+        TemplateCollection()["email"].render({"subject": 10**5000})
 
 
 def test_adding_a_template_changes_no_other_collection():
