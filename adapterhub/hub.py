@@ -129,8 +129,12 @@ class AdapterHub:
             trust_remote_code=config.trust_remote_code,
         )
         heap = FrozenHeap()  # before the hub and the engine exist, which are garbage one day
-        engine = BatchingEngine(loaded, limits, generation_config=config.generation_config)
-        hub = cls(engine, adapters, router=router, revision=revision)
+        try:
+            engine = BatchingEngine(loaded, limits, generation_config=config.generation_config)
+            hub = cls(engine, adapters, router=router, revision=revision)
+        except BaseException:
+            heap.release()  # else the base that was loaded stays for ever
+            raise
         release = hub._release_heap = weakref.finalize(hub, heap.release)
         release.atexit = False
         return hub

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
@@ -35,6 +35,8 @@ from adapterhub.langchain.tool_call_parser import ToolCallParser
 from adapterhub.langchain.tool_choice import ToolChoice, arguments_grammar
 from adapterhub.langchain.tool_schema import functions_of
 from adapterhub.requests.generation import Generation
+
+Converted = TypeVar("Converted", ChatResult, ChatGenerationChunk)
 
 
 class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
@@ -160,9 +162,8 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
             answer = self.hub.agenerate(
                 request.messages, request.adapter, tools=request.tools, **request.options
             )
-            return create_chat_result(
-                await await_with_timeout(answer, self.timeout), request, self.hub.engine.base_name
-            )
+            generation = await await_with_timeout(answer, self.timeout)
+            return await self._off_loop(request, create_chat_result, generation)
 
     def _stream(
         self,
@@ -203,7 +204,7 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
             if stream.result:
                 for rest in parser.flush():
                     yield create_chat_chunk(rest)
-                yield create_last_chunk(stream.result, request, self.hub.engine.base_name, parser.count > 0)
+                yield await self._off_loop(request, create_last_chunk, stream.result, parser.count > 0)
 
     def _answer(self, request: ChatRequest) -> Generation:
         if self.timeout is None:
@@ -215,6 +216,15 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         ) as stream:
             deque(iterate_with_timeout(stream, self.timeout), maxlen=0)
         return cast(Generation, stream.result)
+
+    async def _off_loop(
+        self, request: ChatRequest, convert: Callable[..., Converted], generation: Generation, *more: bool
+    ) -> Converted:
+        """Converts an answer; off the event loop if it may have calls, since checking their arguments takes long."""
+        arguments = (generation, request, self.hub.engine.base_name, *more)
+        if not request.may_call_tools:
+            return convert(*arguments)
+        return await self.hub._run_off_loop(convert, *arguments)
 
     async def _arequest(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: dict[str, Any]

@@ -47,13 +47,13 @@ class HubAddress:
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Parses an id (`organisation/name`, `organisation/name/checkpoint-500@revision`) or a page's URL."""
-        if match := _ID.fullmatch(text):
-            return cls(match["repo"], match["subfolder"], match["revision"])
         if match := _URL.fullmatch(text):
             revision, path = match["revision"], match["path"]
             if match["view"] in ("blob", "resolve"):  # the page of a file
                 path = (path or "").rpartition("/")[0]
             return cls(match["repo"], path or None, unquote(revision) if revision else None)
+        if match := _ID.fullmatch(text):
+            return cls(match["repo"], match["subfolder"], match["revision"])
         return None
 
     @classmethod
@@ -63,7 +63,7 @@ class HubAddress:
         Returns:
             The address, and the folder in the cache that all links of the snapshot stay in; None for other folders.
         """
-        path = folder.absolute()
+        path = folder.resolve()
         for root in path.parents:
             match path.relative_to(root).parts:
                 case ("snapshots", commit, *rest) if root.name.startswith(_CACHE_FOLDER):

@@ -147,7 +147,7 @@ def _name_on_card(
     if not Path(base).expanduser().is_dir():
         return {}  # a hub id
     names = {"name": recorded.name, "revision": recorded.revision}
-    is_path = recorded.name is None or Path(recorded.name).expanduser().exists()
-    if not is_path and local_base(checked.model_copy(update=names)):
+    found = local_base(checked.model_copy(update=names))
+    if found and recorded.name and not Path(recorded.name).expanduser().is_dir():
         return names  # a hub id, of which the folder is a copy
     return {"name": str(folder.resolve()), "revision": None}

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from adapterhub import AdapterHub
+from adapterhub.errors import ConfigError
+
 LIFE = """
 import gc, json, sys, time, weakref
 from adapterhub import AdapterHub
@@ -53,6 +56,26 @@ def test_a_hub_freezes_what_is_loaded_and_leaves_no_base_behind(
     assert seconds < 0.1  # without, 0.2 to 0.4
     assert collected, "the base is garbage once its hub is"
     assert again, "the next hub freezes anew"
+
+
+@pytest.mark.parametrize("error", [ConfigError("x"), KeyboardInterrupt()])
+def test_a_hub_that_cannot_be_made_leaves_nothing_frozen(
+    monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tiny_registry: Path, error: BaseException
+):
+    released: list[bool] = []
+
+    class Heap:
+        def release(self) -> None:
+            released.append(True)
+
+    class BrokenHub(AdapterHub):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise error
+
+    monkeypatch.setattr("adapterhub.engine.frozen_heap.FrozenHeap", Heap)
+    with pytest.raises(type(error)):
+        BrokenHub.from_pretrained(tiny_base, tiny_registry, device="cpu", kv_cache_mib=16)
+    assert released
 
 
 def test_a_process_that_has_frozen_objects_keeps_its_own(tiny_base: Path, tiny_registry: Path):

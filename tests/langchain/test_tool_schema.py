@@ -3,6 +3,7 @@
 import enum
 import json
 import pathlib
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -217,6 +218,21 @@ class TestTools:
             (violation,) = answer.response_metadata["invalid_arguments"]
             assert violation.startswith("f: ")
             assert "$.v" in violation
+
+    async def test_they_are_checked_off_the_event_loop(self, model, monkeypatch: pytest.MonkeyPatch):
+        threads: list[threading.Thread] = []
+
+        def record(*_: Any) -> str:
+            threads.append(threading.current_thread())
+            return "wrong"
+
+        monkeypatch.setattr("adapterhub.langchain.results.argument_violation", record)
+        bound = model.bind_tools([raw_tool("f", type="integer", enum=[1])], tool_choice="f")
+        streamed = sum_of([chunk async for chunk in bound.astream("x")])
+        for answer in (await bound.ainvoke("x"), streamed):
+            assert answer.response_metadata["invalid_arguments"] == ["wrong"]
+        assert len(threads) == 2
+        assert threading.current_thread() not in threads
 
     def test_sixty_described_tools(self, model):
         tools = [

@@ -22,6 +22,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("https://huggingface.co/org/name", "org/name", None, None),
         ("https://huggingface.co/org/name/", "org/name", None, None),
         ("huggingface.co/org/name?library=peft", "org/name", None, None),
+        ("huggingface.co/org/name", "org/name", None, None),
+        ("hf.co/org/name/tree/main/checkpoint-500", "org/name", "checkpoint-500", "main"),
         ("https://hf.co/org/name#usage", "org/name", None, None),
         ("https://huggingface.co/org/name/tree/main", "org/name", None, "main"),
         ("https://huggingface.co/org/name/tree/main/checkpoint-500", "org/name", "checkpoint-500", "main"),
@@ -72,3 +74,8 @@ def test_folders_of_the_hubs_cache(tmp_path: Path) -> None:
         assert found == (HubAddress("org/name", subfolder, COMMIT), root)
     for other in (root, root / "snapshots", root / "blobs", tmp_path / "snapshots" / COMMIT):
         assert HubAddress.of_cached(other) is None
+    folder = root / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    assert HubAddress.of_cached(tmp_path / "link") == (HubAddress("org/name", None, COMMIT), root)
+    assert HubAddress.of_cached(folder / ".." / ".." / ".." / "other") is None

@@ -58,7 +58,16 @@ def test_register_fills_in_the_card(registry: AdapterRegistry, adapter: Path, ba
 
 
 @pytest.mark.parametrize(
-    "recorded", ["/somebody/elses/base", "../elsewhere", "org/not-on-this-machine", None]
+    "recorded",
+    [
+        "/somebody/elses/base",
+        "../elsewhere",
+        "org/not-on-this-machine",
+        None,
+        "~no-such-user/base",
+        "x" * 400,
+        "a\0b",
+    ],
 )
 @pytest.mark.parametrize("relative", [False, True])
 def test_the_card_names_the_base_that_was_checked(
@@ -326,13 +335,6 @@ def test_an_adapter_that_matches_nothing_is_never_registered(
     with pytest.raises(AdapterIncompatibleError, match="None of the adapter's 2 modules"):
         registry.register("json", config, base=base, force=force)
     assert registry.list() == []
-
-
-def test_a_base_given_by_folder_keeps_the_name_that_the_config_gives(
-    registry: AdapterRegistry, base: Path, tmp_path: Path
-) -> None:
-    nameless = make_adapter(tmp_path / "a", base_model_name_or_path=None)
-    assert registry.register("json", nameless, base=base).base.name == str(base)
 
 
 def test_a_base_that_has_a_name_everywhere_is_recorded_by_it(

@@ -102,6 +102,8 @@ async def test_errors_are_the_callers():
     for error in (ValueError, KeyboardInterrupt):
         with pytest.raises(error):
             await executor.run(_raise, error)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(executor.run(next, iter([])), 30)
     assert await executor.run(lambda: 1) == 1
     executor.close()
 
