@@ -7,7 +7,7 @@ description `StructuredOutputsParams`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -166,7 +166,7 @@ class OutputFormat:
         adapter: TypeAdapter[Any] | None = None
         try:
             if not isinstance(schema, Mapping):
-                adapter = TypeAdapter(schema)
+                adapter = type_adapter(schema)
                 schema = adapter.json_schema()
             made = GrammarSchema(schema)
             checked = schema if made.checked_afterwards and adapter is None else None
@@ -180,6 +180,21 @@ class OutputFormat:
             if isinstance(error, InvalidRequestError):
                 raise
             raise InvalidRequestError(f"The schema is not a JSON Schema: {_sentence(str(error))}.") from error
+
+
+def type_adapter(schema: Any) -> TypeAdapter[Any]:
+    """The adapter of a type that answers are to have.
+
+    Raises:
+        InvalidRequestError: It is a value. Pydantic would evaluate a text as Python code, as it does annotations.
+        PydanticUserError: Pydantic does not understand the type.
+    """
+    if isinstance(schema, str | bytes | int | float | Sequence | Set):
+        raise InvalidRequestError(
+            f"A schema is a type or a JSON Schema, not a value of type {type(schema).__name__}.",
+            hint="Parse the text of a JSON Schema with json.loads.",
+        )
+    return TypeAdapter(schema)
 
 
 def violation(schema: Mapping[str, Any], value: Any) -> str | None:
