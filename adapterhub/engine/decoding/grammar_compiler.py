@@ -142,9 +142,8 @@ class GrammarCompiler:
         with self._cache_lock:
             found = self._cache.get(output_format)
         if isinstance(found, InvalidRequestError):
-            raise InvalidRequestError(
-                found.message, hint=found.hint
-            )  # a new one, with a traceback of its own
+            # A new one, with a traceback of its own.
+            raise InvalidRequestError(found.message, hint=found.hint)
         return found
 
     def _compile_and_cache(self, output_format: OutputFormat, max_seconds: float) -> CompiledGrammar:
