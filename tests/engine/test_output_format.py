@@ -3,6 +3,7 @@
 import datetime
 import io
 import json
+import os
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,8 @@ from typing_extensions import TypedDict
 
 from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat
 from adapterhub.errors import GenerationError, InvalidRequestError
+
+CODE = "__import__('os').environ.setdefault('EVALUATED', 'yes')"
 
 
 class Address(BaseModel):
@@ -77,6 +80,19 @@ class TestOf:
     def test_refused(self, given, message):
         with pytest.raises(InvalidRequestError, match=message):
             OutputFormat.of(**given)
+
+    @pytest.mark.parametrize("schema", [CODE, CODE.encode(), "", '{"type": "object"}', "int"])
+    def test_a_text_is_no_schema_and_is_never_evaluated(self, schema, monkeypatch):
+        monkeypatch.delenv("EVALUATED", raising=False)
+        with pytest.raises(InvalidRequestError, match="not a text"):
+            OutputFormat.of(schema=schema)
+        assert "EVALUATED" not in os.environ
+
+    @pytest.mark.parametrize("schema", [*map(list.__class_getitem__, (":", "")), [["x" * 9999]], [10**400]])
+    def test_what_pydantic_cannot_read_is_said_in_short(self, schema):
+        with pytest.raises(InvalidRequestError, match="No JSON Schema") as caught:
+            OutputFormat.of(schema=schema)
+        assert len(str(caught.value)) < 1000
 
     def test_a_schema_nested_without_end_is_refused(self):
         deep: dict[str, Any] = {}

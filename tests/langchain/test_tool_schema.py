@@ -2,6 +2,7 @@
 
 import enum
 import json
+import os
 import pathlib
 import threading
 from dataclasses import dataclass
@@ -159,6 +160,12 @@ class TestStructuredOutput:
     def test_types_as_in_generate(self, model, live_hub, given, kind):
         assert isinstance(model.with_structured_output(given).invoke("x"), kind)
         assert isinstance(live_hub.generate("x", schema=given, max_tokens=100, temperature=1.0).parsed, kind)
+
+    def test_a_text_is_no_schema_and_is_never_evaluated(self, model, monkeypatch):
+        monkeypatch.delenv("EVALUATED", raising=False)
+        with pytest.raises(InvalidRequestError, match="not a text"):
+            model.with_structured_output("__import__('os').environ.setdefault('EVALUATED', 'yes')")
+        assert "EVALUATED" not in os.environ
 
     def test_what_no_grammar_enforces_is_checked(self):
         parser = SchemaOutputParser({"type": "array", "uniqueItems": True})
