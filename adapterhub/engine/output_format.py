@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -183,23 +183,21 @@ class OutputFormat:
 
 
 def type_adapter(schema: Any) -> TypeAdapter[Any]:
-    """Pydantic's adapter for a type.
-
-    Args:
-        schema: The type. A text is none: pydantic would evaluate it as Python code, as a forward reference.
+    """The adapter of a type that answers are to have.
 
     Raises:
-        InvalidRequestError: Pydantic does not understand it.
+        InvalidRequestError: It is a value, or has one in a type's place. Pydantic would evaluate a text as Python
+            code, as it does annotations.
+        PydanticUserError: Pydantic does not understand the type.
     """
-    if isinstance(schema, str | bytes):
+    if isinstance(schema, str | bytes | int | float | Sequence | Set):
         raise InvalidRequestError(
-            "A schema is a type or a mapping, not a text.", hint="Parse it first: json.loads(text)."
+            f"A schema is a type or a JSON Schema, not a value of type {type(schema).__name__}.",
+            hint="Parse the text of a JSON Schema with json.loads.",
         )
     try:
         return TypeAdapter(schema)
-    except PydanticUserError as error:
-        raise _no_schema(schema, error.message) from error
-    except (SyntaxError, LookupError) as error:  # of a forward reference within the type
+    except (SyntaxError, LookupError) as error:
         raise _no_schema(schema, str(error)) from error
 
 

@@ -85,6 +85,8 @@ def json_schema_of(schema: Any) -> Mapping[str, Any]:
         if isinstance(schema, BaseTool) or (callable(schema) and not _is_type(schema)):
             return arguments_schema(openai_tool(schema)["function"])
         return _type_schema(schema)
+    except InvalidRequestError:
+        raise
     except (PydanticUserError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InvalidRequestError(
@@ -97,7 +99,7 @@ def _type_schema(schema: Any) -> dict[str, Any]:
         if isinstance(schema, type) and is_basemodel_subclass(schema):
             return _model_schema(schema)
         return type_adapter(schema).json_schema()
-    except (InvalidRequestError, PydanticUserError):
+    except PydanticUserError:
         if not is_typeddict(schema):
             raise
         return convert_to_json_schema(schema)  # pydantic refuses `typing.TypedDict` before Python 3.12

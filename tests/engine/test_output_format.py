@@ -3,7 +3,6 @@
 import datetime
 import io
 import json
-import os
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -13,8 +12,6 @@ from typing_extensions import TypedDict
 
 from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat
 from adapterhub.errors import GenerationError, InvalidRequestError
-
-CODE = "__import__('os').environ.setdefault('EVALUATED', 'yes')"
 
 
 class Address(BaseModel):
@@ -69,7 +66,9 @@ class TestOf:
             ({"regex": ""}, "empty"),
             ({"regex": 3}, "takes a text, not int"),
             ({"grammar": ["start"]}, "takes a text, not list"),
-            ({"schema": 3}, "No JSON Schema"),
+            ({"schema": 3}, "not a value of type int"),
+            ({"schema": [{"type": "string"}]}, "not a value of type list"),
+            ({"schema": "a\0b"}, "not a value of type str"),
             ({"schema": io.StringIO}, "No JSON Schema"),
             ({"schema": {"const": {1, 2}}}, "not a JSON Schema"),
             ({"schema": {"minimum": float("nan")}}, "not a JSON Schema"),
@@ -81,18 +80,16 @@ class TestOf:
         with pytest.raises(InvalidRequestError, match=message):
             OutputFormat.of(**given)
 
-    @pytest.mark.parametrize("schema", [CODE, CODE.encode(), "", '{"type": "object"}', "int"])
-    def test_a_text_is_no_schema_and_is_never_evaluated(self, schema, monkeypatch):
-        monkeypatch.delenv("EVALUATED", raising=False)
-        with pytest.raises(InvalidRequestError, match="not a text"):
-            OutputFormat.of(schema=schema)
-        assert "EVALUATED" not in os.environ
+    @pytest.mark.parametrize("wrap", [str, lambda code: [code], lambda code: (code,), str.encode])
+    def test_a_text_is_never_evaluated(self, wrap, tmp_path):
+        with pytest.raises(InvalidRequestError, match="not a value of type"):
+            OutputFormat.of(schema=wrap(f"__import__('pathlib').Path({str(tmp_path / 'made')!r}).touch()"))
+        assert not (tmp_path / "made").exists()
 
-    @pytest.mark.parametrize("schema", [*map(list.__class_getitem__, (":", "")), [["x" * 9999]], [10**400]])
-    def test_what_pydantic_cannot_read_is_said_in_short(self, schema):
-        with pytest.raises(InvalidRequestError, match="No JSON Schema") as caught:
-            OutputFormat.of(schema=schema)
-        assert len(str(caught.value)) < 1000
+    @pytest.mark.parametrize("text", [":", ""])
+    def test_a_text_in_a_types_place_is_refused(self, text):
+        with pytest.raises(InvalidRequestError, match="No JSON Schema"):
+            OutputFormat.of(schema=list[text])
 
     def test_a_schema_nested_without_end_is_refused(self):
         deep: dict[str, Any] = {}
