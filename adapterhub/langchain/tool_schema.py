@@ -6,6 +6,7 @@ recursion, one without a `type` its content.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -88,7 +89,9 @@ def json_schema_of(schema: Any) -> Mapping[str, Any]:
         raise
     except (PydanticUserError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise InvalidRequestError(f"No JSON Schema can be made of {schema!r}: {reason}") from error
+        raise InvalidRequestError(
+            f"No JSON Schema can be made of {reprlib.repr(schema)}: {reason}"
+        ) from error
 
 
 def _type_schema(schema: Any) -> dict[str, Any]:

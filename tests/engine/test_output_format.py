@@ -86,6 +86,11 @@ class TestOf:
             OutputFormat.of(schema=wrap(f"__import__('pathlib').Path({str(tmp_path / 'made')!r}).touch()"))
         assert not (tmp_path / "made").exists()
 
+    @pytest.mark.parametrize("text", [":", ""])
+    def test_a_text_in_a_types_place_is_refused(self, text):
+        with pytest.raises(InvalidRequestError, match="No JSON Schema"):
+            OutputFormat.of(schema=list[text])
+
     def test_a_schema_nested_without_end_is_refused(self):
         deep: dict[str, Any] = {}
         for _ in range(100_000):
