@@ -31,8 +31,8 @@ class EngineLimits:
 
     Attributes:
         max_loras: LoRA slots, and so different adapters in one batch.
-        max_lora_rank: Maximum rank that is served; None serves every stored
-            adapter (slots grow to the highest rank that was loaded) and blends of a rank up to 64.
+        max_lora_rank: Maximum rank that is served; None serves every stored adapter (slots grow to the highest rank
+            that was loaded) and blends of a rank up to 64.
         max_cpu_loras: Maximum number of adapters in host memory.
         adapter_cache_mib: Maximum memory of the adapters in host memory, MiB.
         max_batch_size: Maximum number of sequences in one step; also accepted as vLLM's `max_num_seqs`.

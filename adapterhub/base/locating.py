@@ -53,16 +53,17 @@ def locate_base(
     return _model_folder(_download(name, revision, trust_remote_code, local_files_only))
 
 
-def tokenizer_chat_template(name: str | Path) -> str | None:
+def tokenizer_chat_template(name: str | Path, *, revision: str | None = None) -> str | None:
     """The chat template (Jinja) of a base's tokenizer, read from its files without loading anything.
 
     Args:
         name: As in `locate_base`, but without network: a hub id must be in the local cache.
+        revision: As in `locate_base`.
 
     Raises:
         ConfigError: The base is not on this machine, or its files are damaged.
     """
-    files = TokenizerFiles(locate_base(name, local_files_only=True))
+    files = TokenizerFiles(locate_base(name, revision=revision, local_files_only=True))
     try:
         return files.chat_templates.get("default")
     except ValueError as error:

@@ -261,9 +261,10 @@ def _prompt_style(card: AdapterCard) -> str:
     from adapterhub.base.locating import tokenizer_chat_template
     from adapterhub.requests.prompts import choose_style
 
-    template, unknown = None, "" if card.base.name else "The card names no base."
+    base, template = card.base, None
+    unknown = "" if base.name else "The card names no base."
     try:
-        template = tokenizer_chat_template(card.base.name) if card.base.name else None
+        template = tokenizer_chat_template(base.name, revision=base.revision) if base.name else None
     except ConfigError as error:
         unknown = error.message
     try:

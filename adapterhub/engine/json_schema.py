@@ -121,9 +121,8 @@ class GrammarSchema:
         }
         if self._closes and "properties" in ruled and "patternProperties" not in ruled:
             converted.setdefault("additionalProperties", False)
-            if (
-                not _KINDS & converted.keys()
-            ):  # any value that is no object would be valid, and nobody means that
+            if not _KINDS & converted.keys():
+                # Else any value that is no object would be valid, and nobody means that.
                 converted["type"] = "object"
         discriminator = self._discriminators.get(id(node))
         if discriminator in converted.get("properties", {}):
@@ -142,7 +141,7 @@ class GrammarSchema:
 
     def _keeps(self, key: str, node: Mapping[str, Any], place: str) -> bool:
         if key in ENFORCED and (key != "format" or node[key] in ENFORCED_FORMATS):
-            enforced = _is_enforced(key, node)
+            enforced = _is_enforced(key, node, closes=self._closes)
             keeps = enforced or key == "oneOf"  # as `anyOf`
         else:
             enforced, keeps = key not in CHECKED_AFTERWARDS, False
@@ -151,18 +150,16 @@ class GrammarSchema:
         return keeps
 
 
-def _is_enforced(key: str, node: Mapping[str, Any]) -> bool:
-    """Whether the grammar enforces a keyword of `ENFORCED` here."""
+def _is_enforced(key: str, node: Mapping[str, Any], *, closes: bool) -> bool:
+    """Whether the grammar enforces a keyword of `ENFORCED` here; `closes` objects that do not say if they are open."""
     value = node[key]
     if key == "pattern":
         return not (isinstance(value, str) and _LOOK_AROUND.search(value))
-    if key in ("minProperties", "maxProperties"):  # counting is possible where no property is optional
-        properties = node.get("properties", {})
-        return (
-            value in (0, 1)
-            or not isinstance(properties, Mapping)
-            or properties.keys() <= set(node.get("required", ()))
-        )
+    if key in ("minProperties", "maxProperties"):
+        properties, is_open = node.get("properties", {}), node.get("additionalProperties", not closes)
+        if not isinstance(properties, Mapping) or properties.keys() <= set(node.get("required", ())):
+            return True  # none is optional
+        return value == 1 and is_open is False and "patternProperties" not in node
     return key != "oneOf" or "discriminator" in node or len(value) < 2
 
 
@@ -177,8 +174,13 @@ def _with_ruled_names(node: Mapping[str, Any], root: Mapping[str, Any]) -> Mappi
         "additionalProperties": False
     }
     if rules.keys() == {"enum"}:
-        return rest | {"properties": dict.fromkeys(rules["enum"], value) | dict(node.get("properties", {}))}
-    if rules.keys() == {"pattern"} and "properties" not in node and _is_enforced("pattern", rules):
+        named = node.get("properties", {})
+        return rest | {"properties": {name: named.get(name, value) for name in rules["enum"]}}
+    if (
+        rules.keys() == {"pattern"}
+        and "properties" not in node
+        and _is_enforced("pattern", rules, closes=False)
+    ):
         return rest | {"patternProperties": {rules["pattern"]: value}}
     return node
 

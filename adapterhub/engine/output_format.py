@@ -7,7 +7,8 @@ description `StructuredOutputsParams`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -27,6 +28,7 @@ MAX_CHARACTERS = 64 * 1024
 """A longer description is refused: it would take seconds to compile."""
 
 _MAX_CHECK_SECONDS = 2.0
+_MAX_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -166,20 +168,41 @@ class OutputFormat:
         adapter: TypeAdapter[Any] | None = None
         try:
             if not isinstance(schema, Mapping):
-                adapter = TypeAdapter(schema)
+                adapter = type_adapter(schema)
                 schema = adapter.json_schema()
             made = GrammarSchema(schema)
             checked = schema if made.checked_afterwards and adapter is None else None
             text = json.dumps(made.schema, ensure_ascii=False, allow_nan=False)
             return cls("schema", text, adapter, checked)
-        except PydanticUserError as error:  # it is no type, or one without a JSON Schema
-            raise InvalidRequestError(
-                f"No JSON Schema can be made of {schema!r}: {_sentence(error.message)}."
-            ) from error
+        except PydanticUserError as error:  # a type without a JSON Schema
+            raise _no_schema(schema, error.message) from error
         except (TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InvalidRequestError):
                 raise
             raise InvalidRequestError(f"The schema is not a JSON Schema: {_sentence(str(error))}.") from error
+
+
+def type_adapter(schema: Any) -> TypeAdapter[Any]:
+    """The adapter of a type that answers are to have.
+
+    Raises:
+        InvalidRequestError: It is a value, or has one in a type's place. Pydantic would evaluate a text as Python
+            code, as it does annotations.
+        PydanticUserError: Pydantic does not understand the type.
+    """
+    if isinstance(schema, str | bytes | int | float | Sequence | Set):
+        raise InvalidRequestError(
+            f"A schema is a type or a JSON Schema, not a value of type {type(schema).__name__}.",
+            hint="Parse the text of a JSON Schema with json.loads.",
+        )
+    try:
+        return TypeAdapter(schema)
+    except (SyntaxError, LookupError) as error:
+        raise _no_schema(schema, str(error)) from error
+
+
+def _no_schema(schema: Any, reason: str) -> InvalidRequestError:
+    return InvalidRequestError(f"No JSON Schema can be made of {reprlib.repr(schema)}: {_sentence(reason)}.")
 
 
 def violation(schema: Mapping[str, Any], value: Any) -> str | None:
@@ -247,4 +270,5 @@ def _per_prompt(value: Any, count: int, kind: str, listed: bool) -> Sequence[Any
 
 
 def _sentence(text: str) -> str:
-    return text.strip().splitlines()[0].rstrip(".") if text.strip() else "it cannot be read"
+    line = text.strip().splitlines()[0].rstrip(".") if text.strip() else "it cannot be read"
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."

@@ -6,6 +6,7 @@ recursion, one without a `type` its content.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,10 +14,11 @@ from langchain_core.tools import BaseTool
 from langchain_core.tools.base import create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 from typing_extensions import is_typeddict
 
+from adapterhub.engine.output_format import type_adapter
 from adapterhub.errors import InvalidRequestError
 
 Function = dict[str, Any]
@@ -83,16 +85,20 @@ def json_schema_of(schema: Any) -> Mapping[str, Any]:
         if isinstance(schema, BaseTool) or (callable(schema) and not _is_type(schema)):
             return arguments_schema(openai_tool(schema)["function"])
         return _type_schema(schema)
+    except InvalidRequestError:
+        raise
     except (PydanticUserError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise InvalidRequestError(f"No JSON Schema can be made of {schema!r}: {reason}") from error
+        raise InvalidRequestError(
+            f"No JSON Schema can be made of {reprlib.repr(schema)}: {reason}"
+        ) from error
 
 
 def _type_schema(schema: Any) -> dict[str, Any]:
     try:
         if isinstance(schema, type) and is_basemodel_subclass(schema):
             return _model_schema(schema)
-        return TypeAdapter(schema).json_schema()
+        return type_adapter(schema).json_schema()
     except PydanticUserError:
         if not is_typeddict(schema):
             raise

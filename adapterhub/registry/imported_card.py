@@ -64,9 +64,9 @@ def warn_of_rest(card: AdapterCard, given: Mapping[str, Any]) -> Iterator[str]:
     for name in CardFields.__annotations__:
         if name not in card.model_fields_set or name in DESCRIPTIVE_FIELDS:
             continue
-        value, own = getattr(card, name), given.get(name)
-        if isinstance(value, BaseModel) and (own is None or isinstance(own, Mapping)):
-            parts = sorted(value.model_fields_set - (own or {}).keys())
+        value, own = getattr(card, name), given.get(name, {})
+        if isinstance(value, BaseModel) and isinstance(own, Mapping):
+            parts = sorted(value.model_fields_set - own.keys())
             settings = {f"{name}.{part}": getattr(value, part) for part in parts}
         else:
             settings = {} if name in given else {name: value}

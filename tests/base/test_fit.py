@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from peft.tuners import tuners_utils
 from safetensors.torch import load_file, save_file
@@ -127,6 +129,28 @@ def test_expressions_that_could_take_for_ever_are_not_matched(field: str, expres
     )
     long = f"model.layers.0.{'a' * 100}.q_proj"
     check_fit({Q0: LoraShape(2, 8, 8)}, layers_of({Q0: (8, 8), long: (8, 8)}), settings)
+
+
+_NAMES = st.text("ab.", max_size=6)
+
+
+@given(
+    layers=st.lists(_NAMES, max_size=5, unique=True),
+    targets=st.lists(_NAMES, max_size=4, unique=True),
+    excluded=st.none() | st.lists(_NAMES, min_size=1, max_size=3),
+)
+def test_lists_of_names_ask_for_the_layers_that_peft_takes(
+    layers: list[str], targets: list[str], excluded: list[str] | None
+) -> None:
+    settings = LoraSettings(target_modules=tuple(targets), exclude_modules=excluded and tuple(excluded))
+    taken = [name for name in layers if tuners_utils.check_target_module_exists(settings, name)]
+    shapes = dict.fromkeys(layers, (8, 8))
+    adapter = dict.fromkeys(taken, LoraShape(2, 8, 8))
+    assert check_fit(adapter, layers_of(shapes), settings).keys() == adapter.keys()
+    if taken:
+        del adapter[taken[0]]
+        with pytest.raises(AdapterInvalidError, match="asks for 1 layers"):
+            check_fit(adapter, layers_of(shapes), settings)
 
 
 LIST_LENGTH = 20_000

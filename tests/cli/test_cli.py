@@ -82,6 +82,21 @@ class TestReading:
         shown = own("show", "json")
         assert (shown.code, f"unknown: There is no base model at '{base}'" in shown.out) == (0, True)
 
+    def test_show_reads_the_base_at_the_revision_of_the_card(
+        self, own, tmp_path, tiny_base, tiny_adapters, monkeypatch
+    ):
+        repository = tmp_path / "hub" / "models--org--base"
+        shutil.copytree(tiny_base, repository / "snapshots" / ("a" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "v1").write_text("a" * 40)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        adapter = shutil.copytree(tiny_adapters["json"], tmp_path / "adapter")
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        named = {**config, "base_model_name_or_path": "org/base", "revision": "v1"}
+        (adapter / "adapter_config.json").write_text(json.dumps(named))
+        own("add", "json", adapter)
+        assert own("show", "json", "--json").json["prompt_in_use"] == "chat template of the tokenizer"
+
     def test_show(self, run, tiny_registry):
         shown = run("show", "json")
         assert "LoRA, rank 4, alpha 8" in shown.out

@@ -105,6 +105,6 @@ def test_half_of_a_surrogate_pair_does_not_lose_the_rest():
 
 
 def test_a_schema_file_may_begin_with_a_byte_order_mark(shell, tmp_path: Path):
-    (tmp_path / "schema.json").write_text('\ufeff{"type": "no type"}', encoding="utf-8")
+    (tmp_path / "schema.json").write_text("\ufeff[]", encoding="utf-8")
     _, _, err = shell(f"run json hello --schema {tmp_path / 'schema.json'}")
-    assert b"is not JSON" not in err
+    assert b"must hold a JSON Schema" in err

@@ -17,7 +17,7 @@ from adapterhub.engine.decoding import grammar_compiler
 from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCompletion
 from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
 from adapterhub.engine.interface import Request
-from adapterhub.errors import InvalidRequestError
+from adapterhub.errors import EngineClosedError, InvalidRequestError
 from tests.engine.maker import answer, engine_threads, in_threads
 
 SOON = 20.0
@@ -123,6 +123,23 @@ def test_the_time_is_limited(engine: BatchingEngine, monkeypatch: pytest.MonkeyP
         InvalidRequestError, match=r"takes too long to find a complete answer, more than 0\.2 s"
     ):
         answer(engine, asking("long"))
+
+
+async def test_forms_that_wait_when_the_engine_is_closed_end_with_it(
+    engine: BatchingEngine, held: threading.Event
+):
+    tasks = [asyncio.ensure_future(engine.agenerate([asking("long")])) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    closing = asyncio.ensure_future(asyncio.to_thread(engine.close))
+    await asyncio.sleep(0.05)
+    held.set()
+    await closing
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    # The one that is being compiled may still end with its own error.
+    assert all(isinstance(end, EngineClosedError | InvalidRequestError) for end in ends)
+    assert sum(isinstance(end, EngineClosedError) for end in ends) >= len(ends) - 1
+    with pytest.raises(EngineClosedError):
+        await engine.agenerate([asking("other")])
 
 
 @pytest.mark.parametrize("refused", [OutputFormat.of(regex="("), OutputFormat.of(grammar='start: "a" start')])

@@ -3,6 +3,7 @@
 import datetime
 import enum
 import json
+import random
 import re
 import threading
 import uuid
@@ -26,7 +27,8 @@ from adapterhub import AdapterHub, EchoEngine
 from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
-from adapterhub.engine.decoding import grammar_compiler
+from adapterhub.engine.decoding import grammar_compiler, grammar_constraint
+from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCompletion
 from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Logits, Sampler
@@ -224,7 +226,7 @@ class TestBudget:
         assert len(compiler.compile(wanted).shortest_completion) == 502
 
     def test_without_the_completion_answers_would_be_cut(self, compiler, monkeypatch):
-        monkeypatch.setattr(GrammarConstraint, "_completion_within", lambda self, budget: [])
+        monkeypatch.setattr(GrammarConstraint, "_completion_within", lambda self, budget, share: [])
         wanted = output_format(schema=Order)
         shortest, valid = len(compiler.compile(wanted).shortest_completion), 0
         for seed in range(10):
@@ -236,8 +238,47 @@ class TestBudget:
                 pass
         assert valid < 5
 
+    def test_the_searches_at_one_position_share_a_limit(self, compiler, monkeypatch):
+        """They run in a step, for which everyone waits; each finds nothing here."""
+        wanted = output_format(regex="aa|[A-Z]{9}x")
+        constraint, limits = compiler.constraint(wanted, 9, ()), []
+
+        def finds_nothing(self, matcher, max_states, max_seconds):
+            limits[-1].append((max_states, max_seconds))
+            return NoCompletion.NOT_FOUND
+
+        monkeypatch.setattr(CompletionSearch, "find", finds_nothing)
+        source = random.Random(0)
+        text: list[int] = []
+        while not constraint.finished:
+            limits.append([])
+            token, _ = constraint.choose(
+                lambda allowed: (source.choice(allowed.nonzero().flatten().tolist()), None), VOCABULARY
+            )
+            text.append(token)
+        assert make_tokenizer().decode(text, skip_special_tokens=True) == "aa"
+        assert len(limits[0]) > 3
+        for states, seconds in (map(sum, zip(*one, strict=True)) for one in limits if one):
+            assert states < 2 * grammar_constraint._MAX_STATES
+            assert seconds < 2 * grammar_constraint._MAX_SECONDS
+
+    def test_hundreds_of_optional_properties(self, compiler):
+        properties = {f"p{number}": {"type": "integer"} for number in range(600)}
+        wanted = output_format(schema={"type": "object", "properties": properties})
+        tokens = write(compiler.constraint(wanted, 40, ()), 3, 1.0)
+        assert all(
+            key in properties and isinstance(value, int)
+            for key, value in json.loads(make_tokenizer().decode(tokens)).items()
+        )
+
 
 class TestRefused:
+    def test_too_many_optional_properties(self, compiler):
+        many = {f"p{number}": {} for number in range(2_500)}
+        with pytest.raises(InvalidRequestError, match=r"llguidance gave up: .* items; max is") as caught:
+            compiler.compile(output_format(schema={"type": "object", "properties": many}))
+        assert "optional properties" in str(caught.value.hint)
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [

@@ -332,6 +332,35 @@ def test_a_failure_while_one_sequence_is_handled_ends_that_sequence(engine, monk
     assert counts(engine) == NOTHING
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_lost_device_ends_every_request_and_hangs_none(
+    seams: Seams, tiny_adapters, monkeypatch, closed: bool
+):
+    """Once a kernel has failed, CUDA refuses everything: steps, and also clearing slots."""
+    engine, one = seams.engine, replace(request(prompt_of(0, 5)), adapter=sources_of(tiny_adapters)["json"])
+    wanted, lost = tokens(engine, one), [True]
+
+    def refuse(original: Callable[..., Any]) -> Callable[..., Any]:
+        def refusing(*args: Any, **kwargs: Any) -> Any:
+            if lost:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            return original(*args, **kwargs)
+
+        return refusing
+
+    monkeypatch.setattr(seams.runner, "step", refuse(seams.runner.step))
+    monkeypatch.setattr(seams.runner, "clear_adapter", refuse(seams.runner.clear_adapter))
+    monkeypatch.setattr(KVCache, "free", refuse(KVCache.free))
+    assert all(isinstance(end, AdapterHubError) for end in outcomes(engine, [one, request([5]), one]))
+    if closed:
+        engine.close()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("adapterhub-load")]
+    assert counts(engine) == NOTHING
+    lost.clear()
+    if not closed:
+        assert tokens(engine, one) == wanted
+
+
 def test_a_sequence_that_cannot_be_queued_ends_alone(engine: BatchingEngine):
     batch = [request(prompt_of(number, 5)) for number in range(4)]
     wanted = [tokens(engine, one) for one in batch]
@@ -371,9 +400,13 @@ def ask(tokens=5): return hub.generate("Hi", name, max_tokens=tokens, ignore_eos
 """
 
 
-def run(script: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", LOADED + script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", before + LOADED + script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -395,6 +428,27 @@ def test_exit_under_a_running_answer_does_not_abort(kind: str):
     done = run(EXITS[kind].replace("10_000", "400") + "\ntime.sleep(0.2)\nsys.exit(3)")
     assert done.returncode == 3, done.stderr
     assert "terminate called" not in done.stderr
+
+
+AT_EXIT = """
+import atexit
+def at_exit():
+    # Called after what torch has registered, so it cannot compute any more: an error of ours, and no thread waits.
+    for one in (ask, lambda: asyncio.run(hub.agenerate("Hi", name))):
+        try:
+            one()
+        except AdapterHubError:
+            print("refused")
+    hub.close()
+    print("closed")
+atexit.register(at_exit)
+"""
+
+
+def test_functions_that_run_at_exit_are_refused_and_may_close():
+    done = run("ask(); threading.Thread(target=ask, args=(400,), daemon=True).start(); ask()", AT_EXIT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["refused", "refused", "closed"]
 
 
 FORKED = """

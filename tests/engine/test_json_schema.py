@@ -58,6 +58,16 @@ ENFORCEABLE = {
         "additionalProperties": {"type": "integer"},
         "$defs": {"E": {"enum": ["a", "b"]}},
     },
+    "names that leave out a property": {
+        "type": "object",
+        "propertyNames": {"enum": ["x"]},
+        "properties": {"x": {"type": "integer"}, "q": {"type": "integer"}},
+    },
+    "one of the optional properties": {
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "minProperties": 1,
+        "maxProperties": 1,
+    },
     "properties without a type": {"properties": {"a": {"type": "integer"}}, "required": ["a"]},
     "union without a type": {"anyOf": [{"type": "integer"}, {"enum": ["x"]}]},
     "reference without a type": {"$ref": "#/$defs/A", "$defs": {"A": {"type": "boolean"}}},
@@ -82,6 +92,11 @@ CHECKED: dict[str, tuple[dict[str, Any], Any, Any]] = {
         {"a": 1},
     ),
     "if": ({"type": "integer", "if": {"minimum": 5}, "then": {"multipleOf": 2}}, 6, 7),
+    "maxProperties": (
+        {"properties": {"a": {}}, "additionalProperties": {"type": "integer"}, "maxProperties": 1},
+        {"b": 1},
+        {"a": 1, "b": 1},
+    ),
     "minProperties": ({"properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2}, {"a": 1, "b": 1}, {"a": 1}),
 }  # fmt: skip
 
@@ -105,6 +120,15 @@ class TestKeywords:
         with pytest.raises(GenerationError, match=r"does not pass its schema: .* at \$\.p"):
             wanted.parse(json.dumps({"p": invalid}))
         assert f"{keyword} of p" in GrammarSchema({"properties": {"p": schema}}).checked_afterwards
+
+    @pytest.mark.parametrize(
+        "limit", [{"maxProperties": 0}, {"minProperties": 1, "additionalProperties": {}}]
+    )
+    def test_limits_that_no_grammar_counts_do_not_refuse_a_schema(self, compiler, limit):
+        wanted = output_format({"type": "object", "properties": {"a": {}}, **limit})
+        assert compiler.compile(wanted).shortest_completion
+        with pytest.raises(GenerationError, match="does not pass its schema"):
+            wanted.parse('{"a":1}' if "maxProperties" in limit else "{}")
 
     def test_a_pydantic_type_checks_itself(self, compiler):
         wanted = output_format(set[int])

@@ -66,7 +66,9 @@ class TestOf:
             ({"regex": ""}, "empty"),
             ({"regex": 3}, "takes a text, not int"),
             ({"grammar": ["start"]}, "takes a text, not list"),
-            ({"schema": 3}, "No JSON Schema"),
+            ({"schema": 3}, "not a value of type int"),
+            ({"schema": [{"type": "string"}]}, "not a value of type list"),
+            ({"schema": "a\0b"}, "not a value of type str"),
             ({"schema": io.StringIO}, "No JSON Schema"),
             ({"schema": {"const": {1, 2}}}, "not a JSON Schema"),
             ({"schema": {"minimum": float("nan")}}, "not a JSON Schema"),
@@ -77,6 +79,17 @@ class TestOf:
     def test_refused(self, given, message):
         with pytest.raises(InvalidRequestError, match=message):
             OutputFormat.of(**given)
+
+    @pytest.mark.parametrize("wrap", [str, lambda code: [code], lambda code: (code,), str.encode])
+    def test_a_text_is_never_evaluated(self, wrap, tmp_path):
+        with pytest.raises(InvalidRequestError, match="not a value of type"):
+            OutputFormat.of(schema=wrap(f"__import__('pathlib').Path({str(tmp_path / 'made')!r}).touch()"))
+        assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize("text", [":", ""])
+    def test_a_text_in_a_types_place_is_refused(self, text):
+        with pytest.raises(InvalidRequestError, match="No JSON Schema"):
+            OutputFormat.of(schema=list[text])
 
     def test_a_schema_nested_without_end_is_refused(self):
         deep: dict[str, Any] = {}

@@ -275,6 +275,14 @@ CALLS = {
 }
 
 
+def test_a_text_is_never_evaluated_as_a_type(tmp_path):
+    code = f"__import__('pathlib').Path({str(tmp_path / 'made')!r}).touch()"
+    for schema in (code, [code]):
+        with pytest.raises(InvalidRequestError, match="not a value of type"):
+            json_schema_of(schema)
+    assert not (tmp_path / "made").exists()
+
+
 class TestToolkitInAuto:
     """Every tool of the toolkit can be called, whichever others are bound."""
 

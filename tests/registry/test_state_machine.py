@@ -229,7 +229,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_changes() -> None:
-    run_state_machine_as_test(RegistryMachine, settings=settings(max_examples=25, stateful_step_count=20))
+    run_state_machine_as_test(RegistryMachine, settings=settings(max_examples=10, stateful_step_count=20))
 
 
 @pytest.mark.slow

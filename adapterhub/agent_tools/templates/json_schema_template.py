@@ -46,7 +46,9 @@ class JsonSchemaTemplate:
             "type": "object",
             "properties": {name: _property(entry) for name, entry in properties.items()},
             "required": [
-                name for name, entry in properties.items() if entry.get("required") not in _NOT_REQUIRED
+                name
+                for name, entry in properties.items()
+                if entry.get("required", "").lower() not in _NOT_REQUIRED
             ],
             "additionalProperties": False,
         }

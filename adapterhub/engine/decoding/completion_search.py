@@ -40,6 +40,7 @@ _BYTES_PER_MEETING = 16
 """A state whose key was met n times at its length comes as late as one that is n times this much longer."""
 _MAX_COMPLETIONS_PER_STATE = 4
 _MAX_STATES_WITH_COMPLETIONS = 4096
+_MAX_ERROR_CHARACTERS = 200
 
 
 class NoCompletion(enum.Enum):
@@ -134,11 +135,15 @@ class CompletionSearch:
     Args:
         tokenizer: Tokenizes bytes with the base's vocabulary.
         end_token: llguidance's end token.
+
+    Attributes:
+        error: Why llguidance could not follow a state that was searched, such as a limit of its own; empty if it could.
     """
 
     def __init__(self, tokenizer: MinimalTokenizer, end_token: int) -> None:
         self._tokenizer = tokenizer
         self._end_token = end_token
+        self.error = ""
         self._completions: dict[bytes, list[tuple[TokenizedBytes, list[int]]]] = {}
         self._edges: dict[bytes, dict[int, _Edge]] = {}
         self._edge_scans: Counter[bytes] = Counter()
@@ -187,7 +192,8 @@ class CompletionSearch:
                 whole = self._validated(start, self._tokenizer.tokenize(text, found) if found else None)
                 if whole is not None:
                     return whole
-                is_proof &= not matcher.is_error()  # such as a limit of llguidance
+                if matcher.is_error():
+                    is_proof, self.error = False, matcher_error(matcher)
                 if not matcher.is_stopped():
                     frontier.push(state.key, text, [*tokens, *state.forced_tokens])
             if not frontier:
@@ -337,3 +343,10 @@ def _undo(matcher: LLMatcher, tokens: int) -> None:
     """
     matcher.rollback(tokens)
     matcher.compute_bitmask()
+
+
+def matcher_error(matcher: LLMatcher) -> str:
+    """The first sentence of llguidance's error, which continues with positions and excerpts."""
+    lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
+    reason = " ".join(line for line in lines[:1] + [line for line in lines[1:] if line.startswith("error:")])
+    return reason[:_MAX_ERROR_CHARACTERS].rstrip(".:")

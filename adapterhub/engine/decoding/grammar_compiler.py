@@ -13,14 +13,14 @@ from collections.abc import Collection
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCompletion
-from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint, matcher_error
+from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCompletion, matcher_error
+from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint
 from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
-from adapterhub.engine.decoding.schema_grammar import schema_grammar, unenforceable_part
+from adapterhub.engine.decoding.schema_grammar import PARSER_LIMITS, schema_grammar, unenforceable_part
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.errors import InvalidRequestError, RequestTooLongError, is_interrupt
 
@@ -142,9 +142,8 @@ class GrammarCompiler:
         with self._cache_lock:
             found = self._cache.get(output_format)
         if isinstance(found, InvalidRequestError):
-            raise InvalidRequestError(
-                found.message, hint=found.hint
-            )  # a new one, with a traceback of its own
+            # A new one, with a traceback of its own.
+            raise InvalidRequestError(found.message, hint=found.hint)
         return found
 
     def _compile_and_cache(self, output_format: OutputFormat, max_seconds: float) -> CompiledGrammar:
@@ -166,7 +165,7 @@ class GrammarCompiler:
         name = _NAMES[output_format.kind]
         try:
             grammar = _to_llguidance(output_format)
-            start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+            start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)
         except BaseException as error:
             if is_interrupt(error) or isinstance(error, InvalidRequestError):
                 raise
@@ -180,6 +179,12 @@ class GrammarCompiler:
             raise _TimeUpError(
                 f"The {name} cannot be enforced: {shortest.value}, more than {max_seconds:g} s.",
                 hint="Ask for less in one answer.",
+            )
+        if isinstance(shortest, NoCompletion) and search.error:
+            raise InvalidRequestError(
+                f"The {name} cannot be enforced: {shortest.value}, and llguidance gave up: {search.error}.",
+                hint="Some answer must be finite. If one is, ask for less at once: fewer optional properties or "
+                "alternatives.",
             )
         if isinstance(shortest, NoCompletion):
             raise InvalidRequestError(

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from llguidance import LLMatcher
 
-from adapterhub.engine.decoding.completion_search import CompletionSearch
+from adapterhub.engine.decoding.completion_search import CompletionSearch, matcher_error
 from adapterhub.errors import GenerationError
 
-_MAX_STATES = 2_000  # states that one search within an answer may visit: some milliseconds
+# What the first search at one position may take: most often it is some milliseconds. Each further one has half of it,
+# since all that run wait for the step.
+_MAX_STATES, _MAX_SECONDS = 2_000, 0.2
 _MAX_REJECTED = 8  # tokens that the model may propose at one position before the completion's is forced
-_MAX_ERROR_CHARACTERS = 200
 
 Extra = TypeVar("Extra")
 
@@ -78,9 +79,9 @@ class GrammarConstraint:
             GenerationError: The grammar became too complex for llguidance.
         """
         allowed = self._allowed_mask(vocab_size)
-        for _ in range(_MAX_REJECTED):
+        for rejected in range(_MAX_REJECTED):
             drawn = draw(allowed)
-            if self._accept(drawn[0]):
+            if self._accept(drawn[0], share=0.5**rejected):
                 return drawn
             allowed[drawn[0]] = False
             if not allowed.any():
@@ -101,15 +102,15 @@ class GrammarConstraint:
             allowed[self._end_ids] = True
         return allowed
 
-    def _accept(self, token: int) -> bool:
-        """Accepts a token that the grammar allows, unless no completion would fit the budget after it."""
+    def _accept(self, token: int, share: float = 1.0) -> bool:
+        """Accepts a token that the grammar allows, unless no completion is found that fits the budget after it."""
         if self._is_complete and token in self._end_ids:
             self.ended = self.finished = True
             return True
         self._matcher.consume_token(token)
         self._raise_matcher_error()
         follows = self._completion[:1] == [token]
-        completion = self._completion[1:] if follows else self._completion_within(self._remaining - 1)
+        completion = self._completion[1:] if follows else self._completion_within(self._remaining - 1, share)
         if completion is None:
             self._matcher.rollback(1)
             return False
@@ -117,8 +118,11 @@ class GrammarConstraint:
         self.finished = self._remaining == 0 or self._matcher.is_stopped()
         return True
 
-    def _completion_within(self, budget: int) -> list[int] | None:
-        """Token ids that complete the answer as it is now within a budget; None if none were found."""
+    def _completion_within(self, budget: int, share: float) -> list[int] | None:
+        """Token ids that complete the answer as it is now within a budget; None if none were found.
+
+        `share` is the part of the limits that the search may take.
+        """
         if self._matcher.is_accepting():
             return []
         # Most tokens leave the last completion valid, or are a part of its first token.
@@ -129,7 +133,7 @@ class GrammarConstraint:
                 and self._search.is_complete_after(self._matcher, completion)
             ):
                 return completion
-        found = self._search.find(self._matcher, _MAX_STATES)
+        found = self._search.find(self._matcher, int(_MAX_STATES * share), _MAX_SECONDS * share)
         return found if isinstance(found, list) and len(found) <= budget else None
 
     def _raise_matcher_error(self) -> None:
@@ -138,10 +142,3 @@ class GrammarConstraint:
                 f"The answer's grammar could not be followed further: {matcher_error(self._matcher)}.",
                 hint="Use a simpler one.",
             )
-
-
-def matcher_error(matcher: LLMatcher) -> str:
-    """The first sentence of llguidance's error, which continues with positions and excerpts."""
-    lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
-    reason = " ".join(line for line in lines[:1] + [line for line in lines[1:] if line.startswith("error:")])
-    return reason[:_MAX_ERROR_CHARACTERS].rstrip(".:")

@@ -13,6 +13,8 @@ from llguidance import LLMatcher, LLParserLimits
 STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # What remains of `oneOf` is checked afterwards.
 _OPTIONS: Any = {**STYLE, "lenient": False, "coerce_one_of": True}
+# An optional property adds four items to a row, and 2,000 is the default. More items make each token slower.
+PARSER_LIMITS = LLParserLimits(verbose_errors=False, max_items_in_row=8_000)
 _DEFINITIONS = ("$defs", "definitions")
 
 
@@ -37,7 +39,7 @@ def unenforceable_part(schema: str) -> str | None:
 
 
 def _refusal(schema: str) -> str:
-    message = LLMatcher.validate_grammar(schema_grammar(schema), limits=LLParserLimits(verbose_errors=False))
+    message = LLMatcher.validate_grammar(schema_grammar(schema), limits=PARSER_LIMITS)
     return message.strip().split("\n")[0][:200].rstrip(".:")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.output_queue import OutputQueue
-from adapterhub.errors import EngineError, is_interrupt
+from adapterhub.errors import EngineClosedError, EngineError, is_interrupt
 
 IDLE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -32,7 +32,13 @@ class BackgroundLoop:
         self._closed = False
 
     def run(self, outputs: Iterable[OutputQueue]) -> None:
-        """Has steps run until these sequences have finished or are aborted; does not block."""
+        """Has steps run until these sequences have finished or are aborted; does not block.
+
+        Raises:
+            EngineClosedError: The interpreter exits.
+        """
+        if self._stepping.has_retired:
+            raise EngineClosedError("The interpreter exits.", hint="Ask earlier, or with generate().")
         with self._condition:
             self._open.update(outputs)
             if self._thread is None:

@@ -98,9 +98,8 @@ class CpuAdapterCache(Generic[K]):
     def _submit(self, adapter: K) -> Future[Deltas]:
         try:
             return self._executor.submit(self._timed_load, adapter)
-        except (
-            RuntimeError
-        ) as error:  # no thread can be started: `get` raises it for those who need the adapter
+        except RuntimeError as error:
+            # No thread can be started: `get` raises it for those who need the adapter.
             failed: Future[Deltas] = Future()
             failed.set_exception(error)
             return failed

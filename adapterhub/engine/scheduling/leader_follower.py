@@ -46,12 +46,22 @@ class Lead:
         self._taken = False
         self._followers: set[Waiter] = set()
         self._process_id = os.getpid()
-        self.retired = False
+        self._retired_by: int | None = None
+
+    @property
+    def has_retired(self) -> bool:
+        """Whether `retire` was called."""
+        return self._retired_by is not None
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether this thread may not lead any more; the one that retired the lead, and ends the process, may."""
+        return self._retired_by not in (None, threading.get_ident())
 
     def take(self, waiter: Waiter | None) -> bool:
         """Takes the lead, if no thread has it; otherwise the waiter is woken when it is free."""
         with self._lock:
-            if self._taken or self.retired:
+            if self._taken or self.is_retired:
                 if waiter:
                     self._followers.add(waiter)
                 return False
@@ -73,8 +83,8 @@ class Lead:
             self._followers.discard(waiter)
 
     def retire(self) -> None:
-        """Lets no thread lead any more; returns when the present leader has ended its step."""
-        self.retired = True
+        """Lets no other thread lead any more; returns when the present leader has ended its step."""
+        self._retired_by = threading.get_ident()
         waiter = Waiter()
         with self._lock:
             self._followers.add(waiter)
@@ -85,7 +95,8 @@ class Lead:
 class LeaderFollower:
     """Lets one thread at a time run steps. Any thread may call its methods.
 
-    When the interpreter exits, no thread leads any more: one that is within a forward pass then aborts the process.
+    When the interpreter exits, only the thread that ends it leads, for functions registered with `atexit`: another one
+    that is within a forward pass would abort the process.
 
     Args:
         step: Runs one step; called by the leader.
@@ -115,6 +126,11 @@ class LeaderFollower:
         finally:
             self._lead.forget(waiter)
 
+    @property
+    def has_retired(self) -> bool:
+        """Whether the interpreter exits, so that the other threads run no more steps."""
+        return self._lead.has_retired
+
     def reap(self) -> None:
         """Reaps now, unless another thread leads: that one does it in its next step, or when it resigns."""
         while self._has_pending():
@@ -132,7 +148,7 @@ class LeaderFollower:
             if not self._lead.take(waiter):
                 return False
             try:
-                while not (ready() or signals.received or self._lead.retired):
+                while not (ready() or signals.received or self._lead.is_retired):
                     self._step()
             finally:
                 self._lead.resign()

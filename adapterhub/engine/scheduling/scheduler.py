@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 
 import torch
 
@@ -176,27 +177,32 @@ class Scheduler:
 
     def fail_all(self, error: type[EngineError], message: str, hint: str) -> None:
         """Ends all sequences and preloads with an error."""
-        for sequence in self._waiting.remove_if(lambda _: True):
-            sequence.output.put(error(message, hint=hint))
-        running, self._running = self._running, []
-        # All slots, and not those of each sequence: an interrupted change may have left others, or one without weights.
-        self._kv_cache.clear()
-        self._lora_slots.release_all()
-        for digest in self._lora_slots.resident:
-            slot = self._lora_slots.remove(digest)
-            if slot is not None:
-                self._runner.clear_adapter(slot)
-        for sequence in running:
-            sequence.output.put(error(message, hint=hint))
-        preloads, self._preloads = self._preloads, []
-        for _, done in preloads:
-            done.set_exception(error(message, hint=hint))
+        sequences = [*self._waiting.remove_if(lambda _: True), *self._running]
+        preloads = [done for _, done in self._preloads]
+        self._running, self._preloads = [], []
+        try:
+            self._clear_slots()
+        finally:
+            for sequence in sequences:
+                sequence.output.put(error(message, hint=hint))
+            for done in preloads:
+                done.set_exception(error(message, hint=hint))
 
     def close(self) -> None:
         """Ends all sequences and the loading thread, and empties the caches in host memory; may be called twice."""
         self.fail_all(EngineClosedError, "The engine was closed.", hint="Make a new hub.")
         self._cpu_cache.close()
         self._prefix_cache.clear()
+
+    def _clear_slots(self) -> None:
+        # All, and not those of each sequence: an interrupted change may have left others, or one without weights.
+        self._kv_cache.clear()
+        self._lora_slots.release_all()
+        for digest in self._lora_slots.resident:
+            with suppress(
+                Exception
+            ):  # of a lost device; what is left in a slot is cleared when it is loaded again
+                self._remove_from_slot(digest)
 
     # Adapters
 
@@ -259,17 +265,21 @@ class Scheduler:
             try:
                 self._runner.load_adapter(slot, deltas)
             except BaseException:
-                self._runner.clear_adapter(slot)
                 self._lora_slots.release(adapter.digest)
-                self._lora_slots.remove(adapter.digest)
+                self._remove_from_slot(adapter.digest)
                 raise
         return slot
 
-    def _remove_adapter(self, digest: str) -> None:
-        del self._unloading[digest]
-        slot = self._lora_slots.remove(digest)
+    def _remove_from_slot(self, digest: str) -> None:
+        slot = self._lora_slots.remove(
+            digest
+        )  # first, so that no request finds an adapter that is half cleared
         if slot is not None:
             self._runner.clear_adapter(slot)
+
+    def _remove_adapter(self, digest: str) -> None:
+        del self._unloading[digest]
+        self._remove_from_slot(digest)
         self._cpu_cache.remove(digest)
         self._prefix_cache.remove(digest)
 
@@ -369,9 +379,11 @@ class Scheduler:
 
     def _fail(self, sequence: SequenceState, error: BaseException) -> None:
         """Ends a sequence, whether it runs or waits, with an error."""
-        if sequence in self._running:
-            self._free(sequence, zero=True)
-        sequence.output.put(_as_adapterhub_error(error, sequence.adapter))
+        try:
+            if sequence in self._running:
+                self._free(sequence, zero=True)
+        finally:
+            sequence.output.put(_as_adapterhub_error(error, sequence.adapter))
 
     def _free(self, sequence: SequenceState, *, zero: bool = False) -> None:
         """Takes a sequence out of the batch and frees its slots; `zero` if its KV slot may hold NaN."""

@@ -89,12 +89,13 @@ def test_a_property_that_is_given_again_is_reported():
     properties = [
         {"name": "a", "type": "array"},
         {"name": "b", "required": False},
+        {"name": "c", "required": "No"},
         {"name": "a", "required": "no"},
         {"name": "a"},
     ]
     rendered = TemplateCollection()["json_schema"].render({"title": "P", "properties": properties})
     schema = json.loads(rendered.text)
-    assert schema["properties"] == {"a": {"type": "array"}, "b": {"type": "string"}}
+    assert schema["properties"] == {"a": {"type": "array"}, "b": {"type": "string"}, "c": {"type": "string"}}
     assert schema["required"] == ["a"]
     assert rendered.unknown == ("repeated property a",)
 
