@@ -30,11 +30,14 @@ def with_hypothesis(name: str, seconds: float) -> int:
 
     count, end = 0, time.monotonic() + seconds
     target = TARGETS[name]
+    CORPUS.mkdir(exist_ok=True)
+    last = CORPUS / f"{name}-last-example.txt"  # what a process that crashes was doing
 
     def counted(example: Any, check: Any = target.check) -> None:
         nonlocal count
         count += 1
         faulthandler.dump_traceback_later(ONE_EXAMPLE_SECONDS, exit=True)
+        last.write_text(repr(example), encoding="utf-8", errors="backslashreplace")
         check(example)
 
     object.__setattr__(target, "check", counted)
@@ -73,6 +76,7 @@ def with_atheris(name: str, seconds: float) -> None:
 
 def main(name: str, engine: str, seconds: str) -> None:
     """Fuzzes one target."""
+    faulthandler.enable()  # a crash of a native library says where
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     if engine == "atheris":
         with_atheris(name, float(seconds))
