@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.decoding.sampler import Sampler
+from adapterhub.engine.interface import Request
 from adapterhub.engine.kv.cache import KVCache
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.scheduling.deferred_signals import DeferredSignals
@@ -67,6 +68,22 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 # Signals wait for the end of a step
+
+
+def ends_in_threads(
+    engine: BatchingEngine, batch: Sequence[Request], interrupt: type[BaseException]
+) -> dict[int, object]:
+    """How each request of its own thread ends: tokens, or what was raised."""
+    ends: dict[int, object] = {}
+
+    def ask(number: int) -> None:
+        try:
+            ends[number] = tokens(engine, batch[number])
+        except (interrupt, AdapterHubError) as raised:
+            ends[number] = raised
+
+    in_threads([lambda number=number: ask(number) for number in range(len(batch))])  # type: ignore[misc]
+    return ends
 
 
 def interrupt(times: int, after: list[str], contexts: int = 1) -> None:
@@ -182,15 +199,7 @@ def test_an_interrupt_within_a_step_ends_the_leaders_answer(engine, monkeypatch,
         return original(*args, **kwargs)
 
     monkeypatch.setattr(part, method, breaks)
-    ends: dict[int, object] = {}
-
-    def ask(number: int) -> None:
-        try:
-            ends[number] = tokens(engine, batch[number])
-        except (error, AdapterHubError) as raised:
-            ends[number] = raised
-
-    in_threads([lambda number=number: ask(number) for number in range(len(batch))])  # type: ignore[misc]
+    ends = ends_in_threads(engine, batch, error)
     interrupted = [number for number, end in ends.items() if isinstance(end, error)]
     others = {number: end for number, end in ends.items() if number not in interrupted}
     assert len(interrupted) == 1
@@ -250,15 +259,7 @@ def test_an_interrupt_in_the_middle_of_a_change_leaves_nothing(
         return result
 
     monkeypatch.setattr(part, method, breaks)
-    ends: dict[int, object] = {}
-
-    def ask(number: int) -> None:
-        try:
-            ends[number] = tokens(engine, batch[number])
-        except (KeyboardInterrupt, AdapterHubError) as raised:
-            ends[number] = raised
-
-    in_threads([lambda number=number: ask(number) for number in range(len(batch))])  # type: ignore[misc]
+    ends = ends_in_threads(engine, batch, KeyboardInterrupt)
     assert sum(isinstance(end, KeyboardInterrupt) for end in ends.values()) == 1
     assert all(isinstance(end, BaseException) or end == wanted[number] for number, end in ends.items())
     assert counts(engine) == NOTHING
