@@ -54,6 +54,7 @@ EXPORTED = {
         "Serving",
         "Source",
     },
+    "reports": {"bar_chart", "histogram", "line_chart"},
     "training": {"FinetuneConfig", "TrainingResult", "TrainingStep", "finetune", "train_adapter"},
 }
 
