@@ -20,6 +20,7 @@ LAYERS = [
     {"lora", "routing"},
     {"engine"},
     {"requests"},
+    {"dataset"},
     {"training", "export"},
     {"hub"},
     {"demo", "langchain"},
