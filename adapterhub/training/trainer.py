@@ -28,10 +28,10 @@ from transformers import PrinterCallback, TrainerCallback
 
 from adapterhub.base.loading import Base, load_base
 from adapterhub.base.quantized_weights import is_packed
+from adapterhub.dataset.records import Record, read_records
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.data import Record, read_records
 from adapterhub.training.initial_weights import load_initial_weights
 from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedDataset, TokenizedExample, tokenize
 
