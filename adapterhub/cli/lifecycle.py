@@ -21,7 +21,7 @@ from adapterhub.cli.progress import progress
 if TYPE_CHECKING:
     from adapterhub.export import MergeComparison
     from adapterhub.registry import CardFields
-    from adapterhub.training.trainer import TrainingStep
+    from adapterhub.training.losses import TrainingStep
 
 
 @click.command()
