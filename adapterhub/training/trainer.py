@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from adapterhub.base.loading import Base, load_base
+from adapterhub.dataset.records import Record, read_records
 from adapterhub.errors import TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.adapter_files import save_adapter
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.data import Record, read_records
 from adapterhub.training.initial_weights import load_initial_weights
 from adapterhub.training.lora_layers import LearningCheck
 from adapterhub.training.losses import LossRecorder, TrainingStep
