@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -118,7 +119,8 @@ def load_base(
         quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights.
         compute_dtype: `"auto"` is bfloat16 on a GPU that has it, else float16; on a CPU it is float32
             (`benchmarks/compute_dtype.py` has the figures), but bitsandbytes' fast kernel multiplies 4-bit weights in
-            bfloat16 where the CPU has AVX512-BF16. `"float32"` and `"float16"` are kept, without that kernel.
+            bfloat16 where the CPU has AVX512-BF16. `"float32"` and `"float16"` are kept, without that kernel. For
+            training it is bfloat16 on such a CPU.
         device: `"auto"` (the first GPU if there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
         revision: A branch, tag or commit, where `model` is a hub id.
         trust_remote_code: Run Python code of the repository.
@@ -130,7 +132,7 @@ def load_base(
     folder = locate_base(model, revision=revision, trust_remote_code=trust_remote_code)
     fingerprint = BaseFingerprint.of(folder)
     target_device = _device(device)
-    dtype = _dtype(compute_dtype, target_device)
+    dtype = _dtype(compute_dtype, target_device, training=training)
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -197,7 +199,7 @@ def _device(device: str) -> str:
     return "cuda:0" if device == "cuda" else device
 
 
-def _dtype(compute_dtype: ComputeDtype, device: str) -> torch.dtype:
+def _dtype(compute_dtype: ComputeDtype, device: str, *, training: bool) -> torch.dtype:
     if compute_dtype in _DTYPES:
         return _DTYPES[compute_dtype]
     if compute_dtype != "auto":
@@ -206,5 +208,6 @@ def _dtype(compute_dtype: ComputeDtype, device: str) -> torch.dtype:
             hint=f"Use 'auto', {', '.join(map(repr, _DTYPES))}.",
         )
     if device == "cpu":
-        return torch.float32
+        # A CPU with AMX has AVX512-BF16 too.
+        return torch.bfloat16 if training and has_avx512bf16() else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -96,7 +96,14 @@ def train_adapter(
     style = prompts.choose_style(base.tokenizer.chat_template, prompt.format, prompt.chat_template)
 
     def tokenized(part: list[Record]) -> TokenizedDataset:
-        return tokenize(part, base.tokenizer, style, max_length=config.train.max_length, system=prompt.system)
+        return tokenize(
+            part,
+            base.tokenizer,
+            style,
+            max_length=config.train.max_length,
+            system=prompt.system,
+            loss=config.data.loss,
+        )
 
     train, validation = tokenized(records), tokenized(held_out) if held_out else None
     losses = LossRecorder(progress)
