@@ -33,7 +33,7 @@ FACES = {
     "adapterhub", "adapterhub.agent_tools", "adapterhub.agent_tools.templates", "adapterhub.base", "adapterhub.demo",
     "adapterhub.engine", "adapterhub.errors", "adapterhub.export", "adapterhub.langchain", "adapterhub.langchain.tools",
     "adapterhub.lora", "adapterhub.peft_format", "adapterhub.registry", "adapterhub.requests", "adapterhub.routing",
-    "adapterhub.training",
+    "adapterhub.dataset", "adapterhub.training",
 }  # fmt: skip
 # They set up or need a machine of their own; `make test` and `make demo` run as a whole in CI or take too long here.
 NOT_RUN = ("make ", "pip ", "git ", "python -m ", "export ", ".venv/", "sh examples/demo/make_demo.sh")

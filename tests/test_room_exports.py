@@ -23,6 +23,7 @@ EXPORTED = {
         "locate_base",
         "tokenizer_chat_template",
     },
+    "dataset": {"DatasetConfig", "Message", "Record", "Sample", "SourceOptions", "read_records"},
     "export": {"MergeComparison", "MergeReport", "compare_merged", "merge_adapter", "merged_agreement"},
     "peft_format": {
         "CONFIG_FILE",
@@ -54,6 +55,7 @@ EXPORTED = {
         "Serving",
         "Source",
     },
+    "reports": {"bar_chart", "histogram", "line_chart"},
     "training": {"FinetuneConfig", "TrainingResult", "TrainingStep", "finetune", "train_adapter"},
 }
 

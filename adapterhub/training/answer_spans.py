@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from adapterhub.dataset.records import Record
 from adapterhub.engine.tokenizer import Message
 from adapterhub.errors import DatasetError, InvalidRequestError
 from adapterhub.requests import prompts
 from adapterhub.requests.encoding import PromptEncoder, RenderedPrompt
-from adapterhub.training.data import Record
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub._yaml import parse_yaml
+from adapterhub._yaml import read_config_file
 from adapterhub.base.locating import DEMO_BASE, is_local_base
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
@@ -158,26 +158,16 @@ class FinetuneConfig(_Options):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads a configuration from a YAML file.
+        """Reads a configuration from a YAML or JSON file.
 
         Args:
             path: The file. Relative paths are taken from its folder.
 
         Raises:
-            ConfigError: The file is missing, is not a YAML mapping, or has invalid fields, of which it names all.
+            ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
         path = Path(path)
-        try:
-            content = parse_yaml(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"The configuration {str(path)!r} could not be read: {error.strerror}."
-            ) from error
-        except ValueError as error:
-            reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
-            raise ConfigError(f"The configuration {str(path)!r} could not be read: {reason}.") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"The configuration {str(path)!r} is not a mapping of names to values.")
+        content = read_config_file(path)
         try:
             return cls.model_validate(content)._in_folder(path.parent)
         except ValidationError as error:

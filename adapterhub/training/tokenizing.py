@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from adapterhub.dataset.records import Record
 from adapterhub.errors import DatasetError, InvalidRequestError
 from adapterhub.requests import prompts
 from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.training.answer_spans import ConversationRenderer, RenderedConversation
-from adapterhub.training.data import Record
 
 IGNORE_INDEX = -100
 """Label of a token that carries no loss, `ignore_index` of torch's cross entropy."""

@@ -14,12 +14,12 @@ from tokenizers.models import Unigram
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.dataset import Record
 from adapterhub.engine import Completion
 from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain import ChatAdapterHub
 from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.requests.prompts import choose_style
-from adapterhub.training.data import Record
 from adapterhub.training.tokenizing import tokenize
 from tests.langchain.test_tool_call_formats import FORMATS
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer

@@ -10,9 +10,9 @@ import pytest
 import trl.chat_template_utils as trl_templates
 from transformers import PreTrainedTokenizerFast
 
+from adapterhub.dataset import Record
 from adapterhub.errors import DatasetError
 from adapterhub.requests import prompts
-from adapterhub.training.data import Record
 from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedExample, tokenize
 from tests.tiny import make_tokenizer
 

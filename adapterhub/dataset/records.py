@@ -1,8 +1,9 @@
-"""Reading a JSON Lines file of conversations."""
+"""A conversation of a dataset, and reading a JSON Lines file of them."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -51,6 +52,21 @@ class Record(BaseModel):
         if all(message.role != "assistant" for message in self.messages):
             raise ValueError("no assistant message to learn from")
         return self
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record on its way through the stages of dataset composition.
+
+    Attributes:
+        record: The conversation; `line` counts the rows of its source, from 1.
+        source: The label of its source, as on the data card.
+        rating: Its rating, where its source has one.
+    """
+
+    record: Record
+    source: str
+    rating: float | None = None
 
 
 def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:
