@@ -56,7 +56,8 @@ def base_options(function: F) -> F:
     """The options of the base: its name, its device, and whether its code may run."""
     options = [
         click.option(
-            "--base", help="adapterhub-demo, a folder or a hub id.  [default: the one the cards name]"
+            "--base",
+            help="adapterhub-demo, a folder, a GGUF file or a hub id.  [default: the one the cards name]",
         ),
         click.option("--device", default=None, help="auto, cpu, cuda or cuda:N.  [default: auto]"),
         click.option(
