@@ -12,6 +12,7 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
+from adapterhub.cli.chat import chat
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
@@ -64,6 +65,7 @@ for command in (
     verify,
     doctor,
     run,
+    chat,
     route,
     router,
     finetune,

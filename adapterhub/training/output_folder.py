@@ -81,12 +81,11 @@ def save_checkpoint(config: FinetuneConfig, folder: Path, adapter: Path, tokeniz
     """
     checkpoint = folder / f"checkpoint-{step}"
     with os_errors_as(TrainingError, _COULD_NOT):
-        with new_folder(folder / f"checkpoint-{step}.new") as new:
+        with new_folder(checkpoint) as new:
             tokenizer.save_pretrained(new)
             shutil.copytree(adapter, new, dirs_exist_ok=True)
             (new / CONFIG_FILE).write_text(_as_yaml(config), encoding="utf-8")
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        (folder / f"checkpoint-{step}.new").rename(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)
     return checkpoint
 
 
