@@ -45,7 +45,8 @@ class DataOptions(_Options):
     train: Path | None = None
     """JSON Lines file; each line is `{"messages": [{"role": ..., "content": ...}, ...], "tools": [...]}`."""
     compose: DatasetConfig | None = None
-    """Compose the dataset first, as `adapterhub compose-dataset` does, and train on its files; in place of `train`."""
+    """Compose the dataset first, as `adapterhub compose-dataset` does, and train on it; in place of `train`. Its files are
+    kept where it names them."""
     loss: Literal["assistant", "all"] = "assistant"
     """What to learn: the assistant's tokens, each answer with its end, or the whole text."""
     validation: Path | None = None
@@ -263,7 +264,7 @@ class FinetuneConfig(_Options):
         paths = {
             "train": data.train and folder / data.train,
             "validation": data.validation and folder / data.validation,
-            "compose": data.compose and data.compose.in_folder(folder),
+            "compose": data.compose and _dataset_in_folder(data.compose, folder),
         }
         update = {
             "data": data.model_copy(update=paths),
@@ -280,6 +281,13 @@ _OWN_NAMES = {
     "lora": set(LoraOptions.model_fields),
     "train": set(TrainOptions.model_fields),
 }
+
+
+def _dataset_in_folder(dataset: DatasetConfig, folder: Path) -> DatasetConfig:
+    """The dataset with relative paths taken from a folder, but for the default of `train_path`: that is not kept."""
+    placed = dataset.in_folder(folder)
+    given = "train_path" in dataset.model_fields_set
+    return placed if given else placed.model_copy(update={"train_path": dataset.train_path})
 
 
 def _base_in_folder(base: str, folder: Path) -> str:

@@ -32,6 +32,25 @@ from adapterhub.training.tokenizing import TokenizedDataset, tokenize
 
 
 @dataclass(frozen=True)
+class RunStart:
+    """What is known of a run before its first step.
+
+    Attributes:
+        device: Where it computes.
+        compute_dtype: The dtype of activations, such as `bfloat16`.
+        records: Number of training examples.
+        held_out: Number of validation examples.
+        example: The first example.
+    """
+
+    device: str
+    compute_dtype: str
+    records: int
+    held_out: int
+    example: MaskedExample
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """The result of a run.
 
@@ -66,6 +85,7 @@ def train_adapter(
     *,
     check: Callable[[Path, tuple[str, ...]], None] | None = None,
     progress: Callable[[TrainingStep], None] | None = None,
+    started: Callable[[RunStart], None] | None = None,
 ) -> TrainingResult:
     """Trains an adapter and writes `adapter_config.json`, `adapter_model.safetensors` and the chat template.
 
@@ -75,9 +95,10 @@ def train_adapter(
         check: Called before the first step with a folder of the same files with untrained weights, and with the
             result's `stop`; what it raises ends the run.
         progress: Called after every step.
+        started: Called before the first step.
 
     Raises:
-        ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`.
+        ConfigError: The data is still to be composed, the base cannot be loaded, or has no layer of a name in `lora.target_modules`.
         DatasetError: The data cannot be used.
         TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out.
         AdapterInvalidError: The initial adapter's files are damaged.
