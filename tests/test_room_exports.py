@@ -55,6 +55,7 @@ EXPORTED = {
         "Serving",
         "Source",
     },
+    "reports": {"bar_chart", "histogram", "line_chart"},
     "training": {"FinetuneConfig", "TrainingResult", "TrainingStep", "finetune", "train_adapter"},
 }
 

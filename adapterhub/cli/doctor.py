@@ -30,7 +30,7 @@ _PACKAGES = (
     "langchain-core",
     "scikit-learn",
 )
-_EXTRAS = {"trl": "train", "datasets": "train"}
+_EXTRAS = {"trl": "train", "datasets": "train", "matplotlib": "train"}
 
 
 @click.command()

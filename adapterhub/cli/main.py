@@ -14,7 +14,8 @@ from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
-from adapterhub.cli.lifecycle import blend, finetune, merge
+from adapterhub.cli.finetune import finetune
+from adapterhub.cli.lifecycle import blend, merge
 from adapterhub.cli.options import SuggestingGroup
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.route import route

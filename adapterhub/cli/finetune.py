@@ -1,0 +1,51 @@
+"""`adapterhub finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.options import json_option, open_registry, registry_option
+from adapterhub.cli.progress import progress
+
+if TYPE_CHECKING:
+    from adapterhub.training.losses import TrainingStep
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@registry_option
+@json_option
+def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
+    """Fine-tune an adapter on the 4-bit base with the settings in CONFIG (YAML), and register it.
+
+    \b
+    Example:
+      adapterhub finetune examples/finetune.yaml
+    """
+    from adapterhub.training.config import FinetuneConfig
+
+    settings = FinetuneConfig.load(config)
+    adapters = open_registry(registry)
+    # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
+    from adapterhub.training.finetuning import finetune as run_finetune
+
+    with progress(f"Training {settings.name}") as show:
+        card = run_finetune(
+            settings,
+            adapters,
+            progress=lambda step: show(step.step, step.steps, _losses(step)),
+        )
+    if as_json:
+        output.emit_json(card.model_dump(mode="json"))
+    else:
+        output.emit(card.ref)
+
+
+def _losses(step: TrainingStep) -> str:
+    losses = {"loss": step.loss, "eval": step.eval_loss}
+    shown = [f"{name} {value:.3f}" for name, value in losses.items() if value is not None]
+    return "  ".join([*shown, f"{step.steps_per_second:.1f} steps/s"])
