@@ -12,6 +12,7 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
+from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
@@ -66,6 +67,7 @@ for command in (
     run,
     route,
     router,
+    compose_dataset,
     finetune,
     blend,
     merge,

@@ -39,8 +39,8 @@ class SourceOptions(_Options):
     """One source: local files, or a dataset on the Hub. Names are those of `datasets.load_dataset`."""
 
     path: str = Field(min_length=1, validation_alias=AliasChoices("path", "name"))
-    """A `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.txt` file or a pattern such as `data/*.jsonl`, the folder of a
-    dataset, or a hub id. Relative to the folder of the configuration file."""
+    """A `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.txt` file or a pattern such as `data/*.jsonl`, the folder of
+    a dataset, or a hub id. Relative to the folder of the configuration file."""
     subset: str | None = None
     """The subset (configuration) of a dataset on the Hub."""
     split: str = "train"
@@ -57,7 +57,8 @@ class SourceOptions(_Options):
     """From a row to a conversation: `messages`, `sharegpt`, `alpaca`, `dolly`, `reasoning`, `prompt_completion`,
     `text`, `auto` (by the columns), or a function of your own as `module.function` or `file.py:function`."""
     mapping: dict[str, str] = {}
-    """From a converter's name of a column to the column's name in the source, such as `rating: score`."""
+    """From a converter's name of a column to the column's name in the source, such as `rating: score`, or to a place
+    inside a column: `output: instances.0.output`."""
     prompts: Annotated[list[str], Field(min_length=1)] | dict[str, str] = []
     """User messages for rows that have none, used in turn; or by theme, with `*` for other themes. `{theme}` stands for
     the text of the column `theme`."""
@@ -68,7 +69,7 @@ class SourceOptions(_Options):
     max_records: int | None = Field(None, gt=0)
     """Keep at most this many records."""
     weight: float = Field(1.0, gt=0)
-    """Share of the mixture, in proportion to the other sources' weights."""
+    """How many times its records are in the training data: 2 repeats them, 0.5 keeps a random half."""
     license: str | None = None
     """The licence's identifier, for the data card."""
 

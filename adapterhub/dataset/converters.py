@@ -31,7 +31,7 @@ class Columns:
 
     Attributes:
         row: The row.
-        mapping: From a converter's name to the column's.
+        mapping: From a converter's name to the column's, or to a place inside one, as in `instances.0.output`.
         prompts: Templates of the user's message for rows without one, used in turn, or by the row's theme; `{name}` is
             a column's text.
         number: The row's number, from 1.
@@ -46,7 +46,7 @@ class Columns:
         """The first value that is there: of the mapped columns, or if none is mapped, of `name` and `others`."""
         names = (name, *others)
         columns = [self.mapping[one] for one in names if one in self.mapping] or names
-        found = (self.row.get(column) for column in columns)
+        found = (_lookup(self.row, column) for column in columns)
         return next((value for value in found if value not in (None, "")), None)
 
     def text(self, name: str, *others: str) -> str:
@@ -62,6 +62,19 @@ class Columns:
         if not text.strip():
             raise UnusableRowError(f"no {name}")
         return text
+
+
+def _lookup(row: Mapping[str, Any], column: str) -> Any:
+    """A column's value, or what lies inside one, as in `instances.0.output`."""
+    if column in row or "." not in column:
+        return row.get(column)
+    value: Any = row
+    for key in column.split("."):
+        if isinstance(value, list) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 Converter = Callable[[Columns], Conversation]
@@ -150,7 +163,7 @@ def detect_converter(columns: Columns) -> str:
     """
 
     def has(*names: str) -> bool:
-        return any(columns.mapping.get(name, name) in columns.row for name in names)
+        return any(_lookup(columns.row, columns.mapping.get(name, name)) is not None for name in names)
 
     found = (
         ("messages", has("messages")),
