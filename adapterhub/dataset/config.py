@@ -69,7 +69,7 @@ class SourceOptions(_Options):
     max_records: int | None = Field(None, gt=0)
     """Keep at most this many records."""
     weight: float = Field(1.0, gt=0)
-    """How many times its records are in the training data: 2 repeats them, 0.5 keeps a random half."""
+    """How many times the source's records are in the training data: 2 repeats each, 0.5 keeps a random half."""
     license: str | None = None
     """The licence's identifier, for the data card."""
 
