@@ -23,7 +23,7 @@ from adapterhub.dataset.converters import (
 )
 from adapterhub.dataset.own_converter import load_own_converter
 from adapterhub.dataset.records import Message, Record, Sample
-from adapterhub.dataset.sources import Row, open_source
+from adapterhub.dataset.sources import SourceRow, open_source
 from adapterhub.errors import ConfigError, DatasetError
 
 _ROWS_BETWEEN_REPORTS = 200
@@ -151,7 +151,7 @@ def _rating(columns: Columns) -> float | None:
     return rating if math.isfinite(rating) else None
 
 
-def _nothing_usable(report: SourceReport, row: Row | Mapping[str, Any] | None) -> DatasetError:
+def _nothing_usable(report: SourceReport, row: SourceRow | Mapping[str, Any] | None) -> DatasetError:
     if row is None:
         return DatasetError(f"The source {report.label!r} holds no rows.", hint="Check its path and split.")
     reason, count = report.dropped.most_common(1)[0]

@@ -21,7 +21,7 @@ from adapterhub.errors import DatasetError
 if TYPE_CHECKING:
     from adapterhub.dataset.config import SourceOptions
 
-Row = dict[str, Any]
+SourceRow = dict[str, Any]
 SPLIT = re.compile(
     r"(?P<name>\w[\w.-]*)(?P<slice>\[(?P<start>-?\d{1,15}%?)?:(?P<stop>-?\d{1,15}%?)?\])?", re.ASCII
 )
@@ -41,7 +41,7 @@ class OpenSource:
         license: The licence that its page on the Hub states.
     """
 
-    rows: Iterator[Row]
+    rows: Iterator[SourceRow]
     files: tuple[Path, ...] = ()
     license: str | None = None
 
@@ -78,7 +78,7 @@ def _files(path: str) -> list[Path]:
     return [Path(file) for file in found]
 
 
-def _read_file(path: Path, source: SourceOptions) -> Iterator[Row]:
+def _read_file(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
     number = 0
     try:
         for number, row in enumerate(READERS[path.suffix.lower()](path, source), start=1):
@@ -108,12 +108,12 @@ def _reason(error: Exception, rows_before: int) -> str:
             return str(error)
 
 
-def _json_lines(path: Path, _: SourceOptions) -> Iterator[Row]:
+def _json_lines(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig") as lines:
         yield from (json.loads(line) for line in lines if line.strip())
 
 
-def _json(path: Path, source: SourceOptions) -> Iterator[Row]:
+def _json(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig") as file:
         if not file.read(64).lstrip().startswith("["):  # JSON Lines under the name of JSON
             yield from _json_lines(path, source)
@@ -122,7 +122,7 @@ def _json(path: Path, source: SourceOptions) -> Iterator[Row]:
         yield from json.load(file)
 
 
-def _csv(path: Path, _: SourceOptions) -> Iterator[Row]:
+def _csv(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         delimiter = max(",;\t", key=header.count)
@@ -133,7 +133,7 @@ def _csv(path: Path, _: SourceOptions) -> Iterator[Row]:
             yield row
 
 
-def _parquet(path: Path, _: SourceOptions) -> Iterator[Row]:
+def _parquet(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -146,7 +146,7 @@ def _parquet(path: Path, _: SourceOptions) -> Iterator[Row]:
         raise ValueError("it is not a Parquet file, or is damaged") from None
 
 
-def _text(path: Path, source: SourceOptions) -> Iterator[Row]:
+def _text(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig") as file:
         if source.sample_by == "document":
             yield {"text": file.read()}
@@ -168,7 +168,7 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(paragraph).rstrip("\n")
 
 
-READERS: dict[str, Callable[[Path, SourceOptions], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, SourceOptions], Iterator[SourceRow]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
@@ -206,7 +206,7 @@ def _open_dataset(source: SourceOptions) -> OpenSource:
     return OpenSource(rows, license=dataset.info.license or None)
 
 
-def _dataset_rows(source: SourceOptions, dataset: Iterable[Row]) -> Iterator[Row]:
+def _dataset_rows(source: SourceOptions, dataset: Iterable[SourceRow]) -> Iterator[SourceRow]:
     try:
         yield from map(_without_nulls, dataset)
     except Exception as error:
@@ -235,14 +235,14 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def _sliced(rows: Iterator[Row], start: str | None, stop: str | None) -> Iterator[Row]:
+def _sliced(rows: Iterator[SourceRow], start: str | None, stop: str | None) -> Iterator[SourceRow]:
     given = [bound for bound in (start, stop) if bound]
     if all(bound.isdigit() for bound in given):
         return islice(rows, int(start or 0), int(stop) if stop else None)
     return _sliced_from_end(rows, start, stop)
 
 
-def _sliced_from_end(rows: Iterator[Row], start: str | None, stop: str | None) -> Iterator[Row]:
+def _sliced_from_end(rows: Iterator[SourceRow], start: str | None, stop: str | None) -> Iterator[SourceRow]:
     """A share, or a distance from the end, needs the number of all rows."""
     every = list(rows)
     places = [_place(bound, len(every)) if bound else None for bound in (start, stop)]
