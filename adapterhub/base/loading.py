@@ -26,6 +26,7 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CONTEXT_SETTINGS = ("max_position_embeddings", "max_seq_len", "seq_length")
 _NO_LIMIT = 2**31 - 1
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -143,22 +144,48 @@ def load_base(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"The files of base {str(model)!r} could not be loaded: {error}",
-            hint="`adapterhub doctor` shows what is installed; the folder must hold a causal language model.",
-        ) from error
+        tokenizer = _tokenizer(folder, trust_remote_code=trust_remote_code)
+    except _LOADING_ERRORS as error:
+        raise _not_loaded(model, error) from error
     _refuse_missing_weights(str(model), sorted(report["missing_keys"]))
-    # Off: it removes spaces before commas, which damages code, and streamed text could not follow.
-    tokenizer.clean_up_tokenization_spaces = False
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     loaded.eval().requires_grad_(False)
     # bitsandbytes' kernel for packed weights computes in bfloat16, whatever the compute dtype.
     may_pack = compute_dtype in ("auto", "bfloat16") and not training
     disable_weight_packing(loaded, only_unsupported=may_pack)
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
+
+
+def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
+    """Loads a base's tokenizer alone, as `load_base` does.
+
+    Args:
+        model: As for `load_base`.
+        revision: As for `load_base`.
+
+    Raises:
+        ConfigError: There is no such base, or its tokenizer cannot be loaded.
+    """
+    folder = locate_base(model, revision=revision)
+    try:
+        return _tokenizer(folder, trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise _not_loaded(model, error) from error
+
+
+def _tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    # Off: it removes spaces before commas, which damages code, and streamed text could not follow.
+    tokenizer.clean_up_tokenization_spaces = False
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _not_loaded(model: str | Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"The files of base {str(model)!r} could not be loaded: {error}",
+        hint="`adapterhub doctor` shows what is installed; the folder must hold a causal language model.",
+    )
 
 
 def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -45,8 +45,8 @@ class DataOptions(_Options):
     train: Path | None = None
     """JSON Lines file; each line is `{"messages": [{"role": ..., "content": ...}, ...], "tools": [...]}`."""
     compose: DatasetConfig | None = None
-    """Compose the dataset first, as `adapterhub compose-dataset` does, and train on it; in place of `train`. Its files are
-    kept where it names them."""
+    """Compose the dataset first, as `adapterhub compose-dataset` does, and train on it; in place of `train`. Its files
+    are kept where it names them."""
     loss: Literal["assistant", "all"] = "assistant"
     """What to learn: the assistant's tokens, each answer with its end, or the whole text."""
     validation: Path | None = None
@@ -251,7 +251,7 @@ class FinetuneConfig(_Options):
         try:
             config = cls.model_validate(spelling.nested())
             if not problems:
-                return config._in_folder(folder)
+                return config.in_folder(folder)
         except ValidationError as error:
             problems = [*problems, describe_validation(error, limit=None, written=spelling.written)]
         raise ConfigError(
@@ -259,7 +259,8 @@ class FinetuneConfig(_Options):
             hint="examples/finetune.yaml shows every field.",
         )
 
-    def _in_folder(self, folder: Path) -> Self:
+    def in_folder(self, folder: Path) -> Self:
+        """The same with relative paths taken from `folder`."""
         data = self.data
         paths = {
             "train": data.train and folder / data.train,

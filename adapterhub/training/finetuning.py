@@ -72,7 +72,10 @@ def finetune(
     """
     if config.output_dir:
         check_output_folder(config.output_dir)
-    with with_composed_data(_with_initial_profile(config), composing) as ready, _kept_if_trained(config) as run:
+    with (
+        with_composed_data(_with_initial_profile(config), composing) as ready,
+        _kept_if_trained(config) as run,
+    ):
 
         def check(untrained: Path, stop: tuple[str, ...]) -> None:
             run.fields = _fields_of_run(ready, stop)

@@ -80,12 +80,11 @@ def save_checkpoint(config: FinetuneConfig, folder: Path, adapter: Path, tokeniz
         TrainingError: It could not be written; nothing has changed.
     """
     checkpoint = folder / f"checkpoint-{step}"
-    with os_errors_as(TrainingError, _COULD_NOT):
-        with new_folder(checkpoint) as new:
-            tokenizer.save_pretrained(new)
-            shutil.copytree(adapter, new, dirs_exist_ok=True)
-            (new / CONFIG_FILE).write_text(_as_yaml(config), encoding="utf-8")
-            shutil.rmtree(checkpoint, ignore_errors=True)
+    with os_errors_as(TrainingError, _COULD_NOT), new_folder(checkpoint) as new:
+        tokenizer.save_pretrained(new)
+        shutil.copytree(adapter, new, dirs_exist_ok=True)
+        (new / CONFIG_FILE).write_text(_as_yaml(config), encoding="utf-8")
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return checkpoint
 
 
@@ -100,5 +99,5 @@ def save_result(folder: Path, result: FinetuneResult) -> None:
 
 
 def _as_yaml(config: FinetuneConfig) -> str:
-    fields = config.model_dump(mode="json", exclude_defaults=True)
+    fields = config.in_folder(Path.cwd()).model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)

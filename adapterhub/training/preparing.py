@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from adapterhub._files import scratch_folder
 from adapterhub.dataset.composing import compose_dataset
-from adapterhub.dataset.config import DatasetConfig
+from adapterhub.dataset.config import DatasetConfig, SourceOptions
 from adapterhub.errors import DatasetError
 from adapterhub.training.config import FinetuneConfig
 
@@ -53,7 +52,10 @@ def shortened(config: FinetuneConfig) -> FinetuneConfig:
     steps = min(train.max_steps or _SMOKE_STEPS, _SMOKE_STEPS)
     records = min(data.max_records or 10**9, steps * train.batch_size * train.gradient_accumulation)
     compose = data.compose and data.compose.model_copy(
-        update={"sources": [_at_most(source, records) for source in data.compose.sources], "train_path": _NOT_KEPT}
+        update={
+            "sources": [_at_most(source, records) for source in data.compose.sources],
+            "train_path": _NOT_KEPT,
+        }
     )
     return config.model_copy(
         update={
@@ -63,3 +65,7 @@ def shortened(config: FinetuneConfig) -> FinetuneConfig:
             "report_to": "none",
         }
     )
+
+
+def _at_most(source: SourceOptions, records: int) -> SourceOptions:
+    return source.model_copy(update={"max_records": min(source.max_records or records, records)})

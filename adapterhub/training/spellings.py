@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, TypeAlias
 
 Found: TypeAlias = tuple[Any, str]
@@ -275,5 +276,6 @@ def _plain(name: object) -> str:
 
 def _as_name(parts: list[Any]) -> str:
     """A name for the adapter: of `distilgpt2` and `databricks/databricks-dolly-15k`, both without their owners."""
-    words = [re.split(r"[/\\]", str(part).rstrip("/\\"))[-1] for part in parts if part]
+    words = [PurePath(str(part)).name for part in parts if part]
+    words = [re.sub(r"\.(jsonl?|csv|tsv|parquet|txt)$", "", word) for word in words]
     return re.sub(r"[^a-z0-9._-]+", "-", "-".join(words).lower()).strip("-._")[:63]

@@ -86,7 +86,9 @@ def tokenize(
         )
     renderer, labeller = ConversationRenderer(tokenizer, style, system), _Labeller(tokenizer)
     full = [example for record in records for example in _examples(record, renderer, labeller)]
-    ends = frozenset(label for example in full for label in _last_labels(example)) & labeller.special_token_ids
+    ends = (
+        frozenset(label for example in full for label in _last_labels(example)) & labeller.special_token_ids
+    )
     if loss == "all":
         full = [_labelled_throughout(example) for example in full]
     shortened = [

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapterhub.base.loading import Base, load_base
+from adapterhub.base.loading import Base, load_base, load_tokenizer
 from adapterhub.dataset.records import Record, read_records
-from adapterhub.errors import TrainingError
+from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.adapter_files import save_adapter
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.initial_weights import load_initial_weights
 from adapterhub.training.lora_layers import LearningCheck
 from adapterhub.training.losses import LossRecorder, TrainingStep
+from adapterhub.training.masked_example import MaskedExample
 from adapterhub.training.sft import build_trainer
 from adapterhub.training.tokenizing import TokenizedDataset, tokenize
 
@@ -98,7 +99,8 @@ def train_adapter(
         started: Called before the first step.
 
     Raises:
-        ConfigError: The data is still to be composed, the base cannot be loaded, or has no layer of a name in `lora.target_modules`.
+        ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`; or the data is still
+            to be composed.
         DatasetError: The data cannot be used.
         TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out.
         AdapterInvalidError: The initial adapter's files are damaged.
@@ -113,20 +115,9 @@ def train_adapter(
         revision=config.revision,
         training=True,
     )
-    prompt = config.card.prompt
-    style = prompts.choose_style(base.tokenizer.chat_template, prompt.format, prompt.chat_template)
-
-    def tokenized(part: list[Record]) -> TokenizedDataset:
-        return tokenize(
-            part,
-            base.tokenizer,
-            style,
-            max_length=config.train.max_length,
-            system=prompt.system,
-            loss=config.data.loss,
-        )
-
-    train, validation = tokenized(records), tokenized(held_out) if held_out else None
+    style = _style(config, base.tokenizer)
+    train = _tokenized(config, records, base.tokenizer)
+    validation = _tokenized(config, held_out, base.tokenizer) if held_out else None
     losses = LossRecorder(progress)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(
@@ -137,6 +128,8 @@ def train_adapter(
         if check:
             save_adapter(trainer.model, files, style)  # which keeps the room that the trained files need
             check(files, _stop(base, train))
+        if started:
+            started(_start(base, train, validation))
         learning = LearningCheck(trainer.model)
         with _memory_errors():
             trainer.train()
@@ -160,6 +153,47 @@ def train_adapter(
     )
 
 
+def first_example(config: FinetuneConfig) -> MaskedExample:
+    """The first example of a run, for a look at what is learned; the base's weights are not loaded.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigError: There is no such base, or the data is still to be composed.
+        DatasetError: The data cannot be used.
+    """
+    tokenizer = load_tokenizer(config.base, revision=config.revision)
+    records, _ = _records(config)
+    return MaskedExample.of(_tokenized(config, records[:1], tokenizer).examples[0], tokenizer)
+
+
+def _start(base: Base, train: TokenizedDataset, validation: TokenizedDataset | None) -> RunStart:
+    return RunStart(
+        device=base.device.type,
+        compute_dtype=str(base.compute_dtype).removeprefix("torch."),
+        records=len(train.examples),
+        held_out=len(validation.examples) if validation else 0,
+        example=MaskedExample.of(train.examples[0], base.tokenizer),
+    )
+
+
+def _style(config: FinetuneConfig, tokenizer: Any) -> prompts.PromptStyle:
+    prompt = config.card.prompt
+    return prompts.choose_style(tokenizer.chat_template, prompt.format, prompt.chat_template)
+
+
+def _tokenized(config: FinetuneConfig, records: list[Record], tokenizer: Any) -> TokenizedDataset:
+    return tokenize(
+        records,
+        tokenizer,
+        _style(config, tokenizer),
+        max_length=config.train.max_length,
+        system=config.card.prompt.system,
+        loss=config.data.loss,
+    )
+
+
 def _stop(base: Base, train: TokenizedDataset) -> tuple[str, ...]:
     return tuple(base.tokenizer.convert_ids_to_tokens(sorted(train.end_token_ids - base.end_token_ids)))
 
@@ -172,6 +206,8 @@ def _load_initial(config: FinetuneConfig, model: Any, base: Base) -> str | None:
 
 def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
     data = config.data
+    if data.train is None:
+        raise ConfigError("The dataset is still to be composed.", hint="Give data.train, or call finetune.")
     records = read_records(data.train, max_records=data.max_records)
     if data.validation is not None:
         return records, read_records(data.validation, max_records=data.max_records)
