@@ -9,6 +9,10 @@ from typing import Any, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub._yaml import read_config_file
+from adapterhub.dataset.cleaning import CleaningOptions
+from adapterhub.dataset.filters import FilterOptions
+from adapterhub.dataset.near_duplicates import DeduplicationOptions
+from adapterhub.dataset.splitting import SplitOptions
 from adapterhub.errors import ConfigError, describe_validation
 
 
@@ -39,7 +43,7 @@ class SourceOptions(_Options):
     max_records: int | None = Field(None, gt=0)
     """Keep at most this many records."""
     weight: float = Field(1.0, gt=0)
-    """Share of the mixture, in proportion to the other sources' weights."""
+    """How many times the source's records are in the training data: 2 repeats each, 0.5 keeps a random half."""
     license: str | None = None
     """The licence's identifier, for the data card."""
 
@@ -60,6 +64,14 @@ class DatasetConfig(_Options):
     """The file for held-out records."""
     tokenizer: str | None = None
     """The base whose tokenizer counts tokens: `adapterhub-demo`, a model folder, or a hub id."""
+    cleaning: CleaningOptions = CleaningOptions()
+    """What is cleaned in the text of messages."""
+    filters: FilterOptions = FilterOptions()
+    """What a record must meet."""
+    deduplication: DeduplicationOptions = DeduplicationOptions()
+    """Which duplicates are removed."""
+    split: SplitOptions = SplitOptions()
+    """How many records are held out, if there is a `val_path`."""
     seed: int = Field(0, ge=0)
     """Seed of the order of records, the split and whatever else is drawn."""
 
