@@ -56,7 +56,7 @@ class CleaningOptions(StageOptions):
     replace: dict[str, str] = Field(default_factory=dict)
     """Texts and what to write in their places, before anything else."""
     split_answers: str | None = Field(None, pattern=r"^\S+$")
-    """What stands alone on a line between several answers glued into one, such as `***`, spaces aside. The record
+    """What stands alone on a line between several answers glued into one, such as `***` or `* * *`. The record
     becomes one for each answer; only records with a single answer, at their end, are split."""
 
 
