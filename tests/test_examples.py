@@ -90,3 +90,13 @@ def test_per_user(run: Run):
         ("eve", "json", "{"),
     ]
     assert [int(count) for count in re.findall(r"(\d) messages", printed)] == [2, 2, 4]
+
+
+def test_quest_5_3(run: Run, capsys: pytest.CaptureFixture[str]):
+    """Its contract is tested in tests/specs/test_specification_1.py; here the shipped demo answers."""
+    given = {"modelName": "adapterhub-demo", "adapterPath": str(EXAMPLES.parent / "adapters" / "json" / "1")}
+    with pytest.raises(SystemExit) as ended:
+        run("quest_5_3", json.dumps({**given, "prompt": "Keys: name, city. Ann Lee from Oslo."}))
+    result = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, result["exitCode"], result["status"]) == (0, 0, "success")
+    assert '"city": "Oslo"' in result["result"]
