@@ -22,7 +22,7 @@ from adapterhub.dataset.config import DatasetConfig
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
-from adapterhub.training.spellings import Spelling
+from adapterhub.training.foreign_config import ForeignConfig
 
 _DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -244,16 +244,16 @@ class FinetuneConfig(_Options):
         Raises:
             ConfigError: Fields are invalid, of which it names all.
         """
-        spelling = Spelling.read(content, _OWN_NAMES)
+        foreign = ForeignConfig.read(content, _OWN_NAMES)
         for setting, value in (changes or {}).items():
-            spelling.change(setting, value, setting)
-        problems = spelling.problems
+            foreign.change(setting, value, setting)
+        problems = foreign.problems
         try:
-            config = cls.model_validate(spelling.nested())
+            config = cls.model_validate(foreign.nested())
             if not problems:
                 return config.in_folder(folder)
         except ValidationError as error:
-            problems = [*problems, describe_validation(error, limit=None, written=spelling.written)]
+            problems = [*problems, describe_validation(error, limit=None, written=foreign.written)]
         raise ConfigError(
             f"The configuration {origin!r} is not valid: {'; '.join(problems)}.",
             hint="examples/finetune.yaml shows every field.",

@@ -93,7 +93,7 @@ _DEFAULT_SAVE_STEPS = 500  # transformers'
 
 
 @dataclass
-class Spelling:
+class ForeignConfig:
     """One configuration in the form of `FinetuneConfig`.
 
     Attributes:
@@ -105,23 +105,23 @@ class Spelling:
     problems: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, content: Mapping[Any, Any], own: Mapping[str, set[str]]) -> Spelling:
+    def read(cls, content: Mapping[Any, Any], own: Mapping[str, set[str]]) -> ForeignConfig:
         """Brings a configuration over.
 
         Args:
             content: What the file holds.
             own: The fields of `FinetuneConfig` (`""`) and of its sections.
         """
-        spelling, names = cls(), _names(own)
+        foreign, names = cls(), _names(own)
         for name, value in content.items():
             for path, each, written in _settings(name, value, names):
-                spelling._add(path, each, written)
-        spelling._quantization()
-        spelling._compute_dtype()
-        spelling._intervals()
-        spelling._name()
-        spelling._dataset()
-        return spelling
+                foreign._add(path, each, written)
+        foreign._quantization()
+        foreign._compute_dtype()
+        foreign._intervals()
+        foreign._name()
+        foreign._dataset()
+        return foreign
 
     def nested(self) -> dict[str, Any]:
         """The settings as `FinetuneConfig` takes them."""
