@@ -88,6 +88,16 @@ class TrainOptions(_Options):
     """The optimiser, by transformers' name."""
     eval_every: int | None = Field(None, gt=0)
     """Evaluate before the first step and then after every this many steps; None evaluates once, at the end."""
+    early_stopping_patience: int | None = Field(None, gt=0)
+    """End the run after this many evaluations, of `eval_every`, without a lower loss."""
+    load_best: bool = False
+    """Take the weights of the evaluation with the lowest loss, not the last ones."""
+    save_every: int | None = Field(None, gt=0)
+    """Write a checkpoint into `output_dir` after every this many steps; None writes one, at the end."""
+    save_total_limit: int | None = Field(None, gt=0)
+    """Keep this many checkpoints, the newest; None keeps all."""
+    resume: bool = False
+    """Continue from the last checkpoint in `output_dir`, if there is one."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -99,6 +109,12 @@ class TrainOptions(_Options):
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("give epochs or max_steps, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> Self:
+        if self.eval_every is None and (self.load_best or self.early_stopping_patience):
+            raise ValueError("load_best and early_stopping_patience need eval_every")
         return self
 
 
@@ -146,6 +162,8 @@ class FinetuneConfig(_Options):
     file."""
     train: TrainOptions = TrainOptions()
     """The schedule."""
+    output_dir: Path | None = None
+    """Folder for checkpoints and the losses. Relative to the folder of the configuration file."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
     """Quantisation of the frozen base during training."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -154,6 +172,18 @@ class FinetuneConfig(_Options):
     """`auto`, `cpu` or `cuda`."""
     card: CardOptions = CardOptions()
     """Fields of the adapter's card."""
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        train, data = self.train, self.data
+        if self.output_dir is None and (train.save_every or train.resume):
+            raise ValueError("train.save_every and train.resume need output_dir")
+        held_out = data.validation is not None or data.validation_share > 0
+        if not held_out and (train.load_best or train.early_stopping_patience):
+            raise ValueError(
+                "train.load_best and train.early_stopping_patience need data.validation or data.validation_share"
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -175,6 +205,16 @@ class FinetuneConfig(_Options):
                 hint="examples/finetune.yaml shows every field.",
             ) from error
 
+    def to_resume(self) -> Self:
+        """The run with `train.resume` set.
+
+        Raises:
+            ConfigError: It has no output_dir, where its checkpoints would be.
+        """
+        if self.output_dir is None:
+            raise ConfigError("A run without output_dir has no checkpoints.", hint="Set output_dir.")
+        return self.model_copy(update={"train": self.train.model_copy(update={"resume": True})})
+
     def _in_folder(self, folder: Path) -> Self:
         data = self.data
         paths = {"train": folder / data.train, "validation": data.validation and folder / data.validation}
@@ -182,6 +222,7 @@ class FinetuneConfig(_Options):
         update = {
             "data": data.model_copy(update=paths),
             "initial_adapter": initial_adapter,
+            "output_dir": self.output_dir and folder / self.output_dir,
             "base": _base_in_folder(self.base, folder),
         }
         return self.model_copy(update=update)
