@@ -12,6 +12,8 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
+from adapterhub.cli.chat import chat
+from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
@@ -64,8 +66,10 @@ for command in (
     verify,
     doctor,
     run,
+    chat,
     route,
     router,
+    compose_dataset,
     finetune,
     blend,
     merge,
