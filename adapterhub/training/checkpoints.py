@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 from safetensors import SafetensorError
@@ -26,7 +27,7 @@ RUN_FILE = "run.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = re.compile(r"\.checkpoint-\d+\.[0-9a-f]{32}")
 # What may change between the parts of a run without a change of the weights.
-_FREE = {
+_FREE: dict[str, Any] = {
     "name": True,
     "output_dir": True,
     "report_to": True,

@@ -236,7 +236,7 @@ class EpochSampler(LengthGroupedSampler):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self._trainer.args.seed + int(self._trainer.state.epoch or 0))
-        return super().__iter__()
+        yield from super().__iter__()
 
 
 def _read_state(checkpoint: Path) -> TrainerState:
