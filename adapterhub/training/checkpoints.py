@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoint-<step>` with the files of transformers' Trainer: the adapter, the states of
 optimiser, scheduler and random number generators, the losses so far; and `run.json`, the run that it belongs to. It is
-written aside and renamed, so that one which is there is whole, even after `kill -9`.
+written under another name first, so that one which is there is whole, even after `kill -9`.
 """
 
 from __future__ import annotations
