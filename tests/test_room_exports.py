@@ -23,7 +23,16 @@ EXPORTED = {
         "locate_base",
         "tokenizer_chat_template",
     },
-    "dataset": {"DatasetConfig", "Message", "Record", "Sample", "SourceOptions", "read_records"},
+    "dataset": {
+        "ComposedDataset",
+        "DatasetConfig",
+        "Message",
+        "Record",
+        "Sample",
+        "SourceOptions",
+        "compose_dataset",
+        "read_records",
+    },
     "export": {"MergeComparison", "MergeReport", "compare_merged", "merge_adapter", "merged_agreement"},
     "peft_format": {
         "CONFIG_FILE",

@@ -13,6 +13,7 @@ import click
 from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.chat import chat
+from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
@@ -68,6 +69,7 @@ for command in (
     chat,
     route,
     router,
+    compose_dataset,
     finetune,
     blend,
     merge,
