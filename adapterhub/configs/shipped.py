@@ -111,7 +111,8 @@ def copy_config(
         taken = [] if overwrite else [file for file in changed if file.exists()]
         if taken and not keep:
             raise ConfigError(
-                f"{str(taken[0])!r} exists already.", hint="Choose another place, or overwrite it with --force."
+                f"{str(taken[0])!r} exists already.",
+                hint="Choose another place, or overwrite it with --force.",
             )
         for file in changed if overwrite else set(changed) - set(taken):
             write_atomic(file, content[file])
