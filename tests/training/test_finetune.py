@@ -342,6 +342,7 @@ def test_accumulated_batches_equal_one_large_batch(tiny_base: Path, dataset: Pat
     assert all(torch.allclose(small[name], weight, atol=2e-4) for name, weight in large.items())
 
 
+@pytest.mark.spec("2-F14")
 def test_the_loss_is_trls(tiny_base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = run(tiny_base, dataset, data={"validation_share": 0.2})
     ours, _, steps = trained(config, tmp_path / "ours")
