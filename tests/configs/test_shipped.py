@@ -45,30 +45,30 @@ def test_there_is_one_for_every_base_that_is_named():
 def test_a_relative_path_starts_here_and_what_ships_with_the_configuration_there():
     content, folder = read_config("lora/smollm2_135m")
     assert (content["data"]["train"], folder) == ("train.jsonl", Path())
-    content, folder = read_config("tickets/demo.yaml")
+    content, folder = read_config("priority/demo.yaml")
     assert Path(content["data"]["train"]).is_file()
 
 
 def test_a_file_of_that_name_is_read_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tickets").mkdir()
-    (tmp_path / "tickets" / "demo").write_text("{name: mine}")
-    assert read_config("tickets/demo") == ({"name": "mine"}, Path("tickets"))
+    (tmp_path / "priority").mkdir()
+    (tmp_path / "priority" / "demo").write_text("{name: mine}")
+    assert read_config("priority/demo") == ({"name": "mine"}, Path("priority"))
 
 
 def test_the_demo_configuration_trains_as_it_stands(tiny_base: Path, tmp_path: Path):
-    config = FinetuneConfig.load("tickets/demo")
+    config = FinetuneConfig.load("priority/demo")
     short = config.train.model_copy(update={"epochs": None, "max_steps": 2})
     registry = AdapterRegistry(tmp_path)
     card = finetune(config.model_copy(update={"base": str(tiny_base), "train": short}), registry)
     assert (card.ref, card.lineage.settings["records"]) == ("priority@1", 49)
 
 
-def test_its_tickets_are_those_of_the_example():
+def test_its_data_are_those_of_the_example():
     example = Path(__file__).parents[2] / "examples" / "finetune.jsonl"
-    (demo,) = (config for config in SHIPPED if config.name == "tickets/demo")
-    assert demo.companions == ["tickets.jsonl"]
-    assert (demo.path.parent / "tickets.jsonl").read_bytes() == example.read_bytes()
+    (demo,) = (config for config in SHIPPED if config.name == "priority/demo")
+    assert demo.companions == ["support.jsonl"]
+    assert (demo.path.parent / "support.jsonl").read_bytes() == example.read_bytes()
 
 
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda config: config.name)
@@ -87,15 +87,15 @@ def test_a_copy_goes_into_a_folder_under_its_name(tmp_path: Path):
 
 def test_nothing_is_replaced_unasked(tmp_path: Path):
     own = tmp_path / "own.yaml"
-    (tmp_path / "tickets.jsonl").write_text("mine")
-    with pytest.raises(ConfigError, match=r"tickets\.jsonl' exists already") as error:
-        copy_config("tickets/demo", own)
+    (tmp_path / "support.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match=r"support\.jsonl' exists already") as error:
+        copy_config("priority/demo", own)
     assert "--force" in error.value.hint
     assert not own.exists()
-    copy_config("tickets/demo", own, keep=True)
-    assert (own.exists(), (tmp_path / "tickets.jsonl").read_text()) == (True, "mine")
-    copy_config("tickets/demo", own, overwrite=True)
-    assert (tmp_path / "tickets.jsonl").read_text() != "mine"
+    copy_config("priority/demo", own, keep=True)
+    assert (own.exists(), (tmp_path / "support.jsonl").read_text()) == (True, "mine")
+    copy_config("priority/demo", own, overwrite=True)
+    assert (tmp_path / "support.jsonl").read_text() != "mine"
 
 
 def test_a_folder_that_is_missing_is_made_if_asked(tmp_path: Path):
