@@ -14,8 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub._yaml import read_config_file
 from adapterhub.base.locating import DEMO_BASE, is_local_base
+from adapterhub.configs import read_config
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
@@ -133,6 +133,9 @@ class CardOptions(_Options):
     """The licence's identifier."""
     prompt: PromptProfile = PromptProfile()
     """The prompt profile, which also renders the training examples."""
+    system_file: Path | None = None
+    """A UTF-8 file with the system prompt, in place of `prompt.system`; relative to the folder of the configuration
+    file."""
     routing: Routing = Routing()
     """The router's training data."""
     serving: Serving = Serving()
@@ -140,7 +143,31 @@ class CardOptions(_Options):
 
     def fields(self) -> CardFields:
         """The fields that were set, for `AdapterRegistry.register`."""
-        return cast(CardFields, {name: getattr(self, name) for name in self.model_fields_set})
+        names = self.model_fields_set - {"system_file"}
+        return cast(CardFields, {name: getattr(self, name) for name in names})
+
+    @model_validator(mode="after")
+    def _one_system_prompt(self) -> Self:
+        if self.system_file is not None and self.prompt.system is not None:
+            raise ValueError("give prompt.system or system_file, not both")
+        return self
+
+    def with_system(self, folder: Path) -> Self:
+        """The same with the text of `system_file`, taken from `folder`, as the prompt profile's system prompt.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        if self.system_file is None:
+            return self
+        path = folder / self.system_file
+        try:
+            system = path.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"The system prompt {str(path)!r} could not be read: {reason}.") from error
+        prompt = self.prompt.model_copy(update={"system": system})
+        return self.model_copy(update={"prompt": prompt, "system_file": None})
 
 
 class FinetuneConfig(_Options):
@@ -197,9 +224,9 @@ class FinetuneConfig(_Options):
             ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
         path = Path(path)
-        content = read_config_file(path)
+        content, folder = read_config(path)
         try:
-            return cls.model_validate(content)._in_folder(path.parent)
+            return cls.model_validate(content)._in_folder(folder)
         except ValidationError as error:
             raise ConfigError(
                 f"The configuration {str(path)!r} is not valid: {describe_validation(error, limit=None)}.",
@@ -225,6 +252,7 @@ class FinetuneConfig(_Options):
             "initial_adapter": initial_adapter,
             "output_dir": self.output_dir and folder / self.output_dir,
             "base": _base_in_folder(self.base, folder),
+            "card": self.card.with_system(folder),
         }
         return self.model_copy(update=update)
 
