@@ -18,8 +18,12 @@ from pydantic import (
 )
 
 from adapterhub._yaml import read_config_file
+from adapterhub.dataset.cleaning import CleaningOptions
 from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS
+from adapterhub.dataset.filters import FilterOptions
+from adapterhub.dataset.near_duplicates import DeduplicationOptions
 from adapterhub.dataset.sources import READERS, SPLIT
+from adapterhub.dataset.splitting import SplitOptions
 from adapterhub.errors import ConfigError, describe_validation
 
 AUTO = "auto"
@@ -136,6 +140,14 @@ class DatasetConfig(_Options):
     """The file for held-out records."""
     tokenizer: str | None = None
     """The base whose tokenizer counts tokens: `adapterhub-demo`, a model folder, or a hub id."""
+    cleaning: CleaningOptions = CleaningOptions()
+    """What is cleaned in the text of messages."""
+    filters: FilterOptions = FilterOptions()
+    """What a record must meet."""
+    deduplication: DeduplicationOptions = DeduplicationOptions()
+    """Which duplicates are removed."""
+    split: SplitOptions = SplitOptions()
+    """How many records are held out, if there is a `val_path`."""
     seed: int = Field(0, ge=0)
     """Seed of the order of records, the split and whatever else is drawn."""
 
