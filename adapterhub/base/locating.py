@@ -65,6 +65,18 @@ def is_local_base(name: str | Path) -> bool:
     return path.is_dir() or is_gguf(path)
 
 
+def base_in_folder(name: str, folder: Path) -> str:
+    """A base's name as it is from anywhere; a hub id looks like a relative path.
+
+    Args:
+        name: As in `locate_base`.
+        folder: What a relative path is relative to.
+    """
+    path = folder / Path(name).expanduser()
+    is_path = name.startswith(("./", "../", "~")) or (name != DEMO_BASE and is_local_base(path))
+    return str(path.resolve()) if is_path else name
+
+
 def tokenizer_chat_template(name: str | Path, *, revision: str | None = None) -> str | None:
     """The chat template (Jinja) of a base's tokenizer, read from its files without loading anything.
 

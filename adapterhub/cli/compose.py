@@ -38,8 +38,9 @@ def compose_dataset(config: Path, as_json: bool, **given: Any) -> None:
     from adapterhub.dataset import DatasetConfig
     from adapterhub.dataset import compose_dataset as compose
 
-    settings = DatasetConfig.load(config)
-    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    fields = {name: value for name, value in given.items() if value is not None}
+    paths = {name: path.absolute() for name, path in fields.items() if isinstance(path, Path)}
+    settings = DatasetConfig.load(config, **{**fields, **paths})
     with progress("Composing") as show:
         composed = compose(settings, progress=lambda stage, done, total: show(done, total, stage))
     output.emit(str(composed.train_path))

@@ -21,9 +21,9 @@ def from_impruver(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `DatasetConfig` that mean the same.
 
     The parts for the other recipes (`model`, `lora`, `trainer`, `output_dir` ...) are left out, and so are
-    `add_global_bos` and `add_global_eos`, which the chat template decides here, and `only_target_loss`, which is a setting
-    of training. Sequences of more than `max_tokens_count` tokens are dropped, as there. Unknown keys of a dataset stay,
-    so that they are reported.
+    `add_global_bos` and `add_global_eos`, which the chat template decides here, and `only_target_loss`, which is a
+    setting of training. Sequences of more than `max_tokens_count` tokens are dropped, as there. Unknown keys stay,
+    and are reported.
 
     Args:
         content: What the file holds.
