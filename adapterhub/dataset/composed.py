@@ -37,15 +37,15 @@ class StageReport:
 
     Attributes:
         name: `cleaning`, `filters`, `deduplication`, `caps` or `weights`.
-        before: Number of samples that it was given.
-        after: Number of samples that went on.
+        given: Number of samples before it.
+        kept: Number of samples after it.
         dropped: Number of samples that did not, by reason.
         changed: Number of samples that were changed, by what was done.
     """
 
     name: str
-    before: int
-    after: int
+    given: int
+    kept: int
     dropped: Counter[str]
     changed: Counter[str]
 
@@ -57,22 +57,20 @@ class ComposedDataset:
     Attributes:
         train_path: The file with the training records.
         val_path: The file with the held-out records, if there is one.
+        card_path: The data card as JSON; the same as Markdown and the picture of lengths lie beside it.
         train: The training samples, in the file's order.
         val: The held-out samples, in the file's order.
         sources: What was read of each source.
         stages: What each stage has done, in their order.
-        tokenizer: The base whose tokenizer has counted the samples' tokens, if any has.
-        seed: Seed of all that was drawn.
     """
 
     train_path: Path
     val_path: Path | None
+    card_path: Path
     train: Sequence[Sample]
     val: Sequence[Sample]
     sources: Sequence[SourceReport]
     stages: Sequence[StageReport]
-    tokenizer: str | None
-    seed: int
 
     @property
     def dropped(self) -> Counter[str]:

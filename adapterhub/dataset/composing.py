@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from adapterhub._files import atomic_file, os_errors_as
 from adapterhub.dataset.cleaning import clean
 from adapterhub.dataset.composed import ComposedDataset, SourceReport, StageReport, dropped_in_all
 from adapterhub.dataset.config import DatasetConfig, SourceOptions
+from adapterhub.dataset.data_card import DataCard, PartCard, length_histogram
 from adapterhub.dataset.filters import filter_samples
 from adapterhub.dataset.mixing import cap, weigh
 from adapterhub.dataset.near_duplicates import deduplicate
@@ -20,6 +22,7 @@ from adapterhub.dataset.splitting import split
 from adapterhub.dataset.stages import StageResult
 from adapterhub.dataset.token_counts import TokenCounter
 from adapterhub.errors import ConfigError, DatasetError
+from adapterhub.reports import histogram
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the stage, how much is done, and how much there is, if that is known."""
@@ -39,12 +42,17 @@ def compose_dataset(config: DatasetConfig, *, progress: Progress | None = None) 
         ConfigError: A converter, tokenizer or file that the configuration names cannot be used.
         DatasetError: A source cannot be read, no record is left, or the files cannot be written.
     """
-    composition = _Composition(config, progress or (lambda stage, done, total: None))
-    composed = composition.run()
+    histogram({})  # a missing package is noticed before the work
+    composed = _Composition(config, progress or (lambda stage, done, total: None)).run()
     with os_errors_as(DatasetError, "The dataset could not be written"), ExitStack() as files:
-        _write(files, composed.train_path, composed.train)
-        if composed.val_path:
-            _write(files, composed.val_path, composed.val)
+        train = _write_part(files, composed.train_path, composed.train)
+        val = _write_part(files, composed.val_path, composed.val) if composed.val_path else None
+        card = DataCard.of(config, composed, (train, val))
+        picture = _beside(composed.train_path, ".lengths.svg")
+        parts = {"train": composed.train, **({"validation": composed.val} if val else {})}
+        _write(files, picture, [length_histogram(parts).encode()])
+        _write(files, composed.card_path, [card.to_json().encode()])
+        _write(files, composed.card_path.with_suffix(".md"), [card.to_markdown(picture.name).encode()])
     return composed
 
 
@@ -74,18 +82,18 @@ class _Composition:
         samples = self._run("caps", lambda part: cap(part, caps, seed=config.seed), samples)
         held_out: Sequence[Sample] = ()
         if config.val_path:
+            self._show("split", 0, len(samples))
             samples, held_out = split(samples, config.split, seed=config.seed)
         weights = {label: source.weight for label, source in self._by_label()}
         train = self._run("weights", lambda part: weigh(part, weights, seed=config.seed), samples)
         return ComposedDataset(
             config.train_path,
             config.val_path,
+            _beside(config.train_path, ".card.json"),
             train,
             held_out,
             self._sources,
             self._stages,
-            config.tokenizer,
-            config.seed,
         )
 
     def _by_label(self) -> Iterator[tuple[str, SourceOptions]]:
@@ -146,10 +154,27 @@ def _check_paths(config: DatasetConfig, reports: Iterable[SourceReport]) -> None
             )
 
 
-def _write(files: ExitStack, path: Path, samples: Iterable[Sample]) -> None:
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.stem + suffix)
+
+
+def _write_part(files: ExitStack, path: Path, samples: Sequence[Sample]) -> PartCard:
+    digest = hashlib.sha256()
+
+    def lines() -> Iterator[bytes]:
+        for sample in samples:
+            line = _line(sample.record)
+            digest.update(line)
+            yield line
+
+    _write(files, path, lines())
+    return PartCard.of(path.name, digest.hexdigest(), samples)
+
+
+def _write(files: ExitStack, path: Path, lines: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = files.enter_context(atomic_file(path))
-    file.writelines(_line(sample.record) for sample in samples)
+    file.writelines(lines)
     file.flush()  # a full disk is noticed before any file is replaced
 
 

@@ -1,6 +1,7 @@
 """From a configuration to files that training reads."""
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def test_the_stages_run_in_order_and_leave_reports(tmp_path: Path):
         filters={"min_answer_characters": 2},
         split={"val_size": 10},
     )
-    stages = [(stage.name, stage.before, stage.after, dict(stage.dropped)) for stage in composed.stages]
+    stages = [(stage.name, stage.given, stage.kept, dict(stage.dropped)) for stage in composed.stages]
     assert stages == [
         ("cleaning", 110, 110, {}),
         ("filters", 110, 109, {"answer too short": 1}),
@@ -141,6 +142,26 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path):
     assert files[0] == files[1]
     assert files[0] != files[2]
     assert sorted(files[0].splitlines()) == sorted(files[2].splitlines())
+
+
+def test_the_data_card_lies_beside_the_records(tmp_path: Path):
+    write_rows(tmp_path / "a.jsonl", *map(pair, range(50)), {"question": "secret"})
+    source = {"path": "a.jsonl", "license": "mit"}
+    composed = compose(tmp_path, source, val_path="val.jsonl", train_path="out/train.jsonl")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "train.card.json",
+        "train.card.md",
+        "train.jsonl",
+        "train.lengths.svg",
+    ]
+    card = json.loads(composed.card_path.read_text())
+    assert card["train"]["sha256"] == hashlib.sha256(composed.train_path.read_bytes()).hexdigest()
+    assert (card["train"]["records"], card["val"]["records"]) == (48, 2)
+    (read,) = card["sources"]
+    assert (read["license"], read["rows"], read["dropped"]) == ("mit", 51, {"no completion": 1})
+    assert "](train.lengths.svg)" in (tmp_path / "out" / "train.card.md").read_text()
+    written = [file.read_bytes() for file in (tmp_path / "out").iterdir()]
+    assert all(part not in content for content in written for part in (b"secret", str(tmp_path).encode()))
 
 
 def test_nothing_left_changes_nothing(tmp_path: Path):
