@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub._yaml import read_config_file
 from adapterhub.base.locating import base_in_folder
+from adapterhub.configs import read_config
 from adapterhub.dataset.cleaning import CleaningOptions
 from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS
 from adapterhub.dataset.filters import FilterOptions
@@ -159,11 +159,10 @@ class DatasetConfig(StageOptions):
         Raises:
             ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
-        path = Path(path)
-        content = read_config_file(path)
+        content, folder = read_config(path)
         if is_impruver(content):
             content = from_impruver(content)
-        return cls.parse({**content, **fields}, origin=str(path)).in_folder(path.parent)
+        return cls.parse({**content, **fields}, origin=str(path)).in_folder(folder)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], *, origin: str) -> Self:
