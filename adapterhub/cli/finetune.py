@@ -12,7 +12,7 @@ from adapterhub.cli.options import json_option, open_registry, registry_option
 from adapterhub.cli.progress import progress
 
 if TYPE_CHECKING:
-    from adapterhub.training.trainer import TrainingStep
+    from adapterhub.training.losses import TrainingStep
 
 
 @click.command()

@@ -12,7 +12,8 @@ from adapterhub._lazy import lazy_exports
 if TYPE_CHECKING:
     from adapterhub.training.config import FinetuneConfig
     from adapterhub.training.finetuning import finetune
-    from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
+    from adapterhub.training.losses import TrainingStep
+    from adapterhub.training.trainer import TrainingResult, train_adapter
 
 __all__ = [
     "FinetuneConfig",
@@ -27,7 +28,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "FinetuneConfig": "adapterhub.training.config",
         "TrainingResult": "adapterhub.training.trainer",
-        "TrainingStep": "adapterhub.training.trainer",
+        "TrainingStep": "adapterhub.training.losses",
         "finetune": "adapterhub.training.finetuning",
         "train_adapter": "adapterhub.training.trainer",
     },

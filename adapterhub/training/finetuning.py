@@ -21,7 +21,8 @@ from adapterhub.peft_format.config import WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
 from adapterhub.training.config import FinetuneConfig
-from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
+from adapterhub.training.losses import TrainingStep
+from adapterhub.training.trainer import TrainingResult, train_adapter
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry

@@ -33,10 +33,11 @@ from adapterhub.errors import (
 )
 from adapterhub.export import merge_adapter
 from adapterhub.registry import importing, store
-from adapterhub.training import trainer
+from adapterhub.training import sft, trainer
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.finetuning import finetune
-from adapterhub.training.trainer import TrainingResult, TrainingStep, train_adapter
+from adapterhub.training.losses import TrainingStep
+from adapterhub.training.trainer import TrainingResult, train_adapter
 from tests.tiny import make_base
 
 ANSWERS = {"fox": "dog", "one": "two", "three": "four", "quick": "brown"}
@@ -344,7 +345,7 @@ def test_accumulated_batches_equal_one_large_batch(tiny_base: Path, dataset: Pat
 def test_the_loss_is_trls(tiny_base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = run(tiny_base, dataset, data={"validation_share": 0.2})
     ours, _, steps = trained(config, tmp_path / "ours")
-    monkeypatch.setattr(trainer._SFTTrainer, "compute_loss", SFTTrainer.compute_loss)
+    monkeypatch.setattr(sft.AnswerTrainer, "compute_loss", SFTTrainer.compute_loss)
     theirs, _, steps_theirs = trained(config, tmp_path / "theirs")
     assert [step.loss for step in steps] == pytest.approx([step.loss for step in steps_theirs], rel=1e-5)
     assert ours.eval_loss == pytest.approx(theirs.eval_loss, rel=1e-5)
@@ -394,17 +395,17 @@ def test_running_out_of_memory_has_a_hint(
     def out_of_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer._SFTTrainer, "train", out_of_memory)
+    monkeypatch.setattr(sft.AnswerTrainer, "train", out_of_memory)
     with pytest.raises(TrainingError, match="Memory ran out") as caught:
         finetune(run(tiny_base, dataset), registry)
     assert "batch_size" in (caught.value.hint or "")
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(sys.modules, "adapterhub.training.trainer")
+    monkeypatch.delitem(sys.modules, "adapterhub.training.sft")
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(TrainingError, match="'trl'") as caught:
-        importlib.import_module("adapterhub.training.trainer")
+        importlib.import_module("adapterhub.training.sft")
     assert caught.value.hint == 'pip install "adapterhub[train]"'
 
 
@@ -432,7 +433,7 @@ def test_what_registering_would_refuse_is_refused_before_training(
         monkeypatch.setattr(importing, "copy_adapter", raising(OSError(28, "No space left on device")))
     else:
         monkeypatch.setattr(store, "writers_lock", raising(RegistryLockedError("held")))
-    monkeypatch.setattr(trainer._SFTTrainer, "train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(sft.AnswerTrainer, "train", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(AdapterHubError, match=r"larger than|other names|No space left|held"):
         finetune(run(tiny_base, dataset, **changes), registry)
     assert registry.list() == []
@@ -458,7 +459,7 @@ def test_a_trained_adapter_is_kept_where_the_error_says(
         if fault == "registering":
             broken.setattr(AdapterRegistry, "_publish", fail)
         else:
-            broken.setattr(trainer._SFTTrainer, "evaluate", fail)
+            broken.setattr(sft.AnswerTrainer, "evaluate", fail)
         with pytest.raises(TrainingError, match=r"trained, but not registered: .*(space|Memory)") as caught:
             finetune(
                 run(base_with_another_end, dataset, data={"validation_share": 0.2}, card={"prompt": profile}),
@@ -503,7 +504,7 @@ def test_files_that_could_not_be_written_whole_are_not_said_to_be_kept(
     scratch: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    save, saves = trainer._save, []
+    save, saves = trainer.save_adapter, []
 
     def fail_once_trained(model: Any, out: Path, style: Any) -> None:
         save(model, out, style)
@@ -511,7 +512,7 @@ def test_files_that_could_not_be_written_whole_are_not_said_to_be_kept(
         if len(saves) == 2:  # the first is that of the check
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer, "_save", fail_once_trained)
+    monkeypatch.setattr(trainer, "save_adapter", fail_once_trained)
     with pytest.raises(OSError, match="No space left"):
         finetune(run(tiny_base, dataset), registry)
     assert (len(saves), list(scratch.iterdir())) == (2, [])

@@ -1,0 +1,87 @@
+"""Which layers of the base get LoRA weights, and whether all of them have learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig
+
+from adapterhub.base.loading import Base
+from adapterhub.base.quantized_weights import is_packed
+from adapterhub.errors import ConfigError, TrainingError
+from adapterhub.training.config import FinetuneConfig
+
+
+def lora_config(config: FinetuneConfig, base: Base) -> LoraConfig:
+    """peft's configuration of a run.
+
+    Raises:
+        ConfigError: The base has no layer of a name in `lora.target_modules`.
+    """
+    lora = config.lora
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        revision=config.revision,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_target_modules(config, base),
+        exclude_modules=_layers_without_text(base) or None,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+    )
+
+
+def _target_modules(config: FinetuneConfig, base: Base) -> list[str]:
+    """The last parts of the names of the layers to adapt; peft's "all-linear" would write every full name."""
+    layers = _text_layers(base)
+    known, targets = sorted({name.rpartition(".")[2] for name in layers}), config.lora.target_modules
+    if targets == "all-linear":
+        return known
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    if unknown:
+        raise ConfigError(
+            f"lora.target_modules names {unknown[0]!r}, which base {config.base!r} has no layer for.",
+            hint=f"Its layers: {', '.join(known)}.",
+        )
+    return targets
+
+
+def _text_layers(base: Base) -> list[str]:
+    """The linear layers that a text passes: not those of a vision tower, which would never learn, and not the head."""
+    decoder = {id(module) for module in base.model.get_decoder().modules()}
+    return [name for name in base.linear_layers.shapes if id(base.model.get_submodule(name)) in decoder]
+
+
+def _layers_without_text(base: Base) -> list[str]:
+    layers = base.linear_layers
+    return sorted(layers.shapes.keys() - {*_text_layers(base), layers.head})
+
+
+class LearningCheck:
+    """Remembers each `lora_B` before the first step, to fail a run in which one stays as it was."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._before = {name: weight.detach().clone() for name, weight in _lora_b_weights(model)}
+
+    def check(self) -> None:
+        """Raises TrainingError if a `lora_B` is unchanged, or the base's weights were re-ordered."""
+        after = dict(_lora_b_weights(self._model))
+        unchanged = [name for name, weight in self._before.items() if torch.equal(weight, after[name])]
+        if unchanged or not self._before:
+            raise TrainingError(
+                f"{len(unchanged)} of {len(self._before)} lora_B weights did not change, so the adapter did not learn.",
+                hint="Train for more steps: the first step of a warm-up has learning rate 0.",
+            )
+        if any(isinstance(layer, Linear4bit) and is_packed(layer) for layer in self._model.modules()):
+            raise TrainingError(
+                "bitsandbytes re-ordered the base's weights during the run, which makes gradients wrong.",
+                hint="This is a fault of adapterhub with the installed bitsandbytes; please report it.",
+            )
+
+
+def _lora_b_weights(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if "lora_B" in name]
