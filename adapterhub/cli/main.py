@@ -12,6 +12,7 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
+from adapterhub.cli.compare import compare
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
@@ -67,6 +68,7 @@ for command in (
     route,
     router,
     finetune,
+    compare,
     blend,
     merge,
 ):

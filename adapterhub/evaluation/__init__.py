@@ -1,6 +1,6 @@
 """Comparing an adapter with the base or with other adapters, on held-out data and on prompts.
 
-    read_data -> compare -> write_report, record_on_card
+read_data -> compare -> write_report, record_on_card
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from adapterhub.evaluation.comparing import compare
     from adapterhub.evaluation.comparison import Comparison, ComparisonSettings, Metric, Perplexity
     from adapterhub.evaluation.data import EvaluationData, EvaluationPrompt, read_data
-    from adapterhub.evaluation.finetuning import finetune_and_compare
+    from adapterhub.evaluation.finetuning import ComparedTraining
     from adapterhub.evaluation.report import write_report
 
 __all__ = [
+    "ComparedTraining",
     "Comparison",
     "ComparisonSettings",
     "Estimate",
@@ -27,7 +28,6 @@ __all__ = [
     "Metric",
     "Perplexity",
     "compare",
-    "finetune_and_compare",
     "read_data",
     "record_on_card",
     "write_report",
@@ -36,6 +36,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "ComparedTraining": "adapterhub.evaluation.finetuning",
         "Comparison": "adapterhub.evaluation.comparison",
         "ComparisonSettings": "adapterhub.evaluation.comparison",
         "Estimate": "adapterhub.evaluation.bootstrap",
@@ -44,7 +45,6 @@ __getattr__, __dir__ = lazy_exports(
         "Metric": "adapterhub.evaluation.comparison",
         "Perplexity": "adapterhub.evaluation.comparison",
         "compare": "adapterhub.evaluation.comparing",
-        "finetune_and_compare": "adapterhub.evaluation.finetuning",
         "read_data": "adapterhub.evaluation.data",
         "record_on_card": "adapterhub.evaluation.card_figures",
         "write_report": "adapterhub.evaluation.report",

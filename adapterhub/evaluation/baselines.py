@@ -1,4 +1,4 @@
-"""The base's losses and answers, kept on disk: they are the baseline of every adapter that is compared on the same data.
+"""The base's losses and answers, kept on disk: the baseline of every adapter that is compared on the same data.
 
 They are kept under a digest of everything that decides them: the base's fingerprint, how it is stored and computed, the
 libraries' versions, the tokens of prompts and records, and the sampling parameters.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,6 @@ class Baselines:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    @classmethod
-    def of_user(cls) -> Baselines:
-        """Those in the user's folder for caches."""
-        from platformdirs import user_cache_path
-
-        return cls(user_cache_path("adapterhub") / "baselines")
-
     def get(self, key: Any, compute: Callable[[], Any]) -> Any:
         """A result that was kept, or else a new one, which is kept.
 
@@ -41,14 +35,10 @@ class Baselines:
         """
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = self._folder / f"{digest}.json"
-        try:
+        with suppress(OSError, ValueError):  # it is not there, or damaged
             return json.loads(path.read_bytes())
-        except (OSError, ValueError):  # not there, or damaged
-            pass
         result = compute()
-        try:
+        with suppress(OSError):  # such as a full disk; the result is there all the same
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomic(path, json.dumps(result).encode())
-        except OSError:  # such as a full disk; the result is there all the same
-            pass
         return result

@@ -73,8 +73,13 @@ class Sampling:
     temperature: float
     top_p: float
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature < GREEDY_BELOW
+
     def __str__(self) -> str:
-        if self.temperature < GREEDY_BELOW:
+        if self.is_greedy:
             return "greedy"
         return f"temperature {self.temperature:g}, top-p {self.top_p:g}"
 

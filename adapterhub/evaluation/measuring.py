@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 
@@ -99,6 +100,7 @@ class Measurer:
             "top_p": sampling.top_p,
             "max_tokens": settings.max_tokens,
             "seed": settings.seed,
+            "n": 1,
         }
         params = SamplingParams.of(
             self.engine.default_sampling_params,
@@ -141,8 +143,6 @@ class Measurer:
         self, requests: Sequence[Request], adapter: LoraRequest | None, progress: Progress
     ) -> list[Answer]:
         """The answers to requests for the base, given by an adapter or by the base itself."""
-        from dataclasses import replace
-
         answers = []
         for start in range(0, len(requests), _REQUESTS_AT_ONCE):
             group = [replace(one, adapter=adapter) for one in requests[start : start + _REQUESTS_AT_ONCE]]
@@ -161,9 +161,7 @@ class Measurer:
         # The logits at a position predict the token after it.
         positions = [[position - 1 for position in each] for each in targets]
         logits = self._runner.score([example.input_ids for example in examples], positions, slot)
-        labels = [
-            example.labels[i] for example, each in zip(examples, targets, strict=True) for i in each
-        ]
+        labels = [example.labels[i] for example, each in zip(examples, targets, strict=True) for i in each]
         target = torch.tensor(labels, device=logits.device)
         losses = cross_entropy(logits.float(), target, reduction="none").double()
         return [float(part.sum()) for part in losses.split([len(each) for each in targets])]
