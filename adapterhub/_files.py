@@ -47,12 +47,24 @@ def write_atomic(path: Path, data: bytes) -> None:
         path: The file; its folder must exist.
         data: The new content.
     """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file to write, which at the end replaces the one at `path`; after an exception that one stays.
+
+    Args:
+        path: The file; its folder must exist.
+    """
     _remove_abandoned_siblings(path)
     temporary = path.parent / _temporary_name(path)
     try:
         with temporary.open("xb") as file:
             hold(file.fileno())
-            _write_flushed(file, data)
+            yield file
+            _flush(file)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -62,11 +74,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_new(path: Path, data: bytes) -> None:
     """Writes a file that does not exist yet, and flushes it to disk."""
     with path.open("xb") as file:
-        _write_flushed(file, data)
+        file.write(data)
+        _flush(file)
 
 
-def _write_flushed(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
+def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

@@ -108,7 +108,8 @@ class HubConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     base: str | None = None
-    """The base: `adapterhub-demo`, a folder or a hub id. Without it, the base that the registry's cards name."""
+    """The base: `adapterhub-demo`, a folder, a GGUF file or a hub id. Without it, the base that the registry's cards
+    name."""
     registry: Path | None = None
     """The folder of adapters. Without it, `./adapters` if there is one, else the user's data folder."""
     revision: str | None = None

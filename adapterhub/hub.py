@@ -104,7 +104,8 @@ class AdapterHub:
         full one stops all threads for tenths of a second; unless the process has frozen objects itself.
 
         Args:
-            base: `"adapterhub-demo"`, a folder or a hub id; if not given, the base that the registry's cards name.
+            base: `"adapterhub-demo"`, a folder, a GGUF file or a hub id; if not given, the base that the
+                registry's cards name.
             registry: The folder of adapters; if not given, see `HubConfig.registry`.
             router: As for the constructor.
             **settings: Further fields of `HubConfig`, such as `quantization="nf4"` or `device="auto"`.
@@ -684,7 +685,8 @@ def chosen_base(config: HubConfig, registry: AdapterRegistry) -> tuple[str, str 
     if not bases:
         raise ConfigError(
             "No base was given, and the registry names none.",
-            hint="Give base='adapterhub-demo' (the small one that ships with the package), a folder or a hub id.",
+            hint="Give base='adapterhub-demo' (the small one that ships with the package), a folder, a GGUF file or "
+            "a hub id.",
         )
     name, revision = bases.most_common(1)[0][0]
     return name, config.revision or revision

@@ -5,6 +5,8 @@ The weights are large enough that an adapter changes the answer: a test that con
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -120,6 +123,69 @@ def make_base(
     model.to(dtype).save_pretrained(folder)
     make_tokenizer(chat_template=chat_template).save_pretrained(folder)
     return folder
+
+
+def make_gguf(
+    file: Path, base: Path, *, quantization: str = "F32", split: str = "gpt-2", **fields: str | int
+) -> Path:
+    """Writes a Llama of `make_base` as llama.cpp's converter does, its matrices quantised, and returns the file."""
+    import gguf
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    config, writer = model.config, gguf.GGUFWriter(str(file), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_license("mit")
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = {**content["model"]["vocab"], **{one["content"]: one["id"] for one in content["added_tokens"]}}
+    special = {one["id"] for one in content["added_tokens"]}
+    unused = {number: f"<unused{number}>" for number in range(len(words), config.vocab_size)}
+    tokens = {**{number: word for word, number in words.items()}, **unused}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list([tokens[number] for number in range(config.vocab_size)])
+    writer.add_token_types([3 if number in special else 1 for number in range(config.vocab_size)])
+    writer.add_token_merges([" ".join(pair) for pair in content["model"]["merges"]])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    for name, value in fields.items():
+        key = name.replace("__", ".")
+        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint16(key, value)
+    kind = gguf.GGMLQuantizationType[quantization]
+    for name, tensor in _llama_cpp_tensors(model):
+        stored = kind if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quantize(tensor, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _llama_cpp_tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """The weights under llama.cpp's names, and the rows of queries and keys in its order."""
+    import gguf
+
+    config = model.config
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().float().numpy()
+        if count := heads.get(name.split(".")[-2]):
+            rows, columns = tensor.shape
+            tensor = (
+                tensor.reshape(count, 2, rows // count // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+            )
+        yield names.get_name(name, try_suffixes=(".weight",)), tensor
 
 
 def make_adapter(

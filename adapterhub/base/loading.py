@@ -114,7 +114,7 @@ def load_base(
     """Loads a base through transformers and bitsandbytes.
 
     Args:
-        model: `"adapterhub-demo"`, a folder, or a hub id.
+        model: `"adapterhub-demo"`, a folder, a GGUF file, or a hub id.
         quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights.
         compute_dtype: `"auto"` is bfloat16 on a GPU that has it, else float16; on a CPU it is float32
             (`benchmarks/compute_dtype.py` has the figures), but bitsandbytes' fast kernel multiplies 4-bit weights in

@@ -1,4 +1,4 @@
-"""Locating a base: the shipped one, a local folder, or a snapshot of a Hugging Face repository."""
+"""Locating a base: the shipped one, a local folder or GGUF file, or a snapshot of a Hugging Face repository."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from adapterhub._files import is_folder, user_path
+from adapterhub.base.gguf import gguf_folder, is_gguf
 from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import ConfigError
 
@@ -32,25 +33,36 @@ def locate_base(
     """Locates the folder of a base, downloading a hub snapshot if need be.
 
     Args:
-        name: `"adapterhub-demo"`, a folder, or a hub id such as `"Qwen/Qwen3-0.6B"`.
+        name: `"adapterhub-demo"`, a folder, a GGUF file, or a hub id such as `"Qwen/Qwen3-0.6B"`. A GGUF file is
+            converted at its first use, and the folder with its 16-bit form is returned.
         revision: A branch, tag or commit of a hub id; the default branch if not given.
         trust_remote_code: Also download the repository's Python files.
         local_files_only: Use only snapshots in the local cache, without network.
 
     Raises:
-        ConfigError: There is no such folder, it holds no model, or the snapshot could not be downloaded.
+        ConfigError: There is no such folder, it holds no model, the snapshot could not be downloaded, or the GGUF file
+            could not be converted.
     """
     if str(name) == DEMO_BASE:
         return demo_base_folder()
     folder = user_path(name, ConfigError)
     if is_folder(folder, ConfigError):
         return _model_folder(folder)
+    if is_gguf(folder):
+        return gguf_folder(folder)
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
         raise ConfigError(
             f"There is no base model at {str(name)!r}.",
-            hint="Give a folder that holds config.json and *.safetensors, or a hub id such as 'Qwen/Qwen3-0.6B'.",
+            hint="Give a folder that holds config.json and *.safetensors, a GGUF file, or a hub id such as "
+            "'Qwen/Qwen3-0.6B'.",
         )
     return _model_folder(_download(name, revision, trust_remote_code, local_files_only))
+
+
+def is_local_base(name: str | Path) -> bool:
+    """Whether a base's name is the path of a folder or a GGUF file, and so means nothing on another machine."""
+    path = Path(name).expanduser()
+    return path.is_dir() or is_gguf(path)
 
 
 def tokenizer_chat_template(name: str | Path, *, revision: str | None = None) -> str | None:
@@ -74,7 +86,7 @@ def _model_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"The folder {str(folder)!r} holds no config.json, so it is not a model.",
-            hint="Point at the folder that transformers' save_pretrained wrote.",
+            hint="Point at the folder that transformers' save_pretrained wrote, or at a GGUF file itself.",
         )
     return folder
 

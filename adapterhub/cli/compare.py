@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +22,9 @@ from adapterhub.cli.progress import progress
 
 if TYPE_CHECKING:
     from adapterhub.base import Base
-    from adapterhub.evaluation import Comparison, ComparisonSettings
+    from adapterhub.evaluation import ComparedTraining, Comparison, ComparisonSettings
     from adapterhub.registry import AdapterCard, AdapterRegistry
+    from adapterhub.training import FinetuneConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -130,7 +132,7 @@ def compare(
             baselines=None if no_cache else baselines_folder(),
             progress=show,
         )
-    report(comparison, folder, None if no_store else adapters)
+    write(comparison, folder, None if no_store else adapters)
     if as_json:
         from adapterhub.evaluation.report import results
 
@@ -139,7 +141,63 @@ def compare(
         emit(comparison, folder)
 
 
-def report(comparison: Comparison, folder: Path, registry: AdapterRegistry | None) -> None:
+compare_option = click.option(
+    "--compare",
+    "held_out",
+    type=click.Path(path_type=Path),
+    metavar="DATA",
+    help="Measure the base before the run, and the adapter after it, on held-out DATA, and write a report.",
+)
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A training run with the base's measurement before it.
+
+    Attributes:
+        training: What is measured.
+        folder: That of the report.
+    """
+
+    training: ComparedTraining
+    folder: Path
+
+
+def measure_before(config: FinetuneConfig, held_out: Path) -> ComparedRun:
+    """Measures the base on held-out data before a run, and makes the report's folder."""
+    from adapterhub.evaluation.data import read_data
+    from adapterhub.evaluation.finetuning import ComparedTraining
+
+    training = ComparedTraining(config, read_data(held_out), baselines_folder())
+    run = ComparedRun(training, new_report_folder(None, config.name))
+    with progress("Measuring the base") as show:
+        training.measure_base(show)
+    return run
+
+
+def compare_after(
+    run: ComparedRun, card: AdapterCard, registry: AdapterRegistry, *, quiet: bool
+) -> AdapterCard:
+    """Compares the adapter with the base after its run, and writes the report.
+
+    Args:
+        run: From `measure_before`.
+        card: The adapter's.
+        registry: Where it is.
+        quiet: Print nothing on stdout.
+
+    Returns:
+        The card with the figures.
+    """
+    with progress(f"Comparing {card.ref}") as show:
+        comparison = run.training.compare(registry, card, show)
+    write(comparison, run.folder, registry)
+    if not quiet:
+        emit(comparison, run.folder)
+    return registry.get(card.ref)
+
+
+def write(comparison: Comparison, folder: Path, registry: AdapterRegistry | None) -> None:
     """Writes the report, and stores the figures on the adapter's card unless there is no registry."""
     from adapterhub.evaluation.card_figures import record_on_card
     from adapterhub.evaluation.report import write_report

@@ -12,7 +12,9 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
+from adapterhub.cli.chat import chat
 from adapterhub.cli.compare import compare
+from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
@@ -65,8 +67,10 @@ for command in (
     verify,
     doctor,
     run,
+    chat,
     route,
     router,
+    compose_dataset,
     finetune,
     compare,
     blend,

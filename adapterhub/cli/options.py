@@ -15,7 +15,7 @@ from adapterhub.errors import AdapterHubError, ConfigError
 
 if TYPE_CHECKING:
     from adapterhub.hub import AdapterHub
-    from adapterhub.registry import AdapterRegistry
+    from adapterhub.registry import AdapterCard, AdapterRegistry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,7 +56,8 @@ def base_options(function: F) -> F:
     """The options of the base: its name, its device, and whether its code may run."""
     options = [
         click.option(
-            "--base", help="adapterhub-demo, a folder or a hub id.  [default: the one the cards name]"
+            "--base",
+            help="adapterhub-demo, a folder, a GGUF file or a hub id.  [default: the one the cards name]",
         ),
         click.option("--device", default=None, help="auto, cpu, cuda or cuda:N.  [default: auto]"),
         click.option(
@@ -78,9 +79,11 @@ def _token_ids(
 
 
 def sampling_options(function: F) -> F:
-    """The fields of `SamplingParams`, which checks their values."""
+    """The fields of `SamplingParams` for one answer; it checks their values."""
     options = [
-        click.option("--max-tokens", type=int, help="The maximum number of tokens to generate."),
+        click.option(
+            "--max-tokens", "--max-new-tokens", type=int, help="The maximum number of tokens to generate."
+        ),
         click.option(
             "--temperature", type=float, help="0 is greedy.  [default: the card's, the base's, or 0]"
         ),
@@ -110,8 +113,6 @@ def sampling_options(function: F) -> F:
             help="Tokens, as 12,7, that are never generated one after the other.",
         ),
         click.option("--ignore-eos", is_flag=True, default=None, help="Continue past the end token."),
-        click.option("--n", type=int, help="How many answers to sample.  [default: 1]"),
-        click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens."),
     ]
     for option in reversed(options):
         function = option(function)
@@ -133,6 +134,30 @@ def open_registry(folder: Path | None) -> AdapterRegistry:
     from adapterhub.registry import AdapterRegistry
 
     return AdapterRegistry(registry_folder(HubConfig.load(registry=folder).registry))
+
+
+def named_card(adapter: str, registry: Path | None) -> AdapterCard | None:
+    """The card of the adapter, or of a blend's main one; None for the router's choice and the base.
+
+    Raises:
+        AdapterHubError: There is no such adapter. Loading a base takes seconds, so this is found out before.
+    """
+    from adapterhub.lora.blending.resolving import resolve_adapter
+    from adapterhub.requests.preparing import names_adapter
+
+    if adapter == "auto" or not names_adapter(adapter):
+        return None
+    return resolve_adapter(adapter, open_registry(registry).resolve).main_card
+
+
+def own_base(card: AdapterCard) -> dict[str, str | None]:
+    """The base of a card, unless the settings name one; most cards of the registry may be for another."""
+    from adapterhub.config import HubConfig
+
+    config = HubConfig.load()
+    if config.base or not card.base.name:
+        return {}
+    return {"base": card.base.name, "revision": config.revision or card.base.revision}
 
 
 def open_hub(registry: Path | None, **settings: Any) -> AdapterHub:

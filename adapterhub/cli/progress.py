@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from adapterhub.cli import output
 
-Show = Callable[[int, int, str], None]
-"""Called with how much is done, how much there is, and a note."""
+Show = Callable[[int, int | None, str], None]
+"""Called with how much is done, how much there is (None: not known), and a note."""
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -46,11 +46,12 @@ def lines(what: str, clock: Callable[[], float] = time.monotonic) -> Show:
     """
     next_line = clock() + _SECONDS_BETWEEN_LINES
 
-    def show(done: int, total: int, note: str) -> None:
+    def show(done: int, total: int | None, note: str) -> None:
         nonlocal next_line
-        if done < total and clock() < next_line:
+        if (total is None or done < total) and clock() < next_line:
             return
         next_line = clock() + _SECONDS_BETWEEN_LINES
-        output.note(f"{what}: {done:,} of {total:,}  {note}".rstrip())
+        share = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+        output.note(f"{what}: {share}  {note}".rstrip())
 
     return show

@@ -68,7 +68,9 @@ def show(name: str, registry: Path | None, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.argument("path")
-@click.option("--base", help="Check the adapter against this base: adapterhub-demo, a folder or a hub id.")
+@click.option(
+    "--base", help="Check the adapter against this base: adapterhub-demo, a folder, a GGUF file or a hub id."
+)
 @click.option(
     "--quantization", type=click.Choice(["nf4", "fp4", "int8"]), help="How that base was stored in training."
 )

@@ -16,8 +16,9 @@ from adapterhub.cli.options import (
     base_options,
     complete_adapter,
     json_option,
+    named_card,
     open_hub,
-    open_registry,
+    own_base,
     quantization_option,
     read_text,
     registry_option,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     "words", nargs=-1, required=True, metavar="[NAME|auto|base] TEXT|-", shell_complete=complete_adapter
 )
 @sampling_options
+@click.option("--n", type=int, help="How many answers to sample.  [default: 1]")
+@click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens.")
 @click.option(
     "--schema", type=click.File(encoding="utf-8-sig"), help="A JSON Schema file; the answer is such JSON."
 )
@@ -87,7 +90,7 @@ def run(
     card = _check_before_loading(adapter, text, raw, registry)
     _check_options(arguments)
     if card and settings["base"] is None:
-        settings |= _own_base(card)
+        settings |= own_base(card)
     with open_hub(registry, **settings) as hub:
         if as_json:
             output.emit_json(describe(hub.generate(text, adapter, **arguments)))
@@ -101,7 +104,7 @@ def run(
                 output.emit(delta, newline=False)
             output.emit("")
             if stream.result:
-                output.note(_footer(stream.result))
+                output.note(footer(stream.result))
 
 
 def describe(generation: Generation) -> dict[str, Any]:
@@ -129,25 +132,11 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
 
 def _check_before_loading(adapter: str, text: str, raw: bool, registry: Path | None) -> AdapterCard | None:
     """The card of the adapter that is named; raises errors that need no base, which takes seconds to load."""
-    from adapterhub.lora.blending.resolving import resolve_adapter
-    from adapterhub.requests.preparing import names_adapter
     from adapterhub.requests.prompts import conversation
 
     if not raw:
         conversation(text)
-    if adapter == "auto" or not names_adapter(adapter):
-        return None
-    return resolve_adapter(adapter, open_registry(registry).resolve).main_card
-
-
-def _own_base(card: AdapterCard) -> dict[str, str | None]:
-    """The base of a card, unless the settings name one; most cards of the registry may be for another."""
-    from adapterhub.config import HubConfig
-
-    config = HubConfig.load()
-    if config.base or not card.base.name:
-        return {}
-    return {"base": card.base.name, "revision": config.revision or card.base.revision}
+    return named_card(adapter, registry)
 
 
 def _check_options(arguments: Mapping[str, Any]) -> None:
@@ -185,7 +174,8 @@ def _loaded(file: IO[str]) -> Any:
         raise ConfigError(f"{file.name} is not JSON: {error}.") from error
 
 
-def _footer(generation: Generation) -> str:
+def footer(generation: Generation) -> str:
+    """Who answered, and how fast, in brackets."""
     # A blend's name holds the versions of its parts.
     version = f"@{generation.version}" if generation.version else ""
     adapter = f"{generation.adapter or 'base'}{version}"

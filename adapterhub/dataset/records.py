@@ -62,11 +62,13 @@ class Sample:
         record: The conversation; `line` counts the rows of its source, from 1.
         source: The label of its source, as on the data card.
         rating: Its rating, where its source has one.
+        tokens: Number of its tokens, once they were counted.
     """
 
     record: Record
     source: str
     rating: float | None = None
+    tokens: int | None = None
 
 
 def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:

@@ -26,8 +26,8 @@ class ComparisonSettings(BaseModel):
     """Every prompt is answered at each; 0 is greedy."""
     top_ps: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (1.0,)
     """And at each of these with each temperature; a greedy answer does not depend on it."""
-    max_tokens: int = Field(256, ge=1)
-    """Maximum number of tokens of an answer."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Maximum number of tokens of an answer; if not given, 256 or what the context leaves, whichever is less."""
     seed: int = Field(0, ge=0)
     """Of sampling and of the bootstrap."""
     max_length: int = Field(1024, ge=2)

@@ -114,10 +114,11 @@ class Measurer:
                 conversation(prompt.messages, profile.system), style, tools=prompt.tools
             )
             token_ids = self._encoder.encode(rendered)
-            if len(token_ids) + settings.max_tokens > self.base.context_length:
+            if len(token_ids) + (settings.max_tokens or 1) > self.base.context_length:
+                suffix = f", and {settings.max_tokens} for the answer" if settings.max_tokens else ""
                 raise InvalidRequestError(
-                    f"Prompt {number} has {len(token_ids)} tokens, and with max_tokens={settings.max_tokens} it does "
-                    f"not fit the context of {self.base.context_length} tokens.",
+                    f"Prompt {number} has {len(token_ids)} tokens{suffix}, which does not fit the context of "
+                    f"{self.base.context_length} tokens.",
                     hint="Leave it out, or lower the maximum number of tokens of an answer.",
                 )
             requests.append(Request(token_ids, sampling=params))

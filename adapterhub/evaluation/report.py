@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub._files import os_errors_as, write_atomic
+from adapterhub.engine.interface import DEFAULT_MAX_TOKENS
 from adapterhub.errors import ExportError
 from adapterhub.evaluation.bootstrap import Estimate
 from adapterhub.evaluation.comparison import Comparison, Sampling
@@ -142,12 +143,13 @@ def figures(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def conditions(comparison: Comparison) -> list[str]:
     """How the figures were measured, a line each."""
+    settings = comparison.settings
     environment = {name: value for name, value in comparison.environment.items() if value}
     lines = [
         f"Base {comparison.base}: {', '.join(f'{name} {value}' for name, value in environment.items())}.",
         *(f"{file.name}: sha256 {file.sha256}." for file in comparison.files),
-        f"Answers of up to {comparison.settings.max_tokens} tokens, seed {comparison.settings.seed}; "
-        f"intervals: 95 %, {comparison.settings.resamples} bootstrap draws of records.",
+        f"Answers of up to {settings.max_tokens or DEFAULT_MAX_TOKENS} tokens, seed {settings.seed}; "
+        f"intervals: 95 %, {settings.resamples} bootstrap draws of records.",
     ]
     if comparison.truncated or comparison.dropped:
         lines.append(

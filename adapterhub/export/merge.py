@@ -21,6 +21,7 @@ from adapterhub._files import new_folder, os_errors_as, user_path
 from adapterhub.base.fingerprint import BaseFingerprint, weight_files
 from adapterhub.base.fit import check_against_base, check_fit
 from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.base.locating import is_local_base
 from adapterhub.errors import AdapterIncompatibleError, ExportError
 from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import prompt_files
@@ -308,4 +309,4 @@ def _files_to_copy(folder: Path) -> Iterator[Path]:
 
 def _public_name(name: str | None) -> str | None:
     # A local path means nothing on other machines.
-    return Path(name).name if name and Path(name).is_dir() else name
+    return Path(name).name if name and is_local_base(name) else name

@@ -12,7 +12,7 @@ from langchain_core.outputs import Generation as Answer
 from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_huggingface import HuggingFacePipeline
 
-from adapterhub.base.locating import DEMO_BASE, demo_base_folder
+from adapterhub.base.locating import DEMO_BASE, is_local_base, locate_base
 from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.hub import AdapterHub
 from adapterhub.langchain.adapter_selection import cache_identity, check_adapter
@@ -61,7 +61,7 @@ def huggingface_pipeline(hub: AdapterHub, adapter: str, **pipeline_kwargs: Any) 
     pipeline = AdapterPipeline(hub, adapter, pipeline_kwargs)
     base = hub.engine.base_name
     # `ChatHuggingFace` loads the tokenizer from there.
-    folder = str(demo_base_folder()) if base == DEMO_BASE else base
+    folder = str(locate_base(base)) if base == DEMO_BASE or is_local_base(base) else base
     return _HubPipeline(pipeline=pipeline, model_id=folder, pipeline_kwargs=pipeline_kwargs)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.fit import check_against_base
-from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base
+from adapterhub.base.locating import DEMO_BASE, demo_base_folder, is_local_base, locate_base
 from adapterhub.errors import AdapterIncompatibleError
 from adapterhub.peft_format.checks import AdapterInfo, inspect_adapter
 from adapterhub.registry.cards import (
@@ -144,10 +144,10 @@ def _name_on_card(
     """The fields that lead to the base that was checked, from any folder and if possible on any machine."""
     if folder == demo_base_folder():
         return {"name": DEMO_BASE, "revision": None}
-    if not Path(base).expanduser().is_dir():
+    if not is_local_base(base):
         return {}  # a hub id
     names = {"name": recorded.name, "revision": recorded.revision}
     found = local_base(checked.model_copy(update=names))
-    if found and recorded.name and not Path(recorded.name).expanduser().is_dir():
+    if found and recorded.name and not is_local_base(recorded.name):
         return names  # a hub id, of which the folder is a copy
-    return {"name": str(folder.resolve()), "revision": None}
+    return {"name": str(Path(base).expanduser().resolve()), "revision": None}

@@ -78,7 +78,7 @@ class AdapterRegistry:
             name: The name to register it under.
             path: A PEFT folder, a version's folder in another registry, or a hub id such as `"organisation/name"` or
                 `"hf://organisation/name@revision"`.
-            base: The base that it was trained on: `"adapterhub-demo"`, a folder or a hub id. Without it,
+            base: The base that it was trained on: `"adapterhub-demo"`, a folder, a GGUF file or a hub id. Without it,
                 modules and shapes are not compared with any base, and the card has a warning.
             quantization: How that base was stored in training, for example `"nf4"`.
             force: Accept a base other than the recorded one, with a warning on the card.

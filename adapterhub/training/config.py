@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from adapterhub._yaml import read_config_file
-from adapterhub.base.locating import DEMO_BASE
+from adapterhub.base.locating import DEMO_BASE, is_local_base
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
@@ -133,7 +133,8 @@ class FinetuneConfig(_Options):
     name: Annotated[str, AfterValidator(check_name)]
     """Name to register the adapter under; an existing name gets its next version."""
     base: str
-    """`adapterhub-demo`, a model folder, or a hub id. A folder may be relative to that of the configuration file."""
+    """`adapterhub-demo`, a model folder, a GGUF file, or a hub id. A path may be relative to the folder of the
+    configuration file."""
     revision: str | None = None
     """A branch, tag or commit, where `base` is a hub id; goes onto the card."""
     data: DataOptions
@@ -188,7 +189,7 @@ class FinetuneConfig(_Options):
 
 
 def _base_in_folder(base: str, folder: Path) -> str:
-    """A base's folder as it is from anywhere, since it goes onto the card; a hub id looks like a relative path."""
+    """A base's path as it is from anywhere, since it goes onto the card; a hub id looks like a relative path."""
     path = folder / base
-    is_path = base.startswith(("./", "../")) or (base != DEMO_BASE and path.is_dir())
+    is_path = base.startswith(("./", "../")) or (base != DEMO_BASE and is_local_base(path))
     return str(path.resolve()) if is_path else base

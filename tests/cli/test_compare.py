@@ -1,6 +1,7 @@
 """`adapterhub compare`, and `adapterhub finetune --compare`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,40 @@ def test_bad_input_is_one_message(
 def test_a_blend_is_compared_without_a_card(copy, held_out: Path):
     shown = copy("compare", "json:0.5+code:0.5", "--data", held_out, "--max-tokens", 4, "--out", "blend")
     assert (shown.code, shown.out.splitlines()[-1]) == (0, "blend/report.html"), shown.err
+
+
+@pytest.fixture
+def run_config(tmp_path: Path, held_out: Path, tiny_base: Path) -> Path:
+    lines(tmp_path / "train.jsonl", *["two", "three", "five"] * 4)
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"name: pairs\nbase: {tiny_base}\ndata: {{train: train.jsonl}}\nquantization: null\n"
+        "train: {max_steps: 30, batch_size: 4, learning_rate: 0.01}\n"
+    )
+    return path
+
+
+def test_a_run_measures_before_and_after(own, run_config: Path, held_out: Path, tmp_path: Path):
+    shown = own("finetune", run_config, "--compare", held_out)
+    assert shown.code == 0, shown.err
+    ref, finding, _, path = shown.out.splitlines()
+    assert (ref, path) == ("pairs@1", "comparison-pairs/report.html")
+    # The base's figures were measured before the run, and are not measured again.
+    phases = re.findall(r"^(\w+)[^:\n]*: (\d+) of (\d+)  (\S+) ", shown.err, re.MULTILINE)
+    assert [(one[0], one[3]) for one in phases] == [
+        ("Measuring", "base:"), ("Training", "loss"), ("Comparing", "pairs@1:"),
+    ]  # fmt: skip
+    lower = re.search(r"; ([\d.]+)% lower \(", finding)
+    assert lower is not None
+    assert float(lower[1]) > 50  # it has learned, from 120 records, what follows "one"
+    assert "2 of 3 held-out records are training records too" in shown.err
+    evaluation = AdapterRegistry(tmp_path / "registry").get("pairs@1").evaluation
+    assert [one.metric_type for one in evaluation] == ["perplexity", "exact_match", "repetition"]
+
+
+def test_bad_held_out_data_ends_a_run_before_it_begins(own, run_config: Path, tmp_path: Path):
+    (tmp_path / "empty.jsonl").write_text("")
+    shown = own("finetune", run_config, "--compare", tmp_path / "empty.jsonl")
+    assert (shown.code, shown.out) == (1, "")
+    assert "holds no records" in shown.err
+    assert "Training" not in shown.err

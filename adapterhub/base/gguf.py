@@ -1,0 +1,173 @@
+"""A GGUF file as a base: its 16-bit form, a model folder that is written once and kept in the user's cache.
+
+Training, merging and 4-bit loading need weights in transformers' layout, and so do fingerprints. transformers' reader
+brings the file's blocks into it. What it would leave out without a word is refused here: scaled rotary embeddings, and
+ways to split text that it does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub._files import new_folder, os_errors_as
+from adapterhub.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIX = ".gguf"
+
+_VERSION = 1
+"""Counts changes of what is written, so that an older form is not used."""
+# llama.cpp's names of ways to split text before byte-level merges, which transformers does not know.
+_SPLIT_BY_GPT2 = ("default", "gpt-2", "phi-2", "mpt", "olmo")
+_SPLIT_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+_ROPE_TENSORS = ("rope_freqs.", "rope_factors_")
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path names a GGUF file."""
+    return path.suffix.lower() == SUFFIX and path.is_file()
+
+
+def gguf_folder(file: Path) -> Path:
+    """The model folder of a GGUF file, converted at the first use.
+
+    A file of 16 or 32 bits keeps its dtype; a quantised one is stored as bfloat16. The conversion holds the model in
+    memory in that dtype. The folder is in `ADAPTERHUB_CACHE`, or else in the user's cache folder. A file that changes
+    is converted again.
+
+    Args:
+        file: The file. One of several parts is not enough.
+
+    Raises:
+        ConfigError: The file is damaged, of an architecture that transformers does not read from GGUF, or has something
+            that it would leave out; or the folder cannot be written.
+    """
+    from filelock import FileLock
+
+    what = f"The GGUF file {str(file)!r} could not be converted"
+    with os_errors_as(ConfigError, what):
+        folder = _cache_folder() / f"{file.stem}-{_stamp(file)}"
+        if folder.is_dir():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():
+                with new_folder(folder) as temporary:
+                    _convert(file.resolve(), temporary)
+    return folder
+
+
+def _cache_folder() -> Path:
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("ADAPTERHUB_CACHE")
+    return (Path(chosen).expanduser() if chosen else user_cache_path("adapterhub")) / "gguf"
+
+
+def _stamp(file: Path) -> str:
+    """What shows that a file is another one. Hashing gigabytes at each start would take longer than loading them."""
+    path = file.resolve(strict=True)
+    stat = path.stat()
+    content = f"{_VERSION} {path} {stat.st_size} {stat.st_mtime_ns}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _convert(file: Path, out: Path) -> None:
+    try:
+        fields, tensors = _read_header(file)
+        _refuse_left_out(fields, tensors)
+        _write_tokenizer(file, fields, out)
+        _write_model(file, _dtype(tensors), out)
+        _write_licence(fields, out)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # readers raise anything on a damaged file
+        raise ConfigError(
+            f"The GGUF file {file.name!r} could not be read: {error}",
+            hint="Convert its original with another tool, or take the base as a folder with safetensors files.",
+        ) from error
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The metadata but for long lists, and each tensor's type by its name."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    short = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
+    return short, {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+
+
+def _refuse_left_out(fields: dict[str, Any], tensors: dict[str, str]) -> None:
+    """Refuses what transformers' reader ignores, after which the model would answer wrongly."""
+    if fields.get("split.count", 1) > 1:
+        raise ConfigError(
+            "The GGUF file is one part of several.",
+            hint="Join the parts with llama.cpp's `llama-gguf-split --merge`.",
+        )
+    architecture = fields.get("general.architecture")
+    scaling = fields.get(f"{architecture}.rope.scaling.type", "none")
+    scaled = scaling != "none" or any(name.startswith(_ROPE_TENSORS) for name in tensors)
+    if scaled and architecture != "gpt-oss":
+        raise ConfigError(
+            "The GGUF file has scaled rotary embeddings, which transformers does not read from GGUF.",
+            hint="Take this base as a folder with safetensors files, or by its hub id.",
+        )
+
+
+def _dtype(tensors: dict[str, str]) -> torch.dtype:
+    """The file's own dtype; that of small tensors such as norms is often higher and does not count."""
+    import torch
+
+    types = set(tensors.values())
+    if types == {"F32"}:
+        return torch.float32
+    return torch.float16 if types <= {"F32", "F16"} else torch.bfloat16
+
+
+def _write_model(file: Path, dtype: torch.dtype, out: Path) -> None:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    model, report = AutoModelForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        dtype=dtype,
+        quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"it lacks weights, such as {sorted(report['missing_keys'])[0]!r}")
+    model.hf_quantizer = None  # the weights are plain ones by now; with it they cannot be saved
+    model.save_pretrained(out)
+
+
+def _write_tokenizer(file: Path, fields: dict[str, Any], out: Path) -> None:
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    split = fields.get("tokenizer.ggml.pre", "default")
+    if fields.get("tokenizer.ggml.model") == "gpt2" and split not in GGUF_PRE_TOKENIZER_SPLITS:
+        if split in _SPLIT_DIGIT_BY_DIGIT:
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, gpt2])
+        elif split not in _SPLIT_BY_GPT2:
+            raise ValueError(
+                f"transformers does not know how its tokenizer splits text ({str(split)[:50]!r})"
+            )
+    tokenizer.save_pretrained(out)
+
+
+def _write_licence(fields: dict[str, Any], out: Path) -> None:
+    """A model card with the licence, which merged models pass on."""
+    import yaml
+
+    if isinstance(licence := fields.get("general.license"), str):
+        (out / "README.md").write_text(f"---\n{yaml.safe_dump({'license': licence})}---\n", encoding="utf-8")

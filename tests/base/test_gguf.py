@@ -1,0 +1,150 @@
+"""A GGUF file as a base: its 16-bit form equals what was written into it, and what would be lost is refused."""
+
+import os
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from adapterhub import AdapterHub, AdapterRegistry
+from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.locating import is_local_base, locate_base, tokenizer_chat_template
+from adapterhub.errors import ConfigError
+from adapterhub.registry.model_card import read_model_card
+from adapterhub.training.config import FinetuneConfig
+from tests.tiny import CHAT_TEMPLATE, make_adapter, make_base, make_gguf
+
+TEXT = 'the quick brown fox: {"a": 12} привет'
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(folder))
+    return folder / "gguf"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """`tiny_base` in 32 bits."""
+    return make_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_base)
+
+
+def test_the_converted_base_is_the_one_that_the_file_was_made_of(file: Path, tiny_base: Path):
+    folder = locate_base(file)
+    assert BaseFingerprint.of(folder) == BaseFingerprint.of(tiny_base)
+    converted, original = load_file(folder / "model.safetensors"), load_file(tiny_base / "model.safetensors")
+    assert converted.keys() == original.keys()
+    assert all(torch.equal(converted[name], original[name]) for name in original)
+    ids = AutoTokenizer.from_pretrained(tiny_base)(TEXT, return_tensors="pt").input_ids
+    assert AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids.tolist() == ids.tolist()
+    logits = [
+        AutoModelForCausalLM.from_pretrained(path)(input_ids=ids).logits for path in (folder, tiny_base)
+    ]
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+    assert tokenizer_chat_template(file) == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype"), [("F16", torch.float16), ("BF16", torch.bfloat16), ("Q8_0", torch.bfloat16)]
+)
+def test_weights_are_the_dequantised_ones(tmp_path: Path, tiny_base: Path, quantization, dtype):
+    folder = locate_base(make_gguf(tmp_path / "tiny.gguf", tiny_base, quantization=quantization))
+    kind = gguf.GGMLQuantizationType[quantization]
+    original = load_file(tiny_base / "model.safetensors")
+    for name, weight in load_file(folder / "model.safetensors").items():
+        blocks = original[name].numpy()
+        expected = gguf.dequantize(gguf.quantize(blocks, kind), kind) if blocks.ndim > 1 else blocks
+        # Rows of queries and keys are quantised one by one, so their order does not matter.
+        assert torch.equal(weight, torch.from_numpy(expected).to(dtype)), name
+
+
+def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, tiny_base: Path, file: Path):
+    own = tmp_path / "own.gguf"
+    own.write_bytes(file.read_bytes())
+    folder = locate_base(own)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert locate_base(str(own)) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    make_gguf(own, make_base(tmp_path / "other", seed=9))
+    os.utime(own, ns=(written + 10**9, written + 10**9))
+    assert BaseFingerprint.of(locate_base(own)).digest != BaseFingerprint.of(folder).digest
+
+
+def test_digits_are_split_as_llama_cpp_splits_them(tmp_path: Path, tiny_base: Path):
+    smollm = locate_base(make_gguf(tmp_path / "tiny.gguf", tiny_base, split="smollm"))
+    split = AutoTokenizer.from_pretrained(smollm).backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    assert [piece for piece, _ in split("in 1984")] == ["in", "Ġ", "1", "9", "8", "4"]
+
+
+def test_the_licence_is_on_the_model_card(file: Path):
+    assert read_model_card(locate_base(file))[0]["license"] == "mit"
+
+
+def test_an_adapter_is_served_registered_and_merged_on_it(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    adapter = make_adapter(tmp_path / "adapter", locate_base(file))
+    registry = AdapterRegistry(tmp_path / "registry")
+    monkeypatch.chdir(file.parent)
+    card = registry.register("one", adapter, base=file.name)
+    assert card.base.name == str(file)  # from any folder
+    with AdapterHub.from_pretrained(file.name, registry.root, quantization=None) as hub:
+        served = hub.generate("one two", adapter="one", max_tokens=8).text
+        assert served != hub.generate("one two", adapter=None, max_tokens=8).text
+        report = hub.merge("one", tmp_path / "merged")
+    assert report.base == file.name
+    with AdapterHub.from_pretrained(tmp_path / "merged", quantization=None) as hub:
+        assert hub.generate("one two", max_tokens=8).text == served
+
+
+def test_a_configuration_may_name_it_by_a_relative_path(tmp_path: Path, file: Path):
+    (tmp_path / "tiny.gguf").symlink_to(file)
+    (tmp_path / "run.yaml").write_text("{name: one, base: tiny.gguf, data: {train: data.jsonl}}")
+    config = FinetuneConfig.load(tmp_path / "run.yaml")
+    assert is_local_base(config.base)
+    assert locate_base(config.base) == locate_base(file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"llama__rope__scaling__type": "yarn"}, "scaled rotary embeddings"),
+        ({"split__count": 3}, "one part of several"),
+        ({"split": "viking"}, "how its tokenizer splits text"),
+    ],
+)
+def test_what_would_be_left_out_is_refused(tmp_path: Path, tiny_base: Path, cache: Path, fields, message):
+    file = make_gguf(tmp_path / "tiny.gguf", tiny_base, **fields)
+    with pytest.raises(ConfigError, match=message) as error:
+        locate_base(file)
+    assert error.value.hint
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("kept", [0, 3, 200, 5000, 0.5])
+def test_a_damaged_file_is_refused_and_leaves_nothing(tmp_path: Path, file: Path, cache: Path, kept):
+    damaged = tmp_path / "damaged.gguf"
+    content = file.read_bytes()
+    damaged.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    with pytest.raises(ConfigError, match=r"damaged\.gguf"):
+        locate_base(damaged)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_other_bytes_are_refused(tmp_path: Path):
+    (tmp_path / "text.gguf").write_text("no model" * 100)
+    with pytest.raises(ConfigError, match=r"text\.gguf"):
+        locate_base(tmp_path / "text.gguf")
+    with pytest.raises(ConfigError, match="no base model"):
+        locate_base(tmp_path / "missing.gguf")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(ConfigError, match="could not be converted"):
+        locate_base(file)
