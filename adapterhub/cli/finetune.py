@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--resume", is_flag=True, help="Continue from the last checkpoint in output_dir, if there is one."
+)
 @compare_option
 @registry_option
 @json_option
-def finetune(config: Path, held_out: Path | None, registry: Path | None, as_json: bool) -> None:
+def finetune(config: Path, resume: bool, held_out: Path | None, registry: Path | None, as_json: bool) -> None:
     """Fine-tune an adapter on the 4-bit base with the settings in CONFIG (YAML), and register it.
 
     \b
@@ -32,6 +35,8 @@ def finetune(config: Path, held_out: Path | None, registry: Path | None, as_json
     from adapterhub.training.config import FinetuneConfig
 
     settings = FinetuneConfig.load(config)
+    if resume:
+        settings = settings.to_resume()
     adapters = open_registry(registry)
     compared = measure_before(settings, held_out) if held_out else None
     # peft and trl take seconds to import, so a mistake in CONFIG is reported first.

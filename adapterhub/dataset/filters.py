@@ -130,8 +130,12 @@ def filter_samples(
 def _tests(options: FilterOptions) -> Iterator[_Test]:
     """The tests that are asked for, cheap ones first."""
     yield from _rating_tests(options)
-    yield from _length_tests("answer", options.min_answer_characters, options.max_answer_characters, _answers)
-    yield from _length_tests("conversation", options.min_characters, options.max_characters, _conversation)
+    yield from _length_tests(
+        "answer", options.min_answer_characters, options.max_answer_characters, lambda record: record.answers
+    )
+    yield from _length_tests(
+        "conversation", options.min_characters, options.max_characters, lambda record: record.conversation
+    )
     for pattern in options.include:
         yield "lacks an included pattern", _pattern_test(pattern, found=False)
     for pattern in options.exclude:
@@ -164,7 +168,7 @@ def _pattern_test(pattern: str, *, found: bool) -> Callable[[Sample], bool]:
 
     def fails(sample: Sample) -> bool:
         try:
-            place = compiled.search(_conversation(sample.record), Deadline(_PATTERN_SECONDS))
+            place = compiled.search(sample.record.conversation, Deadline(_PATTERN_SECONDS))
         except DeadlineExceededError:
             raise DatasetError(
                 f"The pattern {pattern!r} takes too long on row {sample.record.line} of {sample.source!r}.",
@@ -179,7 +183,7 @@ def _language_test(languages: frozenset[str]) -> Callable[[Sample], bool]:
     identifier = _language_identifier()
 
     def fails(sample: Sample) -> bool:
-        text = _conversation(sample.record)[:_LANGUAGE_CHARACTERS]
+        text = sample.record.conversation[:_LANGUAGE_CHARACTERS]
         return any(map(str.isalpha, text)) and identifier.classify(text)[0] not in languages
 
     return fails
@@ -196,13 +200,3 @@ def _counted(sample: Sample, options: FilterOptions, count_tokens: CountTokens) 
     if options.max_tokens is not None and tokens > options.max_tokens:
         return sample, "too many tokens"
     return replace(sample, tokens=tokens), None
-
-
-def _conversation(record: Record) -> str:
-    return "\n".join(
-        message.content or "" for message in record.messages if message.role in ("user", "assistant")
-    )
-
-
-def _answers(record: Record) -> str:
-    return "\n".join(message.content or "" for message in record.messages if message.role == "assistant")

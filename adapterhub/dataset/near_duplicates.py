@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pydantic import Field
 
 from adapterhub.dataset import minhash
-from adapterhub.dataset.records import Message, Record, Sample
+from adapterhub.dataset.records import Record, Sample
 from adapterhub.dataset.stages import StageOptions, StageResult
 
 DEFAULT_THRESHOLD = 0.8
@@ -102,21 +102,11 @@ def _without_copies(samples: Iterable[Sample], result: StageResult) -> list[Samp
 
 def _exact_key(record: Record) -> bytes:
     said = [
-        (message.role, " ".join(unicodedata.normalize("NFC", _said(message)).split()))
+        (message.role, " ".join(unicodedata.normalize("NFC", message.said).split()))
         for message in record.messages
         if message.role in ("user", "assistant")
     ]
     return blake2b(json.dumps(said).encode(), digest_size=16).digest()
-
-
-def _said(message: Message) -> str:
-    """The text of a message and the calls that it makes."""
-    calls = json.dumps(message.tool_calls, sort_keys=True, ensure_ascii=False) if message.tool_calls else ""
-    return f"{message.content or ''} {calls}".strip()
-
-
-def _text(record: Record, *roles: str) -> str:
-    return "\n".join(_said(message) for message in record.messages if message.role in roles)
 
 
 class _Index:
@@ -124,7 +114,7 @@ class _Index:
 
     def __init__(self, records: Sequence[Record], threshold: float) -> None:
         self._records, self._threshold = records, threshold
-        self._signatures = minhash.signatures(_text(record, "user", "assistant") for record in records)
+        self._signatures = minhash.signatures(record.conversation for record in records)
         self._buckets = minhash.buckets(self._signatures, threshold)
         self._shared = (self._buckets >= 0).sum(axis=1).tolist()
         self._members: dict[int, deque[int]] = defaultdict(lambda: deque(maxlen=_IN_BUCKET))
@@ -158,10 +148,10 @@ class _Index:
         return jaccard(self._answer_words(one), self._answer_words(other)) >= _ANSWER_WORDS
 
     def _shingles_of(self, row: int) -> frozenset[int]:
-        return frozenset(minhash.shingles(_text(self._records[row], "user", "assistant")).tolist())
+        return frozenset(minhash.shingles(self._records[row].conversation).tolist())
 
     def _answer_words_of(self, row: int) -> frozenset[str]:
-        return frozenset(minhash.words(_text(self._records[row], "assistant")))
+        return frozenset(minhash.words(self._records[row].answers))
 
 
 def jaccard(one: frozenset[Hashable], other: frozenset[Hashable]) -> float:

@@ -31,6 +31,15 @@ class Message(BaseModel):
             raise ValueError("content is missing")
         return self
 
+    @property
+    def said(self) -> str:
+        """Its text, and the calls that it makes."""
+        if not self.tool_calls:
+            return self.content or ""
+        return (
+            f"{self.content or ''} {json.dumps(self.tool_calls, sort_keys=True, ensure_ascii=False)}".lstrip()
+        )
+
 
 class Record(BaseModel):
     """One conversation of a dataset; keys other than these are ignored.
@@ -52,6 +61,16 @@ class Record(BaseModel):
         if all(message.role != "assistant" for message in self.messages):
             raise ValueError("no assistant message to learn from")
         return self
+
+    @property
+    def conversation(self) -> str:
+        """What users and the assistant say; system prompts and results of tools are left out."""
+        return "\n".join(one.said for one in self.messages if one.role in ("user", "assistant"))
+
+    @property
+    def answers(self) -> str:
+        """What the assistant says."""
+        return "\n".join(one.said for one in self.messages if one.role == "assistant")
 
 
 @dataclass(frozen=True)
