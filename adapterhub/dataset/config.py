@@ -17,9 +17,13 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub._yaml import read_config_file
+from adapterhub.configs import read_config
+from adapterhub.dataset.cleaning import CleaningOptions
 from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS
+from adapterhub.dataset.filters import FilterOptions
+from adapterhub.dataset.near_duplicates import DeduplicationOptions
 from adapterhub.dataset.sources import READERS, SPLIT
+from adapterhub.dataset.splitting import SplitOptions
 from adapterhub.errors import ConfigError, describe_validation
 
 AUTO = "auto"
@@ -136,6 +140,14 @@ class DatasetConfig(_Options):
     """The file for held-out records."""
     tokenizer: str | None = None
     """The base whose tokenizer counts tokens: `adapterhub-demo`, a model folder, or a hub id."""
+    cleaning: CleaningOptions = CleaningOptions()
+    """What is cleaned in the text of messages."""
+    filters: FilterOptions = FilterOptions()
+    """What a record must meet."""
+    deduplication: DeduplicationOptions = DeduplicationOptions()
+    """Which duplicates are removed."""
+    split: SplitOptions = SplitOptions()
+    """How many records are held out, if there is a `val_path`."""
     seed: int = Field(0, ge=0)
     """Seed of the order of records, the split and whatever else is drawn."""
 
@@ -149,8 +161,8 @@ class DatasetConfig(_Options):
         Raises:
             ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
-        path = Path(path)
-        return cls.parse(read_config_file(path), origin=str(path)).in_folder(path.parent)
+        content, folder = read_config(path)
+        return cls.parse(content, origin=str(path)).in_folder(folder)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], *, origin: str) -> Self:

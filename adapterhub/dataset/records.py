@@ -31,6 +31,15 @@ class Message(BaseModel):
             raise ValueError("content is missing")
         return self
 
+    @property
+    def said(self) -> str:
+        """Its text, and the calls that it makes."""
+        if not self.tool_calls:
+            return self.content or ""
+        return (
+            f"{self.content or ''} {json.dumps(self.tool_calls, sort_keys=True, ensure_ascii=False)}".lstrip()
+        )
+
 
 class Record(BaseModel):
     """One conversation of a dataset; keys other than these are ignored.
@@ -53,6 +62,16 @@ class Record(BaseModel):
             raise ValueError("no assistant message to learn from")
         return self
 
+    @property
+    def conversation(self) -> str:
+        """What users and the assistant say; system prompts and results of tools are left out."""
+        return "\n".join(one.said for one in self.messages if one.role in ("user", "assistant"))
+
+    @property
+    def answers(self) -> str:
+        """What the assistant says."""
+        return "\n".join(one.said for one in self.messages if one.role == "assistant")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -62,11 +81,13 @@ class Sample:
         record: The conversation; `line` counts the rows of its source, from 1.
         source: The label of its source, as on the data card.
         rating: Its rating, where its source has one.
+        tokens: Number of its tokens, once they were counted.
     """
 
     record: Record
     source: str
     rating: float | None = None
+    tokens: int | None = None
 
 
 def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:

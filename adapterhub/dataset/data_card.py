@@ -1,0 +1,286 @@
+"""The data card: where a dataset comes from, what was dropped and changed, and what is in its files.
+
+It has no time and no path of this machine: the same data gives the same card.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from adapterhub._files import sha256_file
+from adapterhub.dataset.config import DatasetConfig
+from adapterhub.dataset.reading import SourceReport
+from adapterhub.dataset.records import Sample
+from adapterhub.dataset.stages import StageResult
+from adapterhub.reports import histogram
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+"""The Hub's names for numbers of records."""
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Distribution(_Card):
+    """How numbers are distributed."""
+
+    min: float
+    mean: float
+    median: float
+    p95: float
+    max: float
+    total: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self | None:
+        """The distribution of numbers; None if there are none."""
+        if not values:
+            return None
+        import numpy as np
+
+        names = ("min", "median", "p95", "max")
+        quantiles = np.quantile(values, (0, 0.5, 0.95, 1)).tolist()
+        figures = {**dict(zip(names, quantiles, strict=True)), "mean": float(np.mean(values))}
+        return cls(total=sum(values), **{name: round(figure, 2) for name, figure in figures.items()})
+
+
+class FileCard(_Card):
+    """A file that was read."""
+
+    name: str
+    sha256: str
+
+
+class SourceCard(_Card):
+    """One source: what was read of it, and what is left."""
+
+    name: str
+    license: str | None
+    revision: str | None
+    converter: str
+    files: list[FileCard]
+    """Its local files."""
+    rows: int
+    dropped: dict[str, int]
+    """Rows that were no conversation, by reason."""
+    train: int
+    val: int
+
+
+class StageCard(_Card):
+    """One stage: how many records it let pass, dropped and changed."""
+
+    name: str
+    kept: int
+    dropped: dict[str, int]
+    changed: dict[str, int]
+
+
+class PartCard(_Card):
+    """One of the files that were written."""
+
+    file: str
+    sha256: str
+    records: int
+    tokens: Distribution | None
+    """Tokens of a record, with the chat template; None without a tokenizer."""
+    characters: Distribution | None
+    """Characters that users and the assistant say in a record."""
+    answer_characters: Distribution | None
+    ratings: Distribution | None
+    """Of the records that have one."""
+
+    @classmethod
+    def of(cls, file: str, sha256: str, samples: Sequence[Sample]) -> Self:
+        """The card of a file.
+
+        Args:
+            file: Its name.
+            sha256: The digest of its content.
+            samples: The samples in it.
+        """
+        return cls(
+            file=file,
+            sha256=sha256,
+            records=len(samples),
+            tokens=Distribution.of([one.tokens for one in samples if one.tokens is not None]),
+            characters=Distribution.of([len(one.record.conversation) for one in samples]),
+            answer_characters=Distribution.of([len(one.record.answers) for one in samples]),
+            ratings=Distribution.of([one.rating for one in samples if one.rating is not None]),
+        )
+
+
+class DataCard(_Card):
+    """The data card of a composed dataset."""
+
+    seed: int
+    tokenizer: str | None
+    sources: list[SourceCard]
+    stages: list[StageCard]
+    train: PartCard
+    val: PartCard | None
+
+    @classmethod
+    def of(
+        cls,
+        config: DatasetConfig,
+        reports: Iterable[SourceReport],
+        stages: Mapping[str, StageResult],
+        parts: tuple[PartCard, PartCard | None],
+        samples: tuple[Sequence[Sample], Sequence[Sample]],
+    ) -> Self:
+        """The data card of a dataset.
+
+        Args:
+            config: What it was composed by.
+            reports: What was read, in the order of the configuration's sources.
+            stages: The results of the stages that ran, by name.
+            parts: The cards of the training and the validation file.
+            samples: The samples in these files.
+        """
+        train, val = (Counter(sample.source for sample in part) for part in samples)
+        return cls(
+            seed=config.seed,
+            tokenizer=config.tokenizer,
+            sources=[
+                SourceCard(
+                    name=report.label,
+                    license=report.license,
+                    revision=source.revision,
+                    converter=report.converter,
+                    files=[FileCard(name=file.name, sha256=sha256_file(file)) for file in report.files],
+                    rows=report.rows,
+                    dropped=_counts(report.dropped),
+                    train=train[report.label],
+                    val=val[report.label],
+                )
+                for source, report in zip(config.sources, reports, strict=True)
+            ],
+            stages=[
+                StageCard(
+                    name=name,
+                    kept=len(result.kept),
+                    dropped=_counts(result.dropped),
+                    changed=_counts(result.changed),
+                )
+                for name, result in stages.items()
+            ],
+            train=parts[0],
+            val=parts[1],
+        )
+
+    def to_json(self) -> str:
+        """The card as JSON."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def to_markdown(self, picture: str | None = None) -> str:
+        """The card as Markdown, with the header of a dataset card of the Hub.
+
+        Args:
+            picture: The name of the file with the histogram of lengths, beside the card.
+        """
+        parts = [part for part in (self.train, self.val) if part]
+        sections = [
+            f"---\n{yaml.safe_dump(self._header(), sort_keys=True)}---\n\n# Data card",
+            "## Files\n\n"
+            + _table(("file", "records", "sha256"), ((p.file, p.records, p.sha256) for p in parts)),
+            "## Sources\n\n" + self._source_table(),
+            "## Dropped\n\n" + _table(("stage", "reason", "records"), self._drops()),
+            "## Changed\n\n" + _table(("stage", "what", "records"), self._changes()),
+            f"## Lengths\n\nTokens are counted with {self.tokenizer or 'no tokenizer'}.\n\n"
+            + _length_table(parts),
+            f"![Lengths of the records]({picture})" if picture else "",
+            f"Drawn with seed {self.seed}. Records are unique by what users and the assistant say, as far as"
+            " duplicates were removed; duplicates are never on both sides of the split.",
+        ]
+        return "\n\n".join(section for section in sections if section) + "\n"
+
+    def _header(self) -> dict[str, object]:
+        records = self.train.records + (self.val.records if self.val else 0)
+        size = next((name for limit, name in _SIZES if records < limit), "n>1M")
+        licenses = sorted({source.license for source in self.sources if source.license})
+        return {"size_categories": [size], **({"license": licenses} if licenses else {})}
+
+    def _source_table(self) -> str:
+        heads = ("source", "licence", "converter", "rows", "no conversation", "train", "validation", "sha256")
+        return _table(
+            heads,
+            (
+                (
+                    one.name,
+                    one.license or "unknown",
+                    one.converter,
+                    one.rows,
+                    sum(one.dropped.values()),
+                    one.train,
+                    one.val,
+                    " ".join(f"{file.name} {file.sha256}" for file in one.files),
+                )
+                for one in self.sources
+            ),
+        )
+
+    def _drops(self) -> Iterable[tuple[object, ...]]:
+        for source in self.sources:
+            yield from ((f"reading {source.name}", *drop) for drop in source.dropped.items())
+        for stage in self.stages:
+            yield from ((stage.name, *drop) for drop in stage.dropped.items())
+
+    def _changes(self) -> Iterable[tuple[object, ...]]:
+        for stage in self.stages:
+            yield from ((stage.name, *change) for change in stage.changed.items())
+
+
+def length_histogram(parts: Mapping[str, Sequence[Sample]]) -> str:
+    """A histogram of the records' lengths as SVG: in tokens if they were counted, else in characters.
+
+    Args:
+        parts: The samples of each file, by what they are for.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    counted = all(sample.tokens is not None for part in parts.values() for sample in part)
+    lengths = {
+        name: [float(sample.tokens or 0 if counted else len(sample.record.conversation)) for sample in part]
+        for name, part in parts.items()
+    }
+    unit = "tokens" if counted else "characters"
+    return histogram(lengths, title="Lengths of the records", x_label=unit, y_label="records")
+
+
+def _counts(counter: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _length_table(parts: Iterable[PartCard]) -> str:
+    figures = ("tokens", "characters", "answer_characters", "ratings")
+    rows = (
+        (
+            part.file,
+            figure.replace("_", " "),
+            *(f"{value:,.10g}" for value in distribution.model_dump().values()),
+        )
+        for part in parts
+        for figure in figures
+        if (distribution := getattr(part, figure)) is not None
+    )
+    return _table(("file", "of a record", *Distribution.model_fields), rows)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    if len(lines) == 2:
+        return "None."
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,35 @@
+"""What the stages of dataset composition share: how their options are checked, and what they return."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from adapterhub.dataset.records import Sample
+
+
+class StageOptions(BaseModel):
+    """Base of the options of a stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass
+class StageResult:
+    """What a stage made of its samples.
+
+    Every stage is a function of an iterable of samples, which it iterates over once, and of its options.
+
+    Attributes:
+        kept: The samples that go on, in their order.
+        dropped: Number of samples that do not, by reason.
+        changed: Number of samples that were changed, by what was done.
+    """
+
+    kept: list[Sample] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
