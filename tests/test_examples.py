@@ -35,6 +35,7 @@ def test_every_example_is_tested_and_documented():
     assert names == asked == set(re.findall(r"examples/(\w+)\.py", page))
 
 
+@pytest.mark.spec("4-F9")
 def test_load_and_switch(run: Run):
     printed = run("load_and_switch")
     assert re.findall(r"^- (\w+), switched in \d+ µs", printed, re.MULTILINE) == ["base", "json", "support"]
@@ -45,6 +46,7 @@ def test_load_and_switch(run: Run):
     assert max(ast.literal_eval(tokens)) <= int(steps) < sum(ast.literal_eval(tokens))
 
 
+@pytest.mark.spec("4-F9")
 def test_merge(run: Run, tmp_path: Path):
     printed = run("merge", str(tmp_path / "merged"))
     assert (tmp_path / "merged" / "model.safetensors").is_file()
@@ -53,6 +55,7 @@ def test_merge(run: Run, tmp_path: Path):
     assert int(re.search(r"card's requests: (\d+)%", printed)[1]) >= 75
 
 
+@pytest.mark.spec("4-F9")
 def test_router(run: Run):
     routed, answered = run("router").split("The same requests")
     chosen = ["json", "code", "support", "support", "base"]
@@ -62,6 +65,7 @@ def test_router(run: Run):
     assert "розетку" in answered
 
 
+@pytest.mark.spec("4-C1")
 def test_chain(run: Run):
     written, judged, ends = run("chain").split("\n\n=> ")
     assert written.startswith("Subject: Zorbex printer\n\nDear Greta,\n\nCategory: power\n1. ")
@@ -71,6 +75,7 @@ def test_chain(run: Run):
     assert ends.startswith("failed 1 of 4 rules\n- no_placeholders: the placeholder {{ recipient }} is left")
 
 
+@pytest.mark.spec("4-F7", "4-C1")
 def test_agent(run: Run):
     formatted, written, valid, invalid = run("agent").strip().split("\n\n[human]")
     assert "text_formatter({'text': 'Greta Okafor Porto', 'width': 14})" in formatted
@@ -90,3 +95,13 @@ def test_per_user(run: Run):
         ("eve", "json", "{"),
     ]
     assert [int(count) for count in re.findall(r"(\d) messages", printed)] == [2, 2, 4]
+
+
+def test_quest_5_3(run: Run, capsys: pytest.CaptureFixture[str]):
+    """Its contract is tested in tests/specs/test_specification_1.py; here the shipped demo answers."""
+    given = {"modelName": "adapterhub-demo", "adapterPath": str(EXAMPLES.parent / "adapters" / "json" / "1")}
+    with pytest.raises(SystemExit) as ended:
+        run("quest_5_3", json.dumps({**given, "prompt": "Keys: name, city. Ann Lee from Oslo."}))
+    result = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, result["exitCode"], result["status"]) == (0, 0, "success")
+    assert '"city": "Oslo"' in result["result"]

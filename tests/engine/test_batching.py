@@ -97,6 +97,7 @@ def test_greedy_tokens_equal_transformers(engine, sources, tiny_base, tiny_adapt
         assert tokens(engine, request(prompt, sources[name] if name else None)) == wanted
 
 
+@pytest.mark.spec("2-I1")
 def test_the_repetition_penalty_equals_transformers(engine, sources, tiny_base, tiny_adapters):
     wanted = reference(tiny_base, tiny_adapters["json"], PROMPTS[0], repetition_penalty=1.7)
     assert tokens(engine, request(PROMPTS[0], sources["json"], repetition_penalty=1.7)) == wanted

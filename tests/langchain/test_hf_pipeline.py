@@ -26,6 +26,7 @@ def wanted(hub: AdapterHub, adapter: str = "json", prompt: str = PROMPT, **optio
     return hub.generate(prompt, adapter, raw=True, temperature=0, max_tokens=12, **options).text
 
 
+@pytest.mark.spec("4-F7")
 def test_answers_are_those_of_the_hub(live_hub: AdapterHub):
     answers = {}
     for name in (*NAMES, "base", "json:0.5+code:0.5"):

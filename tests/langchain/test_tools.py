@@ -35,11 +35,13 @@ def call(made, **args):
     return made.invoke({"type": "tool_call", "id": "1", "name": made.name, "args": args})
 
 
+@pytest.mark.spec("4-F5", "4-F6")
 def test_text_formatter():
     assert text_formatter.invoke({"text": "Раз два три", "width": 10, "indent": 2}) == "  Раз два\n  три"
     assert text_formatter.invoke("plain") == "plain"
 
 
+@pytest.mark.spec("4-F5")
 def test_template_generator():
     message = call(template_generator, template_type="prompt", fields={"instruction": "Hi", "colour": "red"})
     assert message.content == "### Instruction:\nHi\n\n### Response:\n\n[unknown fields: colour]"
@@ -74,6 +76,7 @@ def test_template_generator_takes_numbers_and_reports_repeated_fields():
     assert message.artifact["unknown"] == ["repeated property a"]
 
 
+@pytest.mark.spec("4-F5")
 def test_content_validator():
     rules = [{"rule": "not_empty"}, {"rule": "json"}]
     message = call(content_validator, text="[1,]", rules=rules)
@@ -155,6 +158,7 @@ def test_the_toolkit(hub: AdapterHub):
             AdapterToolkit(**wrong)
 
 
+@pytest.mark.spec("4-F5")
 @pytest.mark.parametrize(
     ("made", "args"),
     [

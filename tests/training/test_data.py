@@ -47,12 +47,14 @@ def learned(tokenizer: PreTrainedTokenizerFast, example: TokenizedExample) -> li
     return [tokenizer.decode(stretch) for stretch in stretches if stretch]
 
 
+@pytest.mark.spec("2-F15", "4-F3")
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, WITHOUT_MARKERS], ids=["markers", "no markers"])
 def test_each_answer_and_its_end_carry_labels(template: str):
     tokenizer, example = encoded(template, *TURNS)
     assert learned(tokenizer, example) == ["two, привет<|im_end|>", "four 🙂<|im_end|>"]
 
 
+@pytest.mark.spec("2-F15")
 def test_labels_are_those_of_the_templates_own_markers():
     tokenizer, example = encoded(CHAT_TEMPLATE, *TURNS)
     reference = tokenizer.apply_chat_template(
@@ -84,6 +86,7 @@ def test_the_end_tokens_of_answers_are_those_that_carry_the_last_labels(
     assert set(tokenizer.convert_ids_to_tokens(sorted(tokenized.end_token_ids))) == ends
 
 
+@pytest.mark.spec("4-F2", "4-F3", "0-F3")
 @pytest.mark.parametrize(
     ("prompt_format", "text", "answers"),
     [
@@ -112,6 +115,7 @@ def test_formats_without_a_chat_template(prompt_format: str, text: str, answers:
     assert learned(tokenizer, example) == answers
 
 
+@pytest.mark.spec("2-F12")
 def test_prompts_are_rendered_as_in_serving():
     tokenizer, example = encoded(CHAT_TEMPLATE, *TURNS[1:3], system="be brief")
     style = prompts.choose_style(tokenizer.chat_template)
