@@ -105,6 +105,8 @@ class TrainOptions(_Options):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the LoRA weights while training; float32 reaches a lower loss on a quantised base."""
+    save_dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the LoRA weights in the file; that of training if not given. bfloat16 halves the file."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, order of records and dropout."""
 
