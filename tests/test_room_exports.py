@@ -23,6 +23,7 @@ EXPORTED = {
         "locate_base",
         "tokenizer_chat_template",
     },
+    "configs": {"ShippedConfig", "copy_config", "read_config", "shipped_configs"},
     "dataset": {
         "ComposedDataset",
         "DatasetConfig",
@@ -32,6 +33,20 @@ EXPORTED = {
         "SourceOptions",
         "compose_dataset",
         "read_records",
+    },
+    "evaluation": {
+        "ComparedTraining",
+        "Comparison",
+        "ComparisonSettings",
+        "Estimate",
+        "EvaluationData",
+        "EvaluationPrompt",
+        "Metric",
+        "Perplexity",
+        "compare",
+        "read_data",
+        "record_on_card",
+        "write_report",
     },
     "export": {"MergeComparison", "MergeReport", "compare_merged", "merge_adapter", "merged_agreement"},
     "peft_format": {

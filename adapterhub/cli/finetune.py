@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 import click
 
 from adapterhub.cli import output
+from adapterhub.cli.compare import compare_after, compare_option, measure_before
 from adapterhub.cli.options import json_option, open_registry, registry_option
 from adapterhub.cli.progress import Show, progress
 
@@ -75,12 +76,18 @@ def load_settings(config: Path, flags: dict[str, Any]) -> FinetuneConfig:
     default=None,
     help="Show the first example with what is learned of it, and train nothing; a run on a terminal begins with it.",
 )
+@click.option(
+    "--resume", is_flag=True, help="Continue from the last checkpoint in output_dir, if there is one."
+)
+@compare_option
 @registry_option
 @json_option
 def finetune(
     config: Path,
     smoke: bool,
     show_example: bool | None,
+    resume: bool,
+    held_out: Path | None,
     registry: Path | None,
     as_json: bool,
     **flags: Any,
@@ -92,6 +99,7 @@ def finetune(
       adapterhub finetune examples/finetune.yaml
       adapterhub finetune run.json --output-dir results --seed 1
       adapterhub finetune run.yaml --smoke
+      adapterhub finetune run.yaml --compare held-out.jsonl
     """
     settings = load_settings(config, flags)
     if show_example:
@@ -102,15 +110,20 @@ def finetune(
     if smoke:
         _smoke(settings, adapters, look, as_json)
         return
+    if resume:
+        settings = settings.to_resume()
+    compared = measure_before(settings, held_out) if held_out else None
     # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetuning import finetune as run_finetune
 
     with progress(f"Training {settings.name}", every=settings.train.logging_steps) as show:
         card = run_finetune(settings, adapters, **_reports(show, look))
+    if not as_json:
+        output.emit(card.ref)
+    if compared:
+        card = compare_after(compared, card, adapters, quiet=as_json)
     if as_json:
         output.emit_json(card.model_dump(mode="json"))
-    else:
-        output.emit(card.ref)
 
 
 def _smoke(settings: FinetuneConfig, adapters: AdapterRegistry, look: bool, as_json: bool) -> None:

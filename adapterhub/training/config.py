@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub._yaml import read_config_file
 from adapterhub.base.locating import DEMO_BASE, is_local_base
+from adapterhub.configs import read_config
 from adapterhub.dataset.config import DatasetConfig
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
@@ -116,17 +116,32 @@ class TrainOptions(_Options):
     """Gradients are clipped to this norm."""
     max_length: int = Field(1024, gt=1)
     """Tokens; longer records are cut at the end."""
+    packing: bool = False
+    """Put several records into one row of up to `max_length` tokens: `batch_size` counts rows then, and little is
+    computed for padding. Each record still attends to itself alone."""
     optimizer: Optimizer = "adamw_torch"
     """The optimiser, by transformers' name."""
     eval_every: Annotated[int, Field(gt=0)] | Literal["epoch"] | None = None
     """Evaluate before the first step and then after every this many steps, or every epoch; None evaluates once, at the
     end."""
+    early_stopping_patience: int | None = Field(None, gt=0)
+    """End the run after this many evaluations, of `eval_every`, without a lower loss."""
+    load_best: bool = False
+    """Take the weights of the evaluation with the lowest loss, not the last ones."""
+    save_every: Annotated[int, Field(gt=0)] | Literal["epoch"] | None = None
+    """Write a checkpoint into `output_dir` after every this many steps, or every epoch; None writes one, at the end."""
+    save_total_limit: int | None = Field(None, gt=0)
+    """Keep this many checkpoints, the newest; None keeps all."""
+    resume: bool = False
+    """Continue from the last checkpoint in `output_dir`, if there is one."""
     logging_steps: int | None = Field(None, gt=0)
     """Where the progress is no bar, a line after every this many steps; None: every five seconds."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the LoRA weights while training; float32 reaches a lower loss on a quantised base."""
+    save_dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the LoRA weights in the file; that of training if not given. bfloat16 halves the file."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, order of records and dropout."""
 
@@ -134,6 +149,12 @@ class TrainOptions(_Options):
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("give epochs or max_steps, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> Self:
+        if self.eval_every is None and (self.load_best or self.early_stopping_patience):
+            raise ValueError("load_best and early_stopping_patience need eval_every")
         return self
 
 
@@ -152,6 +173,9 @@ class CardOptions(_Options):
     """The licence's identifier."""
     prompt: PromptProfile = PromptProfile()
     """The prompt profile, which also renders the training examples."""
+    system_file: Path | None = None
+    """A UTF-8 file with the system prompt, in place of `prompt.system`; relative to the folder of the configuration
+    file."""
     routing: Routing = Routing()
     """The router's training data."""
     serving: Serving = Serving()
@@ -159,7 +183,31 @@ class CardOptions(_Options):
 
     def fields(self) -> CardFields:
         """The fields that were set, for `AdapterRegistry.register`."""
-        return cast(CardFields, {name: getattr(self, name) for name in self.model_fields_set})
+        names = self.model_fields_set - {"system_file"}
+        return cast(CardFields, {name: getattr(self, name) for name in names})
+
+    @model_validator(mode="after")
+    def _one_system_prompt(self) -> Self:
+        if self.system_file is not None and self.prompt.system is not None:
+            raise ValueError("give prompt.system or system_file, not both")
+        return self
+
+    def with_system(self, folder: Path) -> Self:
+        """The same with the text of `system_file`, taken from `folder`, as the prompt profile's system prompt.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        if self.system_file is None:
+            return self
+        path = folder / self.system_file
+        try:
+            system = path.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"The system prompt {str(path)!r} could not be read: {reason}.") from error
+        prompt = self.prompt.model_copy(update={"system": system})
+        return self.model_copy(update={"prompt": prompt, "system_file": None})
 
 
 class FinetuneConfig(_Options):
@@ -192,8 +240,8 @@ class FinetuneConfig(_Options):
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     output_dir: Path | None = None
-    """The folder for `checkpoint-N` with the adapter, the tokenizer and this configuration, and for `result.json`. None
-    registers the adapter only."""
+    """Folder for the adapter, the tokenizer, the configuration, `result.json`, checkpoints and the losses; None
+    registers the adapter only. Relative to the folder of the configuration file."""
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
     """Also report losses there. TensorBoard's files go to `output_dir`."""
     run_name: str | None = None
@@ -202,9 +250,17 @@ class FinetuneConfig(_Options):
     """Fields of the adapter's card."""
 
     @model_validator(mode="after")
-    def _has_place_for_reports(self) -> Self:
-        if self.report_to == "tensorboard" and self.output_dir is None:
+    def _has_what_it_needs(self) -> Self:
+        train, data = self.train, self.data
+        if self.output_dir is None and (train.save_every or train.resume):
+            raise ValueError("train.save_every and train.resume need output_dir")
+        if self.output_dir is None and self.report_to == "tensorboard":
             raise ValueError("report_to: tensorboard needs output_dir")
+        held_out = data.validation is not None or data.validation_share > 0 or data.compose is not None
+        if not held_out and (train.load_best or train.early_stopping_patience):
+            raise ValueError(
+                "train.load_best and train.early_stopping_patience need data.validation or data.validation_share"
+            )
         return self
 
     @classmethod
@@ -222,7 +278,8 @@ class FinetuneConfig(_Options):
             ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
         path = Path(path)
-        return cls.parse(read_config_file(path), folder=path.parent, origin=str(path), changes=changes)
+        content, folder = read_config(path)
+        return cls.parse(content, folder=folder, origin=str(path), changes=changes)
 
     @classmethod
     def parse(
@@ -259,6 +316,16 @@ class FinetuneConfig(_Options):
             hint="examples/finetune.yaml shows every field.",
         )
 
+    def to_resume(self) -> Self:
+        """The run with `train.resume` set.
+
+        Raises:
+            ConfigError: It has no output_dir, where its checkpoints would be.
+        """
+        if self.output_dir is None:
+            raise ConfigError("A run without output_dir has no checkpoints.", hint="Set output_dir.")
+        return self.model_copy(update={"train": self.train.model_copy(update={"resume": True})})
+
     def in_folder(self, folder: Path) -> Self:
         """The same with relative paths taken from `folder`."""
         data = self.data
@@ -272,6 +339,7 @@ class FinetuneConfig(_Options):
             "initial_adapter": self.initial_adapter and folder / self.initial_adapter,
             "output_dir": self.output_dir and folder / self.output_dir,
             "base": _base_in_folder(self.base, folder),
+            "card": self.card.with_system(folder),
         }
         return self.model_copy(update=update)
 

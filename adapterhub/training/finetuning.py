@@ -20,12 +20,13 @@ from adapterhub.peft_format.checks import inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
+from adapterhub.training.checkpoints import refuse_existing
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.losses import TrainingStep
 from adapterhub.training.output_folder import (
     FinetuneResult,
     check_output_folder,
-    save_checkpoint,
+    save_artifacts,
     save_result,
 )
 from adapterhub.training.preparing import shortened, with_composed_data
@@ -33,6 +34,8 @@ from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry
+
+_NOT_OF_THE_WEIGHTS = {"resume", "save_every", "save_total_limit", "logging_steps"}
 
 
 def finetune(
@@ -72,19 +75,21 @@ def finetune(
     """
     if config.output_dir:
         check_output_folder(config.output_dir)
+        if not config.train.resume:
+            refuse_existing(config.output_dir)
     with (
         with_composed_data(_with_initial_profile(config), composing) as ready,
         _kept_if_trained(config) as run,
     ):
 
         def check(untrained: Path, stop: tuple[str, ...]) -> None:
-            run.fields = _fields_of_run(ready, stop)
+            run.fields = _fields_of_run(config, ready, stop)
             run.card = _register(ready, registry, untrained, run.fields, dry_run=True)
 
         result = train_adapter(ready, run.folder, check=check, progress=progress, started=started)
         run.fields = {**run.fields, **_fields_of_result(ready, result)}
         if config.output_dir:
-            save_checkpoint(config, config.output_dir, run.folder, result.base.tokenizer, result.steps)
+            save_artifacts(config, config.output_dir, run.folder, result.base.tokenizer, result.steps)
         card = _register(ready, registry, run.folder, run.fields)
     if config.output_dir:
         save_result(config.output_dir, _result(config.output_dir, card, result))
@@ -115,7 +120,7 @@ def smoke_test(
     with with_composed_data(config, composing) as ready, tempfile.TemporaryDirectory() as folder:
 
         def check(untrained: Path, stop: tuple[str, ...]) -> None:
-            _register(ready, registry, untrained, _fields_of_run(ready, stop), dry_run=True)
+            _register(ready, registry, untrained, _fields_of_run(config, ready, stop), dry_run=True)
 
         return train_adapter(ready, Path(folder), check=check, progress=progress, started=started)
 
@@ -199,11 +204,11 @@ def _with_initial_profile(config: FinetuneConfig) -> FinetuneConfig:
     return config.model_copy(update={"card": card})
 
 
-def _fields_of_run(config: FinetuneConfig, stop: tuple[str, ...]) -> CardFields:
+def _fields_of_run(given: FinetuneConfig, ready: FinetuneConfig, stop: tuple[str, ...]) -> CardFields:
     """What the card says of the run before its first step; the datasets may change or go away during it."""
-    fields: CardFields = {**config.card.fields(), "datasets": _datasets(config)}
+    fields: CardFields = {**ready.card.fields(), "datasets": _datasets(given, ready)}
     if stop:
-        fields["prompt"] = _with_stop(config.card.prompt, stop)
+        fields["prompt"] = _with_stop(ready.card.prompt, stop)
     return fields
 
 
@@ -221,7 +226,7 @@ def _with_stop(profile: PromptProfile, stop: tuple[str, ...]) -> PromptProfile:
 
 def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonValue]:
     return {
-        **config.train.model_dump(mode="json", exclude_none=True),
+        **config.train.model_dump(mode="json", exclude_none=True, exclude=_NOT_OF_THE_WEIGHTS),
         **({"initial_adapter": result.initial_adapter} if result.initial_adapter else {}),
         "lora_dropout": config.lora.dropout,
         "compute_dtype": str(result.base.compute_dtype).removeprefix("torch."),
@@ -230,6 +235,7 @@ def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonV
         "records_truncated": result.train.truncated,
         "records_dropped": result.train.dropped,
         "steps": result.steps,
+        **({"best_step": result.chosen_step} if config.train.load_best else {}),
         "loss": round(result.loss, 4),
     }
 
@@ -251,9 +257,10 @@ def _result(folder: Path, card: AdapterCard, result: TrainingResult) -> Finetune
 
 
 def _evaluation(config: FinetuneConfig, loss: float) -> Evaluation:
+    path = config.data.validation or config.data.train
     return Evaluation(
         task_type="text-generation",
-        dataset_name=_dataset_name(config),
+        dataset_name=path.name if path else "",
         dataset_split="validation",
         metric_type="loss",
         metric_name="cross entropy of the answers' tokens, nats, mean over batches",
@@ -261,16 +268,8 @@ def _evaluation(config: FinetuneConfig, loss: float) -> Evaluation:
     )
 
 
-def _dataset_name(config: FinetuneConfig) -> str:
-    data = config.data
-    if data.compose:
-        return ", ".join(source.label for source in data.compose.sources)
-    path = data.validation or data.train
-    return path.name if path else ""
-
-
-def _datasets(config: FinetuneConfig) -> list[str]:
-    data = config.data
-    composed = [source.label for source in data.compose.sources] if data.compose else []
-    paths = (data.train, data.validation)
-    return [*composed, *(f"{path.name} sha256:{sha256_file(path)}" for path in paths if path)]
+def _datasets(given: FinetuneConfig, ready: FinetuneConfig) -> list[str]:
+    """The sources of a dataset that was composed, and the digests of what was trained and evaluated on."""
+    sources = [source.label for source in given.data.compose.sources] if given.data.compose else []
+    paths = (ready.data.train, ready.data.validation)
+    return [*sources, *(f"{path.name} sha256:{sha256_file(path)}" for path in paths if path)]

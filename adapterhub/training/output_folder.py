@@ -1,4 +1,7 @@
-"""The output folder of a run: `checkpoint-N` with all that serving it needs elsewhere, and `result.json`."""
+"""The output folder of a run: the adapter with all that serving it elsewhere needs, and `result.json`.
+
+Checkpoints and losses are written there while training.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from adapterhub._files import new_folder, os_errors_as, write_atomic
+from adapterhub._files import os_errors_as, scratch_folder, write_atomic
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.training.config import FinetuneConfig
 
@@ -64,28 +67,26 @@ def check_output_folder(folder: Path) -> None:
         )
 
 
-def save_checkpoint(config: FinetuneConfig, folder: Path, adapter: Path, tokenizer: Any, step: int) -> Path:
-    """Writes `checkpoint-N`: the adapter's files, the tokenizer and the run's configuration.
-
-    A checkpoint of that name is replaced once the new one is complete.
+def save_artifacts(config: FinetuneConfig, folder: Path, adapter: Path, tokenizer: Any, step: int) -> None:
+    """Writes the adapter's files, the tokenizer and the run's configuration, which goes into the last checkpoint too.
 
     Args:
         config: The run, as it was given.
-        folder: The output folder; it is made if need be.
+        folder: The output folder.
         adapter: The folder of the adapter's files.
         tokenizer: The base's tokenizer.
-        step: N, the last step.
+        step: The last step.
 
     Raises:
-        TrainingError: It could not be written; nothing has changed.
+        TrainingError: They could not be written.
     """
-    checkpoint = folder / f"checkpoint-{step}"
-    with os_errors_as(TrainingError, _COULD_NOT), new_folder(checkpoint) as new:
-        tokenizer.save_pretrained(new)
-        shutil.copytree(adapter, new, dirs_exist_ok=True)
-        (new / CONFIG_FILE).write_text(_as_yaml(config), encoding="utf-8")
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return checkpoint
+    with os_errors_as(TrainingError, _COULD_NOT), scratch_folder(TrainingError, _COULD_NOT) as scratch:
+        tokenizer.save_pretrained(scratch)
+        shutil.copytree(adapter, scratch, dirs_exist_ok=True)
+        (scratch / CONFIG_FILE).write_text(_as_yaml(config), encoding="utf-8")
+        for file in sorted(scratch.iterdir()):
+            write_atomic(folder / file.name, file.read_bytes())
+        write_atomic(folder / f"checkpoint-{step}" / CONFIG_FILE, (scratch / CONFIG_FILE).read_bytes())
 
 
 def save_result(folder: Path, result: FinetuneResult) -> None:

@@ -12,6 +12,10 @@ from adapterhub.errors import DatasetError
 from adapterhub.training.config import FinetuneConfig
 
 _SMOKE_STEPS = 20
+_WITHOUT = dict.fromkeys(("epochs", "eval_every", "save_every", "early_stopping_patience")) | {
+    "load_best": False,
+    "resume": False,
+}
 _NOT_KEPT = DatasetConfig.model_fields["train_path"].default
 
 
@@ -30,7 +34,7 @@ def with_composed_data(
         DatasetError: A source cannot be read, or no record is left.
     """
     dataset = config.data.compose
-    if dataset is None or config.data.train is not None:
+    if dataset is None:
         yield config
         return
     with scratch_folder(DatasetError, "The dataset could not be composed") as scratch:
@@ -41,6 +45,7 @@ def with_composed_data(
             update={
                 "train": composed.train_path,
                 "validation": config.data.validation or composed.val_path,
+                "compose": None,
             }
         )
         yield config.model_copy(update={"data": data})
@@ -59,7 +64,7 @@ def shortened(config: FinetuneConfig) -> FinetuneConfig:
     )
     return config.model_copy(
         update={
-            "train": train.model_copy(update={"max_steps": steps, "epochs": None, "eval_every": None}),
+            "train": train.model_copy(update={**_WITHOUT, "max_steps": steps}),
             "data": data.model_copy(update={"max_records": records, "compose": compose}),
             "output_dir": None,
             "report_to": "none",

