@@ -34,7 +34,7 @@ _FREE: dict[str, Any] = {
     "run_name": True,
     "data": {"train", "validation"},  # by digest
     "initial_adapter": True,  # by the weights that the checkpoint holds
-    "train": {"resume", "save_every", "save_total_limit", "logging_steps"},
+    "train": {"resume", "save_every", "save_total_limit", "save_dtype", "logging_steps"},
     "card": {"description", "tags", "task", "language", "license", "routing", "serving"},
 }
 
