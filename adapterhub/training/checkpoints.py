@@ -33,7 +33,7 @@ _FREE: dict[str, Any] = {
     "report_to": True,
     "data": {"train", "validation"},  # by digest
     "initial_adapter": True,  # by the weights that the checkpoint holds
-    "train": {"resume", "save_every", "save_total_limit"},
+    "train": {"resume", "save_every", "save_total_limit", "save_dtype"},
     "card": {"description", "tags", "task", "language", "license", "routing", "serving"},
 }
 

@@ -493,8 +493,8 @@ def test_files_that_could_not_be_written_whole_are_not_said_to_be_kept(
 ):
     save, saves = trainer.save_adapter, []
 
-    def fail_once_trained(model: Any, out: Path, style: Any) -> None:
-        save(model, out, style)
+    def fail_once_trained(model: Any, out: Path, style: Any, **options: Any) -> None:
+        save(model, out, style, **options)
         saves.append(out)
         if len(saves) == 2:  # the first is that of the check
             raise OSError(28, "No space left on device")
