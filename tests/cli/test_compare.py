@@ -49,7 +49,8 @@ def test_a_comparison_as_json_stores_nothing_if_asked(copy, held_out: Path, tmp_
     shown = copy(
         "compare", "json", "--against", "code", "--against", "base", "--data", held_out, "--scorer", f"{scorer}:length",
         "--temperature", 0, "--temperature", 0.5, "--top-p", 0.9, "--max-prompts", 2, "--max-tokens", 4,
-        "--max-records", 2, "--repetition-penalty", 1.1, "--top-k", 40, "--no-store", "--no-cache", "--out", "here", "--json",
+        "--max-records", 2, "--repetition-penalty", 1.1, "--top-k", 40, "--no-store", "--no-cache", "--out", "here",
+        "--json",
     )  # fmt: skip
     assert shown.code == 0, shown.err
     content = shown.json

@@ -248,6 +248,7 @@ def test_settings_that_are_not_valid_are_named(settings: dict[str, Any]):
         ComparisonSettings.of(**settings)
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
