@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "_lazy", "_deadline"},
     {"_files", "_patterns", "_yaml"},
     {"config"},
-    {"agent_tools", "peft_format", "reports"},
+    {"agent_tools", "configs", "peft_format", "reports"},
     {"base"},
     {"registry"},
     {"lora", "routing"},

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from adapterhub._files import is_folder, user_path
-from adapterhub.base.gguf import gguf_folder, is_gguf
+from adapterhub.base.gguf import SUFFIX, gguf_folder, is_gguf
 from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import ConfigError
 
@@ -50,7 +50,7 @@ def locate_base(
         return _model_folder(folder)
     if is_gguf(folder):
         return gguf_folder(folder)
-    if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or folder.suffix == SUFFIX:
         raise ConfigError(
             f"There is no base model at {str(name)!r}.",
             hint="Give a folder that holds config.json and *.safetensors, a GGUF file, or a hub id such as "

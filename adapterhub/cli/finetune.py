@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--resume", is_flag=True, help="Continue from the last checkpoint in output_dir, if there is one."
+)
 @registry_option
 @json_option
-def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
+def finetune(config: Path, resume: bool, registry: Path | None, as_json: bool) -> None:
     """Fine-tune an adapter on the 4-bit base with the settings in CONFIG (YAML), and register it.
 
     \b
@@ -29,6 +32,8 @@ def finetune(config: Path, registry: Path | None, as_json: bool) -> None:
     from adapterhub.training.config import FinetuneConfig
 
     settings = FinetuneConfig.load(config)
+    if resume:
+        settings = settings.to_resume()
     adapters = open_registry(registry)
     # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetuning import finetune as run_finetune

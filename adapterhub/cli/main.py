@@ -14,6 +14,7 @@ from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.chat import chat
 from adapterhub.cli.compose import compose_dataset
+from adapterhub.cli.configs import cp_config, ls_configs
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
@@ -71,6 +72,8 @@ for command in (
     router,
     compose_dataset,
     finetune,
+    ls_configs,
+    cp_config,
     blend,
     merge,
 ):

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub._yaml import read_config_file
+from adapterhub.configs import read_config
 from adapterhub.dataset.cleaning import CleaningOptions
 from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS
 from adapterhub.dataset.filters import FilterOptions
@@ -161,8 +161,8 @@ class DatasetConfig(_Options):
         Raises:
             ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
-        path = Path(path)
-        return cls.parse(read_config_file(path), origin=str(path)).in_folder(path.parent)
+        content, folder = read_config(path)
+        return cls.parse(content, origin=str(path)).in_folder(folder)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], *, origin: str) -> Self:

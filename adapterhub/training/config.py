@@ -14,8 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub._yaml import read_config_file
 from adapterhub.base.locating import DEMO_BASE, is_local_base
+from adapterhub.configs import read_config
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
@@ -88,6 +88,16 @@ class TrainOptions(_Options):
     """The optimiser, by transformers' name."""
     eval_every: int | None = Field(None, gt=0)
     """Evaluate before the first step and then after every this many steps; None evaluates once, at the end."""
+    early_stopping_patience: int | None = Field(None, gt=0)
+    """End the run after this many evaluations, of `eval_every`, without a lower loss."""
+    load_best: bool = False
+    """Take the weights of the evaluation with the lowest loss, not the last ones."""
+    save_every: int | None = Field(None, gt=0)
+    """Write a checkpoint into `output_dir` after every this many steps; None writes one, at the end."""
+    save_total_limit: int | None = Field(None, gt=0)
+    """Keep this many checkpoints, the newest; None keeps all."""
+    resume: bool = False
+    """Continue from the last checkpoint in `output_dir`, if there is one."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -99,6 +109,12 @@ class TrainOptions(_Options):
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("give epochs or max_steps, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> Self:
+        if self.eval_every is None and (self.load_best or self.early_stopping_patience):
+            raise ValueError("load_best and early_stopping_patience need eval_every")
         return self
 
 
@@ -117,6 +133,9 @@ class CardOptions(_Options):
     """The licence's identifier."""
     prompt: PromptProfile = PromptProfile()
     """The prompt profile, which also renders the training examples."""
+    system_file: Path | None = None
+    """A UTF-8 file with the system prompt, in place of `prompt.system`; relative to the folder of the configuration
+    file."""
     routing: Routing = Routing()
     """The router's training data."""
     serving: Serving = Serving()
@@ -124,7 +143,31 @@ class CardOptions(_Options):
 
     def fields(self) -> CardFields:
         """The fields that were set, for `AdapterRegistry.register`."""
-        return cast(CardFields, {name: getattr(self, name) for name in self.model_fields_set})
+        names = self.model_fields_set - {"system_file"}
+        return cast(CardFields, {name: getattr(self, name) for name in names})
+
+    @model_validator(mode="after")
+    def _one_system_prompt(self) -> Self:
+        if self.system_file is not None and self.prompt.system is not None:
+            raise ValueError("give prompt.system or system_file, not both")
+        return self
+
+    def with_system(self, folder: Path) -> Self:
+        """The same with the text of `system_file`, taken from `folder`, as the prompt profile's system prompt.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        if self.system_file is None:
+            return self
+        path = folder / self.system_file
+        try:
+            system = path.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"The system prompt {str(path)!r} could not be read: {reason}.") from error
+        prompt = self.prompt.model_copy(update={"system": system})
+        return self.model_copy(update={"prompt": prompt, "system_file": None})
 
 
 class FinetuneConfig(_Options):
@@ -147,6 +190,8 @@ class FinetuneConfig(_Options):
     file."""
     train: TrainOptions = TrainOptions()
     """The schedule."""
+    output_dir: Path | None = None
+    """Folder for checkpoints and the losses. Relative to the folder of the configuration file."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
     """Quantisation of the frozen base during training."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -155,6 +200,18 @@ class FinetuneConfig(_Options):
     """`auto`, `cpu` or `cuda`."""
     card: CardOptions = CardOptions()
     """Fields of the adapter's card."""
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        train, data = self.train, self.data
+        if self.output_dir is None and (train.save_every or train.resume):
+            raise ValueError("train.save_every and train.resume need output_dir")
+        held_out = data.validation is not None or data.validation_share > 0
+        if not held_out and (train.load_best or train.early_stopping_patience):
+            raise ValueError(
+                "train.load_best and train.early_stopping_patience need data.validation or data.validation_share"
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -167,14 +224,24 @@ class FinetuneConfig(_Options):
             ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
         path = Path(path)
-        content = read_config_file(path)
+        content, folder = read_config(path)
         try:
-            return cls.model_validate(content)._in_folder(path.parent)
+            return cls.model_validate(content)._in_folder(folder)
         except ValidationError as error:
             raise ConfigError(
                 f"The configuration {str(path)!r} is not valid: {describe_validation(error, limit=None)}.",
                 hint="examples/finetune.yaml shows every field.",
             ) from error
+
+    def to_resume(self) -> Self:
+        """The run with `train.resume` set.
+
+        Raises:
+            ConfigError: It has no output_dir, where its checkpoints would be.
+        """
+        if self.output_dir is None:
+            raise ConfigError("A run without output_dir has no checkpoints.", hint="Set output_dir.")
+        return self.model_copy(update={"train": self.train.model_copy(update={"resume": True})})
 
     def _in_folder(self, folder: Path) -> Self:
         data = self.data
@@ -183,7 +250,9 @@ class FinetuneConfig(_Options):
         update = {
             "data": data.model_copy(update=paths),
             "initial_adapter": initial_adapter,
+            "output_dir": self.output_dir and folder / self.output_dir,
             "base": _base_in_folder(self.base, folder),
+            "card": self.card.with_system(folder),
         }
         return self.model_copy(update=update)
 

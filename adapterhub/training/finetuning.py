@@ -27,6 +27,8 @@ from adapterhub.training.trainer import TrainingResult, train_adapter
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry
 
+_NOT_OF_THE_WEIGHTS = {"resume", "save_every", "save_total_limit"}
+
 
 def finetune(
     config: FinetuneConfig,
@@ -165,7 +167,7 @@ def _with_stop(profile: PromptProfile, stop: tuple[str, ...]) -> PromptProfile:
 
 def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonValue]:
     return {
-        **config.train.model_dump(mode="json", exclude_none=True),
+        **config.train.model_dump(mode="json", exclude_none=True, exclude=_NOT_OF_THE_WEIGHTS),
         **({"initial_adapter": result.initial_adapter} if result.initial_adapter else {}),
         "lora_dropout": config.lora.dropout,
         "compute_dtype": str(result.base.compute_dtype).removeprefix("torch."),
@@ -174,6 +176,7 @@ def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonV
         "records_truncated": result.train.truncated,
         "records_dropped": result.train.dropped,
         "steps": result.steps,
+        **({"best_step": result.chosen_step} if config.train.load_best else {}),
         "loss": round(result.loss, 4),
     }
 

@@ -1,16 +1,25 @@
-"""What a run reports after each step: losses and speed."""
+"""The losses of a run: reported after each step, kept in the trainer's log, written as a table and a picture."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
+from adapterhub._files import os_errors_as, write_atomic
 from adapterhub.errors import TrainingError
+from adapterhub.reports import line_chart
+
+LOSSES_FILE = "losses.csv"
+CHART_FILE = "losses.svg"
+_COLUMNS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -32,48 +41,74 @@ class TrainingStep:
     steps_per_second: float
 
 
-class LossRecorder(TrainerCallback):  # type: ignore[misc]
-    """Records losses and time, reports progress, and stops a run whose loss is NaN or infinite."""
+class LossReporter(TrainerCallback):  # type: ignore[misc]
+    """Reports progress, and stops a run whose loss is NaN or infinite."""
 
     def __init__(self, progress: Callable[[TrainingStep], None] | None) -> None:
         self._progress = progress
-        self._losses: list[float] = []
-        self.eval_loss: float | None = None
-        self._started = time.perf_counter()
-        self._seconds = 0.0
+        self._eval_loss: float | None = None
+        self._first_step, self._started = 0, time.perf_counter()
+        self.steps_per_second = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._started = time.perf_counter()
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self._first_step, self._started = state.global_step, time.perf_counter()
+        self._eval_loss = next(iter(reversed(_logged(state, "eval_loss").values())), None)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        self.eval_loss = logs.get("eval_loss", self.eval_loss)
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any) -> None:
+        self._eval_loss = logs.get("eval_loss", self._eval_loss)
         if "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise TrainingError(
-                f"The loss at step {state.global_step} is {logs['loss']}.", hint="Lower train.learning_rate."
-            )
-        self._losses.append(logs["loss"])
-        self._seconds = time.perf_counter() - self._started
+        step, loss = state.global_step, logs["loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(f"The loss at step {step} is {loss}.", hint="Lower train.learning_rate.")
+        self.steps_per_second = (step - self._first_step) / (time.perf_counter() - self._started)
         if self._progress:
-            self._progress(
-                TrainingStep(
-                    state.global_step, state.max_steps, logs["loss"], self.eval_loss, self.steps_per_second
-                )
-            )
+            self._progress(TrainingStep(step, state.max_steps, loss, self._eval_loss, self.steps_per_second))
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps done."""
-        return len(self._losses)
 
-    @property
-    def loss(self) -> float:
-        """Mean training loss over the last tenth of the steps."""
-        last = self._losses[-max(1, len(self._losses) // 10) :]
-        return sum(last) / len(last)
+def final_loss(state: TrainerState) -> float:
+    """Mean training loss over the last tenth of the steps."""
+    losses = list(_logged(state, "loss").values())
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
 
-    @property
-    def steps_per_second(self) -> float:
-        """Mean so far, with the time of evaluations."""
-        return len(self._losses) / self._seconds if self._seconds else 0.0
+
+def evaluations(state: TrainerState) -> dict[int, float]:
+    """The loss of each evaluation after the first step, by its step."""
+    return {step: loss for step, loss in _logged(state, "eval_loss").items() if step > 0}
+
+
+def _logged(state: TrainerState, name: str) -> dict[int, float]:
+    return {int(entry["step"]): entry[name] for entry in state.log_history if name in entry}
+
+
+def write_losses(state: TrainerState, folder: Path) -> None:
+    """Writes `losses.csv`, one line for each step, and `losses.svg`.
+
+    Args:
+        state: The trainer's.
+        folder: An existing folder.
+
+    Raises:
+        TrainingError: They cannot be written.
+        ConfigError: matplotlib is not installed.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for entry in state.log_history:
+        if "loss" in entry or "eval_loss" in entry:
+            rows.setdefault(int(entry["step"]), {}).update(entry)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    lines = {"training": "loss", "validation": "eval_loss"}
+    series = {title: list(_logged(state, name).items()) for title, name in lines.items()}
+    chart = line_chart(
+        {title: points for title, points in series.items() if points},
+        title="Losses",
+        x_label="step",
+        y_label="nats per answer token",
+    )
+    with os_errors_as(TrainingError, "The losses could not be written"):
+        write_atomic(folder / LOSSES_FILE, table.getvalue().encode())
+        write_atomic(folder / CHART_FILE, chart.encode())

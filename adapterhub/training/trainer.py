@@ -23,10 +23,11 @@ from adapterhub.dataset.records import Record, read_records
 from adapterhub.errors import TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.adapter_files import save_adapter
+from adapterhub.training.checkpoints import Checkpoints, describe_run, refuse_existing
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.initial_weights import load_initial_weights
 from adapterhub.training.lora_layers import LearningCheck
-from adapterhub.training.losses import LossRecorder, TrainingStep
+from adapterhub.training.losses import LossReporter, TrainingStep, evaluations, final_loss, write_losses
 from adapterhub.training.sft import build_trainer
 from adapterhub.training.tokenizing import TokenizedDataset, tokenize
 
@@ -41,10 +42,11 @@ class TrainingResult:
         stop: The special tokens that end the training answers, where the base does not stop at them by itself.
         train: The tokenised training records.
         validation: The tokenised validation records; None without any.
-        steps: Optimiser steps taken.
+        steps: Optimiser steps taken, those before an interruption included.
+        chosen_step: The step whose weights were written: the last, or with `train.load_best` the best.
         loss: Mean training loss over the last tenth of the steps.
-        eval_loss: Loss of the last evaluation, the mean over batches; None without one.
-        steps_per_second: Mean over the run.
+        eval_loss: Evaluation loss of these weights, the mean over batches; None without one.
+        steps_per_second: Mean since the start, or since the checkpoint; 0 if that was the end.
         initial_adapter: The digest of the adapter that the run started from; None for new weights.
     """
 
@@ -54,6 +56,7 @@ class TrainingResult:
     train: TokenizedDataset
     validation: TokenizedDataset | None
     steps: int
+    chosen_step: int
     loss: float
     eval_loss: float | None
     steps_per_second: float
@@ -77,12 +80,16 @@ def train_adapter(
         progress: Called after every step.
 
     Raises:
-        ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`.
+        ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`; or `output_dir`
+            holds checkpoints of another run.
         DatasetError: The data cannot be used.
-        TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out.
+        TrainingError: The loss became NaN or infinite, a lora_B did not change, memory ran out, or a checkpoint cannot
+            be written.
         AdapterInvalidError: The initial adapter's files are damaged.
         AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained.
     """
+    if config.output_dir and not config.train.resume:
+        refuse_existing(config.output_dir)
     records, held_out = _records(config)
     base = load_base(
         config.base,
@@ -92,6 +99,8 @@ def train_adapter(
         revision=config.revision,
         training=True,
     )
+    checkpoints = _checkpoints(config, base)
+    checkpoint = checkpoints.last() if checkpoints and config.train.resume else None
     prompt = config.card.prompt
     style = prompts.choose_style(base.tokenizer.chat_template, prompt.format, prompt.chat_template)
 
@@ -99,11 +108,12 @@ def train_adapter(
         return tokenize(part, base.tokenizer, style, max_length=config.train.max_length, system=prompt.system)
 
     train, validation = tokenized(records), tokenized(held_out) if held_out else None
-    losses = LossRecorder(progress)
+    reporter = LossReporter(progress)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(
-            config, base, train, validation, callbacks=[losses], folder=Path(scratch, "run")
+            config, base, train, validation, style=style, callbacks=[reporter], folder=Path(scratch, "run")
         )
+        trainer.checkpoints = checkpoints
         initial_adapter = _load_initial(config, trainer.model, base)
         files = Path(scratch, "adapter")
         if check:
@@ -111,29 +121,39 @@ def train_adapter(
             check(files, _stop(base, train))
         learning = LearningCheck(trainer.model)
         with _memory_errors():
-            trainer.train()
+            trainer.run(checkpoint)
             learning.check()
             save_adapter(trainer.model, files, style)
             for file in files.iterdir():
                 shutil.move(file, out)
-            if trainer.eval_dataset is not None:
+            if trainer.eval_dataset is not None and trainer.chosen_step not in evaluations(trainer.state):
                 trainer.evaluate()
+    if config.output_dir:
+        write_losses(trainer.state, config.output_dir)
     return TrainingResult(
         base=base,
         style=style,
         stop=_stop(base, train),
         train=train,
         validation=validation,
-        steps=losses.steps,
-        loss=losses.loss,
-        eval_loss=losses.eval_loss,
-        steps_per_second=losses.steps_per_second,
+        steps=trainer.state.global_step,
+        chosen_step=trainer.chosen_step,
+        loss=final_loss(trainer.state),
+        eval_loss=evaluations(trainer.state).get(trainer.chosen_step),
+        steps_per_second=reporter.steps_per_second,
         initial_adapter=initial_adapter,
     )
 
 
 def _stop(base: Base, train: TokenizedDataset) -> tuple[str, ...]:
     return tuple(base.tokenizer.convert_ids_to_tokens(sorted(train.end_token_ids - base.end_token_ids)))
+
+
+def _checkpoints(config: FinetuneConfig, base: Base) -> Checkpoints | None:
+    if config.output_dir is None:
+        return None
+    run = describe_run(config, base.fingerprint.digest)
+    return Checkpoints(config.output_dir, run, keep=config.train.save_total_limit)
 
 
 def _load_initial(config: FinetuneConfig, model: Any, base: Base) -> str | None:

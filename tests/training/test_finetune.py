@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import random
 import shlex
 import shutil
 import sys
@@ -39,21 +38,12 @@ from adapterhub.training.finetuning import finetune
 from adapterhub.training.losses import TrainingStep
 from adapterhub.training.trainer import TrainingResult, train_adapter
 from tests.tiny import make_base
-
-ANSWERS = {"fox": "dog", "one": "two", "three": "four", "quick": "brown"}
+from tests.training.runs import ANSWERS, run, write_pairs
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    draw = random.Random(0)
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(40):
-            word = draw.choice(list(ANSWERS))
-            question = " ".join([word] * draw.randint(1, 4))
-            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": ANSWERS[word]}]
-            print(json.dumps({"messages": turns}), file=file)
-    return path
+    return write_pairs(tmp_path_factory.mktemp("data") / "train.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +69,6 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
-
-
-def run(tiny: Path, dataset: Path, *, data: dict[str, Any] | None = None, **changes: Any) -> FinetuneConfig:
-    train = {"max_steps": 4, "batch_size": 4, "learning_rate": 5e-3, **changes.pop("train", {})}
-    fields = {
-        "name": "pairs",
-        "base": str(tiny),
-        "data": {"train": str(dataset), **(data or {})},
-        "train": train,
-    }
-    return FinetuneConfig.model_validate({**fields, **changes})
 
 
 @pytest.fixture(scope="module")
