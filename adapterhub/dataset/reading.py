@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from adapterhub.dataset.composed import SourceReport
 from adapterhub.dataset.config import AUTO, SourceOptions
 from adapterhub.dataset.converters import (
     CONVERTERS,
@@ -27,27 +25,6 @@ from adapterhub.dataset.sources import SourceRow, open_source
 from adapterhub.errors import ConfigError, DatasetError
 
 _ROWS_BETWEEN_REPORTS = 200
-
-
-@dataclass
-class SourceReport:
-    """What was read of a source.
-
-    Attributes:
-        label: The source's name on the data card.
-        converter: The converter that was used.
-        files: Its local files.
-        license: Its licence, as configured, or else as its page on the Hub states.
-        rows: Rows read.
-        dropped: Number of rows that are no conversation, by reason.
-    """
-
-    label: str
-    converter: str
-    files: tuple[Path, ...] = ()
-    license: str | None = None
-    rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 class SourceReader:

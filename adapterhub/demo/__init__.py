@@ -1,4 +1,4 @@
-"""The shipped demo: a small base, four adapters and some requests that they were not trained on."""
+"""The shipped demos: adapters for a small base and for a real one, and requests that they were not trained on."""
 
 from __future__ import annotations
 
@@ -29,13 +29,23 @@ class DemoRequest:
         return str(self.messages[-1]["content"])
 
 
-def demo_registry_folder() -> Path:
-    """The shipped adapters: package data in a wheel, the top-level `adapters/` in a source checkout."""
-    packaged = Path(__file__).parent / "adapters"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "adapters"
+def demo_registry_folder(*, real: bool = False) -> Path:
+    """The shipped adapters: package data in a wheel, folders at the top of a source checkout.
+
+    Args:
+        real: Those for SmolLM2-135M-Instruct in place of those for the base that ships.
+    """
+    name = "adapters-real" if real else "adapters"
+    packaged = Path(__file__).parent / name
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / name
 
 
-def demo_requests() -> list[DemoRequest]:
-    """The requests of `adapterhub demo`, at least two for each adapter and two for the base."""
-    content = json.loads((Path(__file__).parent / "requests.json").read_text(encoding="utf-8"))
+def demo_requests(*, real: bool = False) -> list[DemoRequest]:
+    """The requests of `adapterhub demo`, at least two for each adapter and one for the base.
+
+    Args:
+        real: Those of `adapterhub demo --real`.
+    """
+    name = "requests-real.json" if real else "requests.json"
+    content = json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
     return [DemoRequest(**request) for request in content]

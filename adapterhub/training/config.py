@@ -84,6 +84,9 @@ class TrainOptions(_Options):
     """Gradients are clipped to this norm."""
     max_length: int = Field(1024, gt=1)
     """Tokens; longer records are cut at the end."""
+    packing: bool = False
+    """Put several records into one row of up to `max_length` tokens: `batch_size` counts rows then, and little is
+    computed for padding. Each record still attends to itself alone."""
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "adamw_torch"
     """The optimiser, by transformers' name."""
     eval_every: int | None = Field(None, gt=0)
@@ -102,6 +105,8 @@ class TrainOptions(_Options):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the LoRA weights while training; float32 reaches a lower loss on a quantised base."""
+    save_dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the LoRA weights in the file; that of training if not given. bfloat16 halves the file."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, order of records and dropout."""
 

@@ -116,14 +116,17 @@ def train_adapter(
         trainer.checkpoints = checkpoints
         initial_adapter = _load_initial(config, trainer.model, base)
         files = Path(scratch, "adapter")
+        dtype = config.train.save_dtype
         if check:
-            save_adapter(trainer.model, files, style)  # which keeps the room that the trained files need
+            save_adapter(
+                trainer.model, files, style, dtype=dtype
+            )  # which keeps the room that the trained files need
             check(files, _stop(base, train))
         learning = LearningCheck(trainer.model)
         with _memory_errors():
             trainer.run(checkpoint)
             learning.check()
-            save_adapter(trainer.model, files, style)
+            save_adapter(trainer.model, files, style, dtype=dtype)
             for file in files.iterdir():
                 shutil.move(file, out)
             if trainer.eval_dataset is not None and trainer.chosen_step not in evaluations(trainer.state):

