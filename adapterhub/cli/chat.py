@@ -34,7 +34,7 @@ _BASE_SETTINGS = ("base", "quantization", "device", "trust_remote_code")
 _SETTINGS = (
     *_BASE_SETTINGS, "registry", "system_prompt", "system_prompt_file", "history_limit", "history_tokens",
 )  # fmt: skip
-WITH_UNDERSCORES = {"token_normalize_func": lambda name: name.replace("_", "-")}
+UNDERSCORES = {"token_normalize_func": lambda name: name.replace("_", "-")}
 """Settings of a command whose options may be written with underscores."""
 
 
@@ -68,7 +68,7 @@ def chat_options(function: F) -> F:
     return function
 
 
-@click.command(context_settings=WITH_UNDERSCORES)
+@click.command(context_settings=UNDERSCORES)
 @click.argument("name", required=False, metavar="[NAME|auto|base]", shell_complete=complete_adapter)
 @click.option(
     "--config",

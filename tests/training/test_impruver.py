@@ -1,4 +1,4 @@
-"""Recipes of impruver as settings of our commands."""
+"""Configurations of impruver as settings of a fine-tune."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 
 from adapterhub import ConfigError
 from adapterhub._yaml import parse_yaml
-from adapterhub.cli.recipe_config import RecipeConfig
-from adapterhub.dataset import DatasetConfig
 from adapterhub.training import FinetuneConfig
+from adapterhub.training.impruver import Recipe, is_impruver, read_impruver
 
 # In the form of impruver's own recipes, with every section that they have.
 RECIPE = """
@@ -70,35 +69,21 @@ trainer:
 """
 
 
-def recipe(**changes: Any) -> RecipeConfig:
-    return RecipeConfig.parse({**parse_yaml(RECIPE), **changes}, origin="recipe.yaml")
-
-
-@pytest.mark.spec("3-F1")
-def test_a_recipe_s_dataset():
-    config = DatasetConfig.parse(recipe().dataset(), origin="recipe.yaml").in_folder(Path("/runs"))
-    assert [(one.path, one.converter, one.split) for one in config.sources] == [
-        ("someone/jokes", "alpaca", "train"),
-        ("someone/dialogs", "messages", "train[:1000]"),
-    ]
-    assert config.sources[0].mapping == {"instruction": "task", "output": "joke"}
-    assert (config.train_path, config.val_path) == (
-        Path("/runs/train.jokes.jsonl"),
-        Path("/runs/val.jokes.jsonl"),
-    )
-    assert (config.tokenizer, config.filters.max_tokens) == ("ai-forever/ruGPT-3.5-13B", 1024)
+def recipe(**changes: Any) -> Recipe:
+    return read_impruver({**parse_yaml(RECIPE), **changes}, origin="recipe.yaml")
 
 
 @pytest.mark.spec("3-F2")
-def test_a_recipe_s_training():
-    config = FinetuneConfig.parse(recipe().finetuning(), folder=Path("/runs"), origin="recipe.yaml")
+def test_a_recipe_s_training(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    config = FinetuneConfig.load(tmp_path / "recipe.yaml")
     assert (config.name, config.base) == ("ruGPT-3.5_13B_lora_jokes", "ai-forever/ruGPT-3.5-13B")
     assert (config.quantization, config.compute_dtype) == ("nf4", "bfloat16")
     assert (config.data.train, config.data.validation) == (
-        Path("/runs/train.jokes.jsonl"),
-        Path("/runs/val.jokes.jsonl"),
+        tmp_path / "train.jokes.jsonl",
+        tmp_path / "val.jokes.jsonl",
     )
-    assert config.output_dir == Path("/runs/models/ruGPT-3.5_13B_lora_jokes")
+    assert config.output_dir == tmp_path / "models" / "ruGPT-3.5_13B_lora_jokes"
     lora, train = config.lora, config.train
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (
         16,
@@ -121,19 +106,15 @@ def test_a_recipe_s_training():
 )
 def test_quantization(given: dict[str, Any], quantization: str | None):
     settings = recipe(model={"name": "some/base", **given}, tokenizer={})
-    assert settings.finetuning()["quantization"] == quantization
-    assert settings.chat(Path())["quantization"] == (quantization or "none")
+    assert settings.settings()["quantization"] == quantization
 
 
 def test_loss_on_the_whole_text_if_no_dataset_wants_only_the_target():
-    source = {"name": "a.jsonl", "only_target_loss": False, "max_tokens_count": 300}
-    settings = recipe(datasets=[source])
-    assert settings.finetuning()["data"]["loss"] == "all"
-    assert settings.dataset()["filters"] == {"max_tokens": 300}
-    assert settings.dataset()["sources"] == [{"name": "a.jsonl"}]
+    assert recipe(datasets=[]).settings()["data"]["loss"] == "assistant"
+    assert recipe(datasets=[{"name": "a", "only_target_loss": False}]).settings()["data"]["loss"] == "all"
 
 
-def test_what_means_nothing_here_is_named():
+def test_what_has_no_effect_is_named():
     assert recipe().without_effect == []
     given = recipe(
         ddp={"ddp_find_unused_parameters": False},
@@ -151,15 +132,14 @@ def test_what_means_nothing_here_is_named():
 
 def test_what_cannot_be_had_is_named_at_once():
     quantized = {"load_in_4bit": True, "load_in_8bit": True}
-    first = {"name": "a", "only_target_loss": False, "max_tokens_count": 5}
     with pytest.raises(ConfigError) as raised:
         recipe(
             model={"class": "transformers.LlamaForCausalLM", "config": {"hidden_size": 64}, **quantized},
             lora=None,
             tokenizer={"name": "another/base"},
-            datasets=[first, {"name": "b", "max_tokens_count": 6}],
+            datasets=[{"name": "a", "only_target_loss": False}, {"name": "b"}],
         )
-    fields = ("model: a model", "tokenizer.name", "lora:", "load_in_8bit", "only_target_loss", "max_tokens_count")
+    fields = ("model: a model", "tokenizer.name", "lora:", "load_in_8bit", "only_target_loss")
     assert [field for field in fields if field not in raised.value.message] == []
 
 
@@ -168,7 +148,7 @@ def test_unknown_fields_are_named_at_once():
         recipe(modle={}, trian_path="x")
 
 
-def test_other_configurations_are_no_recipes():
-    assert RecipeConfig.is_recipe(parse_yaml(RECIPE))
-    assert not RecipeConfig.is_recipe({"name": "a", "base": "b", "data": {}})
-    assert not RecipeConfig.is_recipe({"sources": [], "train_path": "x"})
+def test_other_configurations_are_none():
+    assert is_impruver(parse_yaml(RECIPE))
+    assert not is_impruver({"name": "a", "base": "b", "data": {}})
+    assert not is_impruver({"model": "some/base"})
