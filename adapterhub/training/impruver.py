@@ -94,11 +94,11 @@ class Recipe(_Section):
     def settings(self) -> dict[str, Any]:
         """The settings of a fine-tune, under the names of transformers and PEFT."""
         train = {name: value for name, value in self.trainer.items() if name not in _OF_NO_USE}
+        train.setdefault("run_name", PurePath(self.output_dir).name)  # of which the adapter's name is made
         if self.tokenizer.max_tokens_count:
             train.setdefault("max_length", self.tokenizer.max_tokens_count)
         template = self.tokenizer.chat_template
         return {
-            "name": PurePath(self.output_dir).name,
             "base": self.model.name,
             "output_dir": self.output_dir,
             "quantization": self.model.quantization,

@@ -77,7 +77,7 @@ def recipe(**changes: Any) -> Recipe:
 def test_a_recipe_s_training(tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     config = FinetuneConfig.load(tmp_path / "recipe.yaml")
-    assert (config.name, config.base) == ("ruGPT-3.5_13B_lora_jokes", "ai-forever/ruGPT-3.5-13B")
+    assert (config.name, config.base) == ("rugpt-3.5_13b_lora_jokes", "ai-forever/ruGPT-3.5-13B")
     assert (config.quantization, config.compute_dtype) == ("nf4", "bfloat16")
     assert (config.data.train, config.data.validation) == (
         tmp_path / "train.jokes.jsonl",
