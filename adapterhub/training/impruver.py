@@ -62,7 +62,7 @@ class Recipe(_Section):
     """One impruver configuration."""
 
     output_dir: str
-    """The folder of checkpoints; its last part is the adapter's name."""
+    """The folder of checkpoints; its last part is made the adapter's name."""
     train_path: str = "train.jsonl"
     """Training records, which `compose_dataset` writes."""
     val_path: str | None = None
