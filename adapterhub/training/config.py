@@ -52,7 +52,7 @@ class DataOptions(_Options):
     validation: Path | None = None
     """A file of the same format to evaluate on."""
     validation_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the training records to hold out for evaluation, drawn with the seed."""
+    """Share of the training records to hold out for evaluation, drawn with the seed; near duplicates stay together."""
     max_records: int | None = Field(None, gt=0)
     """Read at most this many records of each file."""
 
