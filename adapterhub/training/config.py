@@ -23,6 +23,7 @@ from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
 from adapterhub.training.foreign_config import ForeignConfig
+from adapterhub.training.impruver import is_impruver, read_impruver
 
 _DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -52,7 +53,7 @@ class DataOptions(_Options):
     validation: Path | None = None
     """A file of the same format to evaluate on."""
     validation_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the training records to hold out for evaluation, drawn with the seed."""
+    """Share of the training records to hold out for evaluation, drawn with the seed; near duplicates stay together."""
     max_records: int | None = Field(None, gt=0)
     """Read at most this many records of each file."""
 
@@ -267,7 +268,8 @@ class FinetuneConfig(_Options):
     def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Self:
         """Reads a configuration from a YAML or JSON file.
 
-        Names of transformers, PEFT, TRL and bitsandbytes are known too, in snake case and camel case.
+        Names of transformers, PEFT, TRL and bitsandbytes are known too, in snake case and camel case, and so are
+        configurations of impruver.
 
         Args:
             path: The file. Relative paths are taken from its folder.
@@ -301,6 +303,8 @@ class FinetuneConfig(_Options):
         Raises:
             ConfigError: Fields are invalid, of which it names all.
         """
+        if is_impruver(content):
+            content = read_impruver(content, origin=origin).settings()
         foreign = ForeignConfig.read(content, _OWN_NAMES)
         for setting, value in (changes or {}).items():
             foreign.change(setting, value, setting)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from adapterhub.base.loading import Base, load_base, load_tokenizer
 from adapterhub.dataset.records import Record, read_records
+from adapterhub.dataset.splitting import hold_out
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.adapter_files import save_adapter
@@ -233,9 +233,11 @@ def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
     records = read_records(data.train, max_records=data.max_records)
     if data.validation is not None:
         return records, read_records(data.validation, max_records=data.max_records)
-    order = np.random.default_rng(config.train.seed).permutation(len(records))
-    held_out = min(round(len(records) * data.validation_share), len(records) - 1)
-    return [records[i] for i in sorted(order[held_out:])], [records[i] for i in sorted(order[:held_out])]
+    held_out = hold_out(records, data.validation_share, seed=config.train.seed)
+    return (
+        [record for i, record in enumerate(records) if i not in held_out],
+        [records[i] for i in sorted(held_out)],
+    )
 
 
 @contextmanager
