@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def test_a_run_registers_an_adapter_that_has_learned(
     config = run(
         loud_base,
         dataset,
-        data={"validation_share": 0.1},
+        data={"validation": str(dataset)},
         train={"max_steps": 50, "batch_size": 8},
         card={"description": "Says what comes next.", "routing": {"examples": ["fox"]}},
     )
@@ -116,7 +116,7 @@ def test_a_run_registers_an_adapter_that_has_learned(
     assert card.base.fingerprint == BaseFingerprint.of(loud_base)
     assert card.datasets[0].startswith("train.jsonl sha256:")
     assert card.lineage.method == "finetune"
-    assert (card.lineage.settings["records"], card.lineage.settings["steps"]) == (36, 50)
+    assert (card.lineage.settings["records"], card.lineage.settings["steps"]) == (40, 50)
     assert card.evaluation[0].metric_value < 0.1
     assert [step.step for step in steps] == list(range(1, 51))
     assert steps[-1].steps == 50
@@ -222,6 +222,27 @@ def test_an_initial_adapter_of_another_shape_or_none_is_an_error(
     with pytest.raises(AdapterInvalidError):
         finetune(run(tiny_base, dataset, initial_adapter=registry.root / "nothing"), registry)
     assert [card.ref for card in registry.list()] == ["pairs@1"]
+
+
+def test_repeated_records_are_never_trained_on_and_evaluated_on(tiny_base: Path, tmp_path: Path):
+    path = tmp_path / "repeated.jsonl"
+    lines = dataset_lines(f"{word} {word}" for word in ANSWERS)
+    path.write_text("\n".join(lines * 10))
+    result, _, _ = trained(run(tiny_base, path, data={"validation_share": 0.25}), tmp_path / "out")
+    assert len(result.train.examples) == 30
+    assert len({tuple(example.input_ids) for example in result.train.examples}) == 3
+    assert result.eval_loss is not None
+    path.write_text("\n".join(lines[:1] * 10))
+    with pytest.raises(DatasetError, match="near duplicates stay on one side"):
+        trained(run(tiny_base, path, data={"validation_share": 0.25}), tmp_path / "none")
+
+
+def dataset_lines(questions: Iterable[str]) -> list[str]:
+    """Records of the questions, each answered with the question in capital letters."""
+    turns = ([("user", text), ("assistant", text.upper())] for text in questions)
+    return [
+        json.dumps({"messages": [{"role": role, "content": text} for role, text in pair]}) for pair in turns
+    ]
 
 
 def test_evaluating_changes_nothing_that_is_trained(tiny_base: Path, dataset: Path, tmp_path: Path):
