@@ -359,8 +359,21 @@ _OWN_NAMES = {
 def _dataset_in_folder(dataset: DatasetConfig, folder: Path) -> DatasetConfig:
     """The dataset with relative paths taken from a folder, but for the default of `train_path`: that is not kept."""
     placed = dataset.in_folder(folder)
-    given = "train_path" in dataset.model_fields_set
-    return placed if given else placed.model_copy(update={"train_path": dataset.train_path})
+    if keeps_files(dataset):
+        return placed
+    return without_files(placed.model_copy(update={"train_path": dataset.train_path}))
+
+
+def without_files(dataset: DatasetConfig) -> DatasetConfig:
+    """The dataset as one that names no place for its files."""
+    copy = dataset.model_copy()
+    copy.model_fields_set.discard("train_path")
+    return copy
+
+
+def keeps_files(dataset: DatasetConfig) -> bool:
+    """Whether a dataset that a run composes names a place for its files."""
+    return "train_path" in dataset.model_fields_set
 
 
 def _base_in_folder(base: str, folder: Path) -> str:
