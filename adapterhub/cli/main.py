@@ -21,6 +21,7 @@ from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
 from adapterhub.cli.lifecycle import blend, merge
 from adapterhub.cli.options import SuggestingGroup
+from adapterhub.cli.recipes import run_recipe
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.route import route
 from adapterhub.cli.router import router
@@ -73,6 +74,7 @@ for command in (
     route,
     router,
     compose_dataset,
+    run_recipe,
     finetune,
     compare,
     ls_configs,
