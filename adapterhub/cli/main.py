@@ -57,6 +57,7 @@ def cli(debug: bool) -> None:
         # transformers and bitsandbytes log about kernels and show progress bars.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 for command in (

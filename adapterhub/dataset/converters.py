@@ -47,7 +47,8 @@ class Columns:
         names = (name, *others)
         columns = [self.mapping[one] for one in names if one in self.mapping] or names
         found = (_lookup(self.row, column) for column in columns)
-        return next((value for value in found if value not in (None, "")), None)
+        # NaN, which is no value either, is unequal to itself.
+        return next((value for value in found if value not in (None, "") and value == value), None)
 
     def text(self, name: str, *others: str) -> str:
         """The same as text, `""` if there is none."""
@@ -153,6 +154,8 @@ prompt completion text theme rating
 """
 COLUMN_NAMES = frozenset(_NAMES.split())
 """The names by which converters read columns, which a mapping may change."""
+WITH_PROMPTS = ("prompt_completion", "text")
+"""The converters that take the user's message from `prompts` where a row has none."""
 
 
 def detect_converter(columns: Columns) -> str:
@@ -180,6 +183,7 @@ def detect_converter(columns: Columns) -> str:
     raise UnusableRowError("no converter knows these columns")
 
 
+_OPENAI_ROLES = {"developer": "system", "function": "tool"}
 _ROLES = {
     "system": "system",
     "human": "user",
@@ -228,7 +232,8 @@ def _function_call(call: Mapping[str, Any]) -> Message:
 
 def _message(message: Mapping[str, Any]) -> Message:
     """A message in transformers' format from one in OpenAI's, whose content may be a list of parts."""
-    converted = dict(message)
+    role = message.get("role")
+    converted = {**message, "role": _OPENAI_ROLES.get(str(role), role)}
     if isinstance(message.get("content"), list):
         converted["content"] = "".join(map(_text_part, _objects(message["content"], "content")))
     if message.get("tool_calls"):

@@ -47,7 +47,13 @@ class SourceReader:
             self._convert = CONVERTERS.get(source.converter) or load_own_converter(source.converter)
         opened = open_source(source)
         self._rows = islice(opened.rows, source.max_records) if source.streaming else opened.rows
-        self.report = SourceReport(label, source.converter, opened.files, source.license or opened.license)
+        self.report = SourceReport(
+            label,
+            source.converter,
+            opened.files,
+            source.license or opened.license,
+            opened.revision or source.revision,
+        )
 
     def samples(self, progress: Callable[[int], None] | None = None) -> Iterator[Sample]:
         """Reads and converts the rows, once.

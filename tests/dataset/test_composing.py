@@ -95,6 +95,8 @@ def test_a_source_is_not_overwritten(tmp_path: Path):
     with pytest.raises(ConfigError, match="would be overwritten"):
         compose(tmp_path, {"path": "a.jsonl"}, train_path="./x/../a.jsonl")
     assert json.loads((tmp_path / "a.jsonl").read_text()) == pair(1)
+    with pytest.raises(ConfigError, match="is a folder"):
+        compose(tmp_path, {"path": "a.jsonl"}, train_path=".")
 
 
 def test_the_system_message_from_a_file(tmp_path: Path):

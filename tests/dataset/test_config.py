@@ -77,6 +77,8 @@ def test_what_does_not_fit_together(tmp_path: Path):
         ({"mapping": {"outputs": "a"}}, "no converter reads outputs"),
         ({"split": "a+b"}, "one slice"),
         ({"system": "a", "system_file": "b"}, "not both"),
+        ({"converter": "alpaca", "prompts": ["a"]}, "prompts are for the converters"),
+        ({"converter": "mine.convert", "mapping": {"text": "a"}}, "has no mapping, but of the rating"),
     ):
         with pytest.raises(ConfigError, match=reason):
             DatasetConfig.parse({"sources": [{"path": "a.jsonl", **source}]}, origin="test")

@@ -19,10 +19,11 @@ def convert(name: str, row: dict[str, Any], number: int = 1, **options: Any) -> 
 
 TURN = [("user", "one?"), ("assistant", "two")]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+ROW_MESSAGES = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]
 ROWS: dict[str, tuple[str, dict[str, Any], list[tuple[str, Any]]]] = {
     "messages": (
         "messages",
-        {"messages": [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]},
+        {"messages": ROW_MESSAGES},
         TURN,
     ),
     "messages in parts": (
@@ -34,6 +35,11 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[tuple[str, Any]]]] = {
             ]
         },
         TURN,
+    ),
+    "OpenAI's developer": (
+        "messages",
+        {"messages": [{"role": "developer", "content": "be brief"}, *ROW_MESSAGES]},
+        [("system", "be brief"), *TURN],
     ),
     "messages as lists": (
         "messages",
@@ -169,6 +175,7 @@ UNUSABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "a list of texts": ("messages", {"messages": ["secret"]}, "messages is not a list of objects"),
     "no text": ("text", {"text": None}, "no text"),
+    "not a number": ("text", {"text": float("nan")}, "no text"),
     "an object as text": ("text", {"text": {"secret": 1}}, "text is not text"),
 }
 
