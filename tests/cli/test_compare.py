@@ -111,7 +111,8 @@ def test_a_run_measures_before_and_after(own, run_config: Path, held_out: Path, 
     assert (ref, path) == ("pairs@1", "comparison-pairs/report.html")
     # The base's figures were measured before the run, and are not measured again.
     phases = re.findall(r"^(?:Training|Comparing) pairs\S*: \d+ of \d+  (.*)$", shown.err, re.MULTILINE)
-    assert [note.split()[0] for note in phases] == ["base:", "loss", "pairs@1:"]
+    # On a busy machine there are more lines of each.
+    assert list(dict.fromkeys(note.split()[0] for note in phases)) == ["base:", "loss", "pairs@1:"]
     lower = re.search(r"; ([\d.]+)% lower \(", finding)
     assert lower is not None
     assert float(lower[1]) > 50  # it has learned, from 120 records, what follows "one"
@@ -157,7 +158,7 @@ def test_a_run_composes_its_data_before_it_is_compared(own, run_config: Path, tm
     assert "(8 records" in shown.out
     content = json.loads((tmp_path / "comparison-pairs" / "results.json").read_text())
     assert [one["messages"][0]["content"] for one in content["prompts"]] == ["joke 9", "joke 10"]
-    assert [one["name"] for one in content["files"]] == ["kept.jsonl", "prompts.txt"]
+    assert [one["name"] for one in content["files"]] == ["val.jsonl", "prompts.txt"]
     assert "training records too" not in shown.err
 
 
