@@ -1,0 +1,179 @@
+"""How much memory a run will need, by part, without its weights.
+
+Weights, gradients and the optimiser's state follow from the shapes of the model. Activations do not: they depend on the
+architecture, on attention's kernel and on what each operation keeps for the backward pass. So one step is run on fake
+tensors, which have shapes and storages but no values, and the bytes that are alive are counted.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.training.config import FinetuneConfig
+from adapterhub.training.lora_layers import lora_config
+
+# bitsandbytes with double quantisation: 4 bits, 8 bits for a block of 64 weights, 32 bits for 256 blocks.
+_BYTES_OF_A_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "fp4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+_STATES = {"adamw_torch": 2.0, "adamw_8bit": 0.5, "paged_adamw_8bit": 0.5, "adafactor": 0.1}
+"""Size of an optimiser's state, in sizes of the weights in float32."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of memory at the peak of a run, by part.
+
+    Attributes:
+        base: The frozen base as it is stored.
+        adapter: The LoRA weights.
+        gradients: Their gradients.
+        optimizer: The optimiser's state.
+        activations: What forward and backward of the longest batch hold at their peak.
+    """
+
+    base: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+@dataclass(frozen=True)
+class EmptyBase:
+    """A base's model without values, on torch's meta device.
+
+    Attributes:
+        model: The causal language model.
+        linear_layers: Its linear layers.
+    """
+
+    model: Any
+    linear_layers: LinearLayers
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def estimate_memory(
+    config: FinetuneConfig, base: EmptyBase, dtype: torch.dtype, *, batch: int, length: int, answer_positions: int
+) -> tuple[int, MemoryEstimate]:
+    """Estimates the memory of a run.
+
+    Args:
+        config: The run.
+        base: Its base; the model gets LoRA layers.
+        dtype: The dtype of activations.
+        batch: Conversations in one forward pass.
+        length: Tokens of the longest.
+        answer_positions: Positions of the batch for which the output head computes logits.
+
+    Returns:
+        The number of trainable weights, and the estimate.
+    """
+    stored = _base_bytes(config, base, dtype)
+    model = get_peft_model(base.model, lora_config(config, base)).train()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    count = sum(parameter.numel() for parameter in trainable)
+    size = 2 if config.train.adapter_dtype == "bfloat16" else 4
+    activations = _activations(config, model, batch, length, answer_positions)
+    if config.quantization is not None:  # one weight at a time is dequantised
+        largest = max(rows * columns for rows, columns in base.linear_layers.shapes.values())
+        activations += largest * dtype.itemsize
+    optimizer = round(_STATES[config.train.optimizer] * count * (4 if "8bit" in config.train.optimizer else size))
+    return count, MemoryEstimate(stored, count * size, count * size, optimizer, activations)
+
+
+def _base_bytes(config: FinetuneConfig, base: EmptyBase, dtype: torch.dtype) -> int:
+    quantized = _BYTES_OF_A_WEIGHT.get(config.quantization or "", dtype.itemsize)
+    layers = base.linear_layers
+    inside = {f"{name}.weight" for name in layers.shapes if name != layers.head}
+    return sum(
+        round(parameter.numel() * (quantized if name in inside else dtype.itemsize))
+        for name, parameter in base.model.named_parameters()
+    )
+
+
+def _activations(config: FinetuneConfig, model: Any, batch: int, length: int, positions: int) -> int:
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers use each other's old names
+        if config.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        weights = list(_replace_by_fake(model))
+        ids = torch.zeros((batch, length), dtype=torch.long)
+        labels = torch.zeros((batch, positions), dtype=torch.long)
+        with _LiveBytes(weights) as live:
+            logits = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                use_cache=False,
+                logits_to_keep=torch.arange(length - positions, length),
+            ).logits.float()
+            cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+        return live.peak
+
+
+def _replace_by_fake(model: Any) -> Iterator[torch.Tensor]:
+    """Gives a model on the meta device fake parameters and buffers, which behave as on a CPU; tied ones stay so."""
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for module in model.modules():
+        for owner in (module._parameters, module._buffers):
+            for name, tensor in owner.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in known:
+                    fake: torch.Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    if isinstance(tensor, torch.nn.Parameter):
+                        fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    known[id(tensor)] = tensor, fake
+                    yield fake
+                owner[name] = known[id(tensor)][1]
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, for as long as they live.
+
+    Attributes:
+        peak: The greatest number at one time.
+    """
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._storages = {tensor.untyped_storage()._cdata for tensor in known}  # views of them are no new bytes
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._storages:
+            self._storages.add(key)
+            self._live += size
+            self.peak = max(self.peak, self._live)
+            weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self._live -= size
