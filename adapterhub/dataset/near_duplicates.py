@@ -143,9 +143,10 @@ class _Index:
         return [number for number in numbers if number >= 0]
 
     def _is_duplicate(self, one: int, other: int) -> bool:
-        if jaccard(self._shingles(one), self._shingles(other)) < self._threshold:
+        # The answers first: they are shorter.
+        if jaccard(self._answer_words(one), self._answer_words(other)) < _ANSWER_WORDS:
             return False
-        return jaccard(self._answer_words(one), self._answer_words(other)) >= _ANSWER_WORDS
+        return jaccard(self._shingles(one), self._shingles(other)) >= self._threshold
 
     def _shingles_of(self, row: int) -> frozenset[int]:
         return frozenset(minhash.shingles(self._records[row].conversation).tolist())

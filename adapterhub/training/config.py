@@ -84,6 +84,9 @@ class TrainOptions(_Options):
     """Gradients are clipped to this norm."""
     max_length: int = Field(1024, gt=1)
     """Tokens; longer records are cut at the end."""
+    packing: bool = False
+    """Put several records into one row of up to `max_length` tokens: `batch_size` counts rows then, and little is
+    computed for padding. Each record still attends to itself alone."""
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "adamw_torch"
     """The optimiser, by transformers' name."""
     eval_every: int | None = Field(None, gt=0)

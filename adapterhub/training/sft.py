@@ -25,6 +25,7 @@ from adapterhub.training.checkpoints import Checkpoints
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.early_stopping import BestWeights, EarlyStopping, best_step, has_stopped_improving
 from adapterhub.training.lora_layers import lora_config
+from adapterhub.training.packing import check_packing, collate_packed, one_a_row, pack
 from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedDataset, TokenizedExample
 
 try:
@@ -59,18 +60,22 @@ def build_trainer(
         folder: Where the trainer may write.
 
     Raises:
-        ConfigError: The base has no layer of a name in `lora.target_modules`.
+        ConfigError: The base has no layer of a name in `lora.target_modules`, or cannot be trained on packed examples.
     """
+    packing, dataset = config.train.packing, _dataset(train.examples)
+    held_out = _dataset(validation.examples) if validation else None
     # peft writes the base's name into the adapter's config; a cache path of this machine does not belong there.
     base.model.name_or_path = base.model.config._name_or_path = config.base
     with warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # peft sets it then
         trainer = AnswerTrainer(
             model=base.model,
             args=_arguments(config, base, folder, evaluates=validation is not None),
-            train_dataset=_dataset(train.examples),
-            eval_dataset=_dataset(validation.examples) if validation else None,
+            train_dataset=pack(dataset, config.train.max_length) if packing else dataset,
+            eval_dataset=one_a_row(held_out) if packing and held_out else held_out,
+            data_collator=collate_packed if packing else None,
             processing_class=base.tokenizer,
             peft_config=lora_config(config, base),
             callbacks=callbacks,
@@ -82,6 +87,8 @@ def build_trainer(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     trainer.prepare(config, style)
+    if packing:
+        check_packing(trainer.model, base.compute_dtype, dataset["input_ids"])
     return trainer
 
 

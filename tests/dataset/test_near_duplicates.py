@@ -3,6 +3,7 @@
 import json
 import random
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -182,6 +183,17 @@ def test_most_planted_duplicates_are_found_and_nothing_else():
     truth = planted(3000, seed=1)
     assert found.dropped["exact duplicate"] == truth.exact
     assert truth.near * 0.98 <= found.dropped["near duplicate"] <= truth.near
+
+
+def test_memory_does_not_grow_with_the_length_of_the_texts():
+    samples = [sample("?", text(2000, seed)) for seed in range(200)]
+    tracemalloc.start()
+    assert len(deduplicate(samples, DeduplicationOptions()).kept) == 200
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (
+        peak < 15 * 2**20
+    )  # of which the signature of one text takes 6; 500 sets of shingles would take 100
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, which the measure of memory imports
