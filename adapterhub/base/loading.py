@@ -159,6 +159,20 @@ def load_base(
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
 
 
+def training_dtype(device: str, compute_dtype: ComputeDtype) -> tuple[str, torch.dtype]:
+    """The device and the dtype that `load_base` takes for training.
+
+    Args:
+        device: As for `load_base`.
+        compute_dtype: As for `load_base`.
+
+    Raises:
+        ConfigError: There is no such device or dtype.
+    """
+    target = _device(device)
+    return target, _dtype(compute_dtype, target)
+
+
 def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     match quantization:
         case "nf4" | "fp4":

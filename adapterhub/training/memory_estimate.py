@@ -73,7 +73,13 @@ class EmptyBase:
 
 
 def estimate_memory(
-    config: FinetuneConfig, base: EmptyBase, dtype: torch.dtype, *, batch: int, length: int, answer_positions: int
+    config: FinetuneConfig,
+    base: EmptyBase,
+    dtype: torch.dtype,
+    *,
+    batch: int,
+    length: int,
+    answer_positions: int,
 ) -> tuple[int, MemoryEstimate]:
     """Estimates the memory of a run.
 
@@ -97,7 +103,9 @@ def estimate_memory(
     if config.quantization is not None:  # one weight at a time is dequantised
         largest = max(rows * columns for rows, columns in base.linear_layers.shapes.values())
         activations += largest * dtype.itemsize
-    optimizer = round(_STATES[config.train.optimizer] * count * (4 if "8bit" in config.train.optimizer else size))
+    optimizer = round(
+        _STATES[config.train.optimizer] * count * (4 if "8bit" in config.train.optimizer else size)
+    )
     return count, MemoryEstimate(stored, count * size, count * size, optimizer, activations)
 
 
@@ -157,7 +165,9 @@ class _LiveBytes(TorchDispatchMode):
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
         self.peak = self._live = 0
-        self._storages = {tensor.untyped_storage()._cdata for tensor in known}  # views of them are no new bytes
+        self._storages = {
+            tensor.untyped_storage()._cdata for tensor in known
+        }  # views of them are no new bytes
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
