@@ -64,15 +64,15 @@ def deduplicate(samples: Iterable[Sample], options: DeduplicationOptions) -> Sta
     return result
 
 
-def duplicate_groups(samples: Sequence[Sample], threshold: float = DEFAULT_THRESHOLD) -> list[int]:
-    """Numbers of groups: samples that are exact or near duplicates of each other, over others too, share one.
+def duplicate_groups(records: Sequence[Record], threshold: float = DEFAULT_THRESHOLD) -> list[int]:
+    """Numbers of groups: records that are exact or near duplicates of each other, over others too, share one.
 
     Args:
-        samples: The samples.
+        records: The records.
         threshold: As in `DeduplicationOptions`.
     """
-    index = _Index([sample.record for sample in samples], threshold)
-    parents = list(range(len(samples)))
+    index = _Index(records, threshold)
+    parents = list(range(len(records)))
 
     def root(row: int) -> int:
         while parents[row] != row:
@@ -80,11 +80,11 @@ def duplicate_groups(samples: Sequence[Sample], threshold: float = DEFAULT_THRES
             row = parents[row]
         return row
 
-    for row in range(len(samples)):
+    for row in range(len(records)):
         for match in index.matches(row):
             parents[root(row)] = root(match)
         index.add(row)
-    return [root(row) for row in range(len(samples))]
+    return [root(row) for row in range(len(records))]
 
 
 def _without_copies(samples: Iterable[Sample], result: StageResult) -> list[Sample]:

@@ -76,11 +76,8 @@ class ComparedTraining:
             baselines=self.baselines,
             progress=progress,
         )
-        repeated = self._repeated()
-        if not repeated:
-            return comparison
-        warning = f"{repeated:,} of {len(self.data.records):,} held-out records are training records too"
-        return replace(comparison, warnings=(*comparison.warnings, warning))
+        warnings = self._warnings()
+        return replace(comparison, warnings=(*comparison.warnings, *warnings)) if warnings else comparison
 
     def _load_base(self) -> Base:
         from adapterhub.base.loading import load_base
@@ -94,9 +91,18 @@ class ComparedTraining:
             revision=config.revision,
         )
 
-    def _repeated(self) -> int:
-        trained_on = {_conversation(record) for record in read_records(self.config.data.train)}
-        return sum(_conversation(record) in trained_on for record in self.data.records)
+    def _warnings(self) -> list[str]:
+        data = self.config.data
+        path = data.train or (data.compose and data.compose.train_path)
+        if path is None or not path.is_file():
+            return [
+                "the training data was composed and not kept, so held-out records were not looked for in it"
+            ]
+        trained_on = {_conversation(record) for record in read_records(path)}
+        repeated = sum(_conversation(record) in trained_on for record in self.data.records)
+        if not repeated:
+            return []
+        return [f"{repeated:,} of {len(self.data.records):,} held-out records are training records too"]
 
 
 def _conversation(record: Record) -> str:

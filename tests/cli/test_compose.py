@@ -19,6 +19,7 @@ def example(tmp_path: Path) -> Path:
     return tmp_path / "dataset.yaml"
 
 
+@pytest.mark.spec("2-F7", "2-F9", "2-F10", "2-F13")
 def test_the_example_makes_the_files_that_it_names(run, example: Path):
     done = run("compose-dataset", example)
     folder = example.parent / "composed"

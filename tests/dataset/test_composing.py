@@ -106,6 +106,7 @@ def test_the_system_message_from_a_file(tmp_path: Path):
         compose(tmp_path, {"path": "a.jsonl", "system_file": "none.md"})
 
 
+@pytest.mark.spec("2-F8", "2-F9")
 def test_the_stages_run_in_order_and_leave_reports(tmp_path: Path):
     same = [pair(0)] * 10
     others = [pair(number) for number in range(1, 100)]

@@ -112,6 +112,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[tuple[str, Any]]]] = {
 
 
 @pytest.mark.parametrize(("converter", "row", "wanted"), ROWS.values(), ids=ROWS)
+@pytest.mark.spec("2-F7", "4-D1", "4-F2")
 def test_rows_become_conversations_and_are_recognised(
     converter: str, row: dict[str, Any], wanted: list[tuple[str, Any]]
 ):
@@ -128,6 +129,7 @@ def test_a_mapping_names_other_columns_and_places_inside_them():
     assert convert("sharegpt", turns, mapping={"from": "who", "value": "said"}) == TURN
 
 
+@pytest.mark.spec("2-F11")
 def test_prompts_are_used_in_turn_or_by_theme():
     row = {"text": "two", "theme": "cats"}
     prompts = ["A joke.", "A joke on {theme}."]

@@ -40,6 +40,7 @@ def card(tmp_path: Path, **fields: object) -> DataCard:
     return DataCard.of(config, ComposedDataset(*paths, TRAIN, VAL, reports, stages), parts)
 
 
+@pytest.mark.spec("2-F8")
 def test_the_figures(tmp_path):
     content = json.loads(card(tmp_path).to_json())
     assert (content["seed"], content["tokenizer"]) == (5, "adapterhub-demo")

@@ -167,7 +167,7 @@ def test_groups_join_duplicates_of_duplicates():
         chain.append(sample("?", " ".join(words)))
         words[step * 15 : step * 15 + 2] = ["changed", f"here{step}"]
     apart = [sample("?", text(100, 9)), sample("?", text(100, 10))]
-    groups = duplicate_groups([*chain, *apart, chain[0]])
+    groups = duplicate_groups([one.record for one in [*chain, *apart, chain[0]]])
     assert len(set(groups[:6])) == 1
     assert groups[8] == groups[0]
     assert len({groups[0], groups[6], groups[7]}) == 3

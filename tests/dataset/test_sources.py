@@ -110,6 +110,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("split", "wanted"), SLICES.items(), ids=SLICES)
+@pytest.mark.spec("2-F13")
 def test_slices_are_those_of_datasets(tmp_path: Path, dataset: Path, split: str, wanted: range):
     assert rows(write(tmp_path / "data.jsonl"), split=split) == [ROWS[number] for number in wanted]
     for streaming in (False, True):
