@@ -167,6 +167,8 @@ def training_dtype(device: str, compute_dtype: ComputeDtype) -> tuple[str, torch
     """
     target = _device(device)
     return target, _dtype(compute_dtype, target, training=True)
+
+
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
     """Loads a base's tokenizer alone, as `load_base` does.
 

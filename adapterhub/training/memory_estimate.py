@@ -1,24 +1,28 @@
 """How much memory a run will need, by part, without its weights.
 
 Weights, gradients and the optimiser's state follow from the shapes of the model. Activations do not: they depend on the
-architecture, on attention's kernel and on what each operation keeps for the backward pass. So one step is run on fake
-tensors, which have shapes and storages but no values, and the bytes that are alive are counted.
+architecture, on attention's kernel and on what each operation keeps for the backward pass. So one step of the model
+with a few of its layers is run on fake tensors, which have shapes and storages but no values, and the bytes that are
+alive are counted; each further layer adds the same.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
 
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.training.config import FinetuneConfig
@@ -28,6 +32,8 @@ from adapterhub.training.lora_layers import lora_config
 _BYTES_OF_A_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "fp4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 _STATES = {"adamw_torch": 2.0, "adamw_8bit": 0.5, "paged_adamw_8bit": 0.5, "adafactor": 0.1}
 """Size of an optimiser's state, in sizes of the weights in float32."""
+# On CPUs resident memory is more than what tensors hold: libraries that a run loads, and the C allocator's free blocks.
+_LIBRARIES, _ALLOCATOR = 100 * 2**20, 0.15
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class MemoryEstimate:
         gradients: Their gradients.
         optimizer: The optimiser's state.
         activations: What forward and backward of the longest batch hold at their peak.
+        overhead: On a CPU, about what libraries and the memory allocator take beside that.
     """
 
     base: int
@@ -47,6 +54,12 @@ class MemoryEstimate:
     gradients: int
     optimizer: int
     activations: int
+    overhead: int
+
+    @property
+    def tensors(self) -> int:
+        """The bytes of tensors alone: all but the overhead."""
+        return self.total - self.overhead
 
     @property
     def total(self) -> int:
@@ -77,6 +90,7 @@ def estimate_memory(
     base: EmptyBase,
     dtype: torch.dtype,
     *,
+    device: str,
     batch: int,
     length: int,
     answer_positions: int,
@@ -87,6 +101,7 @@ def estimate_memory(
         config: The run.
         base: Its base; the model gets LoRA layers.
         dtype: The dtype of activations.
+        device: Where it runs.
         batch: Conversations in one forward pass.
         length: Tokens of the longest.
         answer_positions: Positions of the batch for which the output head computes logits.
@@ -94,19 +109,23 @@ def estimate_memory(
     Returns:
         The number of trainable weights, and the estimate.
     """
-    stored = _base_bytes(config, base, dtype)
-    model = get_peft_model(base.model, lora_config(config, base)).train()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    count = sum(parameter.numel() for parameter in trainable)
+    stored, targets = _base_bytes(config, base, dtype), lora_config(config, base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft, which the run itself gives too
+        step = partial(_activations, config, targets, (batch, length, answer_positions))
+        activations = _extrapolated(base.model.config, dtype, step)
+        count = _trainable(get_peft_model(base.model, targets))
     size = 2 if config.train.adapter_dtype == "bfloat16" else 4
-    activations = _activations(config, model, batch, length, answer_positions)
     if config.quantization is not None:  # one weight at a time is dequantised
-        largest = max(rows * columns for rows, columns in base.linear_layers.shapes.values())
-        activations += largest * dtype.itemsize
+        layers = base.linear_layers
+        activations += dtype.itemsize * max(
+            rows * columns for name, (rows, columns) in layers.shapes.items() if name != layers.head
+        )
     optimizer = round(
         _STATES[config.train.optimizer] * count * (4 if "8bit" in config.train.optimizer else size)
     )
-    return count, MemoryEstimate(stored, count * size, count * size, optimizer, activations)
+    overhead = round(_LIBRARIES + _ALLOCATOR * activations) if device == "cpu" else 0
+    return count, MemoryEstimate(stored, count * size, count * size, optimizer, activations, overhead)
 
 
 def _base_bytes(config: FinetuneConfig, base: EmptyBase, dtype: torch.dtype) -> int:
@@ -119,9 +138,44 @@ def _base_bytes(config: FinetuneConfig, base: EmptyBase, dtype: torch.dtype) -> 
     )
 
 
-def _activations(config: FinetuneConfig, model: Any, batch: int, length: int, positions: int) -> int:
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers use each other's old names
+def _trainable(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _extrapolated(settings: Any, dtype: torch.dtype, measure: Callable[[Any], int]) -> int:
+    """What the whole model takes, from what it takes with a few of its layers and with a few more."""
+    total, period = settings.get_text_config().num_hidden_layers, _period(settings)
+    few, more = min(total, max(2, period)), min(total, max(2, period) + period)
+    less = measure(_with_layers(settings, few, dtype))
+    if more == few:
+        return less
+    each = (measure(_with_layers(settings, more, dtype)) - less) / (more - few)
+    return round(less + each * (total - few))
+
+
+def _period(settings: Any) -> int:
+    """After how many layers their kinds repeat; all that attend to tokens take the same memory."""
+    kinds = [
+        "attention" if kind in ("full_attention", "sliding_attention") else kind
+        for kind in getattr(settings.get_text_config(), "layer_types", None) or ()
+    ]
+    return next((n for n in range(1, len(kinds)) if kinds[n:] == kinds[:-n]), max(1, len(kinds)))
+
+
+def _with_layers(settings: Any, count: int, dtype: torch.dtype) -> Any:
+    fewer = copy.deepcopy(settings)
+    text = fewer.get_text_config()
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:count]
+    text.num_hidden_layers = count
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(fewer, dtype=dtype).requires_grad_(False)
+
+
+def _activations(config: FinetuneConfig, targets: LoraConfig, sizes: tuple[int, int, int], base: Any) -> int:
+    batch, length, positions = sizes
+    model = get_peft_model(base, targets).train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
         if config.train.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         weights = list(_replace_by_fake(model))

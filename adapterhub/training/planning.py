@@ -94,11 +94,13 @@ def plan_finetune(
         measured = _measure(config, records, measure, progress)
     base = _empty_base(folder, dtype)
     parameters = base.parameters
-    length, positions = measured.longest if measured else (config.train.max_length, config.train.max_length)
+    most = config.train.max_length, config.train.max_length
+    length, positions = measured.longest if measured and not config.train.packing else most
     trainable, memory = estimate_memory(
         config,
         base,
         dtype,
+        device=device,
         batch=config.train.batch_size,
         length=length,
         answer_positions=positions if device == "cpu" else length,
@@ -112,7 +114,7 @@ def plan_finetune(
         batch_tokens=config.train.batch_size * length,
         memory=memory,
         records=len(records) if records else None,
-        steps=_steps(config, len(records) if records else None),
+        steps=_steps(config, _rows(config, records, measured)),
         measured_memory=measured.memory if measured else None,
         seconds_per_step=measured.seconds_per_step if measured else None,
     )
@@ -148,19 +150,28 @@ def _empty_base(folder: Path, dtype: torch.dtype) -> EmptyBase:
     return EmptyBase(model, LinearLayers.of_model(model))
 
 
-def _steps(config: FinetuneConfig, records: int | None) -> int | None:
+def _rows(config: FinetuneConfig, records: list[Record] | None, measured: _Measured | None) -> int | None:
+    """Rows of the training data: its records, or with packing about what these fill."""
+    if records is None or not config.train.packing:
+        return None if records is None else len(records)
+    return math.ceil(measured.tokens * len(records) / config.train.max_length) if measured else None
+
+
+def _steps(config: FinetuneConfig, rows: int | None) -> int | None:
     train = config.train
-    if train.max_steps is not None or records is None:
+    if train.max_steps is not None or rows is None:
         return train.max_steps
-    batches = math.ceil(records / train.batch_size)
+    batches = math.ceil(rows / train.batch_size)
     return math.ceil((train.epochs or 1) * max(1, math.ceil(batches / train.gradient_accumulation)))
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a few steps took: the tokens and answer positions of the longest batch, bytes, and seconds a step."""
+    """What a few steps took: the tokens and answer positions of the longest batch, mean tokens of all records, bytes,
+    and seconds a step."""
 
     longest: tuple[int, int]
+    tokens: float
     memory: int
     seconds_per_step: float
 
@@ -191,10 +202,12 @@ def _measure(
     seconds = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / result.steps_per_second
     # The first step is left out: it is slower. The others are of average length only in the whole run.
     share = _characters(records) / len(records) / (_characters(sample) / len(sample))
+    examples = result.train.examples
     return _Measured(
-        longest=_longest(result.train.examples, train.batch_size),
+        longest=_longest(examples, train.batch_size),
+        tokens=share * sum(len(example.input_ids) for example in examples) / len(examples),
         memory=memory(),
-        seconds_per_step=seconds * share,
+        seconds_per_step=seconds if train.packing else seconds * share,
     )
 
 
