@@ -80,7 +80,17 @@ EXPORTED = {
         "Source",
     },
     "reports": {"bar_chart", "histogram", "line_chart"},
-    "training": {"FinetuneConfig", "TrainingResult", "TrainingStep", "finetune", "train_adapter"},
+    "training": {
+        "FinetuneConfig",
+        "FinetuneResult",
+        "MaskedExample",
+        "RunStart",
+        "TrainingResult",
+        "TrainingStep",
+        "finetune",
+        "smoke_test",
+        "train_adapter",
+    },
 }
 
 

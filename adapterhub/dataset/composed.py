@@ -18,7 +18,8 @@ class SourceReport:
         label: The source's name on the data card.
         converter: The converter that was used.
         files: Its local files.
-        license: Its licence, as configured, or else as its page on the Hub states.
+        license: Its licence, as configured, or else as its dataset card states.
+        revision: Its commit on the Hub, or what was configured.
         rows: Rows read.
         dropped: Number of rows that are no conversation, by reason.
     """
@@ -27,6 +28,7 @@ class SourceReport:
     converter: str
     files: tuple[Path, ...] = ()
     license: str | None = None
+    revision: str | None = None
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 

@@ -145,7 +145,12 @@ def _labels(config: DatasetConfig) -> list[str]:
 
 
 def _check_paths(config: DatasetConfig, reports: Iterable[SourceReport]) -> None:
-    written = {path.resolve() for path in (config.train_path, config.val_path) if path}
+    paths = [path for path in (config.train_path, config.val_path) if path]
+    if folder := next((path for path in paths if path.is_dir()), None):
+        raise ConfigError(
+            f"{str(folder)!r} is a folder.", hint="Give the path of a file, such as train.jsonl."
+        )
+    written = {path.resolve() for path in paths}
     for report in reports:
         if written & {file.resolve() for file in report.files}:
             raise ConfigError(

@@ -18,7 +18,7 @@ from pydantic import (
 from adapterhub.base.locating import base_in_folder
 from adapterhub.configs import read_config
 from adapterhub.dataset.cleaning import CleaningOptions
-from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS
+from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS, WITH_PROMPTS
 from adapterhub.dataset.filters import FilterOptions
 from adapterhub.dataset.impruver import from_impruver, is_impruver
 from adapterhub.dataset.near_duplicates import DeduplicationOptions
@@ -98,6 +98,10 @@ class SourceOptions(StageOptions):
     def _consistent(self) -> Self:
         if self.system is not None and self.system_file is not None:
             raise ValueError("give system or system_file, not both")
+        if self.prompts and self.converter not in (AUTO, *WITH_PROMPTS):
+            raise ValueError(f"prompts are for the converters {' and '.join(WITH_PROMPTS)}")
+        if self.converter not in (AUTO, *CONVERTERS) and self.mapping.keys() - {"rating"}:
+            raise ValueError("a converter of your own has no mapping, but of the rating")
         if (self.is_file or self.streaming) and not SPLIT.fullmatch(self.split):
             raise ValueError("split must be a name with or without one slice, such as train[:1000]")
         return self

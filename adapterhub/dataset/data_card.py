@@ -150,7 +150,7 @@ class DataCard(_Card):
                 SourceCard(
                     name=report.label,
                     license=report.license,
-                    revision=source.revision,
+                    revision=report.revision,
                     converter=report.converter,
                     files=[FileCard(name=file.name, sha256=sha256_file(file)) for file in report.files],
                     rows=report.rows,
@@ -158,7 +158,7 @@ class DataCard(_Card):
                     train=train[report.label],
                     val=val[report.label],
                 )
-                for source, report in zip(config.sources, composed.sources, strict=True)
+                for report in composed.sources
             ],
             stages=[
                 StageCard(

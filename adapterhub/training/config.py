@@ -16,13 +16,14 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub.base.locating import DEMO_BASE, is_local_base
+from adapterhub.base.locating import base_in_folder
 from adapterhub.configs import read_config
 from adapterhub.dataset.config import DatasetConfig
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
 from adapterhub.training.foreign_config import ForeignConfig
+from adapterhub.training.impruver import is_impruver, read_impruver
 
 _DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -267,7 +268,8 @@ class FinetuneConfig(_Options):
     def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Self:
         """Reads a configuration from a YAML or JSON file.
 
-        Names of transformers, PEFT, TRL and bitsandbytes are known too, in snake case and camel case.
+        Names of transformers, PEFT, TRL and bitsandbytes are known too, in snake case and camel case, and so are
+        configurations of impruver.
 
         Args:
             path: The file. Relative paths are taken from its folder.
@@ -301,6 +303,8 @@ class FinetuneConfig(_Options):
         Raises:
             ConfigError: Fields are invalid, of which it names all.
         """
+        if is_impruver(content):
+            content = read_impruver(content, origin=origin).settings()
         foreign = ForeignConfig.read(content, _OWN_NAMES)
         for setting, value in (changes or {}).items():
             foreign.change(setting, value, setting)
@@ -338,7 +342,7 @@ class FinetuneConfig(_Options):
             "data": data.model_copy(update=paths),
             "initial_adapter": self.initial_adapter and folder / self.initial_adapter,
             "output_dir": self.output_dir and folder / self.output_dir,
-            "base": _base_in_folder(self.base, folder),
+            "base": base_in_folder(self.base, folder),
             "card": self.card.with_system(folder),
         }
         return self.model_copy(update=update)
@@ -355,12 +359,18 @@ _OWN_NAMES = {
 def _dataset_in_folder(dataset: DatasetConfig, folder: Path) -> DatasetConfig:
     """The dataset with relative paths taken from a folder, but for the default of `train_path`: that is not kept."""
     placed = dataset.in_folder(folder)
-    given = "train_path" in dataset.model_fields_set
-    return placed if given else placed.model_copy(update={"train_path": dataset.train_path})
+    if keeps_files(dataset):
+        return placed
+    return without_files(placed.model_copy(update={"train_path": dataset.train_path}))
 
 
-def _base_in_folder(base: str, folder: Path) -> str:
-    """A base's path as it is from anywhere, since it goes onto the card; a hub id looks like a relative path."""
-    path = folder / base
-    is_path = base.startswith(("./", "../")) or (base != DEMO_BASE and is_local_base(path))
-    return str(path.resolve()) if is_path else base
+def without_files(dataset: DatasetConfig) -> DatasetConfig:
+    """The dataset as one that names no place for its files."""
+    copy = dataset.model_copy()
+    copy.model_fields_set.discard("train_path")
+    return copy
+
+
+def keeps_files(dataset: DatasetConfig) -> bool:
+    """Whether a dataset that a run composes names a place for its files."""
+    return "train_path" in dataset.model_fields_set

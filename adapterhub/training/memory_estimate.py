@@ -30,8 +30,6 @@ from adapterhub.training.lora_layers import lora_config
 
 # bitsandbytes with double quantisation: 4 bits, 8 bits for a block of 64 weights, 32 bits for 256 blocks.
 _BYTES_OF_A_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "fp4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-_STATES = {"adamw_torch": 2.0, "adamw_8bit": 0.5, "paged_adamw_8bit": 0.5, "adafactor": 0.1}
-"""Size of an optimiser's state, in sizes of the weights in float32."""
 # On CPUs resident memory is more than what tensors hold: libraries that a run loads, and the C allocator's free blocks.
 _LIBRARIES, _ALLOCATOR = 100 * 2**20, 0.15
 
@@ -121,11 +119,16 @@ def estimate_memory(
         activations += dtype.itemsize * max(
             rows * columns for name, (rows, columns) in layers.shapes.items() if name != layers.head
         )
-    optimizer = round(
-        _STATES[config.train.optimizer] * count * (4 if "8bit" in config.train.optimizer else size)
-    )
+    optimizer = count * _bytes_of_states(config.train.optimizer, size)
     overhead = round(_LIBRARIES + _ALLOCATOR * activations) if device == "cpu" else 0
     return count, MemoryEstimate(stored, count * size, count * size, optimizer, activations, overhead)
+
+
+def _bytes_of_states(optimizer: str, size: int) -> int:
+    """What an optimiser keeps for each weight; adafactor's rows and columns are next to nothing."""
+    if optimizer == "adafactor":
+        return 0
+    return 2 if "8bit" in optimizer else 2 * size
 
 
 def _base_bytes(config: FinetuneConfig, base: EmptyBase, dtype: torch.dtype) -> int:
@@ -150,7 +153,7 @@ def _extrapolated(settings: Any, dtype: torch.dtype, measure: Callable[[Any], in
     if more == few:
         return less
     each = (measure(_with_layers(settings, more, dtype)) - less) / (more - few)
-    return round(less + each * (total - few))
+    return int(less + each * (total - few))
 
 
 def _period(settings: Any) -> int:
@@ -188,7 +191,8 @@ def _activations(config: FinetuneConfig, targets: LoraConfig, sizes: tuple[int, 
                 use_cache=False,
                 logits_to_keep=torch.arange(length - positions, length),
             ).logits.float()
-            cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+            loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss.backward()  # type: ignore[no-untyped-call]
         return live.peak
 
 
@@ -209,7 +213,7 @@ def _replace_by_fake(model: Any) -> Iterator[torch.Tensor]:
                 owner[name] = known[id(tensor)][1]
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call]
     """Counts the bytes of tensors that operations make, for as long as they live.
 
     Attributes:
@@ -217,8 +221,9 @@ class _LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, known: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.peak = self._live = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._live = 0
+        self.peak = 0
         self._storages = {
             tensor.untyped_storage()._cdata for tensor in known
         }  # views of them are no new bytes

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -46,6 +46,15 @@ class FinetuneResult(BaseModel):
     """The reference of the registered adapter, `name@version`."""
     metrics: dict[str, float] | None = None
     """Figures under transformers' names: `train_loss`, `eval_loss`, `train_steps_per_second`, ..."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads the result in an output folder.
+
+        Raises:
+            OSError: There is none.
+        """
+        return cls.model_validate_json((folder / RESULT_FILE).read_bytes())
 
     def to_json(self) -> str:
         """The result as JSON, without what there is none of."""

@@ -77,6 +77,8 @@ def test_what_does_not_fit_together(tmp_path: Path):
         ({"mapping": {"outputs": "a"}}, "no converter reads outputs"),
         ({"split": "a+b"}, "one slice"),
         ({"system": "a", "system_file": "b"}, "not both"),
+        ({"converter": "alpaca", "prompts": ["a"]}, "prompts are for the converters"),
+        ({"converter": "mine.convert", "mapping": {"text": "a"}}, "has no mapping, but of the rating"),
     ):
         with pytest.raises(ConfigError, match=reason):
             DatasetConfig.parse({"sources": [{"path": "a.jsonl", **source}]}, origin="test")
@@ -97,6 +99,9 @@ def test_all_wrong_fields_are_named_at_once(tmp_path: Path):
         ("a.json", "{", "line 1, column 2"),
         ("a.json", "[" * 100_000, "nested too deep"),
         ("a.yaml", "- a", "not a mapping"),
+        ("a.yaml", r'a: "\ud800"', "half of a surrogate pair"),
+        ("a.json", r'{"a": "\ud800"}', "half of a surrogate pair"),
+        ("a.yaml", "a: &a [*a]", "could not be read: Circular reference"),
         ("a.yaml", "a: [", "could not be read: line 1"),
         ("none.yaml", None, "No such file"),
     ],

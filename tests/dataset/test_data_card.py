@@ -22,14 +22,14 @@ def card(tmp_path: Path, **fields: object) -> DataCard:
     (tmp_path / "x.csv").write_text("text\n")
     config = DatasetConfig.model_validate(
         {
-            "sources": [{"path": "x.csv"}, {"path": "org/data", "revision": "abc"}],
+            "sources": [{"path": "x.csv"}, {"path": "org/data"}],
             "tokenizer": "adapterhub-demo",
             "seed": 5,
         }
     )
     reports = [
-        SourceReport("x.csv", "text", (tmp_path / "x.csv",), "cc-by-4.0", 9, Counter({"empty": 2})),
-        SourceReport("org/data", "alpaca", (), "mit", 3),
+        SourceReport("x.csv", "text", (tmp_path / "x.csv",), "cc-by-4.0", None, 9, Counter({"empty": 2})),
+        SourceReport("org/data", "alpaca", (), "mit", "abc", 3),
     ]
     stages = [
         StageReport("cleaning", 6, 5, Counter({"empty": 1}), Counter({"line ends": 4})),
