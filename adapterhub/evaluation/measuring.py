@@ -101,6 +101,7 @@ class Measurer:
             "max_tokens": settings.max_tokens,
             "seed": settings.seed,
             "n": 1,
+            **settings.model_dump(include={"repetition_penalty", "top_k"}, exclude_none=True),
         }
         params = SamplingParams.of(
             self.engine.default_sampling_params,

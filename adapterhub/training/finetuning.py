@@ -44,6 +44,7 @@ def finetune(
     *,
     progress: Callable[[TrainingStep], None] | None = None,
     composing: Callable[[str, int, int | None], None] | None = None,
+    prepared: Callable[[FinetuneConfig], None] | None = None,
     started: Callable[[RunStart], None] | None = None,
 ) -> AdapterCard:
     """Trains an adapter and registers it; after an error nothing is registered.
@@ -57,6 +58,7 @@ def finetune(
         registry: Stores the adapter; an existing name gets its next version.
         progress: Called after every step.
         composing: Called while `data.compose` is composed, as `compose_dataset` does.
+        prepared: Called with the run, its dataset composed, before anything is loaded for it.
         started: Called before the first step.
 
     Returns:
@@ -86,6 +88,8 @@ def finetune(
             run.fields = _fields_of_run(config, ready, stop)
             run.card = _register(ready, registry, untrained, run.fields, dry_run=True)
 
+        if prepared:
+            prepared(ready)
         result = train_adapter(ready, run.folder, check=check, progress=progress, started=started)
         run.fields = {**run.fields, **_fields_of_result(ready, result)}
         if config.output_dir:
