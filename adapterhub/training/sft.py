@@ -28,6 +28,7 @@ from adapterhub.training.early_stopping import BestWeights, EarlyStopping, best_
 from adapterhub.training.lora_layers import lora_config
 from adapterhub.training.losses import evaluations
 from adapterhub.training.packing import check_packing, collate_packed, one_a_row, pack
+from adapterhub.training.reporting import report_callbacks
 from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedDataset, TokenizedExample
 
 try:
@@ -62,7 +63,8 @@ def build_trainer(
         folder: Where the trainer may write.
 
     Raises:
-        ConfigError: The base has no layer of a name in `lora.target_modules`, or cannot be trained on packed examples.
+        ConfigError: The base has no layer of a name in `lora.target_modules`, or cannot be trained on packed examples;
+            or the package of `report_to` is not installed.
     """
     packing, dataset = config.train.packing, _dataset(train.examples)
     held_out = _dataset(validation.examples) if validation else None
@@ -80,7 +82,7 @@ def build_trainer(
             data_collator=collate_packed if packing else None,
             processing_class=base.tokenizer,
             peft_config=lora_config(config, base),
-            callbacks=callbacks,
+            callbacks=[*callbacks, *report_callbacks(config)],
         )
     trainer.remove_callback(PrinterCallback)
     # TRL casts the LoRA weights to bfloat16 on a quantised base, which costs accuracy.
@@ -122,7 +124,8 @@ def _arguments(config: FinetuneConfig, base: Base, folder: Path, *, evaluates: b
         save_strategy="no" if not config.output_dir else "epoch" if train.save_every == "epoch" else "steps",
         # There is always one at the end.
         save_steps=train.save_every if isinstance(train.save_every, int) else sys.maxsize,
-        report_to="none",
+        report_to="none",  # report_callbacks does that
+        run_name=config.run_name or config.name,
         disable_tqdm=True,
         use_cpu=base.device.type == "cpu",
         dataloader_pin_memory=base.device.type == "cuda",
