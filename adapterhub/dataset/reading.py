@@ -135,7 +135,7 @@ def _rating(columns: Columns) -> float | None:
     value = columns.value("rating", "score")
     try:
         rating = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return rating if math.isfinite(rating) else None
 
