@@ -29,10 +29,13 @@ OpenAI's where it has one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+_Location: TypeAlias = tuple[int | str, ...]
 
 _MAX_LOCATION = 80
 
@@ -214,20 +217,29 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
 
 
-def describe_validation(error: ValidationError, *, limit: int | None = 1) -> str:
+def describe_validation(
+    error: ValidationError,
+    *,
+    limit: int | None = 1,
+    written: Callable[[_Location], _Location] | None = None,
+) -> str:
     """Describes what is wrong in which field, without the values, which may be confidential or huge.
 
     Args:
         error: From pydantic.
         limit: How many of its problems to name; None names all.
+        written: From a field's location to how the reader's file names it.
 
     Returns:
         `field.name: message`, joined by `; `.
     """
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(_describe(problem["loc"], problem["msg"]) for problem in problems[:limit])
+    return "; ".join(
+        _describe(written(problem["loc"]) if written else problem["loc"], problem["msg"])
+        for problem in problems[:limit]
+    )
 
 
-def _describe(location: tuple[int | str, ...], message: str) -> str:
+def _describe(location: _Location, message: str) -> str:
     field = ".".join(str(part)[:_MAX_LOCATION] for part in location)
     return f"{field}: {message}" if field else message

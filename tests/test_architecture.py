@@ -22,6 +22,7 @@ LAYERS = [
     {"requests"},
     {"dataset"},
     {"training", "export"},
+    {"evaluation"},
     {"hub"},
     {"demo", "langchain"},
     {"cli"},

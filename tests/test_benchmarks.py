@@ -14,7 +14,17 @@ import pytest
 from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.kv.cache import KVShape
-from benchmarks import adapter_load, decode_step, memory, prefill, profile_step, sampling, serving, structured
+from benchmarks import (
+    adapter_load,
+    decode_step,
+    finetune,
+    memory,
+    prefill,
+    profile_step,
+    sampling,
+    serving,
+    structured,
+)
 from benchmarks.common import interleaved, parser, ratio
 from benchmarks.contenders import kv_room_mib
 from benchmarks.routing import quality
@@ -390,3 +400,27 @@ def test_structured_with_a_generated_vocabulary():
         for row in rows
         for cost in ("vocabulary_ms", "compile_ms", "constraint_us", "sampler_us")
     )
+
+
+@pytest.mark.slow  # starts two processes for each
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_finetune_has_the_losses_of_peft_and_trl(quantization: str, capsys: pytest.CaptureFixture[str]):
+    finetune.main(
+        [
+            "--shape",
+            "tiny",
+            "--quantization",
+            quantization,
+            "--rounds",
+            "1",
+            "--steps",
+            "3",
+            "--batch-size",
+            "2",
+            "--json",
+        ]
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss_difference"] < 1e-3
+    assert found["speedup"] > 0
+    assert all(one["memory_mib"] > 0 for rounds in found["results"].values() for one in rounds)

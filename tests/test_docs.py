@@ -31,7 +31,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*
 # What people may import: these packages. Their modules may be renamed at any time.
 FACES = {
     "adapterhub", "adapterhub.agent_tools", "adapterhub.agent_tools.templates", "adapterhub.base", "adapterhub.demo",
-    "adapterhub.engine", "adapterhub.errors", "adapterhub.export", "adapterhub.langchain", "adapterhub.langchain.tools",
+    "adapterhub.engine", "adapterhub.errors", "adapterhub.evaluation", "adapterhub.export",
+    "adapterhub.langchain", "adapterhub.langchain.tools",
     "adapterhub.lora", "adapterhub.peft_format", "adapterhub.registry", "adapterhub.requests", "adapterhub.routing",
     "adapterhub.dataset", "adapterhub.training",
 }  # fmt: skip
@@ -72,6 +73,7 @@ def checkout(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 

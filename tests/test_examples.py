@@ -112,6 +112,21 @@ def test_per_user(run: Run):
     assert [int(count) for count in re.findall(r"(\d) messages", printed)] == [2, 2, 4]
 
 
+def test_quest_5_2(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Its contract is tested in tests/specs/test_specification_0.py; here the shipped demo learns two steps."""
+    monkeypatch.setenv("ADAPTERHUB_REGISTRY", "registry")
+    given = {
+        "modelName": "adapterhub-demo",
+        "dataset": {"name": str(EXAMPLES / "finetune.jsonl")},
+        "trainingParams": {"maxSteps": 2, "perDeviceTrainBatchSize": 2},
+    }
+    with pytest.raises(SystemExit) as ended:
+        run("quest_5_2", json.dumps(given))
+    result = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, result["status"], result["lastTrainStep"]) == (0, "success", 2)
+    assert result["finalModelName"] == "adapterhub-demo-finetune@1"
+
+
 def test_quest_5_3(run: Run, capsys: pytest.CaptureFixture[str]):
     """Its contract is tested in tests/specs/test_specification_1.py; here the shipped demo answers."""
     given = {"modelName": "adapterhub-demo", "adapterPath": str(EXAMPLES.parent / "adapters" / "json" / "1")}

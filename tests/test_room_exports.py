@@ -34,6 +34,20 @@ EXPORTED = {
         "compose_dataset",
         "read_records",
     },
+    "evaluation": {
+        "ComparedTraining",
+        "Comparison",
+        "ComparisonSettings",
+        "Estimate",
+        "EvaluationData",
+        "EvaluationPrompt",
+        "Metric",
+        "Perplexity",
+        "compare",
+        "read_data",
+        "record_on_card",
+        "write_report",
+    },
     "export": {"MergeComparison", "MergeReport", "compare_merged", "merge_adapter", "merged_agreement"},
     "peft_format": {
         "CONFIG_FILE",
@@ -66,7 +80,17 @@ EXPORTED = {
         "Source",
     },
     "reports": {"bar_chart", "histogram", "line_chart"},
-    "training": {"FinetuneConfig", "TrainingResult", "TrainingStep", "finetune", "train_adapter"},
+    "training": {
+        "FinetuneConfig",
+        "FinetuneResult",
+        "MaskedExample",
+        "RunStart",
+        "TrainingResult",
+        "TrainingStep",
+        "finetune",
+        "smoke_test",
+        "train_adapter",
+    },
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -25,6 +26,7 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CONTEXT_SETTINGS = ("max_position_embeddings", "max_seq_len", "seq_length")
 _NO_LIMIT = 2**31 - 1
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def load_base(
         quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights.
         compute_dtype: `"auto"` is bfloat16 on a GPU that has it, else float16; on a CPU it is float32
             (`benchmarks/compute_dtype.py` has the figures), but bitsandbytes' fast kernel multiplies 4-bit weights in
-            bfloat16 where the CPU has AVX512-BF16. `"float32"` and `"float16"` are kept, without that kernel.
+            bfloat16 where the CPU has AVX512-BF16. `"float32"` and `"float16"` are kept, without that kernel. For
+            training it is bfloat16 on such a CPU.
         device: `"auto"` (the first GPU if there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
         revision: A branch, tag or commit, where `model` is a hub id.
         trust_remote_code: Run Python code of the repository.
@@ -130,7 +133,7 @@ def load_base(
     folder = locate_base(model, revision=revision, trust_remote_code=trust_remote_code)
     fingerprint = BaseFingerprint.of(folder)
     target_device = _device(device)
-    dtype = _dtype(compute_dtype, target_device)
+    dtype = _dtype(compute_dtype, target_device, training=training)
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -141,22 +144,62 @@ def load_base(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"The files of base {str(model)!r} could not be loaded: {error}",
-            hint="`adapterhub doctor` shows what is installed; the folder must hold a causal language model.",
-        ) from error
+        tokenizer = _tokenizer(folder, trust_remote_code=trust_remote_code)
+    except _LOADING_ERRORS as error:
+        raise _not_loaded(model, error) from error
     _refuse_missing_weights(str(model), sorted(report["missing_keys"]))
-    # Off: it removes spaces before commas, which damages code, and streamed text could not follow.
-    tokenizer.clean_up_tokenization_spaces = False
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     loaded.eval().requires_grad_(False)
     # bitsandbytes' kernel for packed weights computes in bfloat16, whatever the compute dtype.
     may_pack = compute_dtype in ("auto", "bfloat16") and not training
     disable_weight_packing(loaded, only_unsupported=may_pack)
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
+
+
+def training_dtype(device: str, compute_dtype: ComputeDtype) -> tuple[str, torch.dtype]:
+    """The device and the dtype that `load_base` takes for training.
+
+    Args:
+        device: As for `load_base`.
+        compute_dtype: As for `load_base`.
+
+    Raises:
+        ConfigError: There is no such device or dtype.
+    """
+    target = _device(device)
+    return target, _dtype(compute_dtype, target, training=True)
+
+
+def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
+    """Loads a base's tokenizer alone, as `load_base` does.
+
+    Args:
+        model: As for `load_base`.
+        revision: As for `load_base`.
+
+    Raises:
+        ConfigError: There is no such base, or its tokenizer cannot be loaded.
+    """
+    folder = locate_base(model, revision=revision)
+    try:
+        return _tokenizer(folder, trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise _not_loaded(model, error) from error
+
+
+def _tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    # Off: it removes spaces before commas, which damages code, and streamed text could not follow.
+    tokenizer.clean_up_tokenization_spaces = False
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _not_loaded(model: str | Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"The files of base {str(model)!r} could not be loaded: {error}",
+        hint="`adapterhub doctor` shows what is installed; the folder must hold a causal language model.",
+    )
 
 
 def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -197,7 +240,7 @@ def _device(device: str) -> str:
     return "cuda:0" if device == "cuda" else device
 
 
-def _dtype(compute_dtype: ComputeDtype, device: str) -> torch.dtype:
+def _dtype(compute_dtype: ComputeDtype, device: str, *, training: bool) -> torch.dtype:
     if compute_dtype in _DTYPES:
         return _DTYPES[compute_dtype]
     if compute_dtype != "auto":
@@ -206,5 +249,6 @@ def _dtype(compute_dtype: ComputeDtype, device: str) -> torch.dtype:
             hint=f"Use 'auto', {', '.join(map(repr, _DTYPES))}.",
         )
     if device == "cpu":
-        return torch.float32
+        # A CPU with AMX has AVX512-BF16 too.
+        return torch.bfloat16 if training and has_avx512bf16() else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -31,15 +31,28 @@ from adapterhub.cli.progress import progress
 def compose_dataset(config: Path, as_json: bool, **given: Any) -> None:
     """Compose training data from the sources in CONFIG (YAML or JSON), as JSON Lines for `adapterhub finetune`.
 
+    A data card and a picture of the records' lengths are written beside them.
+
     \b
-    Example:
+    Examples:
       adapterhub compose-dataset examples/dataset.yaml
+      adapterhub compose-dataset examples/dataset.yaml --train_path train.jsonl --val_path val.jsonl
     """
     from adapterhub.dataset import DatasetConfig
     from adapterhub.dataset import compose_dataset as compose
 
-    settings = DatasetConfig.load(config)
-    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    fields = {name: value for name, value in given.items() if value is not None}
+    paths = {name: path.absolute() for name, path in fields.items() if isinstance(path, Path)}
+    settings = DatasetConfig.load(config, **{**fields, **paths})
     with progress("Composing") as show:
         composed = compose(settings, progress=lambda stage, done, total: show(done, total, stage))
-    output.emit(str(composed.train_path))
+    if as_json:
+        output.emit(composed.card_path.read_text(encoding="utf-8"), newline=False)
+        return
+    for path, part in ((composed.train_path, composed.train), (composed.val_path, composed.val)):
+        if path:
+            output.emit(str(path))
+            output.note(f"{path.name}: {len(part):,} records")
+    for reason, count in composed.dropped.most_common():
+        output.note(f"dropped: {count:,}  {reason}")
+    output.note(f"Data card: {composed.card_path.with_suffix('.md')}")

@@ -23,6 +23,10 @@ def ls_configs(as_json: bool) -> None:
     """List the configurations that ship with the package.
 
     `adapterhub finetune` takes them by name; `adapterhub cp-config` copies one to be changed.
+
+    \b
+    Example:
+      adapterhub ls-configs
     """
     from adapterhub.configs import shipped_configs
 

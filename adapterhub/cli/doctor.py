@@ -27,6 +27,7 @@ _PACKAGES = (
     "bitsandbytes",
     "trl",
     "datasets",
+    "matplotlib",
     "langchain-core",
     "scikit-learn",
 )

@@ -13,6 +13,7 @@ import click
 from adapterhub import __version__
 from adapterhub.cli import output
 from adapterhub.cli.chat import chat
+from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
 from adapterhub.cli.demo import demo
@@ -20,6 +21,7 @@ from adapterhub.cli.doctor import doctor
 from adapterhub.cli.finetune import finetune
 from adapterhub.cli.lifecycle import blend, merge
 from adapterhub.cli.options import SuggestingGroup
+from adapterhub.cli.recipes import run_recipe
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.route import route
 from adapterhub.cli.router import router
@@ -55,6 +57,7 @@ def cli(debug: bool) -> None:
         # transformers and bitsandbytes log about kernels and show progress bars.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 for command in (
@@ -71,7 +74,9 @@ for command in (
     route,
     router,
     compose_dataset,
+    run_recipe,
     finetune,
+    compare,
     ls_configs,
     cp_config,
     blend,

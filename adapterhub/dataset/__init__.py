@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.dataset.composing import ComposedDataset, compose_dataset
+    from adapterhub.dataset.composed import ComposedDataset
+    from adapterhub.dataset.composing import compose_dataset
     from adapterhub.dataset.config import DatasetConfig, SourceOptions
     from adapterhub.dataset.records import Message, Record, Sample, read_records
 
@@ -25,7 +26,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "ComposedDataset": "adapterhub.dataset.composing",
+        "ComposedDataset": "adapterhub.dataset.composed",
         "DatasetConfig": "adapterhub.dataset.config",
         "Message": "adapterhub.dataset.records",
         "Record": "adapterhub.dataset.records",

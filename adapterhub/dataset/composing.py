@@ -1,40 +1,34 @@
-"""Composing a dataset: reads the sources, and writes JSON Lines for training."""
+"""Composing a dataset: reads the sources, runs the stages, and writes JSON Lines for training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeVar
 
 from adapterhub._files import atomic_file, os_errors_as
-from adapterhub.dataset.config import DatasetConfig
-from adapterhub.dataset.reading import SourceReader, SourceReport
+from adapterhub.dataset.cleaning import clean
+from adapterhub.dataset.composed import ComposedDataset, SourceReport, StageReport, dropped_in_all
+from adapterhub.dataset.config import DatasetConfig, SourceOptions
+from adapterhub.dataset.data_card import DataCard, PartCard, length_histogram
+from adapterhub.dataset.filters import filter_samples
+from adapterhub.dataset.mixing import cap, weigh
+from adapterhub.dataset.near_duplicates import deduplicate
+from adapterhub.dataset.reading import SourceReader
 from adapterhub.dataset.records import Record, Sample
+from adapterhub.dataset.splitting import split
+from adapterhub.dataset.stages import StageResult
+from adapterhub.dataset.token_counts import TokenCounter
 from adapterhub.errors import ConfigError, DatasetError
+from adapterhub.reports import histogram
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the stage, how much is done, and how much there is, if that is known."""
-
-
-@dataclass(frozen=True)
-class ComposedDataset:
-    """What was composed.
-
-    Attributes:
-        train_path: The file with the training records.
-        val_path: The file with the held-out records, if there is one.
-        train: Number of training records.
-        val: Number of held-out records.
-        sources: What was read of each source.
-    """
-
-    train_path: Path
-    val_path: Path | None
-    train: int
-    val: int
-    sources: tuple[SourceReport, ...]
+_Stage = Callable[[Iterable[Sample]], StageResult]
+_SAMPLES_BETWEEN_REPORTS = 200
+_REASONS_SHOWN = 5
 
 
 def compose_dataset(config: DatasetConfig, *, progress: Progress | None = None) -> ComposedDataset:
@@ -45,19 +39,97 @@ def compose_dataset(config: DatasetConfig, *, progress: Progress | None = None) 
         progress: Called now and then.
 
     Raises:
-        ConfigError: A converter or a file that the configuration names cannot be used.
+        ConfigError: A converter, tokenizer or file that the configuration names cannot be used.
         DatasetError: A source cannot be read, no record is left, or the files cannot be written.
     """
-    show = progress or (lambda stage, done, total: None)
-    readers = [
-        SourceReader(source, label) for source, label in zip(config.sources, _labels(config), strict=True)
-    ]
-    reports = tuple(reader.report for reader in readers)
-    _check_paths(config, reports)
-    samples = [sample for reader in readers for sample in _read(reader, show)]
+    histogram({})  # a missing package is noticed before the work
+    composed = _Composition(config, progress or (lambda stage, done, total: None)).run()
     with os_errors_as(DatasetError, "The dataset could not be written"), ExitStack() as files:
-        _write(files, config.train_path, samples)
-    return ComposedDataset(config.train_path, None, len(samples), 0, reports)
+        train = _write_part(files, composed.train_path, composed.train)
+        val = _write_part(files, composed.val_path, composed.val) if composed.val_path else None
+        card = DataCard.of(config, composed, (train, val))
+        picture = _beside(composed.train_path, ".lengths.svg")
+        parts = {"train": composed.train, **({"validation": composed.val} if val else {})}
+        _write(files, picture, [length_histogram(parts).encode()])
+        _write(files, composed.card_path, [card.to_json().encode()])
+        _write(files, composed.card_path.with_suffix(".md"), [card.to_markdown(picture.name).encode()])
+    return composed
+
+
+class _Composition:
+    """One run: the samples pass the stages in order, and each leaves a report."""
+
+    def __init__(self, config: DatasetConfig, show: Progress) -> None:
+        self._config, self._show = config, show
+        self._labels = _labels(config)
+        self._readers = [
+            SourceReader(source, label) for source, label in zip(config.sources, self._labels, strict=True)
+        ]
+        self._sources = [reader.report for reader in self._readers]
+        _check_paths(config, self._sources)
+        self._count_tokens = TokenCounter.of_base(config.tokenizer) if config.tokenizer else None
+        self._stages: list[StageReport] = []
+
+    def run(self) -> ComposedDataset:
+        config = self._config
+        samples = [sample for reader in self._readers for sample in self._read(reader)]
+        samples = self._run("cleaning", lambda part: clean(part, config.cleaning), samples)
+        samples = self._run(
+            "filters", lambda part: filter_samples(part, config.filters, self._count_tokens), samples
+        )
+        samples = self._run("deduplication", lambda part: deduplicate(part, config.deduplication), samples)
+        caps = {label: source.max_records for label, source in self._by_label()}
+        samples = self._run("caps", lambda part: cap(part, caps, seed=config.seed), samples)
+        held_out: Sequence[Sample] = ()
+        if config.val_path:
+            self._show("split", 0, len(samples))
+            samples, held_out = split(samples, config.split, seed=config.seed)
+        weights = {label: source.weight for label, source in self._by_label()}
+        train = self._run("weights", lambda part: weigh(part, weights, seed=config.seed), samples)
+        return ComposedDataset(
+            config.train_path,
+            config.val_path,
+            _beside(config.train_path, ".card.json"),
+            train,
+            held_out,
+            self._sources,
+            self._stages,
+        )
+
+    def _by_label(self) -> Iterator[tuple[str, SourceOptions]]:
+        return zip(self._labels, self._config.sources, strict=True)
+
+    def _read(self, reader: SourceReader) -> Iterator[Sample]:
+        stage = f"reading {reader.report.label}"
+        yield from reader.samples(lambda rows: self._show(stage, rows, None))
+        self._show(stage, reader.report.rows, reader.report.rows)
+
+    def _run(self, name: str, stage: _Stage, samples: Sequence[Sample]) -> list[Sample]:
+        result = stage(_shown(samples, name, self._show))
+        self._stages.append(StageReport(name, len(samples), len(result.kept), result.dropped, result.changed))
+        if not result.kept:
+            raise self._nothing_left(name)
+        return result.kept
+
+    def _nothing_left(self, stage: str) -> DatasetError:
+        reasons = dropped_in_all(self._sources, self._stages).most_common(_REASONS_SHOWN)
+        rows = sum(source.rows for source in self._sources)
+        dropped = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
+        return DatasetError(
+            f"No record is left after {stage}: {rows:,} rows were read; dropped: {dropped}.",
+            hint="Loosen the options that dropped them.",
+        )
+
+
+_Item = TypeVar("_Item")
+
+
+def _shown(items: Sequence[_Item], stage: str, show: Progress) -> Iterator[_Item]:
+    for done, item in enumerate(items):
+        if done % _SAMPLES_BETWEEN_REPORTS == 0:
+            show(stage, done, len(items))
+        yield item
+    show(stage, len(items), len(items))
 
 
 def _labels(config: DatasetConfig) -> list[str]:
@@ -73,7 +145,12 @@ def _labels(config: DatasetConfig) -> list[str]:
 
 
 def _check_paths(config: DatasetConfig, reports: Iterable[SourceReport]) -> None:
-    written = {path.resolve() for path in (config.train_path, config.val_path) if path}
+    paths = [path for path in (config.train_path, config.val_path) if path]
+    if folder := next((path for path in paths if path.is_dir()), None):
+        raise ConfigError(
+            f"{str(folder)!r} is a folder.", hint="Give the path of a file, such as train.jsonl."
+        )
+    written = {path.resolve() for path in paths}
     for report in reports:
         if written & {file.resolve() for file in report.files}:
             raise ConfigError(
@@ -82,16 +159,27 @@ def _check_paths(config: DatasetConfig, reports: Iterable[SourceReport]) -> None
             )
 
 
-def _read(reader: SourceReader, show: Progress) -> Iterator[Sample]:
-    stage = f"Reading {reader.report.label}"
-    yield from reader.samples(lambda rows: show(stage, rows, None))
-    show(stage, reader.report.rows, reader.report.rows)
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.stem + suffix)
 
 
-def _write(files: ExitStack, path: Path, samples: Iterable[Sample]) -> None:
+def _write_part(files: ExitStack, path: Path, samples: Sequence[Sample]) -> PartCard:
+    digest = hashlib.sha256()
+
+    def lines() -> Iterator[bytes]:
+        for sample in samples:
+            line = _line(sample.record)
+            digest.update(line)
+            yield line
+
+    _write(files, path, lines())
+    return PartCard.of(path.name, digest.hexdigest(), samples)
+
+
+def _write(files: ExitStack, path: Path, lines: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file: BinaryIO = files.enter_context(atomic_file(path))
-    file.writelines(_line(sample.record) for sample in samples)
+    file = files.enter_context(atomic_file(path))
+    file.writelines(lines)
     file.flush()  # a full disk is noticed before any file is replaced
 
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from adapterhub.base.locating import base_in_folder
 from adapterhub.configs import read_config
 from adapterhub.dataset.cleaning import CleaningOptions
-from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS
+from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS, WITH_PROMPTS
 from adapterhub.dataset.filters import FilterOptions
+from adapterhub.dataset.impruver import from_impruver, is_impruver
 from adapterhub.dataset.near_duplicates import DeduplicationOptions
 from adapterhub.dataset.sources import READERS, SPLIT
 from adapterhub.dataset.splitting import SplitOptions
+from adapterhub.dataset.stages import StageOptions
 from adapterhub.errors import ConfigError, describe_validation
 
 AUTO = "auto"
@@ -35,11 +36,7 @@ _IMPRUVER_CONVERTERS = {
 }
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class SourceOptions(_Options):
+class SourceOptions(StageOptions):
     """One source: local files, or a dataset on the Hub. Names are those of `datasets.load_dataset`."""
 
     path: str = Field(min_length=1, validation_alias=AliasChoices("path", "name"))
@@ -60,10 +57,10 @@ class SourceOptions(_Options):
     converter: str = "auto"
     """From a row to a conversation: `messages`, `sharegpt`, `alpaca`, `dolly`, `reasoning`, `prompt_completion`,
     `text`, `auto` (by the columns), or a function of your own as `module.function` or `file.py:function`."""
-    mapping: dict[str, str] = {}
+    mapping: dict[str, str] = Field(default_factory=dict)
     """From a converter's name of a column to the column's name in the source, such as `rating: score`, or to a place
     inside a column: `output: instances.0.output`."""
-    prompts: Annotated[list[str], Field(min_length=1)] | dict[str, str] = []
+    prompts: list[str] | dict[str, str] = Field(default_factory=list)
     """User messages for rows that have none, used in turn; or by theme, with `*` for other themes. `{theme}` stands for
     the text of the column `theme`."""
     system: str | None = None
@@ -101,6 +98,10 @@ class SourceOptions(_Options):
     def _consistent(self) -> Self:
         if self.system is not None and self.system_file is not None:
             raise ValueError("give system or system_file, not both")
+        if self.prompts and self.converter not in (AUTO, *WITH_PROMPTS):
+            raise ValueError(f"prompts are for the converters {' and '.join(WITH_PROMPTS)}")
+        if self.converter not in (AUTO, *CONVERTERS) and self.mapping.keys() - {"rating"}:
+            raise ValueError("a converter of your own has no mapping, but of the rating")
         if (self.is_file or self.streaming) and not SPLIT.fullmatch(self.split):
             raise ValueError("split must be a name with or without one slice, such as train[:1000]")
         return self
@@ -129,10 +130,10 @@ class SourceOptions(_Options):
         return self.model_copy(update=update)
 
 
-class DatasetConfig(_Options):
+class DatasetConfig(StageOptions):
     """How to compose one dataset, as in `examples/dataset.yaml`."""
 
-    sources: list[SourceOptions] = Field(min_length=1, validation_alias=AliasChoices("sources", "datasets"))
+    sources: list[SourceOptions] = Field(min_length=1)
     """Where the records come from."""
     train_path: Path = Path("train.jsonl")
     """The JSON Lines file to write, relative to the folder of the configuration file."""
@@ -152,17 +153,20 @@ class DatasetConfig(_Options):
     """Seed of the order of records, the split and whatever else is drawn."""
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Reads a configuration from a YAML or JSON file.
+    def load(cls, path: str | Path, **fields: Any) -> Self:
+        """Reads a configuration from a YAML or JSON file, which may be one of impruver's.
 
         Args:
             path: The file. Relative paths are taken from its folder.
+            **fields: Fields that replace those of the file.
 
         Raises:
             ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
         content, folder = read_config(path)
-        return cls.parse(content, origin=str(path)).in_folder(folder)
+        if is_impruver(content):
+            content = from_impruver(content)
+        return cls.parse({**content, **fields}, origin=str(path)).in_folder(folder)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], *, origin: str) -> Self:
@@ -184,7 +188,11 @@ class DatasetConfig(_Options):
             ) from error
 
     @model_validator(mode="after")
-    def _two_files(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.filters.needs_tokens and self.tokenizer is None:
+            raise ValueError("filters that count tokens need a tokenizer")
+        if "split" in self.model_fields_set and self.val_path is None:
+            raise ValueError("split needs a val_path")
         if self.train_path == self.val_path:
             raise ValueError("train_path and val_path are the same file")
         return self
@@ -194,6 +202,7 @@ class DatasetConfig(_Options):
         return self.model_copy(
             update={
                 "sources": [source.in_folder(folder) for source in self.sources],
+                "tokenizer": self.tokenizer and base_in_folder(self.tokenizer, folder),
                 "train_path": folder / self.train_path,
                 "val_path": self.val_path and folder / self.val_path,
             }

@@ -47,7 +47,8 @@ class Columns:
         names = (name, *others)
         columns = [self.mapping[one] for one in names if one in self.mapping] or names
         found = (_lookup(self.row, column) for column in columns)
-        return next((value for value in found if value not in (None, "")), None)
+        # NaN, which is no value either, is unequal to itself.
+        return next((value for value in found if value not in (None, "") and value == value), None)
 
     def text(self, name: str, *others: str) -> str:
         """The same as text, `""` if there is none."""
@@ -83,7 +84,9 @@ Converter = Callable[[Columns], Conversation]
 def messages(columns: Columns) -> Conversation:
     """OpenAI's and transformers' format: `messages` with `role` and `content`, and `tools`."""
     found = columns.value("messages", "conversation")
-    if isinstance(found, dict):  # of lists: one for each key
+    if isinstance(found, dict) and all(
+        isinstance(values, list) for values in found.values()
+    ):  # one for each key
         found = [dict(zip(found, values, strict=False)) for values in zip(*found.values(), strict=False)]
     return _conversation([_message(message) for message in _objects(found, "messages")], columns)
 
@@ -153,6 +156,8 @@ prompt completion text theme rating
 """
 COLUMN_NAMES = frozenset(_NAMES.split())
 """The names by which converters read columns, which a mapping may change."""
+WITH_PROMPTS = ("prompt_completion", "text")
+"""The converters that take the user's message from `prompts` where a row has none."""
 
 
 def detect_converter(columns: Columns) -> str:
@@ -180,6 +185,7 @@ def detect_converter(columns: Columns) -> str:
     raise UnusableRowError("no converter knows these columns")
 
 
+_OPENAI_ROLES = {"developer": "system", "function": "tool"}
 _ROLES = {
     "system": "system",
     "human": "user",
@@ -228,7 +234,8 @@ def _function_call(call: Mapping[str, Any]) -> Message:
 
 def _message(message: Mapping[str, Any]) -> Message:
     """A message in transformers' format from one in OpenAI's, whose content may be a list of parts."""
-    converted = dict(message)
+    role = message.get("role")
+    converted = {**message, "role": _OPENAI_ROLES.get(str(role), role)}
     if isinstance(message.get("content"), list):
         converted["content"] = "".join(map(_text_part, _objects(message["content"], "content")))
     if message.get("tool_calls"):
@@ -263,7 +270,8 @@ def _tool(tool: Mapping[str, Any]) -> Message:
 
 
 def _history(columns: Columns) -> Iterator[Message]:
-    for turn in columns.value("history") or []:
+    history = columns.value("history") or []
+    for turn in history if isinstance(history, list) else [history]:
         if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(one, str) for one in turn)):
             raise UnusableRowError("history is not a list of pairs")
         yield from _turn(*turn)

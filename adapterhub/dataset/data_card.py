@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from adapterhub._files import sha256_file
+from adapterhub.base.locating import is_local_base
+from adapterhub.dataset.composed import ComposedDataset
 from adapterhub.dataset.config import DatasetConfig
-from adapterhub.dataset.reading import SourceReport
 from adapterhub.dataset.records import Sample
-from adapterhub.dataset.stages import StageResult
 from adapterhub.reports import histogram
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -130,29 +131,26 @@ class DataCard(_Card):
     def of(
         cls,
         config: DatasetConfig,
-        reports: Iterable[SourceReport],
-        stages: Mapping[str, StageResult],
+        composed: ComposedDataset,
         parts: tuple[PartCard, PartCard | None],
-        samples: tuple[Sequence[Sample], Sequence[Sample]],
     ) -> Self:
         """The data card of a dataset.
 
         Args:
             config: What it was composed by.
-            reports: What was read, in the order of the configuration's sources.
-            stages: The results of the stages that ran, by name.
+            composed: What was done.
             parts: The cards of the training and the validation file.
-            samples: The samples in these files.
         """
-        train, val = (Counter(sample.source for sample in part) for part in samples)
+        train, val = (Counter(sample.source for sample in part) for part in (composed.train, composed.val))
+        tokenizer = config.tokenizer
         return cls(
             seed=config.seed,
-            tokenizer=config.tokenizer,
+            tokenizer=Path(tokenizer).name if tokenizer and is_local_base(tokenizer) else tokenizer,
             sources=[
                 SourceCard(
                     name=report.label,
                     license=report.license,
-                    revision=source.revision,
+                    revision=report.revision,
                     converter=report.converter,
                     files=[FileCard(name=file.name, sha256=sha256_file(file)) for file in report.files],
                     rows=report.rows,
@@ -160,16 +158,16 @@ class DataCard(_Card):
                     train=train[report.label],
                     val=val[report.label],
                 )
-                for source, report in zip(config.sources, reports, strict=True)
+                for report in composed.sources
             ],
             stages=[
                 StageCard(
-                    name=name,
-                    kept=len(result.kept),
-                    dropped=_counts(result.dropped),
-                    changed=_counts(result.changed),
+                    name=stage.name,
+                    kept=stage.kept,
+                    dropped=_counts(stage.dropped),
+                    changed=_counts(stage.changed),
                 )
-                for name, result in stages.items()
+                for stage in composed.stages
             ],
             train=parts[0],
             val=parts[1],

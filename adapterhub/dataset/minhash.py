@@ -50,8 +50,8 @@ def shingles(text: str) -> NDArray[np.uint64]:
 
 def signatures(texts: Iterable[str]) -> Signatures:
     """The MinHash signatures of texts, by multiply-shift hashing (Dietzfelbinger et al., 1997)."""
-    rows = [_signature(shingles(text)) for text in texts]
-    return np.stack(rows) if rows else np.empty((0, PERMUTATIONS), dtype=np.uint32)
+    row = np.dtype((np.uint32, PERMUTATIONS))
+    return np.fromiter((_signature(shingles(text)) for text in texts), dtype=row)
 
 
 def _signature(hashes: NDArray[np.uint64]) -> NDArray[np.uint32]:

@@ -12,12 +12,15 @@ from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from typing import TypeVar
 
 from pydantic import Field
 
 from adapterhub.dataset import minhash
 from adapterhub.dataset.records import Record, Sample
 from adapterhub.dataset.stages import StageOptions, StageResult
+
+_Item = TypeVar("_Item")
 
 DEFAULT_THRESHOLD = 0.8
 _MARGIN = 0.1
@@ -50,12 +53,13 @@ def deduplicate(samples: Iterable[Sample], options: DeduplicationOptions) -> Sta
         options: What counts as a duplicate.
     """
     result = StageResult()
-    samples = _without_copies(samples, result) if options.exact else list(samples)
+    unique = _without_copies(samples, result) if options.exact else iter(samples)
     if not options.near:
-        result.kept = samples
+        result.kept = list(unique)
         return result
-    index = _Index([sample.record for sample in samples], options.threshold)
-    for row, sample in enumerate(samples):
+    candidates: list[Sample] = []
+    index = _Index((sample.record for sample in _collected(unique, candidates)), options.threshold)
+    for row, sample in enumerate(candidates):
         if any(True for _ in index.matches(row)):
             result.dropped["near duplicate"] += 1
         else:
@@ -64,15 +68,15 @@ def deduplicate(samples: Iterable[Sample], options: DeduplicationOptions) -> Sta
     return result
 
 
-def duplicate_groups(samples: Sequence[Sample], threshold: float = DEFAULT_THRESHOLD) -> list[int]:
-    """Numbers of groups: samples that are exact or near duplicates of each other, over others too, share one.
+def duplicate_groups(records: Sequence[Record], threshold: float = DEFAULT_THRESHOLD) -> list[int]:
+    """Numbers of groups: records that are exact or near duplicates of each other, over others too, share one.
 
     Args:
-        samples: The samples.
+        records: The records.
         threshold: As in `DeduplicationOptions`.
     """
-    index = _Index([sample.record for sample in samples], threshold)
-    parents = list(range(len(samples)))
+    index = _Index(records, threshold)
+    parents = list(range(len(records)))
 
     def root(row: int) -> int:
         while parents[row] != row:
@@ -80,24 +84,29 @@ def duplicate_groups(samples: Sequence[Sample], threshold: float = DEFAULT_THRES
             row = parents[row]
         return row
 
-    for row in range(len(samples)):
+    for row in range(len(records)):
         for match in index.matches(row):
             parents[root(row)] = root(match)
         index.add(row)
-    return [root(row) for row in range(len(samples))]
+    return [root(row) for row in range(len(records))]
 
 
-def _without_copies(samples: Iterable[Sample], result: StageResult) -> list[Sample]:
+def _without_copies(samples: Iterable[Sample], result: StageResult) -> Iterator[Sample]:
     seen: set[bytes] = set()
-    kept: list[Sample] = []
     for sample in samples:
         key = _exact_key(sample.record)
         if key in seen:
             result.dropped["exact duplicate"] += 1
         else:
             seen.add(key)
-            kept.append(sample)
-    return kept
+            yield sample
+
+
+def _collected(items: Iterable[_Item], into: list[_Item]) -> Iterator[_Item]:
+    """The items one by one, each put into the list: they are signed while they are read, so that progress is true."""
+    for item in items:
+        into.append(item)
+        yield item
 
 
 def _exact_key(record: Record) -> bytes:
@@ -112,9 +121,12 @@ def _exact_key(record: Record) -> bytes:
 class _Index:
     """Finds verified near duplicates among the records that were added to it."""
 
-    def __init__(self, records: Sequence[Record], threshold: float) -> None:
-        self._records, self._threshold = records, threshold
-        self._signatures = minhash.signatures(record.conversation for record in records)
+    def __init__(self, records: Iterable[Record], threshold: float) -> None:
+        self._records: list[Record] = []
+        self._threshold = threshold
+        self._signatures = minhash.signatures(
+            record.conversation for record in _collected(records, self._records)
+        )
         self._buckets = minhash.buckets(self._signatures, threshold)
         self._shared = (self._buckets >= 0).sum(axis=1).tolist()
         self._members: dict[int, deque[int]] = defaultdict(lambda: deque(maxlen=_IN_BUCKET))
@@ -143,9 +155,10 @@ class _Index:
         return [number for number in numbers if number >= 0]
 
     def _is_duplicate(self, one: int, other: int) -> bool:
-        if jaccard(self._shingles(one), self._shingles(other)) < self._threshold:
+        # The answers first: they are shorter.
+        if jaccard(self._answer_words(one), self._answer_words(other)) < _ANSWER_WORDS:
             return False
-        return jaccard(self._answer_words(one), self._answer_words(other)) >= _ANSWER_WORDS
+        return jaccard(self._shingles(one), self._shingles(other)) >= self._threshold
 
     def _shingles_of(self, row: int) -> frozenset[int]:
         return frozenset(minhash.shingles(self._records[row].conversation).tolist())

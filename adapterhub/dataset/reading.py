@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from adapterhub.dataset.composed import SourceReport
 from adapterhub.dataset.config import AUTO, SourceOptions
 from adapterhub.dataset.converters import (
     CONVERTERS,
@@ -27,27 +25,6 @@ from adapterhub.dataset.sources import SourceRow, open_source
 from adapterhub.errors import ConfigError, DatasetError
 
 _ROWS_BETWEEN_REPORTS = 200
-
-
-@dataclass
-class SourceReport:
-    """What was read of a source.
-
-    Attributes:
-        label: The source's name on the data card.
-        converter: The converter that was used.
-        files: Its local files.
-        license: Its licence, as configured, or else as its page on the Hub states.
-        rows: Rows read.
-        dropped: Number of rows that are no conversation, by reason.
-    """
-
-    label: str
-    converter: str
-    files: tuple[Path, ...] = ()
-    license: str | None = None
-    rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 class SourceReader:
@@ -66,11 +43,18 @@ class SourceReader:
         self._source = source
         self._system = _system_message(source)
         self._convert: Converter | None = None
+        self._detected_names: set[str] = set()
         if source.converter != AUTO:
             self._convert = CONVERTERS.get(source.converter) or load_own_converter(source.converter)
         opened = open_source(source)
         self._rows = islice(opened.rows, source.max_records) if source.streaming else opened.rows
-        self.report = SourceReport(label, source.converter, opened.files, source.license or opened.license)
+        self.report = SourceReport(
+            label,
+            source.converter,
+            opened.files,
+            source.license or opened.license,
+            opened.revision or source.revision,
+        )
 
     def samples(self, progress: Callable[[int], None] | None = None) -> Iterator[Sample]:
         """Reads and converts the rows, once.
@@ -94,13 +78,18 @@ class SourceReader:
             raise _nothing_usable(report, columns.row if columns else None)
 
     def _record(self, columns: Columns) -> Record:
-        if self._convert is None:
-            self.report.converter = detect_converter(columns)
-            self._convert = CONVERTERS[self.report.converter]
-        record = _checked(self._convert(columns), columns.number)
+        record = _checked((self._convert or self._detected(columns))(columns), columns.number)
         if self._system is None or record.messages[0].role == "system":
             return record
         return record.model_copy(update={"messages": [self._system, *record.messages]})
+
+    def _detected(self, columns: Columns) -> Converter:
+        """The converter of this row: an optional column may come with a later row only."""
+        name = detect_converter(columns)
+        if name not in self._detected_names:
+            self._detected_names.add(name)
+            self.report.converter = f"{AUTO}: {', '.join(sorted(self._detected_names))}"
+        return CONVERTERS[name]
 
 
 def _system_message(source: SourceOptions) -> Message | None:
@@ -146,7 +135,7 @@ def _rating(columns: Columns) -> float | None:
     value = columns.value("rating", "score")
     try:
         rating = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return rating if math.isfinite(rating) else None
 

@@ -38,12 +38,14 @@ class OpenSource:
     Attributes:
         rows: The rows of the slice, read as they are needed.
         files: Its local files.
-        license: The licence that its page on the Hub states.
+        license: The licence that its dataset card states.
+        revision: Its commit on the Hub.
     """
 
     rows: Iterator[SourceRow]
     files: tuple[Path, ...] = ()
     license: str | None = None
+    revision: str | None = None
 
 
 def open_source(source: SourceOptions) -> OpenSource:
@@ -203,25 +205,42 @@ def _open_dataset(source: SourceOptions) -> OpenSource:
     rows = _dataset_rows(source, dataset)
     if bounds:
         rows = _sliced(rows, bounds["start"], bounds["stop"])
-    return OpenSource(rows, license=dataset.info.license or None)
+    license_id, revision = _dataset_card(source)
+    return OpenSource(rows, license=license_id, revision=revision)
+
+
+def _dataset_card(source: SourceOptions) -> tuple[str | None, str | None]:
+    """The licence that the card of a dataset states, and the commit that it was read at; None for what is not known."""
+    from huggingface_hub import DatasetCard, hf_hub_download
+
+    path = Path(source.path, "README.md")
+    is_folder = path.parent.is_dir()
+    try:
+        if not is_folder:
+            found = hf_hub_download(source.path, path.name, repo_type="dataset", revision=source.revision)
+            path = Path(found)
+        stated = DatasetCard.load(path, ignore_metadata_errors=True).data.license
+    except (OSError, ValueError, AttributeError):  # no card, or not a readable one
+        return None, None
+    license_id = ", ".join(map(str, stated)) if isinstance(stated, list) else stated
+    return license_id, None if is_folder else path.parent.name  # a snapshot's folder is its commit
 
 
 def _dataset_rows(source: SourceOptions, dataset: Iterable[SourceRow]) -> Iterator[SourceRow]:
     try:
         yield from map(_without_nulls, dataset)
     except Exception as error:
-        raise _unreadable(source, error) from error
+        raise _unreadable(source, error, type(error).__name__) from error  # its text may quote the row
 
 
-def _unreadable(source: SourceOptions, error: Exception) -> DatasetError:
+def _unreadable(source: SourceOptions, error: Exception, reason: str = "") -> DatasetError:
     if isinstance(error, ConnectionError):
         return DatasetError(
             f"The dataset {source.label!r} could not be loaded: the Hub cannot be reached, or has no such dataset.",
             hint="Check its name and the network; `HF_HUB_OFFLINE` must not be set.",
         )
-    reason = (
-        str(error).splitlines()[0] if isinstance(error, ValueError | FileNotFoundError) and str(error) else ""
-    )
+    if not reason and (type(error) is ValueError or isinstance(error, FileNotFoundError)):
+        reason = next(iter(str(error).splitlines()), "")
     return DatasetError(
         f"The dataset {source.label!r} could not be loaded: {reason or type(error).__name__}",
         hint="Check path, subset, split and revision; for a gated dataset log in with `hf auth login`.",

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from adapterhub.dataset.near_duplicates import DEFAULT_THRESHOLD, duplicate_groups
-from adapterhub.dataset.records import Sample
+from adapterhub.dataset.records import Record, Sample
 from adapterhub.dataset.stages import StageOptions
 from adapterhub.errors import DatasetError
 
@@ -37,35 +37,64 @@ def split(
         seed: Seed of the draw and of the order.
 
     Returns:
-        The samples to train on, and those to validate on. There are fewer of these than asked for where groups of
-        duplicates do not add up to it.
+        The samples to train on, and those to validate on.
 
     Raises:
-        DatasetError: Nothing would be left to train on, or groups of duplicates are too large to hold any of them out.
+        DatasetError: As for `hold_out`.
     """
-    wanted = _wanted(len(samples), options.val_size)
-    order = np.random.default_rng(seed).permutation(len(samples)).tolist()
-    held_out = _held_out(order, duplicate_groups(samples, options.threshold), wanted) if wanted else set()
-    if wanted and not held_out:
-        raise DatasetError(
-            f"No part of {len(samples):,} samples can be held out: near duplicates stay on one side of the split.",
-            hint="Remove duplicates, raise val_size, or raise the split's threshold.",
-        )
+    records = [sample.record for sample in samples]
+    held_out = hold_out(records, options.val_size, seed=seed, threshold=options.threshold)
+    order = _order(len(samples), seed)
     return [samples[i] for i in order if i not in held_out], [samples[i] for i in order if i in held_out]
 
 
-def _wanted(total: int, size: float) -> int:
-    """The number of samples to hold out; at least one if it is a share."""
-    wanted = max(1, round(size * total)) if isinstance(size, float) else size
-    if wanted >= total:
+def hold_out(
+    records: Sequence[Record], size: float, *, seed: int, threshold: float = DEFAULT_THRESHOLD
+) -> set[int]:
+    """Draws records for validation, of each group of near duplicates all or none.
+
+    Args:
+        records: The records.
+        size: How many, or below one their share.
+        seed: Seed of the draw.
+        threshold: Similarity of near duplicates, as in `DeduplicationOptions`.
+
+    Returns:
+        The indices of these records. They are fewer than asked for where groups do not add up to it.
+
+    Raises:
+        DatasetError: Nothing would be left to train on, or all groups are too large to be held out.
+    """
+    wanted = _wanted(len(records), size)
+    if not wanted:
+        return set()
+    held_out = _whole_groups(_order(len(records), seed), duplicate_groups(records, threshold), wanted)
+    if not held_out:
         raise DatasetError(
-            f"{wanted:,} samples are to be held out, and there are {total:,}.", hint="Lower val_size."
+            f"No part of {len(records):,} records can be held out: near duplicates stay on one side of the split.",
+            hint="Remove duplicates, hold out more, or give a validation file.",
+        )
+    return held_out
+
+
+def _order(count: int, seed: int) -> list[int]:
+    order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
+    return order
+
+
+def _wanted(total: int, size: float) -> int:
+    """The number of records to hold out; at least one if it is a share."""
+    wanted = max(1, round(size * total)) if 0 < size < 1 else int(size)
+    if wanted and wanted >= total:
+        raise DatasetError(
+            f"{wanted:,} records are to be held out, and there are {total:,}.",
+            hint="Hold out fewer, or add records.",
         )
     return wanted
 
 
-def _held_out(order: Sequence[int], groups: Sequence[int], wanted: int) -> set[int]:
-    """Whole groups of samples, in the order's sequence, as long as they fit."""
+def _whole_groups(order: Sequence[int], groups: Sequence[int], wanted: int) -> set[int]:
+    """Whole groups of records, in the order's sequence, as long as they fit."""
     members: dict[int, list[int]] = {}
     for i in order:
         members.setdefault(groups[i], []).append(i)

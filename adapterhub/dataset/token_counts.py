@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Self
 
-from adapterhub.base.locating import locate_base
 from adapterhub.dataset.records import Record
 from adapterhub.engine.tokenizer import Tokenizer
-from adapterhub.errors import ConfigError
 from adapterhub.requests.encoding import PromptEncoder
 from adapterhub.requests.prompts import choose_style
 
@@ -36,16 +34,9 @@ class TokenCounter:
         Raises:
             ConfigError: There is no such base, or its tokenizer cannot be loaded.
         """
-        from transformers import AutoTokenizer
+        from adapterhub.base.loading import load_tokenizer
 
-        folder = locate_base(base, revision=revision)
-        try:
-            return cls(AutoTokenizer.from_pretrained(folder), base)
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"The tokenizer of base {base!r} cannot be loaded ({type(error).__name__}).",
-                hint="Its folder needs tokenizer.json and tokenizer_config.json.",
-            ) from error
+        return cls(load_tokenizer(base, revision=revision), base)
 
     def __call__(self, record: Record) -> int:
         """The number of tokens.

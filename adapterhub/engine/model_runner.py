@@ -10,7 +10,7 @@ import torch
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.kv.attention import AttentionMetadata, QuerySpan, use_packed_attention
-from adapterhub.engine.kv.cache import KVCache, KVShape, KVSlot
+from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache, KVShape, KVSlot
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.mapping import LoraMapping
@@ -114,7 +114,8 @@ class ModelRunner:
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`."""
         order = sorted(range(len(sequences)), key=lambda index: _sort_key(sequences[index]))
-        logits = self._forward([sequences[index] for index in order])
+        ordered = [sequences[index] for index in order]
+        logits = self._forward(ordered, [(len(one.token_ids) - 1,) * one.needs_logits for one in ordered])
         for sequence in sequences:
             sequence.kv_slot.length += len(sequence.token_ids)
         with_logits = [index for index in order if sequences[index].needs_logits]
@@ -123,15 +124,40 @@ class ModelRunner:
         restore = sorted(range(len(with_logits)), key=with_logits.__getitem__)
         return logits[torch.tensor(restore, device=logits.device)]
 
+    def score(
+        self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None
+    ) -> torch.Tensor:
+        """Computes logits within whole sequences, in one forward pass; for evaluation, between steps.
+
+        Args:
+            sequences: The token ids of each.
+            positions: The positions in each, from 0 and rising, whose logits are computed.
+            lora_slot: The LoRA slot of the adapter of all of them; None for the base.
+
+        Returns:
+            The logits at those positions, sequence after sequence, shape (positions, vocabulary).
+        """
+        room = sum(max(MIN_SLOT_TOKENS, 2 * len(one)) for one in sequences)
+        cache = KVCache(self._kv_shape, 2 * room)  # slots are powers of two, and pools grow twofold
+        scheduled = []
+        for token_ids in sequences:
+            slot = cache.allocate(len(token_ids))
+            if slot is None:
+                raise EngineError("The KV cache for an evaluation is too small.")
+            scheduled.append(ScheduledSequence(slot, token_ids, lora_slot, needs_logits=True))
+        return self._forward(scheduled, positions)
+
     @torch.inference_mode()
-    def _forward(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
+    def _forward(
+        self, sequences: Sequence[ScheduledSequence], positions_kept: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """The logits at some positions among the tokens of each sequence, sequence after sequence."""
         device = self._device
         spans, logit_indices, start = [], [], 0
-        for sequence in sequences:
+        for sequence, kept in zip(sequences, positions_kept, strict=True):
             spans.append(QuerySpan(sequence.kv_slot, start, len(sequence.token_ids)))
+            logit_indices += [start + position for position in kept]
             start += len(sequence.token_ids)
-            if sequence.needs_logits:
-                logit_indices.append(start - 1)
         token_ids = [token_id for sequence in sequences for token_id in sequence.token_ids]
         positions = [
             sequence.kv_slot.length + offset
@@ -140,7 +166,9 @@ class ModelRunner:
         ]
         metadata = AttentionMetadata(spans, device, self._base.compute_dtype)
         mapping = self._mapping([(one.lora_slot, len(one.token_ids)) for one in sequences])
-        output_mapping = self._mapping([(one.lora_slot, 1) for one in sequences if one.needs_logits])
+        output_mapping = self._mapping(
+            [(one.lora_slot, len(kept)) for one, kept in zip(sequences, positions_kept, strict=True) if kept]
+        )
         with self._lora.using(mapping, output_mapping):
             output = self._base.model(
                 input_ids=torch.tensor([token_ids], device=device),
@@ -171,7 +199,7 @@ class ModelRunner:
         slot = KVCache(self._kv_shape, 1).allocate(1)
         if slot is None:
             raise EngineError("An empty KV cache has no slot.")
-        self._forward([ScheduledSequence(slot, [0], None, needs_logits=True)])
+        self._forward([ScheduledSequence(slot, [0], None, needs_logits=True)], [(0,)])
 
 
 def _sort_key(sequence: ScheduledSequence) -> tuple[int, int]:

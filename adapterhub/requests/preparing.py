@@ -162,6 +162,15 @@ class RequestPreparer:
         """The adapter, or the adapters of a blend, that a reference names, whatever base they are for."""
         return resolve_adapter(reference, self._registry.resolve)
 
+    def resolve_for_base(self, reference: str) -> tuple[ResolvedAdapter, PromptProfile, LoraRequest]:
+        """An adapter or blend for this base: what the reference names, its prompt profile, what the engine loads.
+
+        Raises:
+            AdapterIncompatibleError: It was made for another base.
+        """
+        resolved = resolve_adapter(reference, self._resolve_for_base)
+        return resolved, self._profile(resolved.main_card), self._lora_request_of(resolved)
+
     def lora_request(self, reference: str) -> LoraRequest:
         """What the engine loads for a reference."""
         return self._lora_request_of(self.resolve(reference))

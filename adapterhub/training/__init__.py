@@ -11,15 +11,21 @@ from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from adapterhub.training.config import FinetuneConfig
-    from adapterhub.training.finetuning import finetune
+    from adapterhub.training.finetuning import finetune, smoke_test
     from adapterhub.training.losses import TrainingStep
-    from adapterhub.training.trainer import TrainingResult, train_adapter
+    from adapterhub.training.masked_example import MaskedExample
+    from adapterhub.training.output_folder import FinetuneResult
+    from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter
 
 __all__ = [
     "FinetuneConfig",
+    "FinetuneResult",
+    "MaskedExample",
+    "RunStart",
     "TrainingResult",
     "TrainingStep",
     "finetune",
+    "smoke_test",
     "train_adapter",
 ]
 
@@ -27,9 +33,13 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "FinetuneConfig": "adapterhub.training.config",
+        "FinetuneResult": "adapterhub.training.output_folder",
+        "MaskedExample": "adapterhub.training.masked_example",
+        "RunStart": "adapterhub.training.trainer",
         "TrainingResult": "adapterhub.training.trainer",
         "TrainingStep": "adapterhub.training.losses",
         "finetune": "adapterhub.training.finetuning",
+        "smoke_test": "adapterhub.training.finetuning",
         "train_adapter": "adapterhub.training.trainer",
     },
 )

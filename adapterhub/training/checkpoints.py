@@ -31,9 +31,10 @@ _FREE: dict[str, Any] = {
     "name": True,
     "output_dir": True,
     "report_to": True,
+    "run_name": True,
     "data": {"train", "validation"},  # by digest
     "initial_adapter": True,  # by the weights that the checkpoint holds
-    "train": {"resume", "save_every", "save_total_limit"},
+    "train": {"resume", "save_every", "save_total_limit", "save_dtype", "logging_steps"},
     "card": {"description", "tags", "task", "language", "license", "routing", "serving"},
 }
 

@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, TypeAlias, cast
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
-from adapterhub.base.locating import DEMO_BASE, is_local_base
+from adapterhub.base.locating import base_in_folder
 from adapterhub.configs import read_config
+from adapterhub.dataset.config import DatasetConfig
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
 from adapterhub.registry.references import check_name
+from adapterhub.training.foreign_config import ForeignConfig
+from adapterhub.training.impruver import is_impruver, read_impruver
+
+_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+def _full_name(dtype: object) -> object:
+    """A dtype's name, of what PyTorch and transformers write too: `torch.float16`, `fp16`."""
+    if not isinstance(dtype, str):
+        return dtype
+    name = dtype.removeprefix("torch.")
+    return _DTYPES.get(name, name)
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataOptions(_Options):
     """The datasets. Relative paths are relative to the folder of the configuration file."""
 
-    train: Path
+    train: Path | None = None
     """JSON Lines file; each line is `{"messages": [{"role": ..., "content": ...}, ...], "tools": [...]}`."""
+    compose: DatasetConfig | None = None
+    """Compose the dataset first, as `adapterhub compose-dataset` does, and train on it; in place of `train`. Its files
+    are kept where it names them."""
+    loss: Literal["assistant", "all"] = "assistant"
+    """What to learn: the assistant's tokens, each answer with its end, or the whole text."""
     validation: Path | None = None
     """A file of the same format to evaluate on."""
     validation_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the training records to hold out for evaluation, drawn with the seed."""
+    """Share of the training records to hold out for evaluation, drawn with the seed; near duplicates stay together."""
     max_records: int | None = Field(None, gt=0)
     """Read at most this many records of each file."""
+
+    @model_validator(mode="after")
+    def _one_dataset(self) -> Self:
+        if (self.train is None) == (self.compose is None):
+            raise ValueError("give either train or compose")
+        return self
 
     @model_validator(mode="after")
     def _one_validation(self) -> Self:
@@ -61,6 +87,11 @@ class LoraOptions(_Options):
     """Weight-decomposed LoRA (Liu et al., 2024)."""
 
 
+Optimizer: TypeAlias = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"
+]
+
+
 class TrainOptions(_Options):
     """The schedule and the optimiser, under transformers' names, some shortened."""
 
@@ -70,13 +101,15 @@ class TrainOptions(_Options):
     """Optimiser steps, in place of `epochs`."""
     batch_size: int = Field(8, gt=0)
     """Records in one forward pass."""
+    eval_batch_size: int | None = Field(None, gt=0)
+    """Records in one forward pass of an evaluation; `batch_size` if None."""
     gradient_accumulation: int = Field(1, gt=0)
     """Forward passes to one optimiser step."""
     learning_rate: float = Field(2e-4, gt=0)
     """The maximum learning rate."""
     warmup: float = Field(0.0, ge=0)
     """Steps over which the learning rate rises; below 1, a share of all steps."""
-    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     """The learning rate schedule after the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
@@ -84,20 +117,26 @@ class TrainOptions(_Options):
     """Gradients are clipped to this norm."""
     max_length: int = Field(1024, gt=1)
     """Tokens; longer records are cut at the end."""
-    optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "adamw_torch"
+    packing: bool = False
+    """Put several records into one row of up to `max_length` tokens: `batch_size` counts rows then, and little is
+    computed for padding. Each record still attends to itself alone."""
+    optimizer: Optimizer = "adamw_torch"
     """The optimiser, by transformers' name."""
-    eval_every: int | None = Field(None, gt=0)
-    """Evaluate before the first step and then after every this many steps; None evaluates once, at the end."""
+    eval_every: Annotated[int, Field(gt=0)] | Literal["epoch"] | None = None
+    """Evaluate before the first step and then after every this many steps, or every epoch; None evaluates once, at the
+    end."""
     early_stopping_patience: int | None = Field(None, gt=0)
     """End the run after this many evaluations, of `eval_every`, without a lower loss."""
     load_best: bool = False
     """Take the weights of the evaluation with the lowest loss, not the last ones."""
-    save_every: int | None = Field(None, gt=0)
-    """Write a checkpoint into `output_dir` after every this many steps; None writes one, at the end."""
+    save_every: Annotated[int, Field(gt=0)] | Literal["epoch"] | None = None
+    """Write a checkpoint into `output_dir` after every this many steps, or every epoch; None writes one, at the end."""
     save_total_limit: int | None = Field(None, gt=0)
     """Keep this many checkpoints, the newest; None keeps all."""
     resume: bool = False
     """Continue from the last checkpoint in `output_dir`, if there is one."""
+    logging_steps: int | None = Field(None, gt=0)
+    """Where the progress is no bar, a line after every this many steps; None: every five seconds."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -192,14 +231,22 @@ class FinetuneConfig(_Options):
     file."""
     train: TrainOptions = TrainOptions()
     """The schedule."""
-    output_dir: Path | None = None
-    """Folder for checkpoints and the losses. Relative to the folder of the configuration file."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
     """Quantisation of the frozen base during training."""
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of activations."""
+    compute_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_full_name)
+    ] = "auto"
+    """Dtype of activations, also written as `torch.float16` or `fp16`. `auto` is bfloat16 on a GPU that has it, else
+    float16; on a CPU bfloat16 if it has instructions for it (AVX512-BF16, AMX), else float32."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
+    output_dir: Path | None = None
+    """Folder for the adapter, the tokenizer, the configuration, `result.json`, checkpoints and the losses; None
+    registers the adapter only. Relative to the folder of the configuration file."""
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also report losses there. TensorBoard's files go to `output_dir`."""
+    run_name: str | None = None
+    """The run's name there; the adapter's if None."""
     card: CardOptions = CardOptions()
     """Fields of the adapter's card."""
 
@@ -208,7 +255,9 @@ class FinetuneConfig(_Options):
         train, data = self.train, self.data
         if self.output_dir is None and (train.save_every or train.resume):
             raise ValueError("train.save_every and train.resume need output_dir")
-        held_out = data.validation is not None or data.validation_share > 0
+        if self.output_dir is None and self.report_to == "tensorboard":
+            raise ValueError("report_to: tensorboard needs output_dir")
+        held_out = data.validation is not None or data.validation_share > 0 or data.compose is not None
         if not held_out and (train.load_best or train.early_stopping_patience):
             raise ValueError(
                 "train.load_best and train.early_stopping_patience need data.validation or data.validation_share"
@@ -216,24 +265,60 @@ class FinetuneConfig(_Options):
         return self
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Self:
         """Reads a configuration from a YAML or JSON file.
+
+        Names of transformers, PEFT, TRL and bitsandbytes are known too, in snake case and camel case, and so are
+        configurations of impruver.
 
         Args:
             path: The file. Relative paths are taken from its folder.
+            changes: Settings to use instead, such as `{"train.seed": 1}`; relative paths are taken from the current
+                folder.
 
         Raises:
             ConfigError: The file is missing, is not a mapping, or has invalid fields, of which it names all.
         """
         path = Path(path)
         content, folder = read_config(path)
+        return cls.parse(content, folder=folder, origin=str(path), changes=changes)
+
+    @classmethod
+    def parse(
+        cls,
+        content: Mapping[str, Any],
+        *,
+        folder: Path,
+        origin: str,
+        changes: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """As `load`, from what a file holds.
+
+        Args:
+            content: Names and values.
+            folder: Where relative paths start.
+            origin: What the error calls the configuration.
+            changes: As for `load`.
+
+        Raises:
+            ConfigError: Fields are invalid, of which it names all.
+        """
+        if is_impruver(content):
+            content = read_impruver(content, origin=origin).settings()
+        foreign = ForeignConfig.read(content, _OWN_NAMES)
+        for setting, value in (changes or {}).items():
+            foreign.change(setting, value, setting)
+        problems = foreign.problems
         try:
-            return cls.model_validate(content)._in_folder(folder)
+            config = cls.model_validate(foreign.nested())
+            if not problems:
+                return config.in_folder(folder)
         except ValidationError as error:
-            raise ConfigError(
-                f"The configuration {str(path)!r} is not valid: {describe_validation(error, limit=None)}.",
-                hint="examples/finetune.yaml shows every field.",
-            ) from error
+            problems = [*problems, describe_validation(error, limit=None, written=foreign.written)]
+        raise ConfigError(
+            f"The configuration {origin!r} is not valid: {'; '.join(problems)}.",
+            hint="examples/finetune.yaml shows every field.",
+        )
 
     def to_resume(self) -> Self:
         """The run with `train.resume` set.
@@ -245,22 +330,47 @@ class FinetuneConfig(_Options):
             raise ConfigError("A run without output_dir has no checkpoints.", hint="Set output_dir.")
         return self.model_copy(update={"train": self.train.model_copy(update={"resume": True})})
 
-    def _in_folder(self, folder: Path) -> Self:
+    def in_folder(self, folder: Path) -> Self:
+        """The same with relative paths taken from `folder`."""
         data = self.data
-        paths = {"train": folder / data.train, "validation": data.validation and folder / data.validation}
-        initial_adapter = self.initial_adapter and folder / self.initial_adapter
+        paths = {
+            "train": data.train and folder / data.train,
+            "validation": data.validation and folder / data.validation,
+            "compose": data.compose and _dataset_in_folder(data.compose, folder),
+        }
         update = {
             "data": data.model_copy(update=paths),
-            "initial_adapter": initial_adapter,
+            "initial_adapter": self.initial_adapter and folder / self.initial_adapter,
             "output_dir": self.output_dir and folder / self.output_dir,
-            "base": _base_in_folder(self.base, folder),
+            "base": base_in_folder(self.base, folder),
             "card": self.card.with_system(folder),
         }
         return self.model_copy(update=update)
 
 
-def _base_in_folder(base: str, folder: Path) -> str:
-    """A base's path as it is from anywhere, since it goes onto the card; a hub id looks like a relative path."""
-    path = folder / base
-    is_path = base.startswith(("./", "../")) or (base != DEMO_BASE and is_local_base(path))
-    return str(path.resolve()) if is_path else base
+_OWN_NAMES = {
+    "": set(FinetuneConfig.model_fields),
+    "data": set(DataOptions.model_fields),
+    "lora": set(LoraOptions.model_fields),
+    "train": set(TrainOptions.model_fields),
+}
+
+
+def _dataset_in_folder(dataset: DatasetConfig, folder: Path) -> DatasetConfig:
+    """The dataset with relative paths taken from a folder, but for the default of `train_path`: that is not kept."""
+    placed = dataset.in_folder(folder)
+    if keeps_files(dataset):
+        return placed
+    return without_files(placed.model_copy(update={"train_path": dataset.train_path}))
+
+
+def without_files(dataset: DatasetConfig) -> DatasetConfig:
+    """The dataset as one that names no place for its files."""
+    copy = dataset.model_copy()
+    copy.model_fields_set.discard("train_path")
+    return copy
+
+
+def keeps_files(dataset: DatasetConfig) -> bool:
+    """Whether a dataset that a run composes names a place for its files."""
+    return "train_path" in dataset.model_fields_set

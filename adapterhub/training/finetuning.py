@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from adapterhub import __version__
 from adapterhub._files import sha256_file
 from adapterhub.base.locating import locate_base
 from adapterhub.errors import AdapterHubError, TrainingError
@@ -20,14 +23,23 @@ from adapterhub.peft_format.checks import inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
+from adapterhub.training.checkpoints import refuse_existing
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.losses import TrainingStep
-from adapterhub.training.trainer import TrainingResult, train_adapter
+from adapterhub.training.output_folder import (
+    FinetuneResult,
+    check_output_folder,
+    save_artifacts,
+    save_result,
+)
+from adapterhub.training.preparing import shortened, with_composed_data
+from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry
 
-_NOT_OF_THE_WEIGHTS = {"resume", "save_every", "save_total_limit"}
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
+_NOT_OF_THE_WEIGHTS = {"resume", "save_every", "save_total_limit", "logging_steps"}
 
 
 def finetune(
@@ -35,53 +47,108 @@ def finetune(
     registry: AdapterRegistry,
     *,
     progress: Callable[[TrainingStep], None] | None = None,
+    composing: Callable[[str, int, int | None], None] | None = None,
+    prepared: Callable[[FinetuneConfig], None] | None = None,
+    started: Callable[[RunStart], None] | None = None,
 ) -> AdapterCard:
     """Trains an adapter and registers it; after an error nothing is registered.
 
     What registering needs is checked before the first step: the names of the layers, the card's fields, the registry
     and the room in it. If something fails all the same once the adapter is trained, its files are kept, and the error
-    says where.
+    says where. With `output_dir` the adapter goes there too, with the tokenizer, the configuration and the result.
 
     Args:
         config: The run.
         registry: Stores the adapter; an existing name gets its next version.
         progress: Called after every step.
+        composing: Called while `data.compose` is composed, as `compose_dataset` does.
+        prepared: Called with the run, its dataset composed, before anything is loaded for it.
+        started: Called before the first step.
 
     Returns:
         The adapter's card, with base, datasets and losses.
 
     Raises:
-        ConfigError: The base cannot be loaded.
+        ConfigError: The base cannot be loaded, or `output_dir` cannot be written.
         DatasetError: The data cannot be used.
         TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out; or the adapter was
-            trained but could not be registered.
+            trained but could not be stored.
         AdapterInvalidError: The initial adapter's files are damaged.
         AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained, or the new one would not fit
             the base.
         InvalidRequestError: A field of the card is not valid.
         RegistryError: The adapter cannot be stored there.
     """
-    config = _with_initial_profile(config)
-
-    def register(folder: Path, fields: CardFields, *, dry_run: bool = False) -> AdapterCard:
-        return registry.register(
-            config.name,
-            folder,
-            base=config.base,
-            quantization=config.quantization,
-            dry_run=dry_run,
-            **fields,
-        )
-
-    with _kept_if_trained(config) as run:
+    if config.output_dir:
+        check_output_folder(config.output_dir)
+        if not config.train.resume:
+            refuse_existing(config.output_dir)
+    with (
+        with_composed_data(_with_initial_profile(config), composing) as ready,
+        _kept_if_trained(config) as run,
+    ):
 
         def check(untrained: Path, stop: tuple[str, ...]) -> None:
-            run.fields = _fields_of_run(config, stop)
-            run.card = register(untrained, run.fields, dry_run=True)
+            run.fields = _fields_of_run(config, ready, stop)
+            run.card = _register(ready, registry, untrained, run.fields, dry_run=True)
 
-        result = train_adapter(config, run.folder, check=check, progress=progress)
-        run.fields = {**run.fields, **_fields_of_result(config, result)}
-        return register(run.folder, run.fields)
+        if prepared:
+            prepared(ready)
+        result = train_adapter(ready, run.folder, check=check, progress=progress, started=started)
+        run.fields = {**run.fields, **_fields_of_result(ready, result)}
+        if config.output_dir:
+            save_artifacts(config, config.output_dir, run.folder, result.base.tokenizer, result.steps)
+        card = _register(ready, registry, run.folder, run.fields)
+    if config.output_dir:
+        save_result(config.output_dir, _result(config.output_dir, card, result))
+    return card
+
+
+def smoke_test(
+    config: FinetuneConfig,
+    registry: AdapterRegistry,
+    *,
+    progress: Callable[[TrainingStep], None] | None = None,
+    composing: Callable[[str, int, int | None], None] | None = None,
+    started: Callable[[RunStart], None] | None = None,
+) -> TrainingResult:
+    """Tries a run with a few records and steps; nothing is registered or kept.
+
+    Args:
+        config: The run.
+        registry: Where it would be registered, which is checked.
+        progress: As for `finetune`.
+        composing: As for `finetune`.
+        started: As for `finetune`.
+
+    Raises:
+        AdapterHubError: As `finetune`.
+    """
+    config = _with_initial_profile(shortened(config))
+    with with_composed_data(config, composing) as ready, tempfile.TemporaryDirectory() as folder:
+
+        def check(untrained: Path, stop: tuple[str, ...]) -> None:
+            _register(ready, registry, untrained, _fields_of_run(config, ready, stop), dry_run=True)
+
+        return train_adapter(ready, Path(folder), check=check, progress=progress, started=started)
+
+
+def _register(
+    config: FinetuneConfig,
+    registry: AdapterRegistry,
+    folder: Path,
+    fields: CardFields,
+    *,
+    dry_run: bool = False,
+) -> AdapterCard:
+    return registry.register(
+        config.name,
+        folder,
+        base=config.base,
+        quantization=config.quantization,
+        dry_run=dry_run,
+        **fields,
+    )
 
 
 @dataclass
@@ -145,11 +212,11 @@ def _with_initial_profile(config: FinetuneConfig) -> FinetuneConfig:
     return config.model_copy(update={"card": card})
 
 
-def _fields_of_run(config: FinetuneConfig, stop: tuple[str, ...]) -> CardFields:
+def _fields_of_run(given: FinetuneConfig, ready: FinetuneConfig, stop: tuple[str, ...]) -> CardFields:
     """What the card says of the run before its first step; the datasets may change or go away during it."""
-    fields: CardFields = {**config.card.fields(), "datasets": _datasets(config)}
+    fields: CardFields = {**ready.card.fields(), "datasets": _datasets(given, ready)}
     if stop:
-        fields["prompt"] = _with_stop(config.card.prompt, stop)
+        fields["prompt"] = _with_stop(ready.card.prompt, stop)
     return fields
 
 
@@ -172,6 +239,9 @@ def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonV
         "lora_dropout": config.lora.dropout,
         "compute_dtype": str(result.base.compute_dtype).removeprefix("torch."),
         "prompt": str(result.style),
+        **_template_digest(result.style.template),
+        "libraries": {"adapterhub": __version__, **{name: version(name) for name in _LIBRARIES}},
+        "loss_tokens": config.data.loss,
         "records": len(result.train.examples),
         "records_truncated": result.train.truncated,
         "records_dropped": result.train.dropped,
@@ -181,10 +251,31 @@ def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonV
     }
 
 
+def _template_digest(template: str | None) -> dict[str, JsonValue]:
+    return {"chat_template": f"sha256:{sha256(template.encode()).hexdigest()}"} if template else {}
+
+
+def _result(folder: Path, card: AdapterCard, result: TrainingResult) -> FinetuneResult:
+    metrics = {
+        "train_loss": result.loss,
+        "eval_loss": result.eval_loss,
+        "train_samples": len(result.train.examples),
+        "train_steps_per_second": result.steps_per_second,
+    }
+    return FinetuneResult(
+        artifacts_dir=str(folder),
+        status="success",
+        last_train_step=result.steps,
+        final_model_name=card.ref,
+        metrics={name: value for name, value in metrics.items() if value is not None},
+    )
+
+
 def _evaluation(config: FinetuneConfig, loss: float) -> Evaluation:
+    path = config.data.validation or config.data.train
     return Evaluation(
         task_type="text-generation",
-        dataset_name=(config.data.validation or config.data.train).name,
+        dataset_name=path.name if path else "",
         dataset_split="validation",
         metric_type="loss",
         metric_name="cross entropy of the answers' tokens, nats, mean over batches",
@@ -192,6 +283,8 @@ def _evaluation(config: FinetuneConfig, loss: float) -> Evaluation:
     )
 
 
-def _datasets(config: FinetuneConfig) -> list[str]:
-    paths = (config.data.train, config.data.validation)
-    return [f"{path.name} sha256:{sha256_file(path)}" for path in paths if path]
+def _datasets(given: FinetuneConfig, ready: FinetuneConfig) -> list[str]:
+    """The sources of a dataset that was composed, and the digests of what was trained and evaluated on."""
+    sources = [source.label for source in given.data.compose.sources] if given.data.compose else []
+    paths = (ready.data.train, ready.data.validation)
+    return [*sources, *(f"{path.name} sha256:{sha256_file(path)}" for path in paths if path)]

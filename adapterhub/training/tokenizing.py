@@ -1,7 +1,8 @@
 """From a conversation to token ids and labels.
 
-Only assistant messages carry loss, each with its end. A conversation is tokenised as a whole, since tokenising messages
-one by one would give other tokens; the tokens in the answers' spans of characters get labels.
+Only assistant messages carry loss, each with its end, unless the whole text is to be learned. A conversation is
+tokenised as a whole, since tokenising messages one by one would give other tokens; the tokens in the answers' spans of
+characters get labels.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from adapterhub.dataset.records import Record
 from adapterhub.errors import DatasetError, InvalidRequestError
@@ -27,8 +28,9 @@ class TokenizedExample:
 
     Attributes:
         input_ids: The tokens, as serving would write them.
-        labels: One for each token: the token itself in an answer, `IGNORE_INDEX` outside. Where the template writes
-            nothing at the end of an answer, the next token's label is the end token, so that its end is learned too.
+        labels: One for each token: the token itself in an answer, `IGNORE_INDEX` outside, or the token there too if the
+            whole text is learned. Where the template writes nothing at the end of an answer, the next token's label is
+            the end token, so that its end is learned too.
     """
 
     input_ids: list[int]
@@ -60,6 +62,7 @@ def tokenize(
     *,
     max_length: int,
     system: str | None = None,
+    loss: Literal["assistant", "all"] = "assistant",
 ) -> TokenizedDataset:
     """Tokenises records and labels the assistant's tokens.
 
@@ -70,6 +73,7 @@ def tokenize(
             one is used: it writes all answers alike, with their reasoning.
         max_length: Maximum number of tokens; longer examples are cut at the end.
         system: System prompt of records without one, as in serving.
+        loss: Which tokens get labels: the assistant's, or those of the whole text.
 
     Raises:
         DatasetError: The chat template fails on a record, or leaves out its tools, or reasoning or calls of an answer;
@@ -82,6 +86,11 @@ def tokenize(
         )
     renderer, labeller = ConversationRenderer(tokenizer, style, system), _Labeller(tokenizer)
     full = [example for record in records for example in _examples(record, renderer, labeller)]
+    ends = (
+        frozenset(label for example in full for label in _last_labels(example)) & labeller.special_token_ids
+    )
+    if loss == "all":
+        full = [_labelled_throughout(example) for example in full]
     shortened = [
         TokenizedExample(example.input_ids[:max_length], example.labels[:max_length]) for example in full
     ]
@@ -97,12 +106,11 @@ def tokenize(
             hint="Raise train.max_length, or shorten the prompts.",
         )
     truncated = sum(len(full[i].input_ids) > max_length for i in usable)
-    ends = {label for example in full for label in _last_labels(example)}
     return TokenizedDataset(
         [shortened[i] for i in usable],
         truncated,
         len(shortened) - len(usable),
-        frozenset(ends & labeller.special_token_ids),
+        ends,
     )
 
 
@@ -113,6 +121,13 @@ def _examples(record: Record, renderer: ConversationRenderer, labeller: _Labelle
         raise DatasetError(
             f"The record at line {record.line} cannot be tokenised: {error.message}", hint=error.hint
         ) from None
+
+
+def _labelled_throughout(example: TokenizedExample) -> TokenizedExample:
+    """The example with a label at every token; the end of an answer stays what is learned behind it."""
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    labels = [token if label == IGNORE_INDEX else label for token, label in pairs]
+    return TokenizedExample(example.input_ids, labels)
 
 
 def _last_labels(example: TokenizedExample) -> Iterator[int]:

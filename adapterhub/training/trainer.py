@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from adapterhub.base.loading import Base, load_base
-from adapterhub.dataset.records import Record, read_records
+from adapterhub.base.loading import Base, load_base, load_tokenizer
+from adapterhub.dataset.records import Record
 from adapterhub.errors import TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.adapter_files import save_adapter
@@ -28,8 +27,29 @@ from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.initial_weights import load_initial_weights
 from adapterhub.training.lora_layers import LearningCheck
 from adapterhub.training.losses import LossReporter, TrainingStep, evaluations, final_loss, write_losses
+from adapterhub.training.masked_example import MaskedExample
+from adapterhub.training.preparing import split_records
 from adapterhub.training.sft import build_trainer
 from adapterhub.training.tokenizing import TokenizedDataset, tokenize
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known of a run before its first step.
+
+    Attributes:
+        device: Where it computes.
+        compute_dtype: The dtype of activations, such as `bfloat16`.
+        records: Number of training examples.
+        held_out: Number of validation examples.
+        example: The first example.
+    """
+
+    device: str
+    compute_dtype: str
+    records: int
+    held_out: int
+    example: MaskedExample
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,7 @@ def train_adapter(
     *,
     check: Callable[[Path, tuple[str, ...]], None] | None = None,
     progress: Callable[[TrainingStep], None] | None = None,
+    started: Callable[[RunStart], None] | None = None,
 ) -> TrainingResult:
     """Trains an adapter and writes `adapter_config.json`, `adapter_model.safetensors` and the chat template.
 
@@ -78,10 +99,11 @@ def train_adapter(
         check: Called before the first step with a folder of the same files with untrained weights, and with the
             result's `stop`; what it raises ends the run.
         progress: Called after every step.
+        started: Called before the first step.
 
     Raises:
-        ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`; or `output_dir`
-            holds checkpoints of another run.
+        ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`; or the data is still
+            to be composed; or `output_dir` holds checkpoints of another run.
         DatasetError: The data cannot be used.
         TrainingError: The loss became NaN or infinite, a lora_B did not change, memory ran out, or a checkpoint cannot
             be written.
@@ -90,7 +112,7 @@ def train_adapter(
     """
     if config.output_dir and not config.train.resume:
         refuse_existing(config.output_dir)
-    records, held_out = _records(config)
+    records, held_out = split_records(config)
     base = load_base(
         config.base,
         quantization=config.quantization,
@@ -101,13 +123,9 @@ def train_adapter(
     )
     checkpoints = _checkpoints(config, base)
     checkpoint = checkpoints.last() if checkpoints and config.train.resume else None
-    prompt = config.card.prompt
-    style = prompts.choose_style(base.tokenizer.chat_template, prompt.format, prompt.chat_template)
-
-    def tokenized(part: list[Record]) -> TokenizedDataset:
-        return tokenize(part, base.tokenizer, style, max_length=config.train.max_length, system=prompt.system)
-
-    train, validation = tokenized(records), tokenized(held_out) if held_out else None
+    style = _style(config, base.tokenizer)
+    train = _tokenized(config, records, base.tokenizer)
+    validation = _tokenized(config, held_out, base.tokenizer) if held_out else None
     reporter = LossReporter(progress)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(
@@ -122,6 +140,8 @@ def train_adapter(
                 trainer.model, files, style, dtype=dtype
             )  # which keeps the room that the trained files need
             check(files, _stop(base, train))
+        if started:
+            started(_start(base, train, validation))
         learning = LearningCheck(trainer.model)
         with _memory_errors():
             trainer.run(checkpoint)
@@ -148,6 +168,47 @@ def train_adapter(
     )
 
 
+def first_example(config: FinetuneConfig) -> MaskedExample:
+    """The first example of a run, for a look at what is learned; the base's weights are not loaded.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigError: There is no such base, or the data is still to be composed.
+        DatasetError: The data cannot be used.
+    """
+    tokenizer = load_tokenizer(config.base, revision=config.revision)
+    records, _ = split_records(config)
+    return MaskedExample.of(_tokenized(config, records[:1], tokenizer).examples[0], tokenizer)
+
+
+def _start(base: Base, train: TokenizedDataset, validation: TokenizedDataset | None) -> RunStart:
+    return RunStart(
+        device=base.device.type,
+        compute_dtype=str(base.compute_dtype).removeprefix("torch."),
+        records=len(train.examples),
+        held_out=len(validation.examples) if validation else 0,
+        example=MaskedExample.of(train.examples[0], base.tokenizer),
+    )
+
+
+def _style(config: FinetuneConfig, tokenizer: Any) -> prompts.PromptStyle:
+    prompt = config.card.prompt
+    return prompts.choose_style(tokenizer.chat_template, prompt.format, prompt.chat_template)
+
+
+def _tokenized(config: FinetuneConfig, records: list[Record], tokenizer: Any) -> TokenizedDataset:
+    return tokenize(
+        records,
+        tokenizer,
+        _style(config, tokenizer),
+        max_length=config.train.max_length,
+        system=config.card.prompt.system,
+        loss=config.data.loss,
+    )
+
+
 def _stop(base: Base, train: TokenizedDataset) -> tuple[str, ...]:
     return tuple(base.tokenizer.convert_ids_to_tokens(sorted(train.end_token_ids - base.end_token_ids)))
 
@@ -163,16 +224,6 @@ def _load_initial(config: FinetuneConfig, model: Any, base: Base) -> str | None:
     if config.initial_adapter is None:
         return None
     return load_initial_weights(config.initial_adapter, model, config.lora, base.folder, base.linear_layers)
-
-
-def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
-    data = config.data
-    records = read_records(data.train, max_records=data.max_records)
-    if data.validation is not None:
-        return records, read_records(data.validation, max_records=data.max_records)
-    order = np.random.default_rng(config.train.seed).permutation(len(records))
-    held_out = min(round(len(records) * data.validation_share), len(records) - 1)
-    return [records[i] for i in sorted(order[held_out:])], [records[i] for i in sorted(order[:held_out])]
 
 
 @contextmanager

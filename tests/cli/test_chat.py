@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -334,6 +335,24 @@ class TestCommandLine:
                 messages.append({"role": "assistant", "content": answer})
                 answers.append(answer)
         assert shown.out.rstrip("\n") == "\n".join(answers).rstrip("\n")
+
+    def test_the_last_checkpoint_of_an_output_folder(
+        self, run, monkeypatch, tiny_base: Path, tiny_adapters: dict[str, Path], tmp_path: Path
+    ):
+        for number, name in ((9, "code"), (10, "json")):
+            shutil.copytree(tiny_adapters[name], tmp_path / "results" / f"checkpoint-{number}")
+        (tmp_path / "results" / "checkpoint-11").mkdir()  # is none
+        said = {}
+        for given in (("--output_dir", tmp_path / "results"), ("json",), ("code",)):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("one two\n"))
+            shown = run("chat", *given, "--base", tiny_base, "--quantization", "none", "--max-tokens", "8")
+            said[given[-1]] = shown.out
+        assert said[tmp_path / "results"] == said["json"] != said["code"]
+
+    def test_an_output_folder_without_a_checkpoint(self, run, tmp_path: Path):
+        shown = run("chat", "--output-dir", tmp_path)
+        assert (shown.code, "There is no checkpoint" in shown.err) == (1, True)
+        assert run("chat", "json", "--output-dir", tmp_path).code == 2
 
     def test_what_is_wrong_is_said_before_the_base_is_loaded(self, run, tmp_path: Path, monkeypatch):
         monkeypatch.setattr(command, "open_hub", lambda *_, **__: pytest.fail("the base was loaded"))

@@ -43,6 +43,7 @@ def test_the_default_changes_only_what_nobody_sees(dirty, expected):
         ("Version 2.Next e.g.This U.S.A. node.js", "Version 2.Next e.g.This U.S.A. node.js"),
     ],
 )
+@pytest.mark.spec("2-F10")
 def test_what_is_asked_for(dirty, expected):
     assert cleaned(dirty) == expected
 
@@ -83,6 +84,7 @@ def test_tool_results_and_calls_stay_as_they_are():
     assert kept.line == 3
 
 
+@pytest.mark.spec("2-F10")
 def test_glued_answers_become_a_record_each():
     options = CleaningOptions(split_answers="***")
     result = clean(

@@ -19,10 +19,11 @@ def convert(name: str, row: dict[str, Any], number: int = 1, **options: Any) -> 
 
 TURN = [("user", "one?"), ("assistant", "two")]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+ROW_MESSAGES = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]
 ROWS: dict[str, tuple[str, dict[str, Any], list[tuple[str, Any]]]] = {
     "messages": (
         "messages",
-        {"messages": [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]},
+        {"messages": ROW_MESSAGES},
         TURN,
     ),
     "messages in parts": (
@@ -34,6 +35,11 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[tuple[str, Any]]]] = {
             ]
         },
         TURN,
+    ),
+    "OpenAI's developer": (
+        "messages",
+        {"messages": [{"role": "developer", "content": "be brief"}, *ROW_MESSAGES]},
+        [("system", "be brief"), *TURN],
     ),
     "messages as lists": (
         "messages",
@@ -112,6 +118,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[tuple[str, Any]]]] = {
 
 
 @pytest.mark.parametrize(("converter", "row", "wanted"), ROWS.values(), ids=ROWS)
+@pytest.mark.spec("2-F7", "4-D1", "4-F2")
 def test_rows_become_conversations_and_are_recognised(
     converter: str, row: dict[str, Any], wanted: list[tuple[str, Any]]
 ):
@@ -128,6 +135,7 @@ def test_a_mapping_names_other_columns_and_places_inside_them():
     assert convert("sharegpt", turns, mapping={"from": "who", "value": "said"}) == TURN
 
 
+@pytest.mark.spec("2-F11")
 def test_prompts_are_used_in_turn_or_by_theme():
     row = {"text": "two", "theme": "cats"}
     prompts = ["A joke.", "A joke on {theme}."]
@@ -166,7 +174,14 @@ UNUSABLE: dict[str, tuple[str, dict[str, Any], str]] = {
         "a message is not text",
     ),
     "a list of texts": ("messages", {"messages": ["secret"]}, "messages is not a list of objects"),
+    "messages as no lists": ("messages", {"messages": {"role": None}}, "messages is not a list of objects"),
+    "a number as history": (
+        "alpaca",
+        {"instruction": "one?", "output": "two", "history": 5},
+        "history is not a list of pairs",
+    ),
     "no text": ("text", {"text": None}, "no text"),
+    "not a number": ("text", {"text": float("nan")}, "no text"),
     "an object as text": ("text", {"text": {"secret": 1}}, "text is not text"),
 }
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adapterhub.dataset.composed import ComposedDataset, SourceReport, StageReport
 from adapterhub.dataset.config import DatasetConfig
 from adapterhub.dataset.data_card import DataCard, Distribution, PartCard, length_histogram
-from adapterhub.dataset.reading import SourceReport
-from adapterhub.dataset.stages import StageResult
 from tests.dataset.samples import sample
 
 TRAIN = [sample("12345", "a" * n, source="x.csv", tokens=n + 7, rating=float(n)) for n in (1, 2, 3, 10)]
@@ -23,23 +22,25 @@ def card(tmp_path: Path, **fields: object) -> DataCard:
     (tmp_path / "x.csv").write_text("text\n")
     config = DatasetConfig.model_validate(
         {
-            "sources": [{"path": "x.csv"}, {"path": "org/data", "revision": "abc"}],
+            "sources": [{"path": "x.csv"}, {"path": "org/data"}],
             "tokenizer": "adapterhub-demo",
             "seed": 5,
         }
     )
     reports = [
-        SourceReport("x.csv", "text", (tmp_path / "x.csv",), "cc-by-4.0", 9, Counter({"empty": 2})),
-        SourceReport("org/data", "alpaca", (), "mit", 3),
+        SourceReport("x.csv", "text", (tmp_path / "x.csv",), "cc-by-4.0", None, 9, Counter({"empty": 2})),
+        SourceReport("org/data", "alpaca", (), "mit", "abc", 3),
     ]
-    stages = {
-        "cleaning": StageResult([*TRAIN, *VAL], Counter({"empty": 1}), Counter({"line ends": 4})),
-        "filters": StageResult([*TRAIN, *VAL], Counter({"language": 2, "a|b": 3})),
-    }
+    stages = [
+        StageReport("cleaning", 6, 5, Counter({"empty": 1}), Counter({"line ends": 4})),
+        StageReport("filters", 10, 5, Counter({"language": 2, "a|b": 3}), Counter()),
+    ]
     parts = PartCard.of("train.jsonl", "1" * 64, TRAIN), PartCard.of("val.jsonl", "2" * 64, VAL)
-    return DataCard.of(config, reports, stages, parts, (TRAIN, VAL))
+    paths = tmp_path / "train.jsonl", tmp_path / "val.jsonl", tmp_path / "train.card.json"
+    return DataCard.of(config, ComposedDataset(*paths, TRAIN, VAL, reports, stages), parts)
 
 
+@pytest.mark.spec("2-F8")
 def test_the_figures(tmp_path):
     content = json.loads(card(tmp_path).to_json())
     assert (content["seed"], content["tokenizer"]) == (5, "adapterhub-demo")

@@ -10,6 +10,7 @@ from adapterhub.errors import ConfigError, DatasetError, InvalidRequestError
 from tests.dataset.samples import sample, texts
 
 
+@pytest.mark.spec("2-F9")
 def test_ratings():
     samples = [sample("?", str(rating), rating=rating) for rating in (0.0, 1.0, 4.5, None, float("nan"))]
     result = filter_samples(samples, FilterOptions(min_rating=1.0))

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -166,7 +167,7 @@ def test_groups_join_duplicates_of_duplicates():
         chain.append(sample("?", " ".join(words)))
         words[step * 15 : step * 15 + 2] = ["changed", f"here{step}"]
     apart = [sample("?", text(100, 9)), sample("?", text(100, 10))]
-    groups = duplicate_groups([*chain, *apart, chain[0]])
+    groups = duplicate_groups([one.record for one in [*chain, *apart, chain[0]]])
     assert len(set(groups[:6])) == 1
     assert groups[8] == groups[0]
     assert len({groups[0], groups[6], groups[7]}) == 3
@@ -184,6 +185,17 @@ def test_most_planted_duplicates_are_found_and_nothing_else():
     assert truth.near * 0.98 <= found.dropped["near duplicate"] <= truth.near
 
 
+def test_memory_does_not_grow_with_the_length_of_the_texts():
+    samples = [sample("?", text(2000, seed)) for seed in range(200)]
+    tracemalloc.start()
+    assert len(deduplicate(samples, DeduplicationOptions()).kept) == 200
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (
+        peak < 15 * 2**20
+    )  # of which the signature of one text takes 6; 500 sets of shingles would take 100
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch, which the measure of memory imports
 def test_the_benchmark_reports_its_figures(capsys):
     deduplication.main(["--rows", "500", "--json"])
@@ -193,6 +205,7 @@ def test_the_benchmark_reports_its_figures(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # of the wall: on a machine that others use too
 def test_a_hundred_thousand_rows_take_less_than_a_minute_of_one_core():
     truth = planted(100_000, seed=2)
     started = time.process_time()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("split", "wanted"), SLICES.items(), ids=SLICES)
+@pytest.mark.spec("2-F13")
 def test_slices_are_those_of_datasets(tmp_path: Path, dataset: Path, split: str, wanted: range):
     assert rows(write(tmp_path / "data.jsonl"), split=split) == [ROWS[number] for number in wanted]
     for streaming in (False, True):
@@ -127,6 +129,33 @@ def test_a_split_or_subset_that_is_not_there(dataset: Path):
         rows(dataset, subset="ru", split="validation")
     with pytest.raises(DatasetError, match=r"could not be loaded: .*BuilderConfig 'de' not found"):
         rows(dataset, subset="de")
+
+
+def test_the_licence_is_that_of_the_dataset_card(dataset: Path):
+    opened = open_source(SourceOptions(path=str(dataset), subset="en"))
+    assert (opened.license, opened.revision) == ("mit", None)
+
+
+def test_the_commit_of_a_dataset_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    snapshot = tmp_path / ("0" * 40)
+    snapshot.mkdir()
+    (snapshot / "README.md").write_text("---\nlicense: [mit, apache-2.0]\n---\n")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [{"text": "one"}])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(snapshot / "README.md"))
+    opened = open_source(SourceOptions(path="user/data", revision="main"))
+    assert (opened.license, opened.revision) == ("mit, apache-2.0", snapshot.name)
+    assert list(opened.rows) == [{"text": "one"}]
+
+
+def test_an_error_at_a_row_of_a_dataset_is_not_quoted(monkeypatch: pytest.MonkeyPatch):
+    def load_dataset(*_: object, **__: object) -> Iterator[dict[str, Any]]:
+        yield {"text": "one"}
+        raise ValueError("secret")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DatasetError, match="could not be loaded: ValueError") as caught:
+        rows("user/data")
+    assert "secret" not in str(caught.value)
 
 
 def test_code_of_a_dataset_is_trusted_only_if_asked(dataset: Path, monkeypatch: pytest.MonkeyPatch):

@@ -44,12 +44,12 @@ def test_repeated_records_are_on_one_side():
 
 @pytest.mark.parametrize("size", [200, 500])
 def test_something_is_left_to_train_on(size):
-    with pytest.raises(DatasetError, match=f"{size} samples are to be held out, and there are 200"):
+    with pytest.raises(DatasetError, match=f"{size} records are to be held out, and there are 200"):
         split(numbered(200), SplitOptions(val_size=size), seed=0)
 
 
 def test_groups_that_are_too_large_to_be_held_out():
-    with pytest.raises(DatasetError, match="No part of 10 samples can be held out"):
+    with pytest.raises(DatasetError, match="No part of 10 records can be held out"):
         split([sample("?", "the same")] * 10, SplitOptions(val_size=0.2), seed=0)
 
 

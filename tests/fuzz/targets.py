@@ -261,6 +261,109 @@ def fuzz_finetune_configs(content: bytes) -> None:
         FinetuneConfig.load(folder / "finetune.yaml")
 
 
+_COMPOSED = {
+    "sources": [
+        {
+            "path": "a.csv",
+            "split": "train[:10]",
+            "mapping": {"rating": "score"},
+            "prompts": {"*": "On {theme}."},
+        },
+        {"path": "user/data", "subset": "ru", "converter": "sharegpt", "weight": 0.5, "max_records": 5},
+    ],
+    "val_path": "val.jsonl",
+    "filters": {"min_rating": 1, "include": ["a+"], "languages": []},
+    "split": {"val_size": 0.1},
+    "seed": 0,
+}
+
+
+@target(st.one_of(as_bytes(changed(_COMPOSED)), texts.map(lambda text: text.encode(errors="surrogatepass"))))
+def fuzz_dataset_configs(content: bytes) -> None:
+    from adapterhub.dataset import DatasetConfig
+
+    with example_folder() as folder:
+        (folder / "dataset.yaml").write_bytes(content)
+        DatasetConfig.load(folder / "dataset.yaml")
+
+
+_RECIPE = {
+    "output_dir": "./models/jokes",
+    "train_path": "train.jsonl",
+    "datasets": [
+        {"name": "a.jsonl", "only_target_loss": True, "max_tokens_count": 100, "mapping": {"input": "a"}}
+    ],
+    "model": {"name": "base", "load_in_4bit": True, "dtype": "bf16"},
+    "lora": {"r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM"},
+    "tokenizer": {"name": "base", "max_tokens_count": 100, "chat_template": "a"},
+    "trainer": {
+        "num_train_epochs": 1,
+        "learning_rate": 0.0002,
+        "optim": "adamw_torch",
+        "report_to": ["none"],
+    },
+}
+
+
+@target(as_bytes(changed(_RECIPE)))
+def fuzz_recipes(content: bytes) -> None:
+    from adapterhub.dataset import DatasetConfig
+    from adapterhub.training import FinetuneConfig
+
+    with example_folder() as folder:
+        (folder / "recipe.yaml").write_bytes(content)
+        with ours():
+            FinetuneConfig.load(folder / "recipe.yaml")
+        DatasetConfig.load(folder / "recipe.yaml")
+
+
+_CHAT = {
+    "adapter": "json",
+    "system_prompt": "Be brief.",
+    "history_limit": 4,
+    "history_tokens": 100,
+    "generation": {"temperature": 0.5, "do_sample": True, "max_new_tokens": 20, "stop": ["a"]},
+}
+
+
+@target(as_bytes(changed(_CHAT)))
+def fuzz_chat_configs(content: bytes) -> None:
+    from adapterhub.cli.chat_config import ChatConfig
+
+    with example_folder() as folder:
+        (folder / "chat.yaml").write_bytes(content)
+        ChatConfig.load(folder / "chat.yaml")
+
+
+_TURNS = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]
+_CALL = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
+_SOURCE_ROWS = [
+    {"messages": _TURNS, "tools": [{"name": "add", "parameters": {}}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "one?"}]}, _TURNS[1]]},
+    {"conversations": [{"from": "human", "value": "one?"}, _CALL, {"from": "observation", "value": "2"}]},
+    {"instruction": "one?", "input": "1", "output": "two", "history": [["a", "b"]], "rating": 5},
+    {"instruction": "one?", "reasoning": "so", "output": "two"},
+    {"prompt": _TURNS[:1], "completion": _TURNS[1:]},
+    {"text": "two", "theme": "cats", "score": "4.5"},
+]
+_SOURCE_FILES = st.one_of(
+    st.binary(), *(st.lists(as_bytes(changed(row)), max_size=3).map(b"\n".join) for row in _SOURCE_ROWS)
+)
+
+
+@target(st.tuples(st.sampled_from(["jsonl", "json", "csv", "txt", "parquet"]), _SOURCE_FILES))
+def fuzz_dataset_sources(example: tuple[str, bytes]) -> None:
+    from adapterhub.dataset import SourceOptions
+    from adapterhub.dataset.reading import SourceReader
+
+    suffix, content = example
+    with example_folder() as folder:
+        (folder / f"data.{suffix}").write_bytes(content)
+        source = SourceOptions(path=str(folder / f"data.{suffix}"), prompts=["On {theme}."])
+        for sample in SourceReader(source, "data").samples():
+            assert sample.record.model_dump_json()
+
+
 _LABELLED = {"text": "give me json", "adapter": "json", "expected": "json", "label": "json"}
 
 

@@ -24,7 +24,9 @@ def write_pairs(path: Path, records: int = 40) -> Path:
     return path
 
 
-def run(base: Path, dataset: Path, *, data: dict[str, Any] | None = None, **changes: Any) -> FinetuneConfig:
+def run(
+    base: Path, dataset: Path, /, *, data: dict[str, Any] | None = None, **changes: Any
+) -> FinetuneConfig:
     """A run of four steps, with changes."""
     train = {"max_steps": 4, "batch_size": 4, "learning_rate": 5e-3, **changes.pop("train", {})}
     fields = {

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def test_a_run_registers_an_adapter_that_has_learned(
     config = run(
         loud_base,
         dataset,
-        data={"validation_share": 0.1},
+        data={"validation": str(dataset)},
         train={"max_steps": 50, "batch_size": 8},
         card={"description": "Says what comes next.", "routing": {"examples": ["fox"]}},
     )
@@ -116,7 +116,7 @@ def test_a_run_registers_an_adapter_that_has_learned(
     assert card.base.fingerprint == BaseFingerprint.of(loud_base)
     assert card.datasets[0].startswith("train.jsonl sha256:")
     assert card.lineage.method == "finetune"
-    assert (card.lineage.settings["records"], card.lineage.settings["steps"]) == (36, 50)
+    assert (card.lineage.settings["records"], card.lineage.settings["steps"]) == (40, 50)
     assert card.evaluation[0].metric_value < 0.1
     assert [step.step for step in steps] == list(range(1, 51))
     assert steps[-1].steps == 50
@@ -224,6 +224,27 @@ def test_an_initial_adapter_of_another_shape_or_none_is_an_error(
     assert [card.ref for card in registry.list()] == ["pairs@1"]
 
 
+def test_repeated_records_are_never_trained_on_and_evaluated_on(tiny_base: Path, tmp_path: Path):
+    path = tmp_path / "repeated.jsonl"
+    lines = dataset_lines(f"{word} {word}" for word in ANSWERS)
+    path.write_text("\n".join(lines * 10))
+    result, _, _ = trained(run(tiny_base, path, data={"validation_share": 0.25}), tmp_path / "out")
+    assert len(result.train.examples) == 30
+    assert len({tuple(example.input_ids) for example in result.train.examples}) == 3
+    assert result.eval_loss is not None
+    path.write_text("\n".join(lines[:1] * 10))
+    with pytest.raises(DatasetError, match="near duplicates stay on one side"):
+        trained(run(tiny_base, path, data={"validation_share": 0.25}), tmp_path / "none")
+
+
+def dataset_lines(questions: Iterable[str]) -> list[str]:
+    """Records of the questions, each answered with the question in capital letters."""
+    turns = ([("user", text), ("assistant", text.upper())] for text in questions)
+    return [
+        json.dumps({"messages": [{"role": role, "content": text} for role, text in pair]}) for pair in turns
+    ]
+
+
 def test_evaluating_changes_nothing_that_is_trained(tiny_base: Path, dataset: Path, tmp_path: Path):
     """With the weights repacked by the first evaluation, no gradient would flow afterwards."""
     plain = run(
@@ -321,10 +342,12 @@ def test_the_file_can_have_half_the_bits_of_the_training(tiny_base: Path, datase
 
 
 def test_accumulated_batches_equal_one_large_batch(tiny_base: Path, dataset: Path, tmp_path: Path):
-    _, large, _ = trained(run(tiny_base, dataset, train={"batch_size": 8}), tmp_path / "large")
-    _, small, _ = trained(
-        run(tiny_base, dataset, train={"batch_size": 2, "gradient_accumulation": 4}), tmp_path / "small"
-    )
+    def weights(name: str, **train: int) -> dict[str, torch.Tensor]:
+        # bfloat16 rounds by the shape of a batch
+        return trained(run(tiny_base, dataset, train=train, compute_dtype="float32"), tmp_path / name)[1]
+
+    large = weights("large", batch_size=8)
+    small = weights("small", batch_size=2, gradient_accumulation=4)
     assert all(torch.allclose(small[name], weight, atol=2e-4) for name, weight in large.items())
 
 
@@ -493,8 +516,8 @@ def test_files_that_could_not_be_written_whole_are_not_said_to_be_kept(
 ):
     save, saves = trainer.save_adapter, []
 
-    def fail_once_trained(model: Any, out: Path, style: Any) -> None:
-        save(model, out, style)
+    def fail_once_trained(model: Any, out: Path, style: Any, **options: Any) -> None:
+        save(model, out, style, **options)
         saves.append(out)
         if len(saves) == 2:  # the first is that of the check
             raise OSError(28, "No space left on device")
