@@ -68,6 +68,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = _parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+        _check_unicode(content)
     except OSError as error:
         raise ConfigError(f"The configuration {str(path)!r} could not be read: {error.strerror}.") from error
     except ValueError as error:
@@ -76,6 +77,16 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"The configuration {str(path)!r} is not a mapping of names to values.")
     return content
+
+
+def _check_unicode(content: Any) -> None:
+    """Escapes can spell half of a surrogate pair, which cannot be written and makes pydantic's errors fail."""
+    try:
+        json.dumps(content, ensure_ascii=False, skipkeys=True, default=str).encode()
+    except UnicodeEncodeError:
+        raise ValueError("an escape is half of a surrogate pair") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def _parse_json(text: str) -> Any:

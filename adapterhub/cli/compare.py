@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,11 +17,11 @@ from adapterhub.cli.options import (
     quantization_option,
     registry_option,
 )
-from adapterhub.cli.progress import progress
+from adapterhub.cli.progress import Show, progress
 
 if TYPE_CHECKING:
     from adapterhub.base import Base
-    from adapterhub.evaluation import ComparedTraining, Comparison, ComparisonSettings
+    from adapterhub.evaluation import Comparison, ComparisonSettings
     from adapterhub.registry import AdapterCard, AdapterRegistry
     from adapterhub.training import FinetuneConfig
 
@@ -41,6 +40,10 @@ def comparison_options(function: F) -> F:
             help="Answer at this top-p, with each temperature; may be given several times.  [default: 1]",
         ),
         click.option("--max-tokens", type=int, help="The maximum number of tokens of an answer.  [default: 256]"),
+        click.option("--top-k", type=int, help="Keep only this many most probable tokens."),
+        click.option(
+            "--repetition-penalty", type=float, help="Above 1 makes used tokens less probable."
+        ),
         click.option("--seed", type=int, help="Of sampling and intervals.  [default: 0]"),
         click.option("--max-length", type=int, help="Cut held-out records to so many tokens.  [default: 1024]"),
         click.option("--max-records", type=click.IntRange(1), help="Read so many held-out records.  [default: all]"),
@@ -109,7 +112,7 @@ def compare(
     inputs = read_data(data, prompts, **limits)
     adapters = open_registry(registry)
     card = resolve_adapter(name, adapters.resolve).main_card
-    folder = new_report_folder(out, card.name)
+    folder = report_folder(out, card.name)
     # torch and transformers take seconds to import, so everything above has been checked first.
     from adapterhub.evaluation.comparing import compare as run_comparison
 
@@ -141,60 +144,69 @@ def compare(
         emit(comparison, folder)
 
 
-compare_option = click.option(
-    "--compare",
-    "held_out",
-    type=click.Path(path_type=Path),
-    metavar="DATA",
-    help="Measure the base before the run, and the adapter after it, on held-out DATA, and write a report.",
-)
+def compare_options(function: F) -> F:
+    """The options of a run that is compared with the base."""
+    options = [
+        click.option(
+            "--compare",
+            "held_out",
+            metavar="DATA|validation",
+            help="Measure the base before the run, and the adapter after it, on held-out DATA or on the run's own "
+            "validation records, and write a report.",
+        ),
+        click.option(
+            "--compare-prompts",
+            type=click.Path(path_type=Path),
+            help="With --compare: answer these prompts, as for `adapterhub compare`.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
-@dataclass(frozen=True)
 class ComparedRun:
-    """A training run with the base's measurement before it.
-
-    Attributes:
-        training: What is measured.
-        folder: That of the report.
-    """
-
-    training: ComparedTraining
-    folder: Path
-
-
-def measure_before(config: FinetuneConfig, held_out: Path) -> ComparedRun:
-    """Measures the base on held-out data before a run, and makes the report's folder."""
-    from adapterhub.evaluation.data import read_data
-    from adapterhub.evaluation.finetuning import ComparedTraining
-
-    training = ComparedTraining(config, read_data(held_out), baselines_folder())
-    run = ComparedRun(training, new_report_folder(None, config.name))
-    with progress("Measuring the base") as show:
-        training.measure_base(show)
-    return run
-
-
-def compare_after(
-    run: ComparedRun, card: AdapterCard, registry: AdapterRegistry, *, quiet: bool
-) -> AdapterCard:
-    """Compares the adapter with the base after its run, and writes the report.
+    """A training run with the base's measurement before it and a report after it.
 
     Args:
-        run: From `measure_before`.
-        card: The adapter's.
-        registry: Where it is.
-        quiet: Print nothing on stdout.
-
-    Returns:
-        The card with the figures.
+        config: The run.
+        held_out: The file of held-out data, or `validation`.
+        prompts: The file of prompts; None takes those of the held-out data.
     """
-    with progress(f"Comparing {card.ref}") as show:
-        comparison = run.training.compare(registry, card, show)
-    write(comparison, run.folder, registry)
-    if not quiet:
-        emit(comparison, run.folder)
-    return registry.get(card.ref)
+
+    def __init__(self, config: FinetuneConfig, held_out: str, prompts: Path | None) -> None:
+        from adapterhub.evaluation.data import read_data
+        from adapterhub.evaluation.finetuning import ComparedTraining
+
+        own = held_out == "validation"
+        data = None if own else read_data(held_out, prompts)
+        asked = read_data(prompts=prompts) if own and prompts else None
+        out = config.output_dir / "comparison" if config.output_dir else None
+        self._config = config
+        self._training = ComparedTraining(baselines_folder(), data, prompts=asked)
+        self._folder = report_folder(out, config.name)
+
+    def measure_base(self, config: FinetuneConfig, show: Show) -> None:
+        """Measures the base, once the run's dataset is composed."""
+        self._training.measure_base(config, show)
+
+    def finish(self, card: AdapterCard, registry: AdapterRegistry, *, quiet: bool) -> AdapterCard:
+        """Compares the adapter with the base, and writes the report.
+
+        Args:
+            card: The adapter's.
+            registry: Where it is.
+            quiet: Print nothing on stdout.
+
+        Returns:
+            The card with the figures.
+        """
+        with progress(f"Comparing {card.ref}") as show:
+            comparison = self._training.compare(self._config, registry, card, show)
+        write(comparison, self._folder, registry)
+        if not quiet:
+            emit(comparison, self._folder)
+        return registry.get(card.ref)
 
 
 def write(comparison: Comparison, folder: Path, registry: AdapterRegistry | None) -> None:
@@ -219,14 +231,13 @@ def emit(comparison: Comparison, folder: Path) -> None:
     output.emit(str(folder / "report.html"))
 
 
-def new_report_folder(out: Path | None, name: str) -> Path:
-    """The folder of the report; made now, since a comparison takes minutes."""
-    from adapterhub._files import os_errors_as
+def report_folder(out: Path | None, name: str) -> Path:
+    """The folder of the report, checked to be one that can be written; a comparison takes minutes."""
+    from adapterhub._files import check_writable_folder
     from adapterhub.errors import ExportError
 
     folder = out or Path(f"comparison-{name}")
-    with os_errors_as(ExportError, "The report's folder could not be made"):
-        folder.mkdir(parents=True, exist_ok=True)
+    check_writable_folder(folder, ExportError, f"The report's folder {str(folder)!r}")
     return folder
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.compare import compare_after, compare_option, measure_before
+from adapterhub.cli.compare import ComparedRun, compare_options
+from adapterhub.cli.finetune_plan import show_plan
 from adapterhub.cli.options import json_option, open_registry, registry_option
 from adapterhub.cli.progress import Show, progress
 
@@ -79,7 +80,17 @@ def load_settings(config: Path, flags: dict[str, Any]) -> FinetuneConfig:
 @click.option(
     "--resume", is_flag=True, help="Continue from the last checkpoint in output_dir, if there is one."
 )
-@compare_option
+@click.option(
+    "--plan", is_flag=True, help="Estimate memory by part, steps and time, and train nothing that stays."
+)
+@click.option(
+    "--plan-steps",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="With --plan: measure so many steps, where base and data are here; 0 loads no weights.",
+)
+@compare_options
 @registry_option
 @json_option
 def finetune(
@@ -87,7 +98,10 @@ def finetune(
     smoke: bool,
     show_example: bool | None,
     resume: bool,
-    held_out: Path | None,
+    plan: bool,
+    plan_steps: int,
+    held_out: str | None,
+    compare_prompts: Path | None,
     registry: Path | None,
     as_json: bool,
     **flags: Any,
@@ -99,11 +113,17 @@ def finetune(
       adapterhub finetune examples/finetune.yaml
       adapterhub finetune run.json --output-dir results --seed 1
       adapterhub finetune run.yaml --smoke
+      adapterhub finetune lora/qwen3_0.6b --plan
       adapterhub finetune run.yaml --compare held-out.jsonl
     """
+    if compare_prompts and not held_out:
+        raise click.UsageError("--compare-prompts belongs to --compare.")
     settings = load_settings(config, flags)
     if show_example:
         _show_example(settings, as_json)
+        return
+    if plan:
+        show_plan(settings, plan_steps, as_json)
         return
     adapters = open_registry(registry)
     look = sys.stderr.isatty() if show_example is None else False
@@ -112,16 +132,17 @@ def finetune(
         return
     if resume:
         settings = settings.to_resume()
-    compared = measure_before(settings, held_out) if held_out else None
+    compared = ComparedRun(settings, held_out, compare_prompts) if held_out else None
     # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetuning import finetune as run_finetune
 
     with progress(f"Training {settings.name}", every=settings.train.logging_steps) as show:
-        card = run_finetune(settings, adapters, **_reports(show, look))
+        measure = (lambda ready: compared.measure_base(ready, show)) if compared else None
+        card = run_finetune(settings, adapters, prepared=measure, **_reports(show, look))
     if not as_json:
         output.emit(card.ref)
     if compared:
-        card = compare_after(compared, card, adapters, quiet=as_json)
+        card = compared.finish(card, adapters, quiet=as_json)
     if as_json:
         output.emit_json(card.model_dump(mode="json"))
 

@@ -84,7 +84,9 @@ Converter = Callable[[Columns], Conversation]
 def messages(columns: Columns) -> Conversation:
     """OpenAI's and transformers' format: `messages` with `role` and `content`, and `tools`."""
     found = columns.value("messages", "conversation")
-    if isinstance(found, dict):  # of lists: one for each key
+    if isinstance(found, dict) and all(
+        isinstance(values, list) for values in found.values()
+    ):  # one for each key
         found = [dict(zip(found, values, strict=False)) for values in zip(*found.values(), strict=False)]
     return _conversation([_message(message) for message in _objects(found, "messages")], columns)
 
@@ -268,7 +270,8 @@ def _tool(tool: Mapping[str, Any]) -> Message:
 
 
 def _history(columns: Columns) -> Iterator[Message]:
-    for turn in columns.value("history") or []:
+    history = columns.value("history") or []
+    for turn in history if isinstance(history, list) else [history]:
         if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(one, str) for one in turn)):
             raise UnusableRowError("history is not a list of pairs")
         yield from _turn(*turn)

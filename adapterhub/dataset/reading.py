@@ -43,6 +43,7 @@ class SourceReader:
         self._source = source
         self._system = _system_message(source)
         self._convert: Converter | None = None
+        self._detected_names: set[str] = set()
         if source.converter != AUTO:
             self._convert = CONVERTERS.get(source.converter) or load_own_converter(source.converter)
         opened = open_source(source)
@@ -77,13 +78,18 @@ class SourceReader:
             raise _nothing_usable(report, columns.row if columns else None)
 
     def _record(self, columns: Columns) -> Record:
-        if self._convert is None:
-            self.report.converter = detect_converter(columns)
-            self._convert = CONVERTERS[self.report.converter]
-        record = _checked(self._convert(columns), columns.number)
+        record = _checked((self._convert or self._detected(columns))(columns), columns.number)
         if self._system is None or record.messages[0].role == "system":
             return record
         return record.model_copy(update={"messages": [self._system, *record.messages]})
+
+    def _detected(self, columns: Columns) -> Converter:
+        """The converter of this row: an optional column may come with a later row only."""
+        name = detect_converter(columns)
+        if name not in self._detected_names:
+            self._detected_names.add(name)
+            self.report.converter = f"{AUTO}: {', '.join(sorted(self._detected_names))}"
+        return CONVERTERS[name]
 
 
 def _system_message(source: SourceOptions) -> Message | None:
@@ -129,7 +135,7 @@ def _rating(columns: Columns) -> float | None:
     value = columns.value("rating", "score")
     try:
         rating = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return rating if math.isfinite(rating) else None
 

@@ -286,7 +286,7 @@ def _warnings(cards: Sequence[AdapterCard], data: EvaluationData) -> list[str]:
         digest for card in cards for dataset in card.datasets for digest in dataset.split("sha256:")[1:]
     }
     return [
-        f"{file.name} is a file that the adapter was trained or validated on, so its figures say little"
+        f"{file.name} is on the adapter's card as training or validation data, so its figures may be too good"
         for file in data.files
         if file.sha256 in trained_on
     ]

@@ -28,6 +28,11 @@ class ComparisonSettings(BaseModel):
     """And at each of these with each temperature; a greedy answer does not depend on it."""
     max_tokens: int | None = Field(None, ge=1)
     """Maximum number of tokens of an answer; if not given, 256 or what the context leaves, whichever is less."""
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
+    """Above 1 makes tokens that prompt and answer contain less probable; if not given, the adapter's card's or the
+    base's default."""
+    top_k: int | None = Field(None, ge=-1)
+    """Keep only this many most probable tokens; 0 keeps all; if not given, as for the repetition penalty."""
     seed: int = Field(0, ge=0)
     """Of sampling and of the bootstrap."""
     max_length: int = Field(1024, ge=2)

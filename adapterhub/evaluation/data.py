@@ -99,6 +99,19 @@ def read_data(
     return EvaluationData(tuple(records), tuple(asked[:max_prompts]), files)
 
 
+def data_of_records(
+    records: Sequence[Record], file: EvaluationFile, *, max_prompts: int = 50
+) -> EvaluationData:
+    """Held-out records that were read already; the prompts are theirs.
+
+    Args:
+        records: The records.
+        file: Where they come from.
+        max_prompts: As for `read_data`.
+    """
+    return EvaluationData(tuple(records), tuple(_prompts_of(records)[:max_prompts]), (file,))
+
+
 def _prompts_of(records: Sequence[Record]) -> list[EvaluationPrompt]:
     return [prompt for record in records if (prompt := _without_answer(record))]
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.dataset.records import Record, read_records
+from adapterhub._files import sha256_file
+from adapterhub.dataset.records import Record
+from adapterhub.errors import DatasetError
 from adapterhub.evaluation.comparing import Progress, compare, measure_base
 from adapterhub.evaluation.comparison import Comparison, ComparisonSettings
-from adapterhub.evaluation.data import EvaluationData
+from adapterhub.evaluation.data import EvaluationData, EvaluationFile, data_of_records
 from adapterhub.evaluation.metrics import Scorer
+from adapterhub.training.preparing import split_records
 
 if TYPE_CHECKING:
     from adapterhub.base import Base
@@ -20,45 +23,72 @@ if TYPE_CHECKING:
     from adapterhub.training import FinetuneConfig
 
 
-@dataclass(frozen=True)
 class ComparedTraining:
     """The comparison around a training run: `measure_base`, then train, then `compare`.
 
     What is wrong with the data is found before the training. The base is loaded anew for each measurement, stored as in
     the run, so that no two models are in memory.
 
-    Attributes:
-        config: The run.
-        data: Held-out data, prompts, or both.
+    Args:
         baselines: The folder that keeps the base's losses and answers in between.
-        settings: How base and adapter are measured.
+        data: Held-out data, prompts, or both; None takes the run's own validation records.
+        prompts: Prompts to answer in place of those of the validation records, from `read_data`.
+        settings: How base and adapter are measured; the defaults if not given.
         scorer: As for `compare`.
     """
 
-    config: FinetuneConfig
-    data: EvaluationData
-    baselines: Path
-    settings: ComparisonSettings = field(default_factory=ComparisonSettings)
-    scorer: Scorer | None = None
+    def __init__(
+        self,
+        baselines: Path,
+        data: EvaluationData | None = None,
+        *,
+        prompts: EvaluationData | None = None,
+        settings: ComparisonSettings | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self._baselines = baselines
+        self._data, self._prompts = data, prompts
+        self._settings = settings or ComparisonSettings()
+        self._scorer = scorer
+        self._repeated = 0
 
-    def measure_base(self, progress: Progress | None = None) -> None:
-        """Measures the base with the prompt profile of the adapter to be; arguments and errors as in `compare`."""
+    def measure_base(self, config: FinetuneConfig, progress: Progress | None = None) -> None:
+        """Measures the base with the prompt profile of the adapter to be; `finetune` calls it as `prepared`.
+
+        Args:
+            config: The run, its dataset composed.
+            progress: As for `compare`.
+
+        Raises:
+            DatasetError: The run has no validation records, and none were given; or as `compare`.
+            AdapterHubError: As `compare`.
+        """
+        trained_on, held_out = split_records(config)
+        if self._data is None:
+            self._data = _own_data(config, held_out, self._prompts)
+        conversations = set(map(_conversation, trained_on))
+        self._repeated = sum(_conversation(record) in conversations for record in self._data.records)
         measure_base(
-            self._load_base(),
-            self.config.card.prompt,
-            self.data,
-            settings=self.settings,
-            baselines=self.baselines,
+            _load_base(config),
+            config.card.prompt,
+            self._data,
+            settings=self._settings,
+            baselines=self._baselines,
             progress=progress,
         )
         gc.collect()  # the base, before the training loads it again
 
     def compare(
-        self, registry: AdapterRegistry, card: AdapterCard, progress: Progress | None = None
+        self,
+        config: FinetuneConfig,
+        registry: AdapterRegistry,
+        card: AdapterCard,
+        progress: Progress | None = None,
     ) -> Comparison:
-        """Compares the trained adapter with the base.
+        """Compares the trained adapter with the base, after `measure_base` and the training.
 
         Args:
+            config: The run.
             registry: Where the adapter is.
             card: That of the adapter.
             progress: As for `compare`.
@@ -66,43 +96,48 @@ class ComparedTraining:
         Raises:
             AdapterHubError: As `compare`.
         """
+        if self._data is None:
+            raise DatasetError("The base was not measured before the training.", hint="Call measure_base.")
         comparison = compare(
-            self._load_base(),
+            _load_base(config),
             registry,
             card.ref,
-            self.data,
-            settings=self.settings,
-            scorer=self.scorer,
-            baselines=self.baselines,
+            self._data,
+            settings=self._settings,
+            scorer=self._scorer,
+            baselines=self._baselines,
             progress=progress,
         )
-        warnings = self._warnings()
-        return replace(comparison, warnings=(*comparison.warnings, *warnings)) if warnings else comparison
+        total = len(self._data.records)
+        repeated = f"{self._repeated:,} of {total:,} held-out records are training records too"
+        return replace(comparison, warnings=(repeated,) if self._repeated else ())
 
-    def _load_base(self) -> Base:
-        from adapterhub.base.loading import load_base
 
-        config = self.config
-        return load_base(
-            config.base,
-            quantization=config.quantization,
-            compute_dtype=config.compute_dtype,
-            device=config.device,
-            revision=config.revision,
+def _own_data(
+    config: FinetuneConfig, held_out: list[Record], prompts: EvaluationData | None
+) -> EvaluationData:
+    data = config.data
+    path = data.validation or data.train
+    if not held_out or path is None:
+        raise DatasetError(
+            "The run has no validation records to compare on.",
+            hint="Set data.validation or data.validation_share, or name a file of held-out data.",
         )
+    suffix = "" if data.validation else f", {data.validation_share:.0%} held out"
+    own = data_of_records(held_out, EvaluationFile(f"{path.name}{suffix}", sha256_file(path)))
+    return replace(own, prompts=prompts.prompts, files=(*own.files, *prompts.files)) if prompts else own
 
-    def _warnings(self) -> list[str]:
-        data = self.config.data
-        path = data.train or (data.compose and data.compose.train_path)
-        if path is None or not path.is_file():
-            return [
-                "the training data was composed and not kept, so held-out records were not looked for in it"
-            ]
-        trained_on = {_conversation(record) for record in read_records(path)}
-        repeated = sum(_conversation(record) in trained_on for record in self.data.records)
-        if not repeated:
-            return []
-        return [f"{repeated:,} of {len(self.data.records):,} held-out records are training records too"]
+
+def _load_base(config: FinetuneConfig) -> Base:
+    from adapterhub.base.loading import load_base
+
+    return load_base(
+        config.base,
+        quantization=config.quantization,
+        compute_dtype=config.compute_dtype,
+        device=config.device,
+        revision=config.revision,
+    )
 
 
 def _conversation(record: Record) -> str:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub.base.locating import DEMO_BASE, is_local_base
+from adapterhub.base.locating import base_in_folder
 from adapterhub.configs import read_config
 from adapterhub.dataset.config import DatasetConfig
 from adapterhub.errors import ConfigError, describe_validation
@@ -342,7 +342,7 @@ class FinetuneConfig(_Options):
             "data": data.model_copy(update=paths),
             "initial_adapter": self.initial_adapter and folder / self.initial_adapter,
             "output_dir": self.output_dir and folder / self.output_dir,
-            "base": _base_in_folder(self.base, folder),
+            "base": base_in_folder(self.base, folder),
             "card": self.card.with_system(folder),
         }
         return self.model_copy(update=update)
@@ -374,10 +374,3 @@ def without_files(dataset: DatasetConfig) -> DatasetConfig:
 def keeps_files(dataset: DatasetConfig) -> bool:
     """Whether a dataset that a run composes names a place for its files."""
     return "train_path" in dataset.model_fields_set
-
-
-def _base_in_folder(base: str, folder: Path) -> str:
-    """A base's path as it is from anywhere, since it goes onto the card; a hub id looks like a relative path."""
-    path = folder / base
-    is_path = base.startswith(("./", "../")) or (base != DEMO_BASE and is_local_base(path))
-    return str(path.resolve()) if is_path else base

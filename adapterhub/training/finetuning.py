@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from adapterhub import __version__
 from adapterhub._files import sha256_file
 from adapterhub.base.locating import locate_base
 from adapterhub.errors import AdapterHubError, TrainingError
@@ -35,6 +38,7 @@ from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry
 
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
 _NOT_OF_THE_WEIGHTS = {"resume", "save_every", "save_total_limit", "logging_steps"}
 
 
@@ -44,6 +48,7 @@ def finetune(
     *,
     progress: Callable[[TrainingStep], None] | None = None,
     composing: Callable[[str, int, int | None], None] | None = None,
+    prepared: Callable[[FinetuneConfig], None] | None = None,
     started: Callable[[RunStart], None] | None = None,
 ) -> AdapterCard:
     """Trains an adapter and registers it; after an error nothing is registered.
@@ -57,6 +62,7 @@ def finetune(
         registry: Stores the adapter; an existing name gets its next version.
         progress: Called after every step.
         composing: Called while `data.compose` is composed, as `compose_dataset` does.
+        prepared: Called with the run, its dataset composed, before anything is loaded for it.
         started: Called before the first step.
 
     Returns:
@@ -86,6 +92,8 @@ def finetune(
             run.fields = _fields_of_run(config, ready, stop)
             run.card = _register(ready, registry, untrained, run.fields, dry_run=True)
 
+        if prepared:
+            prepared(ready)
         result = train_adapter(ready, run.folder, check=check, progress=progress, started=started)
         run.fields = {**run.fields, **_fields_of_result(ready, result)}
         if config.output_dir:
@@ -231,6 +239,9 @@ def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonV
         "lora_dropout": config.lora.dropout,
         "compute_dtype": str(result.base.compute_dtype).removeprefix("torch."),
         "prompt": str(result.style),
+        **_template_digest(result.style.template),
+        "libraries": {"adapterhub": __version__, **{name: version(name) for name in _LIBRARIES}},
+        "loss_tokens": config.data.loss,
         "records": len(result.train.examples),
         "records_truncated": result.train.truncated,
         "records_dropped": result.train.dropped,
@@ -238,6 +249,10 @@ def _settings(config: FinetuneConfig, result: TrainingResult) -> dict[str, JsonV
         **({"best_step": result.chosen_step} if config.train.load_best else {}),
         "loss": round(result.loss, 4),
     }
+
+
+def _template_digest(template: str | None) -> dict[str, JsonValue]:
+    return {"chat_template": f"sha256:{sha256(template.encode()).hexdigest()}"} if template else {}
 
 
 def _result(folder: Path, card: AdapterCard, result: TrainingResult) -> FinetuneResult:

@@ -1,4 +1,4 @@
-"""What comes before a run: its dataset is composed, or the run is shortened to try it."""
+"""What comes before a run: its dataset is composed and split, or the run is shortened to try it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from adapterhub._files import scratch_folder
 from adapterhub.dataset.composing import compose_dataset
 from adapterhub.dataset.config import DatasetConfig
-from adapterhub.errors import DatasetError
+from adapterhub.dataset.records import Record, read_records
+from adapterhub.dataset.splitting import hold_out
+from adapterhub.errors import ConfigError, DatasetError
 from adapterhub.training.config import FinetuneConfig, keeps_files, without_files
 
 _SMOKE_STEPS = 20
@@ -49,6 +51,29 @@ def with_composed_data(
             }
         )
         yield config.model_copy(update={"data": data})
+
+
+def split_records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
+    """The records to train on, and those that are held out.
+
+    Args:
+        config: A run whose dataset is composed.
+
+    Raises:
+        ConfigError: The dataset is still to be composed.
+        DatasetError: A file cannot be read or has invalid lines.
+    """
+    data = config.data
+    if data.train is None:
+        raise ConfigError("The dataset is still to be composed.", hint="Give data.train, or call finetune.")
+    records = read_records(data.train, max_records=data.max_records)
+    if data.validation is not None:
+        return records, read_records(data.validation, max_records=data.max_records)
+    held_out = hold_out(records, data.validation_share, seed=config.train.seed)
+    return (
+        [record for i, record in enumerate(records) if i not in held_out],
+        [records[i] for i in sorted(held_out)],
+    )
 
 
 def shortened(config: FinetuneConfig) -> FinetuneConfig:

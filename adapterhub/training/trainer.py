@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from adapterhub.base.loading import Base, load_base, load_tokenizer
-from adapterhub.dataset.records import Record, read_records
-from adapterhub.dataset.splitting import hold_out
-from adapterhub.errors import ConfigError, TrainingError
+from adapterhub.dataset.records import Record
+from adapterhub.errors import TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.adapter_files import save_adapter
 from adapterhub.training.checkpoints import Checkpoints, describe_run, refuse_existing
@@ -29,6 +28,7 @@ from adapterhub.training.initial_weights import load_initial_weights
 from adapterhub.training.lora_layers import LearningCheck
 from adapterhub.training.losses import LossReporter, TrainingStep, evaluations, final_loss, write_losses
 from adapterhub.training.masked_example import MaskedExample
+from adapterhub.training.preparing import split_records
 from adapterhub.training.sft import build_trainer
 from adapterhub.training.tokenizing import TokenizedDataset, tokenize
 
@@ -112,7 +112,7 @@ def train_adapter(
     """
     if config.output_dir and not config.train.resume:
         refuse_existing(config.output_dir)
-    records, held_out = _records(config)
+    records, held_out = split_records(config)
     base = load_base(
         config.base,
         quantization=config.quantization,
@@ -179,7 +179,7 @@ def first_example(config: FinetuneConfig) -> MaskedExample:
         DatasetError: The data cannot be used.
     """
     tokenizer = load_tokenizer(config.base, revision=config.revision)
-    records, _ = _records(config)
+    records, _ = split_records(config)
     return MaskedExample.of(_tokenized(config, records[:1], tokenizer).examples[0], tokenizer)
 
 
@@ -224,20 +224,6 @@ def _load_initial(config: FinetuneConfig, model: Any, base: Base) -> str | None:
     if config.initial_adapter is None:
         return None
     return load_initial_weights(config.initial_adapter, model, config.lora, base.folder, base.linear_layers)
-
-
-def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
-    data = config.data
-    if data.train is None:
-        raise ConfigError("The dataset is still to be composed.", hint="Give data.train, or call finetune.")
-    records = read_records(data.train, max_records=data.max_records)
-    if data.validation is not None:
-        return records, read_records(data.validation, max_records=data.max_records)
-    held_out = hold_out(records, data.validation_share, seed=config.train.seed)
-    return (
-        [record for i, record in enumerate(records) if i not in held_out],
-        [records[i] for i in sorted(held_out)],
-    )
 
 
 @contextmanager

@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bitsandbytes.functional import has_avx512bf16
 
 from adapterhub.cli.progress import lines
 from adapterhub.training import finetuning
+from tests.tiny import make_tokenizer
 
 SIGNALS = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -43,6 +46,17 @@ def test_a_run_shows_its_progress_where_there_is_no_terminal(own, config: Path):
     assert "Training pairs: 2 of 2  loss " in shown.err
 
 
+def test_a_plan_trains_nothing(own, config: Path, tmp_path: Path):
+    shown = own("finetune", config, "--plan", "--plan-steps", "2")
+    lines = dict(line.split(maxsplit=1) for line in shown.out.splitlines())
+    assert list(lines) == ["base", "adapter", "computing", "memory", "measured", "steps", "time"]
+    assert lines["steps"] == "2 (8 records)"
+    plan = own("finetune", config, "--plan", "--plan-steps", "0", "--json").json
+    assert plan["memory"]["total"] == sum(size for part, size in plan["memory"].items() if part != "total")
+    assert (plan["steps"], plan["seconds"]) == (2, None)
+    assert not (tmp_path / "registry").exists()
+
+
 def test_a_signal_cleans_up_as_ctrl_c_does(
     own, config: Path, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -71,3 +85,73 @@ def test_a_line_every_five_seconds_and_the_last(capsys: pytest.CaptureFixture[st
         "Training json: 10 of 12  loss 2",
         "Training json: 12 of 12  loss 0",
     ]
+
+
+def test_flags_replace_settings(own, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").rename(tmp_path / "other.jsonl")
+    shown = own(
+        "finetune", config, "--train_path", "other.jsonl", "--val-path", "other.jsonl", "--output_dir", "results",
+        "--report-to", "none", "--seed", 7, "--json",
+    )  # fmt: skip
+    assert shown.code == 0
+    settings = shown.json["lineage"]["settings"]
+    assert (settings["seed"], settings["records"]) == (7, 8)
+    assert shown.json["evaluation"][0]["dataset_name"] == "other.jsonl"
+    result = json.loads((tmp_path / "results" / "result.json").read_text())
+    assert (result["status"], result["lastTrainStep"]) == ("success", 2)
+    assert (tmp_path / "results" / "checkpoint-2" / "adapter_model.safetensors").is_file()
+
+
+def test_a_run_says_what_it_computes_in_and_shows_no_record_where_there_is_no_terminal(own, config: Path):
+    shown = own("finetune", config)
+    expected = "bfloat16" if has_avx512bf16() else "float32"
+    assert f"8 examples; computing in {expected} on cpu.\n" in shown.err
+    assert "<|im_start|>" not in shown.out + shown.err
+
+
+def test_a_line_for_every_logged_step(own, config: Path):
+    text = config.read_text().replace("max_steps: 2", "max_steps: 4, logging_steps: 2")
+    config.write_text(text)
+    shown = own("finetune", config)
+    lines = [line.split("  ")[0] for line in shown.err.splitlines() if " of 4" in line]
+    assert lines == ["Training pairs: 2 of 4", "Training pairs: 4 of 4"]
+
+
+def test_a_look_at_an_example_trains_nothing(own, config: Path, tmp_path: Path):
+    shown = own("finetune", config, "--show-example")
+    assert shown.code == 0
+    text, counts = shown.out.rstrip("\n").rsplit("\n", 1)
+    assert text == "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n[[two<|im_end|>]]"
+    count = {
+        part: len(make_tokenizer()(part).input_ids)
+        for part in ("two<|im_end|>", re.sub(r"\[\[|]]", "", text))
+    }
+    learned, tokens = count.values()
+    assert counts == f"({learned} of {tokens} tokens are learned)"
+    assert not (tmp_path / "registry").exists()
+    as_json = own("finetune", config, "--show-example", "--json").json
+    assert as_json["parts"][-1] == {"text": "two<|im_end|>", "learned": True}
+    assert (as_json["tokens"], as_json["learned"]) == (tokens, learned)
+
+
+def test_a_smoke_test_says_whether_it_works(own, config: Path, tmp_path: Path):
+    shown = own("finetune", config, "--smoke")
+    assert shown.code == 0
+    assert re.fullmatch(
+        r"It works: loss \d\.\d{3} to \d\.\d{3} in 2 steps, \d+\.\d steps/s\. Nothing was registered\.\n",
+        shown.out,
+    )
+    figures = own("finetune", config, "--smoke", "--json").json
+    assert (figures["steps"], len(figures["losses"]), figures["records_dropped"]) == (2, 2, 0)
+    assert own("list", "--json").json == []
+
+
+def test_a_wrong_setting_is_one_message_and_exit_code_1(own, config: Path, tmp_path: Path):
+    before = sorted(tmp_path.rglob("*"))
+    config.write_text(config.read_text() + "lora: {lora_alpha: much}\noutput_dri: x\n")
+    shown = own("finetune", config)
+    assert (shown.code, shown.out) == (1, "")
+    assert "lora.lora_alpha: " in shown.err
+    assert "output_dri: " in shown.err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -44,6 +44,17 @@ def test_sources_of_several_formats_make_one_file(tmp_path: Path):
     ]
 
 
+def test_the_converter_is_detected_for_each_row(tmp_path: Path):
+    rows = [
+        {"instruction": "one?", "context": None, "response": "two"},
+        {"instruction": "Who?", "context": "Ada wrote.", "response": "Ada"},
+    ]
+    write_rows(tmp_path / "a.jsonl", *rows)
+    composed = compose(tmp_path, {"path": "a.jsonl"})
+    assert {sample.record.messages[0].content for sample in composed.train} == {"one?", "Who?\n\nAda wrote."}
+    assert composed.sources[0].converter == "auto: alpaca, dolly"
+
+
 def test_what_is_written_is_what_was_read(tmp_path: Path):
     tool = {"type": "function", "function": {"name": "add", "parameters": {"default": None}}}
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": None}}}

@@ -174,6 +174,12 @@ UNUSABLE: dict[str, tuple[str, dict[str, Any], str]] = {
         "a message is not text",
     ),
     "a list of texts": ("messages", {"messages": ["secret"]}, "messages is not a list of objects"),
+    "messages as no lists": ("messages", {"messages": {"role": None}}, "messages is not a list of objects"),
+    "a number as history": (
+        "alpaca",
+        {"instruction": "one?", "output": "two", "history": 5},
+        "history is not a list of pairs",
+    ),
     "no text": ("text", {"text": None}, "no text"),
     "not a number": ("text", {"text": float("nan")}, "no text"),
     "an object as text": ("text", {"text": {"secret": 1}}, "text is not text"),

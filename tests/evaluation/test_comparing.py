@@ -145,6 +145,15 @@ def test_a_sweep_has_each_setting_once(comparing: Compare, data: EvaluationData)
     assert comparing("json", data, settings=settings).answers == found.answers  # the seed decides
 
 
+def test_the_same_penalty_is_for_all(comparing: Compare, comparison: Comparison, data: EvaluationData):
+    found = comparing("json", data, settings=ComparisonSettings(max_tokens=8, repetition_penalty=5.0))
+    for name in ("base", "json@1"):
+        before, after = (
+            next(one.answers for one in each.answers if one.contender == name) for each in (comparison, found)
+        )
+        assert before != after
+
+
 def test_the_base_is_measured_once(comparing: Compare, data: EvaluationData, tmp_path: Path):
     steps: list[tuple[int, int, str]] = []
     options = {"baselines": tmp_path / "kept", "progress": lambda *step: steps.append(step)}
@@ -195,7 +204,7 @@ def test_a_file_that_the_adapter_was_trained_on_is_a_warning(
     registry.register("json", tiny_adapters["json"], base=tiny_base, datasets=[dataset])
     found = compare(load_base(tiny_base, quantization=None), registry, "json", data, settings=SETTINGS)
     assert found.warnings == (
-        "held.jsonl is a file that the adapter was trained or validated on, so its figures say little",
+        "held.jsonl is on the adapter's card as training or validation data, so its figures may be too good",
     )
 
 
@@ -239,10 +248,22 @@ def test_settings_that_are_not_valid_are_named(settings: dict[str, Any]):
         ComparisonSettings.of(**settings)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3"])
-def test_other_architectures(kind: str, tmp_path: Path, held_out: Path):
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("gpt2", {}),
+        ("gemma3", {}),
+        ("llama", {"use_dora": True}),
+        ("llama", {"target_modules": ["q_proj", "down_proj", "lm_head"]}),  # the head gets fewer tokens
+    ],
+    ids=["gpt2", "gemma3", "dora", "head"],
+)
+def test_other_architectures_and_adapters(
+    kind: str, settings: dict[str, Any], tmp_path: Path, held_out: Path
+):
     base = make_base(tmp_path / kind, kind)
-    adapter = make_adapter(tmp_path / "adapter", base)
+    adapter = make_adapter(tmp_path / "adapter", base, **settings)
     registry = AdapterRegistry(tmp_path / "registry")
     registry.register("json", adapter, base=base)
     found = compare(

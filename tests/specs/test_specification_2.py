@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
+import itertools
 import json
+import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.cli.main import main
 from adapterhub.dataset import DatasetConfig, compose_dataset, read_records
+from adapterhub.training import FinetuneConfig, finetune
 from tests.tiny import make_tokenizer
 
 SYSTEM = "Ты ассистент, который рассказывает короткие смешные анекдоты на русском языке."
@@ -56,8 +64,6 @@ def test_the_specification_s_sampling_repeats_with_its_seed(tiny_base: Path, tmp
 
 @pytest.mark.spec("2-F2")
 def test_a_base_without_a_pad_token_trains_in_padded_batches(tiny_base: Path, tmp_path: Path):
-    from adapterhub.training import FinetuneConfig, finetune
-
     assert make_tokenizer().pad_token is None
     (tmp_path / "jokes.jsonl").write_text(
         "".join(
@@ -90,6 +96,56 @@ def test_the_system_prompt_may_be_on_the_card(
     registry = AdapterRegistry(tmp_path)
     registry.register("jokes", tiny_adapters["json"], base=tiny_base, prompt={"system": SYSTEM})
     assert SYSTEM in AdapterHub(EchoEngine(), registry).generate(PROMPTS[0], "jokes").text
+
+
+FINETUNE = """
+base: {base}
+quantization: null
+data: {{train: jokes.jsonl, validation: held-out.jsonl}}
+lora:
+  r: 8
+  lora_alpha: 16
+  lora_dropout: 0.05
+  bias: none
+  task_type: CAUSAL_LM
+  target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+training_args:
+  output_dir: ./tinyllama-anekdots-lora
+  per_device_train_batch_size: 2
+  gradient_accumulation_steps: 4
+  num_train_epochs: 2
+  learning_rate: 1e-4
+  warmup_ratio: 0.003
+  logging_steps: 10
+  logging_strategy: steps
+  eval_strategy: epoch
+  save_strategy: no
+  eval_steps: 50
+  bf16: True
+  optim: paged_adamw_8bit
+  fp16: False
+  report_to: [none]
+  run_name: tinyllama-anekdots
+"""
+"""D1 and D2 as they stand, for a base."""
+
+
+class Protocol(NamedTuple):
+    folder: Path
+    smoke: Any
+    after_smoke: list[Any]
+    """Adapters and output folders after the smoke test."""
+    trained: Any
+    compared: Any
+
+
+def adapterhub(*arguments: object) -> str:
+    """What a command prints."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["adapterhub", *map(str, arguments)])
+        main()
+    return printed.getvalue()
 
 
 JOKES = (
@@ -153,3 +209,114 @@ class TestDataset:
         ratings, lengths = card["train"]["ratings"], card["train"]["answer_characters"]
         assert (ratings["min"], ratings["mean"], ratings["max"]) == (1, 2.75, 5)
         assert (lengths["min"], lengths["max"]) == (59, 67)
+
+
+SWEEP = ((0.7, 0.6), (0.7, 0.9), (1.0, 0.6), (1.0, 0.9))
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Protocol:
+    """The whole task with the specification's settings: smoke test, training, comparison on the baseline prompts."""
+    folder = tmp_path_factory.mktemp("task")
+    for name, count in (("jokes", 24), ("held-out", 6)):
+        rows = [
+            {
+                "messages": [
+                    {"role": "user", "content": PROMPTS[n % 5]},
+                    {"role": "assistant", "content": "ха-ха"},
+                ]
+            }
+            for n in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    # On a CPU; the optimiser of the specification needs a GPU.
+    settings = FINETUNE.format(base=tiny_base).replace("paged_adamw_8bit", "adamw_torch")
+    (folder / "jokes.yaml").write_text(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("ADAPTERHUB_QUANTIZATION", "none")
+        patch.setenv("ADAPTERHUB_REGISTRY", str(folder / "registry"))
+        smoke = adapterhub("finetune", "jokes.yaml", "--smoke", "--json")
+        after_smoke = [*json.loads(adapterhub("list", "--json")), *folder.glob("tinyllama*")]
+        trained = adapterhub("finetune", "jokes.yaml", "--json")
+        sweep = [*(("--temperature", t) for t in (0.7, 1.0)), *(("--top-p", p) for p in (0.6, 0.9))]
+        compared = adapterhub(
+            "compare", "tinyllama-anekdots", "--data", "held-out.jsonl", "--prompts", "prompts.txt", "--json",
+            "--max-tokens", 6, *itertools.chain(*sweep),
+        )  # fmt: skip
+    return Protocol(folder, json.loads(smoke), after_smoke, json.loads(trained), json.loads(compared))
+
+
+@pytest.mark.spec("2-F13", "2-F16")
+def test_a_smoke_test_trains_a_little_and_leaves_nothing(protocol: Protocol):
+    assert len(protocol.smoke["losses"]) == protocol.smoke["steps"] > 1
+    assert protocol.smoke["losses"][-1] < protocol.smoke["losses"][0]
+    assert protocol.after_smoke == []
+
+
+@pytest.mark.spec("2-D1", "2-D2", "2-D3", "2-F14")
+def test_the_settings_of_the_specification_reach_the_training(protocol: Protocol):
+    card = protocol.trained
+    assert (card["peft"]["r"], card["peft"]["lora_alpha"]) == (8, 16)
+    settings = card["lineage"]["settings"]
+    assert (settings["batch_size"], settings["gradient_accumulation"], settings["learning_rate"]) == (
+        2,
+        4,
+        1e-4,
+    )
+    assert (settings["epochs"], settings["warmup"], settings["steps"]) == (
+        2,
+        0.003,
+        6,
+    )  # 24 records by 8, twice
+    assert (settings["lora_dropout"], settings["compute_dtype"]) == (0.05, "bfloat16")
+
+
+@pytest.mark.spec("2-D3", "2-F19")
+def test_the_losses_of_training_and_validation_are_kept(protocol: Protocol):
+    with (protocol.folder / "tinyllama-anekdots-lora" / "losses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    evaluated = [float(row["eval_loss"]) for row in rows if row["eval_loss"]]
+    assert len(evaluated) >= 3  # before, and after each epoch
+    assert evaluated == sorted(evaluated, reverse=True)
+    assert all(float(row["loss"]) < 20 for row in rows if row["loss"])
+    assert "<svg" in (protocol.folder / "tinyllama-anekdots-lora" / "losses.svg").read_text()
+
+
+@pytest.mark.spec("2-F3", "2-F5", "2-F6", "2-F18")
+def test_before_and_after_on_the_same_prompts_and_settings(protocol: Protocol):
+    compared = protocol.compared
+    told = {
+        (one["contender"], one["temperature"], one["top_p"]): one["answers"] for one in compared["answers"]
+    }
+    assert set(told) == {(who, *setting) for who in ("base", "tinyllama-anekdots@1") for setting in SWEEP}
+    assert [prompt["messages"][-1]["content"] for prompt in compared["prompts"]] == PROMPTS
+    assert {len(answers) for answers in told.values()} == {5}
+    assert compared["settings"]["max_tokens"] == 6
+    rows = {(row["contender"], row["metric"]): row["value"] for row in compared["metrics"]}
+    assert rows["tinyllama-anekdots@1", "perplexity"] < rows["base", "perplexity"]
+
+
+@pytest.mark.spec("2-F17")
+def test_the_checkpoint_loads_elsewhere_with_transformers_and_peft(protocol: Protocol, tiny_base: Path):
+    checkpoint = protocol.folder / "tinyllama-anekdots-lora" / "checkpoint-6"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": PROMPTS[0]}], tokenize=False, add_generation_prompt=True
+    )
+    tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    outputs = PeftModel.from_pretrained(model, checkpoint).generate(
+        **tokens, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.eos_token_id
+    )
+    wanted = tokenizer.decode(outputs[0, tokens.input_ids.shape[1] :], skip_special_tokens=True)
+    with AdapterHub.from_pretrained(tiny_base, protocol.folder / "registry", quantization=None) as hub:
+        assert hub.generate(PROMPTS[0], "tinyllama-anekdots", temperature=0, max_tokens=8).text == wanted
+    config = FinetuneConfig.load(checkpoint / "finetune.yaml")
+    assert (config.lora.r, config.train.learning_rate, config.data.train) == (
+        8,
+        1e-4,
+        protocol.folder / "jokes.jsonl",
+    )

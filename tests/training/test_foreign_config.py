@@ -119,6 +119,7 @@ def test_the_learning_rate_of_specification_0_may_be_a_text():
     assert parse({**QLORA, "trainingParams": params}).train.learning_rate == 0.0002
 
 
+@pytest.mark.spec("2-D1", "2-D2")
 def test_specification_2_is_read_as_it_stands(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text(PEFT_AND_TRANSFORMERS)
