@@ -46,6 +46,17 @@ def test_a_run_shows_its_progress_where_there_is_no_terminal(own, config: Path):
     assert "Training pairs: 2 of 2  loss " in shown.err
 
 
+def test_a_plan_trains_nothing(own, config: Path, tmp_path: Path):
+    shown = own("finetune", config, "--plan", "--plan-steps", "2")
+    lines = dict(line.split(maxsplit=1) for line in shown.out.splitlines())
+    assert list(lines) == ["base", "adapter", "computing", "memory", "measured", "steps", "time"]
+    assert lines["steps"] == "2 (8 records)"
+    plan = own("finetune", config, "--plan", "--plan-steps", "0", "--json").json
+    assert plan["memory"]["total"] == sum(size for part, size in plan["memory"].items() if part != "total")
+    assert (plan["steps"], plan["seconds"]) == (2, None)
+    assert not (tmp_path / "registry").exists()
+
+
 def test_a_signal_cleans_up_as_ctrl_c_does(
     own, config: Path, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
