@@ -347,6 +347,27 @@ def user_path(path: str | Path, kind: type[AdapterHubError]) -> Path:
     raise kind(f"{str(path)[:200]!r} is not a path.", hint="It holds a NUL character.")
 
 
+def check_writable_folder(folder: Path, kind: type[AdapterHubError], what: str) -> None:
+    """Refuses a folder that files could not be written to, whether it exists or is to be made, and changes nothing.
+
+    Args:
+        folder: The folder.
+        kind: The error to raise.
+        what: The first part of its message, as in "output_dir 'results'".
+
+    Raises:
+        kind: A file is in its place, or it, or the folder to make it in, is read-only.
+    """
+    with os_errors_as(kind, f"{what} cannot be written"):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise kind(
+                f"{what} is no folder: {existing.name!r} is a file.", hint="Choose another, or move the file."
+            )
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise kind(f"{what} cannot be written.", hint="Check its permissions, or choose another.")
+
+
 def is_folder(path: Path, kind: type[AdapterHubError]) -> bool:
     """Whether there is such a folder.
 

@@ -112,7 +112,7 @@ def compare(
     inputs = read_data(data, prompts, **limits)
     adapters = open_registry(registry)
     card = resolve_adapter(name, adapters.resolve).main_card
-    folder = new_report_folder(out, card.name)
+    folder = report_folder(out, card.name)
     # torch and transformers take seconds to import, so everything above has been checked first.
     from adapterhub.evaluation.comparing import compare as run_comparison
 
@@ -184,7 +184,7 @@ class ComparedRun:
         out = config.output_dir / "comparison" if config.output_dir else None
         self._config = config
         self._training = ComparedTraining(baselines_folder(), data, prompts=asked)
-        self._folder = new_report_folder(out, config.name)
+        self._folder = report_folder(out, config.name)
 
     def measure_base(self, config: FinetuneConfig, show: Show) -> None:
         """Measures the base, once the run's dataset is composed."""
@@ -231,14 +231,13 @@ def emit(comparison: Comparison, folder: Path) -> None:
     output.emit(str(folder / "report.html"))
 
 
-def new_report_folder(out: Path | None, name: str) -> Path:
-    """The folder of the report; made now, since a comparison takes minutes."""
-    from adapterhub._files import os_errors_as
+def report_folder(out: Path | None, name: str) -> Path:
+    """The folder of the report, checked to be one that can be written; a comparison takes minutes."""
+    from adapterhub._files import check_writable_folder
     from adapterhub.errors import ExportError
 
     folder = out or Path(f"comparison-{name}")
-    with os_errors_as(ExportError, "The report's folder could not be made"):
-        folder.mkdir(parents=True, exist_ok=True)
+    check_writable_folder(folder, ExportError, f"The report's folder {str(folder)!r}")
     return folder
 
 

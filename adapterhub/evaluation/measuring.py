@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 from adapterhub.engine.interface import Completion, LoraRequest, Request
@@ -166,7 +167,8 @@ class Measurer:
         labels = [example.labels[i] for example, each in zip(examples, targets, strict=True) for i in each]
         target = torch.tensor(labels, device=logits.device)
         losses = cross_entropy(logits.float(), target, reduction="none").double()
-        return [float(part.sum()) for part in losses.split([len(each) for each in targets])]
+        ends = list(accumulate(map(len, targets), initial=0))
+        return [float(losses[start:end].sum()) for start, end in pairwise(ends)]
 
 
 def labelled_positions(example: TokenizedExample) -> list[int]:

@@ -235,9 +235,8 @@ def _lines_of_sweep(comparison: Comparison, name: str) -> Iterator[tuple[str, li
 
 
 def _perplexity_findings(comparison: Comparison) -> Iterator[str]:
-    own = comparison.perplexities.get(comparison.adapter)
-    for name, ratio in comparison.ratios.items() if own else ():
-        other = comparison.perplexities[name].estimate
+    for name, ratio in comparison.ratios.items():
+        own, other = comparison.perplexities[comparison.adapter], comparison.perplexities[name].estimate
         yield (
             f"Perplexity on {comparison.files[0].name} ({comparison.records:,} records, {sum(own.tokens):,} answer "
             f"tokens): {_shown(own.estimate)}, that of {name} {_shown(other)}; {_change(ratio)}."

@@ -58,6 +58,15 @@ class _Tokenizer(_Section):
     """Of no use here: batches are padded with any token, which is masked."""
 
 
+class _Source(BaseModel):
+    """A source of the dataset; what is not here is for composing it."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    only_target_loss: bool = True
+    """Whether only answers are learned."""
+
+
 class Recipe(_Section):
     """One impruver configuration."""
 
@@ -67,7 +76,7 @@ class Recipe(_Section):
     """Training records, which `compose_dataset` writes."""
     val_path: str | None = None
     """Held-out records."""
-    datasets: list[dict[str, Any]] = []
+    datasets: list[_Source] = []
     """The sources of the dataset."""
     model: _Model
     """The base."""
@@ -127,7 +136,7 @@ class Recipe(_Section):
             yield "datasets: only_target_loss has to be the same for all"
 
     def _only_target_loss(self) -> set[bool]:
-        return {source.get("only_target_loss", True) for source in self.datasets} or {True}
+        return {source.only_target_loss for source in self.datasets} or {True}
 
 
 def is_impruver(content: Mapping[str, Any]) -> bool:

@@ -6,7 +6,6 @@ Checkpoints and losses are written there while training.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from adapterhub._files import os_errors_as, scratch_folder, write_atomic
+from adapterhub._files import check_writable_folder, os_errors_as, scratch_folder, write_atomic
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.training.config import FinetuneConfig
 
@@ -67,13 +66,7 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         ConfigError: A file is in its place, or it, or the folder to make it in, is read-only.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"output_dir {str(folder)!r} is no folder: {existing.name!r} is a file.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"output_dir {str(folder)!r} cannot be written.", hint="Check its permissions, or choose another."
-        )
+    check_writable_folder(folder, ConfigError, f"output_dir {str(folder)!r}")
 
 
 def save_artifacts(config: FinetuneConfig, folder: Path, adapter: Path, tokenizer: Any, step: int) -> None:

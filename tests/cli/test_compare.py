@@ -71,7 +71,7 @@ def test_a_comparison_as_json_stores_nothing_if_asked(copy, held_out: Path, tmp_
         (("--data", "missing.jsonl"), "could not be read"),
         (("--data", "held.jsonl", "--temperature", "-1"), "temperatures"),
         (("--data", "held.jsonl", "--scorer", "none:none"), "could not be imported"),
-        (("--data", "held.jsonl", "--out", "held.jsonl"), "folder could not be made"),
+        (("--data", "held.jsonl", "--out", "held.jsonl"), "is no folder: 'held.jsonl' is a file"),
         (("--data", "held.jsonl", "--against", "jsn"), "no adapter"),
         (("--data", "held.jsonl", "--against", "json"), "cannot be compared with itself"),
         (("--data", "held.jsonl", "--max-length", "2"), "has an answer within 2 tokens"),
@@ -84,7 +84,7 @@ def test_bad_input_is_one_message(
     assert (shown.code, shown.out) == (1, "")
     assert message in shown.err
     assert "Traceback" not in shown.err
-    assert not list(tmp_path.rglob("report.html"))
+    assert not list(tmp_path.glob("comparison*"))
     assert AdapterRegistry(tmp_path / "registry").get("json@1").evaluation == ()
 
 
@@ -127,6 +127,7 @@ def test_bad_held_out_data_ends_a_run_before_it_begins(own, run_config: Path, tm
     assert (shown.code, shown.out) == (1, "")
     assert "holds no records" in shown.err
     assert "loss" not in shown.err
+    assert not list(tmp_path.glob("comparison*"))
 
 
 def test_a_run_is_compared_on_its_own_validation_records(own, run_config: Path, tmp_path: Path):

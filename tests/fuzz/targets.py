@@ -287,6 +287,54 @@ def fuzz_dataset_configs(content: bytes) -> None:
         DatasetConfig.load(folder / "dataset.yaml")
 
 
+_RECIPE = {
+    "output_dir": "./models/jokes",
+    "train_path": "train.jsonl",
+    "datasets": [
+        {"name": "a.jsonl", "only_target_loss": True, "max_tokens_count": 100, "mapping": {"input": "a"}}
+    ],
+    "model": {"name": "base", "load_in_4bit": True, "dtype": "bf16"},
+    "lora": {"r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM"},
+    "tokenizer": {"name": "base", "max_tokens_count": 100, "chat_template": "a"},
+    "trainer": {
+        "num_train_epochs": 1,
+        "learning_rate": 0.0002,
+        "optim": "adamw_torch",
+        "report_to": ["none"],
+    },
+}
+
+
+@target(as_bytes(changed(_RECIPE)))
+def fuzz_recipes(content: bytes) -> None:
+    from adapterhub.dataset import DatasetConfig
+    from adapterhub.training import FinetuneConfig
+
+    with example_folder() as folder:
+        (folder / "recipe.yaml").write_bytes(content)
+        with ours():
+            FinetuneConfig.load(folder / "recipe.yaml")
+        DatasetConfig.load(folder / "recipe.yaml")
+
+
+_CHAT = {
+    "adapter": "json",
+    "system_prompt": "Be brief.",
+    "history_limit": 4,
+    "history_tokens": 100,
+    "generation": {"temperature": 0.5, "do_sample": True, "max_new_tokens": 20, "stop": ["a"]},
+}
+
+
+@target(as_bytes(changed(_CHAT)))
+def fuzz_chat_configs(content: bytes) -> None:
+    from adapterhub.cli.chat_config import ChatConfig
+
+    with example_folder() as folder:
+        (folder / "chat.yaml").write_bytes(content)
+        ChatConfig.load(folder / "chat.yaml")
+
+
 _TURNS = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]
 _CALL = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
 _SOURCE_ROWS = [
