@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import IntervalStrategy
 
 from adapterhub.base.loading import Base
 from adapterhub.errors import TrainingError
@@ -25,6 +26,7 @@ from adapterhub.training.checkpoints import Checkpoints
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.early_stopping import BestWeights, EarlyStopping, best_step, has_stopped_improving
 from adapterhub.training.lora_layers import lora_config
+from adapterhub.training.losses import evaluations
 from adapterhub.training.packing import check_packing, collate_packed, one_a_row, pack
 from adapterhub.training.reporting import report_callbacks
 from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedDataset, TokenizedExample
@@ -153,6 +155,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """
 
     checkpoints: Checkpoints | None = None
+    _saves_later = False
 
     def prepare(self, config: FinetuneConfig, style: prompts.PromptStyle) -> None:
         """Takes what only this class knows of: how a run is saved, and when it ends early."""
@@ -190,8 +193,15 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         return EpochSampler(self)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.checkpoints:
+        self._saves_later = self._evaluates_soon()
+        if self.checkpoints and not self._saves_later:
             self.checkpoints.save(self.state.global_step, self._write_checkpoint)
+
+    def _evaluates_soon(self) -> bool:
+        """Whether this step will still be evaluated, at the end of its epoch: a checkpoint holds that."""
+        state, last = self.state, self.state.global_step >= self.state.max_steps
+        each_epoch = self.args.eval_strategy == IntervalStrategy.EPOCH
+        return each_epoch and (last or state.epoch % 1 == 0) and state.global_step not in evaluations(state)
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.processing_class.save_pretrained(folder)
@@ -214,7 +224,10 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **options: Any) -> Any:
         with torch.random.fork_rng():
-            return super().evaluate(*args, **options)
+            metrics = super().evaluate(*args, **options)
+        if self._saves_later:
+            self.control.should_save = True
+        return metrics
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

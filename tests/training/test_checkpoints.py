@@ -1,5 +1,6 @@
 """A run that was interrupted goes on to the same losses and the same bytes."""
 
+import json
 import os
 import resource
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,16 @@ def test_early_stopping_and_the_best_weights_survive_an_interruption(
     assert (again.steps, again.chosen_step) == (result.steps, result.chosen_step)
 
 
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_evaluation(
+    tiny_base: Path, dataset: Path, tmp_path: Path
+):
+    train = {"max_steps": None, "epochs": 2, "eval_every": "epoch", "save_every": 3, "load_best": True}
+    compare(run(tiny_base, dataset, output_dir="-", data=HELD_OUT, train=train), tmp_path, 11)
+    for step, evaluated in ((6, [0]), (9, [0, 9]), (12, [0, 9]), (18, [0, 9, 18])):
+        state = json.loads((tmp_path / "whole" / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert [entry["step"] for entry in state["log_history"] if "eval_loss" in entry] == evaluated
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -172,28 +184,29 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     compare(config, tmp_path)
 
 
-@pytest.mark.slow  # starts two processes
+@pytest.mark.slow  # starts two processes for each
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
 def test_the_command_goes_on_after_a_signal(
     tiny_base: Path, dataset: Path, tmp_path: Path, sent: signal.Signals
 ):
-    config = run(tiny_base, dataset, output_dir=str(tmp_path / "run"), train={**LONG, "max_steps": 400})
+    train = {"max_steps": 60, "save_every": 3, "save_total_limit": 2}
+    config = run(tiny_base, dataset, output_dir=str(tmp_path / "run"), train=train)
     (tmp_path / "run.yaml").write_text(config.model_dump_json(exclude_unset=True))
-    command = [sys.executable, "-m", "adapterhub", "finetune", str(tmp_path / "run.yaml")]
+    command = [sys.executable, "-m", "adapterhub.cli.main", "finetune", str(tmp_path / "run.yaml")]
     command += ["--registry", str(tmp_path / "registry")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "checkpoint-6").is_dir():
-        assert process.poll() is None, process.stderr and process.stderr.read()
-    process.send_signal(sent)
-    process.communicate()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list((tmp_path / "run").glob("checkpoint-*")):
+            with suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"it ended with {process.wait(timeout=0.1)}")
+        process.send_signal(sent)
+        process.communicate()
     assert process.returncode != 0
-    assert not any(AdapterRegistry(tmp_path / "registry").list())
+    registry = AdapterRegistry(tmp_path / "registry")
+    assert registry.list() == []
 
     subprocess.run([*command, "--resume"], check=True)
-    registry = AdapterRegistry(tmp_path / "registry")
     whole = finetune(config.model_copy(update={"output_dir": tmp_path / "whole"}), registry)
-    first, second = registry.versions("pairs")
-    assert first.digest == second.digest == whole.digest
+    assert (registry.resolve("pairs@1").digest, whole.version) == (whole.digest, 2)
 
 
 def test_the_newest_checkpoints_are_kept(tiny_base: Path, dataset: Path, tmp_path: Path):
