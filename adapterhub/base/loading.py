@@ -155,6 +155,20 @@ def load_base(
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
 
 
+def training_dtype(device: str, compute_dtype: ComputeDtype) -> tuple[str, torch.dtype]:
+    """The device and the dtype that `load_base` takes for training.
+
+    Args:
+        device: As for `load_base`.
+        compute_dtype: As for `load_base`.
+
+    Raises:
+        ConfigError: There is no such device or dtype.
+    """
+    target = _device(device)
+    return target, _dtype(compute_dtype, target, training=True)
+
+
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
     """Loads a base's tokenizer alone, as `load_base` does.
 

