@@ -77,6 +77,37 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, tiny
     assert BaseFingerprint.of(locate_base(own)).digest != BaseFingerprint.of(folder).digest
 
 
+ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_llama_3_keeps_its_scaled_positions(tmp_path: Path):
+    base = make_base(tmp_path / "base", rope_parameters=ROPE, head_dim=64, max_position_embeddings=16384)
+    folder = locate_base(make_gguf(tmp_path / "tiny.gguf", base))
+    models = [AutoModelForCausalLM.from_pretrained(path) for path in (folder, base)]
+    assert models[0].config.rope_parameters == ROPE
+    ids = torch.randint(0, 300, (1, 200), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(*(model(input_ids=ids).logits for model in models), rtol=0, atol=0)
+
+
+def test_positions_scaled_in_another_way_are_refused(tmp_path: Path, cache: Path):
+    base = make_base(
+        tmp_path / "base",
+        rope_parameters={**ROPE, "high_freq_factor": 2.0},
+        head_dim=64,
+        max_position_embeddings=16384,
+    )
+    with pytest.raises(ConfigError, match="scaled rotary embeddings"):
+        locate_base(make_gguf(tmp_path / "tiny.gguf", base))
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
 def test_digits_are_split_as_llama_cpp_splits_them(tmp_path: Path, tiny_base: Path):
     smollm = locate_base(make_gguf(tmp_path / "tiny.gguf", tiny_base, split="smollm"))
     split = AutoTokenizer.from_pretrained(smollm).backend_tokenizer.pre_tokenizer.pre_tokenize_str
