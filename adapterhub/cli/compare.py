@@ -233,11 +233,10 @@ def emit(comparison: Comparison, folder: Path) -> None:
 
 def report_folder(out: Path | None, name: str) -> Path:
     """The folder of the report, checked to be one that can be written; a comparison takes minutes."""
-    from adapterhub._files import check_writable_folder
-    from adapterhub.errors import ExportError
+    from adapterhub.evaluation.report import check_report_folder
 
     folder = out or Path(f"comparison-{name}")
-    check_writable_folder(folder, ExportError, f"The report's folder {str(folder)!r}")
+    check_report_folder(folder)
     return folder
 
 

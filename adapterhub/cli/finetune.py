@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypedDict, TypeVar
 
 import click
 
@@ -194,7 +194,7 @@ def _reports(show: Show, look: bool) -> _Reports:
         held_out = f", {run.held_out} held out" if run.held_out else ""
         output.note(f"{run.records} examples{held_out}; computing in {run.compute_dtype} on {run.device}.")
         if look:
-            output.note(_coloured(run.example))
+            output.note(_coloured(run.example, sys.stderr))
 
     return {
         "progress": lambda step: show(step.step, step.steps, _losses(step)),
@@ -213,12 +213,12 @@ def _show_example(settings: FinetuneConfig, as_json: bool) -> None:
         parts = [{"text": text, "learned": learned} for text, learned in example.parts]
         output.emit_json({"parts": parts, "tokens": example.tokens, "learned": example.learned})
     else:
-        output.emit(_coloured(example))
+        output.emit(_coloured(example, sys.stdout))
 
 
-def _coloured(example: MaskedExample) -> str:
+def _coloured(example: MaskedExample, stream: TextIO) -> str:
     """The example's text; what is learned is green, and in brackets where there are no colours."""
-    bracketed = output.style("x", fg="green") == "x" or not sys.stderr.isatty()
+    bracketed = output.style("x", fg="green") == "x" or not stream.isatty()
     parts = [_part(text, learned, bracketed) for text, learned in example.parts]
     return f"{''.join(parts)}\n({example.learned} of {example.tokens} tokens are learned)"
 

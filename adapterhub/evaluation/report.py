@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from adapterhub._files import os_errors_as, write_atomic
+from adapterhub._files import check_writable_folder, os_errors_as, write_atomic
 from adapterhub.engine.interface import DEFAULT_MAX_TOKENS
 from adapterhub.errors import ExportError
 from adapterhub.evaluation.bootstrap import Estimate
@@ -52,6 +52,17 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
             # Half a surrogate pair, which JSON can hold, cannot be encoded.
             write_atomic(folder / name, content.encode("utf-8", "replace"))
     return folder / REPORT_FILES[0]
+
+
+def check_report_folder(folder: Path) -> None:
+    """Finds now what would keep a report from being written, since a comparison takes minutes; changes nothing.
+
+    Raises:
+        ExportError: The folder cannot be written.
+        ConfigError: matplotlib is not installed.
+    """
+    check_writable_folder(folder, ExportError, f"The report's folder {str(folder)!r}")
+    line_chart({})
 
 
 def findings(comparison: Comparison) -> list[str]:

@@ -257,7 +257,8 @@ class FinetuneConfig(_Options):
             raise ValueError("train.save_every and train.resume need output_dir")
         if self.output_dir is None and self.report_to == "tensorboard":
             raise ValueError("report_to: tensorboard needs output_dir")
-        held_out = data.validation is not None or data.validation_share > 0 or data.compose is not None
+        composed = data.compose is not None and data.compose.val_path is not None
+        held_out = composed or data.validation is not None or data.validation_share > 0
         if not held_out and (train.load_best or train.early_stopping_patience):
             raise ValueError(
                 "train.load_best and train.early_stopping_patience need data.validation or data.validation_share"

@@ -193,7 +193,7 @@ def _activations(config: FinetuneConfig, targets: LoraConfig, sizes: tuple[int, 
             ).logits.float()
             loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
             loss.backward()  # type: ignore[no-untyped-call]
-        return live.peak
+        return int(live.peak)
 
 
 def _replace_by_fake(model: Any) -> Iterator[torch.Tensor]:
@@ -213,7 +213,7 @@ def _replace_by_fake(model: Any) -> Iterator[torch.Tensor]:
                 owner[name] = known[id(tensor)][1]
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call]
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that operations make, for as long as they live.
 
     Attributes:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,12 @@ def test_the_commands_are_these():
         == "add alias blend chat compare compose-dataset cp-config demo doctor finetune list ls-configs merge rm route "
         "router run run-recipe show verify"
     )
+
+
+def test_the_readme_names_every_command():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`(?:adapterhub )?([a-z-]+(?: \| [a-z-]+)+)`", readme)
+    assert sorted(" | ".join(listed).split(" | ")) == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

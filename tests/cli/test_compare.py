@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,14 @@ def test_bad_input_is_one_message(
     assert "Traceback" not in shown.err
     assert not list(tmp_path.glob("comparison*"))
     assert AdapterRegistry(tmp_path / "registry").get("json@1").evaluation == ()
+
+
+def test_without_matplotlib_nothing_is_measured(copy, held_out: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    shown = copy("compare", "json", "--data", held_out)
+    assert (shown.code, shown.out) == (1, "")
+    assert "'matplotlib', which is not installed" in shown.err
+    assert "Comparing" not in shown.err
 
 
 def test_a_blend_is_compared_without_a_card(copy, held_out: Path):

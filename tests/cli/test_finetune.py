@@ -1,5 +1,6 @@
 """`adapterhub finetune`: progress where there is no terminal, and what a signal leaves."""
 
+import io
 import json
 import os
 import re
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from bitsandbytes.functional import has_avx512bf16
 
+from adapterhub.cli.finetune import _coloured
 from adapterhub.cli.progress import lines
-from adapterhub.training import finetuning
+from adapterhub.training import MaskedExample, finetuning
 from tests.tiny import make_tokenizer
 
 SIGNALS = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -155,3 +157,16 @@ def test_a_wrong_setting_is_one_message_and_exit_code_1(own, config: Path, tmp_p
     assert "lora.lora_alpha: " in shown.err
     assert "output_dri: " in shown.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_what_is_learned_is_green_on_a_terminal(no_color: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_COLOR", no_color)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    example = MaskedExample((("a \x1b[2Jquestion\n", False), ("answer", True)), tokens=9, learned=2)
+    shown = _coloured(example, terminal)
+    learned = "[[answer]]" if no_color else "\x1b[32manswer\x1b[0m"
+    assert learned in shown
+    assert "a  [2Jquestion" in shown  # an escape sequence of the data is not sent to the terminal
+    assert shown.endswith("\n(2 of 9 tokens are learned)")

@@ -1,5 +1,6 @@
 """The shipped configurations: each is valid and complete, is copied whole, and runs by its name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from adapterhub.dataset import DatasetConfig
 from adapterhub.errors import ConfigError
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.finetuning import finetune
+from adapterhub.training.preparing import with_composed_data
+from adapterhub.training.trainer import first_example
 
 SHIPPED = shipped_configs()
 BASES = {
@@ -112,3 +115,61 @@ def test_a_mistyped_name_gets_the_nearest(tmp_path: Path):
     assert "'lora/qwen3_0.6b'" in error.value.hint
     with pytest.raises(ConfigError, match="could not be read"):
         FinetuneConfig.load("lora/qwen3_06b")
+
+
+JOKES = [
+    "Студент спрашивает профессора: сколько раз можно сдавать экзамен? Пока не надоест, отвечает тот.",
+    "Программист поставил у кровати два стакана: один с водой, другой пустой, на случай если не захочет пить.",
+    "Математик заказал кофе без сливок. Сливок нет, говорят ему, могу предложить без молока.",
+    "Футболист промахнулся с двух метров и сказал, что ворота стоят совсем не там, где вчера.",
+    "Кот сел на клавиатуру и написал письмо начальнику, и письмо это оказалось самым вежливым за год.",
+    "Врач велел больше гулять, и теперь я хожу к холодильнику самой длинной дорогой через весь дом.",
+    "Сосед купил скрипку, и весь подъезд вдруг полюбил дальние прогулки под дождём и снегом.",
+    "Учитель попросил назвать два местоимения. Кто, я? Отлично, садись, сказал учитель и поставил пять.",
+]
+
+
+def test_the_jokes_go_from_a_csv_file_to_an_adapter(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [*((joke, 4.2) for joke in JOKES), (f"{JOKES[0]} Так!", 2.1), ("Коротко.", 5.0)]
+    lines = [f'"{text}&quot;",{score}' for text, score in rows]
+    (tmp_path / "jokes.csv").write_text("\n".join(["text,score", *lines]), encoding="utf-8")
+    config = FinetuneConfig.load("jokes/smollm2_135m")
+    short = config.train.model_copy(update={"epochs": None, "max_steps": 2, "batch_size": 2})
+    registry = AdapterRegistry(tmp_path / "registry")
+    card = finetune(config.model_copy(update={"base": str(tiny_base), "train": short}), registry)
+    assert (card.ref, card.language) == ("jokes@1", ("ru",))
+    composed = [json.loads(line) for line in Path("jokes-train.jsonl").read_text("utf-8").splitlines()]
+    held_out = Path("jokes-val.jsonl").read_text("utf-8").splitlines()
+    # One is rated too low and one is too short; a tenth of the others is held out.
+    assert (len(composed), len(held_out)) == (7, 1)
+    system, request, answer = composed[0]["messages"]
+    assert (system["content"], request["role"]) == (config.card.prompt.system, "user")
+    assert answer["content"].removesuffix('"') in JOKES
+    assert card.evaluation[0].dataset_split == "validation"
+
+
+def test_the_assistant_learns_instructions_under_its_system_prompt(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    turns = [{"from": "human", "value": "one two"}, {"from": "gpt", "value": "three " * 8}]
+    (tmp_path / "tome.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    config = FinetuneConfig.load("assistant/tinyllama_1.1b")
+    compose = config.data.compose
+    (source,) = compose.sources
+    assert source.path == "mlabonne/FineTome-100k"
+    local = source.model_copy(update={"path": str(tmp_path / "tome.jsonl"), "split": "train"})
+    data = config.data.model_copy(
+        update={"compose": compose.model_copy(update={"sources": [local], "val_path": None})}
+    )
+    own = config.model_copy(update={"base": str(tiny_base), "data": data})
+    with with_composed_data(own) as ready:
+        parts = first_example(ready).parts
+    text = "".join(part for part, _ in parts)
+    learned = "".join(part for part, is_learned in parts if is_learned)
+    assert text.startswith("You explain things so that they are understood")
+    assert "### Instruction:\none two" in text
+    assert learned.startswith("three three")

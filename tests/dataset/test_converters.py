@@ -149,6 +149,11 @@ def test_prompts_are_used_in_turn_or_by_theme():
     assert convert("text", {**row, "theme": "{text}"}, prompts=by_theme)[0] == ("user", "About {text}.")
 
 
+def test_a_theme_without_a_prompt():
+    with pytest.raises(UnusableRowError, match="no prompt for its theme"):
+        convert("text", {"text": "two", "theme": "secret"}, prompts={"cats": "About a cat."})
+
+
 def test_tools_are_written_as_chat_templates_take_them():
     schema = {"name": "add", "parameters": {}}
     for tools in (
@@ -179,6 +184,22 @@ UNUSABLE: dict[str, tuple[str, dict[str, Any], str]] = {
         "alpaca",
         {"instruction": "one?", "output": "two", "history": 5},
         "history is not a list of pairs",
+    ),
+    "no prompt": ("prompt_completion", {"text": "secret"}, "no prompt"),
+    "a call of nothing": (
+        "messages",
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
+        "a tool call has no name or no arguments",
+    ),
+    "a number as message": (
+        "sharegpt",
+        {"conversations": [{"from": "gpt", "value": 5}]},
+        "a message is not text",
+    ),
+    "tools that are no JSON": (
+        "sharegpt",
+        {"conversations": [{"from": "gpt", "value": "two"}], "tools": "secret"},
+        "tools are not JSON",
     ),
     "no text": ("text", {"text": None}, "no text"),
     "not a number": ("text", {"text": float("nan")}, "no text"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,16 @@ def test_damaged_files_are_named_and_not_quoted(tmp_path: Path, name: str, conte
     with pytest.raises(DatasetError, match=f"{name}' could not be read: .*{reason}") as caught:
         rows(tmp_path / name)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("path", "package"), [("data.parquet", "pyarrow"), ("user/data", "datasets")])
+def test_a_package_that_is_missing(tmp_path: Path, path: str, package: str, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "data.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=f"the package '{package}'") as caught:
+        rows(path)
+    assert caught.value.hint == 'pip install "adapterhub[train]"'
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):

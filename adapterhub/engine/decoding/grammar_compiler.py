@@ -18,11 +18,12 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCompletion, matcher_error
+from adapterhub.engine.decoding.deep_stack import call_with_deep_stack
 from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint
 from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
 from adapterhub.engine.decoding.schema_grammar import PARSER_LIMITS, schema_grammar, unenforceable_part
 from adapterhub.engine.output_format import OutputFormat
-from adapterhub.errors import InvalidRequestError, RequestTooLongError, is_interrupt
+from adapterhub.errors import AdapterHubError, InvalidRequestError, RequestTooLongError, is_interrupt
 
 MAX_COMPILED = 256
 """Maximum number of cached compiled grammars; the least recently used is evicted first."""
@@ -165,9 +166,11 @@ class GrammarCompiler:
         name = _NAMES[output_format.kind]
         try:
             grammar = _to_llguidance(output_format)
-            start = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)
+            start = call_with_deep_stack(
+                lambda: LLMatcher(ll_tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)
+            )
         except BaseException as error:
-            if is_interrupt(error) or isinstance(error, InvalidRequestError):
+            if is_interrupt(error) or isinstance(error, AdapterHubError):
                 raise
             raise InvalidRequestError(f"The {name} cannot be enforced: {error}.") from error
         if start.is_error():

@@ -9,6 +9,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits
 
+from adapterhub.engine.decoding.deep_stack import call_with_deep_stack
+
 # Most models have learned to write one blank after a comma or colon; unlimited blanks could go on for ever.
 STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # What remains of `oneOf` is checked afterwards.
@@ -39,7 +41,8 @@ def unenforceable_part(schema: str) -> str | None:
 
 
 def _refusal(schema: str) -> str:
-    message = LLMatcher.validate_grammar(schema_grammar(schema), limits=PARSER_LIMITS)
+    grammar = schema_grammar(schema)
+    message = call_with_deep_stack(lambda: LLMatcher.validate_grammar(grammar, limits=PARSER_LIMITS))
     return message.strip().split("\n")[0][:200].rstrip(".:")
 
 
