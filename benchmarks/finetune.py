@@ -100,12 +100,12 @@ def train_theirs(options: argparse.Namespace, base: Path, data: Path, clock: Ste
     from adapterhub.training.sft import EpochSampler
     from adapterhub.training.tokenizing import tokenize
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:
                 clock.step(logs["loss"])
 
-    class InOurOrder(SFTTrainer):
+    class InOurOrder(SFTTrainer):  # type: ignore[misc]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return EpochSampler(self)
 
@@ -258,7 +258,7 @@ def show(results: dict[str, list[dict[str, Any]]], figures: dict[str, float]) ->
     """Prints a table of the medians."""
 
     def take(rounds: list[dict[str, Any]], name: str) -> float:
-        return statistics.median(one[name] for one in rounds)
+        return float(statistics.median(one[name] for one in rounds))
 
     rows = [
         (

@@ -161,6 +161,10 @@ def make_gguf(
         key = name.replace("__", ".")
         writer.add_string(key, value) if isinstance(value, str) else writer.add_uint16(key, value)
     kind = gguf.GGMLQuantizationType[quantization]
+    if config.rope_parameters["rope_type"] == "llama3":
+        theta, width = config.rope_parameters["rope_theta"], config.head_dim // 2
+        plain = theta ** -(torch.arange(width) / width)
+        writer.add_tensor("rope_freqs.weight", (plain / model.model.rotary_emb.inv_freq).numpy())
     for name, tensor in _llama_cpp_tensors(model):
         stored = kind if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quantize(tensor, stored), raw_dtype=stored)

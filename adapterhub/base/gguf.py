@@ -1,14 +1,16 @@
 """A GGUF file as a base: its 16-bit form, a model folder that is written once and kept in the user's cache.
 
 Training, merging and 4-bit loading need weights in transformers' layout, and so do fingerprints. transformers' reader
-brings the file's blocks into it. What it would leave out without a word is refused here: scaled rotary embeddings, and
-ways to split text that it does not know.
+brings the file's blocks into it. It leaves out scaled rotary embeddings and some ways to split text without a word:
+those that are known are put back here, and the others refused.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,14 @@ _VERSION = 1
 _SPLIT_BY_GPT2 = ("default", "gpt-2", "phi-2", "mpt", "olmo")
 _SPLIT_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 _ROPE_TENSORS = ("rope_freqs.", "rope_factors_")
+# Llama 3.1 and later; the factor differs, and is the largest one in the file.
+_LLAMA3_FREQUENCIES = "rope_freqs.weight"
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def is_gguf(path: Path) -> bool:
@@ -79,10 +89,10 @@ def _stamp(file: Path) -> str:
 
 def _convert(file: Path, out: Path) -> None:
     try:
-        fields, tensors = _read_header(file)
-        _refuse_left_out(fields, tensors)
+        fields, tensors, factors = _read_header(file)
+        _refuse_left_out(fields, set(tensors) - {_LLAMA3_FREQUENCIES})
         _write_tokenizer(file, fields, out)
-        _write_model(file, _dtype(tensors), out)
+        _write_model(file, _dtype(tensors), factors, out)
         _write_licence(fields, out)
     except (ConfigError, OSError):
         raise
@@ -93,16 +103,18 @@ def _convert(file: Path, out: Path) -> None:
         ) from error
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The metadata but for long lists, and each tensor's type by its name."""
+def _read_header(file: Path) -> tuple[dict[str, Any], dict[str, str], Any]:
+    """The metadata but for long lists, each tensor's type by its name, and Llama 3's factors of frequencies, if any."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
     short = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
-    return short, {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    factors = (tensor.data.copy() for tensor in reader.tensors if tensor.name == _LLAMA3_FREQUENCIES)
+    return short, types, next(factors, None)
 
 
-def _refuse_left_out(fields: dict[str, Any], tensors: dict[str, str]) -> None:
+def _refuse_left_out(fields: dict[str, Any], tensors: Iterable[str]) -> None:
     """Refuses what transformers' reader ignores, after which the model would answer wrongly."""
     if fields.get("split.count", 1) > 1:
         raise ConfigError(
@@ -113,10 +125,14 @@ def _refuse_left_out(fields: dict[str, Any], tensors: dict[str, str]) -> None:
     scaling = fields.get(f"{architecture}.rope.scaling.type", "none")
     scaled = scaling != "none" or any(name.startswith(_ROPE_TENSORS) for name in tensors)
     if scaled and architecture != "gpt-oss":
-        raise ConfigError(
-            "The GGUF file has scaled rotary embeddings, which transformers does not read from GGUF.",
-            hint="Take this base as a folder with safetensors files, or by its hub id.",
-        )
+        raise _unknown_rope()
+
+
+def _unknown_rope() -> ConfigError:
+    return ConfigError(
+        "The GGUF file has scaled rotary embeddings of a kind that is not read from GGUF.",
+        hint="Take this base as a folder with safetensors files, or by its hub id.",
+    )
 
 
 def _dtype(tensors: dict[str, str]) -> torch.dtype:
@@ -129,7 +145,27 @@ def _dtype(tensors: dict[str, str]) -> torch.dtype:
     return torch.float16 if types <= {"F32", "F16"} else torch.bfloat16
 
 
-def _write_model(file: Path, dtype: torch.dtype, out: Path) -> None:
+def _llama3_rope(config: Any, factors: Any) -> dict[str, Any]:
+    """The settings of rotary embeddings as in Llama 3, which have to give the factors that the file has."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    wanted = torch.from_numpy(factors)
+    plain = config.rope_parameters["rope_theta"] ** -(torch.arange(len(wanted)) / len(wanted))
+    scaled = copy.deepcopy(config)
+    scaled.rope_parameters = {
+        **config.rope_parameters,
+        **_LLAMA3_ROPE,
+        "factor": round(float(wanted.max()), 3),
+    }
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](scaled, "cpu")
+    if frequencies.shape != plain.shape or not torch.allclose(plain / frequencies, wanted, rtol=1e-3):
+        raise _unknown_rope()
+    settings: dict[str, Any] = scaled.rope_parameters
+    return settings
+
+
+def _write_model(file: Path, dtype: torch.dtype, factors: Any, out: Path) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -142,6 +178,8 @@ def _write_model(file: Path, dtype: torch.dtype, out: Path) -> None:
     )
     if report["missing_keys"]:
         raise ValueError(f"it lacks weights, such as {sorted(report['missing_keys'])[0]!r}")
+    if factors is not None:
+        model.config.rope_parameters = _llama3_rope(model.config, factors)
     model.hf_quantizer = None  # the weights are plain ones by now; with it they cannot be saved
     model.save_pretrained(out)
 

