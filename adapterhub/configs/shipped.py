@@ -147,7 +147,7 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     if name in shipped:
         return shipped[name].content(), Path()
     raise ConfigError(
-        f"The configuration {str(path)[:200]!r} could not be read: there is no such file, and none of that name ships.",
+        f"The configuration {str(path)[:200]!r} could not be read: No such file or directory.",
         hint=_hint(name, shipped),
     )
 
