@@ -83,7 +83,9 @@ class _Composition:
         held_out: Sequence[Sample] = ()
         if config.val_path:
             self._show("split", 0, len(samples))
-            samples, held_out = split(samples, config.split, seed=config.seed)
+            removed = config.deduplication
+            are_distinct = removed.near and removed.threshold <= config.split.threshold
+            samples, held_out = split(samples, config.split, seed=config.seed, are_distinct=are_distinct)
         weights = {label: source.weight for label, source in self._by_label()}
         train = self._run("weights", lambda part: weigh(part, weights, seed=config.seed), samples)
         return ComposedDataset(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from adapterhub.dataset import DatasetConfig, compose_dataset
 from adapterhub.dataset.cleaning import CleaningOptions, clean
-from adapterhub.dataset.near_duplicates import DeduplicationOptions, deduplicate, jaccard
+from adapterhub.dataset.near_duplicates import DeduplicationOptions, deduplicate, duplicate_groups, jaccard
+from adapterhub.dataset.records import Record
 from adapterhub.errors import DatasetError
 from tests.dataset.samples import sample, texts
 from tests.dataset.test_near_duplicates import SYSTEM, text
@@ -73,6 +74,24 @@ def test_duplicates_that_are_kept_are_on_one_side(tmp_path: Path):
     words = [[frozenset(answer.split()) for _, answer in side if len(answer) > 9] for side in (train, val)]
     assert all(words)
     assert max(jaccard(one, other) for one in words[0] for other in words[1]) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("removed", "searches"),
+    [({}, 0), ({"threshold": 0.7}, 0), ({"threshold": 0.9}, 1), ({"near": False}, 1)],
+)
+def test_the_split_searches_only_for_duplicates_that_were_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: dict[str, Any], searches: int
+):
+    seen: list[int] = []
+
+    def groups(records: list[Record], threshold: float) -> list[int]:
+        seen.append(len(records))
+        return duplicate_groups(records, threshold)
+
+    monkeypatch.setattr("adapterhub.dataset.splitting.duplicate_groups", groups)
+    compose(write(tmp_path / "data.jsonl", LONG), deduplication=removed)
+    assert seen == [40] * searches
 
 
 def test_weights_repeat_on_the_training_side_only(tmp_path: Path):

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from adapterhub.dataset import splitting
 from adapterhub.dataset.near_duplicates import jaccard
 from adapterhub.dataset.records import Sample
 from adapterhub.dataset.splitting import SplitOptions, split
@@ -40,6 +41,12 @@ def test_repeated_records_are_on_one_side():
     assert len(validation) == 100
     sides = [[frozenset(one.split()) for one in texts(side)] for side in (train, validation)]
     assert max(jaccard(one, other) for one in sides[0] for other in sides[1]) < 0.5
+
+
+def test_distinct_samples_are_split_alike_without_a_search(monkeypatch: pytest.MonkeyPatch):
+    searched = split(sums(), SplitOptions(val_size=0.1), seed=3)
+    monkeypatch.setattr(splitting, "duplicate_groups", None)
+    assert split(sums(), SplitOptions(val_size=0.1), seed=3, are_distinct=True) == searched
 
 
 @pytest.mark.parametrize("size", [200, 500])
