@@ -69,7 +69,7 @@ class SourceOptions(StageOptions):
     """The same from a text file, relative to the folder of the configuration file."""
     max_records: int | None = Field(None, gt=0)
     """Keep at most this many records."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1000)
     """How many times the source's records are in the training data: 2 repeats each, 0.5 keeps a random half."""
     license: str | None = None
     """The licence's identifier, for the data card."""
@@ -123,7 +123,7 @@ class SourceOptions(StageOptions):
         module, mark, function = self.converter.rpartition(":" if ":" in self.converter else ".")
         file = folder / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
         update = {
-            "path": str(folder / path.expanduser()) if is_path or (folder / path).is_dir() else self.path,
+            "path": str(folder / path.expanduser()) if is_path or (folder / path).exists() else self.path,
             "system_file": self.system_file and folder / self.system_file,
             "converter": f"{file}:{function}" if mark and file.is_file() else self.converter,
         }

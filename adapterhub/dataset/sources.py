@@ -28,6 +28,15 @@ SPLIT = re.compile(
 """A split or a slice of one, as `datasets` writes them."""
 
 _PARQUET_ROWS = 1024
+_JSON_HINT = "Give one object a line, or one list of objects."
+_CSV_HINT = "Quote fields that hold the delimiter, a quote or a line end; write a quote inside as two."
+_FORMAT_HINTS = {
+    ".jsonl": _JSON_HINT,
+    ".ndjson": _JSON_HINT,
+    ".json": _JSON_HINT,
+    ".csv": _CSV_HINT,
+    ".tsv": _CSV_HINT,
+}
 _NEEDS_DATASETS = 'pip install "adapterhub[train]"'
 
 
@@ -59,6 +68,11 @@ def open_source(source: SourceOptions) -> OpenSource:
             for damaged files. Messages never have a row's text.
     """
     if not source.is_file:
+        if Path(source.path).is_file():
+            raise DatasetError(
+                f"Files such as {source.label!r} are not read.",
+                hint=f"The suffixes are {', '.join(READERS)}.",
+            )
         return _open_dataset(source)
     files = tuple(_files(source.path))
     bounds = SPLIT.fullmatch(source.split)
@@ -90,7 +104,7 @@ def _read_file(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DatasetError(
             f"The file {path.name!r} could not be read: {_reason(error, number)}.",
-            hint="It has to be UTF-8 text, except for Parquet.",
+            hint=_hint(error, path.suffix.lower()),
         ) from None
 
 
@@ -108,6 +122,12 @@ def _reason(error: Exception, rows_before: int) -> str:
             return error.strerror or str(error)
         case _:
             return str(error)
+
+
+def _hint(error: Exception, suffix: str) -> str | None:
+    if isinstance(error, UnicodeDecodeError):
+        return "Save it as UTF-8."
+    return None if isinstance(error, OSError) else _FORMAT_HINTS.get(suffix)
 
 
 def _json_lines(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
@@ -222,8 +242,9 @@ def _dataset_card(source: SourceOptions) -> tuple[str | None, str | None]:
         stated = DatasetCard.load(path, ignore_metadata_errors=True).data.license
     except (OSError, ValueError, AttributeError):  # no card, or not a readable one
         return None, None
-    license_id = ", ".join(map(str, stated)) if isinstance(stated, list) else stated
-    return license_id, None if is_folder else path.parent.name  # a snapshot's folder is its commit
+    licenses = [one for one in (stated if isinstance(stated, list) else [stated]) if isinstance(one, str)]
+    commit = None if is_folder else path.parent.name  # the name of a snapshot's folder
+    return ", ".join(licenses) or None, commit
 
 
 def _dataset_rows(source: SourceOptions, dataset: Iterable[SourceRow]) -> Iterator[SourceRow]:

@@ -110,6 +110,14 @@ def test_a_source_is_not_overwritten(tmp_path: Path):
         compose(tmp_path, {"path": "a.jsonl"}, train_path=".")
 
 
+@pytest.mark.parametrize("val_path", ["./x/../train.jsonl", "train.card.json", "train.lengths.svg"])
+def test_no_file_is_written_over_another(tmp_path: Path, val_path: str):
+    write_rows(tmp_path / "a.jsonl", *map(pair, range(50)))
+    with pytest.raises(ConfigError, match="Two files would be written to"):
+        compose(tmp_path, {"path": "a.jsonl"}, val_path=val_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 def test_the_system_message_from_a_file(tmp_path: Path):
     write_rows(tmp_path / "a.jsonl", pair(1))
     (tmp_path / "system.md").write_text("be brief\n")
