@@ -5,7 +5,7 @@
 
 The shipped base reads 1,024 tokens and copies names better than prose, so here the tools have few arguments, and what
 they write goes straight to the user. A larger model takes `AdapterToolkit(hub=hub).get_tools()` as it is.
-SmolLM2 was not trained to call tools: it gets an example of each in its system prompt, and must call one when asked.
+SmolLM2 was not trained to call tools: it gets an example of each in its system prompt, must call one, and says nothing.
 """
 
 import argparse
@@ -71,10 +71,9 @@ def describe(message: BaseMessage) -> str:
 
 
 @wrap_model_call
-def call_when_asked(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
-    """Makes the model call a tool after the user's message, and answer in words after a tool's result."""
-    asked = request.messages[-1].type == "human"
-    return handler(request.override(tool_choice="any" if asked else "none"))
+def must_call(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
+    """Makes the model call exactly one tool."""
+    return handler(request.override(tool_choice="any", model_settings={"parallel_tool_calls": False}))
 
 
 def main() -> None:
@@ -89,7 +88,8 @@ def main() -> None:
     with AdapterHub.from_pretrained(base, demo_registry_folder(real=real)) as hub:
         if real:
             model = ChatAdapterHub(hub=hub, temperature=0, max_tokens=80)
-            agent = create_agent(model, offered, system_prompt=EXAMPLES, middleware=[call_when_asked])
+            direct = [each.model_copy(update={"return_direct": True}) for each in offered]
+            agent = create_agent(model, direct, system_prompt=EXAMPLES, middleware=[must_call])
         else:
             agent = create_agent(ChatAdapterHub(hub=hub, model="tools"), offered)
         for request in REQUESTS:

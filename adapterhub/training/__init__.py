@@ -14,17 +14,22 @@ if TYPE_CHECKING:
     from adapterhub.training.finetuning import finetune, smoke_test
     from adapterhub.training.losses import TrainingStep
     from adapterhub.training.masked_example import MaskedExample
+    from adapterhub.training.memory_estimate import MemoryEstimate
     from adapterhub.training.output_folder import FinetuneResult
+    from adapterhub.training.planning import TrainingPlan, plan_finetune
     from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter
 
 __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "MaskedExample",
+    "MemoryEstimate",
     "RunStart",
+    "TrainingPlan",
     "TrainingResult",
     "TrainingStep",
     "finetune",
+    "plan_finetune",
     "smoke_test",
     "train_adapter",
 ]
@@ -35,10 +40,13 @@ __getattr__, __dir__ = lazy_exports(
         "FinetuneConfig": "adapterhub.training.config",
         "FinetuneResult": "adapterhub.training.output_folder",
         "MaskedExample": "adapterhub.training.masked_example",
+        "MemoryEstimate": "adapterhub.training.memory_estimate",
         "RunStart": "adapterhub.training.trainer",
+        "TrainingPlan": "adapterhub.training.planning",
         "TrainingResult": "adapterhub.training.trainer",
         "TrainingStep": "adapterhub.training.losses",
         "finetune": "adapterhub.training.finetuning",
+        "plan_finetune": "adapterhub.training.planning",
         "smoke_test": "adapterhub.training.finetuning",
         "train_adapter": "adapterhub.training.trainer",
     },

@@ -6,6 +6,7 @@ Checkpoints and losses are written there while training.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,6 +21,19 @@ from adapterhub.training.config import FinetuneConfig
 
 CONFIG_FILE = "finetune.yaml"
 RESULT_FILE = "result.json"
+_PATHS = {
+    "base",
+    "converter",
+    "initial_adapter",
+    "output_dir",
+    "path",
+    "system_file",
+    "tokenizer",
+    "train",
+    "train_path",
+    "val_path",
+    "validation",
+}
 _COULD_NOT = "The output folder could not be written"
 
 
@@ -85,10 +99,10 @@ def save_artifacts(config: FinetuneConfig, folder: Path, adapter: Path, tokenize
     with os_errors_as(TrainingError, _COULD_NOT), scratch_folder(TrainingError, _COULD_NOT) as scratch:
         tokenizer.save_pretrained(scratch)
         shutil.copytree(adapter, scratch, dirs_exist_ok=True)
-        (scratch / CONFIG_FILE).write_text(_as_yaml(config), encoding="utf-8")
         for file in sorted(scratch.iterdir()):
             write_atomic(folder / file.name, file.read_bytes())
-        write_atomic(folder / f"checkpoint-{step}" / CONFIG_FILE, (scratch / CONFIG_FILE).read_bytes())
+        for place in (folder, folder / f"checkpoint-{step}"):
+            write_atomic(place / CONFIG_FILE, _as_yaml(config, place).encode())
 
 
 def save_result(folder: Path, result: FinetuneResult) -> None:
@@ -101,6 +115,18 @@ def save_result(folder: Path, result: FinetuneResult) -> None:
         write_atomic(folder / RESULT_FILE, result.to_json().encode())
 
 
-def _as_yaml(config: FinetuneConfig) -> str:
+def _as_yaml(config: FinetuneConfig, place: Path) -> str:
     fields = config.in_folder(Path.cwd()).model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_relative(fields, place.resolve()), sort_keys=False, allow_unicode=True)
+
+
+def _relative(value: Any, place: Path, name: str = "") -> Any:
+    """The settings with paths from a folder, where they are read again; they name no folder above those they share."""
+    match value:
+        case dict():
+            return {key: _relative(each, place, key) for key, each in value.items()}
+        case list():
+            return [_relative(each, place, name) for each in value]
+        case str() if name in _PATHS and Path(value).is_absolute():
+            return os.path.relpath(Path(value).resolve(), place)
+    return value

@@ -21,9 +21,10 @@ from adapterhub.base.loading import training_dtype
 from adapterhub.base.locating import locate_base_config
 from adapterhub.dataset.records import Record, read_records
 from adapterhub.errors import ConfigError
-from adapterhub.training.config import FinetuneConfig
+from adapterhub.training.config import FinetuneConfig, without_files
 from adapterhub.training.losses import TrainingStep
 from adapterhub.training.memory_estimate import EmptyBase, MemoryEstimate, estimate_memory
+from adapterhub.training.preparing import with_composed_data
 from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedExample
 from adapterhub.training.trainer import train_adapter
 
@@ -72,6 +73,7 @@ def plan_finetune(
 ) -> TrainingPlan:
     """Plans a run without making anything.
 
+    A dataset of local files that is still to be composed is composed for the plan; one from the Hub is not downloaded.
     Where the base's weights and the data are on this machine, a few steps are trained and thrown away: the longest
     batch, and others from all of the data. Otherwise every conversation is taken to have `train.max_length` tokens. Of
     a hub id that is not here only `config.json` is downloaded.
@@ -86,6 +88,26 @@ def plan_finetune(
         DatasetError: The data is there, and cannot be used.
         TrainingError: A measured step failed, for example for want of memory.
     """
+    with _composed(config) as ready:
+        return _plan(ready, measure, progress)
+
+
+@contextmanager
+def _composed(config: FinetuneConfig) -> Iterator[FinetuneConfig]:
+    dataset = config.data.compose
+    if dataset is None or not all(
+        source.is_file and Path(source.path).is_file() for source in dataset.sources
+    ):
+        yield config
+        return
+    data = config.data.model_copy(update={"compose": without_files(dataset)})
+    with with_composed_data(config.model_copy(update={"data": data})) as ready:
+        yield ready
+
+
+def _plan(
+    config: FinetuneConfig, measure: int, progress: Callable[[TrainingStep], None] | None
+) -> TrainingPlan:
     folder = locate_base_config(config.base, revision=config.revision)
     device, dtype = training_dtype(config.device, config.compute_dtype)
     records = _records(config)

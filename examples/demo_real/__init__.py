@@ -1,1 +1,1 @@
-"""The second demo: three adapters on a real base, their data, training configurations and scores."""
+"""The second demo: adapters on a real base, their data, training configurations and scores."""

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes the adapters of the demo on SmolLM2 from nothing: the data, three adapters in adapters-real/, and their scores.
+# Makes the adapters of the demo on SmolLM2 from nothing: the data, two adapters in adapters-real/, and their scores.
 # From the top of the repository, after `make demo-real`, in an environment with adapterhub[train].
 set -eu
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 python -m examples.demo_real.data
-for task in maths extract intents; do
+for task in extract intents; do
     adapterhub finetune "examples/demo_real/finetune/$task.yaml" --registry adapters-real
 done
 python -m examples.demo_real.routing --registry adapters-real

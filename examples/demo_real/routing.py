@@ -26,7 +26,6 @@ def main() -> None:
     parser.add_argument("--registry", type=Path, default=Path("adapters-real"))
     registry = AdapterRegistry(parser.parse_args().registry)
     records = {
-        "maths": read("maths-train.jsonl"),
         "extract": extraction.generate("train", EXAMPLES, SEED),
         "intents": read("intents-train.jsonl"),
     }

