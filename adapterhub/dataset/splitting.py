@@ -43,7 +43,7 @@ def split(
     Raises:
         DatasetError: As for `hold_out`.
     """
-    records = [sample.record for sample in samples]
+    records = [sample.compared for sample in samples]
     held_out = hold_out(
         records, options.val_size, seed=seed, threshold=options.threshold, are_distinct=are_distinct
     )

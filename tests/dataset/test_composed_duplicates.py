@@ -63,6 +63,44 @@ def test_distinct_chats_survive_and_near_duplicates_do_not(tmp_path: Path):
     assert len(val) == 44
 
 
+JOKES = [f"Why {text(6, seed)}? Because {text(4, seed + 100)}." for seed in range(30)]
+
+
+@pytest.mark.parametrize(("deduplication", "left"), [({}, 31), ({"exact": False, "near": False}, 94)])
+@pytest.mark.spec("2-F9")
+def test_a_prompt_that_is_used_in_turn_hides_no_duplicate(
+    tmp_path: Path, deduplication: dict[str, bool], left: int
+):
+    """Each text comes three times and is asked for by each of two prompts."""
+    source = tmp_path / "jokes.csv"
+    source.write_text("\n".join(["text", *JOKES, "an odd one", *JOKES, *JOKES, *JOKES[:3]]))
+    prompts = ["Tell me a joke.", "Please tell me something that is really very funny."]
+    train, val, dropped = compose(
+        source,
+        sources=[{"path": str(source), "prompts": prompts}],
+        deduplication=deduplication,
+        split={"val_size": 12},
+    )
+    assert len(train) + len(val) == left
+    assert sum(dropped.values()) == 94 - left
+    assert val
+    assert not {answer for *_, answer in train} & {answer for *_, answer in val}
+
+
+def test_a_prompt_that_says_what_is_asked_for_tells_answers_apart(tmp_path: Path):
+    source = tmp_path / "facts.csv"
+    source.write_text("theme,text\ncats,yes\ndogs,yes\nstones,no\n")
+    for prompts in (["Is it one of the {theme}?"], {"cats": "Do cats eat?", "*": "Do {theme} eat?"}):
+        config = DatasetConfig.parse(
+            {
+                "sources": [{"path": str(source), "prompts": prompts}],
+                "train_path": str(tmp_path / "train.jsonl"),
+            },
+            origin="test",
+        )
+        assert len(compose_dataset(config).train) == 3
+
+
 def test_duplicates_that_are_kept_are_on_one_side(tmp_path: Path):
     path = write(tmp_path / "data.jsonl", [*SUMS, *LONG * 10, *EDITED])
     train, val, dropped = compose(
