@@ -242,9 +242,9 @@ def report_folder(out: Path | None, name: str) -> Path:
 
 def baselines_folder() -> Path:
     """Where the base's losses and answers are kept for the next comparison."""
-    from platformdirs import user_cache_path
+    from adapterhub.config import cache_folder
 
-    return user_cache_path("adapterhub") / "baselines"
+    return cache_folder("baselines")
 
 
 def _settings(options: dict[str, Any]) -> ComparisonSettings:
