@@ -260,7 +260,8 @@ def _load_base(card: AdapterCard, **settings: Any) -> Base:
     from adapterhub.config import HubConfig
     from adapterhub.errors import ConfigError
 
-    config = HubConfig.load(**settings)
+    # None is no default there, but an unquantised base.
+    config = HubConfig.load(**{name: value for name, value in settings.items() if value is not None})
     base = config.base or card.base.name
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
