@@ -19,10 +19,11 @@ from adapterhub.base.locating import base_in_folder
 from adapterhub.configs import read_config
 from adapterhub.dataset.cleaning import CleaningOptions
 from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS, WITH_PROMPTS
+from adapterhub.dataset.file_readers import READERS
 from adapterhub.dataset.filters import FilterOptions
 from adapterhub.dataset.impruver import from_impruver, is_impruver
 from adapterhub.dataset.near_duplicates import DeduplicationOptions
-from adapterhub.dataset.sources import READERS, SPLIT
+from adapterhub.dataset.sources import SPLIT
 from adapterhub.dataset.splitting import SplitOptions
 from adapterhub.dataset.stages import StageOptions
 from adapterhub.errors import ConfigError, describe_validation

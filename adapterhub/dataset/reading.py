@@ -20,12 +20,15 @@ from adapterhub.dataset.converters import (
     detect_converter,
     shared_prompts,
 )
+from adapterhub.dataset.file_readers import SourceRow
 from adapterhub.dataset.own_converter import load_own_converter
 from adapterhub.dataset.records import Message, Record, Sample
-from adapterhub.dataset.sources import SourceRow, open_source
+from adapterhub.dataset.sources import open_source
 from adapterhub.errors import ConfigError, DatasetError
 
 _ROWS_BETWEEN_REPORTS = 200
+_NAMES_SHOWN = 20
+_LONGEST_NAME = 40
 
 
 class SourceReader:
@@ -152,8 +155,11 @@ def _nothing_usable(report: SourceReport, row: SourceRow | Mapping[str, Any] | N
     if row is None:
         return DatasetError(f"The source {report.label!r} holds no rows.", hint="Check its path and split.")
     reason, count = report.dropped.most_common(1)[0]
+    # Without a header the first row of a table is taken for the names.
+    names = [repr(name) if len(name) <= _LONGEST_NAME else "a long text" for name in map(str, row)]
     return DatasetError(
         f"No row of {report.label!r} became a conversation: {reason} ({count:,} of {report.rows:,} rows). "
-        f"Its columns are {', '.join(map(repr, list(row)[:20]))}.",
-        hint="Set `converter`, and `mapping` from the converter's names to these columns.",
+        f"Its columns are {', '.join(names[:_NAMES_SHOWN])}.",
+        hint="Set `converter`, and `mapping` from the converter's names to these columns. The first line of a CSV "
+        "file has to name them.",
     )

@@ -93,11 +93,11 @@ def _order(count: int, seed: int) -> list[int]:
 
 
 def _wanted(total: int, size: float) -> int:
-    """The number of records to hold out; at least one if it is a share."""
-    wanted = max(1, round(size * total)) if 0 < size < 1 else int(size)
+    """The number of records to hold out; of a share at least one, and not all."""
+    wanted = max(1, min(round(size * total), total - 1)) if 0 < size < 1 else int(size)
     if wanted and wanted >= total:
         raise DatasetError(
-            f"{wanted:,} records are to be held out, and there are {total:,}.",
+            f"To hold out {wanted:,} of {total:,} records leaves none to train on.",
             hint="Hold out fewer, or add records.",
         )
     return wanted

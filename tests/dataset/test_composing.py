@@ -101,6 +101,14 @@ def test_an_empty_source_and_unknown_columns(tmp_path: Path):
     assert "secret" not in str(caught.value)
 
 
+def test_a_table_without_a_header_is_not_quoted(tmp_path: Path):
+    (tmp_path / "a.csv").write_text(f"cats,{'secret ' * 9}\ndogs,Ha.\n")
+    with pytest.raises(DatasetError, match=r"Its columns are 'cats', a long text\.") as caught:
+        compose(tmp_path, {"path": "a.csv"})
+    assert "first line of a CSV" in str(caught.value.hint)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_source_is_not_overwritten(tmp_path: Path):
     write_rows(tmp_path / "a.jsonl", pair(1))
     with pytest.raises(ConfigError, match="would be overwritten"):

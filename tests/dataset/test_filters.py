@@ -118,7 +118,6 @@ def test_a_token_counter_counts_what_transformers_counts():
     ]
     ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
     assert counter(Record.model_validate({"messages": messages, "line": 1})) == len(ids)
-    assert counter.name == "adapterhub-demo"
 
 
 def test_a_token_counter_of_what_is_no_base(tmp_path):
