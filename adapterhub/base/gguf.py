@@ -1,4 +1,4 @@
-"""A GGUF file as a base: its 16-bit form, a model folder that is written once and kept in the user's cache.
+"""A GGUF file as a base: its 16-bit form, a model folder that is written once and kept in a cache.
 
 Training, merging and 4-bit loading need weights in transformers' layout, and so do fingerprints. transformers' reader
 brings the file's blocks into it. It leaves out scaled rotary embeddings and some ways to split text without a word:
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub._files import new_folder, os_errors_as
+from adapterhub.config import cache_folder
 from adapterhub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def gguf_folder(file: Path) -> Path:
 
     what = f"The GGUF file {str(file)!r} could not be converted"
     with os_errors_as(ConfigError, what):
-        folder = _cache_folder() / f"{file.stem}-{_stamp(file)}"
+        folder = cache_folder("gguf") / f"{file.stem}-{_stamp(file)}"
         if folder.is_dir():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,6 @@ def gguf_folder(file: Path) -> Path:
                 with new_folder(folder) as temporary:
                     _convert(file.resolve(), temporary)
     return folder
-
-
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("ADAPTERHUB_CACHE")
-    return (Path(chosen).expanduser() if chosen else user_cache_path("adapterhub")) / "gguf"
 
 
 def _stamp(file: Path) -> str:

@@ -21,6 +21,17 @@ ANY_THEME = "*"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
+def shared_prompts(prompts: Sequence[str] | Mapping[str, str]) -> frozenset[str]:
+    """Those of a source's prompts that say nothing about a row: used in turn, and without a column's text.
+
+    Args:
+        prompts: As for `Columns`.
+    """
+    if isinstance(prompts, Mapping):
+        return frozenset()
+    return frozenset(prompt for prompt in prompts if not _PLACEHOLDER.search(prompt))
+
+
 class UnusableRowError(ValueError):
     """A row is no conversation; the message is the reason, without any of the row's text."""
 

@@ -21,6 +21,7 @@ from torch import OutOfMemoryError
 
 from adapterhub._files import new_folder, open_folder, os_errors_as, remove_abandoned, sha256_file
 from adapterhub.errors import ConfigError, TrainingError
+from adapterhub.registry.cards import PromptProfile
 from adapterhub.training.config import FinetuneConfig
 
 RUN_FILE = "run.json"
@@ -93,6 +94,31 @@ class Checkpoints:
                 f"{str(checkpoint)!r} belongs to another run: {', '.join(changed)} changed.",
                 hint="Set them as they were, or give another output_dir; `initial_adapter` starts from its weights.",
             )
+
+
+def prompt_profile_of_checkpoint(checkpoint: Path) -> PromptProfile:
+    """The prompt profile that a checkpoint was trained with; that of another program's checkpoint is empty.
+
+    Args:
+        checkpoint: Its folder.
+
+    Raises:
+        ConfigError: Its `run.json` cannot be read.
+    """
+    prefix, nested = "card.prompt.", "generation."
+    try:
+        run = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
+        given = {name.removeprefix(prefix): run[name] for name in run if name.startswith(prefix)}
+        fields = {name: given[name] for name in given if given[name] is not None and nested not in name}
+        generation = {name.removeprefix(nested): given[name] for name in given if name.startswith(nested)}
+        return PromptProfile.model_validate({**fields, **({"generation": generation} if generation else {})})
+    except FileNotFoundError:
+        return PromptProfile()
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"The {RUN_FILE} of {str(checkpoint)!r} cannot be read.",
+            hint="Remove it, or take another checkpoint.",
+        ) from error
 
 
 def refuse_existing(folder: Path) -> None:

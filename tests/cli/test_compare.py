@@ -66,6 +66,27 @@ def test_a_comparison_as_json_stores_nothing_if_asked(copy, held_out: Path, tmp_
 
 
 @pytest.mark.parametrize(
+    ("environment", "arguments", "quantization"),
+    [(None, (), "nf4"), ("int8", (), "int8"), ("int8", ("--quantization", "none"), None)],
+)
+def test_the_base_is_stored_as_it_is_served(
+    copy,
+    held_out: Path,
+    tmp_path: Path,
+    monkeypatch,
+    environment: str | None,
+    arguments,
+    quantization: str | None,
+):
+    monkeypatch.delenv("ADAPTERHUB_QUANTIZATION")
+    if environment:
+        monkeypatch.setenv("ADAPTERHUB_QUANTIZATION", environment)
+    shown = copy("compare", "json", "--data", held_out, "--max-tokens", 2, "--json", *arguments)
+    assert shown.code == 0, shown.err
+    assert shown.json["environment"]["quantization"] == quantization
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "nothing to compare on"),
