@@ -201,7 +201,9 @@ def _llama_cpp_tensors(model: Any) -> Iterator[tuple[str, Any]]:
             tensor = (
                 tensor.reshape(count, 2, rows // count // 2, columns).swapaxes(1, 2).reshape(rows, columns)
             )
-        yield names.get_name(name, try_suffixes=(".weight",)), tensor
+        own = names.get_name(name, try_suffixes=(".weight",))
+        assert own is not None
+        yield own, tensor
 
 
 def make_adapter(

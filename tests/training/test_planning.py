@@ -252,7 +252,8 @@ def test_nothing_is_measured_unasked_or_without_data(tiny_base: Path, tmp_path: 
 
 
 def test_gradient_checkpointing_saves_activations(tmp_path: Path):
-    base = base_folder(tmp_path / "base", BASES["HuggingFaceTB/SmolLM2-135M-Instruct"][0])
+    settings, _ = BASES["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    base = base_folder(tmp_path / "base", {**settings, "num_hidden_layers": 6, "vocab_size": 1024})
     config = tiny_config(base, tmp_path / "none.jsonl")
 
     def activations(**changes: Any) -> int:
