@@ -9,17 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from adapterhub.dataset.columns import Columns, UnusableRowError, shared_prompts
 from adapterhub.dataset.composed import SourceReport
 from adapterhub.dataset.config import AUTO, SourceOptions
-from adapterhub.dataset.converters import (
-    CONVERTERS,
-    Columns,
-    Conversation,
-    Converter,
-    UnusableRowError,
-    detect_converter,
-    shared_prompts,
-)
+from adapterhub.dataset.converters import CONVERTERS, Conversation, Converter, detect_converter
 from adapterhub.dataset.file_readers import SourceRow
 from adapterhub.dataset.own_converter import load_own_converter
 from adapterhub.dataset.records import Message, Record, Sample
