@@ -110,6 +110,12 @@ def test_bad_input_is_one_message(
     assert AdapterRegistry(tmp_path / "registry").get("json@1").evaluation == ()
 
 
+@pytest.mark.parametrize("name", ["auto", "base"])
+def test_the_router_and_the_base_are_no_adapters(copy, held_out: Path, name: str):
+    shown = copy("compare", name, "--data", held_out)
+    assert (shown.code, f"{name!r} is no adapter to compare" in shown.err) == (1, True)
+
+
 def test_without_matplotlib_nothing_is_measured(copy, held_out: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     shown = copy("compare", "json", "--data", held_out)
