@@ -191,6 +191,18 @@ def registry_folder(chosen: Path | None = None) -> Path:
     return user_data_path("adapterhub") / "adapters"
 
 
+def cache_folder(name: str) -> Path:
+    """A folder for what can be made again: in `ADAPTERHUB_CACHE`, or else in the user's folder for caches.
+
+    Args:
+        name: Its name there.
+    """
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get(f"{_PREFIX}CACHE")
+    return (Path(chosen).expanduser() if chosen else user_cache_path("adapterhub")) / name
+
+
 def _from_environment(config: type[BaseModel]) -> Mapping[str, str]:
     names = {name: f"{_PREFIX}{name.upper()}" for name in (*config.model_fields, *_VLLM_NAMES)}
     return {name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}

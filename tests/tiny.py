@@ -126,10 +126,20 @@ def make_base(
 
 
 def make_gguf(
-    file: Path, base: Path, *, quantization: str = "F32", split: str = "gpt-2", **fields: str | int
+    file: Path,
+    base: Path,
+    *,
+    quantization: str = "F32",
+    split: str = "gpt-2",
+    zeros: str | None = None,
+    **fields: str | int,
 ) -> Path:
-    """Writes a Llama of `make_base` as llama.cpp's converter does, its matrices quantised, and returns the file."""
+    """Writes a Llama of `make_base` as llama.cpp's converter does, its matrices quantised, and returns the file.
+
+    `zeros` names a further tensor, of zeros.
+    """
     import gguf
+    import numpy
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     config, writer = model.config, gguf.GGUFWriter(str(file), "llama")
@@ -168,6 +178,8 @@ def make_gguf(
     for name, tensor in _llama_cpp_tensors(model):
         stored = kind if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quantize(tensor, stored), raw_dtype=stored)
+    if zeros:
+        writer.add_tensor(zeros, numpy.zeros(config.hidden_size, dtype=numpy.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,4 +1,4 @@
-"""A GGUF file as a base: its 16-bit form, a model folder that is written once and kept in the user's cache.
+"""A GGUF file as a base: its 16-bit form, a model folder that is written once and kept in a cache.
 
 Training, merging and 4-bit loading need weights in transformers' layout, and so do fingerprints. transformers' reader
 brings the file's blocks into it. It leaves out scaled rotary embeddings and some ways to split text without a word:
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-from collections.abc import Iterable
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub._files import new_folder, os_errors_as
+from adapterhub.config import cache_folder
 from adapterhub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def gguf_folder(file: Path) -> Path:
 
     what = f"The GGUF file {str(file)!r} could not be converted"
     with os_errors_as(ConfigError, what):
-        folder = _cache_folder() / f"{file.stem}-{_stamp(file)}"
+        folder = cache_folder("gguf") / f"{file.stem}-{_stamp(file)}"
         if folder.is_dir():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -72,13 +73,6 @@ def gguf_folder(file: Path) -> Path:
     return folder
 
 
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("ADAPTERHUB_CACHE")
-    return (Path(chosen).expanduser() if chosen else user_cache_path("adapterhub")) / "gguf"
-
-
 def _stamp(file: Path) -> str:
     """What shows that a file is another one. Hashing gigabytes at each start would take longer than loading them."""
     path = file.resolve(strict=True)
@@ -87,13 +81,30 @@ def _stamp(file: Path) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What a file holds.
+
+    Attributes:
+        fields: The metadata but for long lists.
+        types: The tensors' types by their names.
+        sizes: The tensors' numbers of weights by their names.
+        factors: Llama 3's factors of frequencies, if any.
+    """
+
+    fields: dict[str, Any]
+    types: dict[str, str]
+    sizes: dict[str, int]
+    factors: Any
+
+
 def _convert(file: Path, out: Path) -> None:
     try:
-        fields, tensors, factors = _read_header(file)
-        _refuse_left_out(fields, set(tensors) - {_LLAMA3_FREQUENCIES})
-        _write_tokenizer(file, fields, out)
-        _write_model(file, _dtype(tensors), factors, out)
-        _write_licence(fields, out)
+        header = _read_header(file)
+        _refuse_left_out(header)
+        _write_tokenizer(file, header.fields, out)
+        _write_model(file, header, out)
+        _write_licence(header.fields, out)
     except (ConfigError, OSError):
         raise
     except Exception as error:  # readers raise anything on a damaged file
@@ -103,19 +114,20 @@ def _convert(file: Path, out: Path) -> None:
         ) from error
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], dict[str, str], Any]:
-    """The metadata but for long lists, each tensor's type by its name, and Llama 3's factors of frequencies, if any."""
+def _read_header(file: Path) -> _Header:
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
     short = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
     factors = (tensor.data.copy() for tensor in reader.tensors if tensor.name == _LLAMA3_FREQUENCIES)
-    return short, types, next(factors, None)
+    return _Header(short, types, sizes, next(factors, None))
 
 
-def _refuse_left_out(fields: dict[str, Any], tensors: Iterable[str]) -> None:
+def _refuse_left_out(header: _Header) -> None:
     """Refuses what transformers' reader ignores, after which the model would answer wrongly."""
+    fields, tensors = header.fields, header.types.keys() - {_LLAMA3_FREQUENCIES}
     if fields.get("split.count", 1) > 1:
         raise ConfigError(
             "The GGUF file is one part of several.",
@@ -165,21 +177,40 @@ def _llama3_rope(config: Any, factors: Any) -> dict[str, Any]:
     return settings
 
 
-def _write_model(file: Path, dtype: torch.dtype, factors: Any, out: Path) -> None:
+def _refuse_lost_weights(model: Any, sizes: dict[str, int]) -> None:
+    """Refuses a file with more weights than the model has taken over: the reader passes over tensors unknown to it."""
+    config = model.config.get_text_config()
+    given = sum(size for name, size in sizes.items() if not _has_no_counterpart(name, config))
+    taken = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}  # tied ones once
+    if given > (total := sum(taken.values())):
+        raise ValueError(f"transformers takes over {total:,} of its {given:,} weights")
+
+
+def _has_no_counterpart(name: str, config: Any) -> bool:
+    """Positions are settings; further blocks predict more than one token; a tied output is the embeddings once more."""
+    block = re.match(r"blk\.(\d+)\.", name)
+    further = block is not None and int(block[1]) >= config.num_hidden_layers
+    return (
+        name.startswith(_ROPE_TENSORS) or further or (name == "output.weight" and config.tie_word_embeddings)
+    )
+
+
+def _write_model(file: Path, header: _Header, out: Path) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     model, report = AutoModelForCausalLM.from_pretrained(
         file.parent,
         gguf_file=file.name,
-        dtype=dtype,
+        dtype=_dtype(header.types),
         quantization_config=GgufConfig(dequantize=True),
         trust_remote_code=False,
         output_loading_info=True,
     )
     if report["missing_keys"]:
         raise ValueError(f"it lacks weights, such as {sorted(report['missing_keys'])[0]!r}")
-    if factors is not None:
-        model.config.rope_parameters = _llama3_rope(model.config, factors)
+    _refuse_lost_weights(model, header.sizes)
+    if header.factors is not None:
+        model.config.rope_parameters = _llama3_rope(model.config, header.factors)
     model.hf_quantizer = None  # the weights are plain ones by now; with it they cannot be saved
     model.save_pretrained(out)
 

@@ -26,7 +26,8 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CONTEXT_SETTINGS = ("max_position_embeddings", "max_seq_len", "seq_length")
 _NO_LIMIT = 2**31 - 1
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError)
+"""What transformers raises on a base's damaged or unknown files."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def load_base(
             output_loading_info=True,
         )
         tokenizer = _tokenizer(folder, trust_remote_code=trust_remote_code)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise _not_loaded(model, error) from error
     _refuse_missing_weights(str(model), sorted(report["missing_keys"]))
     loaded.eval().requires_grad_(False)
@@ -182,7 +183,7 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
     folder = locate_base(model, revision=revision)
     try:
         return _tokenizer(folder, trust_remote_code=False)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise _not_loaded(model, error) from error
 
 

@@ -48,23 +48,30 @@ def locate_base(
         ConfigError: There is no such folder, it holds no model, the snapshot could not be downloaded, or the GGUF file
             could not be converted.
     """
+    if folder := _local_folder(name):
+        return folder
+    files = [*_SAFE_FILES, "*.py"] if trust_remote_code else _SAFE_FILES
+    return _model_folder(_download(str(name), revision, files, local_files_only=local_files_only))
+
+
+def _local_folder(name: str | Path) -> Path | None:
+    """The folder of a base that is on this machine, or None for a hub id."""
     if str(name) == DEMO_BASE:
         return demo_base_folder()
     if str(name) == REAL_DEMO_BASE:
         return gguf_folder(_real_demo_file())
-    folder = user_path(name, ConfigError)
-    if is_folder(folder, ConfigError):
-        return _model_folder(folder)
-    if is_gguf(folder):
-        return gguf_folder(folder)
-    if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or folder.suffix == SUFFIX:
+    path = user_path(name, ConfigError)
+    if is_folder(path, ConfigError):
+        return _model_folder(path)
+    if is_gguf(path):
+        return gguf_folder(path)
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or path.suffix.lower() == SUFFIX:
         raise ConfigError(
             f"There is no base model at {str(name)!r}.",
             hint="Give a folder that holds config.json and *.safetensors, a GGUF file, or a hub id such as "
             "'Qwen/Qwen3-0.6B'.",
         )
-    files = [*_SAFE_FILES, "*.py"] if trust_remote_code else _SAFE_FILES
-    return _model_folder(_download(name, revision, files, local_files_only=local_files_only))
+    return None
 
 
 def _real_demo_file() -> Path:
@@ -90,17 +97,21 @@ def locate_base_config(name: str | Path, *, revision: str | None = None) -> Path
     Raises:
         ConfigError: As `locate_base`.
     """
+    if folder := _local_folder(name):
+        return folder
     try:
         return locate_base(name, revision=revision, local_files_only=True)
     except ConfigError:
-        if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
-            raise
-    return _model_folder(_download(name, revision, ["config.json"]))
+        return _model_folder(_download(str(name), revision, ["config.json"]))
 
 
 def is_local_base(name: str | Path) -> bool:
-    """Whether a base's name is the path of a folder or a GGUF file, and so means nothing on another machine."""
-    path = Path(name).expanduser()
+    """Whether a base's name is the path of a folder or a GGUF file, and so means nothing on another machine.
+
+    Raises:
+        ConfigError: No file can have that path.
+    """
+    path = user_path(name, ConfigError)
     return path.is_dir() or is_gguf(path)
 
 
@@ -110,8 +121,11 @@ def base_in_folder(name: str, folder: Path) -> str:
     Args:
         name: As in `locate_base`.
         folder: What a relative path is relative to.
+
+    Raises:
+        ConfigError: No file can have that path.
     """
-    path = folder / Path(name).expanduser()
+    path = folder / user_path(name, ConfigError)
     is_path = name.startswith(("./", "../", "~")) or (name != DEMO_BASE and is_local_base(path))
     return str(path.resolve()) if is_path else name
 

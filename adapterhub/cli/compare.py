@@ -242,9 +242,9 @@ def report_folder(out: Path | None, name: str) -> Path:
 
 def baselines_folder() -> Path:
     """Where the base's losses and answers are kept for the next comparison."""
-    from platformdirs import user_cache_path
+    from adapterhub.config import cache_folder
 
-    return user_cache_path("adapterhub") / "baselines"
+    return cache_folder("baselines")
 
 
 def _settings(options: dict[str, Any]) -> ComparisonSettings:
@@ -260,7 +260,8 @@ def _load_base(card: AdapterCard, **settings: Any) -> Base:
     from adapterhub.config import HubConfig
     from adapterhub.errors import ConfigError
 
-    config = HubConfig.load(**settings)
+    # None is no default there, but an unquantised base.
+    config = HubConfig.load(**{name: value for name, value in settings.items() if value is not None})
     base = config.base or card.base.name
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")

@@ -70,4 +70,6 @@ def _duration(seconds: float) -> str:
 
 
 def _size(size: int) -> str:
+    if size < 10 * 2**20:
+        return f"{size / 2**20:.1f} MiB"
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -58,6 +58,8 @@ def cli(debug: bool) -> None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        if not sys.stderr.isatty():  # on a terminal, a GGUF file's conversion has no other sign of life
+            os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 for command in (

@@ -25,16 +25,18 @@ def registry_of_checkpoint(output_dir: Path, base: str | None) -> Iterator[tuple
         base: The base; None leaves it to the checkpoint's own files.
 
     Raises:
-        ConfigError: There is no checkpoint.
+        ConfigError: There is no checkpoint, or what it says of its run cannot be read.
         AdapterInvalidError: Its files are damaged.
     """
     from adapterhub._files import scratch_folder
     from adapterhub.registry import AdapterRegistry
+    from adapterhub.training.checkpoints import prompt_profile_of_checkpoint
 
     checkpoint = last_checkpoint(output_dir)
     with scratch_folder(ConfigError, "The checkpoint cannot be served") as folder:
         registry = AdapterRegistry(folder)
-        yield registry, registry.register("checkpoint", checkpoint, base=base).ref
+        prompt = prompt_profile_of_checkpoint(checkpoint)
+        yield registry, registry.register("checkpoint", checkpoint, base=base, prompt=prompt).ref
 
 
 def last_checkpoint(output_dir: Path) -> Path:

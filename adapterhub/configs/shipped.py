@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,6 +104,11 @@ def copy_config(
         path = path / config.path.name if path.is_dir() else path
         if make_parents:
             path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"There is no folder {str(path.parent)!r} to copy to.",
+                hint="Make it, or add --make-parents.",
+            )
         content = {path: config.path.read_bytes()}
         for companion in config.companions:
             content[path.parent / companion] = (config.path.parent / companion).read_bytes()
@@ -135,9 +140,16 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     file = user_path(path, ConfigError)
     name = file.as_posix().removesuffix(_SUFFIX)
     shipped = {config.name: config for config in shipped_configs()}
-    if not file.exists() and name in shipped:
+    with os_errors_as(ConfigError, f"The configuration {str(path)[:200]!r} could not be read"):
+        is_there = file.exists()
+    if is_there:
+        return read_config_file(file), file.parent
+    if name in shipped:
         return shipped[name].content(), Path()
-    return read_config_file(file), file.parent
+    raise ConfigError(
+        f"The configuration {str(path)[:200]!r} could not be read: No such file or directory.",
+        hint=_hint(name, shipped),
+    )
 
 
 def _find(name: str) -> ShippedConfig:
@@ -145,12 +157,13 @@ def _find(name: str) -> ShippedConfig:
     wanted = name.removesuffix(_SUFFIX)
     if wanted in shipped:
         return shipped[wanted]
-    near = difflib.get_close_matches(wanted, shipped, n=1)
+    raise ConfigError(f"There is no shipped configuration {name[:200]!r}.", hint=_hint(wanted, shipped))
+
+
+def _hint(name: str, shipped: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name[:200], shipped, n=1)
     also = f"Did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(
-        f"There is no shipped configuration {name[:200]!r}.",
-        hint=f"{also}`adapterhub ls-configs` lists them.",
-    )
+    return f"{also}`adapterhub ls-configs` lists what ships."
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Annotated
 
 import regex
 from pydantic import Field
@@ -53,7 +54,7 @@ class CleaningOptions(StageOptions):
     before a message."""
     glued_sentences: bool = False
     """Put a space between sentences, and a line feed before a turn of a dialogue, where it was lost: `Yes.- Why?`."""
-    replace: dict[str, str] = Field(default_factory=dict)
+    replace: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
     """Texts and what to write in their places, before anything else."""
     split_answers: str | None = Field(None, pattern=r"^\S+$")
     """What stands alone on a line between several answers glued into one, such as `***` or `* * *`. The record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +30,8 @@ Progress = Callable[[str, int, int | None], None]
 _Stage = Callable[[Iterable[Sample]], StageResult]
 _SAMPLES_BETWEEN_REPORTS = 200
 _REASONS_SHOWN = 5
+_CARD, _MARKDOWN, _PICTURE = _BESIDE = ".card.json", ".card.md", ".lengths.svg"
+"""Ends of the names of the files beside the training records."""
 
 
 def compose_dataset(config: DatasetConfig, *, progress: Progress | None = None) -> ComposedDataset:
@@ -48,11 +51,12 @@ def compose_dataset(config: DatasetConfig, *, progress: Progress | None = None) 
         train = _write_part(files, composed.train_path, composed.train)
         val = _write_part(files, composed.val_path, composed.val) if composed.val_path else None
         card = DataCard.of(config, composed, (train, val))
-        picture = _beside(composed.train_path, ".lengths.svg")
+        picture = _beside(composed.train_path, _PICTURE)
         parts = {"train": composed.train, **({"validation": composed.val} if val else {})}
         _write(files, picture, [length_histogram(parts).encode()])
         _write(files, composed.card_path, [card.to_json().encode()])
-        _write(files, composed.card_path.with_suffix(".md"), [card.to_markdown(picture.name).encode()])
+        markdown = _beside(composed.train_path, _MARKDOWN)
+        _write(files, markdown, [card.to_markdown(picture.name).encode()])
     return composed
 
 
@@ -83,13 +87,15 @@ class _Composition:
         held_out: Sequence[Sample] = ()
         if config.val_path:
             self._show("split", 0, len(samples))
-            samples, held_out = split(samples, config.split, seed=config.seed)
+            removed = config.deduplication
+            are_distinct = removed.near and removed.threshold <= config.split.threshold
+            samples, held_out = split(samples, config.split, seed=config.seed, are_distinct=are_distinct)
         weights = {label: source.weight for label, source in self._by_label()}
         train = self._run("weights", lambda part: weigh(part, weights, seed=config.seed), samples)
         return ComposedDataset(
             config.train_path,
             config.val_path,
-            _beside(config.train_path, ".card.json"),
+            _beside(config.train_path, _CARD),
             train,
             held_out,
             self._sources,
@@ -145,14 +151,19 @@ def _labels(config: DatasetConfig) -> list[str]:
 
 
 def _check_paths(config: DatasetConfig, reports: Iterable[SourceReport]) -> None:
-    paths = [path for path in (config.train_path, config.val_path) if path]
+    beside = (_beside(config.train_path, suffix) for suffix in _BESIDE)
+    paths = [path for path in (config.train_path, config.val_path, *beside) if path]
     if folder := next((path for path in paths if path.is_dir()), None):
         raise ConfigError(
             f"{str(folder)!r} is a folder.", hint="Give the path of a file, such as train.jsonl."
         )
-    written = {path.resolve() for path in paths}
+    written = Counter(path.resolve() for path in paths)
+    if twice := next((path for path, times in written.items() if times > 1), None):
+        raise ConfigError(
+            f"Two files would be written to {str(twice)!r}.", hint="Give another train_path or val_path."
+        )
     for report in reports:
-        if written & {file.resolve() for file in report.files}:
+        if any(file.resolve() in written for file in report.files):
             raise ConfigError(
                 f"The source {report.label!r} would be overwritten.",
                 hint="Give another train_path or val_path.",

@@ -19,10 +19,11 @@ from adapterhub.base.locating import base_in_folder
 from adapterhub.configs import read_config
 from adapterhub.dataset.cleaning import CleaningOptions
 from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS, WITH_PROMPTS
+from adapterhub.dataset.file_readers import READERS
 from adapterhub.dataset.filters import FilterOptions
 from adapterhub.dataset.impruver import from_impruver, is_impruver
 from adapterhub.dataset.near_duplicates import DeduplicationOptions
-from adapterhub.dataset.sources import READERS, SPLIT
+from adapterhub.dataset.sources import SPLIT
 from adapterhub.dataset.splitting import SplitOptions
 from adapterhub.dataset.stages import StageOptions
 from adapterhub.errors import ConfigError, describe_validation
@@ -69,7 +70,7 @@ class SourceOptions(StageOptions):
     """The same from a text file, relative to the folder of the configuration file."""
     max_records: int | None = Field(None, gt=0)
     """Keep at most this many records."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1000)
     """How many times the source's records are in the training data: 2 repeats each, 0.5 keeps a random half."""
     license: str | None = None
     """The licence's identifier, for the data card."""
@@ -123,7 +124,7 @@ class SourceOptions(StageOptions):
         module, mark, function = self.converter.rpartition(":" if ":" in self.converter else ".")
         file = folder / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
         update = {
-            "path": str(folder / path.expanduser()) if is_path or (folder / path).is_dir() else self.path,
+            "path": str(folder / path.expanduser()) if is_path or (folder / path).exists() else self.path,
             "system_file": self.system_file and folder / self.system_file,
             "converter": f"{file}:{function}" if mark and file.is_file() else self.converter,
         }

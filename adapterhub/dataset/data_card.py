@@ -191,7 +191,8 @@ class DataCard(_Card):
             "## Sources\n\n" + self._source_table(),
             "## Dropped\n\n" + _table(("stage", "reason", "records"), self._drops()),
             "## Changed\n\n" + _table(("stage", "what", "records"), self._changes()),
-            f"## Lengths\n\nTokens are counted with {self.tokenizer or 'no tokenizer'}.\n\n"
+            "## Lengths\n\n"
+            + (f"Tokens are counted with {self.tokenizer}.\n\n" if self.tokenizer else "")
             + _length_table(parts),
             f"![Lengths of the records]({picture})" if picture else "",
             f"Drawn with seed {self.seed}. Records are unique by what users and the assistant say, as far as"

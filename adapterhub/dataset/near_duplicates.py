@@ -1,7 +1,8 @@
 """Exact and near duplicates: removed from the data, or found so that a split can keep them together.
 
 What is compared is what users and the assistant say: system prompts, tools and the chat template, which records share,
-never make two of them similar. MinHash proposes candidates; each is verified on the texts themselves.
+never make two of them similar, and prompts that a source uses in turn never make two of them different. MinHash
+proposes candidates; each is verified on the texts themselves.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def deduplicate(samples: Iterable[Sample], options: DeduplicationOptions) -> Sta
         result.kept = list(unique)
         return result
     candidates: list[Sample] = []
-    index = _Index((sample.record for sample in _collected(unique, candidates)), options.threshold)
+    index = _Index((sample.compared for sample in _collected(unique, candidates)), options.threshold)
     for row, sample in enumerate(candidates):
         if any(True for _ in index.matches(row)):
             result.dropped["near duplicate"] += 1
@@ -94,7 +95,7 @@ def duplicate_groups(records: Sequence[Record], threshold: float = DEFAULT_THRES
 def _without_copies(samples: Iterable[Sample], result: StageResult) -> Iterator[Sample]:
     seen: set[bytes] = set()
     for sample in samples:
-        key = _exact_key(sample.record)
+        key = _exact_key(sample.compared)
         if key in seen:
             result.dropped["exact duplicate"] += 1
         else:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from adapterhub.dataset.converters import Columns, Conversation, Converter, UnusableRowError
+from adapterhub._user_code import import_function
+from adapterhub.dataset.columns import Columns, UnusableRowError
+from adapterhub.dataset.converters import Conversation, Converter
 from adapterhub.errors import ConfigError, DatasetError
 
 
@@ -23,29 +21,14 @@ def load_own_converter(name: str) -> Converter:
     Raises:
         ConfigError: There is no such function, or its module fails.
     """
-    module_name, _, function_name = name.rpartition(":" if ":" in name else ".")
     try:
-        module = (
-            _load_file(Path(module_name))
-            if module_name.endswith(".py")
-            else importlib.import_module(module_name)
-        )
-        function = getattr(module, function_name)
+        function = import_function(name)
     except Exception as error:  # the module is the user's
         raise ConfigError(
             f"The converter {name!r} could not be imported: {type(error).__name__}: {error}",
             hint="Give module.function, or file.py:function with a path from the configuration file's folder.",
         ) from error
     return lambda columns: _converted(name, function, columns)
-
-
-def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError("it is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _converted(name: str, function: Callable[[dict[str, Any]], Any], columns: Columns) -> Conversation:

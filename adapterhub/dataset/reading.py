@@ -9,22 +9,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from adapterhub.dataset.columns import Columns, UnusableRowError, shared_prompts
 from adapterhub.dataset.composed import SourceReport
 from adapterhub.dataset.config import AUTO, SourceOptions
-from adapterhub.dataset.converters import (
-    CONVERTERS,
-    Columns,
-    Conversation,
-    Converter,
-    UnusableRowError,
-    detect_converter,
-)
+from adapterhub.dataset.converters import CONVERTERS, Conversation, Converter, detect_converter
+from adapterhub.dataset.file_readers import SourceRow
 from adapterhub.dataset.own_converter import load_own_converter
 from adapterhub.dataset.records import Message, Record, Sample
-from adapterhub.dataset.sources import SourceRow, open_source
+from adapterhub.dataset.sources import open_source
 from adapterhub.errors import ConfigError, DatasetError
 
 _ROWS_BETWEEN_REPORTS = 200
+_NAMES_SHOWN = 20
+_LONGEST_NAME = 40
 
 
 class SourceReader:
@@ -42,6 +39,7 @@ class SourceReader:
     def __init__(self, source: SourceOptions, label: str) -> None:
         self._source = source
         self._system = _system_message(source)
+        self._shared_prompts = shared_prompts(source.prompts)
         self._convert: Converter | None = None
         self._detected_names: set[str] = set()
         if source.converter != AUTO:
@@ -69,13 +67,19 @@ class SourceReader:
         for report.rows, row in enumerate(self._rows, start=1):
             columns = Columns(row, self._source.mapping, self._source.prompts, report.rows)
             try:
-                yield Sample(self._record(columns), report.label, _rating(columns))
+                yield self._sample(columns)
             except UnusableRowError as reason:
                 report.dropped[str(reason)] += 1
             if progress and report.rows % _ROWS_BETWEEN_REPORTS == 0:
                 progress(report.rows)
         if report.rows == report.dropped.total():
             raise _nothing_usable(report, columns.row if columns else None)
+
+    def _sample(self, columns: Columns) -> Sample:
+        record = self._record(columns)
+        asked = [message.content for message in record.messages if message.role == "user"]
+        is_shared = len(asked) == 1 and asked[0] in self._shared_prompts
+        return Sample(record, self.report.label, _rating(columns), has_shared_prompt=is_shared)
 
     def _record(self, columns: Columns) -> Record:
         record = _checked((self._convert or self._detected(columns))(columns), columns.number)
@@ -144,8 +148,11 @@ def _nothing_usable(report: SourceReport, row: SourceRow | Mapping[str, Any] | N
     if row is None:
         return DatasetError(f"The source {report.label!r} holds no rows.", hint="Check its path and split.")
     reason, count = report.dropped.most_common(1)[0]
+    # Without a header the first row of a table is taken for the names.
+    names = [repr(name) if len(name) <= _LONGEST_NAME else "a long text" for name in map(str, row)]
     return DatasetError(
         f"No row of {report.label!r} became a conversation: {reason} ({count:,} of {report.rows:,} rows). "
-        f"Its columns are {', '.join(map(repr, list(row)[:20]))}.",
-        hint="Set `converter`, and `mapping` from the converter's names to these columns.",
+        f"Its columns are {', '.join(names[:_NAMES_SHOWN])}.",
+        hint="Set `converter`, and `mapping` from the converter's names to these columns. The first line of a CSV "
+        "file has to name them.",
     )

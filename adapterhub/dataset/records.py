@@ -82,12 +82,22 @@ class Sample:
         source: The label of its source, as on the data card.
         rating: Its rating, where its source has one.
         tokens: Number of its tokens, once they were counted.
+        has_shared_prompt: Whether its user's message is one that its source uses in turn, and says nothing about it.
     """
 
     record: Record
     source: str
     rating: float | None = None
     tokens: int | None = None
+    has_shared_prompt: bool = False
+
+    @property
+    def compared(self) -> Record:
+        """The record as duplicates of it are searched for: without a prompt that others share."""
+        if not self.has_shared_prompt:
+            return self.record
+        messages = [message for message in self.record.messages if message.role != "user"]
+        return self.record.model_copy(update={"messages": messages})
 
 
 def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:

@@ -1,34 +1,25 @@
-"""From a source to its rows.
-
-Files are read here and not with `datasets`, which gives every row the union of all rows' keys and writes a copy of the
-data to its cache. Folders and hub ids are read by `datasets.load_dataset`.
-"""
+"""From a source to its rows: local files are read by our own readers, folders and hub ids by `datasets`."""
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.dataset.file_readers import NEEDS_DATASETS, READERS, SourceRow, read_file, without_nulls
 from adapterhub.errors import DatasetError
 
 if TYPE_CHECKING:
     from adapterhub.dataset.config import SourceOptions
 
-SourceRow = dict[str, Any]
 SPLIT = re.compile(
     r"(?P<name>\w[\w.-]*)(?P<slice>\[(?P<start>-?\d{1,15}%?)?:(?P<stop>-?\d{1,15}%?)?\])?", re.ASCII
 )
 """A split or a slice of one, as `datasets` writes them."""
-
-_PARQUET_ROWS = 1024
-_NEEDS_DATASETS = 'pip install "adapterhub[train]"'
 
 
 @dataclass(frozen=True)
@@ -59,10 +50,15 @@ def open_source(source: SourceOptions) -> OpenSource:
             for damaged files. Messages never have a row's text.
     """
     if not source.is_file:
+        if Path(source.path).is_file():
+            raise DatasetError(
+                f"Files such as {source.label!r} are not read.",
+                hint=f"The suffixes are {', '.join(READERS)}.",
+            )
         return _open_dataset(source)
     files = tuple(_files(source.path))
     bounds = SPLIT.fullmatch(source.split)
-    rows = (row for file in files for row in _read_file(file, source))
+    rows = (row for file in files for row in read_file(file, source))
     return OpenSource(
         _sliced(rows, bounds["start"] if bounds else None, bounds["stop"] if bounds else None), files
     )
@@ -80,114 +76,12 @@ def _files(path: str) -> list[Path]:
     return [Path(file) for file in found]
 
 
-def _read_file(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
-    number = 0
-    try:
-        for number, row in enumerate(READERS[path.suffix.lower()](path, source), start=1):
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} is not an object")
-            yield row
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise DatasetError(
-            f"The file {path.name!r} could not be read: {_reason(error, number)}.",
-            hint="It has to be UTF-8 text, except for Parquet.",
-        ) from None
-
-
-def _reason(error: Exception, rows_before: int) -> str:
-    match error:
-        case json.JSONDecodeError():
-            return f"row {rows_before + 1} is not JSON ({error.msg})"
-        case UnicodeDecodeError():
-            return f"after row {rows_before} it is not UTF-8"
-        case RecursionError():
-            return f"row {rows_before + 1} is nested too deep"
-        case csv.Error():
-            return f"row {rows_before + 1}: {error}"
-        case OSError():
-            return error.strerror or str(error)
-        case _:
-            return str(error)
-
-
-def _json_lines(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
-    with path.open(encoding="utf-8-sig") as lines:
-        yield from (json.loads(line) for line in lines if line.strip())
-
-
-def _json(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
-    with path.open(encoding="utf-8-sig") as file:
-        if not file.read(64).lstrip().startswith("["):  # JSON Lines under the name of JSON
-            yield from _json_lines(path, source)
-            return
-        file.seek(0)
-        yield from json.load(file)
-
-
-def _csv(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        delimiter = max(",;\t", key=header.count)
-        file.seek(0)
-        for number, row in enumerate(csv.DictReader(file, delimiter=delimiter, strict=True), start=1):
-            if None in row:
-                raise ValueError(f"row {number} has more fields than the header")
-            yield row
-
-
-def _parquet(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise DatasetError("Parquet files need the package 'pyarrow'.", hint=_NEEDS_DATASETS) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_PARQUET_ROWS):
-                yield from map(_without_nulls, batch.to_pylist())
-    except ArrowException:  # whose text may quote the file
-        raise ValueError("it is not a Parquet file, or is damaged") from None
-
-
-def _text(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
-    with path.open(encoding="utf-8-sig") as file:
-        if source.sample_by == "document":
-            yield {"text": file.read()}
-        elif source.sample_by == "line":
-            yield from ({"text": line.rstrip("\n")} for line in file)
-        else:
-            yield from ({"text": paragraph} for paragraph in _paragraphs(file))
-
-
-def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    paragraph: list[str] = []
-    for line in lines:
-        if line.strip():
-            paragraph.append(line)
-        elif paragraph:
-            yield "".join(paragraph).rstrip("\n")
-            paragraph = []
-    if paragraph:
-        yield "".join(paragraph).rstrip("\n")
-
-
-READERS: dict[str, Callable[[Path, SourceOptions], Iterator[SourceRow]]] = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".json": _json,
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".parquet": _parquet,
-    ".txt": _text,
-}
-"""Suffix of a file's name -> what reads its rows."""
-
-
 def _open_dataset(source: SourceOptions) -> OpenSource:
     try:
         import datasets
     except ImportError as error:
         raise DatasetError(
-            f"Reading {source.label!r} needs the package 'datasets'.", hint=_NEEDS_DATASETS
+            f"Reading {source.label!r} needs the package 'datasets'.", hint=NEEDS_DATASETS
         ) from error
     bounds = SPLIT.fullmatch(source.split) if source.streaming else None
     options: dict[str, Any] = {"trust_remote_code": True} if source.trust_remote_code else {}
@@ -222,13 +116,14 @@ def _dataset_card(source: SourceOptions) -> tuple[str | None, str | None]:
         stated = DatasetCard.load(path, ignore_metadata_errors=True).data.license
     except (OSError, ValueError, AttributeError):  # no card, or not a readable one
         return None, None
-    license_id = ", ".join(map(str, stated)) if isinstance(stated, list) else stated
-    return license_id, None if is_folder else path.parent.name  # a snapshot's folder is its commit
+    licenses = [one for one in (stated if isinstance(stated, list) else [stated]) if isinstance(one, str)]
+    commit = None if is_folder else path.parent.name  # the name of a snapshot's folder
+    return ", ".join(licenses) or None, commit
 
 
 def _dataset_rows(source: SourceOptions, dataset: Iterable[SourceRow]) -> Iterator[SourceRow]:
     try:
-        yield from map(_without_nulls, dataset)
+        yield from map(without_nulls, dataset)
     except Exception as error:
         raise _unreadable(source, error, type(error).__name__) from error  # its text may quote the row
 
@@ -245,13 +140,6 @@ def _unreadable(source: SourceOptions, error: Exception, reason: str = "") -> Da
         f"The dataset {source.label!r} could not be loaded: {reason or type(error).__name__}",
         hint="Check path, subset, split and revision; for a gated dataset log in with `hf auth login`.",
     )
-
-
-def _without_nulls(value: Any) -> Any:
-    """Columns of Arrow have one type, so an object has every key of its column, most of them null."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _sliced(rows: Iterator[SourceRow], start: str | None, stop: str | None) -> Iterator[SourceRow]:

@@ -27,7 +27,7 @@ class SplitOptions(StageOptions):
 
 
 def split(
-    samples: Sequence[Sample], options: SplitOptions, *, seed: int
+    samples: Sequence[Sample], options: SplitOptions, *, seed: int, are_distinct: bool = False
 ) -> tuple[list[Sample], list[Sample]]:
     """Draws samples for validation; both parts are in a random order. Duplicates and near duplicates stay together.
 
@@ -35,6 +35,7 @@ def split(
         samples: The samples.
         options: How many to hold out.
         seed: Seed of the draw and of the order.
+        are_distinct: Near duplicates have been removed already, and are not searched for.
 
     Returns:
         The samples to train on, and those to validate on.
@@ -42,14 +43,21 @@ def split(
     Raises:
         DatasetError: As for `hold_out`.
     """
-    records = [sample.record for sample in samples]
-    held_out = hold_out(records, options.val_size, seed=seed, threshold=options.threshold)
+    records = [sample.compared for sample in samples]
+    held_out = hold_out(
+        records, options.val_size, seed=seed, threshold=options.threshold, are_distinct=are_distinct
+    )
     order = _order(len(samples), seed)
     return [samples[i] for i in order if i not in held_out], [samples[i] for i in order if i in held_out]
 
 
 def hold_out(
-    records: Sequence[Record], size: float, *, seed: int, threshold: float = DEFAULT_THRESHOLD
+    records: Sequence[Record],
+    size: float,
+    *,
+    seed: int,
+    threshold: float = DEFAULT_THRESHOLD,
+    are_distinct: bool = False,
 ) -> set[int]:
     """Draws records for validation, of each group of near duplicates all or none.
 
@@ -58,6 +66,7 @@ def hold_out(
         size: How many, or below one their share.
         seed: Seed of the draw.
         threshold: Similarity of near duplicates, as in `DeduplicationOptions`.
+        are_distinct: Near duplicates have been removed already, and are not searched for.
 
     Returns:
         The indices of these records. They are fewer than asked for where groups do not add up to it.
@@ -68,7 +77,8 @@ def hold_out(
     wanted = _wanted(len(records), size)
     if not wanted:
         return set()
-    held_out = _whole_groups(_order(len(records), seed), duplicate_groups(records, threshold), wanted)
+    groups = range(len(records)) if are_distinct else duplicate_groups(records, threshold)
+    held_out = _whole_groups(_order(len(records), seed), groups, wanted)
     if not held_out:
         raise DatasetError(
             f"No part of {len(records):,} records can be held out: near duplicates stay on one side of the split.",
@@ -83,11 +93,11 @@ def _order(count: int, seed: int) -> list[int]:
 
 
 def _wanted(total: int, size: float) -> int:
-    """The number of records to hold out; at least one if it is a share."""
-    wanted = max(1, round(size * total)) if 0 < size < 1 else int(size)
+    """The number of records to hold out; of a share at least one, and not all."""
+    wanted = max(1, min(round(size * total), total - 1)) if 0 < size < 1 else int(size)
     if wanted and wanted >= total:
         raise DatasetError(
-            f"{wanted:,} records are to be held out, and there are {total:,}.",
+            f"To hold out {wanted:,} of {total:,} records leaves none to train on.",
             hint="Hold out fewer, or add records.",
         )
     return wanted

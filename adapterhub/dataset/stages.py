@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class StageOptions(BaseModel):
     """Base of the options of a stage."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass

@@ -15,28 +15,25 @@ class TokenCounter:
 
     Args:
         tokenizer: The base's.
-        name: What it goes by on the data card.
     """
 
-    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
-        self.name = name
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._encoder = PromptEncoder(tokenizer)
         self._style = choose_style(tokenizer.chat_template)
 
     @classmethod
-    def of_base(cls, base: str, *, revision: str | None = None) -> Self:
+    def of_base(cls, base: str) -> Self:
         """A counter with the tokenizer of a base; its weights are not loaded.
 
         Args:
             base: `adapterhub-demo`, a model folder, or a hub id.
-            revision: A branch, tag or commit of a hub id.
 
         Raises:
             ConfigError: There is no such base, or its tokenizer cannot be loaded.
         """
         from adapterhub.base.loading import load_tokenizer
 
-        return cls(load_tokenizer(base, revision=revision), base)
+        return cls(load_tokenizer(base))
 
     def __call__(self, record: Record) -> int:
         """The number of tokens.

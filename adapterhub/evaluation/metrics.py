@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
+from adapterhub._user_code import import_function
 from adapterhub.errors import AdapterHubError, InvalidRequestError
 from adapterhub.evaluation import bootstrap
 from adapterhub.evaluation.comparison import Answers, ComparisonSettings, Metric
@@ -49,15 +46,11 @@ def load_scorer(name: str) -> Scorer:
             f"{name!r} names no scorer.", hint="Give it as module:function or path/to/file.py:function."
         )
     try:
-        module = _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-        scorer = getattr(module, attribute)
+        return import_function(name)
     except Exception as error:  # the user's module raises whatever it does
         raise InvalidRequestError(
             f"The scorer {name!r} could not be imported: {type(error).__name__}: {error!s:.200}."
         ) from error
-    if not callable(scorer):
-        raise InvalidRequestError(f"The scorer {name!r} is no function.")
-    return scorer  # type: ignore[no-any-return]
 
 
 def measure(
@@ -108,12 +101,3 @@ def _score(scorer: Scorer, answer: str, reference: str | None) -> float:
     if not math.isfinite(score):
         raise InvalidRequestError(f"The scorer {scorer_name(scorer)!r} returned {score}.")
     return score
-
-
-def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError("not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

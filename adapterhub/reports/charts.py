@@ -33,6 +33,7 @@ _STYLE = {
     "grid.color": "#dddddd",
     "figure.constrained_layout.use": True,
 }
+_LEGEND_COLUMNS = 3
 _STYLE_LOCK = Lock()  # matplotlib reads its style from one place for all threads
 
 
@@ -150,6 +151,7 @@ def _chart(title: str, x_label: str, y_label: str) -> Iterator[tuple[Axes, io.St
     svg = io.StringIO()
     with _STYLE_LOCK, style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # only their widths are guessed
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # names too long for any layout
         figure = Figure(figsize=(7.2, 3.6))
         axes = figure.subplots()
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
@@ -163,5 +165,7 @@ def _chart(title: str, x_label: str, y_label: str) -> Iterator[tuple[Axes, io.St
 
 
 def _legend(axes: Axes, series: Mapping[str, object]) -> None:
+    """Above the chart: to look for a free place in it takes time, and matplotlib warns after a second."""
     if len(series) > 1:
-        axes.legend(frameon=False)
+        columns = min(len(series), _LEGEND_COLUMNS)
+        axes.figure.legend(loc="outside upper right", ncols=columns, frameon=False)

@@ -19,6 +19,7 @@ from pydantic import JsonValue
 
 from adapterhub._files import new_folder, open_folder, remove_abandoned, sha256_file
 from adapterhub.errors import ConfigError
+from adapterhub.registry.cards import PromptProfile
 from adapterhub.training.adapter_files import write_errors
 from adapterhub.training.config import FinetuneConfig
 
@@ -35,10 +36,7 @@ _FREE: dict[str, Any] = {
     "data": {"train", "validation"},  # by digest
     "initial_adapter": True,  # by the weights that the checkpoint holds
     "train": {"resume", "save_every", "save_total_limit", "save_dtype", "logging_steps"},
-    "card": {
-        **dict.fromkeys(("description", "tags", "task", "language", "license", "routing", "serving"), True),
-        "prompt": {"stop", "generation"},
-    },
+    "card": {"description", "tags", "task", "language", "license", "routing", "serving"},
 }
 
 
@@ -117,6 +115,31 @@ def _read_whole(checkpoint: Path) -> dict[str, JsonValue]:
             hint="Remove that folder to continue from the checkpoint before it.",
         ) from None
     return run
+
+
+def prompt_profile_of_checkpoint(checkpoint: Path) -> PromptProfile:
+    """The prompt profile that a checkpoint was trained with; that of another program's checkpoint is empty.
+
+    Args:
+        checkpoint: Its folder.
+
+    Raises:
+        ConfigError: Its `run.json` cannot be read.
+    """
+    prefix, nested = "card.prompt.", "generation."
+    try:
+        run = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))["run"]
+        given = {name.removeprefix(prefix): run[name] for name in run if name.startswith(prefix)}
+        fields = {name: given[name] for name in given if given[name] is not None and nested not in name}
+        generation = {name.removeprefix(nested): given[name] for name in given if name.startswith(nested)}
+        return PromptProfile.model_validate({**fields, **({"generation": generation} if generation else {})})
+    except FileNotFoundError:
+        return PromptProfile()
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"The {RUN_FILE} of {str(checkpoint)!r} cannot be read.",
+            hint="Remove it, or take another checkpoint.",
+        ) from error
 
 
 def refuse_existing(folder: Path) -> None:

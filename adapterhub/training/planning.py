@@ -17,7 +17,7 @@ import torch
 
 from adapterhub.base.fingerprint import weight_files
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.base.loading import training_dtype
+from adapterhub.base.loading import LOADING_ERRORS, training_dtype
 from adapterhub.base.locating import locate_base_config
 from adapterhub.dataset.records import Record, read_records
 from adapterhub.errors import ConfigError
@@ -164,9 +164,10 @@ def _empty_base(folder: Path, dtype: torch.dtype) -> EmptyBase:
         with torch.device("meta"):
             settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise ConfigError(
-            f"The base's config.json describes no causal language model that transformers knows: {error}"
+            f"The base's config.json describes no causal language model that transformers knows: {error}",
+            hint="Point at the folder that transformers' save_pretrained wrote, or give a hub id.",
         ) from error
     model.requires_grad_(False)
     return EmptyBase(model, LinearLayers.of_model(model))

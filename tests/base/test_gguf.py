@@ -12,7 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.base.locating import REAL_DEMO_BASE, is_local_base, locate_base, tokenizer_chat_template
+from adapterhub.base.locating import (
+    REAL_DEMO_BASE,
+    is_local_base,
+    locate_base,
+    locate_base_config,
+    tokenizer_chat_template,
+)
 from adapterhub.errors import ConfigError
 from adapterhub.export import merge_adapter
 from adapterhub.registry.model_card import read_model_card
@@ -191,12 +197,21 @@ def test_a_configuration_may_name_it_by_a_relative_path(tmp_path: Path, file: Pa
     assert locate_base(config.base) == locate_base(file)
 
 
+def test_a_home_that_nobody_has_is_refused(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(
+        "{name: one, base: ~nobody-has-this/x.gguf, data: {train: data.jsonl}}"
+    )
+    with pytest.raises(ConfigError, match="is not a path"):
+        FinetuneConfig.load(tmp_path / "run.yaml")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"llama__rope__scaling__type": "yarn"}, "scaled rotary embeddings"),
         ({"split__count": 3}, "one part of several"),
         ({"split": "viking"}, "how its tokenizer splits text"),
+        ({"zeros": "blk.0.attn_q.bias"}, r"takes over 115,008 of its 115,072 weights"),
     ],
 )
 def test_what_would_be_left_out_is_refused(tmp_path: Path, tiny_base: Path, cache: Path, fields, message):
@@ -205,6 +220,11 @@ def test_what_would_be_left_out_is_refused(tmp_path: Path, tiny_base: Path, cach
         locate_base(file)
     assert error.value.hint
     assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_blocks_that_predict_further_tokens_may_be_left_out(tmp_path: Path, tiny_base: Path):
+    file = make_gguf(tmp_path / "tiny.gguf", tiny_base, zeros="blk.2.nextn.hnorm.weight")
+    assert BaseFingerprint.of(locate_base(file)) == BaseFingerprint.of(tiny_base)
 
 
 @pytest.mark.parametrize("kept", [0, 3, 200, 5000, 0.5])
@@ -221,8 +241,17 @@ def test_other_bytes_are_refused(tmp_path: Path):
     (tmp_path / "text.gguf").write_text("no model" * 100)
     with pytest.raises(ConfigError, match=r"text\.gguf"):
         locate_base(tmp_path / "text.gguf")
+    with pytest.raises(ConfigError, match=r"text\.gguf.* could not be read"):
+        locate_base_config(tmp_path / "text.gguf")
+
+
+@pytest.mark.parametrize("locate", [locate_base, locate_base_config])
+def test_a_file_that_is_missing_is_no_hub_id(locate, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("adapterhub.base.locating.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="no base model"):
-        locate_base("missing.gguf")
+        locate("missing.gguf")
+    with pytest.raises(ConfigError, match="not installed"):
+        locate(REAL_DEMO_BASE)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch):

@@ -66,6 +66,27 @@ def test_a_comparison_as_json_stores_nothing_if_asked(copy, held_out: Path, tmp_
 
 
 @pytest.mark.parametrize(
+    ("environment", "arguments", "quantization"),
+    [(None, (), "nf4"), ("int8", (), "int8"), ("int8", ("--quantization", "none"), None)],
+)
+def test_the_base_is_stored_as_it_is_served(
+    copy,
+    held_out: Path,
+    tmp_path: Path,
+    monkeypatch,
+    environment: str | None,
+    arguments,
+    quantization: str | None,
+):
+    monkeypatch.delenv("ADAPTERHUB_QUANTIZATION")
+    if environment:
+        monkeypatch.setenv("ADAPTERHUB_QUANTIZATION", environment)
+    shown = copy("compare", "json", "--data", held_out, "--max-tokens", 2, "--json", *arguments)
+    assert shown.code == 0, shown.err
+    assert shown.json["environment"]["quantization"] == quantization
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "nothing to compare on"),
@@ -170,6 +191,12 @@ def test_a_run_composes_its_data_before_it_is_compared(own, run_config: Path, tm
     assert [one["messages"][0]["content"] for one in content["prompts"]] == ["joke 9", "joke 10"]
     assert [one["name"] for one in content["files"]] == ["val.jsonl", "prompts.txt"]
     assert "training records too" not in shown.err
+
+
+@pytest.mark.parametrize("option", ["--smoke", "--plan", "--show-example"])
+def test_a_trial_compares_nothing_and_says_so(own, run_config: Path, held_out: Path, option: str):
+    shown = own("finetune", run_config, "--compare", held_out, option)
+    assert (shown.code, "--compare measures a whole run" in shown.err) == (2, True)
 
 
 def test_a_run_without_validation_records_has_nothing_to_compare_on(own, run_config: Path):

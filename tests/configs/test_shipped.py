@@ -104,8 +104,9 @@ def test_nothing_is_replaced_unasked(tmp_path: Path):
 
 def test_a_folder_that_is_missing_is_made_if_asked(tmp_path: Path):
     target = tmp_path / "new" / "own.yaml"
-    with pytest.raises(ConfigError, match="could not be copied"):
+    with pytest.raises(ConfigError, match="no folder") as error:
         copy_config("lora/qwen3_0.6b", target)
+    assert "--make-parents" in error.value.hint
     copy_config("lora/qwen3_0.6b", target, make_parents=True)
     assert target.is_file()
 
@@ -114,8 +115,11 @@ def test_a_mistyped_name_gets_the_nearest(tmp_path: Path):
     with pytest.raises(ConfigError, match="no shipped configuration") as error:
         copy_config("lora/qwen3_06b", tmp_path)
     assert "'lora/qwen3_0.6b'" in error.value.hint
-    with pytest.raises(ConfigError, match="could not be read"):
+    with pytest.raises(ConfigError, match="could not be read") as error:
         FinetuneConfig.load("lora/qwen3_06b")
+    assert "'lora/qwen3_0.6b'" in error.value.hint
+    with pytest.raises(ConfigError, match="could not be read"):
+        FinetuneConfig.load("long" * 2000)
 
 
 JOKES = [

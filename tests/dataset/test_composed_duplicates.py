@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from adapterhub.dataset import DatasetConfig, compose_dataset
 from adapterhub.dataset.cleaning import CleaningOptions, clean
-from adapterhub.dataset.near_duplicates import DeduplicationOptions, deduplicate, jaccard
+from adapterhub.dataset.near_duplicates import DeduplicationOptions, deduplicate, duplicate_groups, jaccard
+from adapterhub.dataset.records import Record
 from adapterhub.errors import DatasetError
 from tests.dataset.samples import sample, texts
 from tests.dataset.test_near_duplicates import SYSTEM, text
@@ -62,6 +63,44 @@ def test_distinct_chats_survive_and_near_duplicates_do_not(tmp_path: Path):
     assert len(val) == 44
 
 
+JOKES = [f"Why {text(6, seed)}? Because {text(4, seed + 100)}." for seed in range(30)]
+
+
+@pytest.mark.parametrize(("deduplication", "left"), [({}, 31), ({"exact": False, "near": False}, 94)])
+@pytest.mark.spec("2-F9")
+def test_a_prompt_that_is_used_in_turn_hides_no_duplicate(
+    tmp_path: Path, deduplication: dict[str, bool], left: int
+):
+    """Each text comes three times and is asked for by each of two prompts."""
+    source = tmp_path / "jokes.csv"
+    source.write_text("\n".join(["text", *JOKES, "an odd one", *JOKES, *JOKES, *JOKES[:3]]))
+    prompts = ["Tell me a joke.", "Please tell me something that is really very funny."]
+    train, val, dropped = compose(
+        source,
+        sources=[{"path": str(source), "prompts": prompts}],
+        deduplication=deduplication,
+        split={"val_size": 12},
+    )
+    assert len(train) + len(val) == left
+    assert sum(dropped.values()) == 94 - left
+    assert val
+    assert not {answer for *_, answer in train} & {answer for *_, answer in val}
+
+
+def test_a_prompt_that_says_what_is_asked_for_tells_answers_apart(tmp_path: Path):
+    source = tmp_path / "facts.csv"
+    source.write_text("theme,text\ncats,yes\ndogs,yes\nstones,no\n")
+    for prompts in (["Is it one of the {theme}?"], {"cats": "Do cats eat?", "*": "Do {theme} eat?"}):
+        config = DatasetConfig.parse(
+            {
+                "sources": [{"path": str(source), "prompts": prompts}],
+                "train_path": str(tmp_path / "train.jsonl"),
+            },
+            origin="test",
+        )
+        assert len(compose_dataset(config).train) == 3
+
+
 def test_duplicates_that_are_kept_are_on_one_side(tmp_path: Path):
     path = write(tmp_path / "data.jsonl", [*SUMS, *LONG * 10, *EDITED])
     train, val, dropped = compose(
@@ -73,6 +112,24 @@ def test_duplicates_that_are_kept_are_on_one_side(tmp_path: Path):
     words = [[frozenset(answer.split()) for _, answer in side if len(answer) > 9] for side in (train, val)]
     assert all(words)
     assert max(jaccard(one, other) for one in words[0] for other in words[1]) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("removed", "searches"),
+    [({}, 0), ({"threshold": 0.7}, 0), ({"threshold": 0.9}, 1), ({"near": False}, 1)],
+)
+def test_the_split_searches_only_for_duplicates_that_were_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: dict[str, Any], searches: int
+):
+    seen: list[int] = []
+
+    def groups(records: list[Record], threshold: float) -> list[int]:
+        seen.append(len(records))
+        return duplicate_groups(records, threshold)
+
+    monkeypatch.setattr("adapterhub.dataset.splitting.duplicate_groups", groups)
+    compose(write(tmp_path / "data.jsonl", LONG), deduplication=removed)
+    assert seen == [40] * searches
 
 
 def test_weights_repeat_on_the_training_side_only(tmp_path: Path):

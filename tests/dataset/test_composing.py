@@ -101,6 +101,14 @@ def test_an_empty_source_and_unknown_columns(tmp_path: Path):
     assert "secret" not in str(caught.value)
 
 
+def test_a_table_without_a_header_is_not_quoted(tmp_path: Path):
+    (tmp_path / "a.csv").write_text(f"cats,{'secret ' * 9}\ndogs,Ha.\n")
+    with pytest.raises(DatasetError, match=r"Its columns are 'cats', a long text\.") as caught:
+        compose(tmp_path, {"path": "a.csv"})
+    assert "first line of a CSV" in str(caught.value.hint)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_source_is_not_overwritten(tmp_path: Path):
     write_rows(tmp_path / "a.jsonl", pair(1))
     with pytest.raises(ConfigError, match="would be overwritten"):
@@ -108,6 +116,14 @@ def test_a_source_is_not_overwritten(tmp_path: Path):
     assert json.loads((tmp_path / "a.jsonl").read_text()) == pair(1)
     with pytest.raises(ConfigError, match="is a folder"):
         compose(tmp_path, {"path": "a.jsonl"}, train_path=".")
+
+
+@pytest.mark.parametrize("val_path", ["./x/../train.jsonl", "train.card.json", "train.lengths.svg"])
+def test_no_file_is_written_over_another(tmp_path: Path, val_path: str):
+    write_rows(tmp_path / "a.jsonl", *map(pair, range(50)))
+    with pytest.raises(ConfigError, match="Two files would be written to"):
+        compose(tmp_path, {"path": "a.jsonl"}, val_path=val_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_the_system_message_from_a_file(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,20 @@ def test_what_does_not_fit_together(tmp_path: Path):
     ):
         with pytest.raises(ConfigError, match=reason):
             DatasetConfig.parse({"sources": [{"path": "a.jsonl", **source}]}, origin="test")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sources": [{"path": "a.jsonl", "weight": float("inf")}]},
+        {"sources": [{"path": "a.jsonl", "weight": 1e13}]},
+        {"filters": {"min_rating": float("nan")}},
+        {"cleaning": {"replace": {"": "x"}}},
+    ],
+)
+def test_values_that_have_no_meaning(fields: dict[str, Any]):
+    with pytest.raises(ConfigError, match=r"Input should be|String should have"):
+        DatasetConfig.parse({"sources": [{"path": "a.jsonl"}], **fields}, origin="test")
 
 
 def test_all_wrong_fields_are_named_at_once(tmp_path: Path):

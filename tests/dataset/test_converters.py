@@ -1,12 +1,14 @@
 """From rows of every format to conversations; rows that are none have a reason, which never quotes them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapterhub.dataset import SourceOptions
-from adapterhub.dataset.converters import CONVERTERS, Columns, UnusableRowError, detect_converter
+from adapterhub.dataset.columns import Columns, UnusableRowError
+from adapterhub.dataset.converters import CONVERTERS, detect_converter
 from adapterhub.dataset.own_converter import load_own_converter
 from adapterhub.errors import ConfigError, DatasetError
 
@@ -235,7 +237,24 @@ def test_a_converter_of_ones_own(tmp_path: Path):
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["nowhere.convert", "json.nothing", "missing.py:convert"])
+def test_a_converter_in_a_file_may_use_dataclasses(tmp_path: Path):
+    code = """from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Row:
+    said: str
+
+def convert(row: dict) -> list:
+    return [{"role": "assistant", "content": Row(row["a"]).said}]
+"""
+    (tmp_path / "json.py").write_text(code)  # of the same name as a module of Python's
+    converter = load_own_converter(f"{tmp_path / 'json.py'}:convert")
+    assert converter(Columns({"a": "two"}, {}))["messages"][0]["content"] == "two"
+    assert "loads" in vars(sys.modules["json"])
+
+
+@pytest.mark.parametrize("name", ["json.__name__", "nowhere.convert", "json.nothing", "missing.py:convert"])
 def test_a_converter_that_is_not_there(name: str):
     with pytest.raises(ConfigError, match="could not be imported"):
         load_own_converter(name)

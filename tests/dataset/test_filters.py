@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from adapterhub.dataset import filters
 from adapterhub.dataset.filters import FilterOptions, filter_samples
 from adapterhub.dataset.records import Record, Sample
 from adapterhub.dataset.token_counts import TokenCounter
@@ -42,7 +43,8 @@ def test_patterns():
     assert texts(filter_samples(samples, FilterOptions(exclude=["http", "p\n"])).kept) == ["fine", "Fine"]
 
 
-def test_a_pattern_that_takes_too_long_is_an_error_without_the_text():
+def test_a_pattern_that_takes_too_long_is_an_error_without_the_text(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(filters, "_PATTERN_SECONDS", 0.1)
     slow = FilterOptions(exclude=["(a+)+b(?=c)"])
     with pytest.raises(DatasetError, match=r"takes too long on row 1 of 'a'") as error:
         filter_samples([sample("?", "a" * 5000)], slow)
@@ -116,7 +118,6 @@ def test_a_token_counter_counts_what_transformers_counts():
     ]
     ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
     assert counter(Record.model_validate({"messages": messages, "line": 1})) == len(ids)
-    assert counter.name == "adapterhub-demo"
 
 
 def test_a_token_counter_of_what_is_no_base(tmp_path):

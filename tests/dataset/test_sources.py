@@ -137,6 +137,12 @@ def test_the_licence_is_that_of_the_dataset_card(dataset: Path):
     assert (opened.license, opened.revision) == ("mit", None)
 
 
+def test_a_licence_that_is_no_text(tmp_path: Path):
+    write(tmp_path / "train.jsonl")
+    (tmp_path / "README.md").write_text("---\nlicense: {name: mit}\n---\n")
+    assert open_source(SourceOptions(path=str(tmp_path))).license is None
+
+
 def test_the_commit_of_a_dataset_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     snapshot = tmp_path / ("0" * 40)
     snapshot.mkdir()
@@ -193,6 +199,23 @@ def test_damaged_files_are_named_and_not_quoted(tmp_path: Path, name: str, conte
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("jsonl", "Give one object a line"),
+        ("json", "or one list of objects"),
+        ("ragged", "Quote fields"),
+        ("latin-1", "Save it as UTF-8"),
+    ],
+)
+def test_the_hint_for_a_damaged_file_can_be_followed(tmp_path: Path, kind: str, hint: str):
+    name, content, _ = DAMAGED[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        rows(tmp_path / name)
+    assert hint in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(("path", "package"), [("data.parquet", "pyarrow"), ("user/data", "datasets")])
 def test_a_package_that_is_missing(tmp_path: Path, path: str, package: str, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "data.parquet").write_bytes(b"PAR1")
@@ -201,6 +224,14 @@ def test_a_package_that_is_missing(tmp_path: Path, path: str, package: str, monk
     with pytest.raises(DatasetError, match=f"the package '{package}'") as caught:
         rows(path)
     assert caught.value.hint == 'pip install "adapterhub[train]"'
+
+
+def test_a_file_of_another_format(tmp_path: Path):
+    (tmp_path / "data.jsonl.gz").write_bytes(b"")
+    source = SourceOptions(path="data.jsonl.gz").in_folder(tmp_path)
+    with pytest.raises(DatasetError, match=r"'data\.jsonl\.gz' are not read") as caught:
+        open_source(source)
+    assert ".jsonl, .ndjson, .json, .csv" in caught.value.hint
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):

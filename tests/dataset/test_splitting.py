@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from adapterhub.dataset import splitting
 from adapterhub.dataset.near_duplicates import jaccard
 from adapterhub.dataset.records import Sample
 from adapterhub.dataset.splitting import SplitOptions, split
@@ -15,7 +16,9 @@ def numbered(count: int) -> list[Sample]:
     return [sample("?", text(20, seed)) for seed in range(count)]
 
 
-@pytest.mark.parametrize(("size", "held_out"), [(0, 0), (1, 1), (30, 30), (0.25, 50), (0.001, 1)])
+@pytest.mark.parametrize(
+    ("size", "held_out"), [(0, 0), (1, 1), (30, 30), (0.25, 50), (0.001, 1), (0.999, 199)]
+)
 def test_sizes(size, held_out):
     train, validation = split(numbered(200), SplitOptions(val_size=size), seed=0)
     assert (len(train), len(validation)) == (200 - held_out, held_out)
@@ -42,9 +45,15 @@ def test_repeated_records_are_on_one_side():
     assert max(jaccard(one, other) for one in sides[0] for other in sides[1]) < 0.5
 
 
+def test_distinct_samples_are_split_alike_without_a_search(monkeypatch: pytest.MonkeyPatch):
+    searched = split(sums(), SplitOptions(val_size=0.1), seed=3)
+    monkeypatch.setattr(splitting, "duplicate_groups", None)
+    assert split(sums(), SplitOptions(val_size=0.1), seed=3, are_distinct=True) == searched
+
+
 @pytest.mark.parametrize("size", [200, 500])
 def test_something_is_left_to_train_on(size):
-    with pytest.raises(DatasetError, match=f"{size} records are to be held out, and there are 200"):
+    with pytest.raises(DatasetError, match=f"To hold out {size} of 200 records leaves none"):
         split(numbered(200), SplitOptions(val_size=size), seed=0)
 
 

@@ -106,3 +106,19 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(ConfigError, match="not installed") as raised:
         line_chart({"a": [(0, 1)]})
     assert "adapterhub[train]" in raised.value.hint
+
+
+def test_many_and_long_names_draw_without_a_warning():
+    """Warnings are errors here. A search for a free place for the legend would give one on a busy machine."""
+    long = "a name that is far too long for the picture " * 10
+    assert long.strip() in " ".join(texts(bar_chart({"a": {long: 1.0}, "b": {long: 2.0}})))
+    names = [f"series {number}" for number in range(30)]
+    assert set(names) <= set(texts(histogram({name: [1.0, 2.0] for name in names})))
+
+
+@pytest.mark.parametrize("draw", CHARTS.values(), ids=CHARTS)
+def test_no_place_is_searched_for_the_legend(draw: Callable[[], str], monkeypatch: pytest.MonkeyPatch):
+    from matplotlib.legend import Legend
+
+    monkeypatch.setattr(Legend, "_find_best_position", lambda *_: pytest.fail("it takes time"))
+    draw()

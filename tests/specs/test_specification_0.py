@@ -64,6 +64,38 @@ def given(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
 )
 @pytest.mark.spec("0-D1", "0-F5")
 def test_the_configuration_beside_the_program_has_the_values_of_the_specification():
+    assert GIVEN == {
+        "modelName": "distilgpt2",
+        "quantizationConfig": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": "torch.float16",
+        },
+        "deviceMap": "auto",
+        "dataset": {
+            "name": "databricks/databricks-dolly-15k",
+            "split": "train",
+            "streaming": True,
+            "trustRemoteCode": True,
+        },
+        "maxRecords": 1000,
+        "loraConfig": {
+            "r": 16,
+            "loraAlpha": 32,
+            "targetModules": ["c_attn", "c_proj"],
+            "loraDropout": 0.05,
+            "bias": "none",
+            "taskType": "CAUSAL_LM",
+        },
+        "trainingParams": {
+            "outputDir": "./results",
+            "perDeviceTrainBatchSize": 1,
+            "gradientAccumulationSteps": 4,
+            "learningRate": 0.0002,
+            "maxSteps": 250,
+            "loggingSteps": 20,
+        },
+    }
     config = FinetuneConfig.load(EXAMPLES / "quest_5_2.json")
     (source,) = config.data.compose.sources
     assert (config.base, config.device) == ("distilgpt2", "auto")
@@ -137,7 +169,7 @@ def test_specification_1_answers_from_the_checkpoint(program, given: dict[str, A
     assert (asked.code, asked.json["status"]) == (0, "success")
 
 
-@pytest.mark.spec("0-F1", "0-F3", "0-F6")
+@pytest.mark.spec("0-F1", "0-F3", "0-F6", "0-C1")
 def test_the_whole_text_is_learned_as_instruction_and_response(
     program, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):

@@ -244,7 +244,7 @@ def protocol(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Proto
         sweep = [*(("--temperature", t) for t in (0.7, 1.0)), *(("--top-p", p) for p in (0.6, 0.9))]
         compared = adapterhub(
             "compare", "tinyllama-anekdots", "--data", "held-out.jsonl", "--prompts", "prompts.txt", "--json",
-            "--max-tokens", 6, *itertools.chain(*sweep),
+            "--max-tokens", 6, "--repetition-penalty", 1.1, *itertools.chain(*sweep),
         )  # fmt: skip
     return Protocol(folder, json.loads(smoke), after_smoke, json.loads(trained), json.loads(compared))
 
@@ -286,7 +286,7 @@ def test_the_losses_of_training_and_validation_are_kept(protocol: Protocol):
 
 
 @pytest.mark.spec("2-F3", "2-F5", "2-F6", "2-F18")
-def test_before_and_after_on_the_same_prompts_and_settings(protocol: Protocol):
+def test_before_and_after_on_the_same_prompts_and_settings(protocol: Protocol, tiny_base: Path):
     compared = protocol.compared
     told = {
         (one["contender"], one["temperature"], one["top_p"]): one["answers"] for one in compared["answers"]
@@ -294,7 +294,9 @@ def test_before_and_after_on_the_same_prompts_and_settings(protocol: Protocol):
     assert set(told) == {(who, *setting) for who in ("base", "tinyllama-anekdots@1") for setting in SWEEP}
     assert [prompt["messages"][-1]["content"] for prompt in compared["prompts"]] == PROMPTS
     assert {len(answers) for answers in told.values()} == {5}
+    assert compared["base"] == str(tiny_base)
     assert compared["settings"]["max_tokens"] == 6
+    assert compared["settings"]["repetition_penalty"] == 1.1
     rows = {(row["contender"], row["metric"]): row["value"] for row in compared["metrics"]}
     assert rows["tinyllama-anekdots@1", "perplexity"] < rows["base", "perplexity"]
 

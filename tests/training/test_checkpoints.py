@@ -290,7 +290,7 @@ def test_what_does_not_change_the_weights_may_change(tiny_base: Path, dataset: P
         base,
         data,
         output_dir=str(elsewhere),
-        card={"description": "Another.", "prompt": {"generation": {"temperature": 0}}},
+        card={"description": "Another."},
         train={"resume": True, "save_every": 1, "save_total_limit": 1},
     )
     trained(config, tmp_path / "found")

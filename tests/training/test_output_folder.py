@@ -255,6 +255,7 @@ def test_evaluation_at_each_epoch(run: Any, data: Path, registry: AdapterRegistr
     ]  # fmt: skip
 
 
+@pytest.mark.spec("2-D3")
 def test_losses_in_tensorboard(run: Any, tmp_path: Path, registry: AdapterRegistry):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     card = finetune(run(report_to="tensorboard"), registry)
@@ -264,6 +265,7 @@ def test_losses_in_tensorboard(run: Any, tmp_path: Path, registry: AdapterRegist
     assert losses[-1] == pytest.approx(card.lineage.settings["loss"], abs=1e-4)
 
 
+@pytest.mark.spec("2-D3")
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
 def test_a_package_that_is_missing_is_an_error_before_the_run(
     run: Any, tmp_path: Path, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch, package: str

@@ -268,6 +268,9 @@ def test_a_base_that_is_no_language_model_is_refused(tmp_path: Path):
     base = base_folder(tmp_path / "base", {"model_type": "vit"})
     with pytest.raises(ConfigError, match="no causal language model"):
         plan_finetune(tiny_config(base, tmp_path / "none.jsonl"))
+    broken = base_folder(tmp_path / "broken", {**LLAMA, "hidden_size": "big"})
+    with pytest.raises(ConfigError, match="no causal language model"):
+        plan_finetune(tiny_config(broken, tmp_path / "none.jsonl"))
     folder = base_folder(tmp_path / "llama", BASES["HuggingFaceTB/SmolLM2-135M-Instruct"][0])
     config = tiny_config(folder, tmp_path / "none.jsonl")
     lora = config.lora.model_copy(update={"target_modules": ["c_attn"]})
