@@ -118,6 +118,8 @@ def finetune(
     """
     if compare_prompts and not held_out:
         raise click.UsageError("--compare-prompts belongs to --compare.")
+    if held_out and (smoke or plan or show_example):
+        raise click.UsageError("--compare measures a whole run: not with --smoke, --plan or --show-example.")
     settings = load_settings(config, flags)
     if show_example:
         _show_example(settings, as_json)

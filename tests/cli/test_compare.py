@@ -193,6 +193,12 @@ def test_a_run_composes_its_data_before_it_is_compared(own, run_config: Path, tm
     assert "training records too" not in shown.err
 
 
+@pytest.mark.parametrize("option", ["--smoke", "--plan", "--show-example"])
+def test_a_trial_compares_nothing_and_says_so(own, run_config: Path, held_out: Path, option: str):
+    shown = own("finetune", run_config, "--compare", held_out, option)
+    assert (shown.code, "--compare measures a whole run" in shown.err) == (2, True)
+
+
 def test_a_run_without_validation_records_has_nothing_to_compare_on(own, run_config: Path):
     shown = own("finetune", run_config, "--compare", "validation")
     assert (shown.code, shown.out) == (1, "")
