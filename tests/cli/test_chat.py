@@ -365,7 +365,7 @@ class TestCommandLine:
         profile = {"system": "Be brief.", "format": "plain", "stop": ["#"], "chat_template": None}
         of_run = {f"card.prompt.{name}": value for name, value in profile.items()}
         of_run |= {"lora.r": 4, "card.prompt.generation.max_tokens": 8, "card.system_file": None}
-        (checkpoint / "run.json").write_text(json.dumps(of_run))
+        (checkpoint / "run.json").write_text(json.dumps({"run": of_run, "files": {}}))
         with registry_of_checkpoint(tmp_path / "results", str(tiny_base)) as (registry, reference):
             card = registry.resolve(reference)
         assert card.prompt == PromptProfile.model_validate({**profile, "generation": {"max_tokens": 8}})
