@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adapterhub._files import read_regular
 from adapterhub._yaml import read_config_file
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.errors import AdapterHubError, ConfigError, describe_validation
+from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError, describe_validation
 
 _MAX_PROMPT_BYTES = 2**20
 
@@ -52,6 +52,15 @@ class ChatConfig(BaseModel):
             raise ValueError("generation: a chat has one answer, without n or logprobs")
         return self
 
+    @field_validator("generation")
+    @classmethod
+    def _is_valid(cls, generation: dict[str, Any]) -> dict[str, Any]:
+        try:
+            SamplingParams.of(generation)
+        except InvalidRequestError as error:
+            raise ValueError(error.message) from error
+        return generation
+
     @classmethod
     def load(cls, path: Path | None = None, **options: Any) -> Self:
         """Reads a configuration, and puts options over it.
@@ -62,7 +71,6 @@ class ChatConfig(BaseModel):
 
         Raises:
             ConfigError: The file cannot be read, or settings are not valid, of which it names all.
-            InvalidRequestError: A sampling parameter is not valid.
         """
         content = _in_folder(read_config_file(path), path.parent) if path else {}
         given = {name: value for name, value in options.items() if value is not None}
@@ -72,15 +80,13 @@ class ChatConfig(BaseModel):
             layers = (content.get("generation", {}), given.get("generation", {}))
             given["generation"] = _sampling(*layers)
         try:
-            config = cls.model_validate({**content, **given})
+            return cls.model_validate({**content, **given})
         except ValidationError as error:
             origin = f"The configuration {str(path)!r}" if path else "The chat's configuration"
             raise ConfigError(
                 f"{origin} is not valid: {describe_validation(error, limit=None)}.",
                 hint=f"Known settings: {', '.join(cls.model_fields)}.",
             ) from error
-        SamplingParams.of(config.generation)
-        return config
 
     def system(self) -> str | None:
         """The system prompt, from its file if there is one.

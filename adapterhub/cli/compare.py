@@ -13,11 +13,13 @@ from adapterhub.cli.options import (
     base_options,
     complete_adapter,
     json_option,
+    named_card,
     open_registry,
     quantization_option,
     registry_option,
 )
 from adapterhub.cli.progress import Show, progress
+from adapterhub.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
     from adapterhub.base import Base
@@ -103,16 +105,17 @@ def compare(
     """
     from adapterhub.evaluation.data import read_data
     from adapterhub.evaluation.metrics import load_scorer
-    from adapterhub.lora.blending.resolving import resolve_adapter
 
     limits = {"max_records": options.pop("max_records"), "max_prompts": options.pop("max_prompts")}
     out, scorer = options.pop("out"), options.pop("scorer")
     settings = _settings(options)
     score = load_scorer(scorer) if scorer else None
     inputs = read_data(data, prompts, **limits)
-    adapters = open_registry(registry)
-    card = resolve_adapter(name, adapters.resolve).main_card
+    card = named_card(name, registry)
+    if card is None:
+        raise InvalidRequestError(f"{name!r} is no adapter to compare.", hint="Name an adapter or a blend.")
     folder = report_folder(out, card.name)
+    adapters = open_registry(registry)
     # torch and transformers take seconds to import, so everything above has been checked first.
     from adapterhub.evaluation.comparing import compare as run_comparison
 
@@ -258,7 +261,6 @@ def _settings(options: dict[str, Any]) -> ComparisonSettings:
 def _load_base(card: AdapterCard, **settings: Any) -> Base:
     from adapterhub.base.loading import load_base
     from adapterhub.config import HubConfig
-    from adapterhub.errors import ConfigError
 
     # None is no default there, but an unquantised base.
     config = HubConfig.load(**{name: value for name, value in settings.items() if value is not None})

@@ -118,6 +118,8 @@ def finetune(
     """
     if compare_prompts and not held_out:
         raise click.UsageError("--compare-prompts belongs to --compare.")
+    if held_out and (smoke or plan or show_example):
+        raise click.UsageError("--compare measures a whole run: not with --smoke, --plan or --show-example.")
     settings = load_settings(config, flags)
     if show_example:
         _show_example(settings, as_json)
@@ -136,9 +138,11 @@ def finetune(
     # peft and trl take seconds to import, so a mistake in CONFIG is reported first.
     from adapterhub.training.finetuning import finetune as run_finetune
 
-    with progress(f"Training {settings.name}", every=settings.train.logging_steps) as show:
+    with progress(f"Training {settings.name}") as show:
         measure = (lambda ready: compared.measure_base(ready, show)) if compared else None
-        card = run_finetune(settings, adapters, prepared=measure, **_reports(show, look))
+        card = run_finetune(
+            settings, adapters, prepared=measure, **_reports(show, look, settings.train.logging_steps)
+        )
     if not as_json:
         output.emit(card.ref)
     if compared:
@@ -151,8 +155,8 @@ def _smoke(settings: FinetuneConfig, adapters: AdapterRegistry, look: bool, as_j
     from adapterhub.training.finetuning import smoke_test
 
     losses: list[float] = []
-    with progress(f"Trying {settings.name}", every=settings.train.logging_steps) as show:
-        reports = _reports(show, look)
+    with progress(f"Trying {settings.name}") as show:
+        reports = _reports(show, look, settings.train.logging_steps)
         shown = reports["progress"]
 
         def step(done: TrainingStep) -> None:
@@ -187,7 +191,7 @@ class _Reports(TypedDict):
     started: Callable[[RunStart], None]
 
 
-def _reports(show: Show, look: bool) -> _Reports:
+def _reports(show: Show, look: bool, every: int | None) -> _Reports:
     """What a run calls back, shown on stderr."""
 
     def started(run: RunStart) -> None:
@@ -196,8 +200,11 @@ def _reports(show: Show, look: bool) -> _Reports:
         if look:
             output.note(_coloured(run.example, sys.stderr))
 
+    def step(done: TrainingStep) -> None:
+        show(done.step, done.steps, _losses(done), due=None if every is None else done.step % every == 0)
+
     return {
-        "progress": lambda step: show(step.step, step.steps, _losses(step)),
+        "progress": step,
         "composing": lambda stage, done, total: show(done, total, stage),
         "started": started,
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adapterhub._files import atomic_file, os_errors_as
+from adapterhub.dataset.card_markdown import card_as_markdown
 from adapterhub.dataset.cleaning import clean
 from adapterhub.dataset.composed import ComposedDataset, SourceReport, StageReport, dropped_in_all
 from adapterhub.dataset.config import DatasetConfig, SourceOptions
@@ -56,7 +57,7 @@ def compose_dataset(config: DatasetConfig, *, progress: Progress | None = None) 
         _write(files, picture, [length_histogram(parts).encode()])
         _write(files, composed.card_path, [card.to_json().encode()])
         markdown = _beside(composed.train_path, _MARKDOWN)
-        _write(files, markdown, [card.to_markdown(picture.name).encode()])
+        _write(files, markdown, [card_as_markdown(card, picture.name).encode()])
     return composed
 
 

@@ -8,87 +8,13 @@ by names of its own, which a source's `mapping` changes to the columns' names. A
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from adapterhub.dataset.columns import Columns, UnusableRowError, filled_prompt
 
 Message = dict[str, Any]
 Conversation = dict[str, Any]
-
-ANY_THEME = "*"
-"""Key of the prompt for themes that have none of their own."""
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
-
-
-def shared_prompts(prompts: Sequence[str] | Mapping[str, str]) -> frozenset[str]:
-    """Those of a source's prompts that say nothing about a row: used in turn, and without a column's text.
-
-    Args:
-        prompts: As for `Columns`.
-    """
-    if isinstance(prompts, Mapping):
-        return frozenset()
-    return frozenset(prompt for prompt in prompts if not _PLACEHOLDER.search(prompt))
-
-
-class UnusableRowError(ValueError):
-    """A row is no conversation; the message is the reason, without any of the row's text."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A row's columns, by a converter's names for them.
-
-    Attributes:
-        row: The row.
-        mapping: From a converter's name to the column's, or to a place inside one, as in `instances.0.output`.
-        prompts: Templates of the user's message for rows without one, used in turn, or by the row's theme; `{name}` is
-            a column's text.
-        number: The row's number, from 1.
-    """
-
-    row: Mapping[str, Any]
-    mapping: Mapping[str, str]
-    prompts: Sequence[str] | Mapping[str, str] = ()
-    number: int = 1
-
-    def value(self, name: str, *others: str) -> Any:
-        """The first value that is there: of the mapped columns, or if none is mapped, of `name` and `others`."""
-        names = (name, *others)
-        columns = [self.mapping[one] for one in names if one in self.mapping] or names
-        found = (_lookup(self.row, column) for column in columns)
-        # NaN, which is no value either, is unequal to itself.
-        return next((value for value in found if value not in (None, "") and value == value), None)
-
-    def text(self, name: str, *others: str) -> str:
-        """The same as text, `""` if there is none."""
-        value = self.value(name, *others)
-        if isinstance(value, bool | dict | list):
-            raise UnusableRowError(f"{name} is not text")
-        return "" if value is None else str(value)
-
-    def required(self, name: str, *others: str) -> str:
-        """The same, where there has to be one."""
-        text = self.text(name, *others)
-        if not text.strip():
-            raise UnusableRowError(f"no {name}")
-        return text
-
-
-def _lookup(row: Mapping[str, Any], column: str) -> Any:
-    """A column's value, or what lies inside one, as in `instances.0.output`."""
-    if column in row or "." not in column:
-        return row.get(column)
-    value: Any = row
-    for key in column.split("."):
-        if isinstance(value, list) and key.isdigit() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
 Converter = Callable[[Columns], Conversation]
 
 
@@ -138,7 +64,7 @@ def prompt_completion(columns: Columns) -> Conversation:
     prompt, completion = columns.value("prompt", "question"), columns.value("completion", *_ANSWERS)
     if isinstance(prompt, list) and isinstance(completion, list):
         return _conversation([_message(one) for one in _objects([*prompt, *completion], "prompt")], columns)
-    request = columns.text("prompt", "question") or _filled_prompt(columns)
+    request = columns.text("prompt", "question") or filled_prompt(columns)
     if not request:
         raise UnusableRowError("no prompt")
     return _conversation(_turn(request, columns.required("completion", *_ANSWERS)), columns)
@@ -146,7 +72,7 @@ def prompt_completion(columns: Columns) -> Conversation:
 
 def text(columns: Columns) -> Conversation:
     """Plain text: an answer to one of `prompts`, or without a request."""
-    answer, request = columns.required("text", "content"), _filled_prompt(columns)
+    answer, request = columns.required("text", "content"), filled_prompt(columns)
     return _conversation(_turn(request, answer) if request else _turn("", answer)[1:], columns)
 
 
@@ -177,10 +103,7 @@ def detect_converter(columns: Columns) -> str:
     Raises:
         UnusableRowError: None does.
     """
-
-    def has(*names: str) -> bool:
-        return any(_lookup(columns.row, columns.mapping.get(name, name)) is not None for name in names)
-
+    has = columns.has
     found = (
         ("messages", has("messages")),
         ("sharegpt", has("conversations")),
@@ -290,19 +213,6 @@ def _history(columns: Columns) -> Iterator[Message]:
 
 def _turn(request: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
-
-
-def _filled_prompt(columns: Columns) -> str:
-    prompts = columns.prompts
-    if isinstance(prompts, Mapping):
-        template = prompts.get(columns.text("theme"), prompts.get(ANY_THEME))
-        if template is None:
-            raise UnusableRowError("no prompt for its theme")
-    elif prompts:
-        template = prompts[(columns.number - 1) % len(prompts)]
-    else:
-        return ""
-    return _PLACEHOLDER.sub(lambda name: columns.required(name[1]), template)
 
 
 def _joined(separator: str, *parts: str) -> str:

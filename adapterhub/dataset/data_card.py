@@ -6,11 +6,10 @@ It has no time and no path of this machine: the same data gives the same card.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from adapterhub._files import sha256_file
@@ -19,9 +18,6 @@ from adapterhub.dataset.composed import ComposedDataset
 from adapterhub.dataset.config import DatasetConfig
 from adapterhub.dataset.records import Sample
 from adapterhub.reports import histogram
-
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-"""The Hub's names for numbers of records."""
 
 
 class _Card(BaseModel):
@@ -177,64 +173,6 @@ class DataCard(_Card):
         """The card as JSON."""
         return self.model_dump_json(indent=2) + "\n"
 
-    def to_markdown(self, picture: str | None = None) -> str:
-        """The card as Markdown, with the header of a dataset card of the Hub.
-
-        Args:
-            picture: The name of the file with the histogram of lengths, beside the card.
-        """
-        parts = [part for part in (self.train, self.val) if part]
-        sections = [
-            f"---\n{yaml.safe_dump(self._header(), sort_keys=True)}---\n\n# Data card",
-            "## Files\n\n"
-            + _table(("file", "records", "sha256"), ((p.file, p.records, p.sha256) for p in parts)),
-            "## Sources\n\n" + self._source_table(),
-            "## Dropped\n\n" + _table(("stage", "reason", "records"), self._drops()),
-            "## Changed\n\n" + _table(("stage", "what", "records"), self._changes()),
-            "## Lengths\n\n"
-            + (f"Tokens are counted with {self.tokenizer}.\n\n" if self.tokenizer else "")
-            + _length_table(parts),
-            f"![Lengths of the records]({picture})" if picture else "",
-            f"Drawn with seed {self.seed}. Records are unique by what users and the assistant say, as far as"
-            " duplicates were removed; duplicates are never on both sides of the split.",
-        ]
-        return "\n\n".join(section for section in sections if section) + "\n"
-
-    def _header(self) -> dict[str, object]:
-        records = self.train.records + (self.val.records if self.val else 0)
-        size = next((name for limit, name in _SIZES if records < limit), "n>1M")
-        licenses = sorted({source.license for source in self.sources if source.license})
-        return {"size_categories": [size], **({"license": licenses} if licenses else {})}
-
-    def _source_table(self) -> str:
-        heads = ("source", "licence", "converter", "rows", "no conversation", "train", "validation", "sha256")
-        return _table(
-            heads,
-            (
-                (
-                    one.name,
-                    one.license or "unknown",
-                    one.converter,
-                    one.rows,
-                    sum(one.dropped.values()),
-                    one.train,
-                    one.val,
-                    " ".join(f"{file.name} {file.sha256}" for file in one.files),
-                )
-                for one in self.sources
-            ),
-        )
-
-    def _drops(self) -> Iterable[tuple[object, ...]]:
-        for source in self.sources:
-            yield from ((f"reading {source.name}", *drop) for drop in source.dropped.items())
-        for stage in self.stages:
-            yield from ((stage.name, *drop) for drop in stage.dropped.items())
-
-    def _changes(self) -> Iterable[tuple[object, ...]]:
-        for stage in self.stages:
-            yield from ((stage.name, *change) for change in stage.changed.items())
-
 
 def length_histogram(parts: Mapping[str, Sequence[Sample]]) -> str:
     """A histogram of the records' lengths as SVG: in tokens if they were counted, else in characters.
@@ -256,30 +194,3 @@ def length_histogram(parts: Mapping[str, Sequence[Sample]]) -> str:
 
 def _counts(counter: Counter[str]) -> dict[str, int]:
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _length_table(parts: Iterable[PartCard]) -> str:
-    figures = ("tokens", "characters", "answer_characters", "ratings")
-    rows = (
-        (
-            part.file,
-            figure.replace("_", " "),
-            *(f"{value:,.10g}" for value in distribution.model_dump().values()),
-        )
-        for part in parts
-        for figure in figures
-        if (distribution := getattr(part, figure)) is not None
-    )
-    return _table(("file", "of a record", *Distribution.model_fields), rows)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    if len(lines) == 2:
-        return "None."
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return " ".join(text.replace("|", "\\|").split())

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from adapterhub._user_code import import_function
-from adapterhub.dataset.converters import Columns, Conversation, Converter, UnusableRowError
+from adapterhub.dataset.columns import Columns, UnusableRowError
+from adapterhub.dataset.converters import Conversation, Converter
 from adapterhub.errors import ConfigError, DatasetError
 
 

@@ -9,17 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from adapterhub.dataset.columns import Columns, UnusableRowError, shared_prompts
 from adapterhub.dataset.composed import SourceReport
 from adapterhub.dataset.config import AUTO, SourceOptions
-from adapterhub.dataset.converters import (
-    CONVERTERS,
-    Columns,
-    Conversation,
-    Converter,
-    UnusableRowError,
-    detect_converter,
-    shared_prompts,
-)
+from adapterhub.dataset.converters import CONVERTERS, Conversation, Converter, detect_converter
 from adapterhub.dataset.file_readers import SourceRow
 from adapterhub.dataset.own_converter import load_own_converter
 from adapterhub.dataset.records import Message, Record, Sample
@@ -155,11 +148,12 @@ def _nothing_usable(report: SourceReport, row: SourceRow | Mapping[str, Any] | N
     if row is None:
         return DatasetError(f"The source {report.label!r} holds no rows.", hint="Check its path and split.")
     reason, count = report.dropped.most_common(1)[0]
+    is_table = any(file.suffix.lower() in (".csv", ".tsv") for file in report.files)
     # Without a header the first row of a table is taken for the names.
     names = [repr(name) if len(name) <= _LONGEST_NAME else "a long text" for name in map(str, row)]
     return DatasetError(
         f"No row of {report.label!r} became a conversation: {reason} ({count:,} of {report.rows:,} rows). "
         f"Its columns are {', '.join(names[:_NAMES_SHOWN])}.",
-        hint="Set `converter`, and `mapping` from the converter's names to these columns. The first line of a CSV "
-        "file has to name them.",
+        hint="Set `converter`, and `mapping` from the converter's names to these columns."
+        + (" The first line of the file has to name them." if is_table else ""),
     )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from adapterhub._files import os_errors_as
+from adapterhub.errors import TrainingError
 from adapterhub.peft_format.config import WEIGHTS_FILE
 from adapterhub.requests import prompts
 
@@ -21,6 +26,9 @@ def save_adapter(model: Any, out: Path, style: prompts.PromptStyle, *, dtype: st
         out: The folder.
         style: How the prompts are rendered.
         dtype: The weights' dtype in the file, by torch's name; that of the model if not given.
+
+    Raises:
+        OSError: They could not be written; or SafetensorError or RuntimeError, see `write_errors`.
     """
     out.mkdir(exist_ok=True)
     if style.template:  # the base's may change
@@ -41,3 +49,20 @@ def save_adapter(model: Any, out: Path, style: prompts.PromptStyle, *, dtype: st
 def _cast(path: Path, dtype: torch.dtype) -> None:
     weights = {name: weight.to(dtype) for name, weight in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
+
+
+@contextmanager
+def write_errors(what: str, hint: str) -> Iterator[None]:
+    """Raises what a full disk makes torch and safetensors raise as a TrainingError.
+
+    Args:
+        what: The first part of its message, as in "The checkpoint could not be written".
+        hint: What to do.
+    """
+    try:
+        with os_errors_as(TrainingError, what):
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, RuntimeError) as error:
+        raise TrainingError(f"{what}: {str(error).splitlines()[0]}.", hint=hint) from error

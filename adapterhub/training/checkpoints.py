@@ -1,8 +1,9 @@
 """Checkpoints of a run, from which it goes on to the same bytes as if it had never been interrupted.
 
 A checkpoint is a folder `checkpoint-<step>` with the files of transformers' Trainer: the adapter, the states of
-optimiser, scheduler and random number generators, the losses so far; and `run.json`, the run that it belongs to. It is
-written under another name first, so that one which is there is whole, even after `kill -9`.
+optimiser, scheduler and random number generators, the losses so far; and `run.json`, with the run that it belongs to
+and the digests of its files. It is written under another name first, so that one which is there is whole, even after
+`kill -9`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
-from safetensors import SafetensorError
-from torch import OutOfMemoryError
 
-from adapterhub._files import new_folder, open_folder, os_errors_as, remove_abandoned, sha256_file
-from adapterhub.errors import ConfigError, TrainingError
+from adapterhub._files import new_folder, open_folder, remove_abandoned, sha256_file
+from adapterhub.errors import ConfigError
 from adapterhub.registry.cards import PromptProfile
+from adapterhub.training.adapter_files import write_errors
 from adapterhub.training.config import FinetuneConfig
 
 RUN_FILE = "run.json"
+_GO_ON = "Free space in output_dir, then continue from the checkpoint before it with train.resume."
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = re.compile(r"\.checkpoint-\d+\.[0-9a-f]{32}")
 # What may change between the parts of a run without a change of the weights.
@@ -72,28 +72,49 @@ class Checkpoints:
         Raises:
             TrainingError: It cannot be written, for example because the disk is full; earlier ones stay.
         """
-        with _write_errors(step), new_folder(self._folder / f"checkpoint-{step}") as temporary:
+        what = f"The checkpoint at step {step} could not be written"
+        with write_errors(what, _GO_ON), new_folder(self._folder / f"checkpoint-{step}") as temporary:
             write(temporary)
-            (temporary / RUN_FILE).write_text(json.dumps(self._run, indent=2) + "\n", encoding="utf-8")
+            content = {"run": self._run, "files": _digests(temporary)}
+            (temporary / RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for old in _found(self._folder)[: -self._keep] if self._keep else ():
             shutil.rmtree(old, ignore_errors=True)
         with open_folder(self._folder) as descriptor:
             remove_abandoned(descriptor, _TEMPORARY)
 
     def _check_run(self, checkpoint: Path) -> None:
-        try:
-            before = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ConfigError(
-                f"{str(checkpoint)!r} cannot be continued: its {RUN_FILE} cannot be read.",
-                hint="Remove that folder to continue from the checkpoint before it.",
-            ) from None
+        before = _read_whole(checkpoint)
         changed = sorted(name for name in {*before, *self._run} if before.get(name) != self._run.get(name))
         if changed:
             raise ConfigError(
                 f"{str(checkpoint)!r} belongs to another run: {', '.join(changed)} changed.",
                 hint="Set them as they were, or give another output_dir; `initial_adapter` starts from its weights.",
             )
+
+
+def _digests(folder: Path) -> dict[str, JsonValue]:
+    return {path.name: f"sha256:{sha256_file(path)}" for path in sorted(folder.iterdir())}
+
+
+def _read_whole(checkpoint: Path) -> dict[str, JsonValue]:
+    """The run of a checkpoint.
+
+    Raises:
+        ConfigError: A file of it is missing, or is not as it was written.
+    """
+    damaged = RUN_FILE
+    try:
+        content = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
+        run: dict[str, JsonValue] = dict(content["run"])
+        for damaged, digest in content["files"].items():
+            if digest != f"sha256:{sha256_file(checkpoint / damaged)}":
+                raise ValueError(damaged)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{str(checkpoint)!r} cannot be continued: its {damaged} is missing or damaged.",
+            hint="Remove that folder to continue from the checkpoint before it.",
+        ) from None
+    return run
 
 
 def prompt_profile_of_checkpoint(checkpoint: Path) -> PromptProfile:
@@ -107,14 +128,14 @@ def prompt_profile_of_checkpoint(checkpoint: Path) -> PromptProfile:
     """
     prefix, nested = "card.prompt.", "generation."
     try:
-        run = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
+        run = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))["run"]
         given = {name.removeprefix(prefix): run[name] for name in run if name.startswith(prefix)}
         fields = {name: given[name] for name in given if given[name] is not None and nested not in name}
         generation = {name.removeprefix(nested): given[name] for name in given if name.startswith(nested)}
         return PromptProfile.model_validate({**fields, **({"generation": generation} if generation else {})})
     except FileNotFoundError:
         return PromptProfile()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"The {RUN_FILE} of {str(checkpoint)!r} cannot be read.",
             hint="Remove it, or take another checkpoint.",
@@ -157,18 +178,3 @@ def _flat(settings: dict[str, JsonValue], prefix: str = "") -> Iterator[tuple[st
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-@contextmanager
-def _write_errors(step: int) -> Iterator[None]:
-    what = f"The checkpoint at step {step} could not be written"
-    try:
-        with os_errors_as(TrainingError, what):
-            yield
-    except OutOfMemoryError:
-        raise
-    except (SafetensorError, RuntimeError) as error:  # torch and safetensors raise these for a full disk
-        raise TrainingError(
-            f"{what}: {str(error).splitlines()[0]}.",
-            hint="Free space in output_dir, then continue from the checkpoint before it with train.resume.",
-        ) from error

@@ -53,6 +53,7 @@ _ALIASES = {
         "optim": "train.optimizer",
         "eval_steps": "train.eval_every",
         "eval_strategy": "train.eval_strategy",
+        "evaluation_strategy": "train.eval_strategy",
         "save_steps": "train.save_every",
         "save_strategy": "train.save_strategy",
         "load_best_model_at_end": "train.load_best",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from adapterhub.base.loading import Base, load_base, load_tokenizer
 from adapterhub.dataset.records import Record
 from adapterhub.errors import TrainingError
 from adapterhub.requests import prompts
-from adapterhub.training.adapter_files import save_adapter
+from adapterhub.training.adapter_files import save_adapter, write_errors
 from adapterhub.training.checkpoints import Checkpoints, describe_run, refuse_existing
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.initial_weights import load_initial_weights
@@ -105,8 +105,8 @@ def train_adapter(
         ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`; or the data is still
             to be composed; or `output_dir` holds checkpoints of another run.
         DatasetError: The data cannot be used.
-        TrainingError: The loss became NaN or infinite, a lora_B did not change, memory ran out, or a checkpoint cannot
-            be written.
+        TrainingError: The loss became NaN or infinite, a lora_B did not change, memory ran out, or the adapter or a
+            checkpoint cannot be written.
         AdapterInvalidError: The initial adapter's files are damaged.
         AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained.
     """
@@ -136,9 +136,8 @@ def train_adapter(
         files = Path(scratch, "adapter")
         dtype = config.train.save_dtype
         if check:
-            save_adapter(
-                trainer.model, files, style, dtype=dtype
-            )  # which keeps the room that the trained files need
+            with _adapter_errors():  # now, while nothing is trained that could be lost
+                save_adapter(trainer.model, files, style, dtype=dtype)
             check(files, _stop(base, train))
         if started:
             started(_start(base, train, validation))
@@ -146,9 +145,10 @@ def train_adapter(
         with _memory_errors():
             trainer.run(checkpoint)
             learning.check()
-            save_adapter(trainer.model, files, style, dtype=dtype)
-            for file in files.iterdir():
-                shutil.move(file, out)
+            with _adapter_errors():
+                save_adapter(trainer.model, files, style, dtype=dtype)
+                for file in files.iterdir():
+                    shutil.move(file, out)
             if trainer.eval_dataset is not None and trainer.chosen_step not in evaluations(trainer.state):
                 trainer.evaluate()
     if config.output_dir:
@@ -224,6 +224,13 @@ def _load_initial(config: FinetuneConfig, model: Any, base: Base) -> str | None:
     if config.initial_adapter is None:
         return None
     return load_initial_weights(config.initial_adapter, model, config.lora, base.folder, base.linear_layers)
+
+
+def _adapter_errors() -> AbstractContextManager[None]:
+    hint = (
+        "Free space there, or set TMPDIR to another folder; a run with output_dir goes on with train.resume."
+    )
+    return write_errors(f"The adapter could not be written into {tempfile.gettempdir()!r}", hint)
 
 
 @contextmanager

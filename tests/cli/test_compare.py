@@ -110,6 +110,12 @@ def test_bad_input_is_one_message(
     assert AdapterRegistry(tmp_path / "registry").get("json@1").evaluation == ()
 
 
+@pytest.mark.parametrize("name", ["auto", "base"])
+def test_the_router_and_the_base_are_no_adapters(copy, held_out: Path, name: str):
+    shown = copy("compare", name, "--data", held_out)
+    assert (shown.code, f"{name!r} is no adapter to compare" in shown.err) == (1, True)
+
+
 def test_without_matplotlib_nothing_is_measured(copy, held_out: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     shown = copy("compare", "json", "--data", held_out)
@@ -191,6 +197,12 @@ def test_a_run_composes_its_data_before_it_is_compared(own, run_config: Path, tm
     assert [one["messages"][0]["content"] for one in content["prompts"]] == ["joke 9", "joke 10"]
     assert [one["name"] for one in content["files"]] == ["val.jsonl", "prompts.txt"]
     assert "training records too" not in shown.err
+
+
+@pytest.mark.parametrize("option", ["--smoke", "--plan", "--show-example"])
+def test_a_trial_compares_nothing_and_says_so(own, run_config: Path, held_out: Path, option: str):
+    shown = own("finetune", run_config, "--compare", held_out, option)
+    assert (shown.code, "--compare measures a whole run" in shown.err) == (2, True)
 
 
 def test_a_run_without_validation_records_has_nothing_to_compare_on(own, run_config: Path):

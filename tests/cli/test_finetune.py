@@ -89,6 +89,15 @@ def test_a_line_every_five_seconds_and_the_last(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_a_line_that_is_due_and_none_that_is_not(capsys: pytest.CaptureFixture[str]):
+    show = lines("Training json", clock=lambda: 0.0)
+    for step in range(1, 6):
+        show(step, 5, "", due=step % 2 == 0)
+        show(step, 9, "reading")
+    err = capsys.readouterr().err
+    assert err.splitlines() == [f"Training json: {step} of 5" for step in (2, 4, 5)]
+
+
 def test_flags_replace_settings(own, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.jsonl").rename(tmp_path / "other.jsonl")

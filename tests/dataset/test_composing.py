@@ -105,7 +105,7 @@ def test_a_table_without_a_header_is_not_quoted(tmp_path: Path):
     (tmp_path / "a.csv").write_text(f"cats,{'secret ' * 9}\ndogs,Ha.\n")
     with pytest.raises(DatasetError, match=r"Its columns are 'cats', a long text\.") as caught:
         compose(tmp_path, {"path": "a.csv"})
-    assert "first line of a CSV" in str(caught.value.hint)
+    assert "first line of the file" in str(caught.value.hint)
     assert "secret" not in str(caught.value)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from adapterhub.dataset import SourceOptions
-from adapterhub.dataset.converters import CONVERTERS, Columns, UnusableRowError, detect_converter
+from adapterhub.dataset.columns import Columns, UnusableRowError
+from adapterhub.dataset.converters import CONVERTERS, detect_converter
 from adapterhub.dataset.own_converter import load_own_converter
 from adapterhub.errors import ConfigError, DatasetError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adapterhub.dataset.card_markdown import card_as_markdown
 from adapterhub.dataset.composed import ComposedDataset, SourceReport, StageReport
 from adapterhub.dataset.config import DatasetConfig
 from adapterhub.dataset.data_card import DataCard, Distribution, PartCard, length_histogram
@@ -79,11 +80,11 @@ def test_the_figures(tmp_path):
 
 def test_no_path_of_this_machine_is_on_the_card(tmp_path):
     found = card(tmp_path)
-    assert str(tmp_path) not in found.to_json() + found.to_markdown()
+    assert str(tmp_path) not in found.to_json() + card_as_markdown(found)
 
 
 def test_markdown(tmp_path):
-    text = card(tmp_path).to_markdown("lengths.svg")
+    text = card_as_markdown(card(tmp_path), "lengths.svg")
     _, header, body = text.split("---\n", 2)
     assert yaml.safe_load(header) == {"license": ["cc-by-4.0", "mit"], "size_categories": ["n<1K"]}
     assert "| reading x.csv | empty | 2 |\n| cleaning | empty | 1 |\n| filters | a\\|b | 3 |" in body
@@ -93,7 +94,7 @@ def test_markdown(tmp_path):
     assert "![Lengths of the records](lengths.svg)" in body
     widths = [line.replace("\\|", "").count("|") for line in body.splitlines() if line.startswith("| source")]
     assert widths == [9]
-    assert "](" not in card(tmp_path).to_markdown()
+    assert "](" not in card_as_markdown(card(tmp_path))
 
 
 def test_a_distribution_of_nothing():

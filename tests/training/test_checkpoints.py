@@ -134,7 +134,7 @@ def test_early_stopping_and_the_best_weights_survive_an_interruption(
             "save_every": 3,
         },
     )
-    result = compare(config, tmp_path, 5, 8)
+    result = compare(config, tmp_path, 8)
     assert result.steps == result.chosen_step + 6 < 40
     again = trained(
         changed(config.model_copy(update={"output_dir": tmp_path / "parts"}), resume=True), tmp_path / "again"
@@ -298,12 +298,21 @@ def test_what_does_not_change_the_weights_may_change(tiny_base: Path, dataset: P
     assert weights[0] == weights[1]
 
 
-def test_a_damaged_description_of_the_run_is_an_error(tiny_base: Path, dataset: Path, tmp_path: Path):
+def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tiny_base: Path, dataset: Path, tmp_path: Path):
     config = run(tiny_base, dataset, output_dir=str(tmp_path / "run"))
     trained(config, tmp_path / "out")
-    (tmp_path / "run" / "checkpoint-4" / RUN_FILE).write_text("{")
-    with pytest.raises(ConfigError, match="checkpoint-4' cannot be continued"):
-        trained(changed(config, resume=True), tmp_path / "out")
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    written = files(checkpoint)
+    assert {RUN_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < written.keys()
+    for name, content in written.items():
+        (checkpoint / name).write_bytes(content[:-20])
+        with pytest.raises(ConfigError, match=f"checkpoint-4' cannot be continued: its {name} is"):
+            trained(changed(config, resume=True), tmp_path / "out")
+        (checkpoint / name).unlink()
+        with pytest.raises(ConfigError, match=f"its {name} is missing"):
+            trained(changed(config, resume=True), tmp_path / "out")
+        (checkpoint / name).write_bytes(content)
+    trained(changed(config, resume=True), tmp_path / "out")
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
@@ -325,6 +334,33 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
     assert caught.value.hint
     assert checkpoints(tmp_path / "parts") == ["checkpoint-3"]
     compare(config, tmp_path)
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_full_disk_for_the_adapter_is_one_message(
+    tiny_base: Path, dataset: Path, tmp_path: Path, step: int
+):
+    """Before the first step and after the last; the limit on a file's size stands for it."""
+    (tmp_path / "out").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done: int) -> None:
+        if done == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    try:
+        fill(0)
+        with pytest.raises(TrainingError, match="adapter could not be written") as caught:
+            train_adapter(
+                run(tiny_base, dataset),
+                tmp_path / "out",
+                check=lambda *_: None,
+                progress=lambda done: fill(done.step),
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "TMPDIR" in (caught.value.hint or "")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_loss_that_is_not_a_number_leaves_the_checkpoint_before(

@@ -523,7 +523,7 @@ def test_files_that_could_not_be_written_whole_are_not_said_to_be_kept(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(trainer, "save_adapter", fail_once_trained)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match=r"adapter could not be written.*No space left"):
         finetune(run(tiny_base, dataset), registry)
     assert (len(saves), list(scratch.iterdir())) == (2, [])
 
