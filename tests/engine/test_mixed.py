@@ -186,8 +186,9 @@ def test_greedy_tokens_are_those_of_generate(world: World):
 def test_on_a_4_bit_base_the_same_bound_holds_for_the_float_kernel(llama: World):
     """`training=True` keeps bitsandbytes from its packed CPU kernel, which multiplies in bfloat16 and would differ
     from itself by more than this at another number of rows; what is left is float32 over the dequantised weights."""
-    reference = Reference(load_base(llama.base, training=True, device="cpu").model, llama.adapters)
-    sequences = run(load_base(llama.base, training=True, device="cpu"), llama, joining=True)
+    load = partial(load_base, llama.base, compute_dtype="float32", training=True, device="cpu")
+    reference = Reference(load().model, llama.adapters)
+    sequences = run(load(), llama, joining=True)
     assert max(differences(sequences, reference)) <= 1e-4
     assert min(differences(sequences, llama.peft)) > 1e-2, "4 bits are not the base's own weights"
 
