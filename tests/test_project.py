@@ -54,7 +54,7 @@ def test_the_wheel_has_the_package_data(tmp_path: Path):
     folders = {
         ROOT / "adapterhub": "adapterhub",
         ROOT / "adapters": "adapterhub/demo/adapters",
-        ROOT / "adapters-real": "adapterhub/demo/adapters-real",
+        ROOT / "examples" / "demo_real" / "adapters": "adapterhub/demo/adapters-real",
     }
     paths = [
         f"{name}/{path.relative_to(folder).as_posix()}"

@@ -30,14 +30,14 @@ class DemoRequest:
 
 
 def demo_registry_folder(*, real: bool = False) -> Path:
-    """The shipped adapters: package data in a wheel, folders at the top of a source checkout.
+    """The shipped adapters: package data in a wheel, folders of the repository in a source checkout.
 
     Args:
         real: Those for SmolLM2-135M-Instruct in place of those for the base that ships.
     """
-    name = "adapters-real" if real else "adapters"
-    packaged = Path(__file__).parent / name
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / name
+    packaged = Path(__file__).parent / ("adapters-real" if real else "adapters")
+    checkout = Path(__file__).parents[2] / ("examples/demo_real/adapters" if real else "adapters")
+    return packaged if packaged.is_dir() else checkout
 
 
 def demo_requests(*, real: bool = False) -> list[DemoRequest]:

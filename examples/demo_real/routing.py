@@ -1,6 +1,6 @@
 """Puts example requests of the training data on the adapters' cards, for the router to learn from.
 
-python -m examples.demo_real.routing --registry adapters-real
+python -m examples.demo_real.routing --registry examples/demo_real/adapters
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--registry", type=Path, default=Path("adapters-real"))
+    parser.add_argument("--registry", type=Path, default=Path("examples/demo_real/adapters"))
     registry = AdapterRegistry(parser.parse_args().registry)
     records = {
         "extract": extraction.generate("train", EXAMPLES, SEED),
