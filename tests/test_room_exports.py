@@ -23,7 +23,7 @@ EXPORTED = {
         "locate_base",
         "tokenizer_chat_template",
     },
-    "configs": {"ShippedConfig", "copy_config", "read_config", "shipped_configs"},
+    "configs": {"ShippedConfig", "UserPath", "copy_config", "read_config", "shipped_configs"},
     "dataset": {
         "ComposedDataset",
         "DatasetConfig",

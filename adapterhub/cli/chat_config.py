@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from adapterhub._files import read_regular
 from adapterhub._yaml import read_config_file
+from adapterhub.base.locating import base_in_folder
+from adapterhub.configs import UserPath
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError, describe_validation
 
@@ -22,7 +24,7 @@ class ChatConfig(BaseModel):
 
     adapter: str = "auto"
     """An adapter, a blend, `auto` for the router's choice, or `base`."""
-    registry: Path | None = None
+    registry: UserPath | None = None
     """The folder of adapters, relative to the folder of the configuration file."""
     base: str | None = None
     """`adapterhub-demo`, a folder or a hub id. Without it, the one that the cards name."""
@@ -34,7 +36,7 @@ class ChatConfig(BaseModel):
     """Run the base's own Python code."""
     system_prompt: str | None = None
     """The system prompt, in place of the card's."""
-    system_prompt_file: Path | None = None
+    system_prompt_file: UserPath | None = None
     """A UTF-8 file that holds it, relative to the folder of the configuration file."""
     history_limit: int | None = Field(10, ge=0)
     """The most earlier messages that a request takes along; null takes all that fit the context."""
@@ -110,11 +112,14 @@ class ChatConfig(BaseModel):
 
 def _in_folder(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The settings with relative paths taken from the folder of their file."""
-    names = ("registry", "system_prompt_file")
-    paths = {name: str(folder / content[name]) for name in names if isinstance(content.get(name), str)}
-    base = content.get("base")
-    if isinstance(base, str) and base.startswith(("./", "../")):
-        paths["base"] = str(folder / base)
+    given = {name: content.get(name) for name in ("registry", "system_prompt_file")}
+    paths = {
+        name: str(folder / path)
+        for name, path in given.items()
+        if isinstance(path, str) and not path.startswith("~")
+    }
+    if isinstance(base := content.get("base"), str):
+        paths["base"] = base_in_folder(base, folder)
     return {**content, **paths}
 
 

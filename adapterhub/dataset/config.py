@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from adapterhub.base.locating import base_in_folder
-from adapterhub.configs import read_config
+from adapterhub.configs import UserPath, read_config
 from adapterhub.dataset.cleaning import CleaningOptions
 from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS, WITH_PROMPTS
 from adapterhub.dataset.file_readers import READERS
@@ -66,7 +66,7 @@ class SourceOptions(StageOptions):
     the text of the column `theme`."""
     system: str | None = None
     """System message of conversations that have none."""
-    system_file: Path | None = None
+    system_file: UserPath | None = None
     """The same from a text file, relative to the folder of the configuration file."""
     max_records: int | None = Field(None, gt=0)
     """Keep at most this many records."""
@@ -136,9 +136,9 @@ class DatasetConfig(StageOptions):
 
     sources: list[SourceOptions] = Field(min_length=1)
     """Where the records come from."""
-    train_path: Path = Path("train.jsonl")
+    train_path: UserPath = Path("train.jsonl")
     """The JSON Lines file to write, relative to the folder of the configuration file."""
-    val_path: Path | None = None
+    val_path: UserPath | None = None
     """The file for held-out records."""
     tokenizer: str | None = None
     """The base whose tokenizer counts tokens: `adapterhub-demo`, a model folder, or a hub id."""

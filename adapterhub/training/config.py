@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from adapterhub.base.locating import base_in_folder
-from adapterhub.configs import read_config
+from adapterhub.configs import UserPath, read_config
 from adapterhub.dataset.config import DatasetConfig
 from adapterhub.errors import ConfigError, describe_validation
 from adapterhub.registry.cards import CardFields, PromptProfile, Routing, Serving
@@ -43,14 +43,14 @@ class _Options(BaseModel):
 class DataOptions(_Options):
     """The datasets. Relative paths are relative to the folder of the configuration file."""
 
-    train: Path | None = None
+    train: UserPath | None = None
     """JSON Lines file; each line is `{"messages": [{"role": ..., "content": ...}, ...], "tools": [...]}`."""
     compose: DatasetConfig | None = None
     """Compose the dataset first, as `adapterhub compose-dataset` does, and train on it; in place of `train`. Its files
     are kept where it names them."""
     loss: Literal["assistant", "all"] = "assistant"
     """What to learn: the assistant's tokens, each answer with its end, or the whole text."""
-    validation: Path | None = None
+    validation: UserPath | None = None
     """A file of the same format to evaluate on."""
     validation_share: float = Field(0.0, ge=0, lt=1)
     """Share of the training records to hold out for evaluation, drawn with the seed; near duplicates stay together."""
@@ -174,7 +174,7 @@ class CardOptions(_Options):
     """The licence's identifier."""
     prompt: PromptProfile = PromptProfile()
     """The prompt profile, which also renders the training examples."""
-    system_file: Path | None = None
+    system_file: UserPath | None = None
     """A UTF-8 file with the system prompt, in place of `prompt.system`; relative to the folder of the configuration
     file."""
     routing: Routing = Routing()
@@ -225,7 +225,7 @@ class FinetuneConfig(_Options):
     """The examples."""
     lora: LoraOptions = LoraOptions()
     """The adapter's shape."""
-    initial_adapter: Path | None = None
+    initial_adapter: UserPath | None = None
     """The folder of an adapter of the same shape whose weights the run starts from, such as a registry's
     `<name>/<version>`, and its prompt profile if `card.prompt` is not set. Relative to the folder of the configuration
     file."""
@@ -240,7 +240,7 @@ class FinetuneConfig(_Options):
     float16; on a CPU bfloat16 if it has instructions for it (AVX512-BF16, AMX), else float32."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
-    output_dir: Path | None = None
+    output_dir: UserPath | None = None
     """Folder for the adapter, the tokenizer, the configuration, `result.json`, checkpoints and the losses; None
     registers the adapter only. Relative to the folder of the configuration file."""
     report_to: Literal["none", "tensorboard", "wandb"] = "none"

@@ -282,6 +282,16 @@ class TestConfig:
         assert config.generation == {"temperature": 0.9, "max_tokens": 20}
         assert ChatConfig.load(tmp_path / "chat.yaml", system_prompt="Be brief.").system() == "Be brief."
 
+    def test_paths_of_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        (tmp_path / "chat.yaml").write_text(
+            "registry: ~/adapters\nbase: ~/model\nsystem_prompt_file: prompt.md\n"
+        )
+        config = ChatConfig.load(tmp_path / "chat.yaml")
+        assert config.registry == tmp_path / "home" / "adapters"
+        assert config.base == str(tmp_path / "home" / "model")
+        assert config.system_prompt_file == tmp_path / "prompt.md"
+
     @pytest.mark.parametrize(
         ("given", "temperature"),
         [

@@ -30,6 +30,19 @@ def test_yaml_reads_2e_4_as_text_and_it_is_a_number_here(tmp_path: Path):
     assert config.train.learning_rate == 0.0002
 
 
+def test_a_path_may_start_at_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    text = (
+        MINIMAL.replace("train: train.jsonl", "train: ~/a.jsonl")
+        + "output_dir: ~/out\ninitial_adapter: ~/json\n"
+    )
+    config = FinetuneConfig.load(write(tmp_path, text))
+    paths = [config.data.train, config.output_dir, config.initial_adapter]
+    assert paths == [tmp_path / "home" / name for name in ("a.jsonl", "out", "json")]
+    with pytest.raises(ConfigError, match=r"output_dir: .*'~nobody-here/out' is not a path"):
+        FinetuneConfig.load(write(tmp_path, MINIMAL + "output_dir: ~nobody-here/out\n"))
+
+
 def test_paths_are_relative_to_the_files_folder(tmp_path: Path):
     text = MINIMAL.replace("train: train.jsonl", "{train: data/a.jsonl, validation: /srv/b.jsonl}")
     config = FinetuneConfig.load(write(tmp_path, text + "initial_adapter: adapters/json/1\n"))
