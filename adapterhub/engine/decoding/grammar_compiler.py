@@ -21,7 +21,13 @@ from adapterhub.engine.decoding.completion_search import CompletionSearch, NoCom
 from adapterhub.engine.decoding.deep_stack import call_with_deep_stack
 from adapterhub.engine.decoding.grammar_constraint import CompiledGrammar, GrammarConstraint
 from adapterhub.engine.decoding.minimal_tokenizer import MinimalTokenizer
-from adapterhub.engine.decoding.schema_grammar import PARSER_LIMITS, schema_grammar, unenforceable_part
+from adapterhub.engine.decoding.schema_grammar import (
+    PARSER_LIMITS,
+    check_grammar_numbers,
+    check_schema_numbers,
+    schema_grammar,
+    unenforceable_part,
+)
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.errors import AdapterHubError, InvalidRequestError, RequestTooLongError, is_interrupt
 
@@ -223,8 +229,10 @@ def _convert_vocabulary(
 def _to_llguidance(output_format: OutputFormat) -> str:
     """The output format as a grammar of llguidance."""
     if output_format.kind == "schema":
+        check_schema_numbers(output_format.text)
         return schema_grammar(output_format.text)
     if output_format.kind == "grammar":
+        check_grammar_numbers(output_format.text)
         limited = _LIMITED_RULE.search(output_format.text)
         if limited:
             raise InvalidRequestError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits
 
 from adapterhub.engine.decoding.deep_stack import call_with_deep_stack
+from adapterhub.errors import InvalidRequestError
 
 # Most models have learned to write one blank after a comma or colon; unlimited blanks could go on for ever.
 STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -18,11 +20,41 @@ _OPTIONS: Any = {**STYLE, "lenient": False, "coerce_one_of": True}
 # An optional property adds four items to a row, and 2,000 is the default. More items make each token slower.
 PARSER_LIMITS = LLParserLimits(verbose_errors=False, max_items_in_row=8_000)
 _DEFINITIONS = ("$defs", "definitions")
+# llguidance negates integers of 64 bits; it recurses without end at the lowest one, which lower numbers are rounded to.
+_LOWEST = -(2.0**63)
+_NEGATIVE_NUMBER = re.compile(r"-\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def schema_grammar(schema: str) -> str:
     """llguidance's grammar of a JSON Schema that `OutputFormat` has made."""
     return LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+
+
+def check_schema_numbers(schema: str) -> None:
+    """Refuses a JSON Schema with a number that ends the process in llguidance.
+
+    Raises:
+        InvalidRequestError: A number is -2^63 or lower.
+    """
+    json.loads(schema, parse_int=_check_number, parse_float=_check_number)
+
+
+def check_grammar_numbers(grammar: str) -> None:
+    """The same for the JSON Schemas in a Lark grammar, or what looks like a number there.
+
+    Raises:
+        InvalidRequestError: A number is -2^63 or lower.
+    """
+    if "%json" in grammar:
+        for number in _NEGATIVE_NUMBER.findall(grammar):
+            _check_number(number)
+
+
+def _check_number(number: str) -> None:
+    if float(number) <= _LOWEST:
+        raise InvalidRequestError(
+            "A number of the schema is too low to be enforced: -2^63 or less.", hint="Leave this bound out."
+        )
 
 
 @lru_cache(maxsize=1024)
