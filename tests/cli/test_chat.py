@@ -412,7 +412,7 @@ class TestCommandLine:
 @pytest.mark.spec("3-F4")
 @pytest.mark.slow
 def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(tmp_path: Path):
-    pty = pytest.importorskip("pty")
+    pty = pytest.importorskip("pty", reason="needs a pseudo-terminal, which Windows has not")
     process, terminal = pty.fork()
     if process == 0:
         arguments = ["chat", "base", "--base", "adapterhub-demo", "--max-tokens", "900", "--ignore-eos"]

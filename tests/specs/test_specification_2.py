@@ -21,6 +21,7 @@ from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.cli.main import main
 from adapterhub.dataset import DatasetConfig, compose_dataset, read_records
 from adapterhub.training import FinetuneConfig, finetune
+from tests.specs.configurations import SPECIFICATION_2
 from tests.tiny import make_tokenizer
 
 SYSTEM = "Ты ассистент, который рассказывает короткие смешные анекдоты на русском языке."
@@ -96,38 +97,6 @@ def test_the_system_prompt_may_be_on_the_card(
     registry = AdapterRegistry(tmp_path)
     registry.register("jokes", tiny_adapters["json"], base=tiny_base, prompt={"system": SYSTEM})
     assert SYSTEM in AdapterHub(EchoEngine(), registry).generate(PROMPTS[0], "jokes").text
-
-
-FINETUNE = """
-base: {base}
-quantization: null
-data: {{train: jokes.jsonl, validation: held-out.jsonl}}
-lora:
-  r: 8
-  lora_alpha: 16
-  lora_dropout: 0.05
-  bias: none
-  task_type: CAUSAL_LM
-  target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
-training_args:
-  output_dir: ./tinyllama-anekdots-lora
-  per_device_train_batch_size: 2
-  gradient_accumulation_steps: 4
-  num_train_epochs: 2
-  learning_rate: 1e-4
-  warmup_ratio: 0.003
-  logging_steps: 10
-  logging_strategy: steps
-  eval_strategy: epoch
-  save_strategy: no
-  eval_steps: 50
-  bf16: True
-  optim: paged_adamw_8bit
-  fp16: False
-  report_to: [none]
-  run_name: tinyllama-anekdots
-"""
-"""D1 and D2 as they stand, for a base."""
 
 
 class Protocol(NamedTuple):
@@ -231,8 +200,9 @@ def protocol(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Proto
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     # On a CPU; the optimiser of the specification needs a GPU.
-    settings = FINETUNE.format(base=tiny_base).replace("paged_adamw_8bit", "adamw_torch")
-    (folder / "jokes.yaml").write_text(settings)
+    settings = SPECIFICATION_2.replace("TinyLlama/TinyLlama-1.1B-Chat-v1.0", str(tiny_base))
+    settings = settings.replace("paged_adamw_8bit", "adamw_torch")
+    (folder / "jokes.yaml").write_text(f"{settings}quantization: null\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -57,20 +57,6 @@ def loud_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> AdapterRegistry:
-    return AdapterRegistry(tmp_path / "registry")
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders go during the test."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def base_with_another_end(tmp_path_factory: pytest.TempPathFactory, loud_base: Path) -> Path:
     """A base that stops at `<|endoftext|>`, and whose chat template ends turns with `<|im_end|>`, as Qwen2.5's do."""

@@ -9,69 +9,7 @@ import yaml
 
 from adapterhub.errors import ConfigError
 from adapterhub.training.config import FinetuneConfig
-
-QLORA = {
-    "modelName": "distilgpt2",
-    "quantizationConfig": {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_compute_dtype": "torch.float16",
-    },
-    "deviceMap": "auto",
-    "dataset": {
-        "name": "databricks/databricks-dolly-15k",
-        "split": "train",
-        "streaming": True,
-        "trustRemoteCode": True,
-    },
-    "maxRecords": 1000,
-    "loraConfig": {
-        "r": 16,
-        "loraAlpha": 32,
-        "targetModules": ["c_attn", "c_proj"],
-        "loraDropout": 0.05,
-        "bias": "none",
-        "taskType": "CAUSAL_LM",
-    },
-    "trainingParams": {
-        "outputDir": "./results",
-        "perDeviceTrainBatchSize": 1,
-        "gradientAccumulationSteps": 4,
-        "learningRate": 2e-4,
-        "maxSteps": 250,
-        "loggingSteps": 20,
-    },
-}
-"""Specification 0's configuration, as it stands."""
-PEFT_AND_TRANSFORMERS = """
-base: TinyLlama/TinyLlama-1.1B-Chat-v1.0
-data: {train: jokes.jsonl, validation: held-out.jsonl}
-lora:
-  r: 8
-  lora_alpha: 16
-  lora_dropout: 0.05
-  bias: none
-  task_type: CAUSAL_LM
-  target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
-training_args:
-  output_dir: ./tinyllama-anekdots-lora
-  per_device_train_batch_size: 2
-  gradient_accumulation_steps: 4
-  num_train_epochs: 2
-  learning_rate: 1e-4
-  warmup_ratio: 0.003
-  logging_steps: 10
-  logging_strategy: steps
-  eval_strategy: epoch
-  save_strategy: no
-  eval_steps: 50
-  bf16: True
-  optim: paged_adamw_8bit
-  fp16: False
-  report_to: [none]
-  run_name: tinyllama-anekdots
-"""
-"""Specification 2's LoRA settings (D1) and training arguments (D2); YAML reads `1e-4` as text and `no` as false."""
+from tests.specs.configurations import SPECIFICATION_0, SPECIFICATION_2
 
 
 def parse(content: dict[str, Any], **options: Any) -> FinetuneConfig:
@@ -96,7 +34,7 @@ def snake_case(value: Any) -> Any:
 @pytest.mark.parametrize("spell", [dict, snake_case], ids=["camelCase", "snake_case"])
 def test_specification_0_is_read_as_it_stands(tmp_path: Path, spell: Any):
     path = tmp_path / "run.json"
-    path.write_text(json.dumps(spell(QLORA), indent="\t"))
+    path.write_text(json.dumps(spell(SPECIFICATION_0), indent="\t"))
     config = FinetuneConfig.load(path)
     (source,) = config.data.compose.sources
     assert (config.base, config.device) == ("distilgpt2", "auto")
@@ -115,14 +53,14 @@ def test_specification_0_is_read_as_it_stands(tmp_path: Path, spell: Any):
 
 
 def test_the_learning_rate_of_specification_0_may_be_a_text():
-    params = {**QLORA["trainingParams"], "learningRate": "2e-4"}
-    assert parse({**QLORA, "trainingParams": params}).train.learning_rate == 0.0002
+    params = {**SPECIFICATION_0["trainingParams"], "learningRate": "2e-4"}
+    assert parse({**SPECIFICATION_0, "trainingParams": params}).train.learning_rate == 0.0002
 
 
 @pytest.mark.spec("2-D1", "2-D2")
 def test_specification_2_is_read_as_it_stands(tmp_path: Path):
     path = tmp_path / "run.yaml"
-    path.write_text(PEFT_AND_TRANSFORMERS)
+    path.write_text(SPECIFICATION_2)
     config = FinetuneConfig.load(path)
     assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (8, 16, 0.05)
     assert len(config.lora.target_modules) == 7
@@ -159,7 +97,7 @@ def test_settings_of_trl_stand_at_the_top():
     ],
 )
 def test_bitsandbytes_settings(settings: Any, quantization: str | None, compute_dtype: str):
-    config = parse({**QLORA, "quantizationConfig": settings})
+    config = parse({**SPECIFICATION_0, "quantizationConfig": settings})
     assert (config.quantization, config.compute_dtype) == (quantization, compute_dtype)
 
 
@@ -180,7 +118,7 @@ def test_when_to_evaluate(settings: dict[str, Any], every: object):
 
 def test_changes_replace_what_the_file_says():
     config = parse(
-        QLORA,
+        SPECIFICATION_0,
         changes={"data.train": Path("/a.jsonl"), "data.validation": Path("/b.jsonl"), "train.seed": 3},
     )
     assert (config.data.train, config.data.validation) == (Path("/a.jsonl"), Path("/b.jsonl"))
@@ -190,11 +128,16 @@ def test_changes_replace_what_the_file_says():
 def test_one_error_names_every_wrong_field_as_the_file_writes_it():
     message = problems(
         {
-            **QLORA,
+            **SPECIFICATION_0,
             "quantizationConfig": {"load_in_4bit": "maybe"},
-            "dataset": {**QLORA["dataset"], "streaming": "often", "shuffle": True},
-            "loraConfig": {**QLORA["loraConfig"], "bias": "all", "loraAlpha": "much"},
-            "trainingParams": {**QLORA["trainingParams"], "maxSteps": "all", "fsdp": True, "reportTo": "x"},
+            "dataset": {**SPECIFICATION_0["dataset"], "streaming": "often", "shuffle": True},
+            "loraConfig": {**SPECIFICATION_0["loraConfig"], "bias": "all", "loraAlpha": "much"},
+            "trainingParams": {
+                **SPECIFICATION_0["trainingParams"],
+                "maxSteps": "all",
+                "fsdp": True,
+                "reportTo": "x",
+            },
         }
     )
     wanted = [
@@ -228,4 +171,4 @@ def test_a_section_of_another_type_is_an_error(section: str, value: object):
 
 @pytest.mark.parametrize("value", [3, ["a"], {"name": 3}, {}])
 def test_a_dataset_without_a_path_is_an_error(value: object):
-    assert "dataset.0.path: " in problems({**QLORA, "dataset": value})
+    assert "dataset.0.path: " in problems({**SPECIFICATION_0, "dataset": value})

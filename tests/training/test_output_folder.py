@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +52,6 @@ def settings(config: FinetuneConfig) -> Any:
         return value
 
     return normal(config.model_dump(mode="json"))
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> AdapterRegistry:
-    return AdapterRegistry(tmp_path / "registry")
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders go during the test."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.fixture
