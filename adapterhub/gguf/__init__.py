@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp: how its architectures name and store weights, and files written from transformers' models."""
+"""GGUF files of llama.cpp: how it names and stores weights, and files written from transformers' models."""
 
 from __future__ import annotations
 

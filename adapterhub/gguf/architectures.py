@@ -1,8 +1,8 @@
 """The architectures of llama.cpp that are written as GGUF: their names for a model's weights, and how they are stored.
 
-Names come from the `gguf` package. llama.cpp stores most weights as transformers does. Three differ: its llama rotates
-neighbouring pairs of a head's rows, where transformers rotates halves; GPT-2's weights are transposed; and Gemma's norms
-have their 1 added.
+Names come from the `gguf` package. llama.cpp stores most weights as transformers does, with three exceptions: its llama
+rotates neighbouring pairs of a head's rows, where transformers rotates halves; GPT-2's weights are transposed; and
+Gemma's norms have their 1 added.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoConfig
 
 from adapterhub.errors import ExportError
 from adapterhub.gguf import Architecture
@@ -85,6 +84,5 @@ def test_other_architectures_are_refused(tmp_path: Path):
 
 def test_a_weight_that_llama_cpp_lacks_is_refused(tmp_path: Path):
     architecture = Architecture.of_folder(make_base(tmp_path / "base"))
-    with pytest.raises(ExportError, match="has no weight for 'model.layers.0.new.weight'"):
+    with pytest.raises(ExportError, match=r"has no weight for 'model\.layers\.0\.new\.weight'"):
         architecture.tensor_name("model.layers.0.new.weight")
-    assert AutoConfig.from_pretrained(tmp_path / "base").model_type == "llama"
