@@ -57,6 +57,7 @@ EXPORTED = {
         "merge_adapter",
         "merged_agreement",
     },
+    "gguf": {"Architecture"},
     "peft_format": {
         "CONFIG_FILE",
         "WEIGHTS_FILE",
