@@ -25,8 +25,10 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 VOCABULARY = 320
@@ -84,7 +86,9 @@ def _config(kind: str, **changes: Any) -> Any:
         "max_position_embeddings": CONTEXT,
     }
     if kind == "gemma3":  # its files name the layers otherwise than the model does
-        text = Gemma3TextConfig(vocab_size=VOCABULARY, head_dim=16, sliding_window=64, **{**sizes, **changes})
+        text = Gemma3TextConfig(
+            vocab_size=VOCABULARY, **{**sizes, "head_dim": 16, "sliding_window": 64, **changes}
+        )
         vision = {
             "hidden_size": 64,
             "intermediate_size": 128,
@@ -101,7 +105,16 @@ def _config(kind: str, **changes: Any) -> Any:
         )
     if kind == "mixtral":  # the model joins the experts of its files
         sizes |= {"num_local_experts": 2}
-    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "mixtral": MixtralConfig}
+    if kind == "phi3":
+        sizes |= {"pad_token_id": 0}
+    kinds = {
+        "llama": LlamaConfig,
+        "mistral": MistralConfig,
+        "qwen2": Qwen2Config,
+        "qwen3": Qwen3Config,
+        "phi3": Phi3Config,
+        "mixtral": MixtralConfig,
+    }
     return kinds[kind](vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
 
 
