@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from adapterhub.errors import ExportError
 from adapterhub.gguf import Architecture
 from adapterhub.gguf.model import write_model
 from adapterhub.gguf.tokenizer import gguf_tokenizer
