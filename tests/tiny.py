@@ -23,6 +23,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    LlamaTokenizer,
     MistralConfig,
     MixtralConfig,
     Phi3Config,
@@ -30,6 +31,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.tokenization_utils_base import generate_merges
 
 VOCABULARY = 320
 CONTEXT = 256
@@ -69,6 +71,23 @@ def _bpe() -> str:
 def make_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most 320 tokens that can spell any text."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_bpe()), eos_token="<|im_end|>")
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def make_sentencepiece_tokenizer(
+    *, chat_template: str | None = None, legacy: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of the Llama 2 kind, saved without `tokenizer.model`: merges of characters, bytes as a fallback."""
+    trained = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = BpeTrainer(vocab_size=600, special_tokens=specials, show_progress=False)
+    trained.train_from_iterator(_TEXT * 4, trainer)
+    vocabulary = trained.get_vocab()
+    # SentencePiece joins any two tokens whose sum is a token, so all such pairs are merges, in the tokens' order.
+    merges = generate_merges(vocabulary, {token: -id_ for token, id_ in vocabulary.items()})
+    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, legacy=legacy)
     tokenizer.chat_template = chat_template
     return tokenizer
 

@@ -50,6 +50,8 @@ class GgufTokenizer:
         space_prefix: Of SentencePiece: whether llama.cpp puts a space before a text and after each control token.
         leading_space: Whether the tokenizer puts a space before a text only, which llama.cpp cannot: the chat template
             writes it then.
+        no_control_tokens_in_texts: Whether llama.cpp would put a space after a control token where the tokenizer does
+            not; without a chat template, texts hold none.
         strips_after_control: Whether whitespace after a control token is dropped; llama.cpp does so in Phi-3's files.
         chat_template: In Jinja.
     """
@@ -65,8 +67,19 @@ class GgufTokenizer:
     add_eos: bool = False
     space_prefix: bool = False
     leading_space: bool = False
+    no_control_tokens_in_texts: bool = False
     strips_after_control: bool = False
     chat_template: str | None = None
+
+    def spelled(self, text: str) -> str:
+        """What llama.cpp has to be given for the tokens that transformers makes of a text.
+
+        The text itself but where `leading_space` says that llama.cpp leaves out a space.
+        """
+        controls = tuple(
+            token for token, kind in zip(self.tokens, self.types, strict=True) if kind == CONTROL
+        )
+        return f" {text}" if self.leading_space and not text.startswith((*controls, " ")) else text
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -180,6 +193,7 @@ def _sentencepiece(
         scores=scores,
         space_prefix=scheme != "never" and not leading,
         leading_space=leading,
+        no_control_tokens_in_texts=scheme == "first" and not leading,
         chat_template=template,
     )
 
