@@ -273,12 +273,13 @@ def _result(folder: Path, card: AdapterCard, result: TrainingResult) -> Finetune
 
 def _evaluation(config: FinetuneConfig, loss: float) -> Evaluation:
     path = config.data.validation or config.data.train
+    tokens = "the answers' tokens" if config.data.loss == "assistant" else "all tokens"
     return Evaluation(
         task_type="text-generation",
         dataset_name=path.name if path else "",
         dataset_split="validation",
         metric_type="loss",
-        metric_name="cross entropy of the answers' tokens, nats, mean over batches",
+        metric_name=f"cross entropy of {tokens}, nats, mean over tokens",
         metric_value=round(loss, 4),
     )
 

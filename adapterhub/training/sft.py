@@ -147,7 +147,8 @@ def _dataset(examples: list[TokenizedExample]) -> Dataset:
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with these changes.
 
-    An evaluation leaves the state of the random number generator as it was, so that it does not change the training.
+    An evaluation leaves the state of the random number generator as it was, so that it does not change the training,
+    and its loss is the mean over answer tokens; transformers' is a mean of batches, whatever their number of tokens.
     On a CPU the output head computes logits only at positions that predict an answer token; TRL computes them for
     whole prompts there, which takes a quarter of the time on a small base.
     Checkpoints are written whole, and a continued run is the same as one that was never interrupted: the order of an
@@ -228,6 +229,20 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         if self._saves_later:
             self.control.should_save = True
         return metrics
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        self._evaluated = (0.0, 0)
+        output = super().evaluation_loop(*args, **options)
+        loss, tokens = self._evaluated
+        output.metrics["eval_loss"] = loss / tokens
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        count = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        step = super().prediction_step(model, inputs, *args, **options)
+        loss, tokens = self._evaluated
+        self._evaluated = (loss + step[0].item() * count, tokens + count)
+        return step
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -65,7 +65,7 @@ class TrainingResult:
         steps: Optimiser steps taken, those before an interruption included.
         chosen_step: The step whose weights were written: the last, or with `train.load_best` the best.
         loss: Mean training loss over the last tenth of the steps.
-        eval_loss: Evaluation loss of these weights, the mean over batches; None without one.
+        eval_loss: Evaluation loss of these weights, in nats per answer token; None without one.
         steps_per_second: Mean since the start, or since the checkpoint; 0 if that was the end.
         initial_adapter: The digest of the adapter that the run started from; None for new weights.
     """

@@ -14,7 +14,9 @@ import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from adapterhub import AdapterHub, AdapterRegistry
@@ -36,6 +38,7 @@ from adapterhub.training import sft, trainer
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.finetuning import finetune
 from adapterhub.training.losses import TrainingStep
+from adapterhub.training.tokenizing import IGNORE_INDEX
 from adapterhub.training.trainer import TrainingResult, train_adapter
 from tests.tiny import make_base
 from tests.training.runs import ANSWERS, run, write_pairs
@@ -345,6 +348,45 @@ def test_the_loss_is_trls(tiny_base: Path, dataset: Path, tmp_path: Path, monkey
     theirs, _, steps_theirs = trained(config, tmp_path / "theirs")
     assert [step.loss for step in steps] == pytest.approx([step.loss for step in steps_theirs], rel=1e-5)
     assert ours.eval_loss == pytest.approx(theirs.eval_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["batches", "packed"])
+def test_the_evaluation_loss_is_the_mean_over_answer_tokens(
+    packing: bool, tiny_base: Path, dataset: Path, tmp_path: Path
+):
+    """The same in batches of any size, and what peft's model says of each record alone."""
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text("\n".join(dataset_lines(" ".join(["fox"] * length) for length in (1, 2, 7, 19, 40))))
+
+    def evaluated(size: int) -> TrainingResult:
+        train = {"eval_batch_size": size, "learning_rate": 0.1, "packing": packing}
+        config = run(
+            tiny_base,
+            dataset,
+            data={"validation": str(held_out)},
+            train=train,
+            quantization=None,
+            compute_dtype="float32",
+        )
+        return trained(config, tmp_path / str(size))[0]
+
+    results = [evaluated(size) for size in (1, 2, 5)]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "1")
+    losses = [
+        torch.nn.functional.cross_entropy(
+            model(torch.tensor([example.input_ids])).logits[0, :-1],
+            torch.tensor(example.labels[1:]),
+            reduction="sum",
+        ).item()
+        for example in results[0].validation.examples
+    ]
+    counts = [
+        sum(label != IGNORE_INDEX for label in example.labels) for example in results[0].validation.examples
+    ]
+    assert counts[-1] > 10 * counts[0]
+    means = [loss / count for loss, count in zip(losses, counts, strict=True)]
+    assert abs(sum(losses) / sum(counts) - sum(means) / len(means)) > 1e-2  # what a mean of batches would say
+    assert [result.eval_loss for result in results] == pytest.approx([sum(losses) / sum(counts)] * 3, rel=1e-5)
 
 
 def test_a_separate_validation_file(tiny_base: Path, dataset: Path, tmp_path: Path):
