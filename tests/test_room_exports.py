@@ -48,7 +48,16 @@ EXPORTED = {
         "record_on_card",
         "write_report",
     },
-    "export": {"MergeComparison", "MergeReport", "compare_merged", "merge_adapter", "merged_agreement"},
+    "export": {
+        "MergeComparison",
+        "MergeReport",
+        "MergedAdapter",
+        "RoundTrip",
+        "adapter_folders",
+        "compare_merged",
+        "merge_adapter",
+        "merged_agreement",
+    },
     "peft_format": {
         "CONFIG_FILE",
         "WEIGHTS_FILE",
