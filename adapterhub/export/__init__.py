@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
+    from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.round_trip import RoundTrip
 
 __all__ = [
     "MergeComparison",
     "MergeReport",
     "MergedAdapter",
+    "PeftExport",
     "RoundTrip",
     "adapter_folders",
     "compare_merged",
+    "export_peft",
     "merge_adapter",
     "merged_agreement",
 ]
@@ -32,7 +35,9 @@ __getattr__, __dir__ = lazy_exports(
         "MergedAdapter": "adapterhub.export.merge",
         "RoundTrip": "adapterhub.export.round_trip",
         "adapter_folders": "adapterhub.export.adapter_part",
+        "PeftExport": "adapterhub.export.peft_folder",
         "compare_merged": "adapterhub.export.comparison",
+        "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
         "merged_agreement": "adapterhub.export.agreement",
     },

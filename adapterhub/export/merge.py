@@ -15,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from adapterhub._files import new_folder, os_errors_as, sha256_file, user_path
+from adapterhub._files import new_folder, os_errors_as, sha256_file
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.locating import is_local_base
 from adapterhub.errors import ConfigError, ExportError
 from adapterhub.export.adapter_part import AdapterSum
 from adapterhub.export.disk_space import check_disk_space
+from adapterhub.export.free_folder import free_folder
 from adapterhub.export.merge_plan import INDEX_FILE, MergePlan
 from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import prompt_files
@@ -136,11 +137,7 @@ def merge_adapter(
         AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
     """
-    out = user_path(out, ExportError)
-    if not _is_free(out):
-        raise ExportError(
-            f"{str(out)!r} exists and is not empty.", hint="Give a folder that does not exist yet."
-        )
+    out = free_folder(out)
     if dtype is not None and dtype not in _DTYPES:
         raise ExportError(f"There is no dtype {dtype!r} to write.", hint=f"Use {', '.join(_DTYPES)}.")
     base, adapters = Path(base_folder), AdapterSum.of(adapter_folder)
@@ -156,11 +153,6 @@ def merge_adapter(
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
         merge.write(temporary, progress or (lambda written, total: None))
     return merge.report
-
-
-def _is_free(out: Path) -> bool:
-    with os_errors_as(ExportError, f"{str(out)!r} cannot be used"):
-        return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
 def _round_trip(adapters: AdapterSum, exact: bool | RoundTrip) -> RoundTrip:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -27,40 +28,53 @@ def model_card(base: str, base_folder: Path, adapters: AdapterSum, exact: str | 
         base_folder: Its folder; the licence is that of its own model card, if it has one.
         adapters: What was merged, with the cards.
         exact: How training stored the weights that were merged into; None for the base's own.
-        details: How the weights were merged, in a sentence.
+        details: How the weights were merged, in sentences.
     """
     base_license = read_model_card(base_folder, follow_links=True)[0].get("license")
     name = f"{adapters.ref} merged into {base}"
-    cards = [part.card for part in adapters.parts]
-    parts = [f"---\n{_metadata(base, base_license, name, cards)}\n---", f"# {name}"]
-    parts += [card.description for card in cards if card and card.description]
+    cards = [part.card for part in adapters.parts if part.card]
+    licences = [base_license, *(part.card.license if part.card else None for part in adapters.parts)]
+    metadata = card_metadata(
+        name,
+        cards,
+        library_name="transformers",
+        base_model=base,
+        base_model_relation="merge",
+        tags=["lora", "merge"],
+        license=_of_all(licences),
+    )
+    parts = [f"---\n{metadata}\n---", f"# {name}"]
+    parts += [card.description for card in cards if card.description]
     parts.append(details)
     if adapters.is_blend:
         weights = [f"- {part.ref}: weight {part.weight:g}, {part.info.digest}" for part in adapters.parts]
         parts += _list("Parts", weights, "The weighted sum of these adapters' changes was merged.")
     parts.append("\n".join(_licences(base, base_license, adapters)))
-    for part in adapters.parts:
-        if part.card:
-            parts += _of_adapter(part.card, exact, f" of {part.ref}" if len(adapters.parts) > 1 else "")
-    if main := adapters.main.card:
-        parts += _prompt(main)
+    into = f"these weights ({exact})" if exact else "its unquantised weights"
+    for card in cards:
+        parts += training_sections(card, into, of=f" of {card.ref}" if len(adapters.parts) > 1 else "")
+    if adapters.main.card:
+        parts += prompt_sections(adapters.main.card)
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(base: str, base_license: str | None, name: str, cards: Sequence[AdapterCard | None]) -> str:
-    known = [card for card in cards if card]
-    evaluation = known[0].evaluation if len(cards) == len(known) == 1 else ()
-    datasets = dict.fromkeys(one for card in known for one in card.datasets if _HUB_ID.fullmatch(one))
+def card_metadata(name: str, cards: Sequence[AdapterCard], *, tags: Sequence[str], **metadata: Any) -> str:
+    """The metadata of a model card, as YAML: what is given, and what the adapters' cards know.
+
+    Args:
+        name: The model's name; the hub shows evaluation results under it.
+        cards: The adapters' cards; evaluation results are taken of one alone.
+        tags: Tags; those of the cards follow.
+        metadata: Further fields of `huggingface_hub.ModelCardData`.
+    """
+    evaluation = cards[0].evaluation if len(cards) == 1 else ()
+    datasets = (dataset for card in cards for dataset in card.datasets if _HUB_ID.fullmatch(dataset))
     return ModelCardData(
-        library_name="transformers",
+        **metadata,
         pipeline_tag="text-generation",
-        base_model=base,
-        base_model_relation="merge",
-        tags=list(dict.fromkeys(("lora", "merge", *(tag for card in known for tag in card.tags)))),
-        # One licence for the whole model only where all parts have it.
-        license=_of_all([base_license, *(card.license if card else None for card in cards)]),
-        language=list(dict.fromkeys(one for card in known for one in card.language)) or None,
-        datasets=list(datasets) or None,
+        tags=_distinct([*tags, *(tag for card in cards for tag in card.tags)]),
+        language=_distinct(language for card in cards for language in card.language) or None,
+        datasets=_distinct(datasets) or None,
         model_name=name if evaluation else None,
         eval_results=[
             EvalResult(
@@ -78,9 +92,13 @@ def _metadata(base: str, base_license: str | None, name: str, cards: Sequence[Ad
     ).to_yaml()
 
 
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
 def _of_all(licences: Sequence[str | None]) -> str | None:
-    """The licence that all have, as the hub writes it, in lower case."""
-    distinct = {licence.lower() if licence else None for licence in licences}
+    """The licence that all parts have, as the hub writes it, in lower case; only then it is the whole model's."""
+    distinct = {licence and licence.lower() for licence in licences}
     return distinct.pop() if len(distinct) == 1 else None
 
 
@@ -94,12 +112,19 @@ def _licences(base: str, base_license: str | None, adapters: AdapterSum) -> Iter
         yield f"- adapter {part.ref}: {licence or 'not recorded'}"
 
 
-def _of_adapter(card: AdapterCard, exact: str | None, of: str) -> Iterator[str]:
+def training_sections(card: AdapterCard, merged_into: str | None = None, *, of: str = "") -> Iterator[str]:
+    """The sections on how an adapter was trained and evaluated.
+
+    Args:
+        card: Its card.
+        merged_into: The weights of the base that it was merged into, if it was.
+        of: Added to the titles where there are several adapters.
+    """
+    into = f"; merged into {merged_into}" if merged_into else ""
     lineage = card.lineage
-    into = f"these weights ({exact})" if exact else "its unquantised weights"
     trained = [
         f"- method: {lineage.method}" if lineage.method else "",
-        f"- base in training: {card.base.quantization}; merged into {into}" if card.base.quantization else "",
+        f"- base in training: {card.base.quantization}{into}" if card.base.quantization else "",
         *(f"- dataset: {dataset}" for dataset in card.datasets),
         *(
             f"- parent: {parent.name}@{parent.version}"
@@ -117,11 +142,14 @@ def _of_adapter(card: AdapterCard, exact: str | None, of: str) -> Iterator[str]:
             + (f" ({result.dataset_split})" if result.dataset_split else "")
             for result in card.evaluation
         ],
-        "Measured of the adapter, on the base as it was in training, not of the merged weights.",
+        "Measured of the adapter, on the base as it was in training, not of the merged weights."
+        if merged_into
+        else "",
     )
 
 
-def _prompt(card: AdapterCard) -> Iterator[str]:
+def prompt_sections(card: AdapterCard) -> Iterator[str]:
+    """The sections on how an adapter is used: sampling defaults and system prompt."""
     yield from _list(
         "Generation defaults",
         [
