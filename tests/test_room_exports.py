@@ -51,7 +51,10 @@ EXPORTED = {
     "export": {
         "MergeComparison",
         "MergeReport",
+        "MergedAdapter",
         "PeftExport",
+        "RoundTrip",
+        "adapter_folders",
         "compare_merged",
         "export_peft",
         "merge_adapter",
