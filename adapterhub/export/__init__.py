@@ -9,10 +9,12 @@ from adapterhub._lazy import lazy_exports
 if TYPE_CHECKING:
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
+    from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergeReport, merge_adapter
     from adapterhub.export.peft_folder import PeftExport, export_peft
 
 __all__ = [
+    "LoraForm",
     "MergeComparison",
     "MergeReport",
     "PeftExport",
@@ -27,6 +29,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
+        "LoraForm": "adapterhub.export.lora_form",
         "PeftExport": "adapterhub.export.peft_folder",
         "compare_merged": "adapterhub.export.comparison",
         "export_peft": "adapterhub.export.peft_folder",
