@@ -49,6 +49,7 @@ EXPORTED = {
         "write_report",
     },
     "export": {
+        "LoraForm",
         "MergeComparison",
         "MergeReport",
         "MergedAdapter",

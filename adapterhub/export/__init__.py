@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
+    from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.round_trip import RoundTrip
 
 __all__ = [
+    "LoraForm",
     "MergeComparison",
     "MergeReport",
     "MergedAdapter",
@@ -32,6 +34,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
+        "LoraForm": "adapterhub.export.lora_form",
         "MergedAdapter": "adapterhub.export.merge",
         "RoundTrip": "adapterhub.export.round_trip",
         "adapter_folders": "adapterhub.export.adapter_part",
