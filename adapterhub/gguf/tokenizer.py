@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import ExportError
@@ -247,4 +248,34 @@ def _unknown(what: str) -> ExportError:
     return ExportError(
         f"llama.cpp's form of tokenizers does not hold {what}.",
         hint="Byte-level BPE and SentencePiece's BPE are written; others with --llama-cpp-dir.",
+    )
+
+
+def read_tokenizer(file: Path, derived: GgufTokenizer) -> GgufTokenizer:
+    """The tokenizer that a GGUF file holds.
+
+    Args:
+        file: The file.
+        derived: What it was written with, for what a file does not say.
+    """
+    from gguf import GGUFReader
+
+    fields = {name.removeprefix("tokenizer.ggml."): field for name, field in GGUFReader(file).fields.items()}
+
+    def value(name: str, default: Any) -> Any:
+        return fields[name].contents() if name in fields else default
+
+    ids = {name: value(f"{key}_token_id", None) for name, key in _SPECIAL_IDS.items()}
+    return replace(
+        derived,
+        model=value("model", ""),
+        pre=value("pre", "default"),
+        tokens=value("tokens", []),
+        types=value("token_type", []),
+        merges=value("merges", []),
+        scores=value("scores", []),
+        special_ids={name: id_ for name, id_ in ids.items() if id_ is not None},
+        add_bos=value("add_bos_token", False),
+        add_eos=value("add_eos_token", False),
+        space_prefix=value("add_space_prefix", False),
     )
