@@ -49,6 +49,8 @@ EXPORTED = {
         "write_report",
     },
     "export": {
+        "GgufExport",
+        "GgufFile",
         "LoraForm",
         "MergeComparison",
         "MergeReport",
@@ -57,6 +59,7 @@ EXPORTED = {
         "RoundTrip",
         "adapter_folders",
         "compare_merged",
+        "export_gguf",
         "export_peft",
         "merge_adapter",
         "merged_agreement",

@@ -33,6 +33,9 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import generate_merges
 
+from adapterhub.dataset import read_records
+from adapterhub.export.verification_texts import SHIPPED_TEXTS
+
 VOCABULARY = 320
 CONTEXT = 256
 CHAT_TEMPLATE = (
@@ -75,6 +78,13 @@ def make_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTo
     return tokenizer
 
 
+@cache
+def _sentences() -> list[str]:
+    """Texts in several languages, with which a tokenizer of some size can be trained."""
+    records = read_records(SHIPPED_TEXTS)
+    return [message.content or "" for record in records for message in record.messages]
+
+
 def make_sentencepiece_tokenizer(
     *, chat_template: str | None = None, legacy: bool = False
 ) -> PreTrainedTokenizerFast:
@@ -82,8 +92,8 @@ def make_sentencepiece_tokenizer(
     trained = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = BpeTrainer(vocab_size=600, special_tokens=specials, show_progress=False)
-    trained.train_from_iterator(_TEXT * 4, trainer)
+    trainer = BpeTrainer(vocab_size=2000, special_tokens=specials, show_progress=False)
+    trained.train_from_iterator(_sentences(), trainer)
     vocabulary = trained.get_vocab()
     # SentencePiece joins any two tokens whose sum is a token, so all such pairs are merges, in the tokens' order.
     merges = generate_merges(vocabulary, {token: -id_ for token, id_ in vocabulary.items()})

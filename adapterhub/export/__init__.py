@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
+    from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.round_trip import RoundTrip
 
 __all__ = [
+    "GgufExport",
+    "GgufFile",
     "LoraForm",
     "MergeComparison",
     "MergeReport",
@@ -24,6 +27,7 @@ __all__ = [
     "RoundTrip",
     "adapter_folders",
     "compare_merged",
+    "export_gguf",
     "export_peft",
     "merge_adapter",
     "merged_agreement",
@@ -32,6 +36,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "GgufExport": "adapterhub.export.gguf",
+        "GgufFile": "adapterhub.export.gguf",
+        "export_gguf": "adapterhub.export.gguf",
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
         "LoraForm": "adapterhub.export.lora_form",

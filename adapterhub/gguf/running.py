@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,6 +15,14 @@ from adapterhub.errors import ExportError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+def _library() -> Any:
+    """The package, which prints errors only from then on."""
+    import llama_cpp
+
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    return llama_cpp
 
 
 def has_llama_cpp() -> bool:
@@ -29,7 +38,7 @@ class LlamaCppFile:
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text that may spell control tokens, with the ends that the file asks for."""
-        import llama_cpp
+        llama_cpp = _library()
 
         data = text.encode()
         room = len(data) + 8
@@ -40,7 +49,7 @@ class LlamaCppFile:
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
         """The logits after every token of each sequence, of shape (tokens, vocabulary)."""
-        import llama_cpp
+        llama_cpp = _library()
         import numpy as np
 
         longest = max(map(len, sequences))
@@ -66,7 +75,7 @@ class LlamaCppFile:
 
     @contextmanager
     def _context(self, tokens: int) -> Iterator[Any]:
-        import llama_cpp
+        llama_cpp = _library()
 
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = tokens
@@ -92,7 +101,7 @@ def opened(file: Path, *, vocabulary_only: bool = False, threads: int = 1) -> It
     Raises:
         ExportError: llama.cpp cannot load it.
     """
-    import llama_cpp
+    llama_cpp = _library()
 
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = vocabulary_only
