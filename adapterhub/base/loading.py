@@ -74,6 +74,17 @@ class Base:
         device: torch.device = self.model.device
         return device
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of its logits."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The settings in its `generation_config.json` that differ from transformers' defaults."""
+        settings: dict[str, Any] = self.model.generation_config.to_diff_dict()
+        return settings
+
     @cached_property
     def context_length(self) -> int:
         """The maximum number of tokens of a sequence, prompt and completion."""
