@@ -17,7 +17,7 @@ LAYERS = [
     {"agent_tools", "configs", "peft_format", "reports"},
     {"base"},
     {"registry"},
-    {"lora", "routing"},
+    {"lora", "routing", "gguf"},
     {"engine"},
     {"requests"},
     {"dataset"},

@@ -49,6 +49,7 @@ EXPORTED = {
         "write_report",
     },
     "export": {"MergeComparison", "MergeReport", "compare_merged", "merge_adapter", "merged_agreement"},
+    "gguf": {"Architecture"},
     "peft_format": {
         "CONFIG_FILE",
         "WEIGHTS_FILE",
