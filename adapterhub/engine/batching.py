@@ -71,7 +71,7 @@ class BatchingEngine:
 
     def __init__(
         self,
-        base: Base | EngineBase,
+        base: EngineBase,
         limits: EngineLimits | None = None,
         *,
         runner: Runner | None = None,
@@ -377,7 +377,7 @@ class _LoopEvent:
         self._event.clear()
 
 
-def adapter_loader(base: Base, limits: EngineLimits | None = None) -> AdapterLoader:
+def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> AdapterLoader:
     """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas` and `DigestCheck`.
 
     Args:

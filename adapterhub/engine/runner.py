@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.lora.delta import LoraDelta
 
 
@@ -21,6 +23,9 @@ class EngineBase(Protocol):
 
     Attributes:
         name: The name, path or hub id that it was loaded by.
+        folder: The folder with its files in transformers' format.
+        model: transformers' model; None if it is of another kind.
+        linear_layers: Its linear layers, from before any of them was wrapped.
         fingerprint: Identifies it independently of name and path.
         tokenizer: Its tokenizer.
         context_length: Maximum number of tokens of a sequence.
@@ -28,12 +33,21 @@ class EngineBase(Protocol):
         end_token_ids: Tokens that end an answer.
         generation_config: The settings in its `generation_config.json`.
         device: The device of its logits.
-        compute_dtype: The dtype of activations.
-        matmul_dtype: The dtype in which it multiplies.
+        compute_dtype: The dtype of activations, and of the adapters that it is given.
+        matmul_dtype: The dtype in which it multiplies, or another name of it; for `EngineStats`.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def linear_layers(self) -> LinearLayers: ...
 
     @property
     def fingerprint(self) -> BaseFingerprint: ...
@@ -60,7 +74,7 @@ class EngineBase(Protocol):
     def compute_dtype(self) -> torch.dtype: ...
 
     @property
-    def matmul_dtype(self) -> torch.dtype: ...
+    def matmul_dtype(self) -> torch.dtype | str: ...
 
 
 class SequenceSlot(Protocol):

@@ -88,7 +88,7 @@ def load_folder_deltas(
 
     Args:
         folder: Holds PEFT's `adapter_config.json` and `adapter_model.safetensors`.
-        model: The base; DoRA needs the norms of its weights (arXiv 2402.09353).
+        model: The base; DoRA needs the norms of its weights (arXiv 2402.09353). None where it is not of transformers.
         layers: The base's linear layers, from before any of them was wrapped.
         dtype: The dtype of the result.
 
@@ -97,7 +97,8 @@ def load_folder_deltas(
 
     Raises:
         AdapterInvalidError: The files are damaged.
-        AdapterIncompatibleError: The kind of adapter cannot be served, or it does not fit the base.
+        AdapterIncompatibleError: The kind of adapter cannot be served, or not without `model`, or it does not fit the
+            base.
     """
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
     # The registry checked the files when it stored them, but not against this base, and they may have changed since.
@@ -195,6 +196,11 @@ def _delta(model: Any, module: str, parts: Mapping[LoraParameter, torch.Tensor])
     a, b = parts["lora_A"], parts["lora_B"]
     if "lora_magnitude_vector" not in parts:
         return LoraDelta(a, b)
+    if model is None:
+        raise AdapterIncompatibleError(
+            "It uses DoRA, which needs the norms of the base's weights; this engine does not have them.",
+            hint="Serve it with engine='transformers', or merge it into the base.",
+        )
     layer, device = model.get_submodule(module), model.device
     norm = (dequantize_module_weight(getattr(layer, "base_layer", layer)) + b.to(device) @ a.to(device)).norm(
         dim=1
