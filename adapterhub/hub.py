@@ -691,8 +691,8 @@ def _check_llama_cpp_settings(config: HubConfig) -> None:
     for name in ("quantization", "compute_dtype", "trust_remote_code"):
         if given.get(name) not in (None, "auto", False):
             raise ConfigError(
-                f"The llama.cpp engine has no {name}={given[name]!r}: the GGUF file decides how weights are stored, and "
-                "llama.cpp how they are multiplied.",
+                f"The llama.cpp engine has no {name}={given[name]!r}: the GGUF file decides how weights are stored, "
+                "and llama.cpp how they are multiplied.",
                 hint="Leave it out, or take engine='transformers'.",
             )
 

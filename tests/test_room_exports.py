@@ -48,7 +48,15 @@ EXPORTED = {
         "record_on_card",
         "write_report",
     },
-    "export": {"MergeComparison", "MergeReport", "compare_merged", "merge_adapter", "merged_agreement"},
+    "export": {
+        "MergeComparison",
+        "MergeReport",
+        "PeftExport",
+        "compare_merged",
+        "export_peft",
+        "merge_adapter",
+        "merged_agreement",
+    },
     "gguf": {"Architecture"},
     "peft_format": {
         "CONFIG_FILE",

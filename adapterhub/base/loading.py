@@ -88,7 +88,11 @@ class Base:
     @cached_property
     def context_length(self) -> int:
         """The maximum number of tokens of a sequence, prompt and completion."""
+<<<<<<< HEAD
         return context_length(self.model.config.get_text_config(), self.tokenizer)
+=======
+        return context_length(self.model.config, self.tokenizer)
+>>>>>>> main
 
     @cached_property
     def end_token_ids(self) -> frozenset[int]:
@@ -174,6 +178,18 @@ def load_base(
     may_pack = compute_dtype in ("auto", "bfloat16") and not training
     disable_weight_packing(loaded, only_unsupported=may_pack)
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """The maximum number of tokens of a sequence, from a model's configuration and its tokenizer."""
+    config = config.get_text_config()
+    # LongRoPE changes the positions of the whole batch once one sequence is longer than this.
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type") == "longrope" and (short := rope.get("original_max_position_embeddings")):
+        return int(short)
+    limits = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
+    # Bases without position embeddings (BLOOM, Mamba) have no such setting; their tokenizer may have a limit.
+    return int(next(filter(None, limits), min(tokenizer.model_max_length, _NO_LIMIT)))
 
 
 def training_dtype(device: str, compute_dtype: ComputeDtype) -> tuple[str, torch.dtype]:

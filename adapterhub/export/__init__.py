@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
     from adapterhub.export.merge import MergeReport, merge_adapter
+    from adapterhub.export.peft_folder import PeftExport, export_peft
 
 __all__ = [
     "MergeComparison",
     "MergeReport",
+    "PeftExport",
     "compare_merged",
+    "export_peft",
     "merge_adapter",
     "merged_agreement",
 ]
@@ -24,7 +27,9 @@ __getattr__, __dir__ = lazy_exports(
     {
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
+        "PeftExport": "adapterhub.export.peft_folder",
         "compare_merged": "adapterhub.export.comparison",
+        "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
         "merged_agreement": "adapterhub.export.agreement",
     },

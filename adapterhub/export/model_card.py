@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -30,26 +31,40 @@ def model_card(base: str, base_folder: Path, adapter: str, card: AdapterCard | N
     """
     base_license = read_model_card(base_folder, follow_links=True)[0].get("license")
     name = f"{adapter} merged into {base}"
-    parts = [f"---\n{_metadata(base, base_license, name, card)}\n---", f"# {name}"]
+    metadata = card_metadata(
+        name,
+        card,
+        library_name="transformers",
+        base_model=base,
+        base_model_relation="merge",
+        tags=["lora", "merge"],
+        # One licence for the whole model only where both parts have it.
+        license=_of_both(base_license, card.license if card else None),
+    )
+    parts = [f"---\n{metadata}\n---", f"# {name}"]
     if card and card.description:
         parts.append(card.description)
     parts.append(details)
     parts.append("\n".join(_licences(base, base_license, adapter, card)))
     if card:
-        parts += _sections(card)
+        parts += card_sections(card, merged=True)
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(base: str, base_license: str | None, name: str, card: AdapterCard | None) -> str:
+def card_metadata(name: str, card: AdapterCard | None, *, tags: list[str], **metadata: Any) -> str:
+    """The metadata of a model card, as YAML: what is given, and what the adapter's card knows.
+
+    Args:
+        name: The model's name; the hub shows evaluation results under it.
+        card: The adapter's card, if it has one.
+        tags: Tags; those of the card follow.
+        metadata: Further fields of `huggingface_hub.ModelCardData`.
+    """
     evaluation = card.evaluation if card else ()
     return ModelCardData(
-        library_name="transformers",
+        **metadata,
         pipeline_tag="text-generation",
-        base_model=base,
-        base_model_relation="merge",
-        tags=["lora", "merge", *(tag for tag in (card.tags if card else ()) if tag not in ("lora", "merge"))],
-        # One licence for the whole model only where both parts have it.
-        license=_of_both(base_license, card.license if card else None),
+        tags=[*tags, *(tag for tag in (card.tags if card else ()) if tag not in tags)],
         language=list(card.language) or None if card else None,
         datasets=[one for one in card.datasets if _HUB_ID.fullmatch(one)] or None if card else None,
         model_name=name if evaluation else None,
@@ -80,11 +95,17 @@ def _licences(base: str, base_license: str | None, adapter: str, card: AdapterCa
     yield f"- adapter {adapter}: {card.license if card and card.license else 'not recorded'}"
 
 
-def _sections(card: AdapterCard) -> Iterator[str]:
+def card_sections(card: AdapterCard, *, merged: bool) -> Iterator[str]:
+    """The sections on how an adapter was trained, evaluated and used.
+
+    Args:
+        card: Its card.
+        merged: Whether the model is the adapter merged into its base.
+    """
     lineage = card.lineage
     trained = [
         f"- method: {lineage.method}" if lineage.method else "",
-        f"- base in training: {card.base.quantization}; merged into its unquantised weights"
+        f"- base in training: {card.base.quantization}{'; merged into its unquantised weights' if merged else ''}"
         if card.base.quantization
         else "",
         *(f"- dataset: {dataset}" for dataset in card.datasets),
@@ -104,7 +125,9 @@ def _sections(card: AdapterCard) -> Iterator[str]:
             + (f" ({result.dataset_split})" if result.dataset_split else "")
             for result in card.evaluation
         ],
-        "Measured of the adapter, on the base as it was in training, not of the merged weights.",
+        "Measured of the adapter, on the base as it was in training, not of the merged weights."
+        if merged
+        else "",
     )
     yield from _list(
         "Generation defaults",

@@ -1,4 +1,4 @@
-"""llama.cpp as an engine: a GGUF base and LoRA adapters through llama-cpp-python, behind the same `Engine` interface."""
+"""llama.cpp as an engine: a GGUF base and LoRA adapters through llama-cpp-python, behind the `Engine` interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF file as the base of a llama.cpp engine: llama.cpp's model, with the tokenizer and fingerprint of its folder."""
+"""A GGUF file as the base of a llama.cpp engine: llama.cpp's model, and what transformers makes of the file."""
 
 from __future__ import annotations
 

@@ -201,8 +201,7 @@ def _delta(model: Any, module: str, parts: Mapping[LoraParameter, torch.Tensor])
             "It uses DoRA, which needs the norms of the base's weights; this engine does not have them.",
             hint="Serve it with engine='transformers', or merge it into the base.",
         )
-    layer, device = model.get_submodule(module), model.device
-    norm = (dequantize_module_weight(getattr(layer, "base_layer", layer)) + b.to(device) @ a.to(device)).norm(
-        dim=1
-    )
+    layer = model.get_submodule(module)
+    weight = dequantize_module_weight(getattr(layer, "base_layer", layer))
+    norm = (weight + b.to(weight.device) @ a.to(weight.device)).norm(dim=1)
     return LoraDelta(a, b, parts["lora_magnitude_vector"] / norm.cpu())

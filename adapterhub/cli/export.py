@@ -1,0 +1,95 @@
+"""`adapterhub export`: one command, a function for each format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
+from adapterhub.cli.progress import progress
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from adapterhub.registry import AdapterRegistry
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be exported.
+
+    Attributes:
+        registry: The registry.
+        name: The adapter, or a blend.
+        out: Where to.
+        options: The options of the format that were given, by the name of their parameter.
+        progress: Called with how much is done, how much there is, and of what.
+    """
+
+    registry: AdapterRegistry
+    name: str
+    out: Path
+    options: Mapping[str, Any]
+    progress: Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Attributes:
+        export: Writes it, and returns a report and what to say about it.
+        options: The names of the options that only some formats have, and this one has.
+    """
+
+    export: Callable[[Wanted], tuple[DataclassInstance, str]]
+    options: frozenset[str] = frozenset()
+
+
+def _peft(wanted: Wanted) -> tuple[DataclassInstance, str]:
+    from adapterhub.export import export_peft
+
+    report = export_peft(wanted.registry, wanted.name, wanted.out, **wanted.options)
+    return report, f"{report.adapter}: rank {report.rank}, {report.size_bytes:,} bytes of weights."
+
+
+FORMATS = {
+    "peft": Format(_peft),
+}
+
+
+@click.command()
+@click.argument("name", shell_complete=complete_adapter)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(list(FORMATS)),
+    required=True,
+    help="peft: a folder that PEFT, vLLM and others load.",
+)
+@registry_option
+@json_option
+def export(name: str, out: Path, kind: str, registry: Path | None, as_json: bool, **options: Any) -> None:
+    """Export an adapter, or a blend, to the new folder OUT for other programs.
+
+    \b
+    Examples:
+      adapterhub export json ./json-lora --format peft
+      adapterhub export json:0.6+code:0.4 ./both --format peft
+    """
+    given = {option: value for option, value in options.items() if value not in (None, False, ())}
+    for option in sorted(given.keys() - FORMATS[kind].options):
+        raise click.UsageError(f"--{option.replace('_', '-')} is not an option of --format {kind}.")
+    with progress(f"Exporting {name}") as show:
+        report, said = FORMATS[kind].export(Wanted(open_registry(registry), name, out, given, show))
+    if as_json:
+        output.emit_json(asdict(report))
+    else:
+        output.emit(str(out))
+        output.note(said)
