@@ -88,11 +88,7 @@ class Base:
     @cached_property
     def context_length(self) -> int:
         """The maximum number of tokens of a sequence, prompt and completion."""
-<<<<<<< HEAD
-        return context_length(self.model.config.get_text_config(), self.tokenizer)
-=======
         return context_length(self.model.config, self.tokenizer)
->>>>>>> main
 
     @cached_property
     def end_token_ids(self) -> frozenset[int]:
@@ -108,17 +104,6 @@ class Base:
     def linear_layers(self) -> LinearLayers:
         """Its linear layers; they are found at the first use, which must come before an engine wraps them."""
         return LinearLayers.of_model(self.model)
-
-
-def context_length(config: Any, tokenizer: Any) -> int:
-    """The maximum number of tokens of a sequence, by transformers' config of a text model and by its tokenizer."""
-    # LongRoPE changes the positions of the whole batch once one sequence is longer than this.
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type") == "longrope" and (short := rope.get("original_max_position_embeddings")):
-        return int(short)
-    limits = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
-    # Bases without position embeddings (BLOOM, Mamba) have no such setting; their tokenizer may have a limit.
-    return int(next(filter(None, limits), min(tokenizer.model_max_length, _NO_LIMIT)))
 
 
 def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
