@@ -24,7 +24,7 @@ from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError
-from adapterhub.lora.blending.resolving import SingleAdapter
+from adapterhub.lora.blending.resolving import SingleAdapter, resolve_adapter
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.registry.references import check_reference
@@ -38,7 +38,7 @@ from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.router import AdapterRouter
 
 if TYPE_CHECKING:
-    from adapterhub.export.merge import MergeReport
+    from adapterhub.export.merge import MergeOptions, MergeReport
     from adapterhub.lora.blending.methods import BlendMethod
     from adapterhub.registry import CardFields
 
@@ -385,14 +385,15 @@ class AdapterHub:
         settings = BlendSettings(method, rank, density, seed)
         return blend_adapters(self.registry, name, weights, settings, **fields)
 
-    def merge(self, name: str, out: str | Path) -> MergeReport:
+    def merge(self, name: str, out: str | Path, **options: Unpack[MergeOptions]) -> MergeReport:
         """Writes a standalone model: the base's 16-bit weights with an adapter merged in.
 
         The live base is not touched. See `adapterhub.export.merge_adapter`.
 
         Args:
-            name: The adapter.
+            name: The adapter, or a blend such as `"json:0.7+support:0.3"`.
             out: A folder that does not exist yet, or is empty.
+            **options: `dtype`, `exact`, `max_shard_size` and others, as in `merge_adapter`.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
@@ -401,12 +402,13 @@ class AdapterHub:
             ExportError: The merge failed; nothing was written.
         """
         from adapterhub.base.locating import locate_base
+        from adapterhub.export.adapter_part import adapter_folders
         from adapterhub.export.merge import merge_adapter
 
-        card, base = self.registry.resolve(name), self._engine.base_name
-        revision = self._revision or card.base.revision_of(base)
+        resolved, base = resolve_adapter(name, self.registry.resolve), self._engine.base_name
+        revision = self._revision or resolved.main_card.base.revision_of(base)
         folder = locate_base(base, revision=revision)
-        return merge_adapter(folder, self.registry.folder(card), Path(out))
+        return merge_adapter(folder, adapter_folders(self.registry, name), out, **options)
 
     # PEFT's names
 

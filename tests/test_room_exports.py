@@ -49,9 +49,13 @@ EXPORTED = {
         "write_report",
     },
     "export": {
+        "LoraForm",
         "MergeComparison",
         "MergeReport",
+        "MergedAdapter",
         "PeftExport",
+        "RoundTrip",
+        "adapter_folders",
         "compare_merged",
         "export_peft",
         "merge_adapter",

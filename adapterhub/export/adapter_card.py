@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapterhub.base.locating import is_local_base
-from adapterhub.export.model_card import card_metadata, card_sections
+from adapterhub.export.model_card import card_metadata, prompt_sections, training_sections
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter
 from adapterhub.registry.cards import AdapterCard
 
@@ -23,7 +23,7 @@ def adapter_card(adapter: ResolvedAdapter, details: str = "") -> str:
     card, base = adapter.main_card, public_base(adapter.main_card)
     metadata = card_metadata(
         adapter.ref,
-        card,
+        [card],
         library_name="peft",
         base_model=base,
         base_model_relation="adapter",
@@ -40,7 +40,7 @@ def adapter_card(adapter: ResolvedAdapter, details: str = "") -> str:
         parts.append(
             "\n".join(["## Blend\n", *(f"- {one.ref}: {weight:g}" for one, weight in adapter.parts)])
         )
-    parts += card_sections(card, merged=False)
+    parts += [*training_sections(card), *prompt_sections(card)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.base.loading import Quantization
     from adapterhub.lora.delta import LoraDelta
 
-_LOGITS_IN_PASS = 2**26  # 256 MiB
+_LOGITS_IN_PASS = 2**25  # 128 MiB
 
 
 def model_logits(

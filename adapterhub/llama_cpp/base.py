@@ -107,7 +107,9 @@ def load_gguf_base(name: str | Path, *, device: str = "auto") -> GgufBase:
             context_length(architecture.config, tokenizer), llama.llama_model_n_ctx_train(model)
         ),
         vocabulary_size=llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)),
-        matmul_dtype=llama.llama_ftype_name(llama.llama_model_ftype(model)).decode().removeprefix("(guessed) "),
+        matmul_dtype=llama.llama_ftype_name(llama.llama_model_ftype(model))
+        .decode()
+        .removeprefix("(guessed) "),
         llama_model=model,
     )
 

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 from adapterhub.errors import ConfigError, EngineError
 
 _log = logging.getLogger(__name__)
-_ERROR_LEVEL = 3  # GGML_LOG_LEVEL_ERROR
-_errors: deque[str] = deque(maxlen=3)
-"""What llama.cpp has reported last; it returns no reasons."""
+_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
+_errors: deque[str] = deque(maxlen=8)
+"""What llama.cpp has reported; its functions return no reasons."""
 
 
 @cache
@@ -53,9 +53,10 @@ def _log_callback(llama: ModuleType) -> Any:
     return llama.llama_log_callback(note)
 
 
-def last_error() -> str:
-    """The last message of an error, without the name of the function that it came from."""
-    return _errors[-1].split(": ", 1)[-1] if _errors else "it gives no reason"
+def reported_error() -> str:
+    """The first error that llama.cpp has reported since the last call, without the function that it came from."""
+    errors = [_errors.popleft() for _ in range(len(_errors))]
+    return errors[0].split(": ", 1)[-1] if errors else "it gives no reason"
 
 
 def load_model(file: Path, *, use_gpu: bool) -> Any:
@@ -75,10 +76,11 @@ def load_model(file: Path, *, use_gpu: bool) -> Any:
         settings.n_gpu_layers = 0
     if b"AMX_INT8 = 1" in llama.llama_print_system_info():
         settings.use_extra_bufts = False  # llama.cpp crashes in its AMX kernels
+    _errors.clear()
     model = llama.llama_model_load_from_file(os.fsencode(file), settings)
     if not model:
         raise ConfigError(
-            f"llama.cpp cannot load {file.name!r}: {last_error()}.",
+            f"llama.cpp cannot load {file.name!r}: {reported_error()}.",
             hint="The file is damaged, or of an architecture that the installed llama-cpp-python does not know.",
         )
     if (
@@ -109,11 +111,12 @@ def load_adapter(model: Any, file: BinaryIO) -> Any:
     c = ctypes.CDLL(None)
     c.fdopen.restype, c.fdopen.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_char_p]
     c.fclose.argtypes = [ctypes.c_void_p]
+    _errors.clear()
     stream = c.fdopen(os.dup(file.fileno()), b"rb")
     try:
         adapter = library().llama_adapter_lora_init_from_file_ptr(model, stream)
     finally:
         c.fclose(stream)
     if not adapter:
-        raise EngineError(f"llama.cpp cannot load the adapter: {last_error()}.")
+        raise EngineError(f"llama.cpp cannot load the adapter: {reported_error()}.")
     return adapter

@@ -21,7 +21,7 @@ from adapterhub.gguf.adapter import write_adapter
 from adapterhub.llama_cpp.base import GgufBase
 from adapterhub.llama_cpp.batch import LlamaBatch
 from adapterhub.llama_cpp.kv import MAX_PROMPTS, MAX_SEQUENCES, LlamaKVCache, LlamaPromptCache, remove
-from adapterhub.llama_cpp.library import last_error, library, load_adapter
+from adapterhub.llama_cpp.library import library, load_adapter, reported_error
 from adapterhub.lora.delta import LoraDelta
 
 _PROMPT_CACHE_SHARE = 4  # a quarter of the memory for keys and values
@@ -68,7 +68,7 @@ class LlamaCppRunner:
         self._context = llama.llama_init_from_model(self._model, settings)
         if not self._context:
             raise EngineError(
-                f"llama.cpp cannot make room for the keys and values of {tokens} tokens: {last_error()}.",
+                f"llama.cpp cannot make room for the keys and values of {tokens} tokens: {reported_error()}.",
                 hint="Lower kv_cache_mib.",
             )
         self._memory = llama.llama_get_memory(self._context)
@@ -144,7 +144,7 @@ class LlamaCppRunner:
             slot.stored = slot.length + len(one.token_ids)
             self._batch.add(slot.seq_id, slot.length, one.token_ids, needs_logits=one.needs_logits)
         if code := llama.llama_decode(self._context, self._batch.native):
-            raise GenerationError(f"llama.cpp could not compute a step (code {code}): {last_error()}.")
+            raise GenerationError(f"llama.cpp could not compute a step (code {code}): {reported_error()}.")
         if rows:
             computed = llama.llama_get_logits(self._context)
             values = np.ctypeslib.as_array(computed, (len(rows), logits.shape[1]))
