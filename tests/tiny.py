@@ -50,7 +50,7 @@ _TEXT = [
     "one two three four",
     '{"a": 1, "b": [2]}',
 ]
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "mixtral", "gemma3")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "gemma3")
 ATTENTION = {"gpt2": ["c_attn"], **{kind: ["q_proj", "v_proj"] for kind in LLAMA_LIKE}}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR = {"gpt2": ["c_attn", "c_proj", "c_fc"], **{kind: list(_PROJECTIONS) for kind in LLAMA_LIKE}}
@@ -104,9 +104,10 @@ def make_sentencepiece_tokenizer(
 
 def _config(kind: str, **changes: Any) -> Any:
     if kind == "gpt2":
-        sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
-        return GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
+        sizes = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+        return GPT2Config(bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
     sizes = {
+        "vocab_size": VOCABULARY,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -115,9 +116,7 @@ def _config(kind: str, **changes: Any) -> Any:
         "max_position_embeddings": CONTEXT,
     }
     if kind == "gemma3":  # its files name the layers otherwise than the model does
-        text = Gemma3TextConfig(
-            vocab_size=VOCABULARY, **{**sizes, "head_dim": 16, "sliding_window": 64, **changes}
-        )
+        text = Gemma3TextConfig(**{**sizes, "head_dim": 16, "sliding_window": 64, **changes})
         vision = {
             "hidden_size": 64,
             "intermediate_size": 128,
@@ -144,7 +143,7 @@ def _config(kind: str, **changes: Any) -> Any:
         "phi3": Phi3Config,
         "mixtral": MixtralConfig,
     }
-    return kinds[kind](vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
+    return kinds[kind](bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
 
 
 def make_base(

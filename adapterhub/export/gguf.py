@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,9 @@ from adapterhub.export.adapter_card import public_base
 from adapterhub.export.adapter_part import AdapterSum
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
+from adapterhub.export.gguf_card import gguf_card
 from adapterhub.export.gguf_checks import TokenCheck, check_tokens, file_logits, gguf_bound
+from adapterhub.export.llama_cpp_file import has_llama_cpp, quantize_file
 from adapterhub.export.merge import merge_adapter
 from adapterhub.export.model_logits import model_logits
 from adapterhub.export.verification import Verification, VerificationTexts, compare_logits
@@ -31,8 +34,7 @@ from adapterhub.export.verification_texts import verification_texts
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.gguf.hyperparameters import Field, attention_window
 from adapterhub.gguf.model import write_model
-from adapterhub.gguf.quantization import UNQUANTIZED, WITHOUT_LLAMA_CPP, check_quantization, quantize_file
-from adapterhub.gguf.running import has_llama_cpp
+from adapterhub.gguf.quantization import UNQUANTIZED, WITHOUT_LLAMA_CPP, check_quantization
 from adapterhub.gguf.tokenizer import GgufTokenizer, gguf_tokenizer
 from adapterhub.registry.cards import PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
@@ -175,6 +177,7 @@ class _Job:
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         report = self._report(architecture, tokenizer, files)
         (folder / REPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(gguf_card(report, self.base, self.adapters), encoding="utf-8")
         return report
 
     def _model(self, folder: Path, progress: Progress) -> Path:
@@ -278,12 +281,17 @@ class _Job:
             progress(0, texts.tokens, f"checking {file_type}")
             tokens = check_tokens(file, tokenizer, load_tokenizer(model))
             self._refuse_other_tokens(tokens)
-            verification = compare_logits(
-                texts,
-                model_logits(self.base, texts.sequences, adapter=self.adapters and self.adapters.request),
-                file_logits(file, model, texts.sequences, threads=self.threads),
-                progress=lambda done, total: progress(done, total, f"predictions of {file_type} checked"),
-            )
+            request = self.adapters and self.adapters.request
+            with (
+                closing(model_logits(self.base, texts.sequences, adapter=request)) as reference,
+                closing(file_logits(file, model, texts.sequences, threads=self.threads)) as exported,
+            ):
+                verification = compare_logits(
+                    texts,
+                    reference,
+                    exported,
+                    progress=lambda done, total: progress(done, total, f"predictions of {file_type} checked"),
+                )
             gguf_bound(file_type).check(verification)
         return GgufFile(file.name, file_type, file.stat().st_size, sha256_file(file), tokens, verification)
 

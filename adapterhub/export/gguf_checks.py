@@ -6,16 +6,16 @@ Both are asked of llama.cpp where llama-cpp-python is installed. Elsewhere the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import ExportError
+from adapterhub.export.llama_cpp_file import has_llama_cpp, opened
 from adapterhub.export.token_texts import token_texts
 from adapterhub.export.verification import TokenSequence, VerificationBound
-from adapterhub.gguf.running import has_llama_cpp, opened
 from adapterhub.gguf.tokenizer import GgufTokenizer, read_tokenizer
 from adapterhub.gguf.tokenizing import tokenize
 
@@ -83,7 +83,7 @@ def _file_tokenizer(file: Path, derived: GgufTokenizer) -> Iterator[tuple[str, C
 
 def file_logits(
     file: Path, model: Path, sequences: Sequence[TokenSequence], *, threads: int
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor]:
     """A file's logits of token ids, as `model_logits` gives them.
 
     Args:
@@ -113,9 +113,11 @@ def file_logits(
 def _read(file: Path, model: Path) -> Any:
     """The weights of a file in a model of transformers with the settings of another."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConfig
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    if config.model_type == "mistral":  # a Llama to llama.cpp
+        config = LlamaConfig.from_dict({**config.to_dict(), "model_type": "llama"})
     try:
         read, report = AutoModelForCausalLM.from_pretrained(
             file.parent,

@@ -6,7 +6,6 @@ K-quants, which llama.cpp alone computes, are made by llama-cpp-python of a 16-b
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import ConfigError, ExportError
@@ -109,28 +108,3 @@ def to_bytes(block: npt.NDArray[np.float32], kind: Any, name: str) -> npt.NDArra
             hint="Take bf16 or f32; weights that are not finite come from a run that diverged.",
         )
     return stored.view(np.uint8)
-
-
-def quantize_file(source: Path, out: Path, file_type: str, *, threads: int) -> None:
-    """Quantises a 16-bit GGUF file with llama.cpp.
-
-    Args:
-        source: The file.
-        out: The new file.
-        file_type: Such as `"q4_k_m"`.
-        threads: How many threads compute.
-
-    Raises:
-        ExportError: llama.cpp could not.
-    """
-    import gguf
-    import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = int(gguf.LlamaFileType[FILE_TYPES[file_type]])
-    params.nthread = threads
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params):
-        raise ExportError(
-            f"llama.cpp could not quantise the model to {file_type}.",
-            hint="Its message is above; another type may do.",
-        )

@@ -12,9 +12,9 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from adapterhub.errors import ExportError
+from adapterhub.export.llama_cpp_file import has_llama_cpp, opened
 from adapterhub.export.token_texts import TEXTS, token_texts
 from adapterhub.gguf.model import write_gguf
-from adapterhub.gguf.running import has_llama_cpp, opened
 from adapterhub.gguf.tokenizer import CONTROL, NORMAL, UNUSED, GgufTokenizer, gguf_tokenizer, read_tokenizer
 from adapterhub.gguf.tokenizing import tokenize
 from tests.tiny import make_sentencepiece_tokenizer, make_tokenizer
