@@ -63,6 +63,7 @@ EXPORTED = {
         "merged_agreement",
     },
     "gguf": {"Architecture"},
+    "llama_cpp": {"GgufBase", "LlamaCppEngine", "load_gguf_base"},
     "peft_format": {
         "CONFIG_FILE",
         "WEIGHTS_FILE",
