@@ -57,6 +57,7 @@ EXPORTED = {
         "RoundTrip",
         "adapter_folders",
         "compare_merged",
+        "export_mlx",
         "export_peft",
         "merge_adapter",
         "merged_agreement",
