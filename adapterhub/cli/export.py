@@ -16,6 +16,7 @@ from adapterhub.cli.progress import progress
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from adapterhub.export import LoraForm, PeftExport
     from adapterhub.registry import AdapterRegistry
 
 
@@ -54,12 +55,51 @@ class Format:
 def _peft(wanted: Wanted) -> tuple[DataclassInstance, str]:
     from adapterhub.export import export_peft
 
-    report = export_peft(wanted.registry, wanted.name, wanted.out, **wanted.options)
-    return report, f"{report.adapter}: rank {report.rank}, {report.size_bytes:,} bytes of weights."
+    return _adapter(wanted, export_peft)
 
 
+def _mlx(wanted: Wanted) -> tuple[DataclassInstance, str]:
+    from adapterhub.export import export_mlx
+
+    return _adapter(wanted, export_mlx)
+
+
+def _adapter(wanted: Wanted, write: Callable[..., PeftExport]) -> tuple[DataclassInstance, str]:
+    form, base = _lora_form(wanted)
+    report = write(
+        wanted.registry,
+        wanted.name,
+        wanted.out,
+        form,
+        base_folder=base,
+        progress=lambda done, total: wanted.progress(done, total, "layers"),
+    )
+    return report, f"{report.adapter}: rank {report.rank}, {report.size_bytes:,} bytes{_error(report)}."
+
+
+def _lora_form(wanted: Wanted) -> tuple[LoraForm, Path | None]:
+    """The form that the options describe, and the base's folder if they name it."""
+    from adapterhub.base.locating import locate_base
+    from adapterhub.export import LoraForm
+
+    options = dict(wanted.options)
+    base = options.pop("base", None)
+    return LoraForm(**options), locate_base(base) if base else None
+
+
+def _error(report: PeftExport) -> str:
+    if report.worst_layer is None:
+        return ""
+    return (
+        f"; its change of the base differs from the adapter's by {report.error:.2%} "
+        f"(at most {report.worst_error:.2%}, in {report.worst_layer})"
+    )
+
+
+_LORA_OPTIONS = frozenset({"plain", "rank", "dora", "max_error", "base"})
 FORMATS = {
-    "peft": Format(_peft),
+    "peft": Format(_peft, _LORA_OPTIONS),
+    "mlx": Format(_mlx, _LORA_OPTIONS - {"plain"}),
 }
 
 
@@ -71,8 +111,27 @@ FORMATS = {
     "kind",
     type=click.Choice(list(FORMATS)),
     required=True,
-    help="peft: a folder that PEFT, vLLM and others load.",
+    help="peft: a folder that PEFT, vLLM and others load. mlx: an adapter of mlx-lm.",
 )
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="peft: for readers of r and lora_alpha only; folds rsLoRA, rank_pattern and alpha_pattern.",
+)
+@click.option(
+    "--rank", type=click.IntRange(1), help="peft, mlx: cut higher ranks by SVD, and show the error."
+)
+@click.option(
+    "--dora",
+    type=click.Choice(["keep", "svd"]),
+    help="peft, mlx: svd approximates DoRA by LoRA, and shows the error.  [default: keep]",
+)
+@click.option(
+    "--max-error",
+    type=click.FloatRange(0),
+    help="peft, mlx: fail if the adapter's change would differ by more than this share.  [default: 0.5]",
+)
+@click.option("--base", help="The base, where the export needs it.  [default: the one the card names]")
 @registry_option
 @json_option
 def export(name: str, out: Path, kind: str, registry: Path | None, as_json: bool, **options: Any) -> None:
@@ -81,7 +140,7 @@ def export(name: str, out: Path, kind: str, registry: Path | None, as_json: bool
     \b
     Examples:
       adapterhub export json ./json-lora --format peft
-      adapterhub export json:0.6+code:0.4 ./both --format peft
+      adapterhub export json:0.6+code:0.4 ./both --format peft --plain --rank 16
     """
     given = {option: value for option, value in options.items() if value not in (None, False, ())}
     for option in sorted(given.keys() - FORMATS[kind].options):
