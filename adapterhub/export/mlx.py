@@ -1,6 +1,6 @@
 """Exporting an adapter or a blend as an adapter folder of mlx-lm, for Apple silicon.
 
-mlx-lm 0.32 (`mlx_lm/tuner/utils.py`, `lora.py`, `dora.py`) reads `adapters.safetensors` with `lora_a` of shape
+mlx-lm 0.32 (mlx_lm/tuner) reads `adapters.safetensors` with `lora_a` of shape
 (in_features, r), `lora_b` of shape (r, out_features) and DoRA's `m` under the names of its model, and one rank and one
 scale for all layers in `adapter_config.json`. Its models have transformers' names but for the prefix of some.
 """
