@@ -51,6 +51,8 @@ EXPORTED = {
     "export": {
         "GgufExport",
         "GgufFile",
+        "GgufAdapterExport",
+        "export_gguf_adapter",
         "LoraForm",
         "MergeComparison",
         "MergeReport",
@@ -60,6 +62,7 @@ EXPORTED = {
         "adapter_folders",
         "compare_merged",
         "export_gguf",
+        "export_mlx",
         "export_peft",
         "merge_adapter",
         "merged_agreement",

@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
     from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
+    from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
+    from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.round_trip import RoundTrip
 
 __all__ = [
     "GgufExport",
     "GgufFile",
+    "GgufAdapterExport",
     "LoraForm",
     "MergeComparison",
     "MergeReport",
@@ -28,6 +31,8 @@ __all__ = [
     "adapter_folders",
     "compare_merged",
     "export_gguf",
+    "export_gguf_adapter",
+    "export_mlx",
     "export_peft",
     "merge_adapter",
     "merged_agreement",
@@ -39,6 +44,8 @@ __getattr__, __dir__ = lazy_exports(
         "GgufExport": "adapterhub.export.gguf",
         "GgufFile": "adapterhub.export.gguf",
         "export_gguf": "adapterhub.export.gguf",
+        "GgufAdapterExport": "adapterhub.export.gguf_adapter",
+        "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
         "LoraForm": "adapterhub.export.lora_form",
@@ -47,6 +54,7 @@ __getattr__, __dir__ = lazy_exports(
         "adapter_folders": "adapterhub.export.adapter_part",
         "PeftExport": "adapterhub.export.peft_folder",
         "compare_merged": "adapterhub.export.comparison",
+        "export_mlx": "adapterhub.export.mlx",
         "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
         "merged_agreement": "adapterhub.export.agreement",
