@@ -57,11 +57,13 @@ EXPORTED = {
         "RoundTrip",
         "adapter_folders",
         "compare_merged",
+        "export_mlx",
         "export_peft",
         "merge_adapter",
         "merged_agreement",
     },
     "gguf": {"Architecture"},
+    "llama_cpp": {"GgufBase", "LlamaCppEngine", "load_gguf_base"},
     "peft_format": {
         "CONFIG_FILE",
         "WEIGHTS_FILE",

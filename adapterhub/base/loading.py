@@ -74,6 +74,17 @@ class Base:
         device: torch.device = self.model.device
         return device
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of its logits."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The settings in its `generation_config.json` that differ from transformers' defaults."""
+        settings: dict[str, Any] = self.model.generation_config.to_diff_dict()
+        return settings
+
     @cached_property
     def context_length(self) -> int:
         """The maximum number of tokens of a sequence, prompt and completion."""
@@ -82,9 +93,7 @@ class Base:
     @cached_property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer: those of its generation config, and the tokenizer's end token."""
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return frozenset(token for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
+        return end_token_ids(self.model.generation_config, self.tokenizer)
 
     @cached_property
     def matmul_dtype(self) -> torch.dtype:
@@ -95,6 +104,13 @@ class Base:
     def linear_layers(self) -> LinearLayers:
         """Its linear layers; they are found at the first use, which must come before an engine wraps them."""
         return LinearLayers.of_model(self.model)
+
+
+def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: those of a generation config, and the tokenizer's end token."""
+    configured = generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
 
 
 def load_base(

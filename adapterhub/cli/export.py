@@ -55,8 +55,18 @@ class Format:
 def _peft(wanted: Wanted) -> tuple[DataclassInstance, str]:
     from adapterhub.export import export_peft
 
+    return _adapter(wanted, export_peft)
+
+
+def _mlx(wanted: Wanted) -> tuple[DataclassInstance, str]:
+    from adapterhub.export import export_mlx
+
+    return _adapter(wanted, export_mlx)
+
+
+def _adapter(wanted: Wanted, write: Callable[..., PeftExport]) -> tuple[DataclassInstance, str]:
     form, base = _lora_form(wanted)
-    report = export_peft(
+    report = write(
         wanted.registry,
         wanted.name,
         wanted.out,
@@ -89,6 +99,7 @@ def _error(report: PeftExport) -> str:
 _LORA_OPTIONS = frozenset({"plain", "rank", "dora", "max_error", "base"})
 FORMATS = {
     "peft": Format(_peft, _LORA_OPTIONS),
+    "mlx": Format(_mlx, _LORA_OPTIONS - {"plain"}),
 }
 
 
@@ -100,23 +111,25 @@ FORMATS = {
     "kind",
     type=click.Choice(list(FORMATS)),
     required=True,
-    help="peft: a folder that PEFT, vLLM and others load.",
+    help="peft: a folder that PEFT, vLLM and others load. mlx: an adapter of mlx-lm.",
 )
 @click.option(
     "--plain",
     is_flag=True,
     help="peft: for readers of r and lora_alpha only; folds rsLoRA, rank_pattern and alpha_pattern.",
 )
-@click.option("--rank", type=click.IntRange(1), help="peft: cut higher ranks by SVD, and show the error.")
+@click.option(
+    "--rank", type=click.IntRange(1), help="peft, mlx: cut higher ranks by SVD, and show the error."
+)
 @click.option(
     "--dora",
     type=click.Choice(["keep", "svd"]),
-    help="peft: svd approximates DoRA by LoRA, and shows the error.  [default: keep]",
+    help="peft, mlx: svd approximates DoRA by LoRA, and shows the error.  [default: keep]",
 )
 @click.option(
     "--max-error",
     type=click.FloatRange(0),
-    help="peft: fail if the adapter's change would differ by more than this share.  [default: 0.5]",
+    help="peft, mlx: fail if the adapter's change would differ by more than this share.  [default: 0.5]",
 )
 @click.option("--base", help="The base, where the export needs it.  [default: the one the card names]")
 @registry_option

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from adapterhub.export.comparison import MergeComparison, compare_merged
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
+    from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.round_trip import RoundTrip
 
@@ -24,6 +25,7 @@ __all__ = [
     "RoundTrip",
     "adapter_folders",
     "compare_merged",
+    "export_mlx",
     "export_peft",
     "merge_adapter",
     "merged_agreement",
@@ -40,6 +42,7 @@ __getattr__, __dir__ = lazy_exports(
         "adapter_folders": "adapterhub.export.adapter_part",
         "PeftExport": "adapterhub.export.peft_folder",
         "compare_merged": "adapterhub.export.comparison",
+        "export_mlx": "adapterhub.export.mlx",
         "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
         "merged_agreement": "adapterhub.export.agreement",

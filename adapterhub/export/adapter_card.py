@@ -5,43 +5,63 @@ The format: https://huggingface.co/docs/hub/model-cards.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapterhub.base.locating import is_local_base
-from adapterhub.export.model_card import card_metadata, prompt_sections, training_sections
-from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter
+from adapterhub.export.model_card import card_metadata, common_license, prompt_sections, training_sections
+from adapterhub.lora.blending.resolving import ResolvedAdapter
 from adapterhub.registry.cards import AdapterCard
 
+_PEFT_USAGE = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
-def adapter_card(adapter: ResolvedAdapter, details: str = "") -> str:
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "FOLDER_OR_REPOSITORY")
+```"""
+_MLX_USAGE = """\
+```sh
+mlx_lm.generate --model {base} --adapter-path FOLDER --prompt "..."
+```"""
+USAGE = {"peft": _PEFT_USAGE, "mlx": _MLX_USAGE}
+"""The library that loads an adapter -> how."""
+
+
+def adapter_card(adapter: ResolvedAdapter, details: str = "", *, library: str = "peft") -> str:
     """The text of the model card.
 
     Args:
-        adapter: The adapter, or the blend; its main part's card is used then.
+        adapter: The adapter, or the blend.
         details: How its weights were written, in sentences.
+        library: What loads it, one of `USAGE`.
     """
-    card, base = adapter.main_card, public_base(adapter.main_card)
+    cards, base = [card for card, _ in adapter.parts], public_base(adapter.main_card)
     metadata = card_metadata(
         adapter.ref,
-        [card],
-        library_name="peft",
+        cards,
+        library_name=library,
         base_model=base,
         base_model_relation="adapter",
         tags=["lora"],
-        license=card.license.lower() if card.license else None,
+        license=common_license([card.license for card in cards]),
     )
-    usage = (
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{base or "BASE"}")\n'
-        'model = PeftModel.from_pretrained(base, "FOLDER_OR_REPOSITORY")\n```'
-    )
-    parts = [f"---\n{metadata}\n---", f"# {adapter.ref}", card.description, usage, details]
-    if isinstance(adapter, Blend):
-        parts.append(
-            "\n".join(["## Blend\n", *(f"- {one.ref}: {weight:g}" for one, weight in adapter.parts)])
-        )
-    parts += [*training_sections(card), *prompt_sections(card)]
+    parts = [f"---\n{metadata}\n---", f"# {adapter.ref}", *(card.description for card in cards)]
+    parts += [USAGE[library].format(base=base or "BASE"), details]
+    is_blend = adapter.version is None
+    if is_blend:
+        parts.append("\n".join(_parts(adapter)))
+    for card in cards:
+        parts += training_sections(card, of=f" of {card.ref}" if is_blend else "")
+    parts += prompt_sections(adapter.main_card)
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _parts(adapter: ResolvedAdapter) -> Iterator[str]:
+    yield "## Parts\n\nThe adapter is the weighted sum of these, and the terms of all apply.\n"
+    for card, weight in adapter.parts:
+        yield f"- {card.ref}: weight {weight:g}, {card.digest}, licence {card.license or 'not recorded'}"
 
 
 def public_base(card: AdapterCard) -> str | None:

@@ -41,7 +41,7 @@ def model_card(base: str, base_folder: Path, adapters: AdapterSum, exact: str | 
         base_model=base,
         base_model_relation="merge",
         tags=["lora", "merge"],
-        license=_of_all(licences),
+        license=common_license(licences),
     )
     parts = [f"---\n{metadata}\n---", f"# {name}"]
     parts += [card.description for card in cards if card.description]
@@ -96,7 +96,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _of_all(licences: Sequence[str | None]) -> str | None:
+def common_license(licences: Sequence[str | None]) -> str | None:
     """The licence that all parts have, as the hub writes it, in lower case; only then it is the whole model's."""
     distinct = {licence and licence.lower() for licence in licences}
     return distinct.pop() if len(distinct) == 1 else None

@@ -20,11 +20,11 @@ from adapterhub.lora.request import LoraRequest
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BitsAndBytesConfig
 
-    from adapterhub.base.loading import Quantization
     from adapterhub.lora.delta import LoraDelta
 
-_LOGITS_IN_PASS = 2**25  # 128 MiB
+_LOGITS_IN_PASS = 2**24  # 64 MiB
 
 
 def model_logits(
@@ -32,7 +32,7 @@ def model_logits(
     sequences: Sequence[TokenSequence],
     *,
     adapter: LoraRequest | None = None,
-    quantization: Quantization | None = None,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> Iterator[torch.Tensor]:
     """Computes the logits of each sequence, on the CPU in float32.
 
@@ -40,7 +40,7 @@ def model_logits(
         model: The model's folder.
         sequences: The tokens.
         adapter: An adapter or a blend, which is added to the layers' outputs.
-        quantization: Quantise the model first, as `load_base` does.
+        quantization: Quantise the model as it is loaded.
 
     Yields:
         The logits from position `start` of each sequence on, shape (compared, vocabulary).
@@ -62,6 +62,7 @@ def model_logits(
                 logits = opened(input_ids=ids, use_cache=False).logits
             for one, rows in zip(group, logits, strict=True):
                 yield rows[one.start : len(one.token_ids)].float()
+            del logits, rows  # before the next ones are computed
 
 
 def verify_model(
@@ -70,7 +71,7 @@ def verify_model(
     adapter: LoraRequest,
     texts: VerificationTexts,
     *,
-    quantization: Quantization | None = None,
+    quantization: BitsAndBytesConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Compares an exported model with an adapter on its base, both in float32.
@@ -93,27 +94,28 @@ def verify_model(
 
 
 @contextmanager
-def _opened(folder: Path, quantization: Quantization | None) -> Iterator[Any]:
-    from adapterhub.base.loading import LOADING_ERRORS, load_base
-
-    if quantization or _is_quantized(folder):
-        yield load_base(folder, quantization=quantization, compute_dtype="float32", device="cpu").model
-        return
+def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from adapterhub.base.loading import LOADING_ERRORS
+    from adapterhub.base.quantized_weights import disable_weight_packing
+
+    in_memory = quantization or _is_quantized(folder)
     what = f"The weights of {str(folder)!r} could not be converted for verification"
     with scratch_folder(ExportError, what) as scratch:
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.float32,
-                device_map={"": "disk"},
+                quantization_config=quantization,
+                device_map={"": "cpu" if in_memory else "disk"},
                 offload_folder=scratch,  # only for weights that transformers splits or joins
                 use_safetensors=True,
             )
         except LOADING_ERRORS as error:
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
+        disable_weight_packing(model)  # which would compute in bfloat16
         yield model.eval()
 
 

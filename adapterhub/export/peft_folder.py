@@ -34,6 +34,7 @@ from adapterhub.lora.saving import save_adapter
 from adapterhub.peft_format.checks import AdapterInfo, inspect_adapter
 from adapterhub.peft_format.config import CONFIG_FILE
 from adapterhub.registry.local_base import local_base
+from adapterhub.registry.model_card import MODEL_CARD_FILE
 from adapterhub.registry.sources import AdapterFiles, copy_adapter
 from adapterhub.registry.store import AdapterRegistry
 
@@ -59,6 +60,17 @@ class PeftExport:
     error: float
     worst_layer: str | None
     worst_error: float
+
+    @property
+    def details(self) -> str:
+        """What a model card says about weights that were rewritten; empty if they were not."""
+        if self.worst_layer is None:
+            return ""
+        return (
+            f"Its weights were rewritten with rank {self.rank}: its change of the base differs from that of "
+            f"{self.adapter} by {self.error:.2%} (Frobenius norm over all layers; at most {self.worst_error:.2%}, in "
+            f"`{self.worst_layer}`). What was evaluated is {self.adapter} itself."
+        )
 
 
 def export_peft(
@@ -106,18 +118,8 @@ def export_peft(
                 worst_layer=error.worst_layer,
                 worst_error=error.worst_error,
             )
-            (folder / "README.md").write_text(adapter_card(resolved, _details(report)), encoding="utf-8")
+            (folder / MODEL_CARD_FILE).write_text(adapter_card(resolved, report.details), encoding="utf-8")
     return report
-
-
-def _details(report: PeftExport) -> str:
-    if report.worst_layer is None:
-        return ""
-    return (
-        f"Its weights were rewritten with rank {report.rank}: its change of the base differs from that of "
-        f"{report.adapter} by {report.error:.2%} (Frobenius norm over all layers; at most {report.worst_error:.2%}, in "
-        f"`{report.worst_layer}`). What was evaluated is {report.adapter} itself."
-    )
 
 
 @dataclass(frozen=True)

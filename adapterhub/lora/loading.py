@@ -88,7 +88,7 @@ def load_folder_deltas(
 
     Args:
         folder: Holds PEFT's `adapter_config.json` and `adapter_model.safetensors`.
-        model: The base; DoRA needs the norms of its weights (arXiv 2402.09353).
+        model: The base; DoRA needs the norms of its weights (arXiv 2402.09353). None where it is not of transformers.
         layers: The base's linear layers, from before any of them was wrapped.
         dtype: The dtype of the result.
 
@@ -97,9 +97,15 @@ def load_folder_deltas(
 
     Raises:
         AdapterInvalidError: The files are damaged.
-        AdapterIncompatibleError: The kind of adapter cannot be served, or it does not fit the base.
+        AdapterIncompatibleError: The kind of adapter cannot be served, or not without `model`, or it does not fit the
+            base.
     """
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
+    if settings.use_dora and model is None:
+        raise AdapterIncompatibleError(
+            "It uses DoRA, which needs the norms of the base's weights; this engine does not have them.",
+            hint="Serve it with engine='transformers', or merge it into the base.",
+        )
     # The registry checked the files when it stored them, but not against this base, and they may have changed since.
     names = check_fit(check_shapes(settings, header), layers)
     # DoRA divides by a norm that depends on the factors, so they are rounded only afterwards.

@@ -42,6 +42,18 @@ class TestPeft:
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+class TestMlx:
+    def test_it_writes_mlx_lms_files(self, run, tmp_path: Path):
+        shown = run("export", "json", tmp_path / "out", "--format", "mlx", "--rank", 2, "--max-error", 1)
+        assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
+        assert "json@1: rank 2, " in shown.err
+        assert (tmp_path / "out" / "adapters.safetensors").is_file()
+
+    def test_an_option_of_another_format_is_wrong_usage(self, run, tmp_path: Path):
+        shown = run("export", "json", tmp_path / "out", "--format", "mlx", "--plain")
+        assert (shown.code, "--plain is not an option of --format mlx" in shown.err) == (2, True)
+
+
 def test_an_unknown_adapter_gets_a_suggestion(run, tmp_path: Path):
     shown = run("export", "jsn", tmp_path / "out", "--format", "peft")
     assert (shown.code, "Did you mean 'json'?" in shown.err) == (1, True)

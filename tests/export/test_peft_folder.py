@@ -101,7 +101,10 @@ def test_a_blend_is_the_sum_that_peft_computes(tiny_registry: Path, tiny_base, t
 def test_the_model_card_of_a_blend_names_its_parts(tiny_registry: Path, tmp_path: Path):
     export_peft(AdapterRegistry(tiny_registry), {"json": 0.6, "code": 0.4}, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "- json@1: 0.6\n- code@1: 0.4\n" in text
+    cards = [AdapterRegistry(tiny_registry).resolve(name) for name in ("json", "code")]
+    for card, weight in zip(cards, (0.6, 0.4), strict=True):
+        assert f"- {card.ref}: weight {weight}, {card.digest}, licence not recorded\n" in text
+        assert card.description in text
 
 
 def test_a_folder_in_use_is_refused(tiny_registry: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub.dataset.records import read_records
 from adapterhub.errors import (
@@ -172,8 +172,11 @@ class TestModels:
 
     def test_the_reference_may_be_a_quantised_base(self, folder: Path):
         """What an adapter was trained on; the merge into 16 bits is further from it than from its own base."""
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        )
         arguments = folder / "merged", folder / "base", stored(folder / "one"), TEXTS
-        on_nf4, on_16_bits = verify_model(*arguments, quantization="nf4"), verify_model(*arguments)
+        on_nf4, on_16_bits = verify_model(*arguments, quantization=nf4), verify_model(*arguments)
         assert on_nf4.kl_divergence > 100 * on_16_bits.kl_divergence
 
     def test_what_cannot_be_loaded_is_an_error(self, folder: Path, tmp_path: Path):
