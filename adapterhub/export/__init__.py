@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from adapterhub.export.round_trip import RoundTrip
 
 __all__ = [
+    "GgufAdapterExport",
     "GgufExport",
     "GgufFile",
-    "GgufAdapterExport",
     "LoraForm",
     "MergeComparison",
     "MergeReport",
