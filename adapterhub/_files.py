@@ -27,6 +27,8 @@ from adapterhub.errors import AdapterHubError, AdapterInvalidError
 
 # A temporary file is locked a moment after it is made.
 _UNLOCKED_S = 10.0
+_PREFIX = "adapterhub-tmp-"
+_TEMPORARY_FOLDER = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")  # as tempfile names them
 _HINTS = {
     errno.ENOSPC: "Free space on that disk.",
     errno.EDQUOT: "Free space, or raise the disk quota.",
@@ -118,10 +120,15 @@ def _remove_abandoned_siblings(target: Path) -> None:
         remove_abandoned(folder, temporary)
 
 
-def hold(descriptor: int) -> None:
-    """Marks a temporary file or folder as in use until its descriptor is closed or this process dies."""
-    with suppress(OSError):  # some network file systems have no locks; there nothing counts as abandoned
+def hold(descriptor: int) -> bool:
+    """Marks a file or folder as in use until its descriptor is closed or this process dies; False if it is already."""
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks; there nothing counts as abandoned
+        return True
+    return True
 
 
 def remove_abandoned(folder: int, names: re.Pattern[str]) -> None:
@@ -314,20 +321,37 @@ def _hint(error: OSError) -> str:
 
 
 @contextmanager
-def scratch_folder(kind: type[AdapterHubError], what: str) -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
     """A folder in the system's place for temporary files, removed at the end.
+
+    Those that killed processes have left there are removed first.
+
+    Raises:
+        OSError: It cannot be made; without any place for temporary files a `FileNotFoundError`.
+    """
+    place = Path(tempfile.gettempdir())
+    with suppress(OSError), open_folder(place) as listed:  # it may be writable but not readable
+        remove_abandoned(listed, _TEMPORARY_FOLDER)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, open_folder(Path(folder)) as descriptor:
+        hold(descriptor)
+        yield Path(folder)
+
+
+@contextmanager
+def scratch_folder(kind: type[AdapterHubError], what: str) -> Iterator[Path]:
+    """A `temporary_folder`, with the `OSError`s from inside as errors of adapterhub.
 
     Args:
         kind: As for `os_errors_as`.
         what: As for `os_errors_as`.
     """
     try:
-        place = tempfile.gettempdir()
+        tempfile.gettempdir()
     except FileNotFoundError as error:
         hint = "Free space there, or set TMPDIR to another folder."
         raise kind(f"{what}: {error.strerror}.", hint=hint) from error
-    with os_errors_as(kind, what), tempfile.TemporaryDirectory(dir=place) as folder:
-        yield Path(folder)
+    with os_errors_as(kind, what), temporary_folder() as folder:
+        yield folder
 
 
 def user_path(path: str | Path, kind: type[AdapterHubError]) -> Path:

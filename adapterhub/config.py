@@ -114,6 +114,8 @@ class HubConfig(BaseModel):
     """The folder of adapters. Without it, `./adapters` if there is one, else the user's data folder."""
     revision: str | None = None
     """A branch, tag or commit, where `base` is a hub id."""
+    engine: Literal["transformers", "llama.cpp"] = "transformers"
+    """What computes: `transformers`, or `llama.cpp` for a base that is a GGUF file."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
     """Quantisation of the base's linear layers; `none` leaves them unquantised."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -24,7 +24,7 @@ from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError
-from adapterhub.lora.blending.resolving import SingleAdapter
+from adapterhub.lora.blending.resolving import SingleAdapter, resolve_adapter
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.registry.references import check_reference
@@ -38,7 +38,7 @@ from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.router import AdapterRouter
 
 if TYPE_CHECKING:
-    from adapterhub.export.merge import MergeReport
+    from adapterhub.export.merge import MergeOptions, MergeReport
     from adapterhub.lora.blending.methods import BlendMethod
     from adapterhub.registry import CardFields
 
@@ -108,7 +108,8 @@ class AdapterHub:
                 registry's cards name.
             registry: The folder of adapters; if not given, see `HubConfig.registry`.
             router: As for the constructor.
-            **settings: Further fields of `HubConfig`, such as `quantization="nf4"` or `device="auto"`.
+            **settings: Further fields of `HubConfig`, such as `quantization="nf4"`, `device="auto"`, or
+                `engine="llama.cpp"` for a GGUF file.
 
         Raises:
             ConfigError: A setting is not valid, or the base cannot be loaded or is not known.
@@ -117,21 +118,12 @@ class AdapterHub:
         adapters = AdapterRegistry(registry_folder(config.registry))
         (name, revision), limits = chosen_base(config, adapters), config.limits
         # torch and transformers take seconds to import, so everything above has been checked first.
-        from adapterhub.base.loading import load_base
-        from adapterhub.engine.batching import BatchingEngine
+        make_engine = _load_base(config, name, revision)
         from adapterhub.engine.frozen_heap import FrozenHeap
 
-        loaded = load_base(
-            name,
-            quantization=config.quantization,
-            compute_dtype=config.compute_dtype,
-            device=config.device,
-            revision=revision,
-            trust_remote_code=config.trust_remote_code,
-        )
         heap = FrozenHeap()  # before the hub and the engine exist, which are garbage one day
         try:
-            engine = BatchingEngine(loaded, limits, generation_config=config.generation_config)
+            engine = make_engine(limits, generation_config=config.generation_config)
             hub = cls(engine, adapters, router=router, revision=revision)
         except BaseException:
             heap.release()  # else the base that was loaded stays for ever
@@ -393,14 +385,15 @@ class AdapterHub:
         settings = BlendSettings(method, rank, density, seed)
         return blend_adapters(self.registry, name, weights, settings, **fields)
 
-    def merge(self, name: str, out: str | Path) -> MergeReport:
+    def merge(self, name: str, out: str | Path, **options: Unpack[MergeOptions]) -> MergeReport:
         """Writes a standalone model: the base's 16-bit weights with an adapter merged in.
 
         The live base is not touched. See `adapterhub.export.merge_adapter`.
 
         Args:
-            name: The adapter.
+            name: The adapter, or a blend such as `"json:0.7+support:0.3"`.
             out: A folder that does not exist yet, or is empty.
+            **options: `dtype`, `exact`, `max_shard_size` and others, as in `merge_adapter`.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
@@ -409,12 +402,13 @@ class AdapterHub:
             ExportError: The merge failed; nothing was written.
         """
         from adapterhub.base.locating import locate_base
+        from adapterhub.export.adapter_part import adapter_folders
         from adapterhub.export.merge import merge_adapter
 
-        card, base = self.registry.resolve(name), self._engine.base_name
-        revision = self._revision or card.base.revision_of(base)
+        resolved, base = resolve_adapter(name, self.registry.resolve), self._engine.base_name
+        revision = self._revision or resolved.main_card.base.revision_of(base)
         folder = locate_base(base, revision=revision)
-        return merge_adapter(folder, self.registry.folder(card), Path(out))
+        return merge_adapter(folder, adapter_folders(self.registry, name), out, **options)
 
     # PEFT's names
 
@@ -670,6 +664,39 @@ async def _astream(
         if output.text:
             yield output.text
     yield prepared.generation([Completion.of(received)], time.perf_counter() - started)
+
+
+def _load_base(config: HubConfig, name: str, revision: str | None) -> Callable[..., Engine]:
+    """Loads a base; what makes an engine of it is returned."""
+    if config.engine == "llama.cpp":
+        from adapterhub.llama_cpp import LlamaCppEngine, load_gguf_base
+
+        _check_llama_cpp_settings(config)
+        return partial(LlamaCppEngine, load_gguf_base(name, device=config.device))
+    from adapterhub.base.loading import load_base
+    from adapterhub.engine.batching import BatchingEngine
+
+    loaded = load_base(
+        name,
+        quantization=config.quantization,
+        compute_dtype=config.compute_dtype,
+        device=config.device,
+        revision=revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return partial(BatchingEngine, loaded)
+
+
+def _check_llama_cpp_settings(config: HubConfig) -> None:
+    """Refuses settings that were given and that llama.cpp does not have."""
+    given = config.model_dump(include=config.model_fields_set)
+    for name in ("quantization", "compute_dtype", "trust_remote_code"):
+        if given.get(name) not in (None, "auto", False):
+            raise ConfigError(
+                f"The llama.cpp engine has no {name}={given[name]!r}: the GGUF file decides how weights are stored, "
+                "and llama.cpp how they are multiplied.",
+                hint="Leave it out, or take engine='transformers'.",
+            )
 
 
 def chosen_base(config: HubConfig, registry: AdapterRegistry) -> tuple[str, str | None]:

@@ -32,7 +32,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*
 FACES = {
     "adapterhub", "adapterhub.agent_tools", "adapterhub.agent_tools.templates", "adapterhub.base", "adapterhub.demo",
     "adapterhub.engine", "adapterhub.errors", "adapterhub.evaluation", "adapterhub.export",
-    "adapterhub.langchain", "adapterhub.langchain.tools",
+    "adapterhub.langchain", "adapterhub.langchain.tools", "adapterhub.llama_cpp",
     "adapterhub.lora", "adapterhub.peft_format", "adapterhub.registry", "adapterhub.requests", "adapterhub.routing",
     "adapterhub.dataset", "adapterhub.training",
 }  # fmt: skip

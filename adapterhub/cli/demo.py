@@ -12,6 +12,7 @@ import click
 from adapterhub.cli import output
 from adapterhub.cli.options import json_option
 from adapterhub.cli.run import describe
+from adapterhub.errors import AdapterIncompatibleError
 
 if TYPE_CHECKING:
     from adapterhub.demo import DemoRequest
@@ -40,6 +41,8 @@ def demo(real: bool, base: str | None, as_json: bool) -> None:
 
     if base is not None and not real:
         raise click.UsageError("--base needs --real: the other demo ships its base.")
+    if base is not None:
+        _refuse_other_base(base)
     started = time.perf_counter()
     name = base or (REAL_DEMO_BASE if real else DEMO_BASE)
     with AdapterHub.from_pretrained(name, demo_registry_folder(real=real)) as hub:
@@ -56,6 +59,23 @@ def demo(real: bool, base: str | None, as_json: bool) -> None:
         for request in routed:
             _show(request, _ask(hub, request, "auto"))
         output.note(f"\nTook {time.perf_counter() - started:.1f} s. Try: {_try(real)}")
+
+
+def _refuse_other_base(base: str) -> None:
+    """Raises AdapterIncompatibleError if the real demo's adapters are for another base; loading one takes a while."""
+    from adapterhub.base import BaseFingerprint
+    from adapterhub.base.locating import locate_base
+    from adapterhub.demo import demo_registry_folder
+    from adapterhub.registry import AdapterRegistry
+
+    given = BaseFingerprint.of(locate_base(base))
+    for card in AdapterRegistry(demo_registry_folder(real=True)).list():
+        wanted = card.base.fingerprint
+        if wanted and (difference := wanted.mismatch(given)):
+            raise AdapterIncompatibleError(
+                f"The adapters of this demo are not for base {base!r}: {difference}.",
+                hint="They are for SmolLM2-135M-Instruct as `make demo-real` installs it; leave --base out.",
+            )
 
 
 def _split(requests: list[DemoRequest]) -> tuple[list[DemoRequest], list[DemoRequest]]:

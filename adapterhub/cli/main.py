@@ -18,6 +18,7 @@ from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
+from adapterhub.cli.export import export
 from adapterhub.cli.finetune import finetune
 from adapterhub.cli.lifecycle import blend, merge
 from adapterhub.cli.options import SuggestingGroup
@@ -83,6 +84,7 @@ for command in (
     cp_config,
     blend,
     merge,
+    export,
 ):
     cli.add_command(command)
 

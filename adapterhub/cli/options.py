@@ -52,6 +52,13 @@ quantization_option = click.option(
 )
 
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["transformers", "llama.cpp"]),
+    help="What computes; llama.cpp takes a GGUF file.  [default: transformers]",
+)
+
+
 def base_options(function: F) -> F:
     """The options of the base: its name, its device, and whether its code may run."""
     options = [

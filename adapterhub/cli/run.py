@@ -15,6 +15,7 @@ from adapterhub.cli.options import (
     MAX_INPUT_BYTES,
     base_options,
     complete_adapter,
+    engine_option,
     json_option,
     named_card,
     open_hub,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 )
 @registry_option
 @base_options
+@engine_option
 @quantization_option
 @json_option
 def run(
@@ -59,6 +61,7 @@ def run(
     schema: IO[str] | None,
     as_json: bool,
     base: str | None,
+    engine: str | None,
     quantization: str | None,
     device: str | None,
     trust_remote_code: bool | None,
@@ -81,6 +84,7 @@ def run(
         arguments["schema"] = _schema(schema)
     settings = {
         "base": base,
+        "engine": engine,
         "quantization": quantization,
         "device": device,
         "trust_remote_code": trust_remote_code,

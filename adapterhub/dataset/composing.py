@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
 
 from adapterhub._files import atomic_file, os_errors_as
 from adapterhub.dataset.card_markdown import card_as_markdown
@@ -21,15 +20,12 @@ from adapterhub.dataset.near_duplicates import deduplicate
 from adapterhub.dataset.reading import SourceReader
 from adapterhub.dataset.records import Record, Sample
 from adapterhub.dataset.splitting import split
-from adapterhub.dataset.stages import StageResult
+from adapterhub.dataset.stages import Progress, StageResult, shown
 from adapterhub.dataset.token_counts import TokenCounter
 from adapterhub.errors import ConfigError, DatasetError
 from adapterhub.reports import histogram
 
-Progress = Callable[[str, int, int | None], None]
-"""Called with the stage, how much is done, and how much there is, if that is known."""
 _Stage = Callable[[Iterable[Sample]], StageResult]
-_SAMPLES_BETWEEN_REPORTS = 200
 _REASONS_SHOWN = 5
 _CARD, _MARKDOWN, _PICTURE = _BESIDE = ".card.json", ".card.md", ".lengths.svg"
 """Ends of the names of the files beside the training records."""
@@ -87,10 +83,11 @@ class _Composition:
         samples = self._run("caps", lambda part: cap(part, caps, seed=config.seed), samples)
         held_out: Sequence[Sample] = ()
         if config.val_path:
-            self._show("split", 0, len(samples))
             removed = config.deduplication
             are_distinct = removed.near and removed.threshold <= config.split.threshold
-            samples, held_out = split(samples, config.split, seed=config.seed, are_distinct=are_distinct)
+            samples, held_out = split(
+                samples, config.split, seed=config.seed, are_distinct=are_distinct, progress=self._show
+            )
         weights = {label: source.weight for label, source in self._by_label()}
         train = self._run("weights", lambda part: weigh(part, weights, seed=config.seed), samples)
         return ComposedDataset(
@@ -112,7 +109,7 @@ class _Composition:
         self._show(stage, reader.report.rows, reader.report.rows)
 
     def _run(self, name: str, stage: _Stage, samples: Sequence[Sample]) -> list[Sample]:
-        result = stage(_shown(samples, name, self._show))
+        result = stage(shown(samples, name, self._show))
         self._stages.append(StageReport(name, len(samples), len(result.kept), result.dropped, result.changed))
         if not result.kept:
             raise self._nothing_left(name)
@@ -126,17 +123,6 @@ class _Composition:
             f"No record is left after {stage}: {rows:,} rows were read; dropped: {dropped}.",
             hint="Loosen the options that dropped them.",
         )
-
-
-_Item = TypeVar("_Item")
-
-
-def _shown(items: Sequence[_Item], stage: str, show: Progress) -> Iterator[_Item]:
-    for done, item in enumerate(items):
-        if done % _SAMPLES_BETWEEN_REPORTS == 0:
-            show(stage, done, len(items))
-        yield item
-    show(stage, len(items), len(items))
 
 
 def _labels(config: DatasetConfig) -> list[str]:

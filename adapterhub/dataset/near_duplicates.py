@@ -19,7 +19,7 @@ from pydantic import Field
 
 from adapterhub.dataset import minhash
 from adapterhub.dataset.records import Record, Sample
-from adapterhub.dataset.stages import StageOptions, StageResult
+from adapterhub.dataset.stages import Progress, StageOptions, StageResult, shown
 
 _Item = TypeVar("_Item")
 
@@ -69,14 +69,17 @@ def deduplicate(samples: Iterable[Sample], options: DeduplicationOptions) -> Sta
     return result
 
 
-def duplicate_groups(records: Sequence[Record], threshold: float = DEFAULT_THRESHOLD) -> list[int]:
+def duplicate_groups(
+    records: Sequence[Record], threshold: float = DEFAULT_THRESHOLD, progress: Progress | None = None
+) -> list[int]:
     """Numbers of groups: records that are exact or near duplicates of each other, over others too, share one.
 
     Args:
         records: The records.
         threshold: As in `DeduplicationOptions`.
+        progress: Called now and then, twice for each record.
     """
-    index = _Index(records, threshold)
+    index = _Index(shown(records, "reading for near duplicates", progress), threshold)
     parents = list(range(len(records)))
 
     def root(row: int) -> int:
@@ -85,7 +88,7 @@ def duplicate_groups(records: Sequence[Record], threshold: float = DEFAULT_THRES
             row = parents[row]
         return row
 
-    for row in range(len(records)):
+    for row in shown(range(len(records)), "comparing near duplicates", progress):
         for match in index.matches(row):
             parents[root(row)] = root(match)
         index.add(row)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from adapterhub.dataset.near_duplicates import DEFAULT_THRESHOLD, duplicate_groups
 from adapterhub.dataset.records import Record, Sample
-from adapterhub.dataset.stages import StageOptions
+from adapterhub.dataset.stages import Progress, StageOptions
 from adapterhub.errors import DatasetError
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -27,7 +27,12 @@ class SplitOptions(StageOptions):
 
 
 def split(
-    samples: Sequence[Sample], options: SplitOptions, *, seed: int, are_distinct: bool = False
+    samples: Sequence[Sample],
+    options: SplitOptions,
+    *,
+    seed: int,
+    are_distinct: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[list[Sample], list[Sample]]:
     """Draws samples for validation; both parts are in a random order. Duplicates and near duplicates stay together.
 
@@ -36,6 +41,7 @@ def split(
         options: How many to hold out.
         seed: Seed of the draw and of the order.
         are_distinct: Near duplicates have been removed already, and are not searched for.
+        progress: Called now and then while they are searched for.
 
     Returns:
         The samples to train on, and those to validate on.
@@ -45,7 +51,12 @@ def split(
     """
     records = [sample.compared for sample in samples]
     held_out = hold_out(
-        records, options.val_size, seed=seed, threshold=options.threshold, are_distinct=are_distinct
+        records,
+        options.val_size,
+        seed=seed,
+        threshold=options.threshold,
+        are_distinct=are_distinct,
+        progress=progress,
     )
     order = _order(len(samples), seed)
     return [samples[i] for i in order if i not in held_out], [samples[i] for i in order if i in held_out]
@@ -58,6 +69,7 @@ def hold_out(
     seed: int,
     threshold: float = DEFAULT_THRESHOLD,
     are_distinct: bool = False,
+    progress: Progress | None = None,
 ) -> set[int]:
     """Draws records for validation, of each group of near duplicates all or none.
 
@@ -67,6 +79,7 @@ def hold_out(
         seed: Seed of the draw.
         threshold: Similarity of near duplicates, as in `DeduplicationOptions`.
         are_distinct: Near duplicates have been removed already, and are not searched for.
+        progress: Called now and then while they are searched for.
 
     Returns:
         The indices of these records. They are fewer than asked for where groups do not add up to it.
@@ -77,7 +90,7 @@ def hold_out(
     wanted = _wanted(len(records), size)
     if not wanted:
         return set()
-    groups = range(len(records)) if are_distinct else duplicate_groups(records, threshold)
+    groups = range(len(records)) if are_distinct else duplicate_groups(records, threshold, progress)
     held_out = _whole_groups(_order(len(records), seed), groups, wanted)
     if not held_out:
         raise DatasetError(

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
         TokenLogprob,
         TokenOutput,
     )
-    from adapterhub.engine.model_runner import ModelRunner, Runner, ScheduledSequence
+    from adapterhub.engine.model_runner import ModelRunner
     from adapterhub.engine.output_format import OutputFormat
+    from adapterhub.engine.runner import EngineBase, Runner, ScheduledSequence
     from adapterhub.engine.sampling_params import SamplingParams
     from adapterhub.engine.scheduling.scheduler import AdapterLoader
     from adapterhub.engine.stats import EngineStats
@@ -29,6 +30,7 @@ __all__ = [
     "Completion",
     "EchoEngine",
     "Engine",
+    "EngineBase",
     "EngineStats",
     "FinishReason",
     "ModelRunner",
@@ -50,14 +52,15 @@ __getattr__, __dir__ = lazy_exports(
         "Completion": "adapterhub.engine.interface",
         "EchoEngine": "adapterhub.engine.echo",
         "Engine": "adapterhub.engine.interface",
+        "EngineBase": "adapterhub.engine.runner",
         "EngineStats": "adapterhub.engine.stats",
         "FinishReason": "adapterhub.engine.interface",
         "ModelRunner": "adapterhub.engine.model_runner",
         "OutputFormat": "adapterhub.engine.output_format",
         "Request": "adapterhub.engine.interface",
-        "Runner": "adapterhub.engine.model_runner",
+        "Runner": "adapterhub.engine.runner",
         "SamplingParams": "adapterhub.engine.sampling_params",
-        "ScheduledSequence": "adapterhub.engine.model_runner",
+        "ScheduledSequence": "adapterhub.engine.runner",
         "TokenLogprob": "adapterhub.engine.interface",
         "TokenOutput": "adapterhub.engine.interface",
         "adapter_loader": "adapterhub.engine.batching",

@@ -28,7 +28,8 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.decoding.compile_pool import CompilePool
 from adapterhub.engine.generation_config import GenerationConfigSource, default_sampling_params
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
-from adapterhub.engine.model_runner import ModelRunner, Runner
+from adapterhub.engine.model_runner import ModelRunner
+from adapterhub.engine.runner import EngineBase, Runner
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
@@ -50,18 +51,14 @@ from adapterhub.lora.loading import adapter_rank, load_adapter_deltas
 from adapterhub.lora.request import BlendedLoraRequest
 
 
-def _default_sampling_params(base: Base) -> dict[str, Any]:
-    size = base.model.config.get_text_config().vocab_size
-    return default_sampling_params(base.model.generation_config.to_diff_dict(), size)
-
-
 class BatchingEngine:
     """Serves a base and its adapters; see `Engine`. Any thread may call any method.
 
     Making one runs a forward pass of one token; see `ModelRunner`.
 
     Args:
-        base: From `load_base`. The engine changes its model and owns it from then on.
+        base: From `load_base`. The engine changes its model and owns it from then on. With a `runner` and
+            `load_adapter` of another kind, what describes their base.
         limits: Maximum sizes; see `EngineLimits`.
         runner: What runs the forward passes, for tests and other back ends; if not given, a `ModelRunner`. It must have
             `limits.max_loras` LoRA slots.
@@ -74,7 +71,7 @@ class BatchingEngine:
 
     def __init__(
         self,
-        base: Base,
+        base: EngineBase,
         limits: EngineLimits | None = None,
         *,
         runner: Runner | None = None,
@@ -83,10 +80,19 @@ class BatchingEngine:
     ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
-        load_adapter = load_adapter or adapter_loader(base, self._limits)
-        runner = runner or ModelRunner(base, max_loras=self._limits.max_loras)
+        if load_adapter is None or runner is None:
+            if not isinstance(base, Base):
+                raise EngineError(
+                    "A base that is not of transformers needs a runner and a loader of its own."
+                )
+            load_adapter = load_adapter or adapter_loader(base, self._limits)
+            runner = runner or ModelRunner(base, max_loras=self._limits.max_loras)
         self._builder = SequenceBuilder(base)
-        self._defaults = _default_sampling_params(base) if generation_config == "auto" else {}
+        self._defaults = (
+            default_sampling_params(base.generation_config, base.vocabulary_size)
+            if generation_config == "auto"
+            else {}
+        )
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
@@ -371,7 +377,7 @@ class _LoopEvent:
         self._event.clear()
 
 
-def adapter_loader(base: Base, limits: EngineLimits | None = None) -> AdapterLoader:
+def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> AdapterLoader:
     """Loads adapters from their folders and fits them to a base; raises as `load_adapter_deltas` and `DigestCheck`.
 
     Args:

@@ -3,71 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.kv.attention import AttentionMetadata, QuerySpan, use_packed_attention
-from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache, KVShape, KVSlot
+from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache, KVShape
+from adapterhub.engine.kv.prefix_cache import PrefixCache
+from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
 
-
-@dataclass(frozen=True)
-class ScheduledSequence:
-    """What one sequence contributes to a step.
-
-    Attributes:
-        kv_slot: Its keys and values; the length is the number of tokens computed before.
-        token_ids: The next tokens, at least one.
-        lora_slot: The LoRA slot of its adapter; None for the base.
-        needs_logits: Whether the logits of its last token are needed.
-    """
-
-    kv_slot: KVSlot
-    token_ids: Sequence[int]
-    lora_slot: int | None
-    needs_logits: bool
-
-
-class Runner(Protocol):
-    """What a `BatchingEngine` computes with; `ModelRunner` is one. Only the thread that steps calls its methods.
-
-    Attributes:
-        kv_shape: The shape of one token's keys and values.
-        adapter_bytes: Bytes of the adapters in LoRA slots; any thread may read it.
-    """
-
-    @property
-    def kv_shape(self) -> KVShape: ...
-
-    @property
-    def adapter_bytes(self) -> int: ...
-
-    def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
-        """Computes the next tokens of some sequences, and lengthens their KV slots.
-
-        After an exception every KV slot is as long as before, so the same step can be tried again.
-
-        Args:
-            sequences: Each with a KV slot of its own.
-
-        Returns:
-            The logits of each sequence that needs them, in order, shape (sequences that need logits, vocabulary).
-        """
-        ...
-
-    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
-        """Puts the weights of an adapter into a LoRA slot: module name -> weights."""
-        ...
-
-    def clear_adapter(self, slot: int) -> None:
-        """Empties a LoRA slot."""
-        ...
+_PREFIX_CACHE_SHARE = 4  # a quarter of the memory for keys and values
 
 
 class ModelRunner:
@@ -102,6 +51,13 @@ class ModelRunner:
     def adapter_bytes(self) -> int:
         """Bytes of the adapters in LoRA slots."""
         return self._lora.bytes
+
+    def make_caches(self, max_bytes: int) -> tuple[KVCache, PrefixCache]:
+        """Makes the caches of keys and values; see `Runner.make_caches`."""
+        tokens = max_bytes // self._kv_shape.bytes_per_token
+        prefix_tokens = tokens // _PREFIX_CACHE_SHARE
+        cache = KVCache(self._kv_shape, tokens - prefix_tokens)
+        return cache, PrefixCache(cache, prefix_tokens)
 
     def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
         """Puts the weights of an adapter into a LoRA slot; see `Runner.load_adapter`."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapterhub.engine.kv.cache import KVCache
-    from adapterhub.engine.kv.prefix_cache import PrefixCache
+    from adapterhub.engine.runner import PromptCache, SlotCache
     from adapterhub.engine.scheduling.cpu_adapter_cache import CpuAdapterCache
     from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
 
@@ -91,8 +90,8 @@ class Meter:
         lora_slots: LoraSlotTable,
         max_loras: int,
         cpu_cache: CpuAdapterCache[Any],
-        kv_cache: KVCache,
-        prefix_cache: PrefixCache,
+        kv_cache: SlotCache,
+        prefix_cache: PromptCache,
         adapter_bytes: int,
     ) -> EngineStats:
         """A snapshot of the counts and of the parts of an engine."""

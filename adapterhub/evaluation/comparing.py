@@ -20,7 +20,7 @@ from adapterhub.evaluation.comparison import (
     Perplexity,
     Sampling,
 )
-from adapterhub.evaluation.data import EvaluationData
+from adapterhub.evaluation.data import EvaluationData, EvaluationFile
 from adapterhub.evaluation.measuring import Measurer, labelled_positions
 from adapterhub.evaluation.metrics import Scorer, measure
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
@@ -96,7 +96,7 @@ def compare(
         prompts=data.prompts,
         answers=answers,
         metrics=tuple(metric for one in answers for metric in measure(data.prompts, one, settings, scorer)),
-        warnings=tuple(_warnings([card for card, _ in subject.parts], data)),
+        warnings=known_files([card for card, _ in subject.parts], data.files),
     )
 
 
@@ -281,12 +281,13 @@ def _ratios(
     }
 
 
-def _warnings(cards: Sequence[AdapterCard], data: EvaluationData) -> list[str]:
+def known_files(cards: Sequence[AdapterCard], files: Sequence[EvaluationFile]) -> tuple[str, ...]:
+    """A warning for each file that is on one of the cards."""
     trained_on = {
         digest for card in cards for dataset in card.datasets for digest in dataset.split("sha256:")[1:]
     }
-    return [
+    return tuple(
         f"{file.name} is on the adapter's card as training or validation data, so its figures may be too good"
-        for file in data.files
+        for file in files
         if file.sha256 in trained_on
-    ]
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from adapterhub._files import sha256_file
 from adapterhub.dataset.records import Record
 from adapterhub.errors import DatasetError
-from adapterhub.evaluation.comparing import Progress, compare, measure_base
+from adapterhub.evaluation.comparing import Progress, compare, known_files, measure_base
 from adapterhub.evaluation.comparison import Comparison, ComparisonSettings
 from adapterhub.evaluation.data import EvaluationData, EvaluationFile, data_of_records
 from adapterhub.evaluation.metrics import Scorer
@@ -48,6 +49,7 @@ class ComparedTraining:
     ) -> None:
         self._baselines = baselines
         self._data, self._prompts = data, prompts
+        self._is_own = data is None
         self._settings = settings or ComparisonSettings()
         self._scorer = scorer
         self._repeated = 0
@@ -63,7 +65,12 @@ class ComparedTraining:
             DatasetError: The run has no validation records, and none were given; or as `compare`.
             AdapterHubError: As `compare`.
         """
-        trained_on, held_out = split_records(config)
+
+        def searching(stage: str, done: int, total: int | None) -> None:
+            if progress:
+                progress(done, total or 0, stage)
+
+        trained_on, held_out = split_records(config, searching)
         if self._data is None:
             self._data = _own_data(config, held_out, self._prompts)
         conversations = set(map(_conversation, trained_on))
@@ -108,9 +115,19 @@ class ComparedTraining:
             baselines=self._baselines,
             progress=progress,
         )
-        total = len(self._data.records)
-        repeated = f"{self._repeated:,} of {total:,} held-out records are training records too"
-        return replace(comparison, warnings=(repeated,) if self._repeated else ())
+        return replace(comparison, warnings=tuple(self._warnings(config, card, self._data)))
+
+    def _warnings(self, config: FinetuneConfig, card: AdapterCard, data: EvaluationData) -> Iterator[str]:
+        """What may make the figures too good."""
+        if self._is_own:  # the file is on the card, but these records of it were held out
+            yield from known_files([card], data.files[1:])
+            if config.train.load_best or config.train.early_stopping_patience:
+                yield "the run chose its weights by these validation records, so its figures may be too good"
+        else:
+            yield from known_files([card], data.files)
+        if self._repeated:
+            total = len(data.records)
+            yield f"{self._repeated:,} of {total:,} held-out records are training records too"
 
 
 def _own_data(

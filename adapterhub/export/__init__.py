@@ -1,4 +1,4 @@
-"""Export: an adapter merged into the 16-bit weights of its base."""
+"""Export: an adapter or a blend merged into the weights of its base."""
 
 from __future__ import annotations
 
@@ -7,14 +7,29 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from adapterhub.export.adapter_part import adapter_folders
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
-    from adapterhub.export.merge import MergeReport, merge_adapter
+    from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
+    from adapterhub.export.lora_form import LoraForm
+    from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
+    from adapterhub.export.mlx import export_mlx
+    from adapterhub.export.peft_folder import PeftExport, export_peft
+    from adapterhub.export.round_trip import RoundTrip
 
 __all__ = [
+    "GgufAdapterExport",
+    "LoraForm",
     "MergeComparison",
     "MergeReport",
+    "MergedAdapter",
+    "PeftExport",
+    "RoundTrip",
+    "adapter_folders",
     "compare_merged",
+    "export_gguf_adapter",
+    "export_mlx",
+    "export_peft",
     "merge_adapter",
     "merged_agreement",
 ]
@@ -22,9 +37,18 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "GgufAdapterExport": "adapterhub.export.gguf_adapter",
+        "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
+        "LoraForm": "adapterhub.export.lora_form",
+        "MergedAdapter": "adapterhub.export.merge",
+        "RoundTrip": "adapterhub.export.round_trip",
+        "adapter_folders": "adapterhub.export.adapter_part",
+        "PeftExport": "adapterhub.export.peft_folder",
         "compare_merged": "adapterhub.export.comparison",
+        "export_mlx": "adapterhub.export.mlx",
+        "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
         "merged_agreement": "adapterhub.export.agreement",
     },

@@ -1,8 +1,8 @@
-"""Merging an adapter into its base's 16-bit weights on disk, written as a standalone model.
+"""Merging an adapter or a blend into its base's weights on disk, written as a standalone model.
 
-`W + scaling * B @ A` is computed in float32 and rounded once, one tensor at a time. Shapes and dtypes stay, so every
-shard keeps its header byte for byte and its tensors are streamed in the same order: memory holds one tensor, whatever
-the size of the model. No loaded model is used. Merging into 4-bit weights would round away a light fine-tune.
+Weights are computed in float32 and rounded once, a block of rows at a time; the others are copied. So memory holds a
+few megabytes, whatever the size of the model. No loaded model is used or changed. Merging into 4-bit weights would
+round away a light fine-tune.
 """
 
 from __future__ import annotations
@@ -12,34 +12,49 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from io import BufferedReader, BufferedWriter
 from pathlib import Path
+from typing import Literal, TypedDict
 
-import torch
-
-from adapterhub._files import new_folder, os_errors_as, user_path
-from adapterhub.base.fingerprint import BaseFingerprint, weight_files
-from adapterhub.base.fit import check_against_base, check_fit
-from adapterhub.base.linear_layers import LinearLayers
+from adapterhub._files import new_folder, os_errors_as, sha256_file
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.locating import is_local_base
-from adapterhub.errors import AdapterIncompatibleError, ExportError
+from adapterhub.errors import ConfigError, ExportError
+from adapterhub.export.adapter_part import AdapterSum
+from adapterhub.export.disk_space import check_disk_space
+from adapterhub.export.free_folder import free_folder
+from adapterhub.export.merge_plan import INDEX_FILE, MergePlan
 from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import prompt_files
-from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
-from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
-from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
-from adapterhub.registry.cards import CARD_FILE, AdapterCard
+from adapterhub.export.round_trip import RoundTrip, training_round_trip
+from adapterhub.export.weight_files import shard_header, write_shard
+from adapterhub.registry.cards import CARD_FILE
 from adapterhub.registry.prompt_files import prompt_profile_of
 
 LINEAGE_FILE = "merge.json"
 """The file with the `MergeReport`, next to the merged weights."""
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-_MERGED_DTYPES = ("BF16", "F16", "F32")
+CHECKSUMS_FILE = "SHA256SUMS"
+"""The digests of all other files, for `sha256sum --check`."""
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+_DTYPES: dict[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
-_NOT_COPIED = ("*.bin.index.json", CARD_FILE, LINEAGE_FILE)
-_CHUNK_BYTES = 8 * 2**20
-_BLOCK_ELEMENTS = 2**20
+_NOT_COPIED = ("*.bin.index.json", CARD_FILE, LINEAGE_FILE, INDEX_FILE)
+
+
+@dataclass(frozen=True)
+class MergedAdapter:
+    """One adapter of a merge.
+
+    Attributes:
+        ref: `name@version`; the folder's name if it has no card.
+        digest: Its digest.
+        weight: Its weight in the sum.
+    """
+
+    ref: str
+    digest: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -49,12 +64,16 @@ class MergeReport:
     Attributes:
         base: The base's name.
         base_digest: Its fingerprint's digest.
-        adapter: `name@version`; the folder's name if it has no card.
+        adapter: `name@version`, the folder's name if it has no card, or a blend such as `json@1:0.7+support@2:0.3`.
         adapter_digest: The adapter's digest.
+        parts: The adapters that were merged.
         method: The arithmetic.
+        exact: How training stored the weights that were merged into, such as "nf4, double quantisation"; None for the
+            base's own.
         dtypes: Dtypes of the merged weights, in safetensors' notation.
         merged: Number of weights that the adapter changed.
         tensors: Number of weights in all.
+        untied: Weights that share the embedding's values in the base, and are written on their own.
         size_bytes: Size of all shards.
     """
 
@@ -62,243 +81,189 @@ class MergeReport:
     base_digest: str
     adapter: str
     adapter_digest: str
+    parts: tuple[MergedAdapter, ...]
     method: str
+    exact: str | None
     dtypes: tuple[str, ...]
     merged: int
     tensors: int
+    untied: tuple[str, ...]
     size_bytes: int
+
+
+class MergeOptions(TypedDict, total=False):
+    """The keyword arguments of `merge_adapter`."""
+
+    dtype: Dtype | None
+    exact: bool | RoundTrip
+    max_shard_size: int | str | None
+    force: bool
+    progress: Callable[[int, int], None] | None
 
 
 def merge_adapter(
     base_folder: str | Path,
-    adapter_folder: str | Path,
+    adapter_folder: str | Path | Mapping[Path, float],
     out: str | Path,
     *,
+    dtype: Dtype | None = None,
+    exact: bool | RoundTrip = False,
+    max_shard_size: int | str | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
-    """Merges an adapter into its base's weights on disk, as a model that transformers loads without PEFT.
+    """Merges an adapter or a blend into its base's weights on disk, as a model that transformers loads without PEFT.
 
     Config, tokenizer, chat template and generation config are the base's but where the adapter's prompt profile and
-    tokenizer files differ; tied embeddings stay tied.
+    tokenizer files differ. Tied embeddings stay tied, unless the adapter changes the output layer: then that layer is
+    written on its own, and the config says so.
 
     Args:
         base_folder: The base in 16 or 32 bits: `config.json` and safetensors, in one file or in shards.
-        adapter_folder: A PEFT folder, or a version's folder in a registry, whose card is used for the lineage.
+        adapter_folder: A PEFT folder, or a version's folder in a registry, whose card is used for the lineage; for a
+            blend folder -> weight, as `adapter_folders` gives.
         out: The new folder; it must not exist, or be empty.
+        dtype: The dtype of the written weights; the base's if not given.
+        exact: Merge into the weights that the adapter was trained on, where training stored the base in 4 bits: each
+            linear layer but the output layer is quantised and dequantised first. True takes what the card records.
+        max_shard_size: The largest size of a file, in bytes or as "5GB"; the base's own files if not given.
         force: Also merge into a base other than the one on the adapter's card, if the shapes fit.
         progress: Called with the bytes of weights written so far and in total.
 
     Raises:
-        ExportError: `out` is not empty, the base is quantised, a module has no untied weight in the base, a merged
-            weight is not finite, or writing failed. Then `out` is not created.
+        ExportError: `out` is not empty, the disk is too small, the base is quantised, a module has no weight of its own
+            in the base, a merged weight is not finite, or writing failed. Then `out` is not created.
         AdapterInvalidError: The adapter's files are damaged, or not those that were registered.
         AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
     """
-    out = user_path(out, ExportError)
-    if not _is_free(out):
-        raise ExportError(
-            f"{str(out)!r} exists and is not empty.", hint="Give a folder that does not exist yet."
-        )
-    merge = _Merge(Path(base_folder), Path(adapter_folder), inspect_adapter(Path(adapter_folder)), force)
+    out = free_folder(out)
+    if dtype is not None and dtype not in _DTYPES:
+        raise ExportError(f"There is no dtype {dtype!r} to write.", hint=f"Use {', '.join(_DTYPES)}.")
+    base, adapters = Path(base_folder), AdapterSum.of(adapter_folder)
+    fingerprint = BaseFingerprint.of(base)
+    for part in adapters.parts:
+        part.check_base(base, fingerprint, force=force)
+    round_trip = _round_trip(adapters, exact) if exact else None
+    plan = MergePlan(base, adapters, dtype and _DTYPES[dtype], round_trip, max_shard_size)
+    merge = _Merge(plan, fingerprint, force)
     merge.check()
+    check_disk_space(out, merge.size_bytes)
     what = f"The merged model, {merge.size_bytes:,} bytes, could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
         merge.write(temporary, progress or (lambda written, total: None))
     return merge.report
 
 
-def _is_free(out: Path) -> bool:
-    with os_errors_as(ExportError, f"{str(out)!r} cannot be used"):
-        return not out.exists() or (out.is_dir() and not any(out.iterdir()))
+def _round_trip(adapters: AdapterSum, exact: bool | RoundTrip) -> RoundTrip:
+    if isinstance(exact, RoundTrip):
+        return exact
+    return training_round_trip(part.round_trip for part in adapters.parts)
 
 
 @dataclass(frozen=True)
 class _Merge:
     """One merge: `check` raises before `write` writes anything."""
 
-    base: Path
-    adapter: Path
-    info: AdapterInfo
+    plan: MergePlan
+    fingerprint: BaseFingerprint
     force: bool
 
     def check(self) -> None:
-        if self.card:
-            check_digest(self.card.ref, self.card.digest, self.info.digest)
-        check_against_base(self.info, self.adapter, self.base)
         _ = self.prompt_files  # refuses a tokenizer that is damaged or does not fit
-        recorded = self.card.base.fingerprint if self.card else None
-        difference = recorded.mismatch(self.fingerprint) if recorded else None
-        if difference and not self.force:
-            raise AdapterIncompatibleError(
-                f"The adapter was trained on another base: {difference}.",
-                hint="Give the 16-bit weights of the base that it was trained on; force=True merges anyway.",
-            )
-        for name, info in self.tensors.items():
-            if name in self.targets and info.dtype not in _MERGED_DTYPES:
-                raise ExportError(
-                    f"The base's weight {name!r} is stored as {info.dtype}, which cannot take an adapter.",
-                    hint="Merge into the base's 16-bit weights, not into a quantised copy.",
-                )
+        with os_errors_as(ConfigError, "The base cannot be read"):
+            _ = self.size_bytes  # of all tensors, so it refuses what cannot be written
 
     def write(self, out: Path, progress: Callable[[int, int], None]) -> None:
-        written = 0
-        for shard in self.shards:
-            with shard.open("rb") as source, (out / shard.name).open("xb") as target:
-                for size in self._write_shard(source, target, read_header(shard)):
-                    written += size
-                    progress(written, self.size_bytes)
-        for path in _files_to_copy(self.base):
+        digests = self._write_weights(out, progress)
+        for path in _files_to_copy(self.plan.base):
             shutil.copyfile(path, out / path.name)
-        for name, content in self.prompt_files.items():
+        own = {**self.plan.files(), **self.prompt_files}
+        own[LINEAGE_FILE] = (json.dumps(asdict(self.report), indent=2) + "\n").encode()
+        own["README.md"] = self._model_card().encode()
+        for name, content in own.items():
             (out / name).write_bytes(content)
-        (out / LINEAGE_FILE).write_text(json.dumps(asdict(self.report), indent=2) + "\n", encoding="utf-8")
-        (out / "README.md").write_text(self._model_card(), encoding="utf-8")
+        write_checksums(out, digests)
+
+    def _write_weights(self, out: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
+        """File -> digest."""
+        written = 0
+
+        def wrote(size: int) -> None:
+            nonlocal written
+            written += size
+            progress(written, self.size_bytes)
+
+        return {file: write_shard(out / file, tensors, wrote) for file, tensors in self.plan.shards.items()}
 
     def _model_card(self) -> str:
         report = self.report
-        details = (
+        details = [
             f"{report.merged} of {report.tensors} weights carry the adapter ({report.method}, rounded once to "
             f"{', '.join(report.dtypes)}). `{LINEAGE_FILE}` has the digests."
-        )
-        return model_card(report.base, self.base, report.adapter, self.card, details)
-
-    def _write_shard(
-        self, source: BufferedReader, target: BufferedWriter, header: Mapping[str, TensorInfo]
-    ) -> Iterator[int]:
-        """Writes one shard, yielding the number of bytes of each write."""
-        yield from _copy(source, target, 0, 8 + int.from_bytes(source.read(8), "little"))
-        with (self.adapter / WEIGHTS_FILE).open("rb") as adapter:
-            for name, info in header.items():
-                if module := self.targets.get(name):
-                    weight = self._merged(module, _read(source, info), adapter)
-                    yield target.write(weight.view(torch.uint8).numpy().data)
-                else:
-                    yield from _copy(source, target, info.start, info.end)
-
-    def _merged(self, module: str, weight: torch.Tensor, adapter: BufferedReader) -> torch.Tensor:
-        parts = {part: _read(adapter, info).float() for part, info in self.parts[module].items()}
-        scaling, magnitudes = self.info.config.settings.scaling(module), parts.get("lora_magnitude_vector")
-        rows = weight.T if self.names[module] in self.layers.transposed else weight
-        # In blocks of rows, to bound the size of the float32 intermediates.
-        count = max(1, _BLOCK_ELEMENTS // rows.shape[1])
-        for block in (slice(start, start + count) for start in range(0, len(rows), count)):
-            delta = (parts["lora_B"][block] @ parts["lora_A"]).mul_(scaling)
-            _merge_rows(rows[block], delta, None if magnitudes is None else magnitudes[block])
-            if not rows[block].isfinite().all():
-                raise ExportError(
-                    f"The merged weight of {module!r} does not fit into {weight.dtype}.",
-                    hint="The adapter's weights are too large; it may have diverged in training.",
-                )
-        return weight
-
-    @cached_property
-    def card(self) -> AdapterCard | None:
-        return AdapterCard.of_folder(self.adapter)
+        ]
+        if report.exact:
+            details.append(
+                f"The linear layers are those that training computed with: stored in 4 bits ({report.exact}) and "
+                "dequantised."
+            )
+        if report.untied:
+            details.append(
+                f"The adapter changes {', '.join(map(repr, report.untied))}, which shares the embedding's weights in "
+                "the base and no longer does here: `tie_word_embeddings` is false in the config."
+            )
+        return model_card(report.base, self.plan.base, self.plan.adapters, report.exact, " ".join(details))
 
     @cached_property
     def prompt_files(self) -> dict[str, bytes]:
-        profile = prompt_profile_of(self.adapter, self.base, force=self.force)
-        return prompt_files(self.base, self.adapter, profile)
-
-    @cached_property
-    def fingerprint(self) -> BaseFingerprint:
-        return BaseFingerprint.of(self.base)
-
-    @cached_property
-    def shards(self) -> list[Path]:
-        return weight_files(self.base)
+        adapter, base = self.plan.adapters.main.folder, self.plan.base
+        return prompt_files(base, adapter, prompt_profile_of(adapter, base, force=self.force))
 
     @cached_property
     def size_bytes(self) -> int:
-        return sum(shard.stat().st_size for shard in self.shards)
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        return {name: info for shard in self.shards for name, info in read_header(shard).items()}
-
-    @cached_property
-    def parts(self) -> dict[str, dict[LoraParameter, TensorInfo]]:
-        return parse_tensors(read_header(self.adapter / WEIGHTS_FILE))
-
-    @cached_property
-    def targets(self) -> dict[str, str]:
-        """Weight name in the base -> the adapter's module."""
-        in_files = self.layers.parameters_in(self.tensors)
-        return {self._weight_of(module, in_files): module for module in self.info.modules}
-
-    def _weight_of(self, module: str, in_files: Mapping[str, str]) -> str:
-        parameter = f"{self.names[module]}.weight"
-        if parameter in self.shared:
-            raise ExportError(
-                f"The base has no untied weight for {module!r}.",
-                hint="A merge into an output head with tied weights would change the embedding too; train without it.",
-            )
-        if parameter not in in_files:
-            raise ExportError(
-                f"The base's files have no weight that is {module!r} as it stands.",
-                hint="transformers splits or joins weights when it loads them; merge with PEFT's merge_and_unload.",
-            )
-        return in_files[parameter]
-
-    @cached_property
-    def layers(self) -> LinearLayers:
-        layers = LinearLayers.of_folder(self.base)
-        if layers is None:
-            raise ExportError(
-                "The base's model is known to code in its folder only, which is not run.",
-                hint="Merge with PEFT's merge_and_unload.",
-            )
-        return layers
-
-    @cached_property
-    def names(self) -> Mapping[str, str]:
-        """The adapter's module -> its name in the model."""
-        return check_fit(self.info.modules, self.layers)
-
-    @cached_property
-    def shared(self) -> set[str]:
-        """Parameters that share their values with others."""
-        return {*self.layers.tied, *self.layers.tied.values()}
+        return sum(
+            len(shard_header(tensors)) + sum(t.size_bytes for t in tensors)
+            for tensors in self.plan.shards.values()
+        )
 
     @cached_property
     def report(self) -> MergeReport:
-        settings, card = self.info.config.settings, self.card
+        plan, card = self.plan, self.plan.adapters.main.card
+        uses_dora = any(part.info.config.settings.use_dora for part in plan.adapters.parts)
         return MergeReport(
-            base=_public_name(card.base.name if card else None) or self.base.name,
+            base=_public_name(card.base.name if card else None) or plan.base.name,
             base_digest=self.fingerprint.digest,
-            adapter=card.ref if card else self.adapter.name,
-            adapter_digest=self.info.digest,
-            method="DoRA, float32" if settings.use_dora else "W + scaling * B @ A, float32",
-            dtypes=tuple(sorted({self.tensors[name].dtype for name in self.targets})),
-            merged=len(self.targets),
-            tensors=len(self.tensors),
+            adapter=plan.adapters.ref,
+            adapter_digest=plan.adapters.digest,
+            parts=tuple(
+                MergedAdapter(part.ref, part.info.digest, part.weight) for part in plan.adapters.parts
+            ),
+            method=_method(uses_dora, plan.adapters.is_blend),
+            exact=str(plan.round_trip) if plan.round_trip else None,
+            dtypes=plan.dtypes,
+            merged=sum(tensor.change is not None for tensor in plan.tensors),
+            tensors=sum(1 for _ in plan.tensors),
+            untied=plan.untied,
             size_bytes=self.size_bytes,
         )
 
 
-def _merge_rows(rows: torch.Tensor, delta: torch.Tensor, magnitudes: torch.Tensor | None) -> None:
-    if magnitudes is None:
-        rows += delta  # computed in float32 and rounded once
-        return
-    # DoRA: direction of W + delta, norms from the magnitude vector (https://arxiv.org/abs/2402.09353, equation 5).
-    direction = rows.float() + delta
-    rows.copy_(direction.mul_((magnitudes / torch.linalg.norm(direction, dim=1)).unsqueeze(1)))
+def _method(uses_dora: bool, is_blend: bool) -> str:
+    if is_blend:
+        return "W + sum of weight * change, float32"
+    return "DoRA, float32" if uses_dora else "W + scaling * B @ A, float32"
 
 
-def _read(file: BufferedReader, info: TensorInfo) -> torch.Tensor:
-    data = bytearray(info.end - info.start)
-    file.seek(info.start)
-    if file.readinto(data) < len(data):
-        raise ExportError("A weight file became shorter while it was read.")
-    return torch.frombuffer(data, dtype=_DTYPES[info.dtype]).reshape(info.shape)
+def write_checksums(folder: Path, known: Mapping[str, str]) -> None:
+    """Writes `SHA256SUMS` of all files in a folder, as `sha256sum` does.
 
-
-def _copy(source: BufferedReader, target: BufferedWriter, start: int, end: int) -> Iterator[int]:
-    source.seek(start)
-    for position in range(start, end, _CHUNK_BYTES):
-        yield target.write(source.read(min(_CHUNK_BYTES, end - position)))
+    Args:
+        folder: The folder.
+        known: File -> sha256, of those that need not be read again.
+    """
+    files = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS_FILE)
+    lines = (f"{known.get(name) or sha256_file(folder / name)}  {name}\n" for name in files)
+    (folder / CHECKSUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def _files_to_copy(folder: Path) -> Iterator[Path]:

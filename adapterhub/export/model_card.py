@@ -7,51 +7,74 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from adapterhub.export.adapter_part import AdapterSum
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.model_card import read_model_card
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def model_card(base: str, base_folder: Path, adapter: str, card: AdapterCard | None, details: str) -> str:
+def model_card(base: str, base_folder: Path, adapters: AdapterSum, exact: str | None, details: str) -> str:
     """The text of the model card.
 
     Args:
         base: The base's name.
         base_folder: Its folder; the licence is that of its own model card, if it has one.
-        adapter: `name@version`, or the folder's name.
-        card: The adapter's card, if it has one.
-        details: How the weights were merged, in a sentence.
+        adapters: What was merged, with the cards.
+        exact: How training stored the weights that were merged into; None for the base's own.
+        details: How the weights were merged, in sentences.
     """
     base_license = read_model_card(base_folder, follow_links=True)[0].get("license")
-    name = f"{adapter} merged into {base}"
-    parts = [f"---\n{_metadata(base, base_license, name, card)}\n---", f"# {name}"]
-    if card and card.description:
-        parts.append(card.description)
+    name = f"{adapters.ref} merged into {base}"
+    cards = [part.card for part in adapters.parts if part.card]
+    licences = [base_license, *(part.card.license if part.card else None for part in adapters.parts)]
+    metadata = card_metadata(
+        name,
+        cards,
+        library_name="transformers",
+        base_model=base,
+        base_model_relation="merge",
+        tags=["lora", "merge"],
+        license=common_license(licences),
+    )
+    parts = [f"---\n{metadata}\n---", f"# {name}"]
+    parts += [card.description for card in cards if card.description]
     parts.append(details)
-    parts.append("\n".join(_licences(base, base_license, adapter, card)))
-    if card:
-        parts += _sections(card)
+    if adapters.is_blend:
+        weights = [f"- {part.ref}: weight {part.weight:g}, {part.info.digest}" for part in adapters.parts]
+        parts += _list("Parts", weights, "The weighted sum of these adapters' changes was merged.")
+    parts.append("\n".join(_licences(base, base_license, adapters)))
+    into = f"these weights ({exact})" if exact else "its unquantised weights"
+    for card in cards:
+        parts += training_sections(card, into, of=f" of {card.ref}" if len(adapters.parts) > 1 else "")
+    if adapters.main.card:
+        parts += prompt_sections(adapters.main.card)
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(base: str, base_license: str | None, name: str, card: AdapterCard | None) -> str:
-    evaluation = card.evaluation if card else ()
+def card_metadata(name: str, cards: Sequence[AdapterCard], *, tags: Sequence[str], **metadata: Any) -> str:
+    """The metadata of a model card, as YAML: what is given, and what the adapters' cards know.
+
+    Args:
+        name: The model's name; the hub shows evaluation results under it.
+        cards: The adapters' cards; evaluation results are taken of one alone.
+        tags: Tags; those of the cards follow.
+        metadata: Further fields of `huggingface_hub.ModelCardData`.
+    """
+    evaluation = cards[0].evaluation if len(cards) == 1 else ()
+    datasets = (dataset for card in cards for dataset in card.datasets if _HUB_ID.fullmatch(dataset))
     return ModelCardData(
-        library_name="transformers",
+        **metadata,
         pipeline_tag="text-generation",
-        base_model=base,
-        base_model_relation="merge",
-        tags=["lora", "merge", *(tag for tag in (card.tags if card else ()) if tag not in ("lora", "merge"))],
-        # One licence for the whole model only where both parts have it.
-        license=_of_both(base_license, card.license if card else None),
-        language=list(card.language) or None if card else None,
-        datasets=[one for one in card.datasets if _HUB_ID.fullmatch(one)] or None if card else None,
+        tags=_distinct([*tags, *(tag for card in cards for tag in card.tags)]),
+        language=_distinct(language for card in cards for language in card.language) or None,
+        datasets=_distinct(datasets) or None,
         model_name=name if evaluation else None,
         eval_results=[
             EvalResult(
@@ -69,24 +92,39 @@ def _metadata(base: str, base_license: str | None, name: str, card: AdapterCard 
     ).to_yaml()
 
 
-def _of_both(base: str | None, adapter: str | None) -> str | None:
-    """The licence of both, as the hub writes it, in lower case."""
-    return base.lower() if base and adapter and base.lower() == adapter.lower() else None
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
 
 
-def _licences(base: str, base_license: str | None, adapter: str, card: AdapterCard | None) -> Iterator[str]:
-    yield "## Licences\n\nThe model is made of two works, and the terms of both apply.\n"
+def common_license(licences: Sequence[str | None]) -> str | None:
+    """The licence that all parts have, as the hub writes it, in lower case; only then it is the whole model's."""
+    distinct = {licence and licence.lower() for licence in licences}
+    return distinct.pop() if len(distinct) == 1 else None
+
+
+def _licences(base: str, base_license: str | None, adapters: AdapterSum) -> Iterator[str]:
+    works = len(adapters.parts) + 1
+    number, each = ("two", "both") if works == 2 else (str(works), "all")
+    yield f"## Licences\n\nThe model is made of {number} works, and the terms of {each} apply.\n"
     yield f"- base {base}: {base_license or 'not recorded; see the base'}"
-    yield f"- adapter {adapter}: {card.license if card and card.license else 'not recorded'}"
+    for part in adapters.parts:
+        licence = part.card.license if part.card else None
+        yield f"- adapter {part.ref}: {licence or 'not recorded'}"
 
 
-def _sections(card: AdapterCard) -> Iterator[str]:
+def training_sections(card: AdapterCard, merged_into: str | None = None, *, of: str = "") -> Iterator[str]:
+    """The sections on how an adapter was trained and evaluated.
+
+    Args:
+        card: Its card.
+        merged_into: The weights of the base that it was merged into, if it was.
+        of: Added to the titles where there are several adapters.
+    """
+    into = f"; merged into {merged_into}" if merged_into else ""
     lineage = card.lineage
     trained = [
         f"- method: {lineage.method}" if lineage.method else "",
-        f"- base in training: {card.base.quantization}; merged into its unquantised weights"
-        if card.base.quantization
-        else "",
+        f"- base in training: {card.base.quantization}{into}" if card.base.quantization else "",
         *(f"- dataset: {dataset}" for dataset in card.datasets),
         *(
             f"- parent: {parent.name}@{parent.version}"
@@ -96,16 +134,22 @@ def _sections(card: AdapterCard) -> Iterator[str]:
         ),
         f"- settings: `{json.dumps(lineage.settings, ensure_ascii=False)}`" if lineage.settings else "",
     ]
-    yield from _list("Training", trained)
+    yield from _list(f"Training{of}", trained)
     yield from _list(
-        "Evaluation",
+        f"Evaluation{of}",
         [
             f"- {result.metric_name or result.metric_type}: {result.metric_value} on {result.dataset_name}"
             + (f" ({result.dataset_split})" if result.dataset_split else "")
             for result in card.evaluation
         ],
-        "Measured of the adapter, on the base as it was in training, not of the merged weights.",
+        "Measured of the adapter, on the base as it was in training, not of the merged weights."
+        if merged_into
+        else "",
     )
+
+
+def prompt_sections(card: AdapterCard) -> Iterator[str]:
+    """The sections on how an adapter is used: sampling defaults and system prompt."""
     yield from _list(
         "Generation defaults",
         [

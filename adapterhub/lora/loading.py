@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def load_folder_deltas(
 
     Args:
         folder: Holds PEFT's `adapter_config.json` and `adapter_model.safetensors`.
-        model: The base; DoRA needs the norms of its weights (arXiv 2402.09353).
+        model: The base; DoRA needs the norms of its weights (arXiv 2402.09353). None where it is not of transformers.
         layers: The base's linear layers, from before any of them was wrapped.
         dtype: The dtype of the result.
 
@@ -97,23 +97,39 @@ def load_folder_deltas(
 
     Raises:
         AdapterInvalidError: The files are damaged.
-        AdapterIncompatibleError: The kind of adapter cannot be served, or it does not fit the base.
+        AdapterIncompatibleError: The kind of adapter cannot be served, or not without `model`, or it does not fit the
+            base.
     """
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
+    if settings.use_dora and model is None:
+        raise AdapterIncompatibleError(
+            "It uses DoRA, which needs the norms of the base's weights; this engine does not have them.",
+            hint="Serve it with engine='transformers', or merge it into the base.",
+        )
     # The registry checked the files when it stored them, but not against this base, and they may have changed since.
     names = check_fit(check_shapes(settings, header), layers)
     # DoRA divides by a norm that depends on the factors, so they are rounded only afterwards.
     modules = _read_tensors(folder, header, settings, torch.float32 if settings.use_dora else dtype)
-    deltas = {names[module]: _delta(model, names[module], parts) for module, parts in modules.items()}
+
+    def base_weight(module: str) -> torch.Tensor:
+        layer = model.get_submodule(module)
+        return dequantize_module_weight(getattr(layer, "base_layer", layer))
+
+    deltas = {names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()}
     return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
 
 
-def read_deltas_without_base(folder: Path, layers: LinearLayers | None = None) -> dict[str, LoraDelta]:
-    """Loads a stored adapter without a base's weights, in float32 on the CPU.
+def read_deltas_without_base(
+    folder: Path,
+    layers: LinearLayers | None = None,
+    base_weight: Callable[[str], torch.Tensor] | None = None,
+) -> dict[str, LoraDelta]:
+    """Loads a stored adapter without a loaded base, in float32 on the CPU.
 
     Args:
         folder: As in `load_folder_deltas`.
         layers: The base's linear layers, if they are known.
+        base_weight: From a layer's name in the model to its weight in the base, for DoRA; needs `layers`.
 
     Returns:
         Module name -> change; the names are the model's if `layers` are given, else the adapter's.
@@ -126,16 +142,14 @@ def read_deltas_without_base(folder: Path, layers: LinearLayers | None = None) -
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
     shapes = check_shapes(settings, header)
     names = check_fit(shapes, layers) if layers else {module: module for module in shapes}
-    if settings.use_dora:
+    if settings.use_dora and base_weight is None:
         raise AdapterIncompatibleError(
             "An adapter with DoRA cannot be blended into a stored one: its magnitudes belong to its own matrices "
             "and to the base's weights.",
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
-    return {
-        names[module]: LoraDelta(parts["lora_A"], parts["lora_B"])
-        for module, parts in _read_tensors(folder, header, settings, torch.float32).items()
-    }
+    modules = _read_tensors(folder, header, settings, torch.float32)
+    return {names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()}
 
 
 def _read_header(folder: Path) -> dict[str, TensorInfo]:
@@ -191,12 +205,14 @@ def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str
             yield name, torch.frombuffer(data, dtype=_DTYPES[info.dtype]).view(info.shape)
 
 
-def _delta(model: Any, module: str, parts: Mapping[LoraParameter, torch.Tensor]) -> LoraDelta:
+def _delta(
+    base_weight: Callable[[str], torch.Tensor] | None,
+    module: str,
+    parts: Mapping[LoraParameter, torch.Tensor],
+) -> LoraDelta:
     a, b = parts["lora_A"], parts["lora_B"]
-    if "lora_magnitude_vector" not in parts:
+    if base_weight is None or "lora_magnitude_vector" not in parts:
         return LoraDelta(a, b)
-    layer, device = model.get_submodule(module), model.device
-    norm = (dequantize_module_weight(getattr(layer, "base_layer", layer)) + b.to(device) @ a.to(device)).norm(
-        dim=1
-    )
+    weight = base_weight(module)
+    norm = (weight + b.to(weight.device) @ a.to(weight.device)).norm(dim=1)
     return LoraDelta(a, b, parts["lora_magnitude_vector"] / norm.cpu())

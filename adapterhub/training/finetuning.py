@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from pydantic import JsonValue
 
 from adapterhub import __version__
-from adapterhub._files import sha256_file
+from adapterhub._files import sha256_file, temporary_folder
 from adapterhub.base.locating import locate_base
+from adapterhub.dataset.stages import Progress
 from adapterhub.errors import AdapterHubError, TrainingError
 from adapterhub.peft_format.checks import inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE
@@ -28,7 +29,7 @@ from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.losses import TrainingStep
 from adapterhub.training.output_folder import (
     FinetuneResult,
-    check_output_folder,
+    output_folder,
     save_artifacts,
     save_result,
 )
@@ -47,7 +48,7 @@ def finetune(
     registry: AdapterRegistry,
     *,
     progress: Callable[[TrainingStep], None] | None = None,
-    composing: Callable[[str, int, int | None], None] | None = None,
+    composing: Progress | None = None,
     prepared: Callable[[FinetuneConfig], None] | None = None,
     started: Callable[[RunStart], None] | None = None,
 ) -> AdapterCard:
@@ -61,7 +62,7 @@ def finetune(
         config: The run.
         registry: Stores the adapter; an existing name gets its next version.
         progress: Called after every step.
-        composing: Called while `data.compose` is composed, as `compose_dataset` does.
+        composing: Called while `data.compose` is composed, as `compose_dataset` does, and while records are held out.
         prepared: Called with the run, its dataset composed, before anything is loaded for it.
         started: Called before the first step.
 
@@ -69,7 +70,7 @@ def finetune(
         The adapter's card, with base, datasets and losses.
 
     Raises:
-        ConfigError: The base cannot be loaded, or `output_dir` cannot be written.
+        ConfigError: The base cannot be loaded; or `output_dir` cannot be written, or another run is writing there.
         DatasetError: The data cannot be used.
         TrainingError: The loss became NaN or infinite, a lora_B did not change, or memory ran out; or the adapter was
             trained but could not be stored.
@@ -79,28 +80,29 @@ def finetune(
         InvalidRequestError: A field of the card is not valid.
         RegistryError: The adapter cannot be stored there.
     """
-    if config.output_dir:
-        check_output_folder(config.output_dir)
-        if not config.train.resume:
+    with output_folder(config.output_dir):
+        if config.output_dir and not config.train.resume:
             refuse_existing(config.output_dir)
-    with (
-        with_composed_data(_with_initial_profile(config), composing) as ready,
-        _kept_if_trained(config) as run,
-    ):
+        with (
+            with_composed_data(_with_initial_profile(config), composing) as ready,
+            _kept_if_trained(config) as run,
+        ):
 
-        def check(untrained: Path, stop: tuple[str, ...]) -> None:
-            run.fields = _fields_of_run(config, ready, stop)
-            run.card = _register(ready, registry, untrained, run.fields, dry_run=True)
+            def check(untrained: Path, stop: tuple[str, ...]) -> None:
+                run.fields = _fields_of_run(config, ready, stop)
+                run.card = _register(ready, registry, untrained, run.fields, dry_run=True)
 
-        if prepared:
-            prepared(ready)
-        result = train_adapter(ready, run.folder, check=check, progress=progress, started=started)
-        run.fields = {**run.fields, **_fields_of_result(ready, result)}
+            if prepared:
+                prepared(ready)
+            result = train_adapter(
+                ready, run.folder, check=check, progress=progress, composing=composing, started=started
+            )
+            run.fields = {**run.fields, **_fields_of_result(ready, result)}
+            if config.output_dir:
+                save_artifacts(config, config.output_dir, run.folder, result)
+            card = _register(ready, registry, run.folder, run.fields)
         if config.output_dir:
-            save_artifacts(config, config.output_dir, run.folder, result.base.tokenizer, result.steps)
-        card = _register(ready, registry, run.folder, run.fields)
-    if config.output_dir:
-        save_result(config.output_dir, _result(config.output_dir, card, result))
+            save_result(config.output_dir, _result(config.output_dir, card, result))
     return card
 
 
@@ -109,7 +111,7 @@ def smoke_test(
     registry: AdapterRegistry,
     *,
     progress: Callable[[TrainingStep], None] | None = None,
-    composing: Callable[[str, int, int | None], None] | None = None,
+    composing: Progress | None = None,
     started: Callable[[RunStart], None] | None = None,
 ) -> TrainingResult:
     """Tries a run with a few records and steps; nothing is registered or kept.
@@ -125,12 +127,14 @@ def smoke_test(
         AdapterHubError: As `finetune`.
     """
     config = _with_initial_profile(shortened(config))
-    with with_composed_data(config, composing) as ready, tempfile.TemporaryDirectory() as folder:
+    with with_composed_data(config, composing) as ready, temporary_folder() as folder:
 
         def check(untrained: Path, stop: tuple[str, ...]) -> None:
             _register(ready, registry, untrained, _fields_of_run(config, ready, stop), dry_run=True)
 
-        return train_adapter(ready, Path(folder), check=check, progress=progress, started=started)
+        return train_adapter(
+            ready, folder, check=check, progress=progress, composing=composing, started=started
+        )
 
 
 def _register(
@@ -175,32 +179,37 @@ class _Run:
 
 @contextmanager
 def _kept_if_trained(config: FinetuneConfig) -> Iterator[_Run]:
-    """A run in a temporary folder, which stays if there is an error after the adapter's files were written."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f"adapterhub-{config.name}-"))
-    except OSError as error:
-        raise TrainingError(
-            f"No temporary folder could be made: {error.strerror or error}.",
-            hint="Free some space, or set TMPDIR to a folder that can be written.",
-        ) from error
-    keep, run = False, _Run(folder)
-    try:
-        yield run
-    except Exception as error:
-        keep = (folder / WEIGHTS_FILE).is_file()
-        if not keep:
-            raise
-        reason = error.message if isinstance(error, AdapterHubError) else str(error)
-        command = ["adapterhub", "add", config.name, str(folder), "--base", config.base]
-        trust = ["--trust-card"] if run.write_card() else []
-        raise TrainingError(
-            f"The adapter was trained, but not registered: {reason.removesuffix('.')}. "
-            f"Its files are in {str(folder)!r}.",
-            hint=f"Register them: {shlex.join([*command, *trust])}",
-        ) from error
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+    """A run in a temporary folder, whose trained files are kept after an error."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder()) / "adapter"
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise TrainingError(
+                f"No temporary folder could be made: {error.strerror or error}.",
+                hint="Free some space, or set TMPDIR to a folder that can be written.",
+            ) from error
+        run = _Run(folder)
+        try:
+            yield run
+        except Exception as error:
+            if not (folder / WEIGHTS_FILE).is_file():
+                raise
+            raise _not_registered(config, run, error) from error
+
+
+def _not_registered(config: FinetuneConfig, run: _Run, error: Exception) -> TrainingError:
+    """Moves the trained files out of the temporary folder; the error says where they are."""
+    reason = error.message if isinstance(error, AdapterHubError) else str(error)
+    trust = ["--trust-card"] if run.write_card() else []
+    kept = Path(tempfile.gettempdir(), f"adapterhub-{config.name}-{uuid4().hex[:8]}")
+    run.folder.rename(kept)
+    command = ["adapterhub", "add", config.name, str(kept), "--base", config.base]
+    return TrainingError(
+        f"The adapter was trained, but not registered: {reason.removesuffix('.')}. "
+        f"Its files are in {str(kept)!r}.",
+        hint=f"Register them: {shlex.join([*command, *trust])}",
+    )
 
 
 def _with_initial_profile(config: FinetuneConfig) -> FinetuneConfig:
@@ -273,12 +282,13 @@ def _result(folder: Path, card: AdapterCard, result: TrainingResult) -> Finetune
 
 def _evaluation(config: FinetuneConfig, loss: float) -> Evaluation:
     path = config.data.validation or config.data.train
+    tokens = "the answers' tokens" if config.data.loss == "assistant" else "all tokens"
     return Evaluation(
         task_type="text-generation",
         dataset_name=path.name if path else "",
         dataset_split="validation",
         metric_type="loss",
-        metric_name="cross entropy of the answers' tokens, nats, mean over batches",
+        metric_name=f"cross entropy of {tokens}, nats, mean over tokens",
         metric_value=round(loss, 4),
     )
 

@@ -28,7 +28,7 @@ def lora_config(config: FinetuneConfig, base: _Base) -> LoraConfig:
     """peft's configuration of a run.
 
     Raises:
-        ConfigError: The base has no layer of a name in `lora.target_modules`.
+        ConfigError: The base has no layer of a name in `lora.target_modules`, or none at all.
     """
     lora = config.lora
     return LoraConfig(
@@ -47,6 +47,11 @@ def lora_config(config: FinetuneConfig, base: _Base) -> LoraConfig:
 def _target_modules(config: FinetuneConfig, base: _Base) -> list[str]:
     """The last parts of the names of the layers to adapt; peft's "all-linear" would write every full name."""
     layers = _text_layers(base)
+    if not layers:
+        raise ConfigError(
+            f"Base {config.base!r} has no linear layers that LoRA weights could be added to.",
+            hint="Check the number of hidden layers in its config.json.",
+        )
     known, targets = sorted({name.rpartition(".")[2] for name in layers}), config.lora.target_modules
     if targets == "all-linear":
         return known

@@ -8,16 +8,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from adapterhub._files import check_writable_folder, os_errors_as, scratch_folder, write_atomic
+from adapterhub._files import (
+    check_writable_folder,
+    hold,
+    open_folder,
+    os_errors_as,
+    scratch_folder,
+    write_atomic,
+)
 from adapterhub.errors import ConfigError, TrainingError
 from adapterhub.training.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from adapterhub.training.trainer import TrainingResult
 
 CONFIG_FILE = "finetune.yaml"
 RESULT_FILE = "result.json"
@@ -74,34 +86,73 @@ class FinetuneResult(BaseModel):
         return json.dumps(self.model_dump(exclude_none=True), indent=2) + "\n"
 
 
-def check_output_folder(folder: Path) -> None:
-    """Refuses an output folder that could not be written, and changes nothing.
+@contextmanager
+def output_folder(folder: Path | None) -> Iterator[None]:
+    """Makes the output folder of a run, and admits one run at a time to it; at the end an empty one is removed.
+
+    Args:
+        folder: The folder; None does nothing.
 
     Raises:
-        ConfigError: A file is in its place, or it, or the folder to make it in, is read-only.
+        ConfigError: Another run is writing there; or a file is in its place, or it, or the folder to make it in, is
+            read-only.
     """
+    if folder is None:
+        yield
+        return
     check_writable_folder(folder, ConfigError, f"output_dir {str(folder)!r}")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with os_errors_as(ConfigError, _COULD_NOT):
+        folder.mkdir(parents=True, exist_ok=True)
+    with open_folder(folder) as descriptor:
+        if not hold(descriptor):
+            raise ConfigError(
+                f"Another run is writing into the output folder {str(folder)!r}.",
+                hint="Wait until it has ended, or give another output_dir.",
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it is not empty
+                for path in made:
+                    path.rmdir()
 
 
-def save_artifacts(config: FinetuneConfig, folder: Path, adapter: Path, tokenizer: Any, step: int) -> None:
+def save_tokenizer(tokenizer: Any, folder: Path, end_token_ids: Collection[int]) -> None:
+    """Writes the tokenizer's files, and `generation_config.json` with the tokens at which answers end.
+
+    Args:
+        tokenizer: The base's tokenizer.
+        folder: An existing folder.
+        end_token_ids: The base's end tokens, and those that the training answers end with.
+
+    Raises:
+        OSError: They could not be written.
+    """
+    tokenizer.save_pretrained(folder)
+    content = json.dumps({"eos_token_id": sorted(end_token_ids)}, indent=2)
+    (folder / "generation_config.json").write_text(content + "\n", encoding="utf-8")
+
+
+def save_artifacts(config: FinetuneConfig, folder: Path, adapter: Path, result: TrainingResult) -> None:
     """Writes the adapter's files, the tokenizer and the run's configuration, which goes into the last checkpoint too.
 
     Args:
         config: The run, as it was given.
         folder: The output folder.
         adapter: The folder of the adapter's files.
-        tokenizer: The base's tokenizer.
-        step: The last step.
+        result: The result of the training.
 
     Raises:
         TrainingError: They could not be written.
     """
     with os_errors_as(TrainingError, _COULD_NOT), scratch_folder(TrainingError, _COULD_NOT) as scratch:
-        tokenizer.save_pretrained(scratch)
+        ends = result.base.end_token_ids | result.train.end_token_ids
+        save_tokenizer(result.base.tokenizer, scratch, ends)
         shutil.copytree(adapter, scratch, dirs_exist_ok=True)
         for file in sorted(scratch.iterdir()):
             write_atomic(folder / file.name, file.read_bytes())
-        for place in (folder, folder / f"checkpoint-{step}"):
+        for place in (folder, folder / f"checkpoint-{result.steps}"):
             write_atomic(place / CONFIG_FILE, _as_yaml(config, place).encode())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from adapterhub._files import temporary_folder
 from adapterhub.base.fingerprint import weight_files
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.loading import LOADING_ERRORS, training_dtype
@@ -215,8 +215,8 @@ def _measure(
         if progress:
             progress(step)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        data, out = Path(scratch, "sample.jsonl"), Path(scratch, "adapter")
+    with temporary_folder() as scratch:
+        data, out = scratch / "sample.jsonl", scratch / "adapter"
         out.mkdir()
         lines = (record.model_dump_json(exclude={"line"}, exclude_none=True) for record in sample)
         data.write_text("\n".join(lines), encoding="utf-8")

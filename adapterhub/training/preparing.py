@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adapterhub._files import scratch_folder
@@ -10,6 +10,7 @@ from adapterhub.dataset.composing import compose_dataset
 from adapterhub.dataset.config import DatasetConfig
 from adapterhub.dataset.records import Record, read_records
 from adapterhub.dataset.splitting import hold_out
+from adapterhub.dataset.stages import Progress
 from adapterhub.errors import ConfigError, DatasetError
 from adapterhub.training.config import FinetuneConfig, keeps_files, without_files
 
@@ -21,9 +22,7 @@ _WITHOUT = dict.fromkeys(("epochs", "eval_every", "save_every", "early_stopping_
 
 
 @contextmanager
-def with_composed_data(
-    config: FinetuneConfig, progress: Callable[[str, int, int | None], None] | None = None
-) -> Iterator[FinetuneConfig]:
+def with_composed_data(config: FinetuneConfig, progress: Progress | None = None) -> Iterator[FinetuneConfig]:
     """The run with its dataset composed, if it has one to compose; files that it names no place for go at the end.
 
     Args:
@@ -53,11 +52,14 @@ def with_composed_data(
         yield config.model_copy(update={"data": data})
 
 
-def split_records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
+def split_records(
+    config: FinetuneConfig, progress: Progress | None = None
+) -> tuple[list[Record], list[Record]]:
     """The records to train on, and those that are held out.
 
     Args:
         config: A run whose dataset is composed.
+        progress: Called now and then while near duplicates are searched for, with `data.validation_share`.
 
     Raises:
         ConfigError: The dataset is still to be composed.
@@ -69,7 +71,7 @@ def split_records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
     records = read_records(data.train, max_records=data.max_records)
     if data.validation is not None:
         return records, read_records(data.validation, max_records=data.max_records)
-    held_out = hold_out(records, data.validation_share, seed=config.train.seed)
+    held_out = hold_out(records, data.validation_share, seed=config.train.seed, progress=progress)
     return (
         [record for i, record in enumerate(records) if i not in held_out],
         [records[i] for i in sorted(held_out)],

@@ -27,6 +27,7 @@ from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.early_stopping import BestWeights, EarlyStopping, best_step, has_stopped_improving
 from adapterhub.training.lora_layers import lora_config
 from adapterhub.training.losses import evaluations
+from adapterhub.training.output_folder import save_tokenizer
 from adapterhub.training.packing import check_packing, collate_packed, one_a_row, pack
 from adapterhub.training.reporting import report_callbacks
 from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedDataset, TokenizedExample
@@ -90,7 +91,7 @@ def build_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    trainer.prepare(config, style)
+    trainer.prepare(config, style, base.end_token_ids | train.end_token_ids)
     if packing:
         check_packing(trainer.model, base.compute_dtype, dataset["input_ids"])
     return trainer
@@ -147,7 +148,8 @@ def _dataset(examples: list[TokenizedExample]) -> Dataset:
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with these changes.
 
-    An evaluation leaves the state of the random number generator as it was, so that it does not change the training.
+    An evaluation leaves the state of the random number generator as it was, so that it does not change the training,
+    and its loss is the mean over answer tokens; transformers' is a mean of batches, whatever their number of tokens.
     On a CPU the output head computes logits only at positions that predict an answer token; TRL computes them for
     whole prompts there, which takes a quarter of the time on a small base.
     Checkpoints are written whole, and a continued run is the same as one that was never interrupted: the order of an
@@ -157,9 +159,12 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     checkpoints: Checkpoints | None = None
     _saves_later = False
 
-    def prepare(self, config: FinetuneConfig, style: prompts.PromptStyle) -> None:
+    def prepare(
+        self, config: FinetuneConfig, style: prompts.PromptStyle, end_token_ids: frozenset[int]
+    ) -> None:
         """Takes what only this class knows of: how a run is saved, and when it ends early."""
-        self._style, self._patience = style, config.train.early_stopping_patience
+        self._style, self._end_token_ids = style, end_token_ids
+        self._patience = config.train.early_stopping_patience
         self._best = BestWeights(self.model) if config.train.load_best else None
         if self._best:
             self.add_callback(self._best)
@@ -204,7 +209,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         return each_epoch and (last or state.epoch % 1 == 0) and state.global_step not in evaluations(state)
 
     def _write_checkpoint(self, folder: Path) -> None:
-        self.processing_class.save_pretrained(folder)
+        save_tokenizer(self.processing_class, folder, self._end_token_ids)
         save_adapter(self.model, folder, self._style)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
@@ -228,6 +233,20 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         if self._saves_later:
             self.control.should_save = True
         return metrics
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        self._evaluated = (0.0, 0)
+        output = super().evaluation_loop(*args, **options)
+        loss, tokens = self._evaluated
+        output.metrics["eval_loss"] = loss / tokens
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        count = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        step = super().prediction_step(model, inputs, *args, **options)
+        loss, tokens = self._evaluated
+        self._evaluated = (loss + step[0].item() * count, tokens + count)
+        return step
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
+from adapterhub._files import temporary_folder
 from adapterhub.base.loading import Base, load_base, load_tokenizer
 from adapterhub.dataset.records import Record
+from adapterhub.dataset.stages import Progress
 from adapterhub.errors import TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.adapter_files import save_adapter, write_errors
@@ -65,7 +67,7 @@ class TrainingResult:
         steps: Optimiser steps taken, those before an interruption included.
         chosen_step: The step whose weights were written: the last, or with `train.load_best` the best.
         loss: Mean training loss over the last tenth of the steps.
-        eval_loss: Evaluation loss of these weights, the mean over batches; None without one.
+        eval_loss: Evaluation loss of these weights, in nats per answer token; None without one.
         steps_per_second: Mean since the start, or since the checkpoint; 0 if that was the end.
         initial_adapter: The digest of the adapter that the run started from; None for new weights.
     """
@@ -89,6 +91,7 @@ def train_adapter(
     *,
     check: Callable[[Path, tuple[str, ...]], None] | None = None,
     progress: Callable[[TrainingStep], None] | None = None,
+    composing: Progress | None = None,
     started: Callable[[RunStart], None] | None = None,
 ) -> TrainingResult:
     """Trains an adapter and writes `adapter_config.json`, `adapter_model.safetensors` and the chat template.
@@ -99,6 +102,7 @@ def train_adapter(
         check: Called before the first step with a folder of the same files with untrained weights, and with the
             result's `stop`; what it raises ends the run.
         progress: Called after every step.
+        composing: Called now and then while records are held out, as `compose_dataset` does.
         started: Called before the first step.
 
     Raises:
@@ -112,7 +116,7 @@ def train_adapter(
     """
     if config.output_dir and not config.train.resume:
         refuse_existing(config.output_dir)
-    records, held_out = split_records(config)
+    records, held_out = split_records(config, composing)
     base = load_base(
         config.base,
         quantization=config.quantization,
@@ -127,13 +131,13 @@ def train_adapter(
     train = _tokenized(config, records, base.tokenizer)
     validation = _tokenized(config, held_out, base.tokenizer) if held_out else None
     reporter = LossReporter(progress)
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder() as scratch:
         trainer = build_trainer(
-            config, base, train, validation, style=style, callbacks=[reporter], folder=Path(scratch, "run")
+            config, base, train, validation, style=style, callbacks=[reporter], folder=scratch / "run"
         )
         trainer.checkpoints = checkpoints
         initial_adapter = _load_initial(config, trainer.model, base)
-        files = Path(scratch, "adapter")
+        files = scratch / "adapter"
         dtype = config.train.save_dtype
         if check:
             with _adapter_errors():  # now, while nothing is trained that could be lost

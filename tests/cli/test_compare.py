@@ -153,8 +153,38 @@ def test_a_run_measures_before_and_after(own, run_config: Path, held_out: Path, 
     assert lower is not None
     assert float(lower[1]) > 50  # it has learned, from 120 records, what follows "one"
     assert "2 of 3 held-out records are training records too" in shown.err
+    assert "on the adapter's card" not in shown.err
     evaluation = AdapterRegistry(tmp_path / "registry").get("pairs@1").evaluation
     assert [one.metric_type for one in evaluation] == ["perplexity", "exact_match", "repetition"]
+
+
+def test_a_run_compared_on_its_training_file_is_warned_of(own, run_config: Path, tmp_path: Path):
+    """As `compare` warns of it afterwards, beside what only the run knows."""
+    run_config.write_text(run_config.read_text().replace("max_steps: 30", "max_steps: 2"))
+    shown = own("finetune", run_config, "--compare", tmp_path / "train.jsonl")
+    assert shown.code == 0, shown.err
+    known = (
+        "train.jsonl is on the adapter's card as training or validation data, so its figures may be too good"
+    )
+    warnings = [known, "12 of 12 held-out records are training records too"]
+    assert json.loads((tmp_path / "comparison-pairs" / "results.json").read_text())["warnings"] == warnings
+    assert all(f"{warning}." in shown.err for warning in warnings)
+
+
+@pytest.mark.parametrize("chosen", [False, True], ids=["last", "best"])
+def test_a_runs_own_validation_records_are_warned_of_only_where_they_chose_the_weights(
+    chosen: bool, own, run_config: Path, tmp_path: Path
+):
+    lines(tmp_path / "val.jsonl", "two", "nine")
+    train = "max_steps: 2, eval_every: 1, load_best: true" if chosen else "max_steps: 2"
+    content = run_config.read_text().replace("train.jsonl", "train.jsonl, validation: val.jsonl")
+    run_config.write_text(content.replace("max_steps: 30", train))
+    shown = own("finetune", run_config, "--compare", "validation")
+    assert shown.code == 0, shown.err
+    chose = "the run chose its weights by these validation records, so its figures may be too good"
+    found = json.loads((tmp_path / "comparison-pairs" / "results.json").read_text())["warnings"]
+    repeated = "1 of 2 held-out records are training records too"
+    assert found == ([chose, repeated] if chosen else [repeated])
 
 
 def test_bad_held_out_data_ends_a_run_before_it_begins(own, run_config: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.base import BaseFingerprint
 from adapterhub.cli.demo import demo
 from adapterhub.demo import demo_registry_folder, demo_requests
 
@@ -93,13 +94,25 @@ def test_the_real_base_may_be_given(monkeypatch: pytest.MonkeyPatch):
         bases.append(base)
         return AdapterHub(EchoEngine(), AdapterRegistry(registry))
 
+    fingerprint = AdapterRegistry(demo_registry_folder(real=True)).get("extract").base.fingerprint
     monkeypatch.setattr(AdapterHub, "from_pretrained", loaded)
+    monkeypatch.setattr("adapterhub.base.locating.locate_base", Path)
+    monkeypatch.setattr(BaseFingerprint, "of", lambda folder: fingerprint)
     for options in (["--real"], ["--real", "--base", "smollm2.gguf"]):
         CliRunner().invoke(demo, [*options, "--json"], catch_exceptions=False)
     assert bases == ["adapterhub-demo-real", "smollm2.gguf"]
     refused = CliRunner().invoke(demo, ["--base", "smollm2.gguf"])
     assert refused.exit_code == 2
     assert "--base needs --real" in refused.output
+
+
+def test_another_base_is_refused_before_it_is_loaded(run, tiny_base: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(AdapterHub, "from_pretrained", lambda *_: pytest.fail("it was loaded"))
+    shown = run("demo", "--real", "--base", tiny_base)
+    assert (shown.code, shown.out) == (1, "")
+    tokens = json.loads((tiny_base / "config.json").read_text())["vocab_size"]
+    assert f"not for base {str(tiny_base)!r}: vocab_size is {tokens}, not 49152." in shown.err
+    assert "make demo-real" in shown.err
 
 
 def test_the_real_demos_adapters_are_small_and_at_least_twice_as_good_as_their_base():

@@ -66,3 +66,16 @@ def test_groups_that_are_too_large_to_be_held_out():
 def test_invalid_sizes(size):
     with pytest.raises(ValidationError, match="val_size"):
         SplitOptions(val_size=size)
+
+
+def test_the_search_for_near_duplicates_shows_how_far_it_is():
+    seen: list[tuple[str, int, int | None]] = []
+    split(numbered(500), SplitOptions(), seed=0, progress=lambda *shown: seen.append(shown))
+    done = [0, 200, 400, 500]
+    stages = ("reading for near duplicates", "comparing near duplicates")
+    assert seen == [(stage, count, 500) for stage in stages for count in done]
+    seen.clear()
+    split(
+        numbered(500), SplitOptions(), seed=0, are_distinct=True, progress=lambda *shown: seen.append(shown)
+    )
+    assert seen == []  # there is nothing to wait for

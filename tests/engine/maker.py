@@ -219,7 +219,7 @@ class RunnerSeam:
         self._inner = inner
         self.before_step: Callable[[Sequence[ScheduledSequence]], object] = lambda _: None
         self.after_load: Callable[[int, Mapping[str, LoraDelta]], object] = lambda *_: None
-        self.kv_shape = inner.kv_shape
+        self.make_caches = inner.make_caches
 
     @property
     def adapter_bytes(self) -> int:

@@ -15,8 +15,9 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.kv.cache import KVCache
-from adapterhub.engine.model_runner import ModelRunner, ScheduledSequence
+from adapterhub.engine.model_runner import ModelRunner
 from adapterhub.engine.output_format import OutputFormat
+from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.model_manager import LoraModelManager

@@ -16,7 +16,8 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Completion, Request
 from adapterhub.engine.kv.cache import KVCache, KVSlot
-from adapterhub.engine.model_runner import ModelRunner, ScheduledSequence
+from adapterhub.engine.model_runner import ModelRunner
+from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.request import StoredLoraRequest

@@ -56,7 +56,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def make_head_adapter(folder: Path, base: Path) -> Path:
     """An adapter on the output head; by default PEFT would also save the head itself."""
     model = AutoModelForCausalLM.from_pretrained(base)
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    first = {"gpt2": "c_attn"}.get(model.config.model_type, "q_proj")
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head", first], init_lora_weights=False)
     get_peft_model(model, config).save_pretrained(folder, save_embedding_layers=False)
     return folder
 
@@ -101,18 +102,16 @@ def test_a_merge_has_the_bits_of_pefts(base: Path, settings: dict[str, bool], tm
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_blocks_of_rows_change_at_most_one_rounding(
+def test_blocks_of_rows_have_the_bits_of_the_whole(
     base: Path, dora: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A product of some rows may differ from the same rows of the whole product in the last bit of float32."""
+    """With other numbers of rows than multiples of 64 the last bit of a product may differ."""
     adapter = make_adapter(tmp_path / "adapter", base, target_modules=ALL_LINEAR[base.name], use_dora=dora)
     merge_adapter(base, adapter, tmp_path / "whole")
-    monkeypatch.setattr("adapterhub.export.merge._BLOCK_ELEMENTS", 64 * 7)
+    monkeypatch.setattr("adapterhub.export.weight_files._BLOCK_ELEMENTS", 1)
     merge_adapter(base, adapter, tmp_path / "blocks")
     whole, blocks = weights(tmp_path / "whole"), weights(tmp_path / "blocks")
-    for name, tensor in whole.items():
-        torch.testing.assert_close(blocks[name], tensor, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
-        assert (blocks[name] != tensor).float().mean() < 0.01
+    assert [name for name, tensor in whole.items() if not torch.equal(blocks[name], tensor)] == []
 
 
 def test_the_folder_loads_alone_and_answers_like_the_merged_model(base: Path, tmp_path: Path):
@@ -159,12 +158,23 @@ def test_tied_embeddings_stay_tied(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
-def test_a_tied_head_cannot_be_merged_into(tmp_path: Path):
-    base = make_base(tmp_path / "base", tie_word_embeddings=True)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set:UserWarning")
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_a_tied_head_is_untied_in_weights_and_config(kind: str, tmp_path: Path):
+    base = make_base(tmp_path / "base", kind, tie_word_embeddings=True)
     adapter = make_head_adapter(tmp_path / "adapter", base)
-    with pytest.raises(ExportError, match=r"no untied weight for 'lm_head'"):
-        merge_adapter(base, adapter, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    report = merge_adapter(base, adapter, tmp_path / "out")
+    assert report.untied == ("lm_head.weight",)
+    assert "`tie_word_embeddings` is false" in (tmp_path / "out" / "README.md").read_text()
+    assert report.tensors == len(weights(base)) + 1
+
+    ids = torch.tensor([[5, 9, 200, 31]])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.lm_head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr()
+    unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    with torch.no_grad():
+        expected = unmerged(input_ids=ids).logits
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_untied_head_can(tmp_path: Path):

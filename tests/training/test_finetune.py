@@ -14,13 +14,16 @@ import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub._files import sha256_file
 from adapterhub.base import loading
 from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.cli.output_dir import registry_of_checkpoint
 from adapterhub.errors import (
     AdapterHubError,
     AdapterIncompatibleError,
@@ -36,6 +39,8 @@ from adapterhub.training import sft, trainer
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.finetuning import finetune
 from adapterhub.training.losses import TrainingStep
+from adapterhub.training.planning import plan_finetune
+from adapterhub.training.tokenizing import IGNORE_INDEX
 from adapterhub.training.trainer import TrainingResult, train_adapter
 from tests.tiny import make_base
 from tests.training.runs import ANSWERS, run, write_pairs
@@ -115,15 +120,20 @@ def test_a_run_registers_an_adapter_that_has_learned(
 
 
 def test_serving_stops_at_the_token_that_training_put_at_the_end_of_answers(
-    base_with_another_end: Path, dataset: Path, registry: AdapterRegistry
+    base_with_another_end: Path, dataset: Path, registry: AdapterRegistry, tmp_path: Path
 ):
-    config = run(base_with_another_end, dataset, train={"max_steps": 50, "batch_size": 8})
-    card = finetune(config, registry)
-    assert card.prompt.stop == ("<|im_end|>",)
-    with AdapterHub.from_pretrained(base_with_another_end, registry.root) as hub:
-        answers = {word: hub.generate(word, adapter="pairs", max_tokens=8) for word in ANSWERS}
-    assert {word: answer.text for word, answer in answers.items()} == ANSWERS
-    assert {answer.finish_reason for answer in answers.values()} == {"stop"}
+    """Also where the output folder or a checkpoint is registered, or chatted with as it is."""
+    base, results = base_with_another_end, tmp_path / "results"
+    train = {"max_steps": 50, "batch_size": 8}
+    cards = [finetune(run(base, dataset, train=train, output_dir=results), registry)]
+    cards += [registry.register("copy", folder, base=base) for folder in (results, results / "checkpoint-50")]
+    assert [(card.prompt.stop, card.prompt.chat_template) for card in cards] == [(("<|im_end|>",), None)] * 3
+    with registry_of_checkpoint(results, str(base)) as (temporary, reference):
+        for root, adapter in ((registry.root, "pairs"), (temporary.root, reference)):
+            with AdapterHub.from_pretrained(base, root) as hub:
+                answers = {word: hub.generate(word, adapter=adapter, max_tokens=8) for word in ANSWERS}
+            assert {word: answer.text for word, answer in answers.items()} == ANSWERS
+            assert {answer.finish_reason for answer in answers.values()} == {"stop"}
 
 
 @pytest.mark.parametrize(
@@ -214,10 +224,14 @@ def test_repeated_records_are_never_trained_on_and_evaluated_on(tiny_base: Path,
     path = tmp_path / "repeated.jsonl"
     lines = dataset_lines(f"{word} {word}" for word in ANSWERS)
     path.write_text("\n".join(lines * 10))
-    result, _, _ = trained(run(tiny_base, path, data={"validation_share": 0.25}), tmp_path / "out")
+    seen: list[tuple[str, int, int | None]] = []
+    config = run(tiny_base, path, data={"validation_share": 0.25})
+    (tmp_path / "out").mkdir()
+    result = train_adapter(config, tmp_path / "out", composing=lambda *shown: seen.append(shown))
     assert len(result.train.examples) == 30
     assert len({tuple(example.input_ids) for example in result.train.examples}) == 3
     assert result.eval_loss is not None
+    assert seen[-1] == ("comparing near duplicates", 40, 40)  # what is searched is shown
     path.write_text("\n".join(lines[:1] * 10))
     with pytest.raises(DatasetError, match="near duplicates stay on one side"):
         trained(run(tiny_base, path, data={"validation_share": 0.25}), tmp_path / "none")
@@ -347,6 +361,47 @@ def test_the_loss_is_trls(tiny_base: Path, dataset: Path, tmp_path: Path, monkey
     assert ours.eval_loss == pytest.approx(theirs.eval_loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("packing", [False, True], ids=["batches", "packed"])
+def test_the_evaluation_loss_is_the_mean_over_answer_tokens(
+    packing: bool, tiny_base: Path, dataset: Path, tmp_path: Path
+):
+    """The same in batches of any size, and what peft's model says of each record alone."""
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text("\n".join(dataset_lines(" ".join(["fox"] * length) for length in (1, 2, 7, 19, 40))))
+
+    def evaluated(size: int) -> TrainingResult:
+        train = {"eval_batch_size": size, "learning_rate": 0.1, "packing": packing}
+        config = run(
+            tiny_base,
+            dataset,
+            data={"validation": str(held_out)},
+            train=train,
+            quantization=None,
+            compute_dtype="float32",
+        )
+        return trained(config, tmp_path / str(size))[0]
+
+    results = [evaluated(size) for size in (1, 2, 5)]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "1")
+    losses = [
+        torch.nn.functional.cross_entropy(
+            model(torch.tensor([example.input_ids])).logits[0, :-1],
+            torch.tensor(example.labels[1:]),
+            reduction="sum",
+        ).item()
+        for example in results[0].validation.examples
+    ]
+    counts = [
+        sum(label != IGNORE_INDEX for label in example.labels) for example in results[0].validation.examples
+    ]
+    assert counts[-1] > 10 * counts[0]
+    means = [loss / count for loss, count in zip(losses, counts, strict=True)]
+    assert abs(sum(losses) / sum(counts) - sum(means) / len(means)) > 1e-2  # what a mean of batches would say
+    assert [result.eval_loss for result in results] == pytest.approx(
+        [sum(losses) / sum(counts)] * 3, rel=1e-5
+    )
+
+
 def test_a_separate_validation_file(tiny_base: Path, dataset: Path, tmp_path: Path):
     result, _, _ = trained(
         run(tiny_base, dataset, data={"validation": dataset, "max_records": 16}), tmp_path / "out"
@@ -383,6 +438,20 @@ def test_a_failed_run_leaves_nothing(
     assert getattr(caught.value, "hint", None) or error is DatasetError
     assert registry.list() == []
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]], ids=str)
+def test_a_base_without_layers_is_refused(
+    targets: str | list[str], dataset: Path, registry: AdapterRegistry, tmp_path: Path
+):
+    config = run(
+        make_base(tmp_path / "empty", num_hidden_layers=0), dataset, lora={"target_modules": targets}
+    )
+    for start in (lambda: finetune(config, registry), lambda: plan_finetune(config, measure=0)):
+        with pytest.raises(ConfigError, match="has no linear layers") as caught:
+            start()
+        assert caught.value.hint == "Check the number of hidden layers in its config.json."
+    assert registry.list() == []
 
 
 def test_running_out_of_memory_has_a_hint(

@@ -23,6 +23,7 @@ from adapterhub.training import (
     FinetuneResult,
     MaskedExample,
     RunStart,
+    TrainingStep,
     finetune,
     output_folder,
     reporting,
@@ -141,9 +142,11 @@ def test_a_failed_run_leaves_no_folder(run: Any, tmp_path: Path, registry: Adapt
         (run(train={"learning_rate": 1e30, "max_grad_norm": 1e30}), TrainingError),
     ]
     for config, error in cases:
-        with pytest.raises(error):
-            finetune(config, registry)
-        assert not (tmp_path / "results").exists()
+        below = config.model_copy(update={"output_dir": tmp_path / "results" / "of" / "runs"})
+        for each in (config, below):
+            with pytest.raises(error):
+                finetune(each, registry)
+            assert not (tmp_path / "results").exists()
     assert registry.list() == []
     assert list(scratch.iterdir()) == []
 
@@ -161,6 +164,36 @@ def test_an_earlier_run_is_not_mixed_with(run: Any, tmp_path: Path, registry: Ad
     (tmp_path / "results" / "checkpoint-7").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds checkpoint-7 of an earlier run"):
         finetune(run(base="no/such-base"), registry)
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["new", "resumed"])
+def test_one_run_at_a_time_writes_into_a_folder(
+    resume: bool, run: Any, tmp_path: Path, registry: AdapterRegistry
+):
+    messages = []
+
+    def start_another(step: TrainingStep) -> None:
+        with pytest.raises(ConfigError) as refused:
+            finetune(run(name="other", train={"resume": resume}), registry)
+        messages.append((refused.value.message, refused.value.hint))
+
+    card = finetune(run(train={"max_steps": 2, "save_every": 1}), registry, progress=start_another)
+    assert (
+        messages
+        == [
+            (
+                f"Another run is writing into the output folder {str(tmp_path / 'results')!r}.",
+                "Wait until it has ended, or give another output_dir.",
+            )
+        ]
+        * 2
+    )
+    assert [card.ref for card in registry.list()] == ["pairs@1"]
+    assert FinetuneResult.load(tmp_path / "results").final_model_name == card.ref
+    resumed = finetune(
+        run(train={"max_steps": 2, "save_every": 1, "resume": True}), registry
+    )  # the folder is free again
+    assert (resumed.ref, resumed.digest) == ("pairs@2", card.digest)
 
 
 def test_a_full_disk_at_the_end_keeps_the_adapter(

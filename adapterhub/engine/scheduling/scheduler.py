@@ -22,9 +22,7 @@ import torch
 from adapterhub.config import EngineLimits
 from adapterhub.engine.decoding.sampler import Logits
 from adapterhub.engine.interface import LoraRequest
-from adapterhub.engine.kv.cache import KVCache
-from adapterhub.engine.kv.prefix_cache import PrefixCache
-from adapterhub.engine.model_runner import Runner, ScheduledSequence
+from adapterhub.engine.runner import Runner, ScheduledSequence
 from adapterhub.engine.scheduling.cpu_adapter_cache import CpuAdapterCache, Deltas
 from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
 from adapterhub.engine.scheduling.sequence import SequenceState
@@ -43,7 +41,6 @@ AdapterLoader = Callable[[LoraRequest], Deltas]
 """Loads an adapter from disk: module name -> weights. It is called in the loading thread."""
 
 _LOAD_POLL_SECONDS = 0.05
-_PREFIX_CACHE_SHARE = 4  # a quarter of the memory for keys and values
 
 
 class Scheduler:
@@ -62,10 +59,7 @@ class Scheduler:
         self._limits = limits
         self._runner = runner
         self._load_adapter = load_adapter
-        kv_tokens = limits.kv_cache_bytes // runner.kv_shape.bytes_per_token
-        prefix_tokens = kv_tokens // _PREFIX_CACHE_SHARE
-        self._kv_cache = KVCache(runner.kv_shape, kv_tokens - prefix_tokens)
-        self._prefix_cache = PrefixCache(self._kv_cache, prefix_tokens)
+        self._kv_cache, self._prefix_cache = runner.make_caches(limits.kv_cache_bytes)
         self._lora_slots = LoraSlotTable(limits.max_loras)
         self._cpu_cache: CpuAdapterCache[LoraRequest] = CpuAdapterCache(
             self._load,

@@ -9,7 +9,7 @@ from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import FinishReason, LoraRequest, Request, TokenLogprob, TokenOutput
-from adapterhub.engine.kv.cache import KVSlot
+from adapterhub.engine.runner import SequenceSlot
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.errors import EngineError
 
@@ -44,7 +44,7 @@ class SequenceState:
     first: SequenceState | None = None
     output_token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    _kv_slot: KVSlot | None = None
+    _kv_slot: SequenceSlot | None = None
     _lora_slot: int | None = None
 
     @property
@@ -74,12 +74,12 @@ class SequenceState:
 
     # While it runs
 
-    def start(self, kv_slot: KVSlot, lora_slot: int | None) -> None:
+    def start(self, kv_slot: SequenceSlot, lora_slot: int | None) -> None:
         """Gives it a KV slot, and the LoRA slot of its adapter, None for the base."""
         self._kv_slot, self._lora_slot = kv_slot, lora_slot
 
     @property
-    def kv_slot(self) -> KVSlot:
+    def kv_slot(self) -> SequenceSlot:
         """Its keys and values.
 
         Raises:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import chain
 
-from adapterhub.base.loading import Base
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
 from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Sampler
 from adapterhub.engine.interface import Request, max_completion_tokens
+from adapterhub.engine.runner import EngineBase
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.errors import InvalidRequestError
@@ -20,14 +20,14 @@ class SequenceBuilder:
     """Builds sequences for a base. Any thread may call its methods.
 
     Args:
-        base: From `load_base`.
+        base: The base.
     """
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: EngineBase) -> None:
         self._base, self._device = base, base.device
         added = base.tokenizer.added_tokens_decoder.items()
         self._special_token_ids = {token.content: token_id for token_id, token in added if token.special}
-        self._vocabulary_size = base.model.config.get_text_config().vocab_size
+        self._vocabulary_size = base.vocabulary_size
         self._compiler = GrammarCompiler(base.tokenizer, self._vocabulary_size, base.end_token_ids)
 
     @property

@@ -60,7 +60,7 @@ def blend_adapters(
     check_name(name)
     settings = settings or BlendSettings()
     resolved = resolve_adapter(weights, registry.resolve)
-    _check_same_base(resolved)
+    check_same_base(resolved)
     base = local_base(resolved.main_card.base)
     with scratch_folder(RegistryError, "The blend could not be written") as folder:
         _save(folder, registry, resolved, settings, base)
@@ -96,7 +96,12 @@ def _save(
     save_adapter(folder, blend_deltas(parts, settings), base_settings, layers.shapes if layers else {})
 
 
-def _check_same_base(resolved: ResolvedAdapter) -> None:
+def check_same_base(resolved: ResolvedAdapter) -> None:
+    """Checks that the parts of a blend belong to one base, as far as their cards know it.
+
+    Raises:
+        AdapterIncompatibleError: Two of them do not.
+    """
     known = [(card.ref, card.base.fingerprint) for card, _ in resolved.parts if card.base.fingerprint]
     for other, fingerprint in known[1:]:
         first, wanted = known[0]

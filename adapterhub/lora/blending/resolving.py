@@ -68,7 +68,7 @@ class Blend:
     @property
     def ref(self) -> str:
         """The reference that always means this blend: `json@1:0.7+support@2:0.3`."""
-        return "+".join(f"{card.ref}:{_format_weight(weight)}" for card, weight in self.parts)
+        return "+".join(f"{card.ref}:{format_weight(weight)}" for card, weight in self.parts)
 
     @property
     def name(self) -> str:
@@ -147,6 +147,7 @@ def _check_weight(ref: str, weight: object) -> None:
         )
 
 
-def _format_weight(weight: float) -> str:
+def format_weight(weight: float) -> str:
+    """A weight as references have it: as short as gives the same number."""
     short = f"{weight:g}"
     return short if float(short) == weight and "e+" not in short else repr(weight)

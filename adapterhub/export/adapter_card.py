@@ -1,0 +1,74 @@
+"""The model card (`README.md`) of an exported adapter: what its card knows, without what is only for its registry.
+
+The format: https://huggingface.co/docs/hub/model-cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapterhub.base.locating import is_local_base
+from adapterhub.export.model_card import card_metadata, common_license, prompt_sections, training_sections
+from adapterhub.lora.blending.resolving import ResolvedAdapter
+from adapterhub.registry.cards import AdapterCard
+
+_PEFT_USAGE = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "FOLDER_OR_REPOSITORY")
+```"""
+_MLX_USAGE = """\
+```sh
+mlx_lm.generate --model {base} --adapter-path FOLDER --prompt "..."
+```"""
+_LLAMA_CPP_USAGE = """\
+```sh
+llama-cli -m BASE.gguf --lora adapter-f32.gguf    # a GGUF file of {base}
+```"""
+USAGE = {"peft": _PEFT_USAGE, "mlx": _MLX_USAGE, "llama.cpp": _LLAMA_CPP_USAGE}
+"""The library that loads an adapter -> how."""
+
+
+def adapter_card(adapter: ResolvedAdapter, details: str = "", *, library: str = "peft") -> str:
+    """The text of the model card.
+
+    Args:
+        adapter: The adapter, or the blend.
+        details: How its weights were written, in sentences.
+        library: What loads it, one of `USAGE`.
+    """
+    cards, base = [card for card, _ in adapter.parts], public_base(adapter.main_card)
+    metadata = card_metadata(
+        adapter.ref,
+        cards,
+        library_name=library,
+        base_model=base,
+        base_model_relation="adapter",
+        tags=["lora"],
+        license=common_license([card.license for card in cards]),
+    )
+    parts = [f"---\n{metadata}\n---", f"# {adapter.ref}", *(card.description for card in cards)]
+    parts += [USAGE[library].format(base=base or "BASE"), details]
+    is_blend = adapter.version is None
+    if is_blend:
+        parts.append("\n".join(_parts(adapter)))
+    for card in cards:
+        parts += training_sections(card, of=f" of {card.ref}" if is_blend else "")
+    parts += prompt_sections(adapter.main_card)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _parts(adapter: ResolvedAdapter) -> Iterator[str]:
+    yield "## Parts\n\nThe adapter is the weighted sum of these, and the terms of all apply.\n"
+    for card, weight in adapter.parts:
+        yield f"- {card.ref}: weight {weight:g}, {card.digest}, licence {card.license or 'not recorded'}"
+
+
+def public_base(card: AdapterCard) -> str | None:
+    """The base's name without the folders of this machine, where they mean something only here."""
+    name = card.base.name
+    return Path(name).name if name and is_local_base(name) else name

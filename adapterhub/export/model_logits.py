@@ -1,0 +1,166 @@
+"""The logits of a model on disk, with or without an adapter, in float32 and in little memory.
+
+The weights stay in their files and are read layer by layer (accelerate's disk offloading), each once for a few hundred
+tokens. So a model that was merged in little memory is verified in little memory. A model in 4 or 8 bits is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub._files import scratch_folder
+from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.errors import ConfigError, ExportError
+from adapterhub.export.verification import TokenSequence, Verification, VerificationTexts, compare_logits
+from adapterhub.lora.request import LoraRequest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    from adapterhub.lora.delta import LoraDelta
+
+_LOGITS_IN_PASS = 2**24  # 64 MiB
+
+
+def model_logits(
+    model: str | Path,
+    sequences: Sequence[TokenSequence],
+    *,
+    adapter: LoraRequest | None = None,
+    quantization: BitsAndBytesConfig | None = None,
+) -> Iterator[torch.Tensor]:
+    """Computes the logits of each sequence, on the CPU in float32.
+
+    Args:
+        model: The model's folder.
+        sequences: The tokens.
+        adapter: An adapter or a blend, which is added to the layers' outputs.
+        quantization: Quantise the model as it is loaded.
+
+    Yields:
+        The logits from position `start` of each sequence on, shape (compared, vocabulary).
+
+    Raises:
+        ConfigError: The folder holds no causal language model.
+        AdapterIncompatibleError: The adapter does not fit the model.
+    """
+    import torch
+
+    with _opened(Path(model), quantization) as opened:
+        if adapter:
+            _add(adapter, opened)
+        for group in _groups(sequences, opened.config.get_text_config().vocab_size):
+            width = max(len(one.token_ids) for one in group)
+            # What follows a sequence changes nothing in it: attention is causal.
+            ids = torch.tensor([(*one.token_ids, *(0,) * (width - len(one.token_ids))) for one in group])
+            with torch.inference_mode():
+                logits = opened(input_ids=ids, use_cache=False).logits
+            for one, rows in zip(group, logits, strict=True):
+                yield rows[one.start : len(one.token_ids)].float()
+            del logits, rows  # before the next ones are computed
+
+
+def verify_model(
+    exported: str | Path,
+    base: str | Path,
+    adapter: LoraRequest,
+    texts: VerificationTexts,
+    *,
+    quantization: BitsAndBytesConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Compares an exported model with an adapter on its base, both in float32.
+
+    Args:
+        exported: The exported model's folder.
+        base: The base's folder.
+        adapter: The adapter or the blend.
+        texts: What both read.
+        quantization: How the base is stored in the reference, for an export that is to match the adapter there.
+        progress: As for `compare_logits`.
+
+    Raises:
+        ConfigError: A folder holds no causal language model.
+        AdapterIncompatibleError: The adapter does not fit the base.
+        ExportError: As for `compare_logits`.
+    """
+    reference = model_logits(base, texts.sequences, adapter=adapter, quantization=quantization)
+    return compare_logits(texts, reference, model_logits(exported, texts.sequences), progress=progress)
+
+
+@contextmanager
+def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from adapterhub.base.loading import LOADING_ERRORS
+    from adapterhub.base.quantized_weights import disable_weight_packing
+
+    in_memory = quantization or _is_quantized(folder)
+    what = f"The weights of {str(folder)!r} could not be converted for verification"
+    with scratch_folder(ExportError, what) as scratch:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                quantization_config=quantization,
+                device_map={"": "cpu" if in_memory else "disk"},
+                offload_folder=scratch,  # only for weights that transformers splits or joins
+                use_safetensors=True,
+            )
+        except LOADING_ERRORS as error:
+            raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
+        disable_weight_packing(model)  # which would compute in bfloat16
+        yield model.eval()
+
+
+def _is_quantized(folder: Path) -> bool:
+    try:
+        return "quantization_config" in json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"The config.json of {str(folder)!r} cannot be read: {error}") from error
+
+
+def _add(adapter: LoraRequest, model: Any) -> None:
+    """Adds an adapter's change to the output of every layer that it targets."""
+    import torch
+    from accelerate.utils.modeling import align_module_device
+
+    from adapterhub.lora.loading import load_adapter_deltas
+
+    layers = LinearLayers.of_model(model)
+    for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
+        layer = model.get_submodule(name)
+        with align_module_device(layer):
+            bias = None if getattr(layer, "bias", None) is None else layer.bias.clone()
+        layer.register_forward_hook(_adding(delta, bias))
+
+
+def _adding(delta: LoraDelta, bias: torch.Tensor | None) -> Any:
+    def hook(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        changed = output + inputs[0] @ delta.a.T @ delta.b.T
+        if delta.magnitude_scale is None:
+            return changed
+        # DoRA scales the rows of the adapted weight, and so the output without its bias.
+        constant = 0 if bias is None else bias
+        return (changed - constant) * delta.magnitude_scale + constant
+
+    return hook
+
+
+def _groups(sequences: Sequence[TokenSequence], vocabulary: int) -> Iterator[list[TokenSequence]]:
+    """Sequences, in their order, for one forward pass each."""
+    group: list[TokenSequence] = []
+    for sequence in sequences:
+        width = max(len(one.token_ids) for one in (*group, sequence))
+        if group and (len(group) + 1) * width * vocabulary > _LOGITS_IN_PASS:
+            yield group
+            group = []
+        group.append(sequence)
+    if group:
+        yield group

@@ -1,0 +1,132 @@
+"""A GGUF file as the base of a llama.cpp engine: llama.cpp's model, and what transformers makes of the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.base.loading import context_length, end_token_ids, load_tokenizer
+from adapterhub.base.locating import gguf_file, locate_base
+from adapterhub.engine.kv.cache import KVShape
+from adapterhub.errors import ConfigError, EngineError, ExportError
+from adapterhub.gguf.architectures import Architecture
+from adapterhub.llama_cpp.library import library, load_model
+
+
+@dataclass(frozen=True)
+class GgufBase:
+    """A loaded GGUF file, which belongs to one engine; it implements `EngineBase`.
+
+    Attributes:
+        name: The name or path that it was loaded by.
+        file: The GGUF file.
+        folder: The folder of its 16-bit form: settings, tokenizer, and the weights that adapters are checked against.
+        fingerprint: That of the folder, so that adapters trained on the file fit.
+        tokenizer: Its tokenizer.
+        architecture: How llama.cpp names its weights.
+        generation_config: The settings in its `generation_config.json`.
+        end_token_ids: Tokens that end an answer.
+        context_length: Maximum number of tokens of a sequence.
+        vocabulary_size: Width of its logits.
+        matmul_dtype: How most of its weights are stored, such as `"Q4_K - Medium"`.
+        llama_model: llama.cpp's model.
+    """
+
+    name: str
+    file: Path
+    folder: Path
+    fingerprint: BaseFingerprint
+    tokenizer: Any
+    architecture: Architecture
+    generation_config: dict[str, Any]
+    end_token_ids: frozenset[int]
+    context_length: int
+    vocabulary_size: int
+    matmul_dtype: str
+    llama_model: Any
+    model = None
+    compute_dtype = torch.float32
+    device = torch.device("cpu")
+
+    @property
+    def linear_layers(self) -> LinearLayers:
+        """The linear layers of transformers' model of the same weights."""
+        return self.architecture.layers
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        """Memory of one token's keys and values, which llama.cpp keeps in float16."""
+        return KVShape.of(self.architecture.config, torch.float16, self.device).bytes_per_token
+
+
+def load_gguf_base(name: str | Path, *, device: str = "auto") -> GgufBase:
+    """Loads a GGUF file through llama.cpp.
+
+    Its 16-bit form is written once, into the cache, as for every GGUF base: adapters are compared with it.
+
+    Args:
+        name: A GGUF file, or `"adapterhub-demo-real"`.
+        device: `"auto"` uses a GPU if llama.cpp was built for one, `"cpu"` does not.
+
+    Raises:
+        ConfigError: There is no such file or device, the file cannot be read, or llama-cpp-python is not installed.
+        EngineError: The model is not one that can be served.
+    """
+    if device not in ("auto", "cpu"):
+        raise ConfigError(
+            f"llama.cpp does not take the device {device!r}.",
+            hint="Use 'auto' or 'cpu'; CUDA_VISIBLE_DEVICES names GPUs.",
+        )
+    file = gguf_file(name)
+    if file is None:
+        raise ConfigError(
+            f"The base {str(name)!r} is not a GGUF file, which the llama.cpp engine needs.",
+            hint="Give one, as --base x.gguf.",
+        )
+    llama, folder = library(), locate_base(name)
+    architecture = _architecture(folder)
+    tokenizer = load_tokenizer(name)
+    settings = _generation_config(folder, architecture.config)
+    model = load_model(file, use_gpu=device == "auto")
+    return GgufBase(
+        name=str(name),
+        file=file,
+        folder=folder,
+        fingerprint=BaseFingerprint.of(folder),
+        tokenizer=tokenizer,
+        architecture=architecture,
+        generation_config=settings.to_diff_dict(),
+        end_token_ids=end_token_ids(settings, tokenizer),
+        context_length=min(
+            context_length(architecture.config, tokenizer), llama.llama_model_n_ctx_train(model)
+        ),
+        vocabulary_size=llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)),
+        matmul_dtype=llama.llama_ftype_name(llama.llama_model_ftype(model))
+        .decode()
+        .removeprefix("(guessed) "),
+        llama_model=model,
+    )
+
+
+def _architecture(folder: Path) -> Architecture:
+    try:
+        return Architecture.of_folder(folder)
+    except ExportError as error:
+        raise EngineError(
+            f"The llama.cpp engine does not know how this model names its layers. {error.message}",
+            hint="Serve it with engine='transformers'.",
+        ) from error
+
+
+def _generation_config(folder: Path, config: Any) -> Any:
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig.from_model_config(config)

@@ -1,0 +1,151 @@
+"""Steps on llama.cpp: the sequences of one adapter are decoded together, and one adapter after the other.
+
+A llama.cpp context applies its adapters to every token of a batch, so a step with rows of three adapters is three
+batches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapterhub.config import EngineLimits
+from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.errors import ConfigError, EngineError, GenerationError
+from adapterhub.gguf.adapter import write_adapter
+from adapterhub.llama_cpp.base import GgufBase
+from adapterhub.llama_cpp.batch import LlamaBatch
+from adapterhub.llama_cpp.kv import MAX_PROMPTS, MAX_SEQUENCES, LlamaKVCache, LlamaPromptCache, remove
+from adapterhub.llama_cpp.library import library, load_adapter, reported_error
+from adapterhub.lora.delta import LoraDelta
+
+_PROMPT_CACHE_SHARE = 4  # a quarter of the memory for keys and values
+
+
+class LlamaCppRunner:
+    """Runs steps on a GGUF base; see `Runner`.
+
+    Args:
+        base: From `load_gguf_base`; the runner owns its model from then on, and frees it.
+        limits: Maximum sizes.
+
+    Raises:
+        ConfigError: `max_batch_size` is above what llama.cpp allows.
+    """
+
+    def __init__(self, base: GgufBase, limits: EngineLimits) -> None:
+        if limits.max_batch_size + MAX_PROMPTS > MAX_SEQUENCES:
+            raise ConfigError(
+                f"max_batch_size={limits.max_batch_size} is more than llama.cpp's {MAX_SEQUENCES - MAX_PROMPTS}."
+            )
+        self._base, self._limits = base, limits
+        self._model, self._context, self._memory = base.llama_model, None, None
+        self._batch = LlamaBatch(limits.max_num_batched_tokens)
+        self._adapters: dict[int, tuple[Any, int]] = {}  # LoRA slot -> llama.cpp's adapter, its bytes
+        self._current: int | None = None  # the LoRA slot whose adapter the context applies
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapters in LoRA slots."""
+        return sum(size for _, size in list(self._adapters.values()))
+
+    def make_caches(self, max_bytes: int) -> tuple[LlamaKVCache, LlamaPromptCache]:
+        """Makes llama.cpp's context, which allocates all keys and values; see `Runner.make_caches`."""
+        per_token, rows = self._base.kv_bytes_per_token, self._limits.max_batch_size
+        tokens = min(max_bytes // per_token, 2 * rows * self._base.context_length)
+        llama = library()
+        settings = llama.llama_context_default_params()
+        settings.n_ctx, settings.kv_unified = tokens, True
+        settings.n_seq_max = rows + MAX_PROMPTS
+        settings.n_batch = self._limits.max_num_batched_tokens
+        settings.n_ubatch = min(settings.n_ubatch, settings.n_batch)
+        settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
+        self._context = llama.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise EngineError(
+                f"llama.cpp cannot make room for the keys and values of {tokens} tokens: {reported_error()}.",
+                hint="Lower kv_cache_mib.",
+            )
+        self._memory = llama.llama_get_memory(self._context)
+        prompt_tokens = tokens // _PROMPT_CACHE_SHARE
+        return (
+            LlamaKVCache(self._memory, tokens - prompt_tokens, rows, per_token),
+            LlamaPromptCache(self._memory, prompt_tokens, rows, per_token),
+        )
+
+    def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
+        """Computes the next tokens of some sequences; see `Runner.step`."""
+        wanted = [index for index, sequence in enumerate(sequences) if sequence.needs_logits]
+        row_of = {index: row for row, index in enumerate(wanted)}
+        logits = torch.empty(len(wanted), self._base.vocabulary_size)
+        for lora_slot, members in self._groups(sequences):
+            self._apply(lora_slot)
+            rows = [row_of[index] for index in members if index in row_of]
+            self._decode([sequences[index] for index in members], logits, rows)
+        for sequence in sequences:
+            sequence.kv_slot.length += len(sequence.token_ids)
+        return logits
+
+    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+        """Puts the weights of an adapter into a LoRA slot: llama.cpp reads them from a file that has no name."""
+        self.clear_adapter(slot)
+        with tempfile.TemporaryFile() as file:
+            write_adapter(file, self._base.architecture, deltas)
+            self._adapters[slot] = (load_adapter(self._model, file), file.tell())
+
+    def clear_adapter(self, slot: int) -> None:
+        """Empties a LoRA slot."""
+        if slot in self._adapters:
+            if self._current == slot:
+                self._apply(None)
+            library().llama_adapter_lora_free(self._adapters.pop(slot)[0])
+
+    def close(self) -> None:
+        """Frees the context, the adapters and the model; may be called twice."""
+        llama = library()
+        if self._context:
+            llama.llama_free(self._context)
+        if self._model:
+            llama.llama_model_free(self._model)  # and its adapters
+        self._adapters.clear()
+        self._model = self._context = self._memory = None
+
+    def _groups(self, sequences: Sequence[ScheduledSequence]) -> list[tuple[int | None, list[int]]]:
+        """The sequences by LoRA slot. The adapter of the last batch comes first: a change costs llama.cpp a graph."""
+        groups: dict[int | None, list[int]] = {}
+        for index, sequence in enumerate(sequences):
+            groups.setdefault(sequence.lora_slot, []).append(index)
+        return sorted(groups.items(), key=lambda group: group[0] != self._current)
+
+    def _apply(self, lora_slot: int | None) -> None:
+        if lora_slot == self._current:
+            return
+        llama = library()
+        if lora_slot is None:
+            llama.llama_set_adapters_lora(self._context, None, 0, None)
+        else:
+            adapters = (llama.llama_adapter_lora_p_ctypes * 1)(self._adapters[lora_slot][0])
+            llama.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
+        self._current = lora_slot
+
+    def _decode(self, group: Sequence[ScheduledSequence], logits: torch.Tensor, rows: Sequence[int]) -> None:
+        """Computes one batch, and puts its logits into rows of a tensor."""
+        llama = library()
+        self._batch.clear()
+        for one in group:
+            slot = one.kv_slot
+            if slot.stored > slot.length:
+                remove(self._memory, slot.seq_id, slot.length)
+            slot.stored = slot.length + len(one.token_ids)
+            self._batch.add(slot.seq_id, slot.length, one.token_ids, needs_logits=one.needs_logits)
+        if code := llama.llama_decode(self._context, self._batch.native):
+            raise GenerationError(f"llama.cpp could not compute a step (code {code}): {reported_error()}.")
+        if rows:
+            computed = llama.llama_get_logits(self._context)
+            values = np.ctypeslib.as_array(computed, (len(rows), logits.shape[1]))
+            logits[list(rows)] = torch.from_numpy(values)

@@ -1,0 +1,71 @@
+"""`adapterhub export`, run as a person would."""
+
+from pathlib import Path
+
+from adapterhub.peft_format import WEIGHTS_FILE
+from tests.tiny import make_adapter
+
+
+class TestPeft:
+    def test_it_writes_a_folder_and_says_what_is_in_it(self, run, tmp_path: Path, tiny_adapters):
+        shown = run("export", "json", tmp_path / "out", "--format", "peft")
+        assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
+        assert "json@1: rank 4, " in shown.err
+        written = (tmp_path / "out" / WEIGHTS_FILE).read_bytes()
+        assert written == (tiny_adapters["json"] / WEIGHTS_FILE).read_bytes()
+
+    def test_json_has_the_report(self, run, tmp_path: Path):
+        options = ("--format", "peft", "--rank", 2, "--max-error", 1, "--json")
+        report = run("export", "json:0.6+code:0.4", tmp_path / "out", *options).json
+        assert (report["adapter"], report["rank"]) == ("json@1:0.6+code@1:0.4", 2)
+        assert 0 < report["error"] < report["worst_error"] < 1
+        shown = run("export", "json:0.6+code:0.4", tmp_path / "again", *options[:-1])
+        assert f"differs from the adapter's by {report['error']:.2%}" in shown.err
+
+    def test_what_differs_too_much_is_not_written(self, run, tmp_path: Path):
+        options = ("--format", "peft", "--rank", 1, "--max-error", 0.01)
+        shown = run("export", "json", tmp_path / "out", *options)
+        assert (shown.code, "would differ from json@1" in shown.err) == (1, True)
+        assert not (tmp_path / "out").exists()
+
+    def test_the_base_is_taken_from_the_option(self, own, tmp_path: Path, tiny_base, tiny_adapters):
+        own("add", "json", make_adapter(tmp_path / "dora", tiny_base, use_dora=True))
+        options = ("--format", "peft", "--dora", "svd", "--rank", 64)
+        refused = own("export", "json", tmp_path / "out", *options, "--base", tmp_path / "nothing")
+        assert (refused.code, "nothing" in refused.err) == (1, True)
+        assert own("export", "json", tmp_path / "out", *options, "--base", tiny_base).code == 0
+
+    def test_a_folder_in_use_is_refused(self, run, tmp_path: Path):
+        (tmp_path / "file").touch()
+        refused = run("export", "json", tmp_path, "--format", "peft")
+        assert (refused.code, "not empty" in refused.err) == (1, True)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class TestMlx:
+    def test_it_writes_mlx_lms_files(self, run, tmp_path: Path):
+        shown = run("export", "json", tmp_path / "out", "--format", "mlx", "--rank", 2, "--max-error", 1)
+        assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
+        assert "json@1: rank 2, " in shown.err
+        assert (tmp_path / "out" / "adapters.safetensors").is_file()
+
+    def test_an_option_of_another_format_is_wrong_usage(self, run, tmp_path: Path):
+        shown = run("export", "json", tmp_path / "out", "--format", "mlx", "--plain")
+        assert (shown.code, "--plain is not an option of --format mlx" in shown.err) == (2, True)
+
+
+def test_an_adapter_alone_as_gguf(run, tmp_path: Path):
+    shown = run("export", "json", tmp_path / "out", "--format", "gguf-adapter")
+    assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
+    assert "json@1: rank 4, " in shown.err
+    assert (tmp_path / "out" / "adapter-f32.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_an_unknown_adapter_gets_a_suggestion(run, tmp_path: Path):
+    shown = run("export", "jsn", tmp_path / "out", "--format", "peft")
+    assert (shown.code, "Did you mean 'json'?" in shown.err) == (1, True)
+
+
+def test_a_format_is_needed(run, tmp_path: Path):
+    shown = run("export", "json", tmp_path / "out")
+    assert (shown.code, "--format" in shown.err) == (2, True)
