@@ -186,9 +186,7 @@ def render(
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        return _render_chat(
-            (style.tool_template if tools else None) or style.template, known, max_characters
-        )
+        return _render_chat((style.tool_template if tools else None) or style.template, known, max_characters)
     if tools:
         raise InvalidRequestError(
             "Tools can only be shown to a base through a chat template, and there is none.",
