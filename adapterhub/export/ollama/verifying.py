@@ -31,7 +31,7 @@ def verify_template(source: PromptSource, template: OllamaTemplate, *, without: 
     Args:
         source: The prompt format.
         template: The template.
-        without: The text at the beginning of prompts that the template leaves out.
+        without: The text that prompts begin with and the template leaves out.
 
     Returns:
         The number of conversations; those that the prompt format refuses are not counted.
