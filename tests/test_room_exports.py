@@ -49,6 +49,10 @@ EXPORTED = {
         "write_report",
     },
     "export": {
+        "GgufExport",
+        "GgufFile",
+        "GgufAdapterExport",
+        "export_gguf_adapter",
         "LoraForm",
         "MergeComparison",
         "MergeReport",
@@ -57,6 +61,7 @@ EXPORTED = {
         "RoundTrip",
         "adapter_folders",
         "compare_merged",
+        "export_gguf",
         "export_mlx",
         "export_peft",
         "export_vllm",

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
+    from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
+    from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.mlx import export_mlx
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from adapterhub.export.vllm import VllmAdapter, VllmExport, export_vllm
 
 __all__ = [
+    "GgufAdapterExport",
+    "GgufExport",
+    "GgufFile",
     "LoraForm",
     "MergeComparison",
     "MergeReport",
@@ -28,6 +33,8 @@ __all__ = [
     "VllmExport",
     "adapter_folders",
     "compare_merged",
+    "export_gguf",
+    "export_gguf_adapter",
     "export_mlx",
     "export_peft",
     "export_vllm",
@@ -38,6 +45,11 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "GgufExport": "adapterhub.export.gguf",
+        "GgufFile": "adapterhub.export.gguf",
+        "export_gguf": "adapterhub.export.gguf",
+        "GgufAdapterExport": "adapterhub.export.gguf_adapter",
+        "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
         "LoraForm": "adapterhub.export.lora_form",
