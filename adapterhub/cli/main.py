@@ -21,6 +21,7 @@ from adapterhub.cli.convert_gguf import convert_gguf
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.export import export
+from adapterhub.cli.export_vllm import export_vllm
 from adapterhub.cli.finetune import finetune
 from adapterhub.cli.merge import merge
 from adapterhub.cli.options import SuggestingGroup
@@ -87,6 +88,7 @@ for command in (
     blend,
     merge,
     export,
+    export_vllm,
     convert_gguf,
 ):
     cli.add_command(command)
