@@ -177,7 +177,9 @@ class _Job:
         tokenizer = self._tokenizer(model, architecture) if architecture else None
         files = []
         for name, file_type in self._written(folder, model, tokenizer, progress):
-            files.append(self._checked(folder / name, file_type, model, tokenizer, texts, progress))
+            checked = self._checked(folder / name, file_type, model, tokenizer, texts, progress)
+            if name != _SOURCE:
+                files.append(checked)
         for left in (folder / _MERGED, folder / _SOURCE):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         notes = tuple(_notes(architecture, tokenizer, files)) if architecture and tokenizer else ()
@@ -223,7 +225,10 @@ class _Job:
     def _written(
         self, folder: Path, model: Path, tokenizer: GgufTokenizer | None, progress: Progress
     ) -> Iterator[tuple[str, str]]:
-        """Writes the files, and yields the name and the type of each as soon as it is there."""
+        """Writes the files, and yields the name and the type of each as soon as it is there.
+
+        The one that others are made of comes before them, also if it does not stay.
+        """
 
         def write(name: str, file_type: str) -> str:
             if tokenizer is None:
@@ -248,8 +253,10 @@ class _Job:
             if file_type in direct:
                 write(name, file_type)
             else:
-                sixteen = next((one for one in ("bf16", "f16", "f32") if one in self.types), None)
-                source = source or (f"model-{sixteen}.gguf" if sixteen else write(_SOURCE, "f16"))
+                kept = next((one for one in ("bf16", "f16", "f32") if one in self.types), None)
+                if source is None and kept is None:
+                    yield write(_SOURCE, "f16"), "f16"
+                source = f"model-{kept}.gguf" if kept else _SOURCE
                 progress(0, 1, f"llama.cpp quantises to {file_type}")
                 self._quantize(folder / source, folder / name, file_type)
             yield name, file_type
