@@ -48,23 +48,17 @@ class OllamaTemplate:
     roles: tuple[str, ...]
 
 
-def derive_template(source: PromptSource, *, tools: bool = True, without: str = "") -> OllamaTemplate:
+def derive_template(source: PromptSource, *, tools: bool = True) -> OllamaTemplate:
     """Derives the template; it is not verified yet.
 
     Args:
         source: The prompt format.
         tools: Whether to include tools where the format has them.
-        without: A text that the prompt begins with and the template leaves out: the token that the tokenizer adds.
 
     Raises:
         ExportError: The format cannot be expressed.
     """
-    found = probe(source, tools=tools)
-    texts = {
-        key: text.removeprefix(without) if key.previous == "start" else text
-        for key, text in found.texts.items()
-    }
-    return _Derivation(found, texts).template()
+    return _Derivation(probe(source, tools=tools)).template()
 
 
 @dataclass(frozen=True)
@@ -89,15 +83,15 @@ class _Calls:
 
 
 class _Derivation:
-    def __init__(self, found: ProbedFormat, texts: Mapping[Key, str]) -> None:
-        self._found, self._texts = found, dict(texts)
-        self._has_calls = any(key.kind == "name" for key in texts)
-        self._after = {role: _common_end(self._of(previous=role)) for role in _ROLES}
+    def __init__(self, found: ProbedFormat) -> None:
+        self._found, self._of = found, found.at
+        self._has_calls = bool(found.at(kind="name"))
+        self._after = {role: _common_end(found.at(previous=role)) for role in _ROLES}
         self._item_end, self._calls_end = self._ends_of_calls()
         self._before = self._texts_before()
 
     def template(self) -> OllamaTemplate:
-        roles = tuple(role for role in _ROLES if any(key.kind == role for key in self._texts))
+        roles = tuple(role for role in _ROLES if self._found.at(kind=role))
         branches = "".join(
             f'{{{{ {"else if" if number else "if"} eq .Role "{role}" }}}}{self._message(role)}'
             for number, role in enumerate(roles)
@@ -117,13 +111,6 @@ class _Derivation:
             self._after["assistant"],
             roles,
         )
-
-    def _of(self, previous: str | None = None, kind: str | None = None) -> dict[Key, str]:
-        return {
-            key: text
-            for key, text in self._texts.items()
-            if previous in (None, key.previous) and kind in (None, key.kind)
-        }
 
     def _message(self, role: str) -> str:
         after = literal(self._after[role])
@@ -210,7 +197,7 @@ class _Derivation:
     def _texts_before(self) -> dict[str, dict[Key, str]]:
         """Kind -> the texts before it, without what ends the message before."""
         before: dict[str, dict[Key, str]] = {}
-        for key, text in self._texts.items():
+        for key, text in self._found.texts.items():
             previous, end = key.previous, self._after.get(key.previous, "")
             if previous == "arguments" and key.kind != "name":
                 previous, end = "assistant", self._item_end + self._calls_end + end

@@ -76,5 +76,5 @@ FAMILIES = {
 }
 
 
-def prompt_source(family: str) -> PromptSource:
-    return PromptSource(choose_style(FAMILIES[family]), SPECIAL_TOKENS)
+def prompt_source(family: str, added: str = "") -> PromptSource:
+    return PromptSource(choose_style(FAMILIES[family]), SPECIAL_TOKENS, added)
