@@ -1,4 +1,4 @@
-"""How Ollama finds calls and reasoning in answers: by texts in the template, which therefore have to stand where it looks.
+"""Ollama finds calls and reasoning in answers by texts in the template, which have to stand where it looks.
 
 https://github.com/ollama/ollama/blob/main/tools/template.go and thinking/template.go
 """
@@ -55,7 +55,9 @@ def test_the_first_text_after_the_test_for_calls_is_what_calls_begin_with(family
 
 def test_reasoning_stands_between_its_tags():
     nodes = parse(derive_template(prompt_source("qwen3")).text).nodes
-    found = next(one for one in branches(nodes) if one.kind == "if" and "Thinking" in str(one.body[1:2]))
+    [found] = [
+        one for one in branches(nodes) if "Thinking" in "".join(map(str, one.body[1:2])) and one.body[2:]
+    ]
     first, _, last = found.body
     assert isinstance(first, Text)
     assert isinstance(last, Text)
