@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
+    from adapterhub.export.push import Push, PushedFile, push_adapter, push_folder
     from adapterhub.export.round_trip import RoundTrip
     from adapterhub.export.vllm import VllmAdapter, VllmExport, export_vllm
 
@@ -30,6 +31,8 @@ __all__ = [
     "MergeReport",
     "MergedAdapter",
     "PeftExport",
+    "Push",
+    "PushedFile",
     "RoundTrip",
     "VllmAdapter",
     "VllmExport",
@@ -42,6 +45,8 @@ __all__ = [
     "export_vllm",
     "merge_adapter",
     "merged_agreement",
+    "push_adapter",
+    "push_folder",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -57,6 +62,10 @@ __getattr__, __dir__ = lazy_exports(
         "LlamaCppCheckout": "adapterhub.export.llama_cpp_checkout",
         "LoraForm": "adapterhub.export.lora_form",
         "MergedAdapter": "adapterhub.export.merge",
+        "Push": "adapterhub.export.push",
+        "PushedFile": "adapterhub.export.push",
+        "push_adapter": "adapterhub.export.push",
+        "push_folder": "adapterhub.export.push",
         "RoundTrip": "adapterhub.export.round_trip",
         "adapter_folders": "adapterhub.export.adapter_part",
         "PeftExport": "adapterhub.export.peft_folder",
