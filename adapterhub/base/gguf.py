@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 
 SUFFIX = ".gguf"
 
-_VERSION = 1
+_VERSION = 2
 """Counts changes of what is written, so that an older form is not used."""
+_NAME = re.compile(r".+-[0-9a-f]{16}", re.DOTALL)
+_FILE = ".gguf"
+"""In a converted folder: the path of its GGUF file."""
 # llama.cpp's names of ways to split text before byte-level merges, which transformers does not know.
 _SPLIT_BY_GPT2 = ("default", "gpt-2", "phi-2", "mpt", "olmo")
 _SPLIT_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell")
@@ -49,7 +54,7 @@ def gguf_folder(file: Path) -> Path:
 
     A file of 16 or 32 bits keeps its dtype; a quantised one is stored as bfloat16. The conversion holds the model in
     memory in that dtype. The folder is in `ADAPTERHUB_CACHE`, or else in the user's cache folder. A file that changes
-    is converted again.
+    is converted again, and a conversion removes those of files that have changed or are gone.
 
     Args:
         file: The file. One of several parts is not enough.
@@ -62,23 +67,46 @@ def gguf_folder(file: Path) -> Path:
 
     what = f"The GGUF file {str(file)!r} could not be converted"
     with os_errors_as(ConfigError, what):
-        folder = cache_folder("gguf") / f"{file.stem}-{_stamp(file)}"
+        folder = cache_folder("gguf") / _folder_name(file)
         if folder.is_dir():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
+        with FileLock(_lock(folder)):
             if not folder.is_dir():
                 with new_folder(folder) as temporary:
                     _convert(file.resolve(), temporary)
+                    (temporary / _FILE).write_bytes(os.fsencode(file.absolute()))
+                _remove_outdated(folder.parent)
     return folder
 
 
-def _stamp(file: Path) -> str:
-    """What shows that a file is another one. Hashing gigabytes at each start would take longer than loading them."""
+def _folder_name(file: Path) -> str:
+    """A name that another file does not have. Hashing gigabytes at each start would take longer than loading them."""
     path = file.resolve(strict=True)
     stat = path.stat()
     content = f"{_VERSION} {path} {stat.st_size} {stat.st_mtime_ns}"
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return f"{file.stem}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _remove_outdated(cache: Path) -> None:
+    """Removes the conversions that no file leads to: it has changed or is gone, or an older version made them."""
+    for folder in cache.iterdir():
+        if _NAME.fullmatch(folder.name) and folder.is_dir() and not _is_current(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            _lock(folder).unlink(missing_ok=True)
+
+
+def _is_current(folder: Path) -> bool:
+    try:
+        return _folder_name(Path(os.fsdecode((folder / _FILE).read_bytes()))) == folder.name
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):  # it may be there
+        return True
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,27 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, tiny
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert locate_base(str(own)) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    before = BaseFingerprint.of(folder).digest
     make_gguf(own, make_base(tmp_path / "other", seed=9))
     os.utime(own, ns=(written + 10**9, written + 10**9))
-    assert BaseFingerprint.of(locate_base(own)).digest != BaseFingerprint.of(folder).digest
+    assert BaseFingerprint.of(locate_base(own)).digest != before
+
+
+def test_a_conversion_removes_those_that_no_file_leads_to(tmp_path: Path, file: Path, cache: Path):
+    files = {name: tmp_path / f"{name}.gguf" for name in ("kept", "changed", "gone", "new")}
+    for name in ("kept", "changed", "gone"):
+        files[name].write_bytes(file.read_bytes())
+    folders = {name: locate_base(files[name]) for name in ("kept", "changed", "gone")}
+    (cache / "of-an-older-version-0123456789abcdef").mkdir()
+    (cache / "notes").mkdir()
+    files["changed"].touch()
+    files["gone"].rename(files["new"])
+    folders["new"] = locate_base(files["new"])
+    assert {path.name for path in cache.iterdir() if path.is_dir()} == {
+        "notes", folders["kept"].name, folders["new"].name
+    }  # fmt: skip
+    assert {path.stem for path in cache.glob("*.lock")} == {folders["kept"].name, folders["new"].name}
+    assert BaseFingerprint.of(folders["kept"]) == BaseFingerprint.of(folders["new"])
 
 
 ROPE = {
