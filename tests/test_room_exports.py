@@ -49,6 +49,8 @@ EXPORTED = {
         "write_report",
     },
     "export": {
+        "GgufAdapterExport",
+        "export_gguf_adapter",
         "LoraForm",
         "MergeComparison",
         "MergeReport",

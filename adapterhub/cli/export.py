@@ -96,10 +96,21 @@ def _error(report: PeftExport) -> str:
     )
 
 
+def _gguf_adapter(wanted: Wanted) -> tuple[DataclassInstance, str]:
+    from adapterhub.base.locating import locate_base
+    from adapterhub.export import export_gguf_adapter
+
+    base = wanted.options.get("base")
+    folder = locate_base(base) if base else None
+    report = export_gguf_adapter(wanted.registry, wanted.name, wanted.out, base_folder=folder)
+    return report, f"{report.adapter}: rank {report.rank}, {report.size_bytes:,} bytes."
+
+
 _LORA_OPTIONS = frozenset({"plain", "rank", "dora", "max_error", "base"})
 FORMATS = {
     "peft": Format(_peft, _LORA_OPTIONS),
     "mlx": Format(_mlx, _LORA_OPTIONS - {"plain"}),
+    "gguf-adapter": Format(_gguf_adapter, frozenset({"base"})),
 }
 
 
@@ -111,7 +122,8 @@ FORMATS = {
     "kind",
     type=click.Choice(list(FORMATS)),
     required=True,
-    help="peft: a folder that PEFT, vLLM and others load. mlx: an adapter of mlx-lm.",
+    help="peft: a folder that PEFT, vLLM and others load. mlx: an adapter of mlx-lm. "
+    "gguf-adapter: an adapter of llama.cpp, to be used with a GGUF file of its base.",
 )
 @click.option(
     "--plain",

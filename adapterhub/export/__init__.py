@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
+    from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.mlx import export_mlx
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.export.round_trip import RoundTrip
 
 __all__ = [
+    "GgufAdapterExport",
     "LoraForm",
     "MergeComparison",
     "MergeReport",
@@ -25,6 +27,7 @@ __all__ = [
     "RoundTrip",
     "adapter_folders",
     "compare_merged",
+    "export_gguf_adapter",
     "export_mlx",
     "export_peft",
     "merge_adapter",
@@ -34,6 +37,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "GgufAdapterExport": "adapterhub.export.gguf_adapter",
+        "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
         "LoraForm": "adapterhub.export.lora_form",

@@ -25,7 +25,11 @@ _MLX_USAGE = """\
 ```sh
 mlx_lm.generate --model {base} --adapter-path FOLDER --prompt "..."
 ```"""
-USAGE = {"peft": _PEFT_USAGE, "mlx": _MLX_USAGE}
+_LLAMA_CPP_USAGE = """\
+```sh
+llama-cli -m BASE.gguf --lora adapter-f32.gguf    # a GGUF file of {base}
+```"""
+USAGE = {"peft": _PEFT_USAGE, "mlx": _MLX_USAGE, "llama.cpp": _LLAMA_CPP_USAGE}
 """The library that loads an adapter -> how."""
 
 

@@ -54,6 +54,13 @@ class TestMlx:
         assert (shown.code, "--plain is not an option of --format mlx" in shown.err) == (2, True)
 
 
+def test_an_adapter_alone_as_gguf(run, tmp_path: Path):
+    shown = run("export", "json", tmp_path / "out", "--format", "gguf-adapter")
+    assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
+    assert "json@1: rank 4, " in shown.err
+    assert (tmp_path / "out" / "adapter-f32.gguf").read_bytes()[:4] == b"GGUF"
+
+
 def test_an_unknown_adapter_gets_a_suggestion(run, tmp_path: Path):
     shown = run("export", "jsn", tmp_path / "out", "--format", "peft")
     assert (shown.code, "Did you mean 'json'?" in shown.err) == (1, True)
