@@ -8,30 +8,31 @@ from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
-    from adapterhub.export.agreement import merged_agreement
-    from adapterhub.export.comparison import MergeComparison, compare_merged
     from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
+    from adapterhub.export.merge_verification import MergeVerification, MergeVerifier
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.round_trip import RoundTrip
+    from adapterhub.export.verification import Verification, VerificationBound
 
 __all__ = [
     "GgufAdapterExport",
     "LoraForm",
-    "MergeComparison",
     "MergeReport",
+    "MergeVerification",
+    "MergeVerifier",
     "MergedAdapter",
     "PeftExport",
     "RoundTrip",
+    "Verification",
+    "VerificationBound",
     "adapter_folders",
-    "compare_merged",
     "export_gguf_adapter",
     "export_mlx",
     "export_peft",
     "merge_adapter",
-    "merged_agreement",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -39,17 +40,18 @@ __getattr__, __dir__ = lazy_exports(
     {
         "GgufAdapterExport": "adapterhub.export.gguf_adapter",
         "export_gguf_adapter": "adapterhub.export.gguf_adapter",
-        "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
         "LoraForm": "adapterhub.export.lora_form",
+        "MergeVerification": "adapterhub.export.merge_verification",
+        "MergeVerifier": "adapterhub.export.merge_verification",
         "MergedAdapter": "adapterhub.export.merge",
         "RoundTrip": "adapterhub.export.round_trip",
+        "Verification": "adapterhub.export.verification",
+        "VerificationBound": "adapterhub.export.verification",
         "adapter_folders": "adapterhub.export.adapter_part",
         "PeftExport": "adapterhub.export.peft_folder",
-        "compare_merged": "adapterhub.export.comparison",
         "export_mlx": "adapterhub.export.mlx",
         "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
-        "merged_agreement": "adapterhub.export.agreement",
     },
 )

@@ -41,6 +41,15 @@ class MergeVerification:
     merged: Verification
     without_exact: Verification | None = None
 
+    def __str__(self) -> str:
+        told = f"Compared with the adapter on the weights that it was merged into, on {self.merged}."
+        if self.without_exact is None:
+            return told
+        return (
+            f"{told}\n\nThe adapter was trained on a base in 4 bits. From that a merge into the base's own weights "
+            f"differs by the quantisation, on {self.without_exact}."
+        )
+
 
 @dataclass(frozen=True)
 class MergeVerifier:

@@ -82,7 +82,7 @@ class Verification:
 
     def __str__(self) -> str:
         return (
-            f"{self.tokens:,} predictions on {self.texts}: KL divergence {self.kl_divergence:.1e} nats; perplexity "
+            f"{self.tokens:,} tokens of {self.texts}: KL divergence {self.kl_divergence:.1e} nats; perplexity "
             f"{self.perplexity:.4f}, the reference's {self.reference_perplexity:.4f} ({self.perplexity_change:+.2%}); "
             f"{self.top1_agreement:.1%} of the most probable tokens are the same; the largest difference of a logit "
             f"is {self.max_logit_difference:.2g}"
@@ -109,15 +109,15 @@ class VerificationBound:
         )
         if not within:
             raise ExportError(
-                f"The export does not predict as the adapter on its base does: {found}. Allowed are a KL divergence "
+                f"The export does not predict as its reference does, on {found}. Allowed is a KL divergence "
                 f"of {self.kl_divergence:g} nats and a change of the perplexity by {self.perplexity_change:g}.",
-                hint="Export to a dtype or type with more bits; without verification it is written as it is.",
+                hint="Choose more bits, or another form; without verification it is kept as it is.",
             )
 
 
 MERGE_BOUNDS: Mapping[str, VerificationBound] = {
-    "F32": VerificationBound(kl_divergence=1e-6, perplexity_change=5e-4),
-    "F16": VerificationBound(kl_divergence=1e-3, perplexity_change=5e-3),
+    "F32": VerificationBound(kl_divergence=1e-5, perplexity_change=5e-4),
+    "F16": VerificationBound(kl_divergence=1e-4, perplexity_change=5e-3),
     "BF16": VerificationBound(kl_divergence=1e-3, perplexity_change=5e-3),
 }
 """Bounds of a merge by the dtype of its weights, in safetensors' notation: what rounding them once may do."""
