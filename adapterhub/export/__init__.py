@@ -8,6 +8,7 @@ from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
+    from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
     from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.round_trip import RoundTrip
     from adapterhub.export.verification import Verification, VerificationBound
+    from adapterhub.export.vllm import VllmAdapter, VllmExport, export_vllm
 
 __all__ = [
     "GgufAdapterExport",
+    "GgufExport",
+    "GgufFile",
     "LoraForm",
     "MergeReport",
     "MergeVerification",
@@ -28,16 +32,23 @@ __all__ = [
     "RoundTrip",
     "Verification",
     "VerificationBound",
+    "VllmAdapter",
+    "VllmExport",
     "adapter_folders",
+    "export_gguf",
     "export_gguf_adapter",
     "export_mlx",
     "export_peft",
+    "export_vllm",
     "merge_adapter",
 ]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "GgufExport": "adapterhub.export.gguf",
+        "GgufFile": "adapterhub.export.gguf",
+        "export_gguf": "adapterhub.export.gguf",
         "GgufAdapterExport": "adapterhub.export.gguf_adapter",
         "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeReport": "adapterhub.export.merge",
@@ -51,6 +62,9 @@ __getattr__, __dir__ = lazy_exports(
         "adapter_folders": "adapterhub.export.adapter_part",
         "PeftExport": "adapterhub.export.peft_folder",
         "export_mlx": "adapterhub.export.mlx",
+        "VllmAdapter": "adapterhub.export.vllm",
+        "VllmExport": "adapterhub.export.vllm",
+        "export_vllm": "adapterhub.export.vllm",
         "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
     },

@@ -189,7 +189,7 @@ class AdapterSum:
 
     @property
     def request(self) -> LoraRequest:
-        """What loads it, or the exact sum of its parts."""
+        """What computes with it on the base as it stands."""
         stored = [
             (StoredLoraRequest(part.ref, part.info.digest, part.folder), part.weight) for part in self.parts
         ]
