@@ -546,6 +546,12 @@ class TestMerge:
         assert merged_agreement(exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS) == 1
         assert merged_agreement(exact.engine, exact.registry, "code", tmp_path / "merged", self.PROMPTS) == 0
 
+    def test_a_blend_is_merged_with_the_options(self, exact, tmp_path):
+        report = exact.merge("json:0.6+code:0.4", tmp_path / "merged", dtype="float16")
+        assert (report.adapter, report.dtypes) == ("json@1:0.6+code@1:0.4", ("F16",))
+        blend = "json:0.6+code:0.4"
+        assert merged_agreement(exact.engine, exact.registry, blend, tmp_path / "merged", self.PROMPTS) == 1
+
     @pytest.mark.parametrize(
         ("given", "on_card", "expected"), [("v2", "v1", "v2"), (None, "v1", "v1"), (None, None, None)]
     )

@@ -12,6 +12,7 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
+from adapterhub.cli.blend import blend
 from adapterhub.cli.chat import chat
 from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
@@ -20,7 +21,7 @@ from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.export import export
 from adapterhub.cli.finetune import finetune
-from adapterhub.cli.lifecycle import blend, merge
+from adapterhub.cli.merge import merge
 from adapterhub.cli.options import SuggestingGroup
 from adapterhub.cli.recipes import run_recipe
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -26,6 +26,7 @@ from adapterhub.export.merge_plan import INDEX_FILE, MergePlan
 from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import prompt_files
 from adapterhub.export.round_trip import RoundTrip, training_round_trip
+from adapterhub.export.verification import Verification
 from adapterhub.export.weight_files import shard_header, write_shard
 from adapterhub.registry.cards import CARD_FILE
 from adapterhub.registry.prompt_files import prompt_profile_of
@@ -75,6 +76,7 @@ class MergeReport:
         tensors: Number of weights in all.
         untied: Weights that share the embedding's values in the base, and are written on their own.
         size_bytes: Size of all shards.
+        verification: How far it is from the adapter on the base; None if that was not measured.
     """
 
     base: str
@@ -89,6 +91,7 @@ class MergeReport:
     tensors: int
     untied: tuple[str, ...]
     size_bytes: int
+    verification: Verification | None = None
 
 
 class MergeOptions(TypedDict, total=False):
@@ -98,6 +101,7 @@ class MergeOptions(TypedDict, total=False):
     exact: bool | RoundTrip
     max_shard_size: int | str | None
     force: bool
+    verify: Callable[[Path], Verification] | None
     progress: Callable[[int, int], None] | None
 
 
@@ -110,6 +114,7 @@ def merge_adapter(
     exact: bool | RoundTrip = False,
     max_shard_size: int | str | None = None,
     force: bool = False,
+    verify: Callable[[Path], Verification] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Merges an adapter or a blend into its base's weights on disk, as a model that transformers loads without PEFT.
@@ -128,6 +133,8 @@ def merge_adapter(
             linear layer but the output layer is quantised and dequantised first. True takes what the card records.
         max_shard_size: The largest size of a file, in bytes or as "5GB"; the base's own files if not given.
         force: Also merge into a base other than the one on the adapter's card, if the shapes fit.
+        verify: Called with the model's folder before it is renamed to `out`; its figures go into report and card, and
+            what it raises keeps the model from being written.
         progress: Called with the bytes of weights written so far and in total.
 
     Raises:
@@ -151,8 +158,7 @@ def merge_adapter(
     check_disk_space(out, merge.size_bytes)
     what = f"The merged model, {merge.size_bytes:,} bytes, could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
-        merge.write(temporary, progress or (lambda written, total: None))
-    return merge.report
+        return merge.write(temporary, progress or (lambda written, total: None), verify)
 
 
 def _round_trip(adapters: AdapterSum, exact: bool | RoundTrip) -> RoundTrip:
@@ -174,16 +180,22 @@ class _Merge:
         with os_errors_as(ConfigError, "The base cannot be read"):
             _ = self.size_bytes  # of all tensors, so it refuses what cannot be written
 
-    def write(self, out: Path, progress: Callable[[int, int], None]) -> None:
+    def write(
+        self,
+        out: Path,
+        progress: Callable[[int, int], None],
+        verify: Callable[[Path], Verification] | None,
+    ) -> MergeReport:
         digests = self._write_weights(out, progress)
         for path in _files_to_copy(self.plan.base):
             shutil.copyfile(path, out / path.name)
-        own = {**self.plan.files(), **self.prompt_files}
-        own[LINEAGE_FILE] = (json.dumps(asdict(self.report), indent=2) + "\n").encode()
-        own["README.md"] = self._model_card().encode()
-        for name, content in own.items():
+        for name, content in {**self.plan.files(), **self.prompt_files}.items():
             (out / name).write_bytes(content)
+        report = replace(self.report, verification=verify(out)) if verify else self.report
+        (out / LINEAGE_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        (out / "README.md").write_text(self._model_card(report), encoding="utf-8")
         write_checksums(out, digests)
+        return report
 
     def _write_weights(self, out: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
         """File -> digest."""
@@ -196,8 +208,7 @@ class _Merge:
 
         return {file: write_shard(out / file, tensors, wrote) for file, tensors in self.plan.shards.items()}
 
-    def _model_card(self) -> str:
-        report = self.report
+    def _model_card(self, report: MergeReport) -> str:
         details = [
             f"{report.merged} of {report.tensors} weights carry the adapter ({report.method}, rounded once to "
             f"{', '.join(report.dtypes)}). `{LINEAGE_FILE}` has the digests."
@@ -212,7 +223,14 @@ class _Merge:
                 f"The adapter changes {', '.join(map(repr, report.untied))}, which shares the embedding's weights in "
                 "the base and no longer does here: `tie_word_embeddings` is false in the config."
             )
-        return model_card(report.base, self.plan.base, self.plan.adapters, report.exact, " ".join(details))
+        sections = [" ".join(details)]
+        if report.verification:
+            sections.append(
+                f"## Verification\n\nCompared with the adapter on its base: {report.verification}."
+            )
+        return model_card(
+            report.base, self.plan.base, self.plan.adapters, report.exact, "\n\n".join(sections)
+        )
 
     @cached_property
     def prompt_files(self) -> dict[str, bytes]:

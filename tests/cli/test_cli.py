@@ -506,6 +506,28 @@ class TestMerge:
         assert "100% of the answers and 100.0% of the most probable tokens are the same; KL" in shown.err
         assert (tmp_path / "merged" / "model.safetensors").is_file()
 
+    def test_a_blend_in_a_dtype_and_files_of_a_size(self, run, tmp_path):
+        merged = run(
+            *("merge", "json:0.6+code:0.4", tmp_path / "both", "--check", 0, "--json"),
+            *("--dtype", "bfloat16", "--max-shard-size", "60KB"),
+        ).json
+        assert (merged["adapter"], merged["dtypes"]) == ("json@1:0.6+code@1:0.4", ["BF16"])
+        assert len(list((tmp_path / "both").glob("model-*.safetensors"))) > 2
+
+    def test_exact_needs_to_know_how_the_base_was_stored_in_training(self, run, tmp_path):
+        refused = run("merge", "json", tmp_path / "merged", "--check", 0, "--exact")
+        assert (refused.code, refused.out) == (1, "")
+        assert "does not say that it was trained on a base in 4 bits" in refused.err
+        told = ("--exact", "--quant-type", "nf4", "--no-double-quant")
+        merged = run("merge", "json", tmp_path / "merged", "--check", 0, "--json", *told).json
+        assert merged["exact"] == "nf4, single quantisation"
+
+    @pytest.mark.parametrize(
+        "options", [("--quant-type", "nf4"), ("--double-quant",), ("--exact", "--no-double-quant")]
+    )
+    def test_options_of_exact_need_what_they_belong_to(self, run, tmp_path, options):
+        assert run("merge", "json", tmp_path / "merged", *options).code == 2
+
     def test_without_a_check_no_model_is_loaded(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr("adapterhub.base.loading.load_base", None)
         merged = run("merge", "json", tmp_path / "merged", "--check", 0)

@@ -1,4 +1,4 @@
-"""`adapterhub blend` and `adapterhub merge`."""
+"""`adapterhub merge`."""
 
 from __future__ import annotations
 
@@ -19,50 +19,7 @@ from adapterhub.cli.options import (
 from adapterhub.cli.progress import progress
 
 if TYPE_CHECKING:
-    from adapterhub.export import MergeComparison
-    from adapterhub.registry import CardFields
-
-
-@click.command()
-@click.argument("name")
-@click.argument("parts", nargs=-1, required=True, metavar="PART:WEIGHT...", shell_complete=complete_adapter)
-@click.option(
-    "--method",
-    type=click.Choice(["cat", "svd", "linear", "ties", "dare_ties"]),
-    default="cat",
-    show_default=True,
-    help="cat: the exact sum, ranks add up. svd, linear: cut to a rank. ties, dare_ties: sparse, agreed signs.",
-)
-@click.option("--rank", type=click.IntRange(1), help="The result's rank.  [default: the parts' highest]")
-@click.option(
-    "--density", type=click.FloatRange(0, 1, min_open=True), help="ties, dare_ties: the share to keep."
-)
-@click.option("--seed", type=click.IntRange(0), help="dare_ties: seed of the random entries to drop.")
-@click.option("--description", help="What the adapter is for, in a sentence.")
-@registry_option
-@json_option
-def blend(
-    name: str,
-    parts: tuple[str, ...],
-    description: str | None,
-    registry: Path | None,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Blend adapters, each with a weight, into a new version of NAME. Loads no model.
-
-    \b
-    Examples:
-      adapterhub blend helper json:0.7 support:0.3
-      adapterhub blend helper json:0.7 support:0.3 --method svd --rank 16
-      adapterhub blend helper json@2:1 support:-0.5 --method ties --density 0.3
-    """
-    from adapterhub.lora.blending.methods import BlendSettings
-    from adapterhub.lora.blending.registering import blend_adapters
-
-    fields: CardFields = {"description": description} if description else {}
-    card = blend_adapters(open_registry(registry), name, "+".join(parts), BlendSettings(**settings), **fields)
-    output.registered(card, as_json)
+    from adapterhub.export import MergeComparison, MergeReport, RoundTrip
 
 
 @click.command()
@@ -76,6 +33,30 @@ def blend(
     help="Compare the merged model with the adapter on the unquantised base, on this many of the card's examples; "
     "0 loads no model.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="The dtype of the written weights.  [default: the base's]",
+)
+@click.option(
+    "--max-shard-size", metavar="SIZE", help="The largest file, such as 5GB.  [default: the base's own files]"
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Merge into the weights that the adapter was trained on, where training stored the base in 4 bits: quantised "
+    "and dequantised.",
+)
+@click.option(
+    "--quant-type",
+    type=click.Choice(["nf4", "fp4"]),
+    help="With --exact: bnb_4bit_quant_type in training.  [default: the card's]",
+)
+@click.option(
+    "--double-quant/--no-double-quant",
+    default=None,
+    help="With --exact: bnb_4bit_use_double_quant in training.  [default: the card's, or on]",
+)
 @click.option("--revision", help="A branch, tag or commit of the base on the hub.  [default: the card's]")
 @click.option(
     "--force", is_flag=True, help="Merge into another base than the card records, if the shapes fit."
@@ -84,41 +65,58 @@ def blend(
 @base_options
 @json_option
 def merge(
-    name: str, out: Path, check: int, force: bool, registry: Path | None, as_json: bool, **settings: Any
+    name: str,
+    out: Path,
+    check: int,
+    dtype: Any,
+    max_shard_size: str | None,
+    force: bool,
+    registry: Path | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Merge an adapter into its base's 16-bit weights and write the model to the folder OUT.
+    """Merge an adapter, or a blend, into its base's 16-bit weights and write the model to the folder OUT.
 
     The result loads with transformers alone. No live model is touched.
 
     \b
     Examples:
       adapterhub merge json ./json-merged
-      adapterhub merge json ./json-merged --check 0
+      adapterhub merge json:0.6+code:0.4 ./both --max-shard-size 5GB
+      adapterhub merge json ./json-merged --exact --check 0
     """
     from adapterhub.base.locating import locate_base
     from adapterhub.config import HubConfig
     from adapterhub.errors import ConfigError
-    from adapterhub.export import compare_merged, merge_adapter
+    from adapterhub.export import adapter_folders, compare_merged, merge_adapter
+    from adapterhub.lora.blending.resolving import resolve_adapter
 
+    exact = _exact(settings.pop("exact"), settings.pop("quant_type"), settings.pop("double_quant"))
     adapters = open_registry(registry)
-    card = adapters.resolve(name)
+    resolved = resolve_adapter(name, adapters.resolve)
+    card = resolved.main_card
     config = HubConfig.load(registry=registry, **settings)
     base = config.base or card.base.name
     if base is None:
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
     revision = config.revision or card.base.revision_of(base)
     folder = locate_base(base, revision=revision)
-    with progress(f"Merging {card.ref}") as show:
+    with progress(f"Merging {resolved.ref}") as show:
         report = merge_adapter(
             folder,
-            adapters.folder(card),
+            adapter_folders(adapters, name),
             out,
+            dtype=dtype,
+            exact=exact,
+            max_shard_size=max_shard_size,
             force=force,
             progress=lambda done, total: show(done, total, "bytes"),
         )
     if not as_json:
         output.emit(str(out))  # also if the comparison fails
-    prompts = card.routing.examples[:check]
+        _notes(report)
+    is_single = len(report.parts) == 1 and report.parts[0].weight == 1
+    prompts = card.routing.examples[:check] if is_single and not exact else ()
     comparison = None
     if prompts:
         output.note(f"Comparing with {card.ref} on the unquantised base ...")
@@ -136,6 +134,26 @@ def merge(
         output.emit_json({**asdict(report), "comparison": compared})
     elif comparison:
         output.note(_compared(comparison, card.ref))
+
+
+def _exact(exact: bool, quant_type: Any, double_quant: bool | None) -> bool | RoundTrip:
+    """The weights to merge into, from the options: the base's own, those of the card, or those that the user names."""
+    from adapterhub.export import RoundTrip
+
+    if not exact and (quant_type is not None or double_quant is not None):
+        raise click.UsageError("--quant-type and --double-quant belong to --exact.")
+    if quant_type is None and double_quant is not None:
+        raise click.UsageError("--double-quant needs --quant-type.")
+    if quant_type is None:
+        return exact
+    return RoundTrip(quant_type, double_quant is not False)
+
+
+def _notes(report: MergeReport) -> None:
+    for weight in report.untied:
+        output.note(
+            f"{weight} no longer shares the embedding's weights: the config has tie_word_embeddings off."
+        )
 
 
 def _compared(comparison: MergeComparison, adapter: str) -> str:
