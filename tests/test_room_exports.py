@@ -49,6 +49,8 @@ EXPORTED = {
         "write_report",
     },
     "export": {
+        "GgufExport",
+        "GgufFile",
         "GgufAdapterExport",
         "export_gguf_adapter",
         "LoraForm",
@@ -59,6 +61,7 @@ EXPORTED = {
         "RoundTrip",
         "adapter_folders",
         "compare_merged",
+        "export_gguf",
         "export_mlx",
         "export_peft",
         "merge_adapter",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
     from adapterhub.export.agreement import merged_agreement
     from adapterhub.export.comparison import MergeComparison, compare_merged
+    from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
     from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GgufAdapterExport",
+    "GgufExport",
+    "GgufFile",
     "LoraForm",
     "MergeComparison",
     "MergeReport",
@@ -27,6 +30,7 @@ __all__ = [
     "RoundTrip",
     "adapter_folders",
     "compare_merged",
+    "export_gguf",
     "export_gguf_adapter",
     "export_mlx",
     "export_peft",
@@ -37,6 +41,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "GgufExport": "adapterhub.export.gguf",
+        "GgufFile": "adapterhub.export.gguf",
+        "export_gguf": "adapterhub.export.gguf",
         "GgufAdapterExport": "adapterhub.export.gguf_adapter",
         "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeComparison": "adapterhub.export.comparison",
