@@ -110,7 +110,7 @@ class AdapterHub:
             registry: The folder of adapters; if not given, see `HubConfig.registry`.
             router: As for the constructor.
             **settings: Further fields of `HubConfig`, such as `quantization="nf4"`, `device="auto"`, or
-                `engine="llama.cpp"` for a GGUF file.
+                `engine="llama.cpp"`.
 
         Raises:
             ConfigError: A setting is not valid, or the base cannot be loaded or is not known.
