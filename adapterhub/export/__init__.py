@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.round_trip import RoundTrip
+    from adapterhub.export.vllm import VllmAdapter, VllmExport, export_vllm
 
 __all__ = [
     "GgufAdapterExport",
@@ -28,12 +29,15 @@ __all__ = [
     "MergedAdapter",
     "PeftExport",
     "RoundTrip",
+    "VllmAdapter",
+    "VllmExport",
     "adapter_folders",
     "compare_merged",
     "export_gguf",
     "export_gguf_adapter",
     "export_mlx",
     "export_peft",
+    "export_vllm",
     "merge_adapter",
     "merged_agreement",
 ]
@@ -55,6 +59,9 @@ __getattr__, __dir__ = lazy_exports(
         "PeftExport": "adapterhub.export.peft_folder",
         "compare_merged": "adapterhub.export.comparison",
         "export_mlx": "adapterhub.export.mlx",
+        "VllmAdapter": "adapterhub.export.vllm",
+        "VllmExport": "adapterhub.export.vllm",
+        "export_vllm": "adapterhub.export.vllm",
         "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
         "merged_agreement": "adapterhub.export.agreement",
