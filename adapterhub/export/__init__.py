@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from adapterhub.export.comparison import MergeComparison, compare_merged
     from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
     from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
+    from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
+    from adapterhub.export.push import Push, PushedFile, push_adapter, push_folder
     from adapterhub.export.round_trip import RoundTrip
     from adapterhub.export.vllm import VllmAdapter, VllmExport, export_vllm
 
@@ -23,11 +25,14 @@ __all__ = [
     "GgufAdapterExport",
     "GgufExport",
     "GgufFile",
+    "LlamaCppCheckout",
     "LoraForm",
     "MergeComparison",
     "MergeReport",
     "MergedAdapter",
     "PeftExport",
+    "Push",
+    "PushedFile",
     "RoundTrip",
     "VllmAdapter",
     "VllmExport",
@@ -40,6 +45,8 @@ __all__ = [
     "export_vllm",
     "merge_adapter",
     "merged_agreement",
+    "push_adapter",
+    "push_folder",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -52,8 +59,13 @@ __getattr__, __dir__ = lazy_exports(
         "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
+        "LlamaCppCheckout": "adapterhub.export.llama_cpp_checkout",
         "LoraForm": "adapterhub.export.lora_form",
         "MergedAdapter": "adapterhub.export.merge",
+        "Push": "adapterhub.export.push",
+        "PushedFile": "adapterhub.export.push",
+        "push_adapter": "adapterhub.export.push",
+        "push_folder": "adapterhub.export.push",
         "RoundTrip": "adapterhub.export.round_trip",
         "adapter_folders": "adapterhub.export.adapter_part",
         "PeftExport": "adapterhub.export.peft_folder",
