@@ -17,6 +17,7 @@ from adapterhub.cli.chat import chat
 from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
+from adapterhub.cli.convert_gguf import convert_gguf
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.export import export
@@ -24,6 +25,7 @@ from adapterhub.cli.export_vllm import export_vllm
 from adapterhub.cli.finetune import finetune
 from adapterhub.cli.merge import merge
 from adapterhub.cli.options import SuggestingGroup
+from adapterhub.cli.push import push
 from adapterhub.cli.recipes import run_recipe
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.route import route
@@ -88,6 +90,8 @@ for command in (
     merge,
     export,
     export_vllm,
+    push,
+    convert_gguf,
 ):
     cli.add_command(command)
 

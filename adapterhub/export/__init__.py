@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
     from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
     from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
+    from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.merge_verification import MergeVerification, MergeVerifier
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
+    from adapterhub.export.push import Push, PushedFile, push_adapter, push_folder
     from adapterhub.export.round_trip import RoundTrip
     from adapterhub.export.verification import Verification, VerificationBound
     from adapterhub.export.vllm import VllmAdapter, VllmExport, export_vllm
@@ -23,12 +25,15 @@ __all__ = [
     "GgufAdapterExport",
     "GgufExport",
     "GgufFile",
+    "LlamaCppCheckout",
     "LoraForm",
     "MergeReport",
     "MergeVerification",
     "MergeVerifier",
     "MergedAdapter",
     "PeftExport",
+    "Push",
+    "PushedFile",
     "RoundTrip",
     "Verification",
     "VerificationBound",
@@ -41,6 +46,8 @@ __all__ = [
     "export_peft",
     "export_vllm",
     "merge_adapter",
+    "push_adapter",
+    "push_folder",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -52,10 +59,15 @@ __getattr__, __dir__ = lazy_exports(
         "GgufAdapterExport": "adapterhub.export.gguf_adapter",
         "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeReport": "adapterhub.export.merge",
+        "LlamaCppCheckout": "adapterhub.export.llama_cpp_checkout",
         "LoraForm": "adapterhub.export.lora_form",
         "MergeVerification": "adapterhub.export.merge_verification",
         "MergeVerifier": "adapterhub.export.merge_verification",
         "MergedAdapter": "adapterhub.export.merge",
+        "Push": "adapterhub.export.push",
+        "PushedFile": "adapterhub.export.push",
+        "push_adapter": "adapterhub.export.push",
+        "push_folder": "adapterhub.export.push",
         "RoundTrip": "adapterhub.export.round_trip",
         "Verification": "adapterhub.export.verification",
         "VerificationBound": "adapterhub.export.verification",
