@@ -1,4 +1,4 @@
-"""Ollama: Modelfiles whose template is derived from the chat template, and verified."""
+"""Ollama: Modelfiles whose template is derived from the chat template, and compared with it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["GgufFiles", "write_modelfiles"]
 
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "GgufFiles": "adapterhub.export.ollama.modelfile",
-        "write_modelfiles": "adapterhub.export.ollama.modelfile",
-    },
-)
+__getattr__, __dir__ = lazy_exports(__name__, dict.fromkeys(__all__, "adapterhub.export.ollama.modelfile"))

@@ -50,14 +50,14 @@ def write_modelfiles(
 ) -> list[Path]:
     """Writes a Modelfile for each artefact: `Modelfile.f16`, `Modelfile.q4_k_m` and so on.
 
-    The template is derived from the chat template, and conversations rendered with both are equal.
+    The template is derived from the chat template, and both are compared on conversations.
 
     Args:
-        out: The folder of the GGUF files.
+        out: The folder of the GGUF files, which need not be there yet.
         artefacts: The end of the Modelfile's name, such as `f16` -> the names of the files.
         model_folder: The model's folder: configuration, tokenizer files, chat template and generation config.
         profile: The adapter's prompt profile: system prompt, stops, sampling defaults and template.
-        add_bos: Whether the GGUF file's tokenizer begins prompts with the beginning-of-sequence token.
+        add_bos: Whether llama.cpp begins prompts with the file's beginning-of-sequence token.
         num_ctx: Ollama's context in tokens; the model's own, at most 4,096, if not given.
         tools: Whether to include tools, where the chat template has them.
 
@@ -68,10 +68,8 @@ def write_modelfiles(
         ExportError: The chat template or another setting cannot be expressed, or writing failed.
         ConfigError: A file of the model is damaged.
     """
-    settings = modelfile_settings(
-        model_folder, profile or PromptProfile(), add_bos=add_bos, num_ctx=num_ctx, tools=tools
-    )
-    texts = {out / f"Modelfile.{name}": modelfile(files, settings) for name, files in artefacts.items()}
+    settings = _settings(model_folder, profile or PromptProfile(), add_bos, num_ctx, tools)
+    texts = {out / f"Modelfile.{name}": _modelfile(files, settings) for name, files in artefacts.items()}
     for path, text in texts.items():
         with os_errors_as(ExportError, f"{path.name} cannot be written"):
             write_atomic(path, text.encode())
@@ -79,7 +77,7 @@ def write_modelfiles(
 
 
 @dataclass(frozen=True)
-class ModelfileSettings:
+class _Settings:
     """All of a Modelfile but the files.
 
     Attributes:
@@ -99,20 +97,9 @@ class ModelfileSettings:
     notes: tuple[str, ...]
 
 
-def modelfile_settings(
-    model_folder: Path,
-    profile: PromptProfile,
-    *,
-    add_bos: bool = False,
-    num_ctx: int | None = None,
-    tools: bool = True,
-) -> ModelfileSettings:
-    """Derives and verifies the settings; the arguments are those of `write_modelfiles`.
-
-    Raises:
-        ExportError: The chat template or another setting cannot be expressed.
-        ConfigError: A file of the model is damaged.
-    """
+def _settings(
+    model_folder: Path, profile: PromptProfile, add_bos: bool, num_ctx: int | None, tools: bool
+) -> _Settings:
     files = TokenizerFiles(model_folder)
     try:
         special = files.special_tokens
@@ -123,10 +110,9 @@ def modelfile_settings(
         raise ConfigError(
             f"A file of the model is damaged: {error}.", hint="Download or export the model again."
         ) from error
-    source = PromptSource(style, special)
-    without = special.get("bos_token", "") if add_bos else ""
-    template = derive_template(source, tools=tools, without=without)
-    compared = verify_template(source, template, without=without)
+    source = PromptSource(style, special, special.get("bos_token", "") if add_bos else "")
+    template = derive_template(source, tools=tools)
+    compared = verify_template(source, template)
     if profile.system and "system" not in template.roles:
         raise ExportError(
             "The adapter has a system prompt, but the chat template takes no system message.",
@@ -135,22 +121,17 @@ def modelfile_settings(
     end = template.end_of_answer.strip()
     stops = dict.fromkeys([*sorted(ends), *([end] if end in vocabulary else []), *style.stop, *profile.stop])
     sampling = _sampling(generation, profile)
-    return ModelfileSettings(
+    return _Settings(
         template,
         compared,
         profile.system,
         tuple(dict.fromkeys([*stops, *sampling.stop])),
         {"num_ctx": num_ctx or _context(model_folder), **_parameters(sampling)},
-        tuple(_notes(source, template, sampling, add_bos)),
+        tuple(_notes(source, template, sampling)),
     )
 
 
-def modelfile(files: GgufFiles, settings: ModelfileSettings) -> str:
-    """The text of a Modelfile.
-
-    Raises:
-        ExportError: A text has what a Modelfile cannot hold.
-    """
+def _modelfile(files: GgufFiles, settings: _Settings) -> str:
     lines = [
         "# How Ollama runs this model: ollama create NAME -f THIS-FILE",
         f"# TEMPLATE gives the prompts of the model's chat template ({settings.compared} conversations compared).",
@@ -216,16 +197,13 @@ def _parameters(sampling: SamplingParams) -> dict[str, float]:
     return parameters | {name: value for name, value in optional.items() if value is not None}
 
 
-def _notes(
-    source: PromptSource, template: OllamaTemplate, sampling: SamplingParams, add_bos: bool
-) -> Iterator[str]:
+def _notes(source: PromptSource, template: OllamaTemplate, sampling: SamplingParams) -> Iterator[str]:
     if "system" not in template.roles:
         yield "The chat template takes no system message, so TEMPLATE leaves them out."
     if source.strips_contents():
         yield "The chat template strips the contents of messages; Ollama cannot."
-    bos = source.special_tokens.get("bos_token")
-    if add_bos and bos and not source.begins_with(bos):
-        yield "The tokenizer begins prompts with its BOS token, and the chat template alone does not."
+    if source.lacks_added:
+        yield "llama.cpp begins prompts with the BOS token, and the chat template alone does not."
     for name in _NOT_OLLAMAS:
         if getattr(sampling, name):
             yield f"Ollama has no {name}, which the model's generation settings have."

@@ -131,7 +131,7 @@ def test_the_token_that_the_tokenizer_adds_is_left_out(tmp_path: Path):
     [
         ("gemma", {}, "takes no system message"),
         ("llama3", {}, "strips the contents of messages"),
-        ("chatml", {"add_bos": True}, "The tokenizer begins prompts with its BOS token"),
+        ("chatml", {"add_bos": True}, "llama.cpp begins prompts with the BOS token"),
         (
             "chatml",
             {"profile": PromptProfile(generation={"suppress_tokens": [3]})},
