@@ -12,16 +12,20 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
+from adapterhub.cli.blend import blend
 from adapterhub.cli.chat import chat
 from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
+from adapterhub.cli.convert_gguf import convert_gguf
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.export import export
+from adapterhub.cli.export_vllm import export_vllm
 from adapterhub.cli.finetune import finetune
-from adapterhub.cli.lifecycle import blend, merge
+from adapterhub.cli.merge import merge
 from adapterhub.cli.options import SuggestingGroup
+from adapterhub.cli.push import push
 from adapterhub.cli.recipes import run_recipe
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.route import route
@@ -85,6 +89,9 @@ for command in (
     blend,
     merge,
     export,
+    export_vllm,
+    push,
+    convert_gguf,
 ):
     cli.add_command(command)
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from adapterhub._files import new_folder, os_errors_as, sha256_file
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.base.locating import is_local_base
 from adapterhub.errors import ConfigError, ExportError
+from adapterhub.export.adapter_card import public_base
 from adapterhub.export.adapter_part import AdapterSum
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.merge_plan import INDEX_FILE, MergePlan
+from adapterhub.export.merge_verification import MergeVerification, MergeVerifier
 from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import prompt_files
 from adapterhub.export.round_trip import RoundTrip, training_round_trip
@@ -75,6 +76,7 @@ class MergeReport:
         tensors: Number of weights in all.
         untied: Weights that share the embedding's values in the base, and are written on their own.
         size_bytes: Size of all shards.
+        verification: How far its predictions are from the adapter's; None if that was not measured.
     """
 
     base: str
@@ -89,6 +91,7 @@ class MergeReport:
     tensors: int
     untied: tuple[str, ...]
     size_bytes: int
+    verification: MergeVerification | None = None
 
 
 class MergeOptions(TypedDict, total=False):
@@ -98,6 +101,7 @@ class MergeOptions(TypedDict, total=False):
     exact: bool | RoundTrip
     max_shard_size: int | str | None
     force: bool
+    verify: bool | MergeVerifier
     progress: Callable[[int, int], None] | None
 
 
@@ -110,6 +114,7 @@ def merge_adapter(
     exact: bool | RoundTrip = False,
     max_shard_size: int | str | None = None,
     force: bool = False,
+    verify: bool | MergeVerifier = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Merges an adapter or a blend into its base's weights on disk, as a model that transformers loads without PEFT.
@@ -128,11 +133,14 @@ def merge_adapter(
             linear layer but the output layer is quantised and dequantised first. True takes what the card records.
         max_shard_size: The largest size of a file, in bytes or as "5GB"; the base's own files if not given.
         force: Also merge into a base other than the one on the adapter's card, if the shapes fit.
+        verify: Compare the merged model's predictions with the adapter's before it is kept, in float32 on the CPU; the
+            figures go into the report and onto the card. A verifier says on which texts.
         progress: Called with the bytes of weights written so far and in total.
 
     Raises:
         ExportError: `out` is not empty, the disk is too small, the base is quantised, a module has no weight of its own
-            in the base, a merged weight is not finite, or writing failed. Then `out` is not created.
+            in the base, a merged weight is not finite, the predictions are not the adapter's, or writing failed.
+            Then `out` is not created.
         AdapterInvalidError: The adapter's files are damaged, or not those that were registered.
         AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
@@ -151,8 +159,8 @@ def merge_adapter(
     check_disk_space(out, merge.size_bytes)
     what = f"The merged model, {merge.size_bytes:,} bytes, could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
-        merge.write(temporary, progress or (lambda written, total: None))
-    return merge.report
+        verifier = MergeVerifier() if verify is True else verify or None
+        return merge.write(temporary, progress or (lambda written, total: None), verifier)
 
 
 def _round_trip(adapters: AdapterSum, exact: bool | RoundTrip) -> RoundTrip:
@@ -174,16 +182,25 @@ class _Merge:
         with os_errors_as(ConfigError, "The base cannot be read"):
             _ = self.size_bytes  # of all tensors, so it refuses what cannot be written
 
-    def write(self, out: Path, progress: Callable[[int, int], None]) -> None:
+    def write(
+        self,
+        out: Path,
+        progress: Callable[[int, int], None],
+        verifier: MergeVerifier | None,
+    ) -> MergeReport:
         digests = self._write_weights(out, progress)
         for path in _files_to_copy(self.plan.base):
             shutil.copyfile(path, out / path.name)
-        own = {**self.plan.files(), **self.prompt_files}
-        own[LINEAGE_FILE] = (json.dumps(asdict(self.report), indent=2) + "\n").encode()
-        own["README.md"] = self._model_card().encode()
-        for name, content in own.items():
+        for name, content in {**self.plan.files(), **self.prompt_files}.items():
             (out / name).write_bytes(content)
+        report = self.report
+        if verifier:
+            found = verifier.verify(out, self.plan, force=self.force)
+            report = replace(report, verification=found)
+        (out / LINEAGE_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        (out / "README.md").write_text(self._model_card(report), encoding="utf-8")
         write_checksums(out, digests)
+        return report
 
     def _write_weights(self, out: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
         """File -> digest."""
@@ -196,8 +213,7 @@ class _Merge:
 
         return {file: write_shard(out / file, tensors, wrote) for file, tensors in self.plan.shards.items()}
 
-    def _model_card(self) -> str:
-        report = self.report
+    def _model_card(self, report: MergeReport) -> str:
         details = [
             f"{report.merged} of {report.tensors} weights carry the adapter ({report.method}, rounded once to "
             f"{', '.join(report.dtypes)}). `{LINEAGE_FILE}` has the digests."
@@ -212,7 +228,12 @@ class _Merge:
                 f"The adapter changes {', '.join(map(repr, report.untied))}, which shares the embedding's weights in "
                 "the base and no longer does here: `tie_word_embeddings` is false in the config."
             )
-        return model_card(report.base, self.plan.base, self.plan.adapters, report.exact, " ".join(details))
+        sections = [" ".join(details)]
+        if report.verification:
+            sections.append(f"## Verification\n\n{report.verification}")
+        return model_card(
+            report.base, self.plan.base, self.plan.adapters, report.exact, "\n\n".join(sections)
+        )
 
     @cached_property
     def prompt_files(self) -> dict[str, bytes]:
@@ -231,7 +252,7 @@ class _Merge:
         plan, card = self.plan, self.plan.adapters.main.card
         uses_dora = any(part.info.config.settings.use_dora for part in plan.adapters.parts)
         return MergeReport(
-            base=_public_name(card.base.name if card else None) or plan.base.name,
+            base=(public_base(card) if card else None) or plan.base.name,
             base_digest=self.fingerprint.digest,
             adapter=plan.adapters.ref,
             adapter_digest=plan.adapters.digest,
@@ -270,8 +291,3 @@ def _files_to_copy(folder: Path) -> Iterator[Path]:
     names = {path.name for pattern in _COPIED for path in folder.glob(pattern)}
     excluded = {path.name for pattern in _NOT_COPIED for path in folder.glob(pattern)}
     return (folder / name for name in sorted(names - excluded) if (folder / name).is_file())
-
-
-def _public_name(name: str | None) -> str | None:
-    # A local path means nothing on other machines.
-    return Path(name).name if name and is_local_base(name) else name

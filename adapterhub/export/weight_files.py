@@ -127,8 +127,9 @@ def _copied(tensor: OutputTensor, source: BufferedReader) -> Iterator[bytes]:
 
 def _computed(tensor: OutputTensor, source: BufferedReader) -> Iterator[memoryview]:
     rows = _Rows.of(tensor, source)
-    stored = tensor.round_trip and tensor.round_trip.store(rows.read(block) for block in rows.blocks())
-    change = tensor.change and tensor.change.load()
+    every = (rows.read(block) for block in rows.blocks())
+    stored = tensor.round_trip.store(every) if tensor.round_trip else None
+    change = tensor.change.load() if tensor.change else None
     written = torch.empty(tensor.info.shape, dtype=DTYPES[tensor.dtype]) if tensor.transposed else None
     for block in rows.blocks():
         computed = _rounded(tensor, _block(rows, block, stored, change))

@@ -1,12 +1,13 @@
 """An adapter as a GGUF file of its own, as llama.cpp's `--lora` and Ollama's `ADAPTER` take it.
 
-One base serves any number of such files. The layout is that of llama.cpp's `convert_lora_to_gguf.py`, but the scaling
+One base serves any number of such files. The layout is that of llama.cpp's convert_lora_to_gguf, but the scaling
 is a part of `lora_b`: llama.cpp has one alpha for all layers, and PEFT one for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from adapterhub.errors import AdapterIncompatibleError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from adapterhub.lora.delta import LoraDelta
 
 AdapterType = Literal["f32", "f16"]
+
+_MERGE = "Merge it into the base: `adapterhub export NAME OUT --format gguf`."
 
 
 def write_adapter(
@@ -84,9 +87,10 @@ def adapter_tensors(
             )
         weight = architecture.tensor_name(f"{module}.weight")
         if weight is None:
+            tied = f"{module}.weight" in architecture.layers.tied
+            reason = "shares its weights with the embedding" if tied else "is not a part of the text model"
             raise AdapterIncompatibleError(
-                f"The adapter changes {module!r}, which shares its weights with the embedding; in llama.cpp both "
-                "would change.",
+                f"The adapter changes {module!r}, which {reason}: llama.cpp has no weight of its own for it.",
                 hint=_MERGE,
             )
         order = architecture.row_order(f"{module}.weight")
@@ -95,4 +99,30 @@ def adapter_tensors(
             yield f"{weight}.{part}", tensor.float().contiguous().numpy().astype(kind)
 
 
-_MERGE = "Merge it into the base, `adapterhub merge`, and export the result."
+def read_adapter(file: Path, architecture: Architecture) -> dict[str, LoraDelta]:
+    """The changes that a GGUF file makes, in float32, with its scaling as a part of `b`.
+
+    Args:
+        file: From `write_adapter`, or of another program; a base other than the architecture's is not noticed.
+        architecture: The base's.
+
+    Returns:
+        Module name in transformers' model -> change.
+    """
+    import gguf
+    import torch
+
+    from adapterhub.lora.delta import LoraDelta
+
+    reader = gguf.GGUFReader(file)
+    alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
+    tensors = {one.name: torch.from_numpy(one.data.astype("float32")) for one in reader.tensors}
+    deltas = {}
+    for module in architecture.layers.shapes:
+        weight = architecture.tensor_name(f"{module}.weight")
+        if f"{weight}.lora_a" in tensors:
+            a, b = tensors[f"{weight}.lora_a"], tensors[f"{weight}.lora_b"]
+            order = architecture.row_order(f"{module}.weight")
+            scale = alpha / len(a) if alpha else 1.0
+            deltas[module] = LoraDelta(a, (b if order is None else b[order.argsort()]) * scale)
+    return deltas

@@ -54,6 +54,13 @@ class TestMlx:
         assert (shown.code, "--plain is not an option of --format mlx" in shown.err) == (2, True)
 
 
+def test_an_adapter_alone_as_gguf(run, tmp_path: Path):
+    shown = run("export", "json", tmp_path / "out", "--format", "gguf-adapter")
+    assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
+    assert "json@1: rank 4, " in shown.err
+    assert (tmp_path / "out" / "adapter-f32.gguf").read_bytes()[:4] == b"GGUF"
+
+
 def test_an_unknown_adapter_gets_a_suggestion(run, tmp_path: Path):
     shown = run("export", "jsn", tmp_path / "out", "--format", "peft")
     assert (shown.code, "Did you mean 'json'?" in shown.err) == (1, True)
@@ -62,3 +69,51 @@ def test_an_unknown_adapter_gets_a_suggestion(run, tmp_path: Path):
 def test_a_format_is_needed(run, tmp_path: Path):
     shown = run("export", "json", tmp_path / "out")
     assert (shown.code, "--format" in shown.err) == (2, True)
+
+
+class TestVllm:
+    def test_it_writes_a_launch_file_and_lists_the_adapters(self, run, tmp_path: Path):
+        shown = run("export-vllm", tmp_path / "out")
+        assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
+        assert [line for line in shown.err.splitlines() if ", rank " in line] == [
+            "code: code@1, rank 6",
+            "json: json@1, rank 4",
+            "support: support@1, rank 8",
+        ]
+        assert (tmp_path / "out" / "vllm.yaml").is_file()
+
+    def test_json_has_the_report(self, run, tmp_path: Path):
+        options = ("--base", "organisation/base", "--rank", 2, "--max-error", 1, "--max-loras", 4, "--json")
+        report = run("export-vllm", tmp_path / "out", "json", "json:0.6+code:0.4", *options).json
+        assert (report["model"], report["max_lora_rank"]) == ("organisation/base", 8)
+        assert [one["rank"] for one in report["adapters"]] == [2, 2]
+        assert all(0 < one["error"] < 1 for one in report["adapters"])
+
+
+class TestPush:
+    def test_it_sends_nothing_unless_it_is_asked_to(self, run, tmp_path: Path):
+        shown = run("push", "json:0.6+code:0.4", "organisation/both")
+        lines = [line.split()[0] for line in shown.out.splitlines()]
+        assert (shown.code, lines) == (0, ["file", "README.md", "adapter_config.json", WEIGHTS_FILE])
+        assert "Nothing was sent to organisation/both; --yes sends these files." in shown.err
+
+    def test_a_folder_is_given_with_a_slash(self, run, tmp_path: Path):
+        run("export", "json", tmp_path / "out", "--format", "mlx")
+        (tmp_path / "out" / "run.py").touch()
+        shown = run("push", tmp_path / "out", "organisation/json-mlx")
+        assert "adapters.safetensors" in shown.out
+        assert "run.py is not sent." in shown.err
+        report = run("push", tmp_path / "out", "organisation/json-mlx", "--json").json
+        assert (report["repo"], report["url"], report["skipped"]) == (
+            "organisation/json-mlx",
+            None,
+            ["run.py"],
+        )
+
+    def test_offline_is_an_error_with_a_hint(self, run):
+        refused = run("push", "json", "organisation/json", "--yes")
+        assert (refused.code, "HF_HUB_OFFLINE is set" in refused.err) == (1, True)
+
+    def test_what_names_no_repository_is_refused(self, run):
+        refused = run("push", "json", "json")
+        assert (refused.code, "organisation/name" in refused.err) == (1, True)

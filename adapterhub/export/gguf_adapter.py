@@ -1,0 +1,149 @@
+"""Exporting an adapter or a blend alone as a GGUF file: one base GGUF then serves any number of them.
+
+reference -> cards -> changes -> adapter GGUF -> read back and compared -> folder with a model card
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub._files import new_folder, os_errors_as, sha256_file
+from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
+from adapterhub.export.adapter_card import adapter_card
+from adapterhub.export.free_folder import free_folder
+from adapterhub.export.lora_form import change_error
+from adapterhub.gguf.adapter import AdapterType, read_adapter, write_adapter
+from adapterhub.gguf.architectures import Architecture
+from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
+from adapterhub.lora.blending.registering import check_same_base
+from adapterhub.lora.blending.resolving import ResolvedAdapter, resolve_adapter
+from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.digest_check import DigestCheck
+from adapterhub.lora.loading import read_deltas_without_base
+from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.registry.local_base import local_base
+from adapterhub.registry.model_card import MODEL_CARD_FILE
+from adapterhub.registry.store import AdapterRegistry
+
+_BOUNDS: Mapping[AdapterType, float] = {"f32": 1e-6, "f16": 2e-3}
+
+
+@dataclass(frozen=True)
+class GgufAdapterExport:
+    """What an exported folder with an adapter GGUF holds.
+
+    Attributes:
+        adapter: The reference of the adapter, or of the blend, with versions.
+        architecture: llama.cpp's name of the base's architecture.
+        file: The name of the file.
+        type: How its matrices are stored: `"f32"` or `"f16"`.
+        rank: The highest rank of its layers.
+        size_bytes: Its size.
+        sha256: Of its bytes.
+        error: How far its change of the base is from the adapter's, as in `ChangeError`.
+    """
+
+    adapter: str
+    architecture: str
+    file: str
+    type: AdapterType
+    rank: int
+    size_bytes: int
+    sha256: str
+    error: float
+
+
+def export_gguf_adapter(
+    registry: AdapterRegistry,
+    adapter: str | Mapping[str, float],
+    out: str | Path,
+    *,
+    dtype: AdapterType = "f32",
+    base_folder: str | Path | None = None,
+) -> GgufAdapterExport:
+    """Writes an adapter, or the exact sum of a blend, as `adapter-f32.gguf`, for llama.cpp's `--lora` on its base.
+
+    The file is read back, and has to change the base as the adapter does.
+
+    Args:
+        registry: Where it is registered.
+        adapter: A reference, or a blend: `"json:0.7+support:0.3"` or reference -> weight.
+        out: The new folder; it must not exist, or be empty.
+        dtype: How its matrices are stored: `"f32"`, or `"f16"` for half the size.
+        base_folder: The base; only its settings are read. If not given, the one on the card.
+
+    Raises:
+        ExportError: `out` is not empty, llama.cpp's names for the base's layers are not known, or writing failed. Then
+            `out` is not created.
+        AdapterNotFoundError: There is no such adapter.
+        AdapterInvalidError: An adapter's files are damaged, or not those that were registered.
+        AdapterIncompatibleError: The parts of a blend do not belong together, the adapter does not fit the base, it
+            uses DoRA, or it adapts a layer that llama.cpp does not have.
+        InvalidRequestError: The reference is not valid.
+        ConfigError: The base is not on this machine, or cannot be read.
+    """
+    out = free_folder(out)
+    resolved = resolve_adapter(adapter, registry.resolve)
+    check_same_base(resolved)
+    folder = Path(base_folder) if base_folder else local_base(resolved.main_card.base)
+    if folder is None:
+        raise ConfigError(
+            f"The base of {resolved.ref} is not on this machine.", hint="Give it with --base (base_folder)."
+        )
+    architecture, file = Architecture.of_folder(folder), f"adapter-{dtype}.gguf"
+    deltas = _changes(registry, resolved, architecture)
+    with (
+        os_errors_as(ExportError, f"{resolved.ref} could not be exported to {str(out)!r}"),
+        new_folder(out) as temporary,
+    ):
+        with (temporary / file).open("xb") as stream:
+            write_adapter(stream, architecture, deltas, name=resolved.ref, dtype=dtype)
+        report = _report(temporary / file, resolved.ref, architecture, deltas, dtype)
+        card = adapter_card(resolved, library="llama.cpp")
+        (temporary / MODEL_CARD_FILE).write_text(card, encoding="utf-8")
+    return report
+
+
+def _changes(
+    registry: AdapterRegistry, resolved: ResolvedAdapter, architecture: Architecture
+) -> dict[str, LoraDelta]:
+    check, parts = DigestCheck(), []
+    for card, weight in resolved.parts:
+        if card.peft.use_dora:
+            raise AdapterIncompatibleError(
+                f"{card.ref} uses DoRA, which llama.cpp does not have.",
+                hint="--format gguf writes it merged into its base, which is exact; --format peft --dora svd "
+                "approximates it by LoRA, which can be added and exported.",
+            )
+        check(StoredLoraRequest(card.ref, card.digest, registry.folder(card)))
+        parts.append((read_deltas_without_base(registry.folder(card), architecture.layers), weight))
+    return blend_deltas(parts, BlendSettings())
+
+
+def _report(
+    file: Path, ref: str, architecture: Architecture, deltas: Mapping[str, LoraDelta], dtype: AdapterType
+) -> GgufAdapterExport:
+    written = read_adapter(file, architecture)
+    if written.keys() != deltas.keys():
+        raise ExportError(f"The file has {len(written)} layers, and {ref} {len(deltas)}.", hint=_REPORT)
+    found = change_error(written, deltas, None)
+    if found.error > _BOUNDS[dtype]:
+        raise ExportError(
+            f"The file's change of the base differs from that of {ref} by {found.error:.2%}.",
+            hint="Its values are beyond the range of f16; take f32." if dtype == "f16" else _REPORT,
+        )
+    return GgufAdapterExport(
+        adapter=ref,
+        architecture=architecture.name,
+        file=file.name,
+        type=dtype,
+        rank=max(len(delta.a) for delta in deltas.values()),
+        size_bytes=file.stat().st_size,
+        sha256=sha256_file(file),
+        error=found.error,
+    )
+
+
+_REPORT = "Please report it."
