@@ -62,6 +62,7 @@ EXPORTED = {
         "export_mlx",
         "export_peft",
         "merge_adapter",
+        "merge_quantized",
         "merged_agreement",
     },
     "gguf": {"Architecture"},

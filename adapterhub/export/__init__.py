@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
+    from adapterhub.export.quantized_merge import merge_quantized
     from adapterhub.export.round_trip import RoundTrip
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "export_mlx",
     "export_peft",
     "merge_adapter",
+    "merge_quantized",
     "merged_agreement",
 ]
 
@@ -50,6 +52,7 @@ __getattr__, __dir__ = lazy_exports(
         "export_mlx": "adapterhub.export.mlx",
         "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
+        "merge_quantized": "adapterhub.export.quantized_merge",
         "merged_agreement": "adapterhub.export.agreement",
     },
 )

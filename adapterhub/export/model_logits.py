@@ -108,7 +108,8 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.float32,
-                quantization_config=quantization,
+                # None would hide that the folder's own config says how it is quantised.
+                **({"quantization_config": quantization} if quantization else {}),
                 device_map={"": "cpu" if in_memory else "disk"},
                 offload_folder=scratch,  # only for weights that transformers splits or joins
                 use_safetensors=True,
