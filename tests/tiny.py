@@ -23,11 +23,18 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    LlamaTokenizer,
     MistralConfig,
     MixtralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
+from transformers.tokenization_utils_base import generate_merges
+
+from adapterhub.dataset import read_records
+from adapterhub.export.verification_texts import SHIPPED_TEXTS
 
 VOCABULARY = 320
 CONTEXT = 256
@@ -43,7 +50,7 @@ _TEXT = [
     "one two three four",
     '{"a": 1, "b": [2]}',
 ]
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "mixtral", "gemma3")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "gemma3")
 ATTENTION = {"gpt2": ["c_attn"], **{kind: ["q_proj", "v_proj"] for kind in LLAMA_LIKE}}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR = {"gpt2": ["c_attn", "c_proj", "c_fc"], **{kind: list(_PROJECTIONS) for kind in LLAMA_LIKE}}
@@ -71,11 +78,36 @@ def make_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTo
     return tokenizer
 
 
+@cache
+def _sentences() -> list[str]:
+    """Texts in several languages, with which a tokenizer of some size can be trained."""
+    records = read_records(SHIPPED_TEXTS)
+    return [message.content or "" for record in records for message in record.messages]
+
+
+def make_sentencepiece_tokenizer(
+    *, chat_template: str | None = None, legacy: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of the Llama 2 kind, saved without `tokenizer.model`: merges of characters, bytes as a fallback."""
+    trained = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = BpeTrainer(vocab_size=2000, special_tokens=specials, show_progress=False)
+    trained.train_from_iterator(_sentences(), trainer)
+    vocabulary = trained.get_vocab()
+    # SentencePiece joins any two tokens whose sum is a token, so all such pairs are merges, in the tokens' order.
+    merges = generate_merges(vocabulary, {token: -id_ for token, id_ in vocabulary.items()})
+    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, legacy=legacy)
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
 def _config(kind: str, **changes: Any) -> Any:
     if kind == "gpt2":
-        sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
-        return GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
+        sizes = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+        return GPT2Config(bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
     sizes = {
+        "vocab_size": VOCABULARY,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -84,7 +116,7 @@ def _config(kind: str, **changes: Any) -> Any:
         "max_position_embeddings": CONTEXT,
     }
     if kind == "gemma3":  # its files name the layers otherwise than the model does
-        text = Gemma3TextConfig(vocab_size=VOCABULARY, head_dim=16, sliding_window=64, **{**sizes, **changes})
+        text = Gemma3TextConfig(**{**sizes, "head_dim": 16, "sliding_window": 64, **changes})
         vision = {
             "hidden_size": 64,
             "intermediate_size": 128,
@@ -101,8 +133,17 @@ def _config(kind: str, **changes: Any) -> Any:
         )
     if kind == "mixtral":  # the model joins the experts of its files
         sizes |= {"num_local_experts": 2}
-    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "mixtral": MixtralConfig}
-    return kinds[kind](vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
+    if kind == "phi3":
+        sizes |= {"pad_token_id": 0}
+    kinds = {
+        "llama": LlamaConfig,
+        "mistral": MistralConfig,
+        "qwen2": Qwen2Config,
+        "qwen3": Qwen3Config,
+        "phi3": Phi3Config,
+        "mixtral": MixtralConfig,
+    }
+    return kinds[kind](bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
 
 
 def make_base(

@@ -48,14 +48,21 @@ def locate_base(
         ConfigError: There is no such folder, it holds no model, the snapshot could not be downloaded, or the GGUF file
             could not be converted.
     """
-    if folder := _local_folder(name):
+    if folder := local_folder(name):
         return folder
     files = [*_SAFE_FILES, "*.py"] if trust_remote_code else _SAFE_FILES
     return _model_folder(_download(str(name), revision, files, local_files_only=local_files_only))
 
 
-def _local_folder(name: str | Path) -> Path | None:
-    """The folder of a base that is on this machine, or None for a hub id."""
+def local_folder(name: str | Path) -> Path | None:
+    """The folder of a base that is on this machine, or None for a hub id.
+
+    Args:
+        name: As in `locate_base`.
+
+    Raises:
+        ConfigError: As `locate_base`.
+    """
     if str(name) == DEMO_BASE:
         return demo_base_folder()
     if str(name) == REAL_DEMO_BASE:
@@ -112,7 +119,7 @@ def locate_base_config(name: str | Path, *, revision: str | None = None) -> Path
     Raises:
         ConfigError: As `locate_base`.
     """
-    if folder := _local_folder(name):
+    if folder := local_folder(name):
         return folder
     try:
         return locate_base(name, revision=revision, local_files_only=True)

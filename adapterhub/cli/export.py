@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
+from adapterhub.cli.export_gguf import GGUF_OPTIONS, export_as_gguf, gguf_options
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
 from adapterhub.cli.progress import progress
 
@@ -109,6 +110,7 @@ def _gguf_adapter(wanted: Wanted) -> tuple[DataclassInstance, str]:
 _LORA_OPTIONS = frozenset({"plain", "rank", "dora", "max_error", "base"})
 FORMATS = {
     "peft": Format(_peft, _LORA_OPTIONS),
+    "gguf": Format(export_as_gguf, GGUF_OPTIONS),
     "mlx": Format(_mlx, _LORA_OPTIONS - {"plain"}),
     "gguf-adapter": Format(_gguf_adapter, frozenset({"base"})),
 }
@@ -122,8 +124,8 @@ FORMATS = {
     "kind",
     type=click.Choice(list(FORMATS)),
     required=True,
-    help="peft: a folder that PEFT, vLLM and others load. mlx: an adapter of mlx-lm. "
-    "gguf-adapter: an adapter of llama.cpp, to be used with a GGUF file of its base.",
+    help="peft: a folder that PEFT, vLLM and others load. mlx: an adapter of mlx-lm. gguf: files of llama.cpp and "
+    "Ollama, checked. gguf-adapter: an adapter of llama.cpp, to be used with a GGUF file of its base.",
 )
 @click.option(
     "--plain",
@@ -144,6 +146,7 @@ FORMATS = {
     help="peft, mlx: fail if the adapter's change would differ by more than this share.  [default: 0.5]",
 )
 @click.option("--base", help="The base, where the export needs it.  [default: the one the card names]")
+@gguf_options
 @registry_option
 @json_option
 def export(name: str, out: Path, kind: str, registry: Path | None, as_json: bool, **options: Any) -> None:
@@ -153,6 +156,7 @@ def export(name: str, out: Path, kind: str, registry: Path | None, as_json: bool
     Examples:
       adapterhub export json ./json-lora --format peft
       adapterhub export json:0.6+code:0.4 ./both --format peft --plain --rank 16
+      adapterhub export sql ./sql-gguf --format gguf --quant f16,q8_0,q4_k_m
     """
     given = {option: value for option, value in options.items() if value not in (None, False, ())}
     for option in sorted(given.keys() - FORMATS[kind].options):

@@ -20,6 +20,7 @@ from adapterhub.cli.configs import cp_config, ls_configs
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.export import export
+from adapterhub.cli.export_vllm import export_vllm
 from adapterhub.cli.finetune import finetune
 from adapterhub.cli.merge import merge
 from adapterhub.cli.options import SuggestingGroup
@@ -86,6 +87,7 @@ for command in (
     blend,
     merge,
     export,
+    export_vllm,
 ):
     cli.add_command(command)
 

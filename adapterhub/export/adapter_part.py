@@ -15,7 +15,7 @@ from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, ExportError
 from adapterhub.export.round_trip import QUANT_TYPES, RoundTrip
 from adapterhub.lora.blending.resolving import format_weight, resolve_adapter
-from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
+from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
@@ -185,9 +185,12 @@ class AdapterSum:
     @property
     def digest(self) -> str:
         """The adapter's digest; for a blend the one that requests for it have."""
-        if not self.is_blend:
-            return self.main.info.digest
-        stored = (
+        return self.request.digest
+
+    @property
+    def request(self) -> LoraRequest:
+        """What computes with it on the base as it stands."""
+        stored = [
             (StoredLoraRequest(part.ref, part.info.digest, part.folder), part.weight) for part in self.parts
-        )
-        return BlendedLoraRequest.of(self.ref, stored).digest
+        ]
+        return BlendedLoraRequest.of(self.ref, stored) if self.is_blend else stored[0][0]

@@ -20,7 +20,15 @@ from adapterhub.registry.model_card import read_model_card
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def model_card(base: str, base_folder: Path, adapters: AdapterSum, exact: str | None, details: str) -> str:
+def model_card(
+    base: str,
+    base_folder: Path,
+    adapters: AdapterSum,
+    exact: str | None,
+    details: str,
+    *,
+    library: str = "transformers",
+) -> str:
     """The text of the model card.
 
     Args:
@@ -29,6 +37,7 @@ def model_card(base: str, base_folder: Path, adapters: AdapterSum, exact: str | 
         adapters: What was merged, with the cards.
         exact: How training stored the weights that were merged into; None for the base's own.
         details: How the weights were merged, in sentences.
+        library: What loads the model, in the hub's words.
     """
     base_license = read_model_card(base_folder, follow_links=True)[0].get("license")
     name = f"{adapters.ref} merged into {base}"
@@ -37,7 +46,7 @@ def model_card(base: str, base_folder: Path, adapters: AdapterSum, exact: str | 
     metadata = card_metadata(
         name,
         cards,
-        library_name="transformers",
+        library_name=library,
         base_model=base,
         base_model_relation="merge",
         tags=["lora", "merge"],

@@ -7,7 +7,7 @@ tokens. So a model that was merged in little memory is verified in little memory
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def model_logits(
     *,
     adapter: LoraRequest | None = None,
     quantization: BitsAndBytesConfig | None = None,
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor]:
     """Computes the logits of each sequence, on the CPU in float32.
 
     Args:

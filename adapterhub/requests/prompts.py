@@ -157,6 +157,7 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     max_characters: int | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     """Renders a conversation in a style.
 
@@ -170,22 +171,22 @@ def render(
         tools: JSON-Schema descriptions of functions that the assistant may call; only chat templates can show them.
         add_generation_prompt: End with the start of the assistant's message, as transformers does.
         max_characters: The longest text that may fit the context; 64 million if not given.
+        variables: Further variables of a chat template, such as `enable_thinking`.
 
     Raises:
         InvalidRequestError: Tools without a chat template, or a template that refuses these messages or a limit.
         RequestTooLongError: The text is longer than `max_characters`.
     """
     if style.format == "chat":
-        variables = {
+        known = {
             **tokenizer.special_tokens_map,
+            **(variables or {}),
             "messages": [_template_message(message) for message in messages],
             "tools": plain_data(list(tools)) if tools else None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        return _render_chat(
-            (style.tool_template if tools else None) or style.template, variables, max_characters
-        )
+        return _render_chat((style.tool_template if tools else None) or style.template, known, max_characters)
     if tools:
         raise InvalidRequestError(
             "Tools can only be shown to a base through a chat template, and there is none.",

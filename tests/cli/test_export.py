@@ -69,3 +69,22 @@ def test_an_unknown_adapter_gets_a_suggestion(run, tmp_path: Path):
 def test_a_format_is_needed(run, tmp_path: Path):
     shown = run("export", "json", tmp_path / "out")
     assert (shown.code, "--format" in shown.err) == (2, True)
+
+
+class TestVllm:
+    def test_it_writes_a_launch_file_and_lists_the_adapters(self, run, tmp_path: Path):
+        shown = run("export-vllm", tmp_path / "out")
+        assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
+        assert [line for line in shown.err.splitlines() if ", rank " in line] == [
+            "code: code@1, rank 6",
+            "json: json@1, rank 4",
+            "support: support@1, rank 8",
+        ]
+        assert (tmp_path / "out" / "vllm.yaml").is_file()
+
+    def test_json_has_the_report(self, run, tmp_path: Path):
+        options = ("--base", "organisation/base", "--rank", 2, "--max-error", 1, "--max-loras", 4, "--json")
+        report = run("export-vllm", tmp_path / "out", "json", "json:0.6+code:0.4", *options).json
+        assert (report["model"], report["max_lora_rank"]) == ("organisation/base", 8)
+        assert [one["rank"] for one in report["adapters"]] == [2, 2]
+        assert all(0 < one["error"] < 1 for one in report["adapters"])

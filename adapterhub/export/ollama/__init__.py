@@ -1,0 +1,20 @@
+"""Ollama: Modelfiles whose template is derived from the chat template, and verified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from adapterhub.export.ollama.modelfile import GgufFiles, write_modelfiles
+
+__all__ = ["GgufFiles", "write_modelfiles"]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "GgufFiles": "adapterhub.export.ollama.modelfile",
+        "write_modelfiles": "adapterhub.export.ollama.modelfile",
+    },
+)

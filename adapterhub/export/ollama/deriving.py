@@ -1,0 +1,253 @@
+"""Derives a template for Ollama, in Go's language, from a prompt format.
+
+The texts that were found between contents are divided into what follows a message and what precedes the next one, and
+written around Ollama's messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from adapterhub.export.ollama.go_writing import (
+    choice,
+    common_prefix,
+    common_suffix,
+    json_code,
+    json_writers,
+    literal,
+    through_first_marker,
+)
+from adapterhub.export.ollama.probing import Key, ProbedFormat, not_expressible, probe
+from adapterhub.export.ollama.source import PromptSource
+
+_ROLES = ("system", "user", "assistant", "tool")
+_IS_LAST = "eq (len (slice $.Messages $index)) 1"
+_IS_LAST_USER = "eq $index $last_user"
+_FIND_LAST_USER = (
+    "{{- $last_user := -1 }}{{- range $index, $message := .Messages }}"
+    '{{- if eq .Role "user" }}{{ $last_user = $index }}{{ end }}{{ end -}}\n'
+)
+
+
+@dataclass(frozen=True)
+class OllamaTemplate:
+    """A template for Ollama.
+
+    Attributes:
+        text: The template.
+        has_tools: Whether it shows tools and calls.
+        end_of_answer: What follows an answer, such as `<|im_end|>`.
+        roles: The roles that the prompt format knows.
+    """
+
+    text: str
+    has_tools: bool
+    end_of_answer: str
+    roles: tuple[str, ...]
+
+
+def derive_template(source: PromptSource, *, tools: bool = True, without: str = "") -> OllamaTemplate:
+    """Derives the template; it is not verified yet.
+
+    Args:
+        source: The prompt format.
+        tools: Whether to include tools where the format has them.
+        without: A text that the prompt begins with and the template leaves out: the token that the tokenizer adds.
+
+    Raises:
+        ExportError: The format cannot be expressed.
+    """
+    found = probe(source, tools=tools)
+    texts = {
+        key: text.removeprefix(without) if key.previous == "start" else text
+        for key, text in found.texts.items()
+    }
+    return _Derivation(found, texts).template()
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """How calls are written.
+
+    Attributes:
+        lead: What stands before the first one where the answer has no content, besides `opening`.
+        lead_after_content: The same after content.
+        begins_as_answer: Whether what precedes an answer's content precedes its calls too.
+        opening: What stands before each name.
+        middle: Between name and arguments.
+        gap: Between two calls.
+    """
+
+    lead: str
+    lead_after_content: str
+    begins_as_answer: bool
+    opening: str
+    middle: str
+    gap: str
+
+
+class _Derivation:
+    def __init__(self, found: ProbedFormat, texts: Mapping[Key, str]) -> None:
+        self._found, self._texts = found, dict(texts)
+        self._has_calls = any(key.kind == "name" for key in texts)
+        self._after = {role: _common_end(self._of(previous=role)) for role in _ROLES}
+        self._item_end, self._calls_end = self._ends_of_calls()
+        self._before = self._texts_before()
+
+    def template(self) -> OllamaTemplate:
+        roles = tuple(role for role in _ROLES if any(key.kind == role for key in self._texts))
+        branches = "".join(
+            f'{{{{ {"else if" if number else "if"} eq .Role "{role}" }}}}{self._message(role)}'
+            for number, role in enumerate(roles)
+        )
+        end = self._choice("end", "")
+        closing = f'{{{{- if ne $previous "assistant" }}}}{end}{{{{ end }}}}' if end else "{{- /* */ -}}"
+        # No space of the layout may stand beside a text: `{{-` would take away the text's own.
+        body = (
+            '{{- $previous := "" }}\n'
+            "{{- range $index, $message := .Messages }}"
+            f"{branches}{{{{ end }}}}\n{{{{- $previous = .Role }}}}{{{{ end }}}}\n{closing}"
+        )
+        first = _FIND_LAST_USER if "$last_user" in body else ""
+        return OllamaTemplate(
+            first + body + json_writers(body),
+            self._found.tool_list is not None,
+            self._after["assistant"],
+            roles,
+        )
+
+    def _of(self, previous: str | None = None, kind: str | None = None) -> dict[Key, str]:
+        return {
+            key: text
+            for key, text in self._texts.items()
+            if previous in (None, key.previous) and kind in (None, key.kind)
+        }
+
+    def _message(self, role: str) -> str:
+        after = literal(self._after[role])
+        if role != "assistant":
+            last = _IS_LAST_USER if role == "user" else ""
+            return self._choice(role, last) + self._content(role) + after
+        begun = f"{{{{ if not ({_IS_LAST}) }}}}{after}{{{{ end }}}}" if after else ""
+        return self._answer() + begun
+
+    def _content(self, role: str) -> str:
+        style = self._found.styles.get(role)
+        return json_code(".Content", style) if style else "{{ .Content }}"
+
+    def _choice(self, kind: str, last: str) -> str:
+        return choice(self._before.get(kind, {}), self._found.tool_list, last)
+
+    def _answer(self) -> str:
+        last = f"and ({_IS_LAST}) (not .Thinking)" if "reasoning" in self._before else _IS_LAST
+        plain = self._choice("assistant", last) + self._reasoning()
+        content = self._content("assistant")
+        if not self._has_calls:
+            return plain + content
+        calls = self._calls
+        lead, lead_after_content = literal(calls.lead), literal(calls.lead_after_content)
+        hidden = f"{{{{ if not $message.ToolCalls }}}}{plain}{content}{{{{ end }}}}"
+        if not calls.begins_as_answer:
+            return f"{hidden}{{{{ if .ToolCalls }}}}{lead}{self._calls_code()}{{{{ end }}}}"
+        if self._found.hides_content:
+            content = f"{{{{ if not $message.ToolCalls }}}}{content}{{{{ end }}}}"
+        gap = ""
+        if lead != lead_after_content:
+            # Ollama takes the first text after `if .ToolCalls` for the sign of a call, so this stands before it.
+            otherwise = f"{{{{ else }}}}{lead}" if lead else ""
+            inner = f"{{{{ if .Content }}}}{lead_after_content}{otherwise}{{{{ end }}}}"
+            gap, lead = f"{{{{ if $message.ToolCalls }}}}{inner}{{{{ end }}}}", ""
+        return f"{plain}{content}{gap}{{{{ if .ToolCalls }}}}{lead}{self._calls_code()}{{{{ end }}}}"
+
+    @cached_property
+    def _calls(self) -> _Calls:
+        begins = {_place(key): text for key, text in self._before["assistant"].items() if not key.last}
+        names = {_place(key): text for key, text in self._before["name"].items()}
+        joined = all(place in begins and text.startswith(begins[place]) for place, text in names.items())
+        first = {text.removeprefix(begins[place] if joined else "") for place, text in names.items()}
+        after_content = set(self._of("content", "name").values())
+        between = set(self._of("arguments", "name").values())
+        middle = set(self._of("name", "arguments").values())
+        if max(map(len, (first, after_content, between, middle))) > 1 or (after_content and not joined):
+            raise not_expressible("calls are written in several ways")
+        opening = common_suffix([*first, *after_content, *between])
+        lead = first.pop().removesuffix(opening)
+        return _Calls(
+            lead=lead,
+            lead_after_content=after_content.pop().removesuffix(opening) if after_content else lead,
+            begins_as_answer=joined,
+            opening=opening,
+            middle=middle.pop(),
+            gap=between.pop().removesuffix(opening).removeprefix(self._item_end) if between else "",
+        )
+
+    def _calls_code(self) -> str:
+        calls = self._calls
+        is_followed = "gt (len (slice $message.ToolCalls $number)) 1"
+        separated = f"{{{{ if {is_followed} }}}}{literal(calls.gap)}{{{{ end }}}}" if calls.gap else ""
+        head = "{{ range $number, $call := .ToolCalls }}" if calls.gap else "{{ range .ToolCalls }}"
+        call = (
+            f"{literal(calls.opening)}{{{{ .Function.Name }}}}{literal(calls.middle)}"
+            f"{json_code('.Function.Arguments', self._found.styles['arguments'])}{literal(self._item_end)}"
+        )
+        return f"{head}{call}{separated}{{{{ end }}}}{literal(self._calls_end)}"
+
+    def _ends_of_calls(self) -> tuple[str, str]:
+        """What follows each call, and what follows the last one besides."""
+        if not self._has_calls:
+            return "", ""
+        ends = [text for key, text in self._of("arguments").items() if key.kind != "name"]
+        common, after = common_prefix(ends), self._after["assistant"]
+        if after not in common:
+            raise not_expressible("answers with calls do not end as others do")
+        closing = common[: common.index(after)] if after else through_first_marker(common)
+        between = list(self._of("arguments", "name").values())
+        item = common_prefix([closing, *between])
+        return item, closing.removeprefix(item)
+
+    def _texts_before(self) -> dict[str, dict[Key, str]]:
+        """Kind -> the texts before it, without what ends the message before."""
+        before: dict[str, dict[Key, str]] = {}
+        for key, text in self._texts.items():
+            previous, end = key.previous, self._after.get(key.previous, "")
+            if previous == "arguments" and key.kind != "name":
+                previous, end = "assistant", self._item_end + self._calls_end + end
+                end += self._after["assistant"]
+            elif previous in ("arguments", "name", "content", "reasoning"):
+                continue
+            place = key._replace(previous=previous)
+            rest = text.removeprefix(end)
+            if before.setdefault(key.kind, {}).setdefault(place, rest) != rest:
+                raise not_expressible("what follows an answer depends on whether it has calls")
+        return before
+
+    def _reasoning(self) -> str:
+        """Code for the reasoning of an answer, where the format shows it."""
+        if "reasoning" not in self._before:
+            return ""
+        begins = {_place(key): text for key, text in self._before["assistant"].items() if not key.last}
+        opening = {
+            text.removeprefix(begins.get(_place(key), "")) for key, text in self._before["reasoning"].items()
+        }
+        first_call = self._calls.lead + self._calls.opening if self._has_calls else ""
+        closing = {
+            text.removesuffix(first_call) if key.kind == "name" else text
+            for key, text in self._of("reasoning").items()
+        }
+        if len(opening) > 1 or len(closing) > 1:
+            raise not_expressible("reasoning is written in several ways")
+        always = any(key.kind == "assistant" for key in self._of("reasoning"))
+        shown = ".Thinking" if always else "and .Thinking (gt $index $last_user)"
+        return f"{{{{ if {shown} }}}}{literal(opening.pop())}{{{{ .Thinking }}}}{literal(closing.pop())}{{{{ end }}}}"
+
+
+def _place(key: Key) -> tuple[object, ...]:
+    return key.previous, key.tools, key.think
+
+
+def _common_end(texts: Mapping[Key, str]) -> str:
+    """What follows a message whatever comes next."""
+    shared = common_prefix(list(texts.values())) if texts else ""
+    return through_first_marker(shared)

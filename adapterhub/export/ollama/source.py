@@ -1,0 +1,90 @@
+"""The prompt format that a template for Ollama is derived from, rendered as adapterhub and transformers do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from adapterhub.engine.tokenizer import Tokenizer
+from adapterhub.errors import InvalidRequestError
+from adapterhub.export.ollama.conversations import Conversation
+from adapterhub.requests.prompts import PromptStyle, render
+
+_PADDED = " \n a \n "
+
+
+@dataclass(frozen=True)
+class _SpecialTokens:
+    """What rendering needs of a tokenizer."""
+
+    special_tokens_map: Mapping[str, str]
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.special_tokens_map.get("eos_token")
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """A prompt format and the special tokens that it writes.
+
+    Attributes:
+        style: From `adapterhub.requests.prompts.choose_style`.
+        special_tokens: Such as `bos_token`.
+    """
+
+    style: PromptStyle
+    special_tokens: Mapping[str, str]
+
+    @property
+    def has_tools(self) -> bool:
+        return any("tools" in text for text in (self.style.template or "", self.style.tool_template or ""))
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        return "enable_thinking" in (self.style.template or "")
+
+    def render(self, conversation: Conversation) -> str:
+        """The prompt; where an answer has begun, up to its end, as transformers' `continue_final_message`.
+
+        Raises:
+            InvalidRequestError: The chat template refuses the conversation.
+        """
+        thinks = conversation.think is not None and self.has_thinking_switch
+        variables: dict[str, Any] = {"enable_thinking": conversation.think} if thinks else {}
+        text = render(
+            conversation.messages,
+            self.style,
+            cast(Tokenizer, _SpecialTokens(self.special_tokens)),
+            tools=conversation.tools or None,
+            add_generation_prompt=not conversation.continues,
+            variables=variables,
+        )
+        return _continued(text, conversation) if conversation.continues else text
+
+    def try_render(self, conversation: Conversation) -> str | None:
+        """The prompt; None if the chat template refuses the conversation."""
+        try:
+            return self.render(conversation)
+        except InvalidRequestError:
+            return None
+
+    def begins_with(self, text: str) -> bool:
+        """Whether a prompt begins with a text."""
+        return (self.try_render(_asking("a")) or "").startswith(text)
+
+    def strips_contents(self) -> bool:
+        """Whether space around a content is left out."""
+        return _PADDED not in (self.try_render(_asking(_PADDED)) or _PADDED)
+
+
+def _asking(content: str) -> Conversation:
+    return Conversation(({"role": "user", "content": content},))
+
+
+def _continued(text: str, conversation: Conversation) -> str:
+    begun = (conversation.messages[-1].get("content") or "").strip()
+    if begun not in text:
+        raise InvalidRequestError("The chat template changes the answer that has begun.")
+    return text[: text.rindex(begun) + len(begun)]
