@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Processes that share the tests, a file at a time; 0 runs them in one.
 WORKERS ?= 2
+# What `make test-gguf` runs.
+LLAMA_TESTS ?= tests/gguf tests/llama_cpp tests/export/test_gguf.py tests/export/test_gguf_adapter.py
 # How long `make fuzz` takes.
 MINUTES ?= 30
 DEFAULT := not slow and not gpu and not network
@@ -16,7 +18,7 @@ export TOKENIZERS_PARALLELISM = false
 VENV_MIN := .venv-min
 INSTALL_MIN := $(VENV_MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt
 
-.PHONY: help demo demo-real test test-all test-min fuzz lint format docs scores scores-real clean
+.PHONY: help demo demo-real test test-all test-min fuzz test-gguf lint format docs scores scores-real clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | while IFS="$$(printf '\t')" read -r name text; do \
@@ -37,6 +39,9 @@ test-all: $(VENV)/installed-dev  ## the slow tests too
 
 test-min: $(VENV_MIN)/installed  ## the default tests with the oldest versions of the dependencies (slow)
 	$(VENV_MIN)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT) and not alone"
+
+test-gguf: $(VENV)/installed-llama  ## the tests of GGUF files in llama.cpp itself (builds it: ten minutes)
+	$(BIN)/python -m pytest -m "not gpu and not network" $(LLAMA_TESTS)
 
 fuzz: $(VENV)/installed-fuzz  ## fuzz what comes from outside, with hypothesis and atheris (MINUTES=30)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
@@ -75,6 +80,11 @@ $(VENV)/installed-real: $(VENV)/installed
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) -e ".[dev,train]"
+	touch $@
+
+# Built for this CPU; the tests load files without llama.cpp's AMX kernels, which crash.
+$(VENV)/installed-llama: $(VENV)/installed-dev
+	CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF" $(INSTALL) -e ".[llama]"
 	touch $@
 
 $(VENV)/installed-fuzz: $(VENV)/installed-dev

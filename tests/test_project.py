@@ -17,7 +17,10 @@ from tests import hooks
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-SHIPPED = [Requirement(text) for text in [*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["agents"]]]
+SHIPPED = [
+    Requirement(text)
+    for text in [*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["agents"], *EXTRAS["llama"]]
+]
 
 
 def pinned(name: str) -> dict[str, Version]:

@@ -53,6 +53,7 @@ EXPORTED = {
         "GgufFile",
         "GgufAdapterExport",
         "export_gguf_adapter",
+        "LlamaCppCheckout",
         "LoraForm",
         "MergeComparison",
         "MergeReport",

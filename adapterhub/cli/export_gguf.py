@@ -47,7 +47,7 @@ def export_as_gguf(wanted: Wanted) -> tuple[GgufExport, str]:
     """Exports an adapter, a blend, or the base alone where the name is `base`."""
     from adapterhub.base.locating import locate_base
     from adapterhub.config import HubConfig
-    from adapterhub.export import adapter_folders, export_gguf
+    from adapterhub.export import LlamaCppCheckout, adapter_folders, export_gguf
     from adapterhub.hub import chosen_base
     from adapterhub.lora.blending.resolving import resolve_adapter
 
@@ -61,12 +61,14 @@ def export_as_gguf(wanted: Wanted) -> tuple[GgufExport, str]:
         card = resolve_adapter(wanted.name, wanted.registry.resolve).main_card
         base, revision = named or card.base.name or "", card.base.revision_of(named or card.base.name or "")
         folders = adapter_folders(wanted.registry, wanted.name)
+    checkout = options.pop("llama_cpp_dir", None)
     report = export_gguf(
         locate_base(base, revision=revision),
         folders,
         wanted.out,
         types=str(options.pop("quant", "f16")).split(","),
         verify=not options.pop("no_verify", False),
+        checkout=LlamaCppCheckout.of(checkout) if checkout else None,
         progress=wanted.progress,
         **options,
     )

@@ -17,6 +17,7 @@ from adapterhub.cli.chat import chat
 from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
+from adapterhub.cli.convert_gguf import convert_gguf
 from adapterhub.cli.demo import demo
 from adapterhub.cli.doctor import doctor
 from adapterhub.cli.export import export
@@ -88,6 +89,7 @@ for command in (
     merge,
     export,
     export_vllm,
+    convert_gguf,
 ):
     cli.add_command(command)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from adapterhub.cli import output
 from adapterhub.cli.chat import UNDERSCORES, chat_options, chat_settings, run_chat
 from adapterhub.cli.compose import compose_dataset
+from adapterhub.cli.convert_gguf import convert_gguf
 from adapterhub.cli.finetune import finetune
 from adapterhub.cli.options import SuggestingGroup
-from adapterhub.errors import ExportError
 
 
 class _ConfigOption(click.Option):
@@ -30,13 +30,14 @@ class _ConfigOption(click.Option):
 
 @click.group("run-recipe", cls=SuggestingGroup, context_settings=UNDERSCORES)
 def run_recipe() -> None:
-    """Run a step of a recipe of impruver: compose a dataset, fine-tune, chat.
+    """Run a step of a recipe of impruver: compose a dataset, fine-tune, chat, convert to GGUF.
 
     \b
     Examples:
       adapterhub run-recipe compose_dataset --config recipe.yaml
       adapterhub run-recipe finetune --config recipe.yaml --output_dir=results
       adapterhub run-recipe chat --config recipe.yaml --history_limit=4
+      adapterhub run-recipe convert_gguf --config recipe.yaml --quantization_levels='["q8_0"]'
     """
 
 
@@ -59,6 +60,7 @@ def _finetune(config: Path, **options: Any) -> None:
 
 run_recipe.add_command(_as_recipe("compose_dataset", compose_dataset, compose_dataset.callback))
 run_recipe.add_command(_as_recipe("finetune", finetune, _finetune))
+run_recipe.add_command(_as_recipe("convert_gguf", convert_gguf, convert_gguf.callback))
 
 
 @run_recipe.command("chat", params=[_ConfigOption()])
@@ -74,16 +76,6 @@ def chat_with_recipe(config: Path, output_dir: Path | None, **options: Any) -> N
     own = {"base": trained.base, "quantization": trained.quantization or "none"}
     settings = {**given, **{name: given[name] or own[name] for name in own}}
     run_chat(ChatConfig.load(adapter=trained.name, **settings), output_dir)
-
-
-@run_recipe.command("convert_gguf", params=[_ConfigOption()])
-def convert_gguf(config: Path) -> NoReturn:
-    """Not there yet: says so, and how to get a GGUF file with llama.cpp."""
-    raise ExportError(
-        "There is no export to GGUF yet.",
-        hint="Merge the adapter with `adapterhub merge NAME OUT`, and convert OUT with llama.cpp's "
-        "convert_hf_to_gguf.py.",
-    )
 
 
 def _warn_of_no_effect(config: Path) -> None:

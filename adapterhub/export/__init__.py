@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from adapterhub.export.comparison import MergeComparison, compare_merged
     from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
     from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
+    from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.mlx import export_mlx
@@ -24,6 +25,7 @@ __all__ = [
     "GgufAdapterExport",
     "GgufExport",
     "GgufFile",
+    "LlamaCppCheckout",
     "LoraForm",
     "MergeComparison",
     "MergeReport",
@@ -54,6 +56,7 @@ __getattr__, __dir__ = lazy_exports(
         "export_gguf_adapter": "adapterhub.export.gguf_adapter",
         "MergeComparison": "adapterhub.export.comparison",
         "MergeReport": "adapterhub.export.merge",
+        "LlamaCppCheckout": "adapterhub.export.llama_cpp_checkout",
         "LoraForm": "adapterhub.export.lora_form",
         "MergedAdapter": "adapterhub.export.merge",
         "RoundTrip": "adapterhub.export.round_trip",

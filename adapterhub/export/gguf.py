@@ -26,6 +26,7 @@ from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.gguf_card import gguf_card
 from adapterhub.export.gguf_checks import TokenCheck, check_tokens, file_logits, gguf_bound
+from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
 from adapterhub.export.llama_cpp_file import has_llama_cpp, quantize_file
 from adapterhub.export.merge import merge_adapter
 from adapterhub.export.model_logits import model_logits
@@ -35,7 +36,7 @@ from adapterhub.gguf.architectures import Architecture
 from adapterhub.gguf.hyperparameters import Field, attention_window
 from adapterhub.gguf.model import write_model
 from adapterhub.gguf.quantization import UNQUANTIZED, WITHOUT_LLAMA_CPP, check_quantization
-from adapterhub.gguf.tokenizer import GgufTokenizer, gguf_tokenizer
+from adapterhub.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, read_tokenizer
 from adapterhub.registry.cards import PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
 from adapterhub.requests.prompts import choose_style, conversation, render
@@ -78,7 +79,6 @@ class GgufExport:
         base_digest: Its fingerprint's digest.
         adapter: `name@version`, or a blend; None for the base alone.
         adapter_digest: The adapter's digest.
-        architecture: llama.cpp's name.
         files: The files.
         checked_with: What computed the checks: `"llama.cpp"`, or `"transformers"` where it is not installed.
         notes: What a user of the files has to know.
@@ -88,7 +88,6 @@ class GgufExport:
     base_digest: str
     adapter: str | None
     adapter_digest: str | None
-    architecture: str
     files: tuple[GgufFile, ...]
     checked_with: str | None
     notes: tuple[str, ...]
@@ -102,6 +101,7 @@ def export_gguf(
     types: Sequence[str] = ("f16",),
     verify: bool = True,
     pre_tokenizer: str | None = None,
+    checkout: LlamaCppCheckout | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -119,6 +119,8 @@ def export_gguf(
         verify: Check the files.
         pre_tokenizer: llama.cpp's name of the way to split text, where the tokenizer's own has none. Texts that become
             other tokens are then counted, and do not fail the export.
+        checkout: A checkout of llama.cpp, whose converter writes the files, for architectures that are not written
+            here; its `llama-quantize` is used where llama-cpp-python is not installed.
         force: Also merge into a base other than the one on the adapter's card, if the shapes fit.
         threads: How many threads llama.cpp computes with; as many as torch if not given.
         progress: Called with how much is done, how much there is, and of what.
@@ -134,9 +136,11 @@ def export_gguf(
     wanted = list(dict.fromkeys(one.lower() for one in types))
     if not wanted:
         raise ExportError("No type of GGUF file is given.", hint="Give one, such as f16.")
-    check_quantization(wanted, llama_cpp=has_llama_cpp())
+    checkout = checkout or LlamaCppCheckout()
+    check_quantization(wanted, llama_cpp=has_llama_cpp() or checkout.quantize_bin is not None)
     adapters = None if adapter_folder is None else AdapterSum.of(adapter_folder)
-    job = _Job(Path(base_folder), adapters, wanted, verify, pre_tokenizer, force, threads or _threads())
+    threads = threads or _threads()
+    job = _Job(Path(base_folder), adapters, wanted, verify, pre_tokenizer, checkout, force, threads)
     check_disk_space(out, job.largest_bytes)
     what = f"The GGUF files could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as folder:
@@ -156,6 +160,7 @@ class _Job:
     types: list[str]
     verify: bool
     pre: str | None
+    checkout: LlamaCppCheckout
     force: bool
     threads: int
 
@@ -166,16 +171,19 @@ class _Job:
         return weights * (2 + len(self.types)) * (2 if "f32" in self.types else 1)
 
     def write(self, folder: Path, progress: Progress) -> GgufExport:
-        architecture = Architecture.of_folder(self.base)
+        architecture = None if self.checkout.convert_script else Architecture.of_folder(self.base)
         model = self._model(folder, progress)
         texts = self._texts(model)
-        tokenizer = self._tokenizer(model, architecture)
+        tokenizer = self._tokenizer(model, architecture) if architecture else None
         files = []
         for name, file_type in self._written(folder, model, tokenizer, progress):
-            files.append(self._checked(folder / name, file_type, model, tokenizer, texts, progress))
+            checked = self._checked(folder / name, file_type, model, tokenizer, texts, progress)
+            if name != _SOURCE:
+                files.append(checked)
         for left in (folder / _MERGED, folder / _SOURCE):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-        report = self._report(architecture, tokenizer, files)
+        notes = tuple(_notes(architecture, tokenizer, files)) if architecture and tokenizer else ()
+        report = self._report(files, notes)
         (folder / REPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(gguf_card(report, self.base, self.adapters), encoding="utf-8")
         return report
@@ -215,11 +223,18 @@ class _Job:
         return gguf_tokenizer(tokenizer, architecture.config.vocab_size, pre=self.pre, prompts=prompts)
 
     def _written(
-        self, folder: Path, model: Path, tokenizer: GgufTokenizer, progress: Progress
+        self, folder: Path, model: Path, tokenizer: GgufTokenizer | None, progress: Progress
     ) -> Iterator[tuple[str, str]]:
-        """Writes the files, and yields the name and the type of each as soon as it is there."""
+        """Writes the files, and yields the name and the type of each as soon as it is there.
+
+        The one that others are made of comes before them, also if it does not stay.
+        """
 
         def write(name: str, file_type: str) -> str:
+            if tokenizer is None:
+                progress(0, 1, f"llama.cpp's converter writes {file_type}")
+                self.checkout.convert(model, folder / name, file_type, self._name)
+                return name
             write_model(
                 model,
                 folder / name,
@@ -230,22 +245,35 @@ class _Job:
             )
             return name
 
-        direct = UNQUANTIZED if has_llama_cpp() else WITHOUT_LLAMA_CPP
+        by_llama_cpp = has_llama_cpp() or self.checkout.quantize_bin or tokenizer is None
+        direct = UNQUANTIZED if by_llama_cpp else WITHOUT_LLAMA_CPP
         source = None
         for file_type in sorted(self.types, key=lambda one: one not in direct):
             name = f"model-{file_type}.gguf"
             if file_type in direct:
                 write(name, file_type)
             else:
-                sixteen = next((one for one in ("bf16", "f16", "f32") if one in self.types), None)
-                source = source or (f"model-{sixteen}.gguf" if sixteen else write(_SOURCE, "f16"))
+                kept = next((one for one in ("bf16", "f16", "f32") if one in self.types), None)
+                if source is None and kept is None:
+                    yield write(_SOURCE, "f16"), "f16"
+                source = f"model-{kept}.gguf" if kept else _SOURCE
                 progress(0, 1, f"llama.cpp quantises to {file_type}")
-                quantize_file(folder / source, folder / name, file_type, threads=self.threads)
+                self._quantize(folder / source, folder / name, file_type)
             yield name, file_type
+
+    def _quantize(self, source: Path, out: Path, file_type: str) -> None:
+        if self.checkout.quantize_bin:
+            self.checkout.quantize(source, out, file_type, self.threads)
+        else:
+            quantize_file(source, out, file_type, threads=self.threads)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._base_name} {self.adapters.ref}" if self.adapters else self._base_name
 
     def _general(self, tokenizer: GgufTokenizer) -> dict[str, Field]:
         """What the file says of itself, without paths of this machine."""
-        name = f"{self._base_name} {self.adapters.ref}" if self.adapters else self._base_name
+        name = self._name
         if tokenizer.strips_after_control and not re.search(r"phi-?3", name, re.IGNORECASE):
             name = f"Phi-3 {name}"  # llama.cpp drops whitespace after control tokens by the name
         fields: dict[str, Field] = {"general.name": name}
@@ -272,16 +300,16 @@ class _Job:
         file: Path,
         file_type: str,
         model: Path,
-        tokenizer: GgufTokenizer,
+        tokenizer: GgufTokenizer | None,
         texts: VerificationTexts | None,
         progress: Progress,
     ) -> GgufFile:
         tokens = verification = None
         if texts:
             progress(0, texts.tokens, f"checking {file_type}")
-            tokens = check_tokens(file, tokenizer, load_tokenizer(model))
+            tokens = check_tokens(file, tokenizer or read_tokenizer(file), load_tokenizer(model))
             self._refuse_other_tokens(tokens)
-            request = self.adapters and self.adapters.request
+            request = self.adapters.request if self.adapters else None
             with (
                 closing(model_logits(self.base, texts.sequences, adapter=request)) as reference,
                 closing(file_logits(file, model, texts.sequences, threads=self.threads)) as exported,
@@ -304,19 +332,16 @@ class _Job:
                 "written all the same.",
             )
 
-    def _report(
-        self, architecture: Architecture, tokenizer: GgufTokenizer, files: Sequence[GgufFile]
-    ) -> GgufExport:
+    def _report(self, files: Sequence[GgufFile], notes: tuple[str, ...]) -> GgufExport:
         by = "llama.cpp" if has_llama_cpp() else "transformers"
         return GgufExport(
             base=self._base_name,
             base_digest=self._fingerprint.digest,
             adapter=self.adapters.ref if self.adapters else None,
             adapter_digest=self.adapters.digest if self.adapters else None,
-            architecture=architecture.name,
             files=tuple(files),
             checked_with=by if self.verify else None,
-            notes=tuple(_notes(architecture, tokenizer, files)),
+            notes=notes,
         )
 
 

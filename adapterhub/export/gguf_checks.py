@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     import torch
 
 GGUF_BOUNDS: Mapping[str, VerificationBound] = {
-    "f32": VerificationBound(kl_divergence=1e-4, perplexity_change=2e-3),
-    "f16": VerificationBound(kl_divergence=1e-3, perplexity_change=5e-3),
-    "bf16": VerificationBound(kl_divergence=5e-3, perplexity_change=0.01),
-    "q8": VerificationBound(kl_divergence=0.02, perplexity_change=0.03),
-    "q6": VerificationBound(kl_divergence=0.05, perplexity_change=0.05),
-    "q5": VerificationBound(kl_divergence=0.15, perplexity_change=0.15),
-    "q4": VerificationBound(kl_divergence=0.4, perplexity_change=0.4),
-    "q3": VerificationBound(kl_divergence=1.0, perplexity_change=1.0),
-    "q2": VerificationBound(kl_divergence=2.5, perplexity_change=4.0),
+    "f32": VerificationBound(kl_divergence=0.001, perplexity_change=0.005),
+    "f16": VerificationBound(kl_divergence=0.002, perplexity_change=0.01),
+    "bf16": VerificationBound(kl_divergence=0.01, perplexity_change=0.02),
+    "q8": VerificationBound(kl_divergence=0.03, perplexity_change=0.03),
+    "q6": VerificationBound(kl_divergence=0.1, perplexity_change=0.1),
+    "q5": VerificationBound(kl_divergence=0.3, perplexity_change=0.2),
+    "q4": VerificationBound(kl_divergence=1.0, perplexity_change=0.5),
+    "q3": VerificationBound(kl_divergence=2.0, perplexity_change=2.0),
+    "q2": VerificationBound(kl_divergence=4.0, perplexity_change=10.0),
 }
-"""Bounds by type, quantised ones by their bits: small models lose most, and a wrong file is far outside."""
+"""Bounds by type, quantised ones by their bits; small models lose most. The 16-bit file that others are made of has to
+be within its own bound first, so those of few bits need not tell a wrong file from a bad one."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def _head_size(config: Any) -> int:
 def _rope_parameters(architecture: Architecture) -> dict[str, Any]:
     """Those of layers that attend to everything; Gemma 3 has others where a window slides."""
     parameters: dict[str, Any] = architecture.config.rope_parameters
-    return parameters.get("full_attention", parameters)
+    full: dict[str, Any] = parameters.get("full_attention", parameters)
+    return full
 
 
 def _rope(architecture: Architecture) -> dict[str, Field]:
@@ -156,9 +157,10 @@ def _gemma3(config: Any) -> dict[str, Field]:
 
 def _window_pattern(layers: Sequence[str]) -> int:
     """Of how many layers each last one attends to everything."""
-    for pattern in (_GEMMA3_PATTERN, *range(1, len(layers) + 1)):
-        full = [index % pattern == pattern - 1 for index in range(len(layers))]
-        if full == [layer == "full_attention" for layer in layers]:
+    wanted = [layer == "full_attention" for layer in layers]
+    patterns: list[int] = [_GEMMA3_PATTERN, *range(1, len(layers) + 1)]
+    for pattern in patterns:
+        if wanted == [index % pattern == pattern - 1 for index in range(len(layers))]:
             return pattern
     raise _unlike("the order of its layers with a sliding window")
 

@@ -127,6 +127,7 @@ def gguf_tokenizer(
     if model.get("type") != "BPE":
         raise _unknown(f"a {model.get('type')} tokenizer")
     tokens, types = _tokens(content, vocab_size)
+    add_bos, add_eos = _added_ends(tokenizer)
     plain = GgufTokenizer(
         "gpt2",
         "default",
@@ -135,19 +136,20 @@ def gguf_tokenizer(
         special_ids=_special_ids(tokenizer),
         strips_after_control=any(one["special"] and one["rstrip"] for one in content["added_tokens"]),
         chat_template=_chat_template(tokenizer),
-        **_added_ends(tokenizer),
+        add_bos=add_bos,
+        add_eos=add_eos,
     )
     pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
     if model.get("byte_fallback"):
         return _sentencepiece(plain, content, pairs, prompts)
-    known = split_name(content)
-    if (pre or known) not in SPLITS:
+    split = pre or split_name(content)
+    if split not in SPLITS:
         raise ExportError(
             "llama.cpp has no name for the way in which the tokenizer splits text.",
             hint=f"Take the nearest with --pre-tokenizer ({', '.join(SPLITS)}): some texts become other tokens then, "
             "and the report says how many.",
         )
-    return replace(plain, pre=pre or known, merges=[" ".join(pair) for pair in pairs])
+    return replace(plain, pre=split, merges=[" ".join(pair) for pair in pairs])
 
 
 def _tokens(content: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
@@ -227,14 +229,11 @@ def _special_ids(tokenizer: Any) -> dict[str, int]:
     return {name: int(id_) for name, id_ in ids.items() if id_ is not None}
 
 
-def _added_ends(tokenizer: Any) -> dict[str, bool]:
-    """What the tokenizer puts before and after a text."""
+def _added_ends(tokenizer: Any) -> tuple[bool, bool]:
+    """Whether the tokenizer puts its first token before a text, and its last one after it."""
     bare, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    before = full[: len(full) - len(bare)]
-    return {
-        "add_bos": bool(before) and full[0] == tokenizer.bos_token_id,
-        "add_eos": bool(before) and full[-1] == tokenizer.eos_token_id,
-    }
+    more = len(full) > len(bare)
+    return more and full[0] == tokenizer.bos_token_id, more and full[-1] == tokenizer.eos_token_id
 
 
 def _chat_template(tokenizer: Any) -> str | None:
@@ -251,12 +250,12 @@ def _unknown(what: str) -> ExportError:
     )
 
 
-def read_tokenizer(file: Path, derived: GgufTokenizer) -> GgufTokenizer:
+def read_tokenizer(file: Path, derived: GgufTokenizer | None = None) -> GgufTokenizer:
     """The tokenizer that a GGUF file holds.
 
     Args:
         file: The file.
-        derived: What it was written with, for what a file does not say.
+        derived: What it was written with, for what a file does not say; None if something else wrote it.
     """
     from gguf import GGUFReader
 
@@ -266,8 +265,9 @@ def read_tokenizer(file: Path, derived: GgufTokenizer) -> GgufTokenizer:
         return fields[name].contents() if name in fields else default
 
     ids = {name: value(f"{key}_token_id", None) for name, key in _SPECIAL_IDS.items()}
+    by_others = GgufTokenizer("", "", [], [], no_control_tokens_in_texts=value("add_space_prefix", True))
     return replace(
-        derived,
+        derived or by_others,
         model=value("model", ""),
         pre=value("pre", "default"),
         tokens=value("tokens", []),

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from adapterhub.errors import ExportError
 from adapterhub.gguf.text_splitting import SPLITS
 from adapterhub.gguf.tokenizer import CONTROL, UNKNOWN, USER_DEFINED, GgufTokenizer
 
@@ -73,6 +74,11 @@ def _byte_level(tokenizer: GgufTokenizer) -> Callable[[str], list[int]]:
     from tokenizers import Regex, Tokenizer, pre_tokenizers
     from tokenizers.models import BPE
 
+    if tokenizer.pre not in SPLITS:
+        raise ExportError(
+            f"The way to split text, {tokenizer.pre!r}, is known to llama.cpp alone.",
+            hint="Install llama-cpp-python to check the file: `pip install 'adapterhub[llama]'`.",
+        )
     patterns, ignore_merges = SPLITS[tokenizer.pre]
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in tokenizer.merges)]
     vocabulary = {token: id_ for id_, token in enumerate(tokenizer.tokens)}

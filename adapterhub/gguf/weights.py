@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapterhub.base.fingerprint import weight_files
 from adapterhub.errors import ExportError
@@ -23,25 +23,19 @@ _BLOCK_ELEMENTS = 2**20
 _DTYPES = ("F32", "F16", "BF16")
 
 
-class Weight(Protocol):
-    """One tensor of a GGUF file.
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight of a safetensors file.
 
     Attributes:
         name: llama.cpp's.
         shape: As llama.cpp multiplies: (out_features, in_features), or one dimension.
+        file: The file.
+        info: Where in it.
+        transposed: Whether it is stored as (in_features, out_features).
+        order: Which stored row comes at each place; None for the order as it is.
+        offset: What is added.
     """
-
-    name: str
-    shape: tuple[int, ...]
-
-    def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Its rows from the first to the last, some at a time."""
-        ...
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A weight of a safetensors file."""
 
     name: str
     shape: tuple[int, ...]
@@ -71,7 +65,13 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class ComputedWeight:
-    """A weight that follows from the settings."""
+    """A weight that follows from the settings.
+
+    Attributes:
+        name: llama.cpp's.
+        shape: Its shape.
+        value: Its values, in float32.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -80,6 +80,10 @@ class ComputedWeight:
     def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """All of it."""
         yield self.value
+
+
+Weight: TypeAlias = StoredWeight | ComputedWeight
+"""One tensor of a GGUF file, whose `blocks` are its rows in float32, from the first to the last."""
 
 
 def _float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -96,12 +97,34 @@ def test_flags_replace_the_recipe_s_paths(own, recipe: Path, tmp_path: Path):
     assert trained.json["datasets"][0].startswith("a.jsonl ")
 
 
+@pytest.mark.spec("3-C3", "3-F3")
+def test_the_recipe_s_adapter_becomes_gguf_files(own, recipe: Path, tmp_path: Path, tiny_adapters):
+    assert own("add", "jokes", tiny_adapters["json"]).code == 0
+    flags = ("--quantization_levels", '["q8_0"]', "--no_verify")
+    shown = own("run-recipe", "convert_gguf", "--config", recipe, *flags)
+    folder = tmp_path / "models" / "jokes" / "gguf"
+    assert (shown.code, shown.out) == (0, f"{folder}\n"), shown.err
+    names = {path.name for path in folder.glob("*.gguf")}
+    assert names == {"model-f16.gguf", "model-q8_0.gguf"}
+    assert "model-q8_0.gguf: " in shown.err
+    assert json.loads((folder / "gguf.json").read_text())["adapter"] == "jokes@1"
+    again = own("run-recipe", "convert_gguf", "--config", recipe, *flags)
+    assert (again.code, "is not empty" in again.err) == (1, True)
+
+
 @pytest.mark.spec("3-C3")
-def test_gguf_export_says_that_it_is_not_there(own, recipe: Path):
-    shown = own("run-recipe", "convert_gguf", "--config", recipe)
-    assert (shown.code, shown.out) == (1, "")
-    assert "There is no export to GGUF yet." in shown.err
-    assert "adapterhub merge" in shown.err
+def test_the_last_checkpoint_is_converted_and_what_is_wrong_is_said(
+    own, recipe: Path, tmp_path: Path, tiny_adapters
+):
+    shutil.copytree(tiny_adapters["code"], tmp_path / "run" / "checkpoint-7")
+    given = ("convert-gguf", recipe, "--output-dir", tmp_path / "run", "--no-verify", "--json")
+    report = own(*given, "--quantization-levels", "q8_0").json
+    assert report["files"][1]["file"] == "model-q8_0.gguf"
+    assert (tmp_path / "run" / "gguf" / "model-f16.gguf").is_file()
+    refused = own(*given, "--quantization-levels", "[1]")
+    assert (refused.code, "types with commas" in refused.err) == (2, True)
+    absent = own("convert-gguf", recipe)
+    assert (absent.code, "jokes" in absent.err) == (1, True)
 
 
 @pytest.mark.spec("3-F0")

@@ -48,23 +48,17 @@ class OllamaTemplate:
     roles: tuple[str, ...]
 
 
-def derive_template(source: PromptSource, *, tools: bool = True, without: str = "") -> OllamaTemplate:
+def derive_template(source: PromptSource, *, tools: bool = True) -> OllamaTemplate:
     """Derives the template; it is not verified yet.
 
     Args:
         source: The prompt format.
         tools: Whether to include tools where the format has them.
-        without: A text that the prompt begins with and the template leaves out: the token that the tokenizer adds.
 
     Raises:
         ExportError: The format cannot be expressed.
     """
-    found = probe(source, tools=tools)
-    texts = {
-        key: text.removeprefix(without) if key.previous == "start" else text
-        for key, text in found.texts.items()
-    }
-    return _Derivation(found, texts).template()
+    return _Derivation(probe(source, tools=tools)).template()
 
 
 @dataclass(frozen=True)
@@ -89,26 +83,34 @@ class _Calls:
 
 
 class _Derivation:
-    def __init__(self, found: ProbedFormat, texts: Mapping[Key, str]) -> None:
-        self._found, self._texts = found, dict(texts)
-        self._has_calls = any(key.kind == "name" for key in texts)
-        self._after = {role: _common_end(self._of(previous=role)) for role in _ROLES}
+    def __init__(self, found: ProbedFormat) -> None:
+        self._found, self._of = found, found.at
+        self._has_calls = bool(found.at(kind="name"))
+        self._after = {role: _common_end(found.at(previous=role)) for role in _ROLES}
+        if found.system_place != "first":
+            self._after["system"] = ""
         self._item_end, self._calls_end = self._ends_of_calls()
         self._before = self._texts_before()
+        self._moved_system = self._system_in_user() if found.system_place != "first" else ""
 
     def template(self) -> OllamaTemplate:
-        roles = tuple(role for role in _ROLES if any(key.kind == role for key in self._texts))
+        roles = tuple(role for role in _ROLES if self._found.at(kind=role))
+        written = [role for role in roles if role != "system" or not self._moved_system]
+        update = "{{ $previous = .Role }}"
+        if self._moved_system:
+            update = f'{{{{ if ne .Role "system" }}}}{update}{{{{ end }}}}'
         branches = "".join(
             f'{{{{ {"else if" if number else "if"} eq .Role "{role}" }}}}{self._message(role)}'
-            for number, role in enumerate(roles)
+            for number, role in enumerate(written)
         )
         end = self._choice("end", "")
-        closing = f'{{{{- if ne $previous "assistant" }}}}{end}{{{{ end }}}}' if end else "{{- /* */ -}}"
+        closing = f'\n{{{{- if ne $previous "assistant" }}}}{end}{{{{ end }}}}' if end else ""
+        known = "$previous" in branches + closing
         # No space of the layout may stand beside a text: `{{-` would take away the text's own.
         body = (
-            '{{- $previous := "" }}\n'
-            "{{- range $index, $message := .Messages }}"
-            f"{branches}{{{{ end }}}}\n{{{{- $previous = .Role }}}}{{{{ end }}}}\n{closing}"
+            ('{{- $previous := "" }}\n' if known else "")
+            + "{{- range $index, $message := .Messages }}"
+            + f"{branches}{{{{ end }}}}{update if known else ''}{{{{ end }}}}{closing}"
         )
         first = _FIND_LAST_USER if "$last_user" in body else ""
         return OllamaTemplate(
@@ -118,20 +120,24 @@ class _Derivation:
             roles,
         )
 
-    def _of(self, previous: str | None = None, kind: str | None = None) -> dict[Key, str]:
-        return {
-            key: text
-            for key, text in self._texts.items()
-            if previous in (None, key.previous) and kind in (None, key.kind)
-        }
-
     def _message(self, role: str) -> str:
         after = literal(self._after[role])
         if role != "assistant":
             last = _IS_LAST_USER if role == "user" else ""
-            return self._choice(role, last) + self._content(role) + after
+            system = self._moved_system if role == "user" else ""
+            return self._choice(role, last) + system + self._content(role) + after
         begun = f"{{{{ if not ({_IS_LAST}) }}}}{after}{{{{ end }}}}" if after else ""
         return self._answer() + begun
+
+    def _system_in_user(self) -> str:
+        """Code for the system message inside the user's, where the format has it there."""
+        system, user = self._before.pop("system", {}), self._before["user"]
+        same = all(user.get(key._replace(kind="user", last=True)) == text for key, text in system.items())
+        after = {user.pop(key) for key in list(user) if key.previous == "system"}
+        if not system or not same or len(after) > 1:
+            raise not_expressible("the place of the system message varies")
+        shown = _IS_LAST_USER if self._found.system_place == "last user" else _IS_LAST
+        return f"{{{{ if and $.System ({shown}) }}}}{{{{ $.System }}}}{literal(after.pop())}{{{{ end }}}}"
 
     def _content(self, role: str) -> str:
         style = self._found.styles.get(role)
@@ -210,7 +216,7 @@ class _Derivation:
     def _texts_before(self) -> dict[str, dict[Key, str]]:
         """Kind -> the texts before it, without what ends the message before."""
         before: dict[str, dict[Key, str]] = {}
-        for key, text in self._texts.items():
+        for key, text in self._found.texts.items():
             previous, end = key.previous, self._after.get(key.previous, "")
             if previous == "arguments" and key.kind != "name":
                 previous, end = "assistant", self._item_end + self._calls_end + end

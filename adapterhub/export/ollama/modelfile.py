@@ -17,6 +17,7 @@ from adapterhub.export.ollama.deriving import OllamaTemplate, derive_template
 from adapterhub.export.ollama.go_template import go_json
 from adapterhub.export.ollama.source import PromptSource
 from adapterhub.export.ollama.verifying import verify_template
+from adapterhub.gguf.tokenizer import GgufTokenizer
 from adapterhub.registry.cards import PromptProfile
 from adapterhub.requests.prompts import choose_style
 
@@ -26,7 +27,7 @@ _NOT_OLLAMAS = ("suppress_tokens", "bad_words_ids", "stop_token_ids")
 
 
 @dataclass(frozen=True)
-class GgufFiles:
+class OllamaFiles:
     """The files of one artefact, which stand beside its Modelfile.
 
     Attributes:
@@ -36,46 +37,6 @@ class GgufFiles:
 
     model: str
     adapter: str | None = None
-
-
-def write_modelfiles(
-    out: Path,
-    artefacts: Mapping[str, GgufFiles],
-    model_folder: Path,
-    *,
-    profile: PromptProfile | None = None,
-    add_bos: bool = False,
-    num_ctx: int | None = None,
-    tools: bool = True,
-) -> list[Path]:
-    """Writes a Modelfile for each artefact: `Modelfile.f16`, `Modelfile.q4_k_m` and so on.
-
-    The template is derived from the chat template, and conversations rendered with both are equal.
-
-    Args:
-        out: The folder of the GGUF files.
-        artefacts: The end of the Modelfile's name, such as `f16` -> the names of the files.
-        model_folder: The model's folder: configuration, tokenizer files, chat template and generation config.
-        profile: The adapter's prompt profile: system prompt, stops, sampling defaults and template.
-        add_bos: Whether the GGUF file's tokenizer begins prompts with the beginning-of-sequence token.
-        num_ctx: Ollama's context in tokens; the model's own, at most 4,096, if not given.
-        tools: Whether to include tools, where the chat template has them.
-
-    Returns:
-        The files.
-
-    Raises:
-        ExportError: The chat template or another setting cannot be expressed, or writing failed.
-        ConfigError: A file of the model is damaged.
-    """
-    settings = modelfile_settings(
-        model_folder, profile or PromptProfile(), add_bos=add_bos, num_ctx=num_ctx, tools=tools
-    )
-    texts = {out / f"Modelfile.{name}": modelfile(files, settings) for name, files in artefacts.items()}
-    for path, text in texts.items():
-        with os_errors_as(ExportError, f"{path.name} cannot be written"):
-            write_atomic(path, text.encode())
-    return list(texts)
 
 
 @dataclass(frozen=True)
@@ -101,13 +62,20 @@ class ModelfileSettings:
 
 def modelfile_settings(
     model_folder: Path,
-    profile: PromptProfile,
+    profile: PromptProfile = PromptProfile(),  # noqa: B008 - it is frozen
     *,
-    add_bos: bool = False,
+    tokenizer: GgufTokenizer | None = None,
     num_ctx: int | None = None,
     tools: bool = True,
 ) -> ModelfileSettings:
-    """Derives and verifies the settings; the arguments are those of `write_modelfiles`.
+    """Derives the template from the chat template, compares both on conversations, and collects the other settings.
+
+    Args:
+        model_folder: The model's folder: configuration, tokenizer files, chat template and generation config.
+        profile: The adapter's prompt profile: system prompt, stops, sampling defaults and template.
+        tokenizer: That of the GGUF file, which may begin prompts with a token itself.
+        num_ctx: Ollama's context in tokens; the model's own, at most 4,096, if not given.
+        tools: Whether to include tools, where the chat template has them.
 
     Raises:
         ExportError: The chat template or another setting cannot be expressed.
@@ -124,9 +92,11 @@ def modelfile_settings(
             f"A file of the model is damaged: {error}.", hint="Download or export the model again."
         ) from error
     source = PromptSource(style, special)
-    without = special.get("bos_token", "") if add_bos else ""
-    template = derive_template(source, tools=tools, without=without)
-    compared = verify_template(source, template, without=without)
+    if tokenizer:
+        added = tokenizer.tokens[tokenizer.special_ids["bos"]] if tokenizer.add_bos else ""
+        source = PromptSource(style, special, added, tokenizer.spelled)
+    template = derive_template(source, tools=tools)
+    compared = verify_template(source, template)
     if profile.system and "system" not in template.roles:
         raise ExportError(
             "The adapter has a system prompt, but the chat template takes no system message.",
@@ -141,16 +111,34 @@ def modelfile_settings(
         profile.system,
         tuple(dict.fromkeys([*stops, *sampling.stop])),
         {"num_ctx": num_ctx or _context(model_folder), **_parameters(sampling)},
-        tuple(_notes(source, template, sampling, add_bos)),
+        tuple(_notes(source, template, sampling)),
     )
 
 
-def modelfile(files: GgufFiles, settings: ModelfileSettings) -> str:
-    """The text of a Modelfile.
+def write_modelfiles(
+    out: Path, artefacts: Mapping[str, OllamaFiles], settings: ModelfileSettings
+) -> list[Path]:
+    """Writes a Modelfile for each artefact: `Modelfile.f16`, `Modelfile.q4_k_m` and so on.
+
+    Args:
+        out: The folder of the GGUF files.
+        artefacts: The end of the Modelfile's name, such as `f16` -> the names of the files.
+        settings: From `modelfile_settings`.
+
+    Returns:
+        The files.
 
     Raises:
-        ExportError: A text has what a Modelfile cannot hold.
+        ExportError: A text has what a Modelfile cannot hold, or writing failed.
     """
+    texts = {out / f"Modelfile.{name}": _modelfile(files, settings) for name, files in artefacts.items()}
+    for path, text in texts.items():
+        with os_errors_as(ExportError, f"{path.name} cannot be written"):
+            write_atomic(path, text.encode())
+    return list(texts)
+
+
+def _modelfile(files: OllamaFiles, settings: ModelfileSettings) -> str:
     lines = [
         "# How Ollama runs this model: ollama create NAME -f THIS-FILE",
         f"# TEMPLATE gives the prompts of the model's chat template ({settings.compared} conversations compared).",
@@ -216,16 +204,13 @@ def _parameters(sampling: SamplingParams) -> dict[str, float]:
     return parameters | {name: value for name, value in optional.items() if value is not None}
 
 
-def _notes(
-    source: PromptSource, template: OllamaTemplate, sampling: SamplingParams, add_bos: bool
-) -> Iterator[str]:
+def _notes(source: PromptSource, template: OllamaTemplate, sampling: SamplingParams) -> Iterator[str]:
     if "system" not in template.roles:
         yield "The chat template takes no system message, so TEMPLATE leaves them out."
     if source.strips_contents():
         yield "The chat template strips the contents of messages; Ollama cannot."
-    bos = source.special_tokens.get("bos_token")
-    if add_bos and bos and not source.begins_with(bos):
-        yield "The tokenizer begins prompts with its BOS token, and the chat template alone does not."
+    if source.lacks_added:
+        yield "llama.cpp begins prompts with the BOS token, and the chat template alone does not."
     for name in _NOT_OLLAMAS:
         if getattr(sampling, name):
             yield f"Ollama has no {name}, which the model's generation settings have."

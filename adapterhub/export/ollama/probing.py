@@ -81,12 +81,15 @@ class ProbedFormat:
         styles: The kinds of contents that are written as JSON, and how.
         tool_list: How tools are listed; None if the format has no tools.
         hides_content: Whether an answer's content is left out where it has calls.
+        system_place: Where the system message stands: `"first"`, or in the `"last user"` message, or in the
+            `"last message"` if that is the user's.
     """
 
     texts: dict[Key, str] = field(default_factory=dict)
     styles: dict[str, JsonStyle] = field(default_factory=dict)
     tool_list: ToolList | None = None
     hides_content: bool = False
+    system_place: str = "first"
 
     def at(self, previous: str | None = None, kind: str | None = None) -> dict[Key, str]:
         """The texts after or before a kind."""
@@ -116,7 +119,7 @@ def probe(source: PromptSource, *, tools: bool = True) -> ProbedFormat:
     """
     if "strftime_now" in (source.style.template or ""):
         raise not_expressible("it writes the date of each request")
-    found = ProbedFormat()
+    found = ProbedFormat(system_place=_system_place(source))
     thinks = (None, True, False) if source.has_thinking_switch else (None,)
     for think in thinks:
         for spec in _SPECS:
@@ -124,12 +127,21 @@ def probe(source: PromptSource, *, tools: bool = True) -> ProbedFormat:
         for spec in _SYSTEM_SPECS:
             _add(found, source, spec, think=think)
         for spec in _UNUSUAL_SPECS:
-            if "s" not in spec or found.at("start", "system"):
+            if "s" not in spec or (found.at("start", "system") and found.system_place == "first"):
                 _add(found, source, spec, think=think, may_conflict=True)
         if tools and source.has_tools:
             for spec in (*_SPECS, *_SYSTEM_SPECS, *_CALL_SPECS):
                 _add(found, source, spec, tools=True, think=think)
     return found
+
+
+def _system_place(source: PromptSource) -> str:
+    text, begun = (
+        source.try_render(_Probed(spec, False, None, 1).conversation) or "" for spec in ("suau", "sua")
+    )
+    if text.find(_content(0)) <= text.find(_content(1)):
+        return "first"
+    return "last user" if _content(0) in begun else "last message"
 
 
 def _add(
@@ -144,7 +156,7 @@ def _add(
 ) -> None:
     """Adds the texts of one conversation; one that the format refuses has none."""
     for calls in (2, 1):  # some formats know one call in an answer only
-        probed = _Probed(spec, tools, think, calls)
+        probed = _Probed(spec, tools, think, calls, found.system_place)
         text = source.try_render(probed.conversation)
         if text is not None:
             break
@@ -196,18 +208,25 @@ class _Probed:
     reasoning, `k` calls with reasoning.
     """
 
-    def __init__(self, spec: str, tools: bool, think: bool | None, calls: int) -> None:
+    def __init__(
+        self, spec: str, tools: bool, think: bool | None, calls: int, system_place: str = "first"
+    ) -> None:
+        self._moved = "s" in spec and system_place != "first"
         self._spec, self._tools, self._think, self._calls = spec, tools, think, calls
         self._marks: list[_Mark] = []
         messages = tuple(self._message(index, letter) for index, letter in enumerate(spec))
         self.conversation = Conversation(messages, _TOOLS if tools else (), think)
 
     def _message(self, index: int, letter: str) -> dict[str, Any]:
-        content = f'zq{index}"\n<{index}q'
+        content, last = _content(index), letter not in self._spec[index + 1 :]
         match letter:
+            case "s" if self._moved:
+                return {"role": "system", "content": content}
             case "s" | "u" | "t":
                 role = {"s": "system", "u": "user", "t": "tool"}[letter]
-                self._marks.append(_Mark(role, content, letter == "u" and "u" not in self._spec[index + 1 :]))
+                if letter == "u" and last and self._moved:
+                    self._marks.append(_Mark("system", _content(self._spec.index("s")), optional=True))
+                self._marks.append(_Mark(role, content, letter == "u" and last))
                 named = {"name": "zqname0", "tool_call_id": "zqcall000"} if letter == "t" else {}
                 return {"role": role, "content": content, **named}
         message: dict[str, Any] = {"role": "assistant", "content": ""}
@@ -257,6 +276,11 @@ class _Probed:
             raise not_expressible("it writes the ids of calls, which not every Ollama gives to templates")
         found.styles |= styles
         return {key: _with_tools_marked(one, found) for key, one in texts.items()}
+
+
+def _content(index: int) -> str:
+    """A content that no template writes itself, with signs that JSON escapes."""
+    return f'zq{index}"\n<{index}q'
 
 
 def _find(text: str, mark: _Mark, start: int) -> tuple[int, int, JsonStyle | None] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,15 +27,19 @@ class _SpecialTokens:
 
 @dataclass(frozen=True)
 class PromptSource:
-    """A prompt format and the special tokens that it writes.
+    """A prompt format, and how its prompts are given to llama.cpp.
 
     Attributes:
         style: From `adapterhub.requests.prompts.choose_style`.
-        special_tokens: Such as `bos_token`.
+        special_tokens: Those that it writes, such as `bos_token`.
+        added: The token that llama.cpp puts before a prompt itself, which is left out then.
+        spelled: What llama.cpp has to be given for a text: `GgufTokenizer.spelled`.
     """
 
     style: PromptStyle
     special_tokens: Mapping[str, str]
+    added: str = ""
+    spelled: Callable[[str], str] = str
 
     @property
     def has_tools(self) -> bool:
@@ -45,12 +49,23 @@ class PromptSource:
     def has_thinking_switch(self) -> bool:
         return "enable_thinking" in (self.style.template or "")
 
+    @property
+    def lacks_added(self) -> bool:
+        """Whether llama.cpp begins prompts with a token with which these do not begin."""
+        return bool(self.added) and not self._rendered(_asking("a")).startswith(self.added)
+
     def render(self, conversation: Conversation) -> str:
-        """The prompt; where an answer has begun, up to its end, as transformers' `continue_final_message`.
+        """The prompt for Ollama; where an answer has begun, up to its end, as with `continue_final_message`.
 
         Raises:
             InvalidRequestError: The chat template refuses the conversation.
         """
+        text = self._rendered(conversation)
+        if self.added and text.startswith(self.added):
+            return text.removeprefix(self.added)
+        return self.spelled(text)
+
+    def _rendered(self, conversation: Conversation) -> str:
         thinks = conversation.think is not None and self.has_thinking_switch
         variables: dict[str, Any] = {"enable_thinking": conversation.think} if thinks else {}
         text = render(
@@ -69,10 +84,6 @@ class PromptSource:
             return self.render(conversation)
         except InvalidRequestError:
             return None
-
-    def begins_with(self, text: str) -> bool:
-        """Whether a prompt begins with a text."""
-        return (self.try_render(_asking("a")) or "").startswith(text)
 
     def strips_contents(self) -> bool:
         """Whether space around a content is left out."""

@@ -25,13 +25,12 @@ _TURNS = (
 )
 
 
-def verify_template(source: PromptSource, template: OllamaTemplate, *, without: str = "") -> int:
+def verify_template(source: PromptSource, template: OllamaTemplate) -> int:
     """Compares prompts of conversations with system messages, tools, calls, reasoning and begun answers.
 
     Args:
         source: The prompt format.
         template: The template.
-        without: The text that prompts begin with and the template leaves out.
 
     Returns:
         The number of conversations; those that the prompt format refuses are not counted.
@@ -49,8 +48,8 @@ def verify_template(source: PromptSource, template: OllamaTemplate, *, without: 
             written = render_go_template(parsed, conversation.values())
         except GoTemplateError as error:
             raise not_expressible(f"the derived template fails: {error}") from error
-        if written != expected.removeprefix(without):
-            raise not_expressible(_difference(written, expected.removeprefix(without)))
+        if written != expected:
+            raise not_expressible(_difference(written, expected))
         compared += 1
     return compared
 

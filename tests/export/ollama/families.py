@@ -70,11 +70,12 @@ FAMILIES = {
     "smollm2": SMOLLM2,
     "llama2": LLAMA2,
     "mistral-v1": MISTRAL_V1,
+    "mistral-v3": MISTRAL_V3,
     "zephyr": ZEPHYR,
     "demo": (DEMO_BASE / "chat_template.jinja").read_text(encoding="utf-8"),
     **{name: getattr(trl_templates, f"{name}_chat_template") for name in _OF_TRL},
 }
 
 
-def prompt_source(family: str) -> PromptSource:
-    return PromptSource(choose_style(FAMILIES[family]), SPECIAL_TOKENS)
+def prompt_source(family: str, added: str = "") -> PromptSource:
+    return PromptSource(choose_style(FAMILIES[family]), SPECIAL_TOKENS, added)

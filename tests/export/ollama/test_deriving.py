@@ -13,7 +13,7 @@ from adapterhub.requests.prompts import choose_style
 from tests.export.ollama.families import CHATML, FAMILIES, SPECIAL_TOKENS, ZEPHYR, prompt_source
 from tests.tiny import make_tokenizer
 
-WITH_TOOLS = ("demo", "llama3_1", "qwen2_5", "qwen3", "qwen3_instruct_2507")
+WITH_TOOLS = ("demo", "llama3_1", "mistral-v3", "qwen2_5", "qwen3", "qwen3_instruct_2507")
 WITHOUT_SYSTEM = ("gemma", "mistral-v1")
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASK = {"role": "user", "content": "2 + 2?"}
@@ -38,9 +38,9 @@ TOOL = {
 
 
 def prompt(
-    family: str, *messages: dict, tools: tuple = (), think: bool | None = None, without: str = ""
+    family: str, *messages: dict, tools: tuple = (), think: bool | None = None, added: str = ""
 ) -> str:
-    template = derive_template(prompt_source(family), without=without)
+    template = derive_template(prompt_source(family, added))
     return render_go_template(template.text, Conversation(messages, tools, think).values())
 
 
@@ -150,11 +150,22 @@ def test_messages_of_one_role_are_joined_as_ollama_joins_them():
 
 
 def test_the_token_that_the_tokenizer_adds_is_left_out():
-    assert prompt("llama3", ASK, without="<s>").startswith("<|start_header_id|>user")
+    assert prompt("llama3", ASK, added="<s>").startswith("<|start_header_id|>user")
     assert (
-        prompt("llama2", ASK, ANSWER, AGAIN, without="<s>")
+        prompt("llama2", ASK, ANSWER, AGAIN, added="<s>")
         == "[INST] 2 + 2? [/INST] 4 </s><s>[INST] Why? [/INST]"
     )
+
+
+def test_a_space_that_llama_cpp_leaves_out_is_written():
+    source = PromptSource(
+        choose_style(FAMILIES["mistral-v1"]), SPECIAL_TOKENS, "<s>", lambda text: f" {text}"
+    )
+    zephyr = PromptSource(choose_style(ZEPHYR), SPECIAL_TOKENS, "<s>", lambda text: f" {text}")
+    for one, begins in ((source, "[INST] 2 + 2?"), (zephyr, " <|user|>\n2 + 2?")):
+        template = derive_template(one)
+        verify_template(one, template)
+        assert render_go_template(template.text, Conversation((ASK,)).values()).startswith(begins)
 
 
 def test_a_prompt_format_without_a_chat_template():
