@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterHub
 from adapterhub.demo import demo_registry_folder
-from adapterhub.export import merged_agreement
 
 REQUEST = "Give me name, age and city as JSON: Greta Okafor is 48 years old and lives in Porto."
 
@@ -31,7 +30,7 @@ def ask_alone(folder: Path, request: str) -> str:
 
 
 def main(folder: Path) -> None:
-    """Blends for one request, merges to the folder, and compares."""
+    """Blends for one request, and merges to the folder, which is verified."""
     with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
         own = hub.generate(REQUEST, "json")
         print(f"{own.adapter}: {own.text}")
@@ -42,9 +41,7 @@ def main(folder: Path) -> None:
         report = hub.merge("json", folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20
         print(f"\nMerged {report.adapter} by {report.method}: {size:.1f} MB")
-        examples = hub.registry.resolve("json").routing.examples[:4]
-        share = merged_agreement(hub.engine, hub.registry, "json", folder, examples)
-        print(f"The same answers to the card's requests: {share:.0%}")
+        print(report.verification)
     print(f"transformers alone: {ask_alone(folder, REQUEST)}")
 
 

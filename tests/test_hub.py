@@ -21,7 +21,6 @@ from adapterhub.errors import (
     InvalidRequestError,
     RequestTooLongError,
 )
-from adapterhub.export import merged_agreement
 from adapterhub.requests.preparing import RequestPreparer
 from tests.tiny import make_adapter, make_base
 
@@ -543,14 +542,18 @@ class TestMerge:
     def test_the_merged_model_answers_as_the_adapter_does(self, exact, tmp_path):
         report = exact.merge("json", tmp_path / "merged")
         assert report.adapter == "json@1"
-        assert merged_agreement(exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS) == 1
-        assert merged_agreement(exact.engine, exact.registry, "code", tmp_path / "merged", self.PROMPTS) == 0
+        assert report.verification.merged.kl_divergence < 1e-6
+        with AdapterHub.from_pretrained(
+            tmp_path / "merged", exact.registry.root, quantization=None
+        ) as merged:
+            answers = [merged.generate(prompt, None, max_tokens=12).text for prompt in self.PROMPTS]
+        assert answers == [exact.generate(prompt, "json", max_tokens=12).text for prompt in self.PROMPTS]
+        assert answers != [exact.generate(prompt, "code", max_tokens=12).text for prompt in self.PROMPTS]
 
     def test_a_blend_is_merged_with_the_options(self, exact, tmp_path):
         report = exact.merge("json:0.6+code:0.4", tmp_path / "merged", dtype="float16")
         assert (report.adapter, report.dtypes) == ("json@1:0.6+code@1:0.4", ("F16",))
-        blend = "json:0.6+code:0.4"
-        assert merged_agreement(exact.engine, exact.registry, blend, tmp_path / "merged", self.PROMPTS) == 1
+        assert report.verification.merged.kl_divergence < 1e-5
 
     @pytest.mark.parametrize(
         ("given", "on_card", "expected"), [("v2", "v1", "v2"), (None, "v1", "v1"), (None, None, None)]
@@ -574,29 +577,3 @@ class TestMerge:
         before = exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions
         exact.merge("json", tmp_path / "merged")
         assert exact.generate("Hi", None, max_tokens=8, ignore_eos=True).completions == before
-
-    def test_nothing_to_compare_by_is_an_error(self, exact, tmp_path):
-        with pytest.raises(InvalidRequestError, match="no prompts"):
-            merged_agreement(exact.engine, exact.registry, "json", tmp_path, [])
-
-    def test_each_prompt_is_asked_with_its_own_tools(self, exact, tmp_path, monkeypatch):
-        exact.merge("json", tmp_path / "merged")
-        monkeypatch.setattr(
-            exact.engine.tokenizer, "chat_template", "{{ tools[0]['name'] if tools else 'none' }}"
-        )
-        asked, generate = [], exact.engine.generate
-        monkeypatch.setattr(
-            exact.engine, "generate", lambda requests: asked.extend(requests) or generate(requests)
-        )
-        tools = [[{"name": "look"}], None]
-        assert (
-            merged_agreement(
-                exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS[:2], tools=tools
-            )
-            == 1
-        )
-        assert [exact.engine.tokenizer.decode(request.prompt) for request in asked] == ["look", "none"]
-        with pytest.raises(InvalidRequestError, match="2 prompts and 1 lists"):
-            merged_agreement(
-                exact.engine, exact.registry, "json", tmp_path / "merged", self.PROMPTS[:2], tools=tools[:1]
-            )

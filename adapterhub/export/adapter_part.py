@@ -194,3 +194,9 @@ class AdapterSum:
             (StoredLoraRequest(part.ref, part.info.digest, part.folder), part.weight) for part in self.parts
         ]
         return BlendedLoraRequest.of(self.ref, stored) if self.is_blend else stored[0][0]
+
+    @property
+    def round_trip(self) -> RoundTrip | None:
+        """How training stored the base, where the cards of all parts say the same; None if that was not in 4 bits."""
+        settings = {part.round_trip for part in self.parts}
+        return settings.pop() if len(settings) == 1 else None

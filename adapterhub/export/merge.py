@@ -24,6 +24,7 @@ from adapterhub.export.checksums import CHECKSUMS_FILE, write_checksums
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.merge_plan import INDEX_FILE, MergePlan
+from adapterhub.export.merge_verification import MergeVerification, MergeVerifier
 from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import prompt_files
 from adapterhub.export.round_trip import RoundTrip, training_round_trip
@@ -74,7 +75,7 @@ class MergeReport:
         tensors: Number of weights in all.
         untied: Weights that share the embedding's values in the base, and are written on their own.
         size_bytes: Size of all shards.
-        verification: How far it is from the adapter on the base; None if that was not measured.
+        verification: How far its predictions are from the adapter's; None if that was not measured.
         quantization: How the merged weights were quantised afterwards; None if they were not.
         quantization_loss: How far the quantised model is from the merged one.
     """
@@ -91,7 +92,7 @@ class MergeReport:
     tensors: int
     untied: tuple[str, ...]
     size_bytes: int
-    verification: Verification | None = None
+    verification: MergeVerification | None = None
     quantization: str | None = None
     quantization_loss: Verification | None = None
 
@@ -103,7 +104,7 @@ class MergeOptions(TypedDict, total=False):
     exact: bool | RoundTrip
     max_shard_size: int | str | None
     force: bool
-    verify: Callable[[Path], Verification] | None
+    verify: bool | MergeVerifier
     progress: Callable[[int, int], None] | None
 
 
@@ -116,7 +117,7 @@ def merge_adapter(
     exact: bool | RoundTrip = False,
     max_shard_size: int | str | None = None,
     force: bool = False,
-    verify: Callable[[Path], Verification] | None = None,
+    verify: bool | MergeVerifier = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Merges an adapter or a blend into its base's weights on disk, as a model that transformers loads without PEFT.
@@ -135,13 +136,14 @@ def merge_adapter(
             linear layer but the output layer is quantised and dequantised first. True takes what the card records.
         max_shard_size: The largest size of a file, in bytes or as "5GB"; the base's own files if not given.
         force: Also merge into a base other than the one on the adapter's card, if the shapes fit.
-        verify: Called with the model's folder before it is renamed to `out`; its figures go into report and card, and
-            what it raises keeps the model from being written.
+        verify: Compare the merged model's predictions with the adapter's before it is kept, in float32 on the CPU; the
+            figures go into the report and onto the card. A verifier says on which texts.
         progress: Called with the bytes of weights written so far and in total.
 
     Raises:
         ExportError: `out` is not empty, the disk is too small, the base is quantised, a module has no weight of its own
-            in the base, a merged weight is not finite, or writing failed. Then `out` is not created.
+            in the base, a merged weight is not finite, the predictions are not the adapter's, or writing failed.
+            Then `out` is not created.
         AdapterInvalidError: The adapter's files are damaged, or not those that were registered.
         AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
@@ -160,7 +162,8 @@ def merge_adapter(
     check_disk_space(out, merge.size_bytes)
     what = f"The merged model, {merge.size_bytes:,} bytes, could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
-        return merge.write(temporary, progress or (lambda written, total: None), verify)
+        verifier = MergeVerifier() if verify is True else verify or None
+        return merge.write(temporary, progress or (lambda written, total: None), verifier)
 
 
 def _round_trip(adapters: AdapterSum, exact: bool | RoundTrip) -> RoundTrip:
@@ -186,14 +189,17 @@ class _Merge:
         self,
         out: Path,
         progress: Callable[[int, int], None],
-        verify: Callable[[Path], Verification] | None,
+        verifier: MergeVerifier | None,
     ) -> MergeReport:
         digests = self._write_weights(out, progress)
         for path in _files_to_copy(self.plan.base):
             shutil.copyfile(path, out / path.name)
         for name, content in {**self.plan.files(), **self.prompt_files}.items():
             (out / name).write_bytes(content)
-        report = replace(self.report, verification=verify(out)) if verify else self.report
+        report = self.report
+        if verifier:
+            found = verifier.verify(out, self.plan, force=self.force)
+            report = replace(report, verification=found)
         (out / LINEAGE_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
         (out / "README.md").write_text(self._model_card(report), encoding="utf-8")
         write_checksums(out, digests)
@@ -227,9 +233,7 @@ class _Merge:
             )
         sections = [" ".join(details)]
         if report.verification:
-            sections.append(
-                f"## Verification\n\nCompared with the adapter on its base: {report.verification}."
-            )
+            sections.append(f"## Verification\n\n{report.verification}")
         return model_card(
             report.base, self.plan.base, self.plan.adapters, report.exact, "\n\n".join(sections)
         )

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Literal, Unpack
 from adapterhub._files import new_folder, os_errors_as
 from adapterhub.base.fingerprint import weight_files
 from adapterhub.errors import ExportError
+from adapterhub.export.adapter_part import AdapterSum
 from adapterhub.export.checksums import write_checksums
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.merge import LINEAGE_FILE, MergeOptions, MergeReport, merge_adapter
+from adapterhub.export.merge_verification import MergeVerifier
 from adapterhub.export.model_logits import model_logits
 from adapterhub.export.verification import Verification, VerificationTexts, compare_logits
 
@@ -36,7 +38,7 @@ def merge_quantized(
     adapter_folder: str | Path | Mapping[Path, float],
     out: str | Path,
     quantization: WeightQuantization,
-    texts: VerificationTexts,
+    texts: VerificationTexts | None = None,
     **options: Unpack[MergeOptions],
 ) -> MergeReport:
     """Merges an adapter or a blend as `merge_adapter` does, and then quantises the model with bitsandbytes.
@@ -48,7 +50,7 @@ def merge_quantized(
         adapter_folder: As for `merge_adapter`.
         out: As for `merge_adapter`.
         quantization: How to store the linear layers but the output layer: `"nf4"` (double quantisation) or `"int8"`.
-        texts: What the model reads before and after, for the loss.
+        texts: What the model reads before and after, for the loss; by default what a merge is verified on.
         **options: As for `merge_adapter`.
 
     Raises:
@@ -57,7 +59,11 @@ def merge_quantized(
         AdapterIncompatibleError: As for `merge_adapter`.
         ConfigError: As for `merge_adapter`.
     """
-    out = free_folder(out)
+    out, verifier = free_folder(out), options.get("verify")
+    if texts is None:
+        verifier = verifier if isinstance(verifier, MergeVerifier) else MergeVerifier()
+        adapters, force = AdapterSum.of(adapter_folder), options.get("force", False)
+        texts = verifier.texts(Path(base_folder), adapters, force=force)
     what = f"The quantised model could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
         merged = temporary / "merged"

@@ -6,7 +6,7 @@ logits come from does not matter: from a folder of transformers' (`model_logits`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from typing import TYPE_CHECKING
@@ -82,7 +82,7 @@ class Verification:
 
     def __str__(self) -> str:
         return (
-            f"{self.tokens:,} predictions on {self.texts}: KL divergence {self.kl_divergence:.1e} nats; perplexity "
+            f"{self.tokens:,} tokens of {self.texts}: KL divergence {self.kl_divergence:.1e} nats; perplexity "
             f"{self.perplexity:.4f}, the reference's {self.reference_perplexity:.4f} ({self.perplexity_change:+.2%}); "
             f"{self.top1_agreement:.1%} of the most probable tokens are the same; the largest difference of a logit "
             f"is {self.max_logit_difference:.2g}"
@@ -109,15 +109,15 @@ class VerificationBound:
         )
         if not within:
             raise ExportError(
-                f"The export does not predict as the adapter on its base does: {found}. Allowed are a KL divergence "
+                f"The export does not predict as its reference does, on {found}. Allowed is a KL divergence "
                 f"of {self.kl_divergence:g} nats and a change of the perplexity by {self.perplexity_change:g}.",
-                hint="Export to a dtype or type with more bits; without verification it is written as it is.",
+                hint="Choose more bits, or another form; without verification it is kept as it is.",
             )
 
 
 MERGE_BOUNDS: Mapping[str, VerificationBound] = {
-    "F32": VerificationBound(kl_divergence=1e-6, perplexity_change=5e-4),
-    "F16": VerificationBound(kl_divergence=1e-3, perplexity_change=5e-3),
+    "F32": VerificationBound(kl_divergence=1e-5, perplexity_change=5e-4),
+    "F16": VerificationBound(kl_divergence=1e-4, perplexity_change=5e-3),
     "BF16": VerificationBound(kl_divergence=1e-3, perplexity_change=5e-3),
 }
 """Bounds of a merge by the dtype of its weights, in safetensors' notation: what rounding them once may do."""
@@ -142,13 +142,52 @@ def compare_logits(
         InvalidRequestError: There is nothing to compare.
         ExportError: The two vocabularies differ in size, or logits are not numbers.
     """
+    return compare_pairs(texts, (reference, exported), ((0, 1),), progress=progress)[0]
+
+
+def compare_pairs(
+    texts: VerificationTexts,
+    models: Sequence[Iterable[torch.Tensor]],
+    pairs: Sequence[tuple[int, int]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Verification]:
+    """Compares several models' logits of the same tokens, each computed once; see `compare_logits`.
+
+    Args:
+        texts: The tokens.
+        models: For each model its logits of each sequence.
+        pairs: The indices in `models` of a reference and of what is compared with it.
+        progress: As for `compare_logits`.
+
+    Raises:
+        InvalidRequestError: As for `compare_logits`.
+        ExportError: As for `compare_logits`.
+    """
     if not texts.tokens:
         raise InvalidRequestError("There are no tokens to compare the models by.", hint="Give longer texts.")
-    sums: list[_Sums] = []
-    for each in zip(texts.sequences, reference, exported, strict=True):
-        sums.append(_compare(*each))
+    sums: list[list[_Sums]] = [[] for _ in pairs]
+    done = 0
+    for sequence, *logits in zip(texts.sequences, *models, strict=True):
+        for (reference, exported), found in zip(pairs, sums, strict=True):
+            found.append(_compare(sequence, logits[reference], logits[exported]))
+        done += sequence.compared
         if progress:
-            progress(sum(one.predictions for one in sums), texts.tokens)
+            progress(done, texts.tokens)
+    return [_verification(texts, found) for found in sums]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    targets: int
+    same: int
+    max_logit_difference: float
+    divergence: float
+    loss: float
+    reference_loss: float
+
+
+def _verification(texts: VerificationTexts, sums: Sequence[_Sums]) -> Verification:
     targets = max(1, sum(one.targets for one in sums))
     return Verification(
         texts=texts.description,
@@ -161,17 +200,6 @@ def compare_logits(
         perplexity=_perplexity(sum(one.loss for one in sums) / targets),
         reference_perplexity=_perplexity(sum(one.reference_loss for one in sums) / targets),
     )
-
-
-@dataclass(frozen=True)
-class _Sums:
-    predictions: int
-    targets: int
-    same: int
-    max_logit_difference: float
-    divergence: float
-    loss: float
-    reference_loss: float
 
 
 def _compare(sequence: TokenSequence, reference: torch.Tensor, exported: torch.Tensor) -> _Sums:
@@ -189,7 +217,6 @@ def _compare(sequence: TokenSequence, reference: torch.Tensor, exported: torch.T
     targets = list(sequence.token_ids[sequence.start + 1 :])
     rows = range(len(targets))
     return _Sums(
-        predictions=len(p),
         targets=len(targets),
         same=int((p.argmax(-1) == q.argmax(-1)).sum()),
         max_logit_difference=difference,

@@ -4,7 +4,7 @@
     python -m examples.demo.score --n 200 --merged
 
 Answers come from `adapterhub.AdapterHub`, greedily, on the 4-bit base. The same seed asks the same requests. The second
-line merges each adapter and counts the answers that the merged model gives word for word as the adapter does.
+line merges each adapter and compares the merged model with it on held-out answers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rich.table import Table
 
 from adapterhub import AdapterHub
 from adapterhub.demo import demo_registry_folder
-from adapterhub.export import merged_agreement
-from examples.demo.data import TASKS
+from adapterhub.export import MergeVerification, MergeVerifier
+from examples.demo.data import TASKS, write
 from examples.demo.tasks import Record
 
 SEED = 3
@@ -77,20 +77,15 @@ def _parts(record: Record) -> tuple[str, ...]:
     return ("calls", f"calls, tools offered: {len(record['tools'])}")
 
 
-def agreement(hub: AdapterHub, n: int, seed: int = SEED) -> dict[str, float]:
-    """Share of `n` held-out requests that each adapter's merged model answers word for word as the adapter does."""
-    agreeing = {}
-    for task in track(TASKS, "merging and asking", console=Console(stderr=True)):
-        records = TASKS[task].generate("heldout", n, seed)
-        prompts = [record["messages"][:-1] for record in records]
-        offers = [record.get("tools") for record in records]
+def verify_merges(hub: AdapterHub, n: int, seed: int = SEED) -> dict[str, MergeVerification | None]:
+    """How far each adapter's merged model is from the adapter, on the answers to `n` held-out requests at most."""
+    found = {}
+    for task in track(TASKS, "merging and comparing", console=Console(stderr=True)):
         with tempfile.TemporaryDirectory() as scratch:
-            merged = Path(scratch) / task
-            hub.merge(task, merged)
-            agreeing[task] = merged_agreement(
-                hub.engine, hub.registry, task, merged, prompts, tools=offers, max_tokens=MAX_TOKENS
-            )
-    return agreeing
+            heldout = write(task, "heldout", n, seed, Path(scratch))
+            merged = hub.merge(task, Path(scratch) / task, verify=MergeVerifier(heldout))
+            found[task] = merged.verification
+    return found
 
 
 def write_cards(hub: AdapterHub, scores: Scores, n: int) -> None:
@@ -143,8 +138,8 @@ def main() -> None:
     args = parser.parse_args()
     with AdapterHub.from_pretrained(registry=args.registry) as hub:
         if args.merged:
-            for task, share in agreement(hub, args.n).items():
-                print(f"{task:10}{share:.1%} of {args.n} answers are the same from the merged model")
+            for task, found in verify_merges(hub, args.n).items():
+                print(f"{task}: {found}\n")
             return
         scores = score(hub, args.n)
         if args.write_cards:

@@ -14,7 +14,8 @@ import pytest
 from adapterhub import AdapterRegistry, SamplingParams
 from adapterhub.cli.main import cli, main
 from adapterhub.cli.options import read_text
-from adapterhub.errors import AdapterNotFoundError, ConfigError
+from adapterhub.errors import AdapterNotFoundError
+from adapterhub.export.verification import MERGE_BOUNDS, VerificationBound
 from tests.tiny import make_adapter, make_base
 
 COMMANDS = sorted(cli.commands)
@@ -496,30 +497,56 @@ class TestBlend:
 
 
 class TestMerge:
-    def test_it_writes_a_model_and_reports_the_agreement(self, run, tmp_path):
-        merged = run("merge", "json", tmp_path / "merged", "--check", 2, "--json").json
-        compared = merged["comparison"]
-        assert (merged["adapter"], compared["requests"], compared["agreement"]) == ("json@1", 2, 1)
-        assert (compared["top1_agreement"], compared["kl_divergence"]) == (1, pytest.approx(0, abs=1e-9))
-        assert compared["perplexity_merged"] == pytest.approx(compared["perplexity_adapter"], rel=1e-5)
-        shown = run("merge", "json", tmp_path / "again", "--check", 2)
-        assert "100% of the answers and 100.0% of the most probable tokens are the same; KL" in shown.err
+    def test_it_writes_a_model_and_verifies_it(self, run, tmp_path):
+        merged = run("merge", "json", tmp_path / "merged", "--json").json
+        found = merged["verification"]["merged"]
+        assert (merged["adapter"], found["top1_agreement"]) == ("json@1", 1)
+        assert found["kl_divergence"] == pytest.approx(0, abs=1e-6)
+        assert found["perplexity"] == pytest.approx(found["reference_perplexity"], rel=1e-5)
+        assert found["texts"].startswith("shipped texts")
+        shown = run("merge", "json", tmp_path / "again")
+        assert shown.out == f"{tmp_path / 'again'}\n"
+        assert "100.0% of the most probable tokens are the same" in shown.err
         assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+    def test_held_out_data_may_be_given(self, run, tmp_path):
+        data = tmp_path / "heldout.jsonl"
+        messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two three"}]
+        data.write_text(json.dumps({"messages": messages}))
+        merged = run("merge", "json", tmp_path / "merged", "--data", data, "--json").json
+        assert merged["verification"]["merged"]["texts"] == "held-out answers of heldout.jsonl"
+        assert run("merge", "json", tmp_path / "again", "--data", data, "--no-verify").code == 2
+        refused = run("merge", "json", tmp_path / "again", "--data", tmp_path / "none.jsonl")
+        assert (refused.code, refused.out, (tmp_path / "again").exists()) == (1, "", False)
+
+    def test_a_merge_that_predicts_otherwise_is_not_kept(self, run, tmp_path, monkeypatch):
+        bound = VerificationBound(kl_divergence=-1, perplexity_change=1)
+        monkeypatch.setitem(MERGE_BOUNDS, "F32", bound)
+        refused = run("merge", "json", tmp_path / "merged")
+        assert (refused.code, refused.out, list(tmp_path.iterdir())) == (1, "", [])
+        assert "does not predict as its reference does" in refused.err
 
     def test_a_blend_in_a_dtype_and_files_of_a_size(self, run, tmp_path):
         merged = run(
-            *("merge", "json:0.6+code:0.4", tmp_path / "both", "--check", 0, "--json"),
+            *("merge", "json:0.6+code:0.4", tmp_path / "both", "--no-verify", "--json"),
             *("--dtype", "bfloat16", "--max-shard-size", "60KB"),
         ).json
         assert (merged["adapter"], merged["dtypes"]) == ("json@1:0.6+code@1:0.4", ["BF16"])
         assert len(list((tmp_path / "both").glob("model-*.safetensors"))) > 2
 
+    def test_a_quantised_merge_shows_what_it_lost(self, run, tmp_path):
+        shown = run("merge", "json", tmp_path / "merged", "--no-verify", "--quantize", "nf4")
+        assert (shown.code, shown.out) == (0, f"{tmp_path / 'merged'}\n")
+        assert re.search(r"Quantised to nf4\. Compared with the merged model: .*perplexity", shown.err)
+        config = json.loads((tmp_path / "merged" / "config.json").read_text())
+        assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+
     def test_exact_needs_to_know_how_the_base_was_stored_in_training(self, run, tmp_path):
-        refused = run("merge", "json", tmp_path / "merged", "--check", 0, "--exact")
+        refused = run("merge", "json", tmp_path / "merged", "--no-verify", "--exact")
         assert (refused.code, refused.out) == (1, "")
         assert "does not say that it was trained on a base in 4 bits" in refused.err
         told = ("--exact", "--quant-type", "nf4", "--no-double-quant")
-        merged = run("merge", "json", tmp_path / "merged", "--check", 0, "--json", *told).json
+        merged = run("merge", "json", tmp_path / "merged", "--no-verify", "--json", *told).json
         assert merged["exact"] == "nf4, single quantisation"
 
     @pytest.mark.parametrize(
@@ -528,19 +555,11 @@ class TestMerge:
     def test_options_of_exact_need_what_they_belong_to(self, run, tmp_path, options):
         assert run("merge", "json", tmp_path / "merged", *options).code == 2
 
-    def test_without_a_check_no_model_is_loaded(self, run, tmp_path, monkeypatch):
-        monkeypatch.setattr("adapterhub.base.loading.load_base", None)
-        merged = run("merge", "json", tmp_path / "merged", "--check", 0)
+    def test_without_verification_no_model_is_loaded(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+        merged = run("merge", "json", tmp_path / "merged", "--no-verify")
         assert (merged.code, merged.out) == (0, f"{tmp_path / 'merged'}\n")
-
-    def test_the_merged_model_is_named_also_if_it_cannot_be_compared(self, run, tmp_path, monkeypatch):
-        def fail(*_: object, **__: object) -> None:
-            raise ConfigError("No memory.")
-
-        monkeypatch.setattr("adapterhub.base.loading.load_base", fail)
-        merged = run("merge", "json", tmp_path / "merged", "--check", 1)
-        assert (merged.code, merged.out) == (1, f"{tmp_path / 'merged'}\n")
-        assert "Comparing with json@1 on the unquantised base ..." in merged.err
+        assert "Not verified." in merged.err
 
     @pytest.mark.parametrize("options", [(), ("--revision", "v2")], ids=["card", "option"])
     def test_the_bases_revision_is_passed_on(
@@ -556,12 +575,12 @@ class TestMerge:
             "adapterhub.base.locating.locate_base",
             lambda name, *, revision=None: located.append((name, revision)) or tiny_base,
         )
-        assert own("merge", "json", tmp_path / "merged", "--check", 0, *options).code == 0
+        assert own("merge", "json", tmp_path / "merged", "--no-verify", *options).code == 0
         assert located == [(str(tiny_base), options[-1] if options else "v1")]
 
     def test_a_folder_in_use_is_refused(self, run, tmp_path):
         (tmp_path / "file").touch()
-        refused = run("merge", "json", tmp_path, "--check", 0)
+        refused = run("merge", "json", tmp_path, "--no-verify")
         assert (refused.code, "not empty" in refused.err) == (1, True)
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

