@@ -25,6 +25,7 @@ from adapterhub.cli.export_vllm import export_vllm
 from adapterhub.cli.finetune import finetune
 from adapterhub.cli.merge import merge
 from adapterhub.cli.options import SuggestingGroup
+from adapterhub.cli.push import push
 from adapterhub.cli.recipes import run_recipe
 from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.route import route
@@ -89,6 +90,7 @@ for command in (
     merge,
     export,
     export_vllm,
+    push,
     convert_gguf,
 ):
     cli.add_command(command)

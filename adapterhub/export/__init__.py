@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adapterhub.export.merge_verification import MergeVerification, MergeVerifier
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
+    from adapterhub.export.push import Push, PushedFile, push_adapter, push_folder
     from adapterhub.export.quantized_merge import merge_quantized
     from adapterhub.export.round_trip import RoundTrip
     from adapterhub.export.verification import Verification, VerificationBound
@@ -32,6 +33,8 @@ __all__ = [
     "MergeVerifier",
     "MergedAdapter",
     "PeftExport",
+    "Push",
+    "PushedFile",
     "RoundTrip",
     "Verification",
     "VerificationBound",
@@ -45,6 +48,8 @@ __all__ = [
     "export_vllm",
     "merge_adapter",
     "merge_quantized",
+    "push_adapter",
+    "push_folder",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -61,6 +66,10 @@ __getattr__, __dir__ = lazy_exports(
         "MergeVerification": "adapterhub.export.merge_verification",
         "MergeVerifier": "adapterhub.export.merge_verification",
         "MergedAdapter": "adapterhub.export.merge",
+        "Push": "adapterhub.export.push",
+        "PushedFile": "adapterhub.export.push",
+        "push_adapter": "adapterhub.export.push",
+        "push_folder": "adapterhub.export.push",
         "RoundTrip": "adapterhub.export.round_trip",
         "Verification": "adapterhub.export.verification",
         "VerificationBound": "adapterhub.export.verification",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapterhub.base.locating import is_local_base
+from adapterhub.base.locating import DEMO_BASE, REAL_DEMO_BASE, is_local_base
 from adapterhub.export.model_card import card_metadata, common_license, prompt_sections, training_sections
 from adapterhub.lora.blending.resolving import ResolvedAdapter
 from adapterhub.registry.cards import AdapterCard
@@ -19,11 +19,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "FOLDER_OR_REPOSITORY")
+model = PeftModel.from_pretrained(base, "{place}")
 ```"""
 _MLX_USAGE = """\
 ```sh
-mlx_lm.generate --model {base} --adapter-path FOLDER --prompt "..."
+mlx_lm.generate --model {base} --adapter-path {place} --prompt "..."
 ```"""
 _LLAMA_CPP_USAGE = """\
 ```sh
@@ -31,6 +31,8 @@ llama-cli -m BASE.gguf --lora adapter-f32.gguf    # a GGUF file of {base}
 ```"""
 USAGE = {"peft": _PEFT_USAGE, "mlx": _MLX_USAGE, "llama.cpp": _LLAMA_CPP_USAGE}
 """The library that loads an adapter -> how."""
+PLACE = "FOLDER_OR_REPOSITORY"
+"""Stands in a model card for where the adapter will be."""
 
 
 def adapter_card(adapter: ResolvedAdapter, details: str = "", *, library: str = "peft") -> str:
@@ -46,13 +48,13 @@ def adapter_card(adapter: ResolvedAdapter, details: str = "", *, library: str = 
         adapter.ref,
         cards,
         library_name=library,
-        base_model=base,
-        base_model_relation="adapter",
+        # A link on the Hub, so not for a folder's name.
+        **({"base_model": base, "base_model_relation": "adapter"} if _is_hub_id(adapter.main_card) else {}),
         tags=["lora"],
         license=common_license([card.license for card in cards]),
     )
     parts = [f"---\n{metadata}\n---", f"# {adapter.ref}", *(card.description for card in cards)]
-    parts += [USAGE[library].format(base=base or "BASE"), details]
+    parts += [USAGE[library].format(base=base or "BASE", place=PLACE), details]
     is_blend = adapter.version is None
     if is_blend:
         parts.append("\n".join(_parts(adapter)))
@@ -68,7 +70,17 @@ def _parts(adapter: ResolvedAdapter) -> Iterator[str]:
         yield f"- {card.ref}: weight {weight:g}, {card.digest}, licence {card.license or 'not recorded'}"
 
 
-def public_base(card: AdapterCard) -> str | None:
-    """The base's name without the folders of this machine, where they mean something only here."""
+def _is_hub_id(card: AdapterCard) -> bool:
     name = card.base.name
-    return Path(name).name if name and is_local_base(name) else name
+    return name is not None and name == public_name(name) and name not in (DEMO_BASE, REAL_DEMO_BASE)
+
+
+def public_base(card: AdapterCard) -> str | None:
+    """The base's name as `public_name`."""
+    return public_name(card.base.name) if card.base.name else None
+
+
+def public_name(name: str) -> str:
+    """A base's name without the folders of this machine, where they mean something only here."""
+    is_path = name.startswith(("/", "~", ".")) or is_local_base(name)
+    return Path(name).name if is_path else name

@@ -17,8 +17,8 @@ from typing import Literal, TypedDict
 
 from adapterhub._files import new_folder, os_errors_as
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.base.locating import is_local_base
 from adapterhub.errors import ConfigError, ExportError
+from adapterhub.export.adapter_card import public_base
 from adapterhub.export.adapter_part import AdapterSum
 from adapterhub.export.checksums import CHECKSUMS_FILE, write_checksums
 from adapterhub.export.disk_space import check_disk_space
@@ -255,7 +255,7 @@ class _Merge:
         plan, card = self.plan, self.plan.adapters.main.card
         uses_dora = any(part.info.config.settings.use_dora for part in plan.adapters.parts)
         return MergeReport(
-            base=_public_name(card.base.name if card else None) or plan.base.name,
+            base=(public_base(card) if card else None) or plan.base.name,
             base_digest=self.fingerprint.digest,
             adapter=plan.adapters.ref,
             adapter_digest=plan.adapters.digest,
@@ -282,8 +282,3 @@ def _files_to_copy(folder: Path) -> Iterator[Path]:
     names = {path.name for pattern in _COPIED for path in folder.glob(pattern)}
     excluded = {path.name for pattern in _NOT_COPIED for path in folder.glob(pattern)}
     return (folder / name for name in sorted(names - excluded) if (folder / name).is_file())
-
-
-def _public_name(name: str | None) -> str | None:
-    # A local path means nothing on other machines.
-    return Path(name).name if name and is_local_base(name) else name

@@ -1,6 +1,6 @@
 """An adapter as a GGUF file of its own, as llama.cpp's `--lora` and Ollama's `ADAPTER` take it.
 
-One base serves any number of such files. The layout is that of llama.cpp's `convert_lora_to_gguf.py`, but the scaling
+One base serves any number of such files. The layout is that of llama.cpp's convert_lora_to_gguf, but the scaling
 is a part of `lora_b`: llama.cpp has one alpha for all layers, and PEFT one for each.
 """
 

@@ -88,3 +88,32 @@ class TestVllm:
         assert (report["model"], report["max_lora_rank"]) == ("organisation/base", 8)
         assert [one["rank"] for one in report["adapters"]] == [2, 2]
         assert all(0 < one["error"] < 1 for one in report["adapters"])
+
+
+class TestPush:
+    def test_it_sends_nothing_unless_it_is_asked_to(self, run, tmp_path: Path):
+        shown = run("push", "json:0.6+code:0.4", "organisation/both")
+        lines = [line.split()[0] for line in shown.out.splitlines()]
+        assert (shown.code, lines) == (0, ["file", "README.md", "adapter_config.json", WEIGHTS_FILE])
+        assert "Nothing was sent to organisation/both; --yes sends these files." in shown.err
+
+    def test_a_folder_is_given_with_a_slash(self, run, tmp_path: Path):
+        run("export", "json", tmp_path / "out", "--format", "mlx")
+        (tmp_path / "out" / "run.py").touch()
+        shown = run("push", tmp_path / "out", "organisation/json-mlx")
+        assert "adapters.safetensors" in shown.out
+        assert "run.py is not sent." in shown.err
+        report = run("push", tmp_path / "out", "organisation/json-mlx", "--json").json
+        assert (report["repo"], report["url"], report["skipped"]) == (
+            "organisation/json-mlx",
+            None,
+            ["run.py"],
+        )
+
+    def test_offline_is_an_error_with_a_hint(self, run):
+        refused = run("push", "json", "organisation/json", "--yes")
+        assert (refused.code, "HF_HUB_OFFLINE is set" in refused.err) == (1, True)
+
+    def test_what_names_no_repository_is_refused(self, run):
+        refused = run("push", "json", "json")
+        assert (refused.code, "organisation/name" in refused.err) == (1, True)

@@ -81,12 +81,20 @@ def test_nothing_of_the_registry_or_of_this_machine_is_in_it(tiny_registry: Path
         assert "give me the name and city" not in text  # a routing example
 
 
-def test_the_model_card_is_an_adapters(tiny_registry: Path, tiny_base: Path, tmp_path: Path):
-    export_peft(AdapterRegistry(tiny_registry), "json", tmp_path / "out")
+@pytest.mark.parametrize("base", ["organisation/base", "/nowhere/base", "adapterhub-demo", None])
+def test_the_model_card_links_to_a_base_on_the_hub_only(tiny_base: Path, tmp_path: Path, base: str | None):
+    adapter = make_adapter(tmp_path / "adapter", tiny_base)
+    (adapter / "README.md").unlink()
+    (adapter / CONFIG_FILE).write_text(json.dumps(config_of(adapter) | {"base_model_name_or_path": base}))
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register("json", adapter, description="The json adapter.")
+    export_peft(registry, "json", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert (card.data.library_name, card.data.base_model) == ("peft", tiny_base.name)
-    assert card.data.to_dict()["base_model_relation"] == "adapter"
+    linked = base if base == "organisation/base" else None
+    assert (card.data.library_name, card.data.base_model) == ("peft", linked)
+    assert card.data.to_dict().get("base_model_relation") == ("adapter" if linked else None)
     assert "The json adapter." in card.text
+    assert "/nowhere" not in card.content + (tmp_path / "out" / CONFIG_FILE).read_text()
 
 
 def test_a_blend_is_the_sum_that_peft_computes(tiny_registry: Path, tiny_base, tiny_adapters, tmp_path: Path):

@@ -17,7 +17,6 @@ from adapterhub.export.ollama.deriving import OllamaTemplate, derive_template
 from adapterhub.export.ollama.go_template import go_json
 from adapterhub.export.ollama.source import PromptSource
 from adapterhub.export.ollama.verifying import verify_template
-from adapterhub.gguf.tokenizer import GgufTokenizer
 from adapterhub.registry.cards import PromptProfile
 from adapterhub.requests.prompts import choose_style
 
@@ -27,7 +26,7 @@ _NOT_OLLAMAS = ("suppress_tokens", "bad_words_ids", "stop_token_ids")
 
 
 @dataclass(frozen=True)
-class OllamaFiles:
+class GgufFiles:
     """The files of one artefact, which stand beside its Modelfile.
 
     Attributes:
@@ -39,8 +38,46 @@ class OllamaFiles:
     adapter: str | None = None
 
 
+def write_modelfiles(
+    out: Path,
+    artefacts: Mapping[str, GgufFiles],
+    model_folder: Path,
+    *,
+    profile: PromptProfile | None = None,
+    add_bos: bool = False,
+    num_ctx: int | None = None,
+    tools: bool = True,
+) -> list[Path]:
+    """Writes a Modelfile for each artefact: `Modelfile.f16`, `Modelfile.q4_k_m` and so on.
+
+    The template is derived from the chat template, and both are compared on conversations.
+
+    Args:
+        out: The folder of the GGUF files, which need not be there yet.
+        artefacts: The end of the Modelfile's name, such as `f16` -> the names of the files.
+        model_folder: The model's folder: configuration, tokenizer files, chat template and generation config.
+        profile: The adapter's prompt profile: system prompt, stops, sampling defaults and template.
+        add_bos: Whether llama.cpp begins prompts with the file's beginning-of-sequence token.
+        num_ctx: Ollama's context in tokens; the model's own, at most 4,096, if not given.
+        tools: Whether to include tools, where the chat template has them.
+
+    Returns:
+        The files.
+
+    Raises:
+        ExportError: The chat template or another setting cannot be expressed, or writing failed.
+        ConfigError: A file of the model is damaged.
+    """
+    settings = _settings(model_folder, profile or PromptProfile(), add_bos, num_ctx, tools)
+    texts = {out / f"Modelfile.{name}": _modelfile(files, settings) for name, files in artefacts.items()}
+    for path, text in texts.items():
+        with os_errors_as(ExportError, f"{path.name} cannot be written"):
+            write_atomic(path, text.encode())
+    return list(texts)
+
+
 @dataclass(frozen=True)
-class ModelfileSettings:
+class _Settings:
     """All of a Modelfile but the files.
 
     Attributes:
@@ -60,27 +97,9 @@ class ModelfileSettings:
     notes: tuple[str, ...]
 
 
-def modelfile_settings(
-    model_folder: Path,
-    profile: PromptProfile = PromptProfile(),  # noqa: B008 - it is frozen
-    *,
-    tokenizer: GgufTokenizer | None = None,
-    num_ctx: int | None = None,
-    tools: bool = True,
-) -> ModelfileSettings:
-    """Derives the template from the chat template, compares both on conversations, and collects the other settings.
-
-    Args:
-        model_folder: The model's folder: configuration, tokenizer files, chat template and generation config.
-        profile: The adapter's prompt profile: system prompt, stops, sampling defaults and template.
-        tokenizer: That of the GGUF file, which may begin prompts with a token itself.
-        num_ctx: Ollama's context in tokens; the model's own, at most 4,096, if not given.
-        tools: Whether to include tools, where the chat template has them.
-
-    Raises:
-        ExportError: The chat template or another setting cannot be expressed.
-        ConfigError: A file of the model is damaged.
-    """
+def _settings(
+    model_folder: Path, profile: PromptProfile, add_bos: bool, num_ctx: int | None, tools: bool
+) -> _Settings:
     files = TokenizerFiles(model_folder)
     try:
         special = files.special_tokens
@@ -91,10 +110,7 @@ def modelfile_settings(
         raise ConfigError(
             f"A file of the model is damaged: {error}.", hint="Download or export the model again."
         ) from error
-    source = PromptSource(style, special)
-    if tokenizer:
-        added = tokenizer.tokens[tokenizer.special_ids["bos"]] if tokenizer.add_bos else ""
-        source = PromptSource(style, special, added, tokenizer.spelled)
+    source = PromptSource(style, special, special.get("bos_token", "") if add_bos else "")
     template = derive_template(source, tools=tools)
     compared = verify_template(source, template)
     if profile.system and "system" not in template.roles:
@@ -105,7 +121,7 @@ def modelfile_settings(
     end = template.end_of_answer.strip()
     stops = dict.fromkeys([*sorted(ends), *([end] if end in vocabulary else []), *style.stop, *profile.stop])
     sampling = _sampling(generation, profile)
-    return ModelfileSettings(
+    return _Settings(
         template,
         compared,
         profile.system,
@@ -115,30 +131,7 @@ def modelfile_settings(
     )
 
 
-def write_modelfiles(
-    out: Path, artefacts: Mapping[str, OllamaFiles], settings: ModelfileSettings
-) -> list[Path]:
-    """Writes a Modelfile for each artefact: `Modelfile.f16`, `Modelfile.q4_k_m` and so on.
-
-    Args:
-        out: The folder of the GGUF files.
-        artefacts: The end of the Modelfile's name, such as `f16` -> the names of the files.
-        settings: From `modelfile_settings`.
-
-    Returns:
-        The files.
-
-    Raises:
-        ExportError: A text has what a Modelfile cannot hold, or writing failed.
-    """
-    texts = {out / f"Modelfile.{name}": _modelfile(files, settings) for name, files in artefacts.items()}
-    for path, text in texts.items():
-        with os_errors_as(ExportError, f"{path.name} cannot be written"):
-            write_atomic(path, text.encode())
-    return list(texts)
-
-
-def _modelfile(files: OllamaFiles, settings: ModelfileSettings) -> str:
+def _modelfile(files: GgufFiles, settings: _Settings) -> str:
     lines = [
         "# How Ollama runs this model: ollama create NAME -f THIS-FILE",
         f"# TEMPLATE gives the prompts of the model's chat template ({settings.compared} conversations compared).",

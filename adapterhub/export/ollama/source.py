@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,13 +33,11 @@ class PromptSource:
         style: From `adapterhub.requests.prompts.choose_style`.
         special_tokens: Those that it writes, such as `bos_token`.
         added: The token that llama.cpp puts before a prompt itself, which is left out then.
-        spelled: What llama.cpp has to be given for a text: `GgufTokenizer.spelled`.
     """
 
     style: PromptStyle
     special_tokens: Mapping[str, str]
     added: str = ""
-    spelled: Callable[[str], str] = str
 
     @property
     def has_tools(self) -> bool:
@@ -60,10 +58,7 @@ class PromptSource:
         Raises:
             InvalidRequestError: The chat template refuses the conversation.
         """
-        text = self._rendered(conversation)
-        if self.added and text.startswith(self.added):
-            return text.removeprefix(self.added)
-        return self.spelled(text)
+        return self._rendered(conversation).removeprefix(self.added)
 
     def _rendered(self, conversation: Conversation) -> str:
         thinks = conversation.think is not None and self.has_thinking_switch

@@ -157,17 +157,6 @@ def test_the_token_that_the_tokenizer_adds_is_left_out():
     )
 
 
-def test_a_space_that_llama_cpp_leaves_out_is_written():
-    source = PromptSource(
-        choose_style(FAMILIES["mistral-v1"]), SPECIAL_TOKENS, "<s>", lambda text: f" {text}"
-    )
-    zephyr = PromptSource(choose_style(ZEPHYR), SPECIAL_TOKENS, "<s>", lambda text: f" {text}")
-    for one, begins in ((source, "[INST] 2 + 2?"), (zephyr, " <|user|>\n2 + 2?")):
-        template = derive_template(one)
-        verify_template(one, template)
-        assert render_go_template(template.text, Conversation((ASK,)).values()).startswith(begins)
-
-
 def test_a_prompt_format_without_a_chat_template():
     source = PromptSource(choose_style(None), SPECIAL_TOKENS)
     template = derive_template(source)

@@ -6,17 +6,15 @@ from pathlib import Path
 import pytest
 
 from adapterhub.errors import ExportError
-from adapterhub.export.ollama import OllamaFiles, modelfile_settings, write_modelfiles
+from adapterhub.export.ollama import GgufFiles, write_modelfiles
 from adapterhub.export.ollama.deriving import derive_template
 from adapterhub.export.ollama.modelfile import quoted
-from adapterhub.gguf.tokenizer import GgufTokenizer
 from adapterhub.registry.cards import PromptProfile
 from tests.export.ollama.families import CHATML, DEMO_BASE, FAMILIES, SPECIAL_TOKENS, prompt_source
 from tests.export.ollama.modelfile_parser import parse_modelfile
 
-F16 = {"f16": OllamaFiles("model-f16.gguf")}
+F16 = {"f16": GgufFiles("model-f16.gguf")}
 VOCABULARY = {"<s>": 0, "</s>": 1, "<|im_end|>": 2, "<|eot_id|>": 3, "<pad>": 4}
-ADDS_BOS = GgufTokenizer("gpt2", "gpt-2", list(VOCABULARY), [3] * 5, special_ids={"bos": 0}, add_bos=True)
 
 
 def make_model(folder: Path, family: str = "chatml", **generation: object) -> Path:
@@ -41,19 +39,19 @@ def parameters(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def write(tmp_path: Path, model: Path, artefacts: dict[str, OllamaFiles] = F16, **settings: object) -> dict:
-    [path] = write_modelfiles(tmp_path, artefacts, modelfile_settings(model, **settings))  # type: ignore[arg-type]
+def write(tmp_path: Path, model: Path, artefacts: dict[str, GgufFiles] = F16, **settings: object) -> dict:
+    [path] = write_modelfiles(tmp_path, artefacts, model, **settings)  # type: ignore[arg-type]
     return parameters(path)
 
 
 def test_one_for_each_artefact(tmp_path: Path):
     artefacts = {
-        "f16": OllamaFiles("demo-f16.gguf"),
-        "q4_k_m": OllamaFiles("demo-q4_k_m.gguf"),
-        "json": OllamaFiles("demo-f16.gguf", "json-f16.gguf"),
+        "f16": GgufFiles("demo-f16.gguf"),
+        "q4_k_m": GgufFiles("demo-q4_k_m.gguf"),
+        "json": GgufFiles("demo-f16.gguf", "json-f16.gguf"),
     }
     profile = PromptProfile(system='Answer in "JSON".\n\n  Always. ', stop=("\n\n", 'a "b"'))
-    written = write_modelfiles(tmp_path, artefacts, modelfile_settings(DEMO_BASE, profile))
+    written = write_modelfiles(tmp_path, artefacts, DEMO_BASE, profile=profile)
     assert [path.name for path in written] == ["Modelfile.f16", "Modelfile.q4_k_m", "Modelfile.json"]
     template = derive_template(prompt_source("demo")).text
     for path, files in zip(written, artefacts.values(), strict=True):
@@ -125,7 +123,7 @@ def test_the_cards_own_template_is_used(tmp_path: Path):
 def test_the_token_that_the_tokenizer_adds_is_left_out(tmp_path: Path):
     model = make_model(tmp_path / "model", "llama3")
     assert "<s>" in write(tmp_path, model)["template"][0]
-    assert "<s>" not in write(tmp_path, model, tokenizer=ADDS_BOS)["template"][0]
+    assert "<s>" not in write(tmp_path, model, add_bos=True)["template"][0]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +131,7 @@ def test_the_token_that_the_tokenizer_adds_is_left_out(tmp_path: Path):
     [
         ("gemma", {}, "takes no system message"),
         ("llama3", {}, "strips the contents of messages"),
-        ("chatml", {"tokenizer": ADDS_BOS}, "llama.cpp begins prompts with the BOS token"),
+        ("chatml", {"add_bos": True}, "llama.cpp begins prompts with the BOS token"),
         (
             "chatml",
             {"profile": PromptProfile(generation={"suppress_tokens": [3]})},
@@ -142,8 +140,7 @@ def test_the_token_that_the_tokenizer_adds_is_left_out(tmp_path: Path):
     ],
 )
 def test_what_ollama_does_otherwise_is_noted(tmp_path: Path, family: str, settings: dict, note: str):
-    made = modelfile_settings(make_model(tmp_path / "model", family), **settings)
-    [path] = write_modelfiles(tmp_path, F16, made)
+    [path] = write_modelfiles(tmp_path, F16, make_model(tmp_path / "model", family), **settings)
     assert any(line.startswith("# ") and note in line for line in path.read_text().splitlines())
 
 
@@ -184,12 +181,12 @@ def test_what_a_modelfile_cannot_hold_is_refused(text: str, reason: str):
 def test_nothing_is_written_where_something_is_refused(tmp_path: Path):
     model = make_model(tmp_path / "model", "gemma")
     with pytest.raises(ExportError, match="the chat template takes no system message"):
-        write_modelfiles(tmp_path, F16, modelfile_settings(model, PromptProfile(system="Be brief.")))
+        write_modelfiles(tmp_path, F16, model, profile=PromptProfile(system="Be brief."))
     (model / "chat_template.jinja").write_text("{{ messages[0].content | upper }}")
     with pytest.raises(ExportError, match="cannot be written as an Ollama template"):
-        write_modelfiles(tmp_path, F16, modelfile_settings(model))
+        write_modelfiles(tmp_path, F16, model)
     with pytest.raises(ExportError, match="U\\+200D"):
-        write_modelfiles(tmp_path, F16, modelfile_settings(DEMO_BASE, PromptProfile(system="a\u200db")))
+        write_modelfiles(tmp_path, F16, DEMO_BASE, profile=PromptProfile(system="a\u200db"))
     with pytest.raises(ExportError, match="generation settings are not valid"):
-        modelfile_settings(DEMO_BASE, PromptProfile(generation={"top_p": 2}))
+        write_modelfiles(tmp_path, F16, DEMO_BASE, profile=PromptProfile(generation={"top_p": 2}))
     assert not list(tmp_path.glob("Modelfile*"))
