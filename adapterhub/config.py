@@ -115,9 +115,10 @@ class HubConfig(BaseModel):
     revision: str | None = None
     """A branch, tag or commit, where `base` is a hub id."""
     engine: Literal["transformers", "llama.cpp"] = "transformers"
-    """What computes: `transformers`, or `llama.cpp` for a base that is a GGUF file."""
+    """What computes: `transformers` or `llama.cpp`."""
     quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
-    """Quantisation of the base's linear layers; `none` leaves them unquantised."""
+    """Quantisation of the base's linear layers; `none` leaves them unquantised. llama.cpp has `int8`, its default, and
+    `none`."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The dtype of activations; `auto` is float32 on a CPU, bfloat16 on a GPU. With `auto` a CPU with AVX512-BF16
     multiplies 4-bit weights in bfloat16, which is fast; `float32` is float32 throughout."""

@@ -39,6 +39,7 @@ from adapterhub.routing.router import AdapterRouter
 
 if TYPE_CHECKING:
     from adapterhub.export.merge import MergeOptions, MergeReport
+    from adapterhub.llama_cpp.conversion import FileType
     from adapterhub.lora.blending.methods import BlendMethod
     from adapterhub.registry import CardFields
 
@@ -109,7 +110,7 @@ class AdapterHub:
             registry: The folder of adapters; if not given, see `HubConfig.registry`.
             router: As for the constructor.
             **settings: Further fields of `HubConfig`, such as `quantization="nf4"`, `device="auto"`, or
-                `engine="llama.cpp"` for a GGUF file.
+                `engine="llama.cpp"`.
 
         Raises:
             ConfigError: A setting is not valid, or the base cannot be loaded or is not known.
@@ -671,8 +672,9 @@ def _load_base(config: HubConfig, name: str, revision: str | None) -> Callable[.
     if config.engine == "llama.cpp":
         from adapterhub.llama_cpp import LlamaCppEngine, load_gguf_base
 
-        _check_llama_cpp_settings(config)
-        return partial(LlamaCppEngine, load_gguf_base(name, device=config.device))
+        file_type = _file_type(config, name)
+        base = load_gguf_base(name, file_type=file_type, device=config.device, revision=revision)
+        return partial(LlamaCppEngine, base)
     from adapterhub.base.loading import load_base
     from adapterhub.engine.batching import BatchingEngine
 
@@ -687,16 +689,30 @@ def _load_base(config: HubConfig, name: str, revision: str | None) -> Callable[.
     return partial(BatchingEngine, loaded)
 
 
-def _check_llama_cpp_settings(config: HubConfig) -> None:
-    """Refuses settings that were given and that llama.cpp does not have."""
+def _file_type(config: HubConfig, name: str) -> FileType:
+    """The type of the weights that llama.cpp gets; settings that were given and that it does not have are refused."""
+    from adapterhub.base.locating import gguf_file
+
     given = config.model_dump(include=config.model_fields_set)
-    for name in ("quantization", "compute_dtype", "trust_remote_code"):
-        if given.get(name) not in (None, "auto", False):
-            raise ConfigError(
-                f"The llama.cpp engine has no {name}={given[name]!r}: the GGUF file decides how weights are stored, "
-                "and llama.cpp how they are multiplied.",
-                hint="Leave it out, or take engine='transformers'.",
+    for setting in ("compute_dtype", "trust_remote_code"):
+        if given.get(setting) not in (None, "auto", False):
+            raise _no_setting(
+                setting, given[setting], "It computes as the types of the file's weights ask for."
             )
+    quantization = given.get("quantization", "int8")
+    if given.get("quantization") and gguf_file(name):
+        raise _no_setting("quantization", quantization, "The weights are stored as the GGUF file has them.")
+    if quantization not in ("int8", None):
+        raise _no_setting(
+            "quantization",
+            quantization,
+            "Write a GGUF file of 4 bits: `adapterhub export` has --quant q4_k_m.",
+        )
+    return "q8_0" if quantization else "f16"
+
+
+def _no_setting(name: str, value: object, hint: str) -> ConfigError:
+    return ConfigError(f"The llama.cpp engine has no {name}={value!r}.", hint=hint)
 
 
 def chosen_base(config: HubConfig, registry: AdapterRegistry) -> tuple[str, str | None]:

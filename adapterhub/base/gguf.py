@@ -8,15 +8,13 @@ those that are known are put back here, and the others refused.
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub._files import new_folder, os_errors_as
+from adapterhub._files import os_errors_as
+from adapterhub.base.conversion_cache import converted_folder
 from adapterhub.config import cache_folder
 from adapterhub.errors import ConfigError
 
@@ -27,9 +25,6 @@ SUFFIX = ".gguf"
 
 _VERSION = 2
 """Counts changes of what is written, so that an older form is not used."""
-_NAME = re.compile(r".+-[0-9a-f]{16}", re.DOTALL)
-_FILE = ".gguf"
-"""In a converted folder: the path of its GGUF file."""
 # llama.cpp's names of ways to split text before byte-level merges, which transformers does not know.
 _SPLIT_BY_GPT2 = ("default", "gpt-2", "phi-2", "mpt", "olmo")
 _SPLIT_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell")
@@ -63,50 +58,15 @@ def gguf_folder(file: Path) -> Path:
         ConfigError: The file is damaged, of an architecture that transformers does not read from GGUF, or has something
             that it would leave out; or the folder cannot be written.
     """
-    from filelock import FileLock
-
     what = f"The GGUF file {str(file)!r} could not be converted"
     with os_errors_as(ConfigError, what):
-        folder = cache_folder("gguf") / _folder_name(file)
-        if folder.is_dir():
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(_lock(folder)):
-            if not folder.is_dir():
-                with new_folder(folder) as temporary:
-                    _convert(file.resolve(), temporary)
-                    (temporary / _FILE).write_bytes(os.fsencode(file.absolute()))
-                _remove_outdated(folder.parent)
-    return folder
-
-
-def _folder_name(file: Path) -> str:
-    """A name that another file does not have. Hashing gigabytes at each start would take longer than loading them."""
-    path = file.resolve(strict=True)
-    stat = path.stat()
-    content = f"{_VERSION} {path} {stat.st_size} {stat.st_mtime_ns}"
-    return f"{file.stem}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-
-
-def _lock(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
-
-
-def _remove_outdated(cache: Path) -> None:
-    """Removes the conversions that no file leads to: it has changed or is gone, or an older version made them."""
-    for folder in cache.iterdir():
-        if _NAME.fullmatch(folder.name) and folder.is_dir() and not _is_current(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            _lock(folder).unlink(missing_ok=True)
-
-
-def _is_current(folder: Path) -> bool:
-    try:
-        return _folder_name(Path(os.fsdecode((folder / _FILE).read_bytes()))) == folder.name
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError):  # it may be there
-        return True
+        return converted_folder(
+            cache_folder("gguf"),
+            file,
+            lambda one: [one],
+            _VERSION,
+            lambda temporary: _convert(file.resolve(), temporary),
+        )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ quantization_option = click.option(
 engine_option = click.option(
     "--engine",
     type=click.Choice(["transformers", "llama.cpp"]),
-    help="What computes; llama.cpp takes a GGUF file.  [default: transformers]",
+    help="What computes; llama.cpp is fast for one row on CPUs.  [default: transformers]",
 )
 
 

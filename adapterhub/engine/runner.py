@@ -203,7 +203,8 @@ class Runner(Protocol):
             sequences: Each with a KV slot of its own.
 
         Returns:
-            The logits of each sequence that needs them, in order, shape (sequences that need logits, vocabulary).
+            The logits of each sequence that needs them, in order, shape (sequences that need logits, vocabulary); valid
+            until the next step.
         """
         ...
 

@@ -48,8 +48,8 @@ class MergeVerification:
         if self.without_exact is None:
             return told
         return (
-            f"{told}\n\nThe adapter was trained on a base in 4 bits. From that a merge into the base's own weights "
-            f"differs by the quantisation, on {self.without_exact}."
+            f"{told}\n\nThe adapter was trained on a base in 4 bits. A merge into the base's own weights, compared "
+            f"with the adapter on those, on {self.without_exact}."
         )
 
 

@@ -117,7 +117,16 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
         except LOADING_ERRORS as error:
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
         disable_weight_packing(model)  # which would compute in bfloat16
+        if in_memory:
+            _to_float32(model)
         yield model.eval()
+
+
+def _to_float32(model: Any) -> None:
+    """Converts what is not quantised, which transformers leaves in part as it is in a quantised model's files."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
 
 
 def _is_quantized(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from adapterhub.base.locating import gguf_file, locate_base
 from adapterhub.engine.kv.cache import KVShape
 from adapterhub.errors import ConfigError, EngineError, ExportError
 from adapterhub.gguf.architectures import Architecture
+from adapterhub.llama_cpp.conversion import FileType, gguf_of_folder
 from adapterhub.llama_cpp.library import library, load_model
 
 
@@ -26,7 +27,8 @@ class GgufBase:
     Attributes:
         name: The name or path that it was loaded by.
         file: The GGUF file.
-        folder: The folder of its 16-bit form: settings, tokenizer, and the weights that adapters are checked against.
+        folder: The base in transformers' format: settings, tokenizer, and the weights that adapters are compared
+            with.
         fingerprint: That of the folder, so that adapters trained on the file fit.
         tokenizer: Its tokenizer.
         architecture: How llama.cpp names its weights.
@@ -65,17 +67,22 @@ class GgufBase:
         return KVShape.of(self.architecture.config, torch.float16, self.device).bytes_per_token
 
 
-def load_gguf_base(name: str | Path, *, device: str = "auto") -> GgufBase:
-    """Loads a GGUF file through llama.cpp.
+def load_gguf_base(
+    name: str | Path, *, file_type: FileType = "q8_0", device: str = "auto", revision: str | None = None
+) -> GgufBase:
+    """Loads a base through llama.cpp: a GGUF file, or the GGUF form of another base, written into the cache once.
 
-    Its 16-bit form is written once, into the cache, as for every GGUF base: adapters are compared with it.
+    Of a GGUF file the 16-bit form is written there: its tokenizer and fingerprint are used.
 
     Args:
-        name: A GGUF file, or `"adapterhub-demo-real"`.
+        name: `"adapterhub-demo"`, a folder, a GGUF file, or a hub id.
+        file_type: How the weights of a base that is not a GGUF file are stored: `"q8_0"` or `"f16"`.
         device: `"auto"` uses a GPU if llama.cpp was built for one, `"cpu"` does not.
+        revision: A branch, tag or commit, where `name` is a hub id.
 
     Raises:
-        ConfigError: There is no such file or device, the file cannot be read, or llama-cpp-python is not installed.
+        ConfigError: There is no such base or device, it cannot be read or converted, or llama-cpp-python is not
+            installed.
         EngineError: The model is not one that can be served.
     """
     if device not in ("auto", "cpu"):
@@ -83,15 +90,16 @@ def load_gguf_base(name: str | Path, *, device: str = "auto") -> GgufBase:
             f"llama.cpp does not take the device {device!r}.",
             hint="Use 'auto' or 'cpu'; CUDA_VISIBLE_DEVICES names GPUs.",
         )
-    file = gguf_file(name)
-    if file is None:
-        raise ConfigError(
-            f"The base {str(name)!r} is not a GGUF file, which the llama.cpp engine needs.",
-            hint="Give one, as --base x.gguf.",
-        )
-    llama, folder = library(), locate_base(name)
-    architecture = _architecture(folder)
-    tokenizer = load_tokenizer(name)
+    llama, folder = library(), locate_base(name, revision=revision)
+    tokenizer = load_tokenizer(name, revision=revision)
+    try:
+        architecture = Architecture.of_folder(folder)
+        file = gguf_file(name) or gguf_of_folder(folder, architecture, file_type)
+    except ExportError as error:
+        raise EngineError(
+            f"The llama.cpp engine cannot serve this model. {error.message}",
+            hint="Serve it with engine='transformers'.",
+        ) from error
     settings = _generation_config(folder, architecture.config)
     model = load_model(file, use_gpu=device == "auto")
     return GgufBase(
@@ -112,16 +120,6 @@ def load_gguf_base(name: str | Path, *, device: str = "auto") -> GgufBase:
         .removeprefix("(guessed) "),
         llama_model=model,
     )
-
-
-def _architecture(folder: Path) -> Architecture:
-    try:
-        return Architecture.of_folder(folder)
-    except ExportError as error:
-        raise EngineError(
-            f"The llama.cpp engine does not know how this model names its layers. {error.message}",
-            hint="Serve it with engine='transformers'.",
-        ) from error
 
 
 def _generation_config(folder: Path, config: Any) -> Any:

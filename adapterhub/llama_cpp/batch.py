@@ -21,6 +21,7 @@ class LlamaBatch:
 
     def __init__(self, max_tokens: int) -> None:
         self._tokens, self._positions, self._sequences = np.zeros((3, max_tokens), np.int32)
+        self._count = np.arange(max_tokens, dtype=np.int32)
         self._wanted = np.zeros(max_tokens, np.int8)
         self._ones = np.ones(max_tokens, np.int32)  # each token belongs to one sequence
         start, size = self._sequences.ctypes.data, self._sequences.itemsize
@@ -55,7 +56,7 @@ class LlamaBatch:
         start = self._batch.n_tokens
         end = self._batch.n_tokens = start + len(token_ids)
         self._tokens[start:end] = token_ids
-        self._positions[start:end] = np.arange(position, position + len(token_ids))
+        self._positions[start:end] = self._count[: end - start] + position
         self._sequences[start:end] = seq_id
         self._wanted[start:end] = 0
         self._wanted[end - 1] = needs_logits

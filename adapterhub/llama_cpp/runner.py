@@ -48,6 +48,10 @@ class LlamaCppRunner:
         self._batch = LlamaBatch(limits.max_num_batched_tokens)
         self._adapters: dict[int, tuple[Any, int]] = {}  # LoRA slot -> llama.cpp's adapter, its bytes
         self._current: int | None = None  # the LoRA slot whose adapter the context applies
+        self._address = 0
+        self._views: dict[
+            int, torch.Tensor
+        ] = {}  # where llama.cpp has the logits, and tensors of so many rows there
 
     @property
     def adapter_bytes(self) -> int:
@@ -79,14 +83,13 @@ class LlamaCppRunner:
         )
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
-        """Computes the next tokens of some sequences; see `Runner.step`."""
-        wanted = [index for index, sequence in enumerate(sequences) if sequence.needs_logits]
-        row_of = {index: row for row, index in enumerate(wanted)}
-        logits = torch.empty(len(wanted), self._base.vocabulary_size)
-        for lora_slot, members in self._groups(sequences):
-            self._apply(lora_slot)
-            rows = [row_of[index] for index in members if index in row_of]
-            self._decode([sequences[index] for index in members], logits, rows)
+        """Computes the next tokens of some sequences; see `Runner.step`. The logits are valid until the next step."""
+        groups = self._groups(sequences)
+        if len(groups) == 1:
+            ((lora_slot, _),) = groups
+            logits = self._decode(lora_slot, sequences)
+        else:
+            logits = self._decode_groups(groups, sequences)
         for sequence in sequences:
             sequence.kv_slot.length += len(sequence.token_ids)
         return logits
@@ -122,6 +125,19 @@ class LlamaCppRunner:
             groups.setdefault(sequence.lora_slot, []).append(index)
         return sorted(groups.items(), key=lambda group: group[0] != self._current)
 
+    def _decode_groups(
+        self, groups: Sequence[tuple[int | None, list[int]]], sequences: Sequence[ScheduledSequence]
+    ) -> torch.Tensor:
+        """Computes one batch after the other; the logits are put together in the order of the sequences."""
+        wanted = [index for index, sequence in enumerate(sequences) if sequence.needs_logits]
+        row_of = {index: row for row, index in enumerate(wanted)}
+        logits = torch.empty(len(wanted), self._base.vocabulary_size)
+        for lora_slot, members in groups:
+            computed = self._decode(lora_slot, [sequences[index] for index in members])
+            if rows := [row_of[index] for index in members if index in row_of]:
+                logits[rows] = computed  # llama.cpp's own memory, which the next batch overwrites
+        return logits
+
     def _apply(self, lora_slot: int | None) -> None:
         if lora_slot == self._current:
             return
@@ -133,9 +149,10 @@ class LlamaCppRunner:
             llama.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
         self._current = lora_slot
 
-    def _decode(self, group: Sequence[ScheduledSequence], logits: torch.Tensor, rows: Sequence[int]) -> None:
-        """Computes one batch, and puts its logits into rows of a tensor."""
+    def _decode(self, lora_slot: int | None, group: Sequence[ScheduledSequence]) -> torch.Tensor:
+        """Computes one batch; the logits of the sequences that need them are in llama.cpp's own memory."""
         llama = library()
+        self._apply(lora_slot)
         self._batch.clear()
         for one in group:
             slot = one.kv_slot
@@ -145,7 +162,17 @@ class LlamaCppRunner:
             self._batch.add(slot.seq_id, slot.length, one.token_ids, needs_logits=one.needs_logits)
         if code := llama.llama_decode(self._context, self._batch.native):
             raise GenerationError(f"llama.cpp could not compute a step (code {code}): {reported_error()}.")
-        if rows:
-            computed = llama.llama_get_logits(self._context)
-            values = np.ctypeslib.as_array(computed, (len(rows), logits.shape[1]))
-            logits[list(rows)] = torch.from_numpy(values)
+        return self._logits(sum(one.needs_logits for one in group))
+
+    def _logits(self, rows: int) -> torch.Tensor:
+        """The logits of the last batch, shape (rows, vocabulary)."""
+        width = self._base.vocabulary_size
+        if not rows:
+            return torch.empty(0, width)
+        computed = library().llama_get_logits(self._context)
+        address = ctypes.addressof(computed.contents)
+        if address != self._address:
+            self._address, self._views = address, {}
+        if rows not in self._views:  # making one takes longer than finding the most probable token
+            self._views[rows] = torch.from_numpy(np.ctypeslib.as_array(computed, (rows, width)))
+        return self._views[rows]

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig
 
 from adapterhub.base import load_base, locate_base
-from adapterhub.export import merge_adapter
+from adapterhub.export import RoundTrip, merge_adapter
 from adapterhub.export.model_logits import model_logits, verify_model
 from adapterhub.export.verification import TokenSequence, Verification, VerificationTexts, compare_logits
 from adapterhub.export.verification_texts import verification_texts
@@ -91,11 +91,27 @@ def test_the_fine_tune_is_light_but_real(
     assert found.reference_perplexity < 8 < 40 < found.perplexity
 
 
+@pytest.mark.parametrize("dtype", [None, "float16", "float32"])
 def test_a_merge_into_the_bases_own_weights_keeps_it(
-    base: Path, adapter: StoredLoraRequest, heldout: VerificationTexts, tmp_path: Path
+    dtype: str | None,
+    base: Path,
+    adapter: StoredLoraRequest,
+    heldout: VerificationTexts,
+    tmp_path: Path,
 ):
-    merge_adapter(base, adapter.folder, tmp_path / "merged")
+    merge_adapter(base, adapter.folder, tmp_path / "merged", dtype=dtype, verify=False)
     check_kept(verify_model(tmp_path / "merged", base, adapter, heldout))
+
+
+def test_a_merge_into_the_weights_of_training_keeps_it_as_it_was_trained(
+    base: Path,
+    adapter: StoredLoraRequest,
+    heldout: VerificationTexts,
+    as_trained: list[torch.Tensor],
+    tmp_path: Path,
+):
+    merge_adapter(base, adapter.folder, tmp_path / "merged", exact=RoundTrip(), verify=False)
+    check_kept(compare_logits(heldout, as_trained, model_logits(tmp_path / "merged", heldout.sequences)))
 
 
 def test_pefts_merge_into_4_bits_does_not(

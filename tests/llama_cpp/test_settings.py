@@ -15,11 +15,22 @@ from adapterhub.llama_cpp.library import library
 
 
 @pytest.mark.parametrize(
-    "setting", [{"quantization": "nf4"}, {"compute_dtype": "bfloat16"}, {"trust_remote_code": True}]
+    "setting",
+    [
+        {"quantization": "nf4"},
+        {"quantization": "int8"},
+        {"compute_dtype": "bfloat16"},
+        {"trust_remote_code": True},
+    ],
 )
 def test_settings_that_llama_cpp_does_not_have_are_refused(gguf_file: Path, setting: dict[str, Any]):
     with pytest.raises(ConfigError, match=f"no {next(iter(setting))}="):
         AdapterHub.from_pretrained(gguf_file, engine="llama.cpp", **setting)
+
+
+def test_four_bits_of_another_base_are_refused_with_what_to_do(gguf_file: Path):
+    with pytest.raises(ConfigError, match="q4_k_m"):
+        AdapterHub.from_pretrained(gguf_file.parent / "base", engine="llama.cpp", quantization="nf4")
 
 
 def test_an_unknown_engine_is_refused(gguf_file: Path):

@@ -103,7 +103,8 @@ class ProbedFormat:
 def not_expressible(reason: str) -> ExportError:
     return ExportError(
         f"The chat template cannot be written as an Ollama template: {reason}.",
-        hint="Give the adapter a simpler one (its card's prompt.chat_template), or export without Modelfiles.",
+        hint="--no-modelfile (in Python: modelfiles=False) leaves Modelfiles out; write_modelfiles with tools=False "
+        "leaves tools out.",
     )
 
 

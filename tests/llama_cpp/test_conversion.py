@@ -1,0 +1,73 @@
+"""A base that is not a GGUF file: converted once, and served as our own engine does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapterhub import AdapterHub, AdapterRegistry
+from adapterhub.config import EngineLimits, cache_folder
+from adapterhub.demo import demo_registry_folder, demo_requests
+from adapterhub.gguf.architectures import Architecture
+from adapterhub.llama_cpp.conversion import gguf_of_folder
+from tests.engine.maker import prompt_of, request
+from tests.tiny import make_base
+
+LIMITS = EngineLimits(kv_cache_mib=8)
+
+
+def test_a_base_is_converted_once_and_again_when_it_changes(tmp_path: Path):
+    base = make_base(tmp_path / "base")
+    architecture = Architecture.of_folder(base)
+    file = gguf_of_folder(base, architecture, "f16")
+    stamp = file.stat().st_mtime_ns
+    assert gguf_of_folder(base, architecture, "f16").stat().st_mtime_ns == stamp
+    eight = gguf_of_folder(base, architecture, "q8_0")
+    assert eight.stat().st_size < 0.7 * file.stat().st_size
+    make_base(tmp_path / "base", seed=1)
+    again = gguf_of_folder(base, architecture, "f16")
+    assert again != file
+    assert not file.exists()  # what no base leads to any more is removed
+    assert cache_folder("llama.cpp") in again.parents
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma3"])
+def test_every_architecture_gives_the_same_predictions(tmp_path: Path, kind: str):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-gguf)")
+    from adapterhub.base.loading import load_base
+    from adapterhub.engine import BatchingEngine
+    from adapterhub.llama_cpp import LlamaCppEngine, load_gguf_base
+
+    settings = (
+        {"query_pre_attn_scalar": 16} if kind == "gemma3" else {}
+    )  # its head's width, as llama.cpp takes it
+    base = make_base(tmp_path / kind, kind, **settings)
+    one = request(prompt_of(1, 40), max_tokens=1, logprobs=5)
+    own = BatchingEngine(load_base(base, quantization=None, compute_dtype="float32"), LIMITS)
+    engine = LlamaCppEngine(load_gguf_base(base, file_type="f16"), LIMITS)
+    (wanted,), (got,) = (each.generate([one])[0][0].logprobs or () for each in (own, engine))
+    assert got.token_id == wanted.token_id
+    assert {token: got.top[token] for token in wanted.top} == pytest.approx(dict(wanted.top), abs=0.01)
+    own.close()
+    engine.close()
+
+
+def test_the_demo_s_requests_are_answered_as_by_our_own_engine():
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-gguf)")
+    registry = AdapterRegistry(demo_registry_folder())
+    settings = {"quantization": None, "kv_cache_mib": 64}
+    with (
+        AdapterHub.from_pretrained("adapterhub-demo", registry.root, engine="llama.cpp", **settings) as hub,
+        AdapterHub.from_pretrained(
+            "adapterhub-demo", registry.root, compute_dtype="float32", **settings
+        ) as own,
+    ):
+        for asked in demo_requests():
+            answers = [
+                each.generate(
+                    list(asked.messages), asked.adapter, tools=asked.tools, temperature=0, max_tokens=60
+                )
+                for each in (hub, own)
+            ]
+            assert answers[0].text == answers[1].text
