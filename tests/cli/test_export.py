@@ -59,6 +59,10 @@ def test_an_adapter_alone_as_gguf(run, tmp_path: Path):
     assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n")
     assert "json@1: rank 4, " in shown.err
     assert (tmp_path / "out" / "adapter-f32.gguf").read_bytes()[:4] == b"GGUF"
+    half = run("export", "json", tmp_path / "half", "--format", "gguf-adapter", "--quant", "f16")
+    assert (half.code, (tmp_path / "half" / "adapter-f16.gguf").is_file()) == (0, True)
+    wrong = run("export", "json", tmp_path / "wrong", "--format", "gguf-adapter", "--quant", "q4_0")
+    assert (wrong.code, "--quant f32 (its default) and f16" in wrong.err) == (2, True)
 
 
 def test_an_unknown_adapter_gets_a_suggestion(run, tmp_path: Path):
