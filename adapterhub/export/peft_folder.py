@@ -153,13 +153,13 @@ class _Export:
         info = inspect_adapter(source)
         ranks = {shape.rank for shape in info.modules.values()}
         # Few readers pass over the copies of the base's weights that PEFT saves with an adapted output layer.
-        is_plain = len(_ranks_and_scalings(info)) == 1 and not copied_weights(
+        uniform = len(_ranks_and_scalings(info)) == 1 and not copied_weights(
             read_header(source / WEIGHTS_FILE)
         )
         return (
             (self.form.dora == "keep" or not info.config.settings.use_dora)
             and max(ranks) <= (self.form.rank or math.inf)
-            and (is_plain or not self.form.plain)
+            and (uniform or not self.form.plain)
         )
 
     def _rewrite(
