@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.errors import ConfigError
 from adapterhub.export.model_logits import model_logits
 from adapterhub.export.verification import (
     MERGE_BOUNDS,
     Verification,
     VerificationBound,
+    VerificationTexts,
     compare_pairs,
 )
 from adapterhub.export.verification_texts import verification_texts
@@ -77,13 +79,7 @@ class MergeVerifier:
             DatasetError: The held-out data cannot be read.
             ConfigError: A model or tokenizer cannot be loaded.
         """
-        main, adapter = plan.adapters.main, plan.adapters.request
-        texts = verification_texts(
-            plan.base,
-            prompt_profile_of(main.folder, plan.base, force=force),
-            examples=main.card.routing.examples if main.card else (),
-            heldout=self.heldout,
-        )
+        texts, adapter = self._texts(plan, force), plan.adapters.request
         own = model_logits(plan.base, texts.sequences, adapter=adapter)
         exported = model_logits(merged, texts.sequences)
         round_trip = plan.round_trip or plan.adapters.round_trip
@@ -98,6 +94,18 @@ class MergeVerifier:
         found = compare_pairs(texts, models, pairs, progress=self.progress)
         merge_bound(plan.dtypes).check(found[0])
         return MergeVerification(*found)
+
+    def _texts(self, plan: MergePlan, force: bool) -> VerificationTexts:
+        main = plan.adapters.main
+        profile = prompt_profile_of(main.folder, plan.base, force=force)
+        examples = main.card.routing.examples if main.card else ()
+        try:
+            return verification_texts(plan.base, profile, examples=examples, heldout=self.heldout)
+        except ConfigError as error:
+            raise ConfigError(
+                f"The merge cannot be verified: {error.message}",
+                hint="Repair it, or merge without verification: --no-verify, verify=False.",
+            ) from error
 
 
 def merge_bound(dtypes: Sequence[str]) -> VerificationBound:
