@@ -6,6 +6,9 @@ Both train a LoRA adapter of the same settings on the same token ids and labels,
 initial weights, so their losses have to be the same. Each contender runs in its own process, since a process does not
 return memory to the system; they alternate. The first step warms up and does not count. Memory is the peak of anonymous
 memory (without mapped files) above that of the imports.
+
+With `--dtype bfloat16 --in-float32` adapterhub trains once more, in float32: the distance of both from those losses is
+what bfloat16 rounds away.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from benchmarks.common import PeakMemory, progress, ratio, table
 from benchmarks.shapes import SHAPES, VOCABULARY, write_base
 
 CONTENDERS = ("adapterhub", "peft + trl")
+IN_FLOAT32 = "in float32"
 RANK = 16
 
 
@@ -172,7 +176,9 @@ def run(contender: str, options: argparse.Namespace, base: Path, data: Path) -> 
     del bitsandbytes
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    train = train_ours if contender == "adapterhub" else train_theirs
+    train = train_theirs if contender == "peft + trl" else train_ours
+    if contender == IN_FLOAT32:
+        options = argparse.Namespace(**{**vars(options), "dtype": "float32"})
     trl.SFTTrainer  # noqa: B018  # imported lazily, and its memory is not the run's
     clock = StepClock()
     with PeakMemory() as memory:
@@ -218,14 +224,15 @@ def write_dialogues(path: Path, records: int) -> Path:
 
 def measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Contender -> one result a round."""
-    results: dict[str, list[dict[str, Any]]] = {contender: [] for contender in CONTENDERS}
+    contenders = (*CONTENDERS, IN_FLOAT32) if options.in_float32 else CONTENDERS
+    results: dict[str, list[dict[str, Any]]] = {contender: [] for contender in contenders}
     with tempfile.TemporaryDirectory() as scratch:
         base = options.base or write_random_base(Path(scratch) / "base", options.shape)
         data = options.data or write_dialogues(
             Path(scratch) / "data.jsonl", options.steps * options.batch_size
         )
         for number in range(options.rounds):
-            for contender in CONTENDERS:
+            for contender in contenders:
                 progress(f"round {number + 1} of {options.rounds}: {contender}")
                 command = [sys.executable, "-m", "benchmarks.finetune", *arguments]
                 command += ["--run", contender, str(base), str(data)]
@@ -237,20 +244,29 @@ def measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, list
 
 
 def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """How many times as fast adapterhub is, its part of the memory, and the largest difference of the losses."""
+    """How many times as fast adapterhub is, its part of the memory, and how far the losses are apart."""
     ours, theirs = (results[contender] for contender in CONTENDERS)
 
     def column(rounds: list[dict[str, Any]], name: str) -> list[float]:
         return [one[name] for one in rounds]
 
-    pairs = [
-        pair for a, b in zip(ours, theirs, strict=True) for pair in zip(a["losses"], b["losses"], strict=True)
-    ]
+    def differences(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
+        rounds = zip(some, others, strict=True)
+        return [
+            abs(a - b) for one, other in rounds for a, b in zip(one["losses"], other["losses"], strict=True)
+        ]
+
+    exact = results.get(IN_FLOAT32)
+    from_float32 = {"adapterhub": ours, "peft + trl": theirs} if exact else {}
     return {
         "speedup": ratio(column(theirs, "seconds"), column(ours, "seconds")),
         "cpu_speedup": ratio(column(theirs, "cpu_seconds"), column(ours, "cpu_seconds")),
         "memory": ratio(column(ours, "memory_mib"), column(theirs, "memory_mib")),
-        "loss_difference": max(abs(a - b) for a, b in pairs),
+        "loss_difference": max(differences(ours, theirs)),
+        **{
+            f"{name} from float32": statistics.mean(differences(losses, exact or []))
+            for name, losses in from_float32.items()
+        },
     }
 
 
@@ -275,6 +291,9 @@ def show(results: dict[str, list[dict[str, Any]]], figures: dict[str, float]) ->
         f"{figures['speedup']:.2f} x as fast ({figures['cpu_speedup']:.2f} x in CPU time), "
         f"{figures['memory']:.2f} x the memory, losses differ by at most {figures['loss_difference']:.1e}"
     )
+    for contender in CONTENDERS:
+        if (name := f"{contender} from float32") in figures:
+            print(f"losses of {name}: {figures[name]:.1e} on average")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -287,6 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, metavar="FILE", help="JSON Lines; random if not given")
     parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--in-float32", action="store_true", help="train in float32 too, as the exact losses")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=1024)

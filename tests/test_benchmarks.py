@@ -423,4 +423,18 @@ def test_finetune_has_the_losses_of_peft_and_trl(quantization: str, capsys: pyte
     found = json.loads(capsys.readouterr().out)
     assert found["loss_difference"] < 1e-3
     assert found["speedup"] > 0
+    assert "in float32" not in found["results"]
     assert all(one["memory_mib"] > 0 for rounds in found["results"].values() for one in rounds)
+
+
+def test_finetune_says_how_far_both_are_from_float32(capsys: pytest.CaptureFixture[str]):
+    losses = {"adapterhub": [1.5, 2.0], "peft + trl": [1.25, 2.0], "in float32": [1.0, 2.0]}
+    results = {
+        name: [{"seconds": 1.0, "cpu_seconds": 1.0, "memory_mib": 1.0, "losses": values}]
+        for name, values in losses.items()
+    }
+    figures = finetune.summary(results)
+    assert figures["loss_difference"] == 0.25
+    assert (figures["adapterhub from float32"], figures["peft + trl from float32"]) == (0.25, 0.125)
+    finetune.show(results, figures)
+    assert "losses of adapterhub from float32: 2.5e-01 on average" in capsys.readouterr().out

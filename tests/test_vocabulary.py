@@ -140,6 +140,7 @@ ALLOWED = [
     ("examples/chain.py", "tickets?", "a support ticket"),
     ("examples/demo/tasks/json_task.py", "tickets?", "something that is bought, in training data"),
     ("examples/demo/words.py", "tickets?", "a word of the demo's vocabulary"),
+    ("examples/demo_real/calculate.py", "tickets?", "things that are bought, in training data"),
     ("examples/demo_real/extraction.py", "tickets?", "one for a journey, in training data"),
     ("examples/finetune.yaml", "tickets?", "a support ticket in training data"),
     ("tests/training/test_example.py", "tickets?", "a support ticket"),

@@ -101,9 +101,17 @@ def _gguf_adapter(wanted: Wanted) -> tuple[DataclassInstance, str]:
     from adapterhub.base.locating import locate_base
     from adapterhub.export import export_gguf_adapter
 
-    base = wanted.options.get("base")
-    folder = locate_base(base) if base else None
-    report = export_gguf_adapter(wanted.registry, wanted.name, wanted.out, base_folder=folder)
+    base, dtype = wanted.options.get("base"), wanted.options.get("quant", "f32")
+    if dtype not in ("f32", "f16"):
+        raise click.UsageError("--format gguf-adapter has --quant f32 (its default) and f16.")
+    report = export_gguf_adapter(
+        wanted.registry,
+        wanted.name,
+        wanted.out,
+        dtype=dtype,
+        base_folder=locate_base(base) if base else None,
+        modelfile="no_modelfile" not in wanted.options,
+    )
     return report, f"{report.adapter}: rank {report.rank}, {report.size_bytes:,} bytes."
 
 
@@ -112,7 +120,7 @@ FORMATS = {
     "peft": Format(_peft, _LORA_OPTIONS),
     "gguf": Format(export_as_gguf, GGUF_OPTIONS),
     "mlx": Format(_mlx, _LORA_OPTIONS - {"plain"}),
-    "gguf-adapter": Format(_gguf_adapter, frozenset({"base"})),
+    "gguf-adapter": Format(_gguf_adapter, frozenset({"base", "quant", "no_modelfile"})),
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.push import Push, PushedFile, push_adapter, push_folder
+    from adapterhub.export.quantized_merge import merge_quantized
     from adapterhub.export.round_trip import RoundTrip
     from adapterhub.export.verification import Verification, VerificationBound
     from adapterhub.export.vllm import VllmAdapter, VllmExport, export_vllm
@@ -46,6 +47,7 @@ __all__ = [
     "export_peft",
     "export_vllm",
     "merge_adapter",
+    "merge_quantized",
     "push_adapter",
     "push_folder",
 ]
@@ -79,5 +81,6 @@ __getattr__, __dir__ = lazy_exports(
         "export_vllm": "adapterhub.export.vllm",
         "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
+        "merge_quantized": "adapterhub.export.quantized_merge",
     },
 )

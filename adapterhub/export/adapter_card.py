@@ -27,7 +27,7 @@ mlx_lm.generate --model {base} --adapter-path {place} --prompt "..."
 ```"""
 _LLAMA_CPP_USAGE = """\
 ```sh
-llama-cli -m BASE.gguf --lora adapter-f32.gguf    # a GGUF file of {base}
+llama-cli -m BASE.gguf --lora ADAPTER.gguf    # BASE.gguf is a GGUF file of {base}
 ```"""
 USAGE = {"peft": _PEFT_USAGE, "mlx": _MLX_USAGE, "llama.cpp": _LLAMA_CPP_USAGE}
 """The library that loads an adapter -> how."""

@@ -30,6 +30,7 @@ from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
 from adapterhub.export.llama_cpp_file import has_llama_cpp, quantize_file
 from adapterhub.export.merge import merge_adapter
 from adapterhub.export.model_logits import model_logits
+from adapterhub.export.ollama import GgufFiles, write_modelfiles
 from adapterhub.export.verification import Verification, VerificationTexts, compare_logits
 from adapterhub.export.verification_texts import verification_texts
 from adapterhub.gguf.architectures import Architecture
@@ -100,6 +101,7 @@ def export_gguf(
     *,
     types: Sequence[str] = ("f16",),
     verify: bool = True,
+    modelfiles: bool = True,
     pre_tokenizer: str | None = None,
     checkout: LlamaCppCheckout | None = None,
     force: bool = False,
@@ -117,6 +119,7 @@ def export_gguf(
         out: The new folder; it must not exist, or be empty.
         types: The files' types: `"f32"`, `"f16"`, `"bf16"`, `"q8_0"`, `"q4_k_m"`, ...
         verify: Check the files.
+        modelfiles: Write a Modelfile of Ollama for each file, such as `Modelfile.f16`.
         pre_tokenizer: llama.cpp's name of the way to split text, where the tokenizer's own has none. Texts that become
             other tokens are then counted, and do not fail the export.
         checkout: A checkout of llama.cpp, whose converter writes the files, for architectures that are not written
@@ -140,7 +143,9 @@ def export_gguf(
     check_quantization(wanted, llama_cpp=has_llama_cpp() or checkout.quantize_bin is not None)
     adapters = None if adapter_folder is None else AdapterSum.of(adapter_folder)
     threads = threads or _threads()
-    job = _Job(Path(base_folder), adapters, wanted, verify, pre_tokenizer, checkout, force, threads)
+    job = _Job(
+        Path(base_folder), adapters, wanted, verify, modelfiles, pre_tokenizer, checkout, force, threads
+    )
     check_disk_space(out, job.largest_bytes)
     what = f"The GGUF files could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as folder:
@@ -159,6 +164,7 @@ class _Job:
     adapters: AdapterSum | None
     types: list[str]
     verify: bool
+    modelfiles: bool
     pre: str | None
     checkout: LlamaCppCheckout
     force: bool
@@ -166,20 +172,24 @@ class _Job:
 
     @property
     def largest_bytes(self) -> int:
-        """What the merged model, one 16-bit file and the wanted files take at most."""
+        """What a merged model in 32 bits, a 16-bit file and the wanted files take, if the base has 16 bits."""
         weights = sum(file.stat().st_size for file in weight_files(self.base))
-        return weights * (2 + len(self.types)) * (2 if "f32" in self.types else 1)
+        return weights * (3 + sum(2 if file_type == "f32" else 1 for file_type in self.types))
 
     def write(self, folder: Path, progress: Progress) -> GgufExport:
         architecture = None if self.checkout.convert_script else Architecture.of_folder(self.base)
         model = self._model(folder, progress)
         texts = self._texts(model)
         tokenizer = self._tokenizer(model, architecture) if architecture else None
+        if tokenizer:  # before hours of work
+            self._write_modelfiles(folder, model, tokenizer)
         files = []
         for name, file_type in self._written(folder, model, tokenizer, progress):
             checked = self._checked(folder / name, file_type, model, tokenizer, texts, progress)
             if name != _SOURCE:
                 files.append(checked)
+        if tokenizer is None:
+            self._write_modelfiles(folder, model, read_tokenizer(folder / files[0].file))
         for left in (folder / _MERGED, folder / _SOURCE):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         notes = tuple(_notes(architecture, tokenizer, files)) if architecture and tokenizer else ()
@@ -198,11 +208,26 @@ class _Job:
             self.base,
             parts,
             merged,
+            dtype="float32",  # 16 bits would round twice
             force=self.force,
             verify=False,  # what is made of it is
             progress=lambda done, total: progress(done, total, "bytes merged"),
         )
         return merged
+
+    def _write_modelfiles(self, folder: Path, model: Path, tokenizer: GgufTokenizer) -> None:
+        if not self.modelfiles:
+            return
+        profile = self._profile
+        if tokenizer.leading_space:  # which only the file's own template writes
+            profile = profile.model_copy(update={"chat_template": tokenizer.chat_template})
+        write_modelfiles(
+            folder,
+            {file_type: GgufFiles(_file_name(file_type)) for file_type in self.types},
+            model,
+            profile=profile,
+            add_bos=tokenizer.add_bos,
+        )
 
     def _texts(self, model: Path) -> VerificationTexts | None:
         if not self.verify:
@@ -250,14 +275,14 @@ class _Job:
         direct = UNQUANTIZED if by_llama_cpp else WITHOUT_LLAMA_CPP
         source = None
         for file_type in sorted(self.types, key=lambda one: one not in direct):
-            name = f"model-{file_type}.gguf"
+            name = _file_name(file_type)
             if file_type in direct:
                 write(name, file_type)
             else:
                 kept = next((one for one in ("bf16", "f16", "f32") if one in self.types), None)
                 if source is None and kept is None:
                     yield write(_SOURCE, "f16"), "f16"
-                source = f"model-{kept}.gguf" if kept else _SOURCE
+                source = _file_name(kept) if kept else _SOURCE
                 progress(0, 1, f"llama.cpp quantises to {file_type}")
                 self._quantize(folder / source, folder / name, file_type)
             yield name, file_type
@@ -344,6 +369,10 @@ class _Job:
             checked_with=by if self.verify else None,
             notes=notes,
         )
+
+
+def _file_name(file_type: str) -> str:
+    return f"model-{file_type}.gguf"
 
 
 def _notes(architecture: Architecture, tokenizer: GgufTokenizer, files: Sequence[GgufFile]) -> Iterator[str]:

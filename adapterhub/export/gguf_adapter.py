@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub._files import new_folder, os_errors_as, sha256_file
+from adapterhub.base.loading import load_tokenizer
 from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export.adapter_card import adapter_card
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.lora_form import change_error
+from adapterhub.export.ollama import GgufFiles, write_modelfiles
 from adapterhub.gguf.adapter import AdapterType, read_adapter, write_adapter
 from adapterhub.gguf.architectures import Architecture
+from adapterhub.gguf.tokenizer import gguf_tokenizer
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
 from adapterhub.lora.blending.registering import check_same_base
 from adapterhub.lora.blending.resolving import ResolvedAdapter, resolve_adapter
@@ -27,6 +30,8 @@ from adapterhub.registry.local_base import local_base
 from adapterhub.registry.model_card import MODEL_CARD_FILE
 from adapterhub.registry.store import AdapterRegistry
 
+_BASE_FILE = "model-f16.gguf"
+"""The base's file as `export_gguf` names it."""
 _BOUNDS: Mapping[AdapterType, float] = {"f32": 1e-6, "f16": 2e-3}
 
 
@@ -62,10 +67,12 @@ def export_gguf_adapter(
     *,
     dtype: AdapterType = "f32",
     base_folder: str | Path | None = None,
+    modelfile: bool = True,
 ) -> GgufAdapterExport:
     """Writes an adapter, or the exact sum of a blend, as `adapter-f32.gguf`, for llama.cpp's `--lora` on its base.
 
-    The file is read back, and has to change the base as the adapter does.
+    The file is read back, and has to change the base as the adapter does. `Modelfile.f32` is for Ollama, with the
+    base as `model-f16.gguf` beside it.
 
     Args:
         registry: Where it is registered.
@@ -73,10 +80,11 @@ def export_gguf_adapter(
         out: The new folder; it must not exist, or be empty.
         dtype: How its matrices are stored: `"f32"`, or `"f16"` for half the size.
         base_folder: The base; only its settings are read. If not given, the one on the card.
+        modelfile: Write the Modelfile.
 
     Raises:
-        ExportError: `out` is not empty, llama.cpp's names for the base's layers are not known, or writing failed. Then
-            `out` is not created.
+        ExportError: `out` is not empty, llama.cpp's names for the base's layers are not known, the Modelfile cannot
+            express the chat template, or writing failed. Then `out` is not created.
         AdapterNotFoundError: There is no such adapter.
         AdapterInvalidError: An adapter's files are damaged, or not those that were registered.
         AdapterIncompatibleError: The parts of a blend do not belong together, the adapter does not fit the base, it
@@ -101,9 +109,23 @@ def export_gguf_adapter(
         with (temporary / file).open("xb") as stream:
             write_adapter(stream, architecture, deltas, name=resolved.ref, dtype=dtype)
         report = _report(temporary / file, resolved.ref, architecture, deltas, dtype)
+        if modelfile:
+            _write_modelfile(temporary, file, resolved, folder, architecture)
         card = adapter_card(resolved, library="llama.cpp")
         (temporary / MODEL_CARD_FILE).write_text(card, encoding="utf-8")
     return report
+
+
+def _write_modelfile(
+    out: Path, file: str, resolved: ResolvedAdapter, base: Path, architecture: Architecture
+) -> None:
+    profile, tokenizer = resolved.main_card.prompt, load_tokenizer(base)
+    # Any way to split text will do here: what counts is what llama.cpp puts before a text.
+    written = gguf_tokenizer(tokenizer, architecture.config.vocab_size, pre="gpt-2")
+    if written.leading_space:  # which only the file's own template writes
+        profile = profile.model_copy(update={"chat_template": written.chat_template})
+    artefacts = {file[len("adapter-") : -len(".gguf")]: GgufFiles(_BASE_FILE, file)}
+    write_modelfiles(out, artefacts, base, profile=profile, add_bos=written.add_bos)
 
 
 def _changes(

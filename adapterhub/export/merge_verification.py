@@ -26,6 +26,7 @@ from adapterhub.registry.prompt_files import prompt_profile_of
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
+    from adapterhub.export.adapter_part import AdapterSum
     from adapterhub.export.merge_plan import MergePlan
     from adapterhub.export.round_trip import RoundTrip
 
@@ -66,6 +67,29 @@ class MergeVerifier:
     heldout: str | Path | None = None
     progress: Callable[[int, int], None] | None = None
 
+    def texts(self, base: Path, adapters: AdapterSum, *, force: bool = False) -> VerificationTexts:
+        """What the models read.
+
+        Args:
+            base: The base's folder.
+            adapters: What is merged; the main part's prompt profile and examples are used.
+            force: As for `merge_adapter`.
+
+        Raises:
+            DatasetError: The held-out data cannot be read.
+            ConfigError: The base's tokenizer cannot be loaded.
+        """
+        main = adapters.main
+        profile = prompt_profile_of(main.folder, base, force=force)
+        examples = main.card.routing.examples if main.card else ()
+        try:
+            return verification_texts(base, profile, examples=examples, heldout=self.heldout)
+        except ConfigError as error:
+            raise ConfigError(
+                f"The merge cannot be verified: {error.message}",
+                hint="Repair it, or merge without verification: --no-verify, verify=False.",
+            ) from error
+
     def verify(self, merged: Path, plan: MergePlan, *, force: bool = False) -> MergeVerification:
         """Compares a merged model with what it was made of.
 
@@ -79,7 +103,7 @@ class MergeVerifier:
             DatasetError: The held-out data cannot be read.
             ConfigError: A model or tokenizer cannot be loaded.
         """
-        texts, adapter = self._texts(plan, force), plan.adapters.request
+        adapter, texts = plan.adapters.request, self.texts(plan.base, plan.adapters, force=force)
         own = model_logits(plan.base, texts.sequences, adapter=adapter)
         exported = model_logits(merged, texts.sequences)
         round_trip = plan.round_trip or plan.adapters.round_trip
@@ -94,18 +118,6 @@ class MergeVerifier:
         found = compare_pairs(texts, models, pairs, progress=self.progress)
         merge_bound(plan.dtypes).check(found[0])
         return MergeVerification(*found)
-
-    def _texts(self, plan: MergePlan, force: bool) -> VerificationTexts:
-        main = plan.adapters.main
-        profile = prompt_profile_of(main.folder, plan.base, force=force)
-        examples = main.card.routing.examples if main.card else ()
-        try:
-            return verification_texts(plan.base, profile, examples=examples, heldout=self.heldout)
-        except ConfigError as error:
-            raise ConfigError(
-                f"The merge cannot be verified: {error.message}",
-                hint="Repair it, or merge without verification: --no-verify, verify=False.",
-            ) from error
 
 
 def merge_bound(dtypes: Sequence[str]) -> VerificationBound:

@@ -108,6 +108,12 @@ def export_vllm(
     _check(chosen, form)
     cards = [adapter.main_card for adapter in chosen.values()]
     model = _model(cards[0], base)
+    served = model.get("served-model-name", model["model"])
+    if served in chosen:
+        raise ExportError(
+            f"The base and an adapter would both be {served!r}, and vLLM would answer with the base.",
+            hint=f"Name the adapters to serve, this one as {chosen[served].ref!r}.",
+        )
     with (
         os_errors_as(ExportError, f"The launch file could not be written to {str(out)!r}"),
         new_folder(out) as folder,
@@ -118,7 +124,7 @@ def export_vllm(
             if progress:
                 progress(len(adapters), len(chosen))
         rank = _max_lora_rank(adapters)
-        settings = _settings(model, rank, min(max_loras, len(adapters)), adapters)
+        settings = _settings(model, served, rank, min(max_loras, len(adapters)), adapters)
         (folder / LAUNCH_FILE).write_text(_COMMENT + _yaml(settings), encoding="utf-8")
     warnings = (f"{card.ref}: {what}" for card in cards for what in _not_done(card.prompt))
     return VllmExport(model["model"], rank, tuple(adapters), tuple(warnings))
@@ -195,10 +201,9 @@ def _max_lora_rank(adapters: Iterable[VllmAdapter]) -> int:
 
 
 def _settings(
-    model: dict[str, str], rank: int, max_loras: int, adapters: Sequence[VllmAdapter]
+    model: dict[str, str], served: str, rank: int, max_loras: int, adapters: Sequence[VllmAdapter]
 ) -> dict[str, Any]:
-    parent = model.get("served-model-name", model["model"])
-    modules = [{"name": one.name, "path": one.path, "base_model_name": parent} for one in adapters]
+    modules = [{"name": one.name, "path": one.path, "base_model_name": served} for one in adapters]
     return {
         **model,
         "enable-lora": True,

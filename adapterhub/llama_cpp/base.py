@@ -17,7 +17,7 @@ from adapterhub.engine.kv.cache import KVShape
 from adapterhub.errors import ConfigError, EngineError, ExportError
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.llama_cpp.conversion import FileType, gguf_of_folder
-from adapterhub.llama_cpp.library import library, load_model
+from adapterhub.llama_cpp.library import library, load_model, metadata
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class GgufBase:
         file: The GGUF file.
         folder: The base in transformers' format: settings, tokenizer, and the weights that adapters are compared
             with.
-        fingerprint: That of the folder, so that adapters trained on the file fit.
+        fingerprint: That of the folder, so that adapters trained on the file fit; or of the base that an export has
+            written the file from.
         tokenizer: Its tokenizer.
         architecture: How llama.cpp names its weights.
         generation_config: The settings in its `generation_config.json`.
@@ -106,7 +107,7 @@ def load_gguf_base(
         name=str(name),
         file=file,
         folder=folder,
-        fingerprint=BaseFingerprint.of(folder),
+        fingerprint=_fingerprint(folder, model),
         tokenizer=tokenizer,
         architecture=architecture,
         generation_config=settings.to_diff_dict(),
@@ -120,6 +121,15 @@ def load_gguf_base(
         .removeprefix("(guessed) "),
         llama_model=model,
     )
+
+
+def _fingerprint(folder: Path, model: Any) -> BaseFingerprint:
+    """The identity of the base: of the one that the file was exported from, if it says so."""
+    found = BaseFingerprint.of(folder)
+    digest = metadata(model, "adapterhub.base_digest")
+    if digest is None or metadata(model, "adapterhub.adapter_digest"):  # an adapter was merged
+        return found
+    return found.model_copy(update={"digest": digest, "tokenizer_digest": None})
 
 
 def _generation_config(folder: Path, config: Any) -> Any:

@@ -97,6 +97,13 @@ def load_model(file: Path, *, use_gpu: bool) -> Any:
     return model
 
 
+def metadata(model: Any, key: str) -> str | None:
+    """A text in a file's metadata, of at most 99 bytes; None if there is no such text."""
+    text = ctypes.create_string_buffer(100)
+    length = library().llama_model_meta_val_str(model, key.encode(), text, len(text))
+    return text.value.decode() if 0 <= length < len(text) else None
+
+
 def load_adapter(model: Any, file: BinaryIO) -> Any:
     """Loads an adapter; the caller frees it with `llama_adapter_lora_free`, or with its model.
 

@@ -30,8 +30,10 @@ from adapterhub.training.lora_layers import lora_config
 
 # bitsandbytes with double quantisation: 4 bits, 8 bits for a block of 64 weights, 32 bits for 256 blocks.
 _BYTES_OF_A_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "fp4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-# On CPUs resident memory is more than what tensors hold: libraries that a run loads, and the C allocator's free blocks.
-_LIBRARIES, _ALLOCATOR = 100 * 2**20, 0.15
+# On CPUs resident memory is more than what tensors hold: libraries that a run loads, and free blocks of the C allocator
+# between activations. Their share was read from glibc (mallinfo2) at the peak of runs; see docs/configs.md.
+_LIBRARIES = 100 * 2**20
+_FREE_BLOCKS = {torch.float32: 0.5, torch.bfloat16: 0.15, torch.float16: 0.15}
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def estimate_memory(
             rows * columns for name, (rows, columns) in layers.shapes.items() if name != layers.head
         )
     optimizer = count * _bytes_of_states(config.train.optimizer, size)
-    overhead = round(_LIBRARIES + _ALLOCATOR * activations) if device == "cpu" else 0
+    overhead = round(_LIBRARIES + _FREE_BLOCKS[dtype] * activations) if device == "cpu" else 0
     return count, MemoryEstimate(stored, count * size, count * size, optimizer, activations, overhead)
 
 

@@ -24,13 +24,15 @@ INTENTS = (
     "transactions",
     "transfer",
 )
-SYSTEM = f"Answer with the intent of the customer's sentence, one of: {', '.join(INTENTS)}."
-EACH = 20
+SYSTEM = "Answer with the intent of the bank customer's sentence."
+BASE_SYSTEM = f"Answer with the intent of the customer's sentence, one of: {', '.join(INTENTS)}."
+"""The bare base's: it must be told the intents, which the adapter has learned."""
+EACH = 100
 """Training sentences of an intent."""
 
 
 def training(source: Mapping[str, Sequence[tuple[str, str]]]) -> list[Record]:
-    """The first 20 training sentences of each intent, from the content of CLINC150's `data_full.json`."""
+    """The first 100 training sentences of each intent, from the content of CLINC150's `data_full.json`."""
     kept: dict[str, list[Record]] = {intent: [] for intent in INTENTS}
     for record in _records(source["train"]):
         kept[record["messages"][-1]["content"]].append(record)

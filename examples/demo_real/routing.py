@@ -9,13 +9,13 @@ import argparse
 from pathlib import Path
 
 from adapterhub import AdapterRegistry
-from examples.demo_real import extraction
+from examples.demo_real import calculate, extraction
 from examples.demo_real.data import read
 
 EXAMPLES = 60
 """Requests of each adapter."""
 SEED = 77
-"""Of the `extract` task's; not the training data's own."""
+"""Of the requests that are made by program; not the training data's own."""
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--registry", type=Path, default=Path("examples/demo_real/adapters"))
     registry = AdapterRegistry(parser.parse_args().registry)
     records = {
+        "calculate": calculate.generate("train", EXAMPLES, SEED),
         "extract": extraction.generate("train", EXAMPLES, SEED),
         "intents": read("intents-train.jsonl"),
     }

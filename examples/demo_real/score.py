@@ -2,6 +2,7 @@
 
     python -m examples.demo_real.score --n 200 --json scores.json --write-cards
     python -m examples.demo_real.score maths --registry my-adapters
+    python -m examples.demo_real.score maths --adapter calculate
 
 Answers come from `adapterhub.AdapterHub`, greedily, on the 4-bit base. The bare base gets the adapter's system
 prompt, or one that suits it better where the task has one.
@@ -44,14 +45,14 @@ def share_right(
     return right / len(records)
 
 
-def score(hub: AdapterHub, names: Sequence[str], n: int) -> Scores:
-    """The shares of the base and of the task's adapter, on `n` held-out requests of every task."""
+def score(hub: AdapterHub, names: Sequence[str], n: int, other: str | None = None) -> Scores:
+    """The shares of the base and of the task's adapter, or another one's, on `n` held-out requests of every task."""
     scores: Scores = {}
     for name in names:
-        task = TASKS[name]
-        records = task.heldout(n)
+        task, adapter = TASKS[other or name], other or name
+        records = TASKS[name].heldout(n)
         scores[name] = {
-            "adapter": share_right(hub, task, records, name, task.system),
+            "adapter": share_right(hub, task, records, adapter, task.system),
             "base": share_right(hub, task, records, None, task.base_system or task.system),
         }
     return scores
@@ -93,13 +94,14 @@ def main() -> None:
     parser.add_argument("--base", default="adapterhub-demo-real")
     parser.add_argument("--registry", type=Path, default=demo_registry_folder(real=True))
     parser.add_argument("--n", type=int, default=200, help="requests of each task")
+    parser.add_argument("--adapter", help="the adapter of another task, to answer in its own form")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--write-cards", action="store_true", help="put the figures on the adapters' cards")
     args = parser.parse_args()
     with AdapterHub.from_pretrained(args.base, args.registry) as hub:
         names = args.tasks or [card.name for card in hub.registry.list()]
-        scores = score(hub, names, args.n)
-        if args.write_cards:
+        scores = score(hub, names, args.n, args.adapter)
+        if args.write_cards and not args.adapter:
             write_cards(hub, scores, args.n)
     show(scores)
     if args.json:

@@ -1,4 +1,4 @@
-"""The three tasks as the scoring sees them: held-out requests, the system prompt, and the program that judges."""
+"""The tasks as the scoring sees them: held-out requests, the system prompt, and the program that judges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from examples.demo.tasks import Record
-from examples.demo_real import extraction, intents, maths
+from examples.demo_real import calculate, extraction, intents, maths
 from examples.demo_real.data import read
 
 SEED = 3
@@ -48,10 +48,23 @@ TASKS = {
         maths.score,
         maths.SYSTEM,
         160,
-        base_system="Solve the maths problem step by step. End with '#### ' and the final number.",
+        base_system=calculate.BASE_SYSTEM,
+    ),
+    "calculate": Task(
+        lambda n: calculate.generate("heldout", n, SEED),
+        calculate.score,
+        calculate.SYSTEM,
+        100,
+        base_system=calculate.BASE_SYSTEM,
     ),
     "extract": Task(
         lambda n: extraction.generate("heldout", n, SEED), extraction.score, extraction.SYSTEM, 100
     ),
-    "intents": Task(_of_file("intents-heldout.jsonl"), intents.score, intents.SYSTEM, 24),
+    "intents": Task(
+        _of_file("intents-heldout.jsonl"),
+        intents.score,
+        intents.SYSTEM,
+        24,
+        base_system=intents.BASE_SYSTEM,
+    ),
 }

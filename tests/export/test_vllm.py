@@ -1,6 +1,9 @@
 """The launch file of vLLM: what `vllm serve --config` makes of it, and the adapters that it names."""
 
+import errno
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adapterhub import AdapterRegistry
-from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, ConfigError, ExportError
-from adapterhub.export import LoraForm, export_vllm
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterIncompatibleError,
+    AdapterInvalidError,
+    ConfigError,
+    ExportError,
+)
+from adapterhub.export import LoraForm, export_mlx, export_vllm
 from adapterhub.export.vllm import LAUNCH_FILE
 from adapterhub.peft_format import WEIGHTS_FILE, AdapterConfig
+from tests.faults import failures
 from tests.tiny import make_adapter, make_base
 
 IDS = torch.arange(24).view(1, -1)
@@ -135,6 +145,29 @@ def test_what_vllm_does_not_do_is_said(tiny_base: Path, tmp_path: Path):
     assert "chat template" in warnings[0]
     assert "system prompt" in warnings[1]
     assert warnings[2].endswith("stop, temperature")
+
+
+def test_an_adapter_with_the_bases_name_would_never_answer(tiny_base: Path, tmp_path: Path):
+    registry = registry_of(tmp_path, tiny_base, llama={})
+    with pytest.raises(ExportError, match="would both be 'llama'") as refused:
+        export_vllm(registry, tmp_path / "out")
+    assert "'llama@1'" in str(refused.value.hint)
+    assert [one.name for one in export_vllm(registry, tmp_path / "out", ["llama@1"]).adapters] == ["llama@1"]
+
+
+@pytest.mark.parametrize("export", [export_vllm, lambda registry, out: export_mlx(registry, "json", out)])
+def test_a_full_disk_leaves_nothing(tiny_base: Path, tmp_path: Path, export: Callable[..., object]):
+    registry, out = registry_of(tmp_path, tiny_base, json={}), tmp_path / "out"
+
+    def clean() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+
+    found = list(failures(lambda: export(registry, out), errno.ENOSPC, clean=clean))
+    assert len(found) > 10
+    for error in found:
+        assert isinstance(error, AdapterHubError), repr(error)
+        assert error.hint, repr(error)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["json", "registry"]
 
 
 def test_a_rank_that_vllm_does_not_take_is_refused(tiny_registry: Path, tmp_path: Path, monkeypatch):

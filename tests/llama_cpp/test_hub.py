@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from adapterhub import AdapterHub, AdapterRegistry
+from adapterhub.base import BaseFingerprint
 from adapterhub.base.locating import locate_base
 from adapterhub.cli.main import cli
 from adapterhub.errors import AdapterIncompatibleError, ConfigError
@@ -81,6 +82,23 @@ def test_a_card_for_another_base_is_refused(hub: AdapterHub, registry: AdapterRe
     registry.register("foreign", make_adapter(tmp_path / "foreign", base), base=str(base))
     with pytest.raises(AdapterIncompatibleError, match="another base"):
         hub.generate(PROMPT, "foreign")
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_file_that_was_exported_of_a_base_serves_the_base_s_adapters(tmp_path: Path, merged: bool):
+    base = make_base(tmp_path / "base")
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register("json", make_adapter(tmp_path / "json", base), base=base)
+    origin = {"adapterhub__base_digest": BaseFingerprint.of(base).digest}
+    if merged:
+        origin |= {"adapterhub__adapter_digest": "sha256:0"}
+    file = make_gguf(tmp_path / "tiny.gguf", base, quantization="Q8_0", **origin)
+    with AdapterHub.from_pretrained(file, registry.root, engine="llama.cpp", kv_cache_mib=8) as hub:
+        if merged:
+            with pytest.raises(AdapterIncompatibleError, match="other weights"):
+                hub.generate(PROMPT, "json", max_tokens=4)
+        else:
+            assert hub.generate(PROMPT, "json", max_tokens=4).adapter == "json"
 
 
 def test_the_command_takes_an_engine(hub: AdapterHub, registry: AdapterRegistry, gguf_file: Path):

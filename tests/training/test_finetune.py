@@ -361,6 +361,40 @@ def test_the_loss_is_trls(tiny_base: Path, dataset: Path, tmp_path: Path, monkey
     assert ours.eval_loss == pytest.approx(theirs.eval_loss, rel=1e-5)
 
 
+def test_in_bfloat16_it_is_as_near_to_float32_as_trls(
+    tiny_base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def first_step(name: str, dtype: str) -> tuple[float, torch.Tensor]:
+        """The loss, and the gradients of all LoRA weights."""
+        gradients: list[torch.Tensor] = []
+
+        def training_step(self: Any, *args: Any) -> torch.Tensor:
+            loss = SFTTrainer.training_step(self, *args)
+            given = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+            gradients.append(torch.cat([gradient.flatten() for gradient in given]))
+            return loss
+
+        config = run(
+            tiny_base,
+            dataset,
+            quantization=None,
+            compute_dtype=dtype,
+            train={"max_steps": 1, "batch_size": 16},
+        )
+        with monkeypatch.context() as watched:
+            watched.setattr(sft.AnswerTrainer, "training_step", training_step)
+            _, _, (step,) = trained(config, tmp_path / name)
+        return step.loss, gradients[0].float()
+
+    loss, gradient = first_step("exact", "float32")
+    ours, our_gradient = first_step("ours", "bfloat16")
+    monkeypatch.setattr(sft.AnswerTrainer, "compute_loss", SFTTrainer.compute_loss)
+    theirs, their_gradient = first_step("theirs", "bfloat16")
+    errors = [((one - gradient).norm() / gradient.norm()).item() for one in (our_gradient, their_gradient)]
+    assert 1e-4 < errors[0] < 1.1 * errors[1] < 0.05
+    assert abs(ours - loss) < 1.1 * abs(theirs - loss) + 1e-4
+
+
 @pytest.mark.parametrize("packing", [False, True], ids=["batches", "packed"])
 def test_the_evaluation_loss_is_the_mean_over_answer_tokens(
     packing: bool, tiny_base: Path, dataset: Path, tmp_path: Path

