@@ -75,6 +75,7 @@ EXPORTED = {
         "VllmAdapter",
         "VllmExport",
         "merge_adapter",
+        "merge_quantized",
     },
     "gguf": {"Architecture"},
     "llama_cpp": {"GgufBase", "LlamaCppEngine", "load_gguf_base"},

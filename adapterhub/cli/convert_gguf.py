@@ -60,6 +60,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--llama-cpp-quantize-bin", type=_FILE, help="llama.cpp's quantiser.")
 @click.option("--pre-tokenizer", metavar="NAME", help="As for `adapterhub export --format gguf`.")
 @click.option("--no-verify", is_flag=True, help="Write the files without checking them.")
+@click.option("--no-modelfile", is_flag=True, help="Write no Modelfiles for Ollama.")
 @registry_option
 @json_option
 def convert_gguf(
@@ -70,6 +71,7 @@ def convert_gguf(
     llama_cpp_quantize_bin: Path | None,
     pre_tokenizer: str | None,
     no_verify: bool,
+    no_modelfile: bool,
     registry: Path | None,
     as_json: bool,
 ) -> None:
@@ -100,6 +102,7 @@ def convert_gguf(
             folder / FOLDER,
             types=(_UNQUANTIZED, *(quantization_levels or _possible(checkout))),
             verify=not no_verify,
+            modelfiles=not no_modelfile,
             pre_tokenizer=pre_tokenizer,
             checkout=checkout,
             progress=show,

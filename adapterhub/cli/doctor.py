@@ -30,8 +30,9 @@ _PACKAGES = (
     "matplotlib",
     "langchain-core",
     "scikit-learn",
+    "llama-cpp-python",
 )
-_EXTRAS = {"trl": "train", "datasets": "train", "matplotlib": "train"}
+_EXTRAS = {"trl": "train", "datasets": "train", "matplotlib": "train", "llama-cpp-python": "llama"}
 
 
 @click.command()

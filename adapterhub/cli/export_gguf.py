@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from adapterhub.cli.options import F
     from adapterhub.export import GgufExport
 
-GGUF_OPTIONS = frozenset({"quant", "base", "no_verify", "pre_tokenizer", "llama_cpp_dir", "force"})
+GGUF_OPTIONS = frozenset(
+    {"quant", "base", "no_verify", "no_modelfile", "pre_tokenizer", "llama_cpp_dir", "force"}
+)
 
 
 def gguf_options(function: F) -> F:
@@ -23,9 +25,12 @@ def gguf_options(function: F) -> F:
             "--quant",
             metavar="TYPE,...",
             help="gguf: types of the files: f32, f16, bf16, q8_0, q5_0, q4_0, and with llama-cpp-python q4_k_m, q2_k "
-            "and more.  [default: f16]",
+            "and more.  [default: f16]  gguf-adapter: f32 or f16.  [default: f32]",
         ),
         click.option("--no-verify", is_flag=True, help="gguf: write the files without checking them."),
+        click.option(
+            "--no-modelfile", is_flag=True, help="gguf, gguf-adapter: write no Modelfiles for Ollama."
+        ),
         click.option(
             "--pre-tokenizer",
             metavar="NAME",
@@ -68,6 +73,7 @@ def export_as_gguf(wanted: Wanted) -> tuple[GgufExport, str]:
         wanted.out,
         types=str(options.pop("quant", "f16")).split(","),
         verify=not options.pop("no_verify", False),
+        modelfiles=not options.pop("no_modelfile", False),
         checkout=LlamaCppCheckout.of(checkout) if checkout else None,
         progress=wanted.progress,
         **options,

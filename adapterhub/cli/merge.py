@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,11 @@ if TYPE_CHECKING:
     help="With --exact: bnb_4bit_use_double_quant in training.  [default: the card's, or on]",
 )
 @click.option(
+    "--quantize",
+    type=click.Choice(["nf4", "int8"]),
+    help="Quantise the merged model with bitsandbytes afterwards, and show what that loses.",
+)
+@click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
@@ -73,6 +79,7 @@ def merge(
     out: Path,
     dtype: Any,
     max_shard_size: str | None,
+    quantize: Any,
     verify: bool,
     data: Path | None,
     force: bool,
@@ -89,11 +96,12 @@ def merge(
       adapterhub merge json ./json-merged
       adapterhub merge json:0.6+code:0.4 ./both --max-shard-size 5GB
       adapterhub merge json ./json-merged --exact
+      adapterhub merge json ./json-4bit --quantize nf4
     """
     from adapterhub.base.locating import locate_base
     from adapterhub.config import HubConfig
     from adapterhub.errors import ConfigError
-    from adapterhub.export import MergeVerifier, adapter_folders, merge_adapter
+    from adapterhub.export import MergeVerifier, adapter_folders, merge_adapter, merge_quantized
     from adapterhub.lora.blending.resolving import resolve_adapter
 
     exact = _exact(settings.pop("exact"), settings.pop("quant_type"), settings.pop("double_quant"))
@@ -110,7 +118,8 @@ def merge(
         raise click.UsageError("--data belongs to --verify.")
     with progress(f"Merging {resolved.ref}") as show:
         verifier = MergeVerifier(data, lambda done, total: show(done, total, "tokens verified"))
-        report = merge_adapter(
+        into = partial(merge_quantized, quantization=quantize) if quantize else merge_adapter
+        report = into(
             folder,
             adapter_folders(adapters, name),
             out,
@@ -145,6 +154,10 @@ def _notes(report: MergeReport) -> None:
     for weight in report.untied:
         output.note(
             f"{weight} no longer shares the embedding's weights: the config has tie_word_embeddings off."
+        )
+    if report.quantization_loss:
+        output.note(
+            f"Quantised to {report.quantization}. Compared with the merged model: {report.quantization_loss}."
         )
     if report.verification is None:
         output.note("Not verified.")

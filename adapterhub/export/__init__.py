@@ -8,8 +8,9 @@ from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
-    from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
+    from adapterhub.export.gguf import export_gguf
     from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
+    from adapterhub.export.gguf_report import GgufExport, GgufFile
     from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.export.mlx import export_mlx
     from adapterhub.export.peft_folder import PeftExport, export_peft
     from adapterhub.export.push import Push, PushedFile, push_adapter, push_folder
+    from adapterhub.export.quantized_merge import merge_quantized
     from adapterhub.export.round_trip import RoundTrip
     from adapterhub.export.verification import Verification, VerificationBound
     from adapterhub.export.vllm import VllmAdapter, VllmExport, export_vllm
@@ -46,6 +48,7 @@ __all__ = [
     "export_peft",
     "export_vllm",
     "merge_adapter",
+    "merge_quantized",
     "push_adapter",
     "push_folder",
 ]
@@ -53,8 +56,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "GgufExport": "adapterhub.export.gguf",
-        "GgufFile": "adapterhub.export.gguf",
+        "GgufExport": "adapterhub.export.gguf_report",
+        "GgufFile": "adapterhub.export.gguf_report",
         "export_gguf": "adapterhub.export.gguf",
         "GgufAdapterExport": "adapterhub.export.gguf_adapter",
         "export_gguf_adapter": "adapterhub.export.gguf_adapter",
@@ -79,5 +82,6 @@ __getattr__, __dir__ = lazy_exports(
         "export_vllm": "adapterhub.export.vllm",
         "export_peft": "adapterhub.export.peft_folder",
         "merge_adapter": "adapterhub.export.merge",
+        "merge_quantized": "adapterhub.export.quantized_merge",
     },
 )

@@ -15,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from adapterhub._files import new_folder, os_errors_as, sha256_file
+from adapterhub._files import new_folder, os_errors_as
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import ConfigError, ExportError
 from adapterhub.export.adapter_card import public_base
 from adapterhub.export.adapter_part import AdapterSum
+from adapterhub.export.checksums import CHECKSUMS_FILE, write_checksums
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.merge_plan import INDEX_FILE, MergePlan
@@ -27,6 +28,7 @@ from adapterhub.export.merge_verification import MergeVerification, MergeVerifie
 from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import prompt_files
 from adapterhub.export.round_trip import RoundTrip, training_round_trip
+from adapterhub.export.verification import Verification
 from adapterhub.export.weight_files import shard_header, write_shard
 from adapterhub.registry.cards import CARD_FILE
 from adapterhub.registry.prompt_files import prompt_profile_of
@@ -34,13 +36,10 @@ from adapterhub.registry.prompt_files import prompt_profile_of
 LINEAGE_FILE = "merge.json"
 """The file with the `MergeReport`, next to the merged weights."""
 
-CHECKSUMS_FILE = "SHA256SUMS"
-"""The digests of all other files, for `sha256sum --check`."""
-
 Dtype = Literal["bfloat16", "float16", "float32"]
 _DTYPES: dict[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
-_NOT_COPIED = ("*.bin.index.json", CARD_FILE, LINEAGE_FILE, INDEX_FILE)
+_NOT_COPIED = ("*.bin.index.json", CARD_FILE, LINEAGE_FILE, CHECKSUMS_FILE, INDEX_FILE)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,8 @@ class MergeReport:
         untied: Weights that share the embedding's values in the base, and are written on their own.
         size_bytes: Size of all shards.
         verification: How far its predictions are from the adapter's; None if that was not measured.
+        quantization: How the merged weights were quantised afterwards; None if they were not.
+        quantization_loss: How far the quantised model is from the merged one.
     """
 
     base: str
@@ -92,6 +93,8 @@ class MergeReport:
     untied: tuple[str, ...]
     size_bytes: int
     verification: MergeVerification | None = None
+    quantization: str | None = None
+    quantization_loss: Verification | None = None
 
 
 class MergeOptions(TypedDict, total=False):
@@ -273,18 +276,6 @@ def _method(uses_dora: bool, is_blend: bool) -> str:
     if is_blend:
         return "W + sum of weight * change, float32"
     return "DoRA, float32" if uses_dora else "W + scaling * B @ A, float32"
-
-
-def write_checksums(folder: Path, known: Mapping[str, str]) -> None:
-    """Writes `SHA256SUMS` of all files in a folder, as `sha256sum` does.
-
-    Args:
-        folder: The folder.
-        known: File -> sha256, of those that need not be read again.
-    """
-    files = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS_FILE)
-    lines = (f"{known.get(name) or sha256_file(folder / name)}  {name}\n" for name in files)
-    (folder / CHECKSUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def _files_to_copy(folder: Path) -> Iterator[Path]:

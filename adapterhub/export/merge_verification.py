@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.errors import ConfigError
 from adapterhub.export.model_logits import model_logits
 from adapterhub.export.verification import (
     MERGE_BOUNDS,
     Verification,
     VerificationBound,
+    VerificationTexts,
     compare_pairs,
 )
 from adapterhub.export.verification_texts import verification_texts
@@ -24,6 +26,7 @@ from adapterhub.registry.prompt_files import prompt_profile_of
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
+    from adapterhub.export.adapter_part import AdapterSum
     from adapterhub.export.merge_plan import MergePlan
     from adapterhub.export.round_trip import RoundTrip
 
@@ -64,6 +67,29 @@ class MergeVerifier:
     heldout: str | Path | None = None
     progress: Callable[[int, int], None] | None = None
 
+    def texts(self, base: Path, adapters: AdapterSum, *, force: bool = False) -> VerificationTexts:
+        """What the models read.
+
+        Args:
+            base: The base's folder.
+            adapters: What is merged; the main part's prompt profile and examples are used.
+            force: As for `merge_adapter`.
+
+        Raises:
+            DatasetError: The held-out data cannot be read.
+            ConfigError: The base's tokenizer cannot be loaded.
+        """
+        main = adapters.main
+        profile = prompt_profile_of(main.folder, base, force=force)
+        examples = main.card.routing.examples if main.card else ()
+        try:
+            return verification_texts(base, profile, examples=examples, heldout=self.heldout)
+        except ConfigError as error:
+            raise ConfigError(
+                f"The merge cannot be verified: {error.message}",
+                hint="Repair it, or merge without verification: --no-verify, verify=False.",
+            ) from error
+
     def verify(self, merged: Path, plan: MergePlan, *, force: bool = False) -> MergeVerification:
         """Compares a merged model with what it was made of.
 
@@ -77,13 +103,7 @@ class MergeVerifier:
             DatasetError: The held-out data cannot be read.
             ConfigError: A model or tokenizer cannot be loaded.
         """
-        main, adapter = plan.adapters.main, plan.adapters.request
-        texts = verification_texts(
-            plan.base,
-            prompt_profile_of(main.folder, plan.base, force=force),
-            examples=main.card.routing.examples if main.card else (),
-            heldout=self.heldout,
-        )
+        adapter, texts = plan.adapters.request, self.texts(plan.base, plan.adapters, force=force)
         own = model_logits(plan.base, texts.sequences, adapter=adapter)
         exported = model_logits(merged, texts.sequences)
         round_trip = plan.round_trip or plan.adapters.round_trip

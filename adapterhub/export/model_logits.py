@@ -6,6 +6,7 @@ tokens. So a model that was merged in little memory is verified in little memory
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,7 +109,8 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.float32,
-                quantization_config=quantization,
+                # None would hide that the folder's own config says how it is quantised.
+                **({"quantization_config": quantization} if quantization else {}),
                 device_map={"": "cpu" if in_memory else "disk"},
                 offload_folder=scratch,  # only for weights that transformers splits or joins
                 use_safetensors=True,
@@ -116,7 +118,36 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
         except LOADING_ERRORS as error:
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
         disable_weight_packing(model)  # which would compute in bfloat16
+        if in_memory:
+            _to_float32(model)
+        else:
+            _return_freed_memory(model)
         yield model.eval()
+
+
+def _to_float32(model: Any) -> None:
+    """Converts what is not quantised, which transformers leaves in part as it is in a quantised model's files."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+
+
+def _return_freed_memory(model: Any) -> None:
+    """glibc would keep the freed weights of layer after layer, which add up to the model in float32."""
+    from torch.nn import ModuleList
+
+    try:
+        trim = ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):  # another libc
+        return
+
+    def hook(*_: Any) -> None:
+        trim(0)
+
+    for layers in model.modules():
+        if isinstance(layers, ModuleList):
+            for layer in layers:
+                layer.register_forward_hook(hook)
 
 
 def _is_quantized(folder: Path) -> bool:

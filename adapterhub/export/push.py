@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from adapterhub import __version__
 from adapterhub._files import is_folder, os_errors_as, read_bounded, scratch_folder, user_path
-from adapterhub.agent_tools.content_rules import validate_text
+from adapterhub.agent_tools.content_rules import MAX_CHARACTERS, validate_text
 from adapterhub.agent_tools.content_rules.secret_rule import NoSecrets
 from adapterhub.errors import ExportError, InvalidRequestError
 from adapterhub.registry.hub_address import HubAddress
@@ -31,7 +31,7 @@ _TEXTS = ("*.json", "*.jinja", "*.txt", "*.md", "*.yaml", "Modelfile*", "LICENSE
 _SENT = (*_WEIGHTS, *_TEXTS, "*.model")
 # Vocabularies and lists of tensors are no texts that somebody wrote.
 _NOT_READ = ("tokenizer.json", "vocab.json", "added_tokens.json", "merges.txt", "*.index.json", "SHA256SUMS")
-_MAX_TEXT = 2**20
+_MAX_TEXT_BYTES = 16 * 2**20
 _HOMES = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[\w.-]+")
 _MAX_MESSAGE = 200
 _HINTS = {
@@ -226,11 +226,13 @@ def _check_text(path: Path, folder: Path) -> None:
     """Refuses a text with a secret or a path of this machine; what it is, is not in the message."""
     if not _matches(path, _TEXTS) or _matches(path, _NOT_READ):
         return
-    text = read_bounded(path, _MAX_TEXT).decode(errors="replace")
-    found = next((result for result in validate_text(text, [NoSecrets()]).results if not result.passed), None)
+    text = read_bounded(path, _MAX_TEXT_BYTES).decode(errors="replace")
+    blocks = (text[start : start + MAX_CHARACTERS] for start in range(0, len(text), MAX_CHARACTERS))
+    results = (result for block in blocks for result in validate_text(block, [NoSecrets()]).results)
+    secret = next((result for result in results if not result.passed), None)
     own = f"{folder.resolve().parent}/"
-    if found or _HOMES.search(text) or (len(own) > 1 and own in text):
-        what = f"{found.reason} (line {found.line})" if found else "a path of this machine is in it"
+    if secret or _HOMES.search(text) or (len(own) > 1 and own in text):
+        what = secret.reason if secret else "a path of this machine is in it"
         raise ExportError(
             f"{path.relative_to(folder).as_posix()} must not be published: {what}.",
             hint="Remove it there, or from the adapter's card, and export again.",
@@ -253,7 +255,8 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise ExportError(f"The Hub refused ({status}) what was sent to {repo}{said}.", hint=hint) from error
     except ValueError as error:  # the Hub found fault with the model card's metadata
         message = " ".join(str(error).split())[:_MAX_MESSAGE]
-        raise ExportError(f"{repo} has no new commit: {message}", hint="Correct README.md.") from error
+        hint = "Correct README.md." if "README" in message else "Check HF_ENDPOINT."
+        raise ExportError(f"{repo} has no new commit: {message}", hint=hint) from error
     except (OSError, RuntimeError, httpx.HTTPError) as error:
         kind = type(error).__name__
         raise ExportError(

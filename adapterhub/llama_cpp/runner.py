@@ -40,6 +40,7 @@ class LlamaCppRunner:
 
     def __init__(self, base: GgufBase, limits: EngineLimits) -> None:
         if limits.max_batch_size + MAX_PROMPTS > MAX_SEQUENCES:
+            library().llama_model_free(base.llama_model)
             raise ConfigError(
                 f"max_batch_size={limits.max_batch_size} is more than llama.cpp's {MAX_SEQUENCES - MAX_PROMPTS}."
             )

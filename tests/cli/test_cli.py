@@ -534,6 +534,13 @@ class TestMerge:
         assert (merged["adapter"], merged["dtypes"]) == ("json@1:0.6+code@1:0.4", ["BF16"])
         assert len(list((tmp_path / "both").glob("model-*.safetensors"))) > 2
 
+    def test_a_quantised_merge_shows_what_it_lost(self, run, tmp_path):
+        shown = run("merge", "json", tmp_path / "merged", "--no-verify", "--quantize", "nf4")
+        assert (shown.code, shown.out) == (0, f"{tmp_path / 'merged'}\n")
+        assert re.search(r"Quantised to nf4\. Compared with the merged model: .*perplexity", shown.err)
+        config = json.loads((tmp_path / "merged" / "config.json").read_text())
+        assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+
     def test_exact_needs_to_know_how_the_base_was_stored_in_training(self, run, tmp_path):
         refused = run("merge", "json", tmp_path / "merged", "--no-verify", "--exact")
         assert (refused.code, refused.out) == (1, "")

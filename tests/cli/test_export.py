@@ -121,3 +121,27 @@ class TestPush:
     def test_what_names_no_repository_is_refused(self, run):
         refused = run("push", "json", "json")
         assert (refused.code, "organisation/name" in refused.err) == (1, True)
+
+
+class TestGguf:
+    def test_it_writes_checked_files_and_says_what_was_found(self, run, tmp_path: Path):
+        shown = run("export", "json", tmp_path / "out", "--format", "gguf", "--quant", "f16,q8_0")
+        assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n"), shown.err
+        assert "400 of 400 texts have the same tokens" in shown.err
+        assert "model-q8_0.gguf: " in shown.err
+        assert (tmp_path / "out" / "model-q8_0.gguf").is_file()
+
+    def test_a_blend_and_the_base_in_json(self, run, tmp_path: Path):
+        options = ("--format", "gguf", "--no-verify", "--no-modelfile", "--json")
+        blend = run("export", "json:0.6+code:0.4", tmp_path / "blend", *options).json
+        assert (blend["adapter"], blend["checked_with"]) == ("json@1:0.6+code@1:0.4", None)
+        base = run("export", "base", tmp_path / "base", *options).json
+        assert (base["adapter"], base["files"][0]["file"]) == (None, "model-f16.gguf")
+
+    def test_wrong_types_and_checkouts(self, run, tmp_path: Path):
+        options = ("--format", "gguf", "--quant", "f16,q99")
+        shown = run("export", "json", tmp_path / "out", *options)
+        assert (shown.code, "no GGUF type 'q99'" in shown.err) == (1, True)
+        shown = run("export", "json", tmp_path / "out", "--format", "gguf", "--llama-cpp-dir", tmp_path)
+        assert (shown.code, "is no checkout of llama.cpp" in shown.err) == (1, True)
+        assert not (tmp_path / "out").exists()

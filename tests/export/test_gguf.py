@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from adapterhub import AdapterRegistry
-from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
-from adapterhub.export import adapter_folders, export_gguf
+from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, ConfigError, ExportError
+from adapterhub.export import LlamaCppCheckout, adapter_folders, export_gguf
 from adapterhub.export.llama_cpp_file import has_llama_cpp
+from tests.faults import failures
 from tests.tiny import make_adapter, make_base, make_sentencepiece_tokenizer
 
 IDS = torch.arange(3, 43).view(1, -1)
-DEMO = Path("adapters")
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -51,14 +53,20 @@ USUAL: dict[str, dict[str, Any]] = {"gemma3": {"head_dim": 256}, "gpt2": {"n_pos
 def test_an_adapter_s_file_predicts_as_the_adapter_on_its_base(tmp_path: Path, kind: str):
     base = make_base(tmp_path / "base", kind, **USUAL.get(kind, {}))
     adapter = make_adapter(tmp_path / "adapter", base)
-    report = export_gguf(base, adapter, tmp_path / "out", types=["f32", "q8_0"])
-    assert [file.file for file in report.files] == ["model-f32.gguf", "model-q8_0.gguf"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "gguf.json", "model-f32.gguf", "model-q8_0.gguf",
-    ]  # fmt: skip
+    report = export_gguf(base, adapter, tmp_path / "out", types=["f32"])
+    assert [file.file for file in report.files] == ["model-f32.gguf"]
     wanted = adapted(base, adapter)
-    assert (adapted(base, adapter) - logits(AutoModelForCausalLM.from_pretrained(base))).norm() > 1
+    assert (wanted - logits(AutoModelForCausalLM.from_pretrained(base))).norm() > 1
     torch.testing.assert_close(read(tmp_path / "out" / "model-f32.gguf"), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_types_and_files(tmp_path: Path, tiny_base: Path, tiny_adapters):
+    export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out", types=["Q8_0", "f16", "q8_0"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "Modelfile.f16", "Modelfile.q8_0", "README.md", "gguf.json", "model-f16.gguf", "model-q8_0.gguf",
+    ]  # fmt: skip
+    assert "FROM ./model-q8_0.gguf" in (tmp_path / "out" / "Modelfile.q8_0").read_text()
+    wanted = adapted(tiny_base, tiny_adapters["json"])
     error = (read(tmp_path / "out" / "model-q8_0.gguf") - wanted).norm() / wanted.norm()
     assert 0 < error < 0.03
 
@@ -117,7 +125,7 @@ def test_a_sentencepiece_tokenizer_without_its_model(tmp_path: Path):
 def test_a_failed_check_leaves_nothing_behind(tmp_path: Path, tiny_base: Path, tiny_adapters, monkeypatch):
     """As a file would that has its rows in transformers' order."""
     monkeypatch.setattr("adapterhub.gguf.architectures.Architecture.row_order", lambda self, name: None)
-    with pytest.raises(ExportError, match="does not predict as the adapter on its base does"):
+    with pytest.raises(ExportError, match="does not predict as its reference does"):
         export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out", verify=False)
@@ -157,3 +165,45 @@ def test_wrong_input(tmp_path: Path, tiny_base: Path, tiny_adapters):
     with pytest.raises(ExportError, match="is not empty"):
         export_gguf(tiny_base, None, tmp_path / "full")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "other"]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny_base: Path, tiny_adapters):
+    def export() -> None:
+        export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out", verify=False, modelfiles=False)
+
+    raised = list(
+        failures(export, errno.ENOSPC, clean=lambda: shutil.rmtree(tmp_path / "out", ignore_errors=True))
+    )
+    assert len(raised) > 5
+    assert all(isinstance(error, AdapterHubError) for error in raised)
+    assert list(tmp_path.iterdir()) == []
+
+
+CONVERTER = """
+import pathlib, shutil, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--outfile") + 1])
+assert sys.argv[sys.argv.index("--outtype") + 1] == "f16", "only f16"
+shutil.copyfile(pathlib.Path(__file__).with_name("converted.gguf"), out)
+"""
+
+
+def test_a_checkout_of_llama_cpp_writes_other_architectures(tmp_path: Path, tiny_base: Path, tiny_adapters):
+    """A stand-in for its converter, which writes what we would."""
+    export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "ours", verify=False, modelfiles=False)
+    checkout = tmp_path / "llama.cpp"
+    checkout.mkdir()
+    with pytest.raises(ConfigError, match="is no checkout of llama"):
+        LlamaCppCheckout.of(checkout)
+    shutil.copyfile(tmp_path / "ours" / "model-f16.gguf", checkout / "converted.gguf")
+    (checkout / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    programs = LlamaCppCheckout.of(checkout)
+    report = export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out", checkout=programs)
+    assert report.files[0].verification is not None
+    assert report.files[0].verification.kl_divergence < 1e-3
+    assert (tmp_path / "out" / "Modelfile.f16").is_file()
+    with pytest.raises(ExportError, match="only f16") as caught:
+        export_gguf(tiny_base, None, tmp_path / "other", types=["f32"], checkout=programs)
+    assert "requirements" in (caught.value.hint or "")
+    with pytest.raises(ExportError, match="does not predict"):  # the base alone is not the adapter's file
+        export_gguf(tiny_base, None, tmp_path / "other", checkout=programs)
+    assert not (tmp_path / "other").exists()

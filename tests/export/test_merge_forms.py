@@ -19,7 +19,8 @@ from adapterhub.base.loading import load_base
 from adapterhub.base.quantized_weights import dequantize_module_weight
 from adapterhub.errors import AdapterIncompatibleError, ExportError
 from adapterhub.export import RoundTrip, adapter_folders
-from adapterhub.export.merge import CHECKSUMS_FILE, LINEAGE_FILE
+from adapterhub.export.checksums import CHECKSUMS_FILE
+from adapterhub.export.merge import LINEAGE_FILE
 from adapterhub.export.round_trip import quantized_modules
 from adapterhub.lora.blending import blend_adapters
 from tests.export.test_merge import assert_same_weights, merge_adapter, weights

@@ -109,7 +109,7 @@ def test_what_is_no_export_is_not_sent(hub: HubStandIn, folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (f"Use {TOKEN}", "a Hugging Face token is in the text (line 1)"),
+        (f"Use {TOKEN}", "a Hugging Face token is in the text"),
         ("Trained on /home/alice/data.jsonl", "a path of this machine is in it"),
         (r"Trained on C:\Users\alice\data.jsonl", "a path of this machine is in it"),
         ("Made in {parent}/data", "a path of this machine is in it"),
@@ -126,6 +126,26 @@ def test_a_secret_or_a_path_of_this_machine_is_refused(
     assert "alice" not in str(refused.value)
     assert TOKEN not in str(refused.value)
     assert (hub.repos, hub.commits) == ({}, [])
+
+
+def test_a_large_text_is_read_to_its_end(hub: HubStandIn, folder: Path):
+    """A tokenizer's config with many added tokens has more than a million characters."""
+    text = json.dumps({"added_tokens": ["<unused>"] * 120_000})
+    assert len(text) > 2**20
+    (folder / "tokenizer_config.json").write_text(text)
+    assert "tokenizer_config.json" in {file.path for file in push_folder(folder, REPO).files}
+    for found in (TOKEN, "/home/alice/model"):
+        (folder / "tokenizer_config.json").write_text(text + found)
+        with pytest.raises(ExportError, match=r"tokenizer_config\.json must not be published"):
+            push_folder(folder, REPO)
+
+
+def test_metadata_that_the_hub_refuses_is_an_error(hub: HubStandIn, folder: Path):
+    hub.refuse["/api/validate-yaml"] = (400, "base_model is not valid")
+    with pytest.raises(ExportError, match=r"Invalid metadata in README\.md") as refused:
+        push_folder(folder, REPO, dry_run=False)
+    assert refused.value.hint == "Correct README.md."
+    assert hub.commits == []
 
 
 @pytest.mark.parametrize("repo", ["json", "a/b/c", "../x/y", "organisation/", "organisation/json@main", ""])

@@ -91,6 +91,7 @@ class _Derivation:
             self._after["system"] = ""
         self._item_end, self._calls_end = self._ends_of_calls()
         self._before = self._texts_before()
+        self._unreasoned = self._cut_unreasoned()
         self._moved_system = self._system_in_user() if found.system_place != "first" else ""
 
     def template(self) -> OllamaTemplate:
@@ -169,7 +170,7 @@ class _Derivation:
 
     @cached_property
     def _calls(self) -> _Calls:
-        begins = {_place(key): text for key, text in self._before["assistant"].items() if not key.last}
+        begins = {place: text + self._unreasoned for place, text in self._begins.items()}
         names = {_place(key): text for key, text in self._before["name"].items()}
         joined = all(place in begins and text.startswith(begins[place]) for place, text in names.items())
         first = {text.removeprefix(begins[place] if joined else "") for place, text in names.items()}
@@ -229,13 +230,34 @@ class _Derivation:
                 raise not_expressible("what follows an answer depends on whether it has calls")
         return before
 
+    @property
+    def _begins(self) -> dict[tuple[object, ...], str]:
+        """What stands before an answer that is not the last message, for each place."""
+        return {_place(key): text for key, text in self._before["assistant"].items() if not key.last}
+
+    def _cut_unreasoned(self) -> str:
+        """Takes what stands in the place of reasoning, where there is none, out of what stands before answers."""
+        begins, rests = self._begins, set()
+        for key, text in self._before.get("reasoning", {}).items():
+            plain = begins.get(_place(key), "")
+            shared = common_prefix([plain, text])
+            if shared != plain:  # the marker of reasoning stands in both
+                shared = shared[: shared.rindex("<")] if shared.rstrip().endswith(">") else shared
+            rests.add(plain[len(shared) :])
+        rest = rests.pop() if len(rests) == 1 else ""
+        if rest and all(text.endswith(rest) for text in self._before["assistant"].values()):
+            for key, text in self._before["assistant"].items():
+                self._before["assistant"][key] = text.removesuffix(rest)
+            return rest
+        return ""
+
     def _reasoning(self) -> str:
         """Code for the reasoning of an answer, where the format shows it."""
         if "reasoning" not in self._before:
             return ""
-        begins = {_place(key): text for key, text in self._before["assistant"].items() if not key.last}
         opening = {
-            text.removeprefix(begins.get(_place(key), "")) for key, text in self._before["reasoning"].items()
+            text.removeprefix(self._begins.get(_place(key), ""))
+            for key, text in self._before["reasoning"].items()
         }
         first_call = self._calls.lead + self._calls.opening if self._has_calls else ""
         closing = {
@@ -246,7 +268,11 @@ class _Derivation:
             raise not_expressible("reasoning is written in several ways")
         always = any(key.kind == "assistant" for key in self._of("reasoning"))
         shown = ".Thinking" if always else "and .Thinking (gt $index $last_user)"
-        return f"{{{{ if {shown} }}}}{literal(opening.pop())}{{{{ .Thinking }}}}{literal(closing.pop())}{{{{ end }}}}"
+        otherwise = f"{{{{ else }}}}{literal(self._unreasoned)}" if self._unreasoned else ""
+        return (
+            f"{{{{ if {shown} }}}}{literal(opening.pop())}{{{{ .Thinking }}}}{literal(closing.pop())}"
+            f"{otherwise}{{{{ end }}}}"
+        )
 
 
 def _place(key: Key) -> tuple[object, ...]:

@@ -136,6 +136,7 @@ def _modelfile(files: GgufFiles, settings: _Settings) -> str:
         "# How Ollama runs this model: ollama create NAME -f THIS-FILE",
         f"# TEMPLATE gives the prompts of the model's chat template ({settings.compared} conversations compared).",
         *(f"# {note}" for note in settings.notes),
+        *([f"# {files.model} is a GGUF file of the adapter's base; put it here."] if files.adapter else []),
         f"FROM ./{files.model}",
         *([f"ADAPTER ./{files.adapter}"] if files.adapter else []),
         f"TEMPLATE {quoted(settings.template.text)}",

@@ -100,11 +100,11 @@ class ProbedFormat:
         }
 
 
-def not_expressible(reason: str) -> ExportError:
+def not_expressible(reason: str, hint: str = "") -> ExportError:
     return ExportError(
         f"The chat template cannot be written as an Ollama template: {reason}.",
-        hint="--no-modelfile (in Python: modelfiles=False) leaves Modelfiles out; write_modelfiles with tools=False "
-        "leaves tools out.",
+        hint=f"{hint}--no-modelfile (in Python: modelfiles=False) leaves Modelfiles out; write_modelfiles with "
+        "tools=False leaves tools out.",
     )
 
 
@@ -119,7 +119,10 @@ def probe(source: PromptSource, *, tools: bool = True) -> ProbedFormat:
         ExportError: The format is not expressible.
     """
     if "strftime_now" in (source.style.template or ""):
-        raise not_expressible("it writes the date of each request")
+        raise not_expressible(
+            "it writes the date of each request",
+            "Set a chat template with a fixed date (prompt.chat_template). ",
+        )
     found = ProbedFormat(system_place=_system_place(source))
     thinks = (None, True, False) if source.has_thinking_switch else (None,)
     for think in thinks:

@@ -73,6 +73,7 @@ FAMILIES = {
     "mistral-v3": MISTRAL_V3,
     "zephyr": ZEPHYR,
     "demo": (DEMO_BASE / "chat_template.jinja").read_text(encoding="utf-8"),
+    "qwen3-training": trl_templates.qwen3_training_chat_template,
     **{name: getattr(trl_templates, f"{name}_chat_template") for name in _OF_TRL},
 }
 

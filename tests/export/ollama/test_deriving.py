@@ -13,7 +13,7 @@ from adapterhub.requests.prompts import choose_style
 from tests.export.ollama.families import CHATML, FAMILIES, SPECIAL_TOKENS, ZEPHYR, prompt_source
 from tests.tiny import make_tokenizer
 
-WITH_TOOLS = ("demo", "llama3_1", "mistral-v3", "qwen2_5", "qwen3", "qwen3_instruct_2507")
+WITH_TOOLS = ("demo", "llama3_1", "mistral-v3", "qwen2_5", "qwen3", "qwen3-training", "qwen3_instruct_2507")
 WITHOUT_SYSTEM = ("gemma", "mistral-v1")
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASK = {"role": "user", "content": "2 + 2?"}

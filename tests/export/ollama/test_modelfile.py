@@ -54,6 +54,7 @@ def test_one_for_each_artefact(tmp_path: Path):
     written = write_modelfiles(tmp_path, artefacts, DEMO_BASE, profile=profile)
     assert [path.name for path in written] == ["Modelfile.f16", "Modelfile.q4_k_m", "Modelfile.json"]
     template = derive_template(prompt_source("demo")).text
+    assert "# demo-f16.gguf is a GGUF file of the adapter's base" in written[2].read_text()
     for path, files in zip(written, artefacts.values(), strict=True):
         assert parameters(path) == {
             "from": [f"./{files.model}"],
