@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # Processes that share the tests, a file at a time; 0 runs them in one.
 WORKERS ?= 2
 # What `make test-gguf` runs.
-LLAMA_TESTS ?= tests/gguf tests/llama_cpp tests/export/test_gguf.py tests/export/test_gguf_adapter.py
+LLAMA_TESTS ?= tests/gguf tests/llama_cpp $(wildcard tests/export/test_gguf*.py)
 # How long `make fuzz` takes.
 MINUTES ?= 30
 DEFAULT := not slow and not gpu and not network

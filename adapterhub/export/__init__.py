@@ -8,8 +8,9 @@ from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from adapterhub.export.adapter_part import adapter_folders
-    from adapterhub.export.gguf import GgufExport, GgufFile, export_gguf
+    from adapterhub.export.gguf import export_gguf
     from adapterhub.export.gguf_adapter import GgufAdapterExport, export_gguf_adapter
+    from adapterhub.export.gguf_report import GgufExport, GgufFile
     from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
     from adapterhub.export.lora_form import LoraForm
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
@@ -55,8 +56,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "GgufExport": "adapterhub.export.gguf",
-        "GgufFile": "adapterhub.export.gguf",
+        "GgufExport": "adapterhub.export.gguf_report",
+        "GgufFile": "adapterhub.export.gguf_report",
         "export_gguf": "adapterhub.export.gguf",
         "GgufAdapterExport": "adapterhub.export.gguf_adapter",
         "export_gguf_adapter": "adapterhub.export.gguf_adapter",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,72 +26,24 @@ from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.gguf_card import gguf_card
 from adapterhub.export.gguf_checks import TokenCheck, check_tokens, file_logits, gguf_bound
+from adapterhub.export.gguf_report import REPORT_FILE, GgufExport, GgufFile
+from adapterhub.export.gguf_writing import SOURCE_FILE, GgufFilesWriter, Progress, file_name
 from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
-from adapterhub.export.llama_cpp_file import has_llama_cpp, quantize_file
+from adapterhub.export.llama_cpp_file import has_llama_cpp
 from adapterhub.export.merge import merge_adapter
 from adapterhub.export.model_logits import model_logits
 from adapterhub.export.ollama import GgufFiles, write_modelfiles
-from adapterhub.export.verification import Verification, VerificationTexts, compare_logits
+from adapterhub.export.verification import VerificationTexts, compare_logits
 from adapterhub.export.verification_texts import verification_texts
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.gguf.hyperparameters import Field, attention_window
-from adapterhub.gguf.model import write_model
-from adapterhub.gguf.quantization import UNQUANTIZED, WITHOUT_LLAMA_CPP, check_quantization
+from adapterhub.gguf.quantization import check_quantization
 from adapterhub.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, read_tokenizer
 from adapterhub.registry.cards import PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
 from adapterhub.requests.prompts import choose_style, conversation, render
 
-REPORT_FILE = "gguf.json"
-"""The file with the `GgufExport`, next to the GGUF files."""
-
 _MERGED = ".merged"
-_SOURCE = ".source.gguf"
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class GgufFile:
-    """One written file.
-
-    Attributes:
-        file: Its name.
-        type: Its type, such as `"q4_k_m"`.
-        size_bytes: Its size.
-        sha256: Of its bytes.
-        tokens: How its tokenizer compares with transformers'; None if that was not checked.
-        verification: How its predictions compare with the adapter's on its base; None if that was not checked.
-    """
-
-    file: str
-    type: str
-    size_bytes: int
-    sha256: str
-    tokens: TokenCheck | None
-    verification: Verification | None
-
-
-@dataclass(frozen=True)
-class GgufExport:
-    """What an export to GGUF has written; kept beside the files as `gguf.json`.
-
-    Attributes:
-        base: The base's name.
-        base_digest: Its fingerprint's digest.
-        adapter: `name@version`, or a blend; None for the base alone.
-        adapter_digest: The adapter's digest.
-        files: The files.
-        checked_with: What computed the checks: `"llama.cpp"`, or `"transformers"` where it is not installed.
-        notes: What a user of the files has to know.
-    """
-
-    base: str
-    base_digest: str
-    adapter: str | None
-    adapter_digest: str | None
-    files: tuple[GgufFile, ...]
-    checked_with: str | None
-    notes: tuple[str, ...]
 
 
 def export_gguf(
@@ -184,13 +136,15 @@ class _Job:
         if tokenizer:  # before hours of work
             self._write_modelfiles(folder, model, tokenizer)
         files = []
-        for name, file_type in self._written(folder, model, tokenizer, progress):
+        general = self._general(tokenizer)
+        writer = GgufFilesWriter(model, folder, self.types, tokenizer, general, self.checkout, self.threads)
+        for name, file_type in writer.write(progress):
             checked = self._checked(folder / name, file_type, model, tokenizer, texts, progress)
-            if name != _SOURCE:
+            if name != SOURCE_FILE:
                 files.append(checked)
         if tokenizer is None:
             self._write_modelfiles(folder, model, read_tokenizer(folder / files[0].file))
-        for left in (folder / _MERGED, folder / _SOURCE):
+        for left in (folder / _MERGED, folder / SOURCE_FILE):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         notes = tuple(_notes(architecture, tokenizer, files)) if architecture and tokenizer else ()
         report = self._report(files, notes)
@@ -223,7 +177,7 @@ class _Job:
             profile = profile.model_copy(update={"chat_template": tokenizer.chat_template})
         write_modelfiles(
             folder,
-            {file_type: GgufFiles(_file_name(file_type)) for file_type in self.types},
+            {file_type: GgufFiles(file_name(file_type)) for file_type in self.types},
             model,
             profile=profile,
             add_bos=tokenizer.add_bos,
@@ -248,59 +202,10 @@ class _Job:
         prompts = [render(conversation("Hello"), style, tokenizer)] if style.format == "chat" else []
         return gguf_tokenizer(tokenizer, architecture.config.vocab_size, pre=self.pre, prompts=prompts)
 
-    def _written(
-        self, folder: Path, model: Path, tokenizer: GgufTokenizer | None, progress: Progress
-    ) -> Iterator[tuple[str, str]]:
-        """Writes the files, and yields the name and the type of each as soon as it is there.
-
-        The one that others are made of comes before them, also if it does not stay.
-        """
-
-        def write(name: str, file_type: str) -> str:
-            if tokenizer is None:
-                progress(0, 1, f"llama.cpp's converter writes {file_type}")
-                self.checkout.convert(model, folder / name, file_type, self._name)
-                return name
-            write_model(
-                model,
-                folder / name,
-                tokenizer,
-                file_type=file_type,
-                general=self._general(tokenizer),
-                progress=lambda done, total: progress(done, total, f"weights in {file_type}"),
-            )
-            return name
-
-        by_llama_cpp = has_llama_cpp() or self.checkout.quantize_bin or tokenizer is None
-        direct = UNQUANTIZED if by_llama_cpp else WITHOUT_LLAMA_CPP
-        source = None
-        for file_type in sorted(self.types, key=lambda one: one not in direct):
-            name = _file_name(file_type)
-            if file_type in direct:
-                write(name, file_type)
-            else:
-                kept = next((one for one in ("bf16", "f16", "f32") if one in self.types), None)
-                if source is None and kept is None:
-                    yield write(_SOURCE, "f16"), "f16"
-                source = _file_name(kept) if kept else _SOURCE
-                progress(0, 1, f"llama.cpp quantises to {file_type}")
-                self._quantize(folder / source, folder / name, file_type)
-            yield name, file_type
-
-    def _quantize(self, source: Path, out: Path, file_type: str) -> None:
-        if self.checkout.quantize_bin:
-            self.checkout.quantize(source, out, file_type, self.threads)
-        else:
-            quantize_file(source, out, file_type, threads=self.threads)
-
-    @property
-    def _name(self) -> str:
-        return f"{self._base_name} {self.adapters.ref}" if self.adapters else self._base_name
-
-    def _general(self, tokenizer: GgufTokenizer) -> dict[str, Field]:
+    def _general(self, tokenizer: GgufTokenizer | None) -> dict[str, Field]:
         """What the file says of itself, without paths of this machine."""
-        name = self._name
-        if tokenizer.strips_after_control and not re.search(r"phi-?3", name, re.IGNORECASE):
+        name = f"{self._base_name} {self.adapters.ref}" if self.adapters else self._base_name
+        if tokenizer and tokenizer.strips_after_control and not re.search(r"phi-?3", name, re.IGNORECASE):
             name = f"Phi-3 {name}"  # llama.cpp drops whitespace after control tokens by the name
         fields: dict[str, Field] = {"general.name": name}
         if self.adapters:
@@ -369,10 +274,6 @@ class _Job:
             checked_with=by if self.verify else None,
             notes=notes,
         )
-
-
-def _file_name(file_type: str) -> str:
-    return f"model-{file_type}.gguf"
 
 
 def _notes(architecture: Architecture, tokenizer: GgufTokenizer, files: Sequence[GgufFile]) -> Iterator[str]:

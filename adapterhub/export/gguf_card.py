@@ -13,7 +13,7 @@ from adapterhub.export.model_card import model_card
 from adapterhub.registry.model_card import read_model_card
 
 if TYPE_CHECKING:
-    from adapterhub.export.gguf import GgufExport, GgufFile
+    from adapterhub.export.gguf_report import GgufExport, GgufFile
 
 
 def gguf_card(report: GgufExport, base_folder: Path, adapters: AdapterSum | None) -> str:

@@ -18,13 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adapterhub._files import new_folder, os_errors_as
+from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, ExportError
 from adapterhub.export.adapter_card import adapter_card
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.lora_form import LoraForm
 from adapterhub.export.peft_folder import PeftExport, export_peft
 from adapterhub.lora.blending.resolving import resolve_adapter
-from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, parse_tensor_name
+from adapterhub.peft_format.config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterConfig,
+    parse_tensor_name,
+    parse_tensors,
+)
+from adapterhub.peft_format.safetensors_header import read_header
+from adapterhub.registry.local_base import local_base
 from adapterhub.registry.model_card import MODEL_CARD_FILE
 from adapterhub.registry.store import AdapterRegistry
 
@@ -71,10 +80,12 @@ def export_mlx(
     ):
         source = folder / "peft"
         report = export_peft(registry, adapter, source, plain, base_folder=base_folder, progress=progress)
+        resolved = resolve_adapter(report.adapter, registry.resolve)
         size = _convert(source, folder)
+        _refuse_tied_head(source, Path(base_folder) if base_folder else local_base(resolved.main_card.base))
         for path in source.glob("LICENSE*"):
             path.rename(folder / path.name)
-        text = adapter_card(resolve_adapter(report.adapter, registry.resolve), report.details, library="mlx")
+        text = adapter_card(resolved, report.details, library="mlx")
         (folder / MODEL_CARD_FILE).write_text(text, encoding="utf-8")
         shutil.rmtree(source)
     return replace(report, size_bytes=size)
@@ -107,6 +118,19 @@ def _convert(source: Path, folder: Path) -> int:
     except SafetensorError as error:  # its only failure on valid tensors is that of the file system
         raise OSError(str(error)) from error
     return (folder / MLX_WEIGHTS_FILE).stat().st_size
+
+
+def _refuse_tied_head(adapter: Path, base: Path | None) -> None:
+    """Refuses LoRA on an output layer that shares the embedding's weights: mlx-lm's model has no such layer then."""
+    modules = parse_tensors(read_header(adapter / WEIGHTS_FILE))
+    if "lm_head" not in modules or base is None:
+        return
+    layers = LinearLayers.of_folder(base)
+    if layers and "lm_head.weight" in layers.tied:
+        raise AdapterIncompatibleError(
+            "The adapter changes the output layer, which mlx-lm does not have apart from the embedding in this base.",
+            hint="Merge the adapter into its base with `adapterhub merge`; mlx-lm reads the merged model.",
+        )
 
 
 def _mlx_name(module: str) -> tuple[str, str]:

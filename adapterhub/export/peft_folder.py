@@ -32,7 +32,8 @@ from adapterhub.lora.loading import read_deltas_without_base
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.saving import save_adapter
 from adapterhub.peft_format.checks import AdapterInfo, inspect_adapter
-from adapterhub.peft_format.config import CONFIG_FILE
+from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, copied_weights
+from adapterhub.peft_format.safetensors_header import read_header
 from adapterhub.registry.local_base import local_base
 from adapterhub.registry.model_card import MODEL_CARD_FILE
 from adapterhub.registry.sources import AdapterFiles, copy_adapter
@@ -140,20 +141,25 @@ class _Export:
         copy_adapter(AdapterFiles(source, source), folder)
         config = json.loads((folder / CONFIG_FILE).read_bytes())
         config["base_model_name_or_path"] = public_base(self.adapter.main_card)
-        if not isinstance(self.adapter, SingleAdapter) or not self._config_suffices(inspect_adapter(source)):
+        if not isinstance(self.adapter, SingleAdapter) or not self._config_suffices(source):
             return self._rewrite(folder, config, progress)
         if self.form.plain:
             config |= _plain_settings(inspect_adapter(source))
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return ChangeError()
 
-    def _config_suffices(self, info: AdapterInfo) -> bool:
+    def _config_suffices(self, source: Path) -> bool:
         """Whether the stored weights have the form that is wanted, with another config at most."""
+        info = inspect_adapter(source)
         ranks = {shape.rank for shape in info.modules.values()}
+        # Few readers pass over the copies of the base's weights that PEFT saves with an adapted output layer.
+        uniform = len(_ranks_and_scalings(info)) == 1 and not copied_weights(
+            read_header(source / WEIGHTS_FILE)
+        )
         return (
             (self.form.dora == "keep" or not info.config.settings.use_dora)
             and max(ranks) <= (self.form.rank or math.inf)
-            and (not self.form.plain or len(_ranks_and_scalings(info)) == 1)
+            and (uniform or not self.form.plain)
         )
 
     def _rewrite(

@@ -125,7 +125,7 @@ def test_a_sentencepiece_tokenizer_without_its_model(tmp_path: Path):
 def test_a_failed_check_leaves_nothing_behind(tmp_path: Path, tiny_base: Path, tiny_adapters, monkeypatch):
     """As a file would that has its rows in transformers' order."""
     monkeypatch.setattr("adapterhub.gguf.architectures.Architecture.row_order", lambda self, name: None)
-    with pytest.raises(ExportError, match="does not predict as the adapter on its base does"):
+    with pytest.raises(ExportError, match="does not predict as its reference does"):
         export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out", verify=False)

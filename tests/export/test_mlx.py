@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -106,6 +106,26 @@ def test_a_layer_without_a_name_there_is_refused(
     with pytest.raises(AdapterIncompatibleError, match=r"'transformer\.h\.0\.attn\.c_attn' is not known"):
         exported(tmp_path, base)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_output_layer_is_refused_where_it_is_tied(tmp_path: Path, tied: bool):
+    base = make_base(tmp_path / "llama", tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"], init_lora_weights=False)
+    # Unless it is tied, a copy of the layer is saved too, which is not mlx-lm's.
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=not tied)
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register("json", tmp_path / "adapter", base=base)
+    if tied:
+        with pytest.raises(AdapterIncompatibleError, match="changes the output layer"):
+            export_mlx(registry, "json", tmp_path / "out")
+    else:
+        export_mlx(registry, "json", tmp_path / "out")
+        assert config_of(tmp_path / "out")["lora_parameters"]["keys"] == ["lm_head"]
+        assert load_file(tmp_path / "out" / MLX_WEIGHTS_FILE).keys() == {"lm_head.lora_a", "lm_head.lora_b"}
+    assert (tmp_path / "out").exists() != tied
 
 
 def test_a_folder_in_use_is_refused(tiny_registry: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -192,6 +192,20 @@ def test_plain_has_one_rank_and_one_alpha(tiny_base: Path, tmp_path: Path):
     assert (report.rank, report.error) == (7, pytest.approx(0, abs=1e-6))
     expected = logits(tiny_base, (tmp_path / "adapter", 1))
     torch.testing.assert_close(logits(tiny_base, (tmp_path / "out", 1)), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_plain_has_no_copies_of_the_bases_weights(tiny_base: Path, tmp_path: Path, plain: bool):
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register("json", tmp_path / "adapter", base=tiny_base)
+    export_peft(registry, "json", tmp_path / "out", LoraForm(plain=plain))
+    names = load_file(tmp_path / "out" / WEIGHTS_FILE).keys()
+    assert any("lora_" not in name for name in names) != plain
+    expected = logits(tiny_base, (tmp_path / "adapter", 1))
+    torch.testing.assert_close(logits(tiny_base, (tmp_path / "out", 1)), expected, rtol=0, atol=1e-5)
 
 
 def test_a_cut_rank_is_the_best_of_that_rank_and_tells_its_error(tiny_base: Path, tmp_path: Path):

@@ -1,7 +1,9 @@
 """A real vLLM, started with the launch file, answers as the hub does; needs the command `vllm`."""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -35,7 +37,7 @@ def vllm_server(folder: Path) -> Iterator[str]:
     options = ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "512"]
     command = ["vllm", "serve", "--config", "vllm.yaml", "--dtype", "bfloat16", *options]
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
         address = f"http://127.0.0.1:{port}"
         while server.poll() is None:
@@ -47,7 +49,7 @@ def vllm_server(folder: Path) -> Iterator[str]:
         assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
         yield address
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGKILL)  # with its workers; while it starts it heeds no other signal
         server.wait()
 
 
@@ -60,6 +62,7 @@ def get(url: str, body: dict[str, Any] | None = None) -> Any:
 
 
 @pytest.mark.slow  # starts a server
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("vllm") is None, reason="needs the command vllm")
 def test_it_answers_as_the_hub_does(tmp_path: Path):
     names = [name for name in REQUESTS if name != "adapterhub-demo"]
