@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
@@ -19,6 +21,7 @@ from benchmarks import (
     decode_step,
     finetune,
     memory,
+    merge,
     prefill,
     profile_step,
     sampling,
@@ -438,3 +441,22 @@ def test_finetune_says_how_far_both_are_from_float32(capsys: pytest.CaptureFixtu
     assert (figures["adapterhub from float32"], figures["peft + trl from float32"]) == (0.25, 0.125)
     finetune.show(results, figures)
     assert "losses of adapterhub from float32: 2.5e-01 on average" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # starts three processes
+def test_merge_compares_weights_and_costs(capsys):
+    results = merge.measure("tiny", 1, (*merge.CONTENDERS, merge.EXACT))
+    assert [len(rounds) for rounds in results.values()] == [1, 1, 1]
+    assert all(one.keys() == {"memory_mib", "seconds", "cpu_seconds"} for (one,) in results.values())
+    assert re.search(r"all \d+ tensors are those of PEFT, bit by bit", capsys.readouterr().err)
+
+
+def test_merge_finds_a_weight_that_differs(tmp_path):
+    for name, seed in (("one", 0), ("other", 1)):
+        torch.manual_seed(seed)
+        save_file({"same": torch.ones(3), "own": torch.rand(3)}, tmp_path / f"{name}.safetensors")
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.safetensors").rename(tmp_path / name / "model.safetensors")
+    assert merge.equal_weights(tmp_path / "one", tmp_path / "one") == 2
+    with pytest.raises(SystemExit, match="own differs"):
+        merge.equal_weights(tmp_path / "one", tmp_path / "other")

@@ -25,10 +25,12 @@ def gguf_options(function: F) -> F:
             "--quant",
             metavar="TYPE,...",
             help="gguf: types of the files: f32, f16, bf16, q8_0, q5_0, q4_0, and with llama-cpp-python q4_k_m, q2_k "
-            "and more.  [default: f16]",
+            "and more.  [default: f16]  gguf-adapter: f32 or f16.  [default: f32]",
         ),
         click.option("--no-verify", is_flag=True, help="gguf: write the files without checking them."),
-        click.option("--no-modelfile", is_flag=True, help="gguf: write no Modelfiles for Ollama."),
+        click.option(
+            "--no-modelfile", is_flag=True, help="gguf, gguf-adapter: write no Modelfiles for Ollama."
+        ),
         click.option(
             "--pre-tokenizer",
             metavar="NAME",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.errors import ConfigError
 from adapterhub.export.model_logits import model_logits
 from adapterhub.export.verification import (
     MERGE_BOUNDS,
@@ -79,12 +80,15 @@ class MergeVerifier:
             ConfigError: The base's tokenizer cannot be loaded.
         """
         main = adapters.main
-        return verification_texts(
-            base,
-            prompt_profile_of(main.folder, base, force=force),
-            examples=main.card.routing.examples if main.card else (),
-            heldout=self.heldout,
-        )
+        profile = prompt_profile_of(main.folder, base, force=force)
+        examples = main.card.routing.examples if main.card else ()
+        try:
+            return verification_texts(base, profile, examples=examples, heldout=self.heldout)
+        except ConfigError as error:
+            raise ConfigError(
+                f"The merge cannot be verified: {error.message}",
+                hint="Repair it, or merge without verification: --no-verify, verify=False.",
+            ) from error
 
     def verify(self, merged: Path, plan: MergePlan, *, force: bool = False) -> MergeVerification:
         """Compares a merged model with what it was made of.

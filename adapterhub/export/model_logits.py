@@ -6,6 +6,7 @@ tokens. So a model that was merged in little memory is verified in little memory
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -119,6 +120,8 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
         disable_weight_packing(model)  # which would compute in bfloat16
         if in_memory:
             _to_float32(model)
+        else:
+            _return_freed_memory(model)
         yield model.eval()
 
 
@@ -127,6 +130,24 @@ def _to_float32(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.float()
+
+
+def _return_freed_memory(model: Any) -> None:
+    """glibc would keep the freed weights of layer after layer, which add up to the model in float32."""
+    from torch.nn import ModuleList
+
+    try:
+        trim = ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):  # another libc
+        return
+
+    def hook(*_: Any) -> None:
+        trim(0)
+
+    for layers in model.modules():
+        if isinstance(layers, ModuleList):
+            for layer in layers:
+                layer.register_forward_hook(hook)
 
 
 def _is_quantized(folder: Path) -> bool:

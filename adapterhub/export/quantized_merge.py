@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from adapterhub._files import new_folder, os_errors_as
-from adapterhub.base.fingerprint import weight_files
+from adapterhub.base.fingerprint import weight_files, weight_tensors
 from adapterhub.errors import ExportError
 from adapterhub.export.adapter_part import AdapterSum
 from adapterhub.export.checksums import write_checksums
@@ -64,11 +64,13 @@ def merge_quantized(
         verifier = verifier if isinstance(verifier, MergeVerifier) else MergeVerifier()
         adapters, force = AdapterSum.of(adapter_folder), options.get("force", False)
         texts = verifier.texts(Path(base_folder), adapters, force=force)
+    check_disk_space(
+        out, 2 * _weights_bytes(Path(base_folder))
+    )  # the merged model, and less for the quantised one
     what = f"The quantised model could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
         merged = temporary / "merged"
         report = merge_adapter(base_folder, adapter_folder, merged, **options)
-        check_disk_space(out, report.size_bytes)
         _write_quantized(merged, temporary, report, quantization, options.get("max_shard_size"))
         before, after = (model_logits(folder, texts.sequences) for folder in (merged, temporary))
         loss = compare_logits(texts, before, after)
@@ -82,6 +84,10 @@ def merge_quantized(
         _describe(temporary, report, loss)
         write_checksums(temporary)
     return report
+
+
+def _weights_bytes(base: Path) -> int:
+    return sum(file.stat().st_size for file in set(weight_tensors(base).values()))
 
 
 def _write_quantized(

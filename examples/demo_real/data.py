@@ -19,7 +19,7 @@ from examples.demo_real import calculate, extraction, intents, maths
 
 SHIPPED = Path(__file__).parent / "data"
 MADE = Path("build") / "demo-real"
-EXTRACTIONS = 360
+EXTRACTIONS = 800
 """Training texts of `extract`."""
 PROBLEMS = 600
 """Training problems of `calculate` that are made by program."""

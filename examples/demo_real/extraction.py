@@ -1,13 +1,13 @@
 """The `extract` task: a text and the wanted keys in, exactly that JSON object out. The data is made by this program."""
 
-# ruff: noqa: E501 (phrases stay whole)
+# ruff: noqa: E501, SIM905 (phrases stay whole, and a list of syllables reads better as text)
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from examples.demo.tasks import Record
@@ -15,56 +15,71 @@ from examples.demo.tasks import Record
 Split = Literal["train", "heldout"]
 SYSTEM = "Answer with one JSON object that holds exactly the wanted keys."
 
-_POOLS: dict[str, dict[Split, str]] = {
+_POOLS: dict[str, Mapping[Split, str]] = {
     "first": {
-        "train": "Anna Peter Maria Thomas Julia Ahmed Yuki Carlos Olga Ivan Fatima Jonas Grace Liam Emma Noah Priya Wei Sofia Diego Nina Oscar Leila Hugo Clara Kofi Elena Marco Ruth Samuel",
+        "train": "Anna Peter Maria Thomas Julia Ahmed Yuki Carlos Olga Ivan Fatima Jonas Grace Liam Emma Noah Priya Wei Sofia Diego Nina Oscar Leila Hugo Clara Kofi Elena Marco Ruth Samuel Matteo Ines Rafael Zoe Dmitri Hannah Tariq Elif Henrik Paula Sanjay Miriam Lukas Chiara Abel Freya Omar Bianca Teodor Naomi Gustav Ayesha Felix Renata",
         "heldout": "Ingrid Rashid Beatrice Tomasz Keiko Malik Rosalind Viktor Amara Stefan Lucia Desmond",
     },
     "last": {
-        "train": "Smith Garcia Müller Tanaka Okafor Rossi Novak Kim Silva Johnson Brown Dubois Singh Lopez Meyer Wilson Costa Larsen Chen Baker Haddad Weber Moreau Evans Fischer",
+        "train": "Smith Garcia Müller Tanaka Okafor Rossi Novak Kim Silva Johnson Brown Dubois Singh Lopez Meyer Wilson Costa Larsen Chen Baker Haddad Weber Moreau Evans Fischer Oliveira Jansen Papadopoulos Mbeki Sørensen Ricci Horvath Yamada Popescu Fernandez Dvorak MacLeod Nguyen Ivanov Eriksson Delgado Hughes Koch Banerjee Laurent",
         "heldout": "Lindqvist Abernathy Kowalski Nakamura Oyelaran Petrov Castellano Whitfield Bergström Achebe",
     },
     "city": {
-        "train": "Berlin|Paris|Lisbon|Toronto|Chicago|Madrid|Oslo|Vienna|Cairo|Sydney|Boston|Lima|Prague|Dublin|Seoul|New York|Rome|Nairobi|Mumbai|Denver",
+        "train": "Berlin|Paris|Lisbon|Toronto|Chicago|Madrid|Oslo|Vienna|Cairo|Sydney|Boston|Lima|Prague|Dublin|Seoul|New York|Rome|Nairobi|Mumbai|Denver|Zurich|Bogota|San Jose|Krakow|Tunis|Osaka|Glasgow|Cape Town|Hamburg|Valencia|Riga|Quito|Melbourne|New Orleans|Bergen|Lagos|Brno|Salt Lake City|Antwerp|Manila",
         "heldout": "Porto|Helsinki|San Diego|Kyoto|Ghent|Montevideo|Tallinn|Accra|Buenos Aires|Leeds",
     },
     "job": {
-        "train": "teacher|nurse|baker|engineer|lawyer|gardener|pilot|dentist|waiter|painter|driver|chef|tailor|journalist|carpenter",
+        "train": "teacher|nurse|baker|engineer|lawyer|gardener|pilot|dentist|waiter|painter|driver|chef|tailor|journalist|carpenter|welder|translator|butcher|florist|optician|firefighter|geologist|mechanic|barber|economist|photographer|midwife",
         "heldout": "librarian|plumber|architect|violinist|locksmith|surgeon|bookkeeper|beekeeper",
     },
     "product": {
-        "train": "chairs|notebooks|lamps|blankets|headphones|cups|tables|bicycles|keyboards|pencils|jackets|candles|mirrors|backpacks|plates",
+        "train": "chairs|notebooks|lamps|blankets|headphones|cups|tables|bicycles|keyboards|pencils|jackets|candles|mirrors|backpacks|plates|pillowcases|wrenches|printers|scarves|helmets|batteries|towels|ladders|puzzles|speakers|gloves|vases|tents|rugs",
         "heldout": "umbrellas|kettles|pillows|screwdrivers|monitors|raincoats|toasters|hammocks",
     },
     "company": {
-        "train": "Northwind|Acme Tools|Blue River|Sunrise Foods|Delta Print|Orion Labs|Green Leaf|Silver Peak|Metro Bank|Harbor Media",
+        "train": "Northwind|Acme Tools|Blue River|Sunrise Foods|Delta Print|Orion Labs|Green Leaf|Silver Peak|Metro Bank|Harbor Media|Falcon Air|Pine Street Dairy|Quantum Glass|Redwood Motors|Atlas Freight|Bright Smile Dental|Kestrel Games|Nova Textiles|Stonefield Hotels|Wildflower Soap",
         "heldout": "Copper Gate|Lantern Works|Juniper Health|Ironbridge|Cedar Point Motors|Velvet Audio",
     },
     "event": {
-        "train": "Spring Market|Jazz Night|Book Fair|Science Day|City Run|Wine Tasting|Film Festival|Chess Open|Garden Show|Code Camp",
+        "train": "Spring Market|Jazz Night|Book Fair|Science Day|City Run|Wine Tasting|Film Festival|Chess Open|Garden Show|Code Camp|Winter Gala|Choir Evening|Pottery Course|Bike Swap|Startup Breakfast|Cheese Festival|Mineral Expo|Dance Marathon",
         "heldout": "Kite Parade|Harvest Dinner|Robot Workshop|Poetry Slam|Lantern Walk|Antique Fair",
     },
     "place": {
-        "train": "Town Hall|Central Library|Old Mill|Grand Hotel|West Park|City Museum|Opera House|River Café|Hall 4|the Main Square",
+        "train": "Town Hall|Central Library|Old Mill|Grand Hotel|West Park|City Museum|Opera House|River Café|Hall 4|the Main Square|Elm Street School|Harbor Church|the Glass Pavilion|Studio 9|Riverside Arena|Hotel Meridian|the North Gate|St. Mary's Hall",
         "heldout": "Fisher Pavilion|Brick Gallery|Oak Theater|the South Pier|Room 12|Union Station",
     },
     "day": {
         "train": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|March 3|May 21|June 14|July 30|October 9|November 25|January 17",
         "heldout": "April 6|August 28|December 11|February 19|September 2|Monday|Thursday|Saturday",
     },
+    "reason": {"train": "a check-up|a vaccination|back pain|a sore throat|new glasses|a blood test|a twisted ankle|an allergy"},
+    "pet": {"train": "Biscuit|Luna|Rex|Pepper|Mango|Shadow|Coco|Ziggy|Waffles|Nala|Tofu|Captain"},
+    "species": {"train": "dog|cat|parrot|rabbit|hamster|tortoise|pony|goat"},
+    "brand": {"train": "Volvo|Toyota|Skoda|Renault|Ford|Fiat|Honda|Subaru|Opel|Mazda"},
+    "color": {"train": "red|silver|dark blue|green|white|black|yellow|light grey"},
+    "subject": {"train": "Spanish|pottery|algebra|first aid|guitar|chess|history|watercolour|accounting|yoga"},
+    "department": {"train": "sales|research|logistics|marketing|legal|support|finance|design"},
+    "hotel": {"train": "Hotel Bellevue|The Crown|Sea Breeze Inn|Alpine Lodge|Hotel Astoria|Garden Suites|The Old Post"},
+    "dish": {"train": "lentil soup|apple pie|paella|mushroom risotto|pancakes|fish curry|potato salad|lasagna|goulash"},
     "title": {
-        "train": "",
         "heldout": "The Quiet Harbor|Seven Lanterns|Winter Arithmetic|A House of Salt|The Last Cartographer|Paper Mountains",
     },
 }  # fmt: skip
 
 _FILLERS: dict[Split, tuple[str, ...]] = {
-    "train": ("Thank you very much.", "Please let me know if anything is unclear.", "The weather was fine.", "More details will follow.", "Best wishes!", "That is all for now.", "Hello everyone,"),
+    "train": ("Thank you very much.", "Please let me know if anything is unclear.", "The weather was fine.", "More details will follow.", "Best wishes!", "That is all for now.", "Hello everyone,", "See you soon.", "This message was sent by our office.", "Dear team,", "We look forward to it.", "No reply is needed.", "Just so you know,"),
     "heldout": ("Many thanks in advance.", "I hope this helps.", "Nothing else has changed.", "Good morning,"),
 }  # fmt: skip
 
 
+_SYLLABLES = "ba be dor fa gil han ja ka len lo mar mi na nor o pa qui ra rin sa sten ta tov u va vel wen ya zan zu".split()
+_INVENTED = {"first": 0.3, "last": 0.4, "city": 0.3}
+"""The share of names in training that nobody has, so that names are copied, not remembered."""
+
+
 def _pick(pool: str, rng: random.Random, split: Split) -> str:
+    if split == "train" and pool in _INVENTED and rng.random() < _INVENTED[pool]:
+        return "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice([2, 2, 3]))).capitalize()
     words = _POOLS[pool][split]
     return rng.choice(words.split("|") if "|" in words else words.split())
 
@@ -72,6 +87,8 @@ def _pick(pool: str, rng: random.Random, split: Split) -> str:
 def _value(kind: str, rng: random.Random, split: Split) -> str | int:
     if kind == "person":
         return f"{_pick('first', rng, split)} {_pick('last', rng, split)}"
+    if kind == "code":
+        return f"{rng.choice('ABCDEFGHKLMNPRSTUVWX')}{rng.choice('ABCDEFGHKLMNPRSTUVWX')}-{rng.randint(100, 9999)}"
     if kind == "email":
         name, host = _pick("first", rng, split), _pick("last", rng, split)
         return f"{name}@{host}.{rng.choice(['com', 'org', 'net'])}".lower().encode("ascii", "ignore").decode()
@@ -87,11 +104,11 @@ def _value(kind: str, rng: random.Random, split: Split) -> str | int:
 
 @dataclass(frozen=True)
 class Domain:
-    """A kind of text: its keys with the kind of their values, and ways to write it; without `train`, it is held out."""
+    """A kind of text: its keys with the kind of their values, and ways to write it in training and held out."""
 
     keys: Mapping[str, str]
-    heldout: tuple[str, ...]
-    train: tuple[str, ...] = field(default=())
+    heldout: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
 
 
 _PERSON = Domain(
@@ -103,6 +120,10 @@ _PERSON = Domain(
         "We hired {name} ({age}) as a {job} for our office in {city}.",
         "The {job} of the year comes from {city}: {name}, {age}.",
         "In {city} I met a {job} called {name}, who had just turned {age}.",
+        "{name} left {city} when {age} years old; before that, a {job}.",
+        "Profile. Name: {name}. Age: {age}. Home: {city}. Work: {job}.",
+        "{city} has lost its best {job}, {name}, at {age}.",
+        "They say that {name} became a {job} at {age}, long after leaving {city}.",
     ),
     heldout=(
         "{name}, aged {age}, earns a living as a {job} near {city}.",
@@ -119,6 +140,10 @@ _ORDER = Domain(
         "I am {customer} from {city} and I would like to buy {quantity} {product} for {price} euros.",
         "For {price} dollars {customer} got {quantity} {product} shipped to {city}.",
         "The {quantity} {product} that {customer} bought cost {price} euros and went to {city}.",
+        "{price} dollars for {quantity} {product}? asked {customer}. Yes, and shipping to {city} is free.",
+        "Receipt for {customer}, {city}: {product} x {quantity}, sum {price}.",
+        "Today we packed {product} ({quantity} pieces, ${price}) for {customer}, who lives in {city}.",
+        "Our store in {city} sold {quantity} {product} to {customer} and took {price} euros.",
     ),
     heldout=(
         "A parcel with {quantity} {product} left for {city} today; {customer} paid ${price}.",
@@ -135,6 +160,10 @@ _EVENT = Domain(
         "{speaker} invites you to the {event}: {day}, {time}, {place}.",
         "Do not miss the {event}! It starts at {time} on {day}. Where: {place}. Speaker: {speaker}.",
         "At {time} on {day} the {event} begins at {place}, and {speaker} will be there.",
+        "{place} hosts the {event}: {speaker} talks at {time} on {day}.",
+        "Because of the rain the {event} was put off until {day}, {time}. {speaker} comes to {place} then.",
+        "Have you heard {speaker} yet? {day}, {time}, at the {event} in {place}.",
+        "Programme of the {event}, {day}: {time} talk by {speaker} ({place}).",
     ),
     heldout=(
         "Reminder: {speaker} opens the {event} at {place} on {day}, {time} sharp.",
@@ -151,6 +180,9 @@ _FLIGHT = Domain(
         "Please book a seat to {to} for {passenger}. The bus leaves {from} on {day} at {departure}.",
         "The flight of {passenger} departs at {departure} on {day}, going from {from} to {to}.",
         "To get to {to}, {passenger} has to be in {from} on {day} before {departure}.",
+        "{day}, {departure}: {passenger} boards in {from}. Destination: {to}.",
+        "{passenger} changed the journey to {day}. It starts in {from} at {departure} and ends in {to}.",
+        "From {from} there is one bus to {to} on {day}; {passenger} takes it at {departure}.",
     ),
     heldout=(
         "{passenger} is leaving {from} at {departure} on {day} and arrives in {to} later.",
@@ -165,6 +197,9 @@ _FLAT = Domain(
         "We offer {rooms} rooms in {city}. The rent is {rent} euros, the area {area} m2, our number {phone}.",
         "Ring {phone} to see this flat of {area} m2 and {rooms} rooms in {city}, only {rent} dollars a month.",
         "In {city} you pay {rent} dollars for {rooms} rooms and {area} square meters; ask at {phone}.",
+        "Number of rooms: {rooms}. Size: {area} m2. Rent: {rent}. Town: {city}. Telephone: {phone}.",
+        "{rent} a month buys {area} m2 in {city}, says the advert: {rooms} rooms, contact {phone}.",
+        "I rent out my {area} m2 apartment ({rooms} rooms) in {city}. {rent} euros, phone {phone}.",
     ),
     heldout=(
         "{city}, {rooms} rooms on {area} square meters. Monthly rent {rent}. Questions: {phone}.",
@@ -179,6 +214,9 @@ _CONTACT = Domain(
         "My name is {name}, I work for {company}. My number is {phone}, my mail {email}.",
         "New contact at {company}: {name}, {phone}, {email}.",
         "Call {phone} and ask for {name}. {company} also answers mails to {email}.",
+        "Signed, {name}, {company}. Tel. {phone}. Mail: {email}",
+        "At {company} the person to ask is {name}; use {email}, or {phone} when it is urgent.",
+        "{email} belongs to {name}. {company} lists {phone} as the number.",
     ),
     heldout=(
         "{company} gave us a new partner, {name}: mail {email}, telephone {phone}.",
@@ -197,6 +235,101 @@ _MATCH = Domain(
     heldout=(
         "On {day} the team of {home} met {guest} and scored {score} goals before {spectators} spectators.",
         "{spectators} spectators saw {home} get {score} points against {guest} on {day}.",
+    ),
+)
+_TRAINING_ONLY = (
+    Domain(
+        {"patient": "person", "doctor": "person", "day": "day", "time": "time", "reason": "reason"},
+        train=(
+            "{patient} sees Dr. {doctor} on {day} at {time} because of {reason}.",
+            "Dr. {doctor} expects {patient} at {time} on {day}. Reason of the visit: {reason}.",
+            "Appointment moved: {patient}, {reason}, now {day} {time} with Dr. {doctor}.",
+            "For {reason} we can offer {patient} a slot with Dr. {doctor}: {day}, {time}.",
+        ),
+    ),
+    Domain(
+        {"pet": "pet", "species": "species", "owner": "person", "weight": "1-60", "city": "city"},
+        train=(
+            "{owner} from {city} is looking for {pet}, a {species} of {weight} kg.",
+            "{pet} the {species} weighs {weight} kilos and lives with {owner} in {city}.",
+            "Found in {city}: a {species} named {pet}, about {weight} kg. Owner: {owner}.",
+            "The vet in {city} weighed {pet}: {weight} kg. {owner} says that is much for a {species}.",
+        ),
+    ),
+    Domain(
+        {"invoice": "code", "company": "company", "amount": "10-9000", "due": "day"},
+        train=(
+            "Invoice {invoice} of {company} over {amount} dollars is due on {due}.",
+            "{company} still waits for ${amount}. Please pay {invoice} by {due}.",
+            "By {due} we must transfer {amount} euros to {company} (reference {invoice}).",
+            "{amount} euros, payable to {company} until {due}, number {invoice}.",
+        ),
+    ),
+    Domain(
+        {
+            "brand": "brand",
+            "color": "color",
+            "mileage": "900-190000",
+            "price": "500-30000",
+            "seller": "person",
+        },
+        train=(
+            "{seller} sells a {color} {brand} with {mileage} km for {price} euros.",
+            "For sale: {brand}, {color}, {mileage} miles on the clock, ${price}. Ask {seller}.",
+            "The {color} {brand} of {seller} has run {mileage} km. Asking price {price}.",
+            "{price} dollars for a {brand}! It is {color}, has done {mileage} miles and belongs to {seller}.",
+        ),
+    ),
+    Domain(
+        {"subject": "subject", "teacher": "person", "room": "1-400", "students": "4-60", "day": "day"},
+        train=(
+            "{teacher} teaches {subject} to {students} students every {day} in room {room}.",
+            "Room {room} is taken on {day}: {subject} with {teacher}, {students} students.",
+            "The {subject} class of {teacher} has {students} students and meets on {day}, room {room}.",
+            "{students} people signed up for {subject}. First lesson: {day}, room {room}, by {teacher}.",
+        ),
+    ),
+    Domain(
+        {"sender": "person", "receiver": "person", "weight": "1-40", "city": "city", "code": "code"},
+        train=(
+            "Parcel {code} from {sender} to {receiver} in {city} weighs {weight} kg.",
+            "{receiver}, {city}, gets a box of {weight} kg. Sender: {sender}. Tracking: {code}.",
+            "{sender} sent {weight} kilos of books to {receiver}. Track it to {city} with {code}.",
+            "With {code} you can follow what {sender} mailed: {weight} kg for {receiver} in {city}.",
+        ),
+    ),
+    Domain(
+        {
+            "employee": "person",
+            "department": "department",
+            "salary": "20000-99000",
+            "manager": "person",
+            "start": "day",
+        },
+        train=(
+            "{employee} joins {department} on {start} and reports to {manager}. Salary: {salary}.",
+            "From {start} on {manager} leads {employee} in {department}, for {salary} dollars a year.",
+            "{department} grows: {employee} begins on {start} with ${salary}; manager is {manager}.",
+            "{manager} offered {employee} {salary} euros to work in {department} from {start}.",
+        ),
+    ),
+    Domain(
+        {"hotel": "hotel", "nights": "1-14", "visitors": "1-9", "city": "city", "rate": "40-400"},
+        train=(
+            "{visitors} visitors stay {nights} nights at {hotel} in {city} for {rate} euros a night.",
+            "Booked: {hotel}, {city}, {nights} nights, {visitors} people, ${rate} each night.",
+            "At {rate} dollars, {hotel} was the best that {city} had for {visitors} of us and {nights} nights.",
+            "{city} for {nights} nights? {hotel} has a room for {visitors} at {rate}.",
+        ),
+    ),
+    Domain(
+        {"dish": "dish", "cook": "person", "servings": "2-12", "minutes": "10-180", "calories": "90-900"},
+        train=(
+            "{cook} makes {dish} for {servings} in {minutes} minutes; a plate has {calories} calories.",
+            "The {dish} by {cook} takes {minutes} minutes, serves {servings} and has {calories} calories.",
+            "{dish}: {servings} servings of {calories} calories, ready in {minutes} minutes. Recipe by {cook}.",
+            "It took {cook} {minutes} minutes to cook {dish} for {servings} people, {calories} calories each.",
+        ),
     ),
 )
 SEEN = {
@@ -220,9 +353,15 @@ def generate(split: Split, n: int, seed: int) -> list[Record]:
     return [_record(rng, split) for _ in range(n)]
 
 
+def _domains(split: Split, unseen: bool) -> list[Domain]:
+    if split == "train":
+        return [*SEEN.values(), *_TRAINING_ONLY]
+    return list((UNSEEN if unseen else SEEN).values())
+
+
 def _record(rng: random.Random, split: Split) -> Record:
     unseen = split == "heldout" and rng.random() < 0.2
-    domain = rng.choice(list((UNSEEN if unseen else SEEN).values()))
+    domain = rng.choice(_domains(split, unseen))
     values = {key: _value(kind, rng, split) for key, kind in domain.keys.items()}
     text = rng.choice(domain.train if split == "train" else domain.heldout).format(**values)
     if rng.random() < 0.4:

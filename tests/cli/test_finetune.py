@@ -70,7 +70,7 @@ def test_a_signal_cleans_up_as_ctrl_c_does(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    monkeypatch.setattr(finetuning, "train_adapter", stopped)
+    monkeypatch.setattr(finetuning, "train_in_output_folder", stopped)
     shown = own("finetune", config)
     assert (shown.code, "Stopped." in shown.err) == (128 + number, True)
     assert list(scratch.iterdir()) == []

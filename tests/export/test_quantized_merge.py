@@ -1,6 +1,7 @@
 """A merge that is quantised afterwards: bitsandbytes' own weights, what they lose, and nothing half-written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_a_failure_while_it_is_measured_leaves_nothing(tmp_path: Path, base: Pat
     texts = VerificationTexts("a token that the base lacks", (TokenSequence((1, 2, 10**6)),))
     with pytest.raises(IndexError):
         merge_quantized(base, adapter, tmp_path / "out", "nf4", texts, verify=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_disk_needs_room_for_the_merged_model_too(
+    tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+):
+    needed = 2 * (base / "model.safetensors").stat().st_size + 64 * 2**20
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed - 1)
+    monkeypatch.setattr("adapterhub.export.disk_space.shutil.disk_usage", lambda place: usage)
+    with pytest.raises(ExportError, match=f"needs {needed:,} bytes"):
+        merge_quantized(base, adapter, tmp_path / "out", "nf4", TEXTS, verify=False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from adapterhub import AdapterRegistry
 from adapterhub.dataset.records import read_records
 from adapterhub.errors import (
     AdapterIncompatibleError,
@@ -150,6 +152,49 @@ class TestModels:
         MERGE_BOUNDS["BF16"].check(found)
         assert found.kl_divergence > 1e-6  # rounding is not nothing
 
+    def test_a_merge_whose_bound_is_passed_leaves_nothing(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Without verification it is kept; the figures of one that passes are in both files."""
+        monkeypatch.setitem(MERGE_BOUNDS, "BF16", VerificationBound(1e-9, 1))
+        with pytest.raises(ExportError, match=r"on 1,\d\d\d tokens of shipped texts: KL divergence"):
+            merge_adapter(folder / "base", folder / "one", tmp_path / "merged")
+        assert list(tmp_path.iterdir()) == []
+        assert (
+            merge_adapter(folder / "base", folder / "one", tmp_path / "kept", verify=False).verification
+            is None
+        )
+        lineage = json.loads((folder / "merged" / "merge.json").read_text())
+        figures = lineage["verification"]["merged"]
+        assert figures["tokens"] > 100
+        told = (
+            f"perplexity {figures['perplexity']:.4f}, the reference's {figures['reference_perplexity']:.4f}"
+        )
+        assert told in (folder / "merged" / "README.md").read_text()
+
+    def test_an_adapter_of_4_bit_training_is_compared_with_that_too(self, folder: Path, tmp_path: Path):
+        registry = AdapterRegistry(tmp_path / "registry")
+        registry.register("one", folder / "one", base=folder / "base", quantization="nf4")
+        adapter = registry.folder(registry.get("one"))
+        of_own, of_trained = (
+            merge_adapter(folder / "base", adapter, tmp_path / f"merged-{exact}", exact=exact).verification
+            for exact in (False, True)
+        )
+        for each in (of_own, of_trained):
+            assert 100 * each.merged.kl_divergence < each.without_exact.kl_divergence
+        # The same but for the rounding of the weights that were written.
+        assert of_own.without_exact.kl_divergence == pytest.approx(
+            of_trained.without_exact.kl_divergence, rel=0.05
+        )
+
+    def test_a_base_without_a_tokenizer_is_merged_unverified(self, folder: Path, tmp_path: Path):
+        bare = tmp_path / "base"
+        shutil.copytree(folder / "base", bare, ignore=shutil.ignore_patterns("tokenizer*"))
+        with pytest.raises(ConfigError, match="cannot be verified") as refused:
+            merge_adapter(bare, folder / "one", tmp_path / "merged")
+        assert "--no-verify" in (refused.value.hint or "")
+        merge_adapter(bare, folder / "one", tmp_path / "merged", verify=False)
+
     def test_another_adapter_is_not(self, folder: Path):
         found = verify_model(folder / "merged", folder / "base", stored(folder / "two"), TEXTS)
         with pytest.raises(ExportError, match="does not predict as its reference"):
@@ -169,6 +214,17 @@ class TestModels:
                 0, SEQUENCES[0].start :
             ]
         torch.testing.assert_close(blend[0], expected, rtol=0, atol=2e-5)
+
+    def test_the_weights_stay_on_disk(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        seen = []
+        load = AutoModelForCausalLM.from_pretrained
+        monkeypatch.setattr(
+            AutoModelForCausalLM,
+            "from_pretrained",
+            lambda *_, **settings: seen.append(load(*_, **settings)) or seen[0],
+        )
+        list(model_logits(folder / "base", SEQUENCES, adapter=stored(folder / "one")))
+        assert all(weight.is_meta for weight in seen[0].parameters())  # between two layers, and so afterwards
 
     def test_the_reference_may_be_a_quantised_base(self, folder: Path):
         """What an adapter was trained on; the merge into 16 bits is further from it than from its own base."""

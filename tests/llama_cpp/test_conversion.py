@@ -11,8 +11,8 @@ from adapterhub.config import EngineLimits, cache_folder
 from adapterhub.demo import demo_registry_folder, demo_requests
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.llama_cpp.conversion import gguf_of_folder
-from tests.engine.maker import prompt_of, request
-from tests.tiny import make_base
+from tests.engine.maker import prompt_of, request, stored_request
+from tests.tiny import ALL_LINEAR, make_adapter, make_base
 
 LIMITS = EngineLimits(kv_cache_mib=8)
 
@@ -32,23 +32,30 @@ def test_a_base_is_converted_once_and_again_when_it_changes(tmp_path: Path):
     assert cache_folder("llama.cpp") in again.parents
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma3"])
-def test_every_architecture_gives_the_same_predictions(tmp_path: Path, kind: str):
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2", "gemma3"])
+def test_every_architecture_and_its_adapters_give_the_same_predictions(tmp_path: Path, kind: str):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-gguf)")
     from adapterhub.base.loading import load_base
     from adapterhub.engine import BatchingEngine
     from adapterhub.llama_cpp import LlamaCppEngine, load_gguf_base
 
-    settings = (
-        {"query_pre_attn_scalar": 16} if kind == "gemma3" else {}
-    )  # its head's width, as llama.cpp takes it
+    settings, targets = {}, ALL_LINEAR[kind]
+    if (
+        kind == "gemma3"
+    ):  # llama.cpp scales attention by the head's width; its vision tower has the same names
+        settings, targets = {"query_pre_attn_scalar": 16}, rf".*language_model.*\.({'|'.join(targets)})"
     base = make_base(tmp_path / kind, kind, **settings)
-    one = request(prompt_of(1, 40), max_tokens=1, logprobs=5)
+    folder = make_adapter(tmp_path / "adapter", base, target_modules=targets, use_rslora=True)
     own = BatchingEngine(load_base(base, quantization=None, compute_dtype="float32"), LIMITS)
     engine = LlamaCppEngine(load_gguf_base(base, file_type="f16"), LIMITS)
-    (wanted,), (got,) = (each.generate([one])[0][0].logprobs or () for each in (own, engine))
-    assert got.token_id == wanted.token_id
-    assert {token: got.top[token] for token in wanted.top} == pytest.approx(dict(wanted.top), abs=0.01)
+    seen = set()
+    for adapter in (None, stored_request("one", folder)):
+        one = request(prompt_of(1, 40), adapter, max_tokens=1, logprobs=5)
+        (wanted,), (got,) = (each.generate([one])[0][0].logprobs or () for each in (own, engine))
+        assert got.token_id == wanted.token_id
+        assert {token: got.top[token] for token in wanted.top} == pytest.approx(dict(wanted.top), abs=0.02)
+        seen.add(wanted.logprob)
+    assert len(seen) == 2
     own.close()
     engine.close()
 

@@ -233,5 +233,6 @@ def test_any_sequence_of_changes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 15,000 changes, each with its fsyncs
 def test_many_long_sequences_of_changes() -> None:
     run_state_machine_as_test(RegistryMachine, settings=settings(max_examples=300, stateful_step_count=50))

@@ -209,6 +209,11 @@ def test_texts_that_go_or_a_modelfile_would_read_otherwise(text: str):
             "{{ v }}{% endfor %}){% endfor %}</>{% endfor %}",
             "calls of tools in a form that is not name and JSON arguments",
         ),
+        (
+            FAMILIES["demo"] + "{% for m in messages %}{% if m.tool_calls and not m.content %}"
+            "{{ raise_exception('say something') }}{% endif %}{% endfor %}",
+            "it refuses calls without a text",
+        ),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_with_the_reason(chat_template: str, reason: str):
