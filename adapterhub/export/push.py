@@ -191,7 +191,7 @@ def _send(
 
 def _check_repo(repo: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         address = HubAddress.parse(repo)
