@@ -13,7 +13,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.chat import UNDERSCORES
-from adapterhub.cli.export_gguf import said
+from adapterhub.cli.export_gguf import said, type_names
 from adapterhub.cli.options import json_option, open_registry, registry_option
 from adapterhub.cli.progress import progress
 
@@ -32,9 +32,8 @@ def _levels(context: click.Context, parameter: click.Parameter, given: str | Non
     if given is None:
         return None
     try:
-        names = json.loads(given) if given.lstrip().startswith("[") else given.split(",")
-        return tuple(name.strip() for name in names)
-    except (ValueError, AttributeError, TypeError) as error:
+        return type_names(",".join(json.loads(given)) if given.lstrip().startswith("[") else given)
+    except (ValueError, TypeError) as error:
         raise click.BadParameter('Give types with commas between them: q8_0,q4_k_m, or ["q8_0"].') from error
 
 

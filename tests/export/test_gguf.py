@@ -137,11 +137,35 @@ def test_a_split_that_llama_cpp_has_no_name_for(tmp_path: Path):
 
     with pytest.raises(ExportError, match="has no name for the way") as caught:
         export_gguf(demo_base_folder(), None, tmp_path / "out")
-    assert "superbpe" in (caught.value.hint or "")
+    hint = caught.value.hint or ""
+    assert hint.startswith("--pre-tokenizer superbpe takes the nearest, with which 40 of 400 texts become other")
+    with pytest.raises(ConfigError, match="no pre-tokenizer 'other'"):
+        export_gguf(demo_base_folder(), None, tmp_path / "out", pre_tokenizer="other")
     report = export_gguf(demo_base_folder(), None, tmp_path / "out", pre_tokenizer="superbpe", types=["bf16"])
     assert report.files[0].tokens is not None
-    assert 0 < report.files[0].tokens.different < 60
+    assert (report.files[0].tokens.texts, report.files[0].tokens.different) == (400, 40)
     assert any("become other tokens" in note for note in report.notes)
+
+
+def test_what_llama_cpp_does_not_compute_is_refused_before_the_merge(tmp_path: Path):
+    base = make_base(tmp_path / "base", hidden_act="relu")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    told: list[str] = []
+    with pytest.raises(ExportError, match="the activation 'relu'"):
+        export_gguf(base, adapter, tmp_path / "out", progress=lambda done, total, note: told.append(note))
+    assert told == []
+
+
+def test_the_disk_needs_room_for_what_is_written(tmp_path: Path, tiny_base: Path, tiny_adapters, monkeypatch):
+    """In sizes of a base of 16 bits: a merged model takes two, a file of 16 bits one."""
+    needed: list[int] = []
+    monkeypatch.setattr("adapterhub.export.gguf.check_disk_space", lambda out, size: needed.append(size))
+    for number, (adapter, types) in enumerate(
+        [(None, ["f16"]), (None, ["q8_0"]), (tiny_adapters["json"], ["f16", "f32"])]
+    ):
+        export_gguf(tiny_base, adapter, tmp_path / str(number), types=types, verify=False)
+    weights = (tiny_base / "model.safetensors").stat().st_size
+    assert [size / weights for size in needed] == [1, 2, 5]
 
 
 @pytest.mark.skipif(has_llama_cpp(), reason="llama-cpp-python is installed")
