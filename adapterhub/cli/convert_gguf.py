@@ -123,7 +123,7 @@ def _adapter(
     if output_dir is None:
         yield open_registry(registry), trained.name
         return
-    with registry_of_checkpoint(output_dir, trained.base) as found:
+    with registry_of_checkpoint(output_dir, trained.base, trained.name) as found:
         yield found
 
 

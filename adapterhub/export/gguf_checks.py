@@ -90,7 +90,8 @@ def _compared(
     derived: GgufTokenizer, encode: Callable[[str], list[int]], computed_by: str, tokenizer: Any
 ) -> TokenCheck:
     texts = token_texts(derived)
-    different = [text for text in texts if encode(derived.spelled(text)) != tokenizer(text)["input_ids"]]
+    wanted = zip(texts, tokenizer(texts)["input_ids"], strict=True)
+    different = [text for text, ids in wanted if encode(derived.spelled(text)) != ids]
     return TokenCheck(len(texts), len(different), computed_by, different[0] if different else None)
 
 

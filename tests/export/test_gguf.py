@@ -14,6 +14,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from adapterhub import AdapterRegistry
+from adapterhub.base import demo_base_folder
+from adapterhub.base.loading import load_tokenizer
 from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export import LlamaCppCheckout, adapter_folders, export_gguf
 from adapterhub.export.llama_cpp_file import has_llama_cpp
@@ -133,15 +135,19 @@ def test_a_failed_check_leaves_nothing_behind(tmp_path: Path, tiny_base: Path, t
 
 
 def test_a_split_that_llama_cpp_has_no_name_for(tmp_path: Path):
-    from adapterhub.base import demo_base_folder
-
+    """That of the demo base, in a smaller model."""
+    tokenizer = load_tokenizer(demo_base_folder())
+    base = make_base(tmp_path / "base", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(base)
     with pytest.raises(ExportError, match="has no name for the way") as caught:
-        export_gguf(demo_base_folder(), None, tmp_path / "out")
+        export_gguf(base, None, tmp_path / "out")
     hint = caught.value.hint or ""
-    assert hint.startswith("--pre-tokenizer superbpe takes the nearest, with which 40 of 400 texts become other")
+    assert hint.startswith(
+        "--pre-tokenizer superbpe takes the nearest, with which 40 of 400 texts become other"
+    )
     with pytest.raises(ConfigError, match="no pre-tokenizer 'other'"):
-        export_gguf(demo_base_folder(), None, tmp_path / "out", pre_tokenizer="other")
-    report = export_gguf(demo_base_folder(), None, tmp_path / "out", pre_tokenizer="superbpe", types=["bf16"])
+        export_gguf(base, None, tmp_path / "out", pre_tokenizer="other")
+    report = export_gguf(base, None, tmp_path / "out", pre_tokenizer="superbpe", types=["bf16"])
     assert report.files[0].tokens is not None
     assert (report.files[0].tokens.texts, report.files[0].tokens.different) == (400, 40)
     assert any("become other tokens" in note for note in report.notes)
@@ -191,9 +197,11 @@ def test_wrong_input(tmp_path: Path, tiny_base: Path, tiny_adapters):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "other"]
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny_base: Path, tiny_adapters):
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny_base: Path):
+    """The merge before the files has a test of its own."""
+
     def export() -> None:
-        export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out", verify=False, modelfiles=False)
+        export_gguf(tiny_base, None, tmp_path / "out", verify=False, modelfiles=False)
 
     raised = list(
         failures(export, errno.ENOSPC, clean=lambda: shutil.rmtree(tmp_path / "out", ignore_errors=True))
