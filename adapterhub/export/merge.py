@@ -18,8 +18,8 @@ from typing import Literal, TypedDict
 from adapterhub._files import new_folder, os_errors_as
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import ConfigError, ExportError
-from adapterhub.export.adapter_card import public_base
 from adapterhub.export.adapter_part import AdapterSum
+from adapterhub.export.base_name import base_name
 from adapterhub.export.checksums import CHECKSUMS_FILE, write_checksums
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
@@ -255,7 +255,7 @@ class _Merge:
         plan, card = self.plan, self.plan.adapters.main.card
         uses_dora = any(part.info.config.settings.use_dora for part in plan.adapters.parts)
         return MergeReport(
-            base=(public_base(card) if card else None) or plan.base.name,
+            base=base_name(card, plan.base),
             base_digest=self.fingerprint.digest,
             adapter=plan.adapters.ref,
             adapter_digest=plan.adapters.digest,

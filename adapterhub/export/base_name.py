@@ -1,0 +1,46 @@
+"""How a base is named in what is published: without the folders of this machine, and linked if it is on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from adapterhub.base.locating import is_local_base
+from adapterhub.registry.cards import AdapterCard
+from adapterhub.registry.hub_address import HubAddress
+
+
+def public_base(card: AdapterCard) -> str | None:
+    """The name of a card's base; of one in a folder that folder's name. None if the card has none.
+
+    Args:
+        card: The adapter's card.
+    """
+    name = card.base.name
+    if name is None:
+        return None
+    is_path = name.startswith(("/", "~", ".")) or "\\" in name or is_local_base(name)
+    return PureWindowsPath(name).name if is_path else name  # which has both separators
+
+
+def base_name(card: AdapterCard | None, folder: Path) -> str:
+    """The name of the base that a model was made from.
+
+    Args:
+        card: The adapter's card, whose name of the base is taken.
+        folder: The base's folder, whose name is taken where there is no card or no name on it.
+    """
+    return (public_base(card) if card else None) or folder.name
+
+
+def base_link(name: str | None, relation: str) -> dict[str, Any]:
+    """The fields of a model card that link to the base; none if its name is not a repository's, as `organisation/name`.
+
+    Args:
+        name: From `public_base` or `base_name`.
+        relation: In the Hub's words: `adapter`, `merge` or `quantized`.
+    """
+    address = HubAddress.parse(name) if name else None
+    if address is None or address.repo != name:
+        return {}
+    return {"base_model": address.repo, "base_model_relation": relation}
