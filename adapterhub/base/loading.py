@@ -128,8 +128,8 @@ def load_base(
 
     Args:
         model: `"adapterhub-demo"`, a folder, a GGUF file, or a hub id.
-        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights. A base
-            whose files are quantised by bitsandbytes stays as it is stored, whatever is asked for.
+        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights. A
+            base whose files are quantised by bitsandbytes stays as it is stored, whatever is asked for.
         compute_dtype: `"auto"` is bfloat16 on a GPU that has it, else float16; on a CPU it is float32
             (`benchmarks/compute_dtype.py` has the figures), but bitsandbytes' fast kernel multiplies 4-bit weights in
             bfloat16 where the CPU has AVX512-BF16. `"float32"` and `"float16"` are kept, without that kernel. For

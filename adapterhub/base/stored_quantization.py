@@ -1,4 +1,4 @@
-"""Bases whose files are quantised already, as `adapterhub merge --quantize` and transformers' `save_pretrained` write."""
+"""Bases whose files are quantised already, as `adapterhub merge --quantize` writes them."""
 
 from __future__ import annotations
 

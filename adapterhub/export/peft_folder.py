@@ -20,7 +20,8 @@ from adapterhub._files import new_folder, os_errors_as
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.module_weights import ModuleWeights
 from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
-from adapterhub.export.adapter_card import adapter_card, public_base
+from adapterhub.export.adapter_card import adapter_card
+from adapterhub.export.base_names import public_base
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.lora_form import ChangeError, LoraForm, change_error, low_rank, pad_ranks
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas

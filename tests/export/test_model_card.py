@@ -87,7 +87,7 @@ def test_it_has_all_that_the_adapters_card_knows(tmp_path: Path, base: Path, ada
         ),
     )
     data = card.data.to_dict()
-    assert (data["base_model"], data["base_model_relation"]) == ("llama", "merge")
+    assert "base_model" not in data  # a folder's name is no link on the Hub
     assert (data["datasets"], data["language"]) == (["organisation/pairs"], ["en"])
     assert data["tags"] == ["lora", "merge", "extraction"]
     (result,) = card.data.eval_results
@@ -104,6 +104,23 @@ def test_it_has_all_that_the_adapters_card_knows(tmp_path: Path, base: Path, ada
         '- stop: "###"',
     ]
     assert [line for line in wanted if line not in card.text.splitlines()] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "linked"),
+    [
+        ("models--organisation--base/snapshots/0123abc", "organisation/base", True),
+        ("organisation/base", "base", False),
+    ],
+)
+def test_a_base_of_the_hubs_cache_has_its_name_there(
+    tmp_path: Path, adapter: Path, place: str, name: str, linked: bool
+):
+    base = make_base(tmp_path / place)
+    assert merge_adapter(base, adapter, tmp_path / "out", verify=False).base == name
+    data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert data.get("base_model") == (name if linked else None)
+    assert data.get("base_model_relation") == ("merge" if linked else None)
 
 
 def test_an_adapter_without_a_card_has_one_without_sections(tmp_path: Path, base: Path, adapter: Path):
