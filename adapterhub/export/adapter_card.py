@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adapterhub.export.base_names import is_hub_id, public_base
+from adapterhub.export.base_name import base_link, public_base
 from adapterhub.export.model_card import card_metadata, common_license, prompt_sections, training_sections
 from adapterhub.lora.blending.resolving import ResolvedAdapter
 
@@ -42,13 +42,11 @@ def adapter_card(adapter: ResolvedAdapter, details: str = "", *, library: str = 
         library: What loads it, one of `USAGE`.
     """
     cards, base = [card for card, _ in adapter.parts], public_base(adapter.main_card)
-    named = adapter.main_card.base.name
     metadata = card_metadata(
         adapter.ref,
         cards,
         library_name=library,
-        # A link on the Hub, so not for a folder's name.
-        **({"base_model": base, "base_model_relation": "adapter"} if named and is_hub_id(named) else {}),
+        **base_link(base, "adapter"),
         tags=["lora"],
         license=common_license([card.license for card in cards]),
     )

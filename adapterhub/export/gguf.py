@@ -21,7 +21,7 @@ from adapterhub.base.fingerprint import BaseFingerprint, weight_files
 from adapterhub.base.loading import load_tokenizer
 from adapterhub.errors import ExportError
 from adapterhub.export.adapter_part import AdapterSum
-from adapterhub.export.base_names import base_name
+from adapterhub.export.base_name import base_name
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.gguf_card import gguf_card
@@ -219,7 +219,8 @@ class _Job:
 
     @cached_property
     def _base_name(self) -> str:
-        return base_name(self.base, self._fingerprint, self.adapters.main.card if self.adapters else None)
+        card = self.adapters.main.card if self.adapters else None
+        return base_name(card, self.base, self._fingerprint)
 
     @cached_property
     def _fingerprint(self) -> BaseFingerprint:

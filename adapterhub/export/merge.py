@@ -19,7 +19,7 @@ from adapterhub._files import new_folder, os_errors_as
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import ConfigError, ExportError
 from adapterhub.export.adapter_part import AdapterSum
-from adapterhub.export.base_names import base_name
+from adapterhub.export.base_name import base_name
 from adapterhub.export.checksums import CHECKSUMS_FILE, write_checksums
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
@@ -257,7 +257,7 @@ class _Merge:
         plan = self.plan
         uses_dora = any(part.info.config.settings.use_dora for part in plan.adapters.parts)
         return MergeReport(
-            base=base_name(plan.base, self.fingerprint, plan.adapters.main.card),
+            base=base_name(plan.adapters.main.card, plan.base, self.fingerprint),
             base_digest=self.fingerprint.digest,
             adapter=plan.adapters.ref,
             adapter_digest=plan.adapters.digest,

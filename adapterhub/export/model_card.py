@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from adapterhub.export.adapter_part import AdapterSum
-from adapterhub.export.base_names import is_hub_id
+from adapterhub.export.base_name import base_link
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.model_card import read_model_card
 
@@ -48,7 +48,7 @@ def model_card(
         name,
         cards,
         library_name=library,
-        **hub_base(base, base_folder, "merge"),
+        **base_link(base, "merge"),
         tags=["lora", "merge"],
         license=common_license(licences),
     )
@@ -65,19 +65,6 @@ def model_card(
     if adapters.main.card:
         parts += prompt_sections(adapters.main.card)
     return "\n\n".join(parts) + "\n"
-
-
-def hub_base(base: str, base_folder: Path, relation: str) -> dict[str, Any]:
-    """The metadata that links a base, where its name can be one on the Hub.
-
-    Args:
-        base: The base's name.
-        base_folder: Its folder; the folder's own name is no name on the Hub.
-        relation: How the model was made of it, in the Hub's words.
-    """
-    if base == base_folder.absolute().name or not is_hub_id(base):
-        return {}
-    return {"base_model": base, "base_model_relation": relation}
 
 
 def card_metadata(name: str, cards: Sequence[AdapterCard], *, tags: Sequence[str], **metadata: Any) -> str:

@@ -114,6 +114,12 @@ class TestPush:
             ["run.py"],
         )
 
+    def test_a_folder_without_a_slash_gets_a_hint(self, run, tmp_path: Path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("json-merged").mkdir()
+        refused = run("push", "json-merged", "organisation/json-merged")
+        assert (refused.code, "give ./json-merged" in refused.err) == (1, True)
+
     def test_offline_is_an_error_with_a_hint(self, run):
         refused = run("push", "json", "organisation/json", "--yes")
         assert (refused.code, "HF_HUB_OFFLINE is set" in refused.err) == (1, True)
