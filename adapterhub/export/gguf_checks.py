@@ -33,8 +33,8 @@ GGUF_BOUNDS: Mapping[str, VerificationBound] = {
     "q3": VerificationBound(kl_divergence=2.0, perplexity_change=2.0),
     "q2": VerificationBound(kl_divergence=4.0, perplexity_change=10.0),
 }
-"""Bounds by type, quantised ones by their bits; small models lose most. The 16-bit file that others are made of has to
-be within its own bound first, so those of few bits need not tell a wrong file from a bad one."""
+"""Bounds by type, quantised ones by their bits; small models lose most. The 16-bit file that llama.cpp quantises has
+to be within its own bound first, so those of few bits need not tell a wrong file from a bad one."""
 
 
 @dataclass(frozen=True)

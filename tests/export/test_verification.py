@@ -19,7 +19,7 @@ from adapterhub.errors import (
     ExportError,
     InvalidRequestError,
 )
-from adapterhub.export import merge_adapter
+from adapterhub.export import MergeVerifier, merge_adapter
 from adapterhub.export.model_logits import model_logits, verify_model
 from adapterhub.export.verification import (
     MERGE_BOUNDS,
@@ -195,6 +195,20 @@ class TestModels:
         assert "--no-verify" in (refused.value.hint or "")
         merge_adapter(bare, folder / "one", tmp_path / "merged", verify=False)
 
+    def test_data_that_cannot_be_read_is_an_error_before_weights_are_written(
+        self, folder: Path, tmp_path: Path
+    ):
+        written: list[int] = []
+        with pytest.raises(DatasetError, match=r"none\.jsonl"):
+            merge_adapter(
+                folder / "base",
+                folder / "one",
+                tmp_path / "merged",
+                verify=MergeVerifier(tmp_path / "none.jsonl"),
+                progress=lambda done, total: written.append(done),
+            )
+        assert written == list(tmp_path.iterdir()) == []
+
     def test_another_adapter_is_not(self, folder: Path):
         found = verify_model(folder / "merged", folder / "base", stored(folder / "two"), TEXTS)
         with pytest.raises(ExportError, match="does not predict as its reference"):
@@ -214,6 +228,17 @@ class TestModels:
                 0, SEQUENCES[0].start :
             ]
         torch.testing.assert_close(blend[0], expected, rtol=0, atol=2e-5)
+
+    def test_the_weights_stay_on_disk(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        seen = []
+        load = AutoModelForCausalLM.from_pretrained
+        monkeypatch.setattr(
+            AutoModelForCausalLM,
+            "from_pretrained",
+            lambda *_, **settings: seen.append(load(*_, **settings)) or seen[0],
+        )
+        list(model_logits(folder / "base", SEQUENCES, adapter=stored(folder / "one")))
+        assert all(weight.is_meta for weight in seen[0].parameters())  # between two layers, and so afterwards
 
     def test_the_reference_may_be_a_quantised_base(self, folder: Path):
         """What an adapter was trained on; the merge into 16 bits is further from it than from its own base."""

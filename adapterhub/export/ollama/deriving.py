@@ -171,12 +171,14 @@ class _Derivation:
     @cached_property
     def _calls(self) -> _Calls:
         begins = {place: text + self._unreasoned for place, text in self._begins.items()}
-        names = {_place(key): text for key, text in self._before["name"].items()}
+        names = {_place(key): text for key, text in self._before.get("name", {}).items()}
         joined = all(place in begins and text.startswith(begins[place]) for place, text in names.items())
         first = {text.removeprefix(begins[place] if joined else "") for place, text in names.items()}
         after_content = set(self._of("content", "name").values())
         between = set(self._of("arguments", "name").values())
         middle = set(self._of("name", "arguments").values())
+        if not first:
+            raise not_expressible("it refuses calls without a text")
         if max(map(len, (first, after_content, between, middle))) > 1 or (after_content and not joined):
             raise not_expressible("calls are written in several ways")
         opening = common_suffix([*first, *after_content, *between])
