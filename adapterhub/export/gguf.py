@@ -219,7 +219,8 @@ class _Job:
 
     @cached_property
     def _base_name(self) -> str:
-        return base_name(self.adapters.main.card if self.adapters else None, self.base)
+        card = self.adapters.main.card if self.adapters else None
+        return base_name(card, self.base, self._fingerprint)
 
     @cached_property
     def _fingerprint(self) -> BaseFingerprint:
