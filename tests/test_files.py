@@ -153,7 +153,7 @@ def test_a_temporary_folder_of_a_killed_process_is_removed_by_the_next(
     assert killed.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     os.utime(left, (0, 0))  # it is a moment old, when it could belong to a process that is about to lock it
-    for other in ("adapterhub-pairs-0123abcd", "tmpabcdefgh"):  # a kept adapter; another program's
+    for other in ("adapterhub-trained-pairs-0123abcd", "tmpabcdefgh"):  # a kept adapter; another program's
         (tmp_path / other).mkdir()
         os.utime(tmp_path / other, (0, 0))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -161,5 +161,5 @@ def test_a_temporary_folder_of_a_killed_process_is_removed_by_the_next(
         os.utime(mine, (0, 0))
         with temporary_folder() as another:
             found = {path.name for path in tmp_path.iterdir()}
-    assert found == {mine.name, another.name, "adapterhub-pairs-0123abcd", "tmpabcdefgh"}
-    assert {path.name for path in tmp_path.iterdir()} == {"adapterhub-pairs-0123abcd", "tmpabcdefgh"}
+    assert found == {mine.name, another.name, "adapterhub-trained-pairs-0123abcd", "tmpabcdefgh"}
+    assert {path.name for path in tmp_path.iterdir()} == {"adapterhub-trained-pairs-0123abcd", "tmpabcdefgh"}

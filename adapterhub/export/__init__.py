@@ -1,4 +1,4 @@
-"""Export: an adapter or a blend merged into the weights of its base."""
+"""Export: an adapter or a blend, merged into its base or alone, in the formats of other programs."""
 
 from __future__ import annotations
 

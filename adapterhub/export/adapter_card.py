@@ -6,12 +6,10 @@ The format: https://huggingface.co/docs/hub/model-cards.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from adapterhub.base.locating import DEMO_BASE, REAL_DEMO_BASE, is_local_base
+from adapterhub.export.base_name import base_link, public_base
 from adapterhub.export.model_card import card_metadata, common_license, prompt_sections, training_sections
 from adapterhub.lora.blending.resolving import ResolvedAdapter
-from adapterhub.registry.cards import AdapterCard
 
 _PEFT_USAGE = """\
 ```python
@@ -48,8 +46,7 @@ def adapter_card(adapter: ResolvedAdapter, details: str = "", *, library: str = 
         adapter.ref,
         cards,
         library_name=library,
-        # A link on the Hub, so not for a folder's name.
-        **({"base_model": base, "base_model_relation": "adapter"} if _is_hub_id(adapter.main_card) else {}),
+        **base_link(base, "adapter"),
         tags=["lora"],
         license=common_license([card.license for card in cards]),
     )
@@ -68,19 +65,3 @@ def _parts(adapter: ResolvedAdapter) -> Iterator[str]:
     yield "## Parts\n\nThe adapter is the weighted sum of these, and the terms of all apply.\n"
     for card, weight in adapter.parts:
         yield f"- {card.ref}: weight {weight:g}, {card.digest}, licence {card.license or 'not recorded'}"
-
-
-def _is_hub_id(card: AdapterCard) -> bool:
-    name = card.base.name
-    return name is not None and name == public_name(name) and name not in (DEMO_BASE, REAL_DEMO_BASE)
-
-
-def public_base(card: AdapterCard) -> str | None:
-    """The base's name as `public_name`."""
-    return public_name(card.base.name) if card.base.name else None
-
-
-def public_name(name: str) -> str:
-    """A base's name without the folders of this machine, where they mean something only here."""
-    is_path = name.startswith(("/", "~", ".")) or is_local_base(name)
-    return Path(name).name if is_path else name

@@ -106,7 +106,7 @@ class AdapterPart:
         if difference and not force:
             raise AdapterIncompatibleError(
                 f"The adapter was trained on another base: {difference}.",
-                hint="Give the 16-bit weights of the base that it was trained on; force=True merges anyway.",
+                hint="Give the 16-bit weights of the base that it was trained on; --force (force=True) does it anyway.",
             )
 
     def module_names(self, layers: LinearLayers) -> dict[str, str]:

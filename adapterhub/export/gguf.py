@@ -20,8 +20,8 @@ from adapterhub._files import new_folder, os_errors_as, sha256_file
 from adapterhub.base.fingerprint import BaseFingerprint, weight_files
 from adapterhub.base.loading import load_tokenizer
 from adapterhub.errors import ExportError
-from adapterhub.export.adapter_card import public_base
 from adapterhub.export.adapter_part import AdapterSum
+from adapterhub.export.base_name import base_name
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.gguf_card import gguf_card
@@ -220,7 +220,7 @@ class _Job:
     @cached_property
     def _base_name(self) -> str:
         card = self.adapters.main.card if self.adapters else None
-        return (public_base(card) if card else None) or self.base.name
+        return base_name(card, self.base, self._fingerprint)
 
     @cached_property
     def _fingerprint(self) -> BaseFingerprint:

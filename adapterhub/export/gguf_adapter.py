@@ -20,12 +20,9 @@ from adapterhub.gguf.adapter import AdapterType, read_adapter, write_adapter
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.gguf.tokenizer import gguf_tokenizer
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
-from adapterhub.lora.blending.registering import check_same_base
+from adapterhub.lora.blending.parts import check_files, check_same_base, read_parts
 from adapterhub.lora.blending.resolving import ResolvedAdapter, resolve_adapter
 from adapterhub.lora.delta import LoraDelta
-from adapterhub.lora.digest_check import DigestCheck
-from adapterhub.lora.loading import read_deltas_without_base
-from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry.local_base import local_base
 from adapterhub.registry.model_card import MODEL_CARD_FILE
 from adapterhub.registry.store import AdapterRegistry
@@ -131,17 +128,15 @@ def _write_modelfile(
 def _changes(
     registry: AdapterRegistry, resolved: ResolvedAdapter, architecture: Architecture
 ) -> dict[str, LoraDelta]:
-    check, parts = DigestCheck(), []
-    for card, weight in resolved.parts:
-        if card.peft.use_dora:
-            raise AdapterIncompatibleError(
-                f"{card.ref} uses DoRA, which llama.cpp does not have.",
-                hint="--format gguf writes it merged into its base, which is exact; --format peft --dora svd "
-                "approximates it by LoRA, which can be added and exported.",
-            )
-        check(StoredLoraRequest(card.ref, card.digest, registry.folder(card)))
-        parts.append((read_deltas_without_base(registry.folder(card), architecture.layers), weight))
-    return blend_deltas(parts, BlendSettings())
+    dora = next((card for card, _ in resolved.parts if card.peft.use_dora), None)
+    if dora:
+        raise AdapterIncompatibleError(
+            f"{dora.ref} uses DoRA, which llama.cpp does not have.",
+            hint="--format gguf writes it merged into its base, which is exact; --format peft --dora svd "
+            "approximates it by LoRA, which can be added and exported.",
+        )
+    check_files(registry, resolved)
+    return blend_deltas(read_parts(registry, resolved, architecture.layers), BlendSettings())
 
 
 def _report(
@@ -154,7 +149,7 @@ def _report(
     if found.error > _BOUNDS[dtype]:
         raise ExportError(
             f"The file's change of the base differs from that of {ref} by {found.error:.2%}.",
-            hint="Its values are beyond the range of f16; take f32." if dtype == "f16" else _REPORT,
+            hint="Its smallest values are lost in f16; take f32." if dtype == "f16" else _REPORT,
         )
     return GgufAdapterExport(
         adapter=ref,

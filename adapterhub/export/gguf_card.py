@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCardData
 
 from adapterhub.export.adapter_part import AdapterSum
+from adapterhub.export.base_name import base_link
 from adapterhub.export.model_card import model_card
 from adapterhub.registry.model_card import read_model_card
 
@@ -28,9 +29,8 @@ def gguf_card(report: GgufExport, base_folder: Path, adapters: AdapterSum | None
     if adapters:
         return model_card(report.base, base_folder, adapters, None, details, library="gguf")
     licence = read_model_card(base_folder, follow_links=True)[0].get("license")
-    metadata = ModelCardData(
-        base_model=report.base, base_model_relation="quantized", library_name="gguf", license=licence
-    ).to_yaml()
+    link = base_link(report.base, "quantized")
+    metadata = ModelCardData(library_name="gguf", license=licence, **link).to_yaml()
     return f"---\n{metadata}\n---\n\n# {report.base} in GGUF\n\n{details}\n"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from adapterhub.export.adapter_part import AdapterSum
+from adapterhub.export.base_name import base_link
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.model_card import read_model_card
 
@@ -47,8 +48,7 @@ def model_card(
         name,
         cards,
         library_name=library,
-        base_model=base,
-        base_model_relation="merge",
+        **base_link(base, "merge"),
         tags=["lora", "merge"],
         license=common_license(licences),
     )

@@ -17,23 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub._files import new_folder, os_errors_as
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.module_weights import ModuleWeights
 from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
-from adapterhub.export.adapter_card import adapter_card, public_base
+from adapterhub.export.adapter_card import adapter_card
+from adapterhub.export.base_name import public_base
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.lora_form import ChangeError, LoraForm, change_error, low_rank, pad_ranks
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
-from adapterhub.lora.blending.registering import check_same_base
+from adapterhub.lora.blending.parts import check_files, check_same_base, read_parts
 from adapterhub.lora.blending.resolving import ResolvedAdapter, SingleAdapter, resolve_adapter
 from adapterhub.lora.delta import LoraDelta
-from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import read_deltas_without_base
-from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.saving import save_adapter
 from adapterhub.peft_format.checks import AdapterInfo, inspect_adapter
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, copied_weights
 from adapterhub.peft_format.safetensors_header import read_header
+from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.local_base import local_base
 from adapterhub.registry.model_card import MODEL_CARD_FILE
 from adapterhub.registry.sources import AdapterFiles, copy_adapter
@@ -98,7 +99,8 @@ def export_peft(
             created.
         AdapterNotFoundError: There is no such adapter.
         AdapterInvalidError: An adapter's files are damaged, or not those that were registered.
-        AdapterIncompatibleError: The parts of a blend do not belong together, or DoRA does not fit the form.
+        AdapterIncompatibleError: The parts of a blend do not belong together, DoRA does not fit the form, or the base
+            that it needs is another.
         InvalidRequestError: The reference is not valid.
         ConfigError: The base is needed and is not on this machine, or cannot be read.
     """
@@ -132,9 +134,7 @@ class _Export:
 
     def check_parts(self) -> None:
         check_same_base(self.adapter)
-        check = DigestCheck()
-        for card, _ in self.adapter.parts:
-            check(StoredLoraRequest(card.ref, card.digest, self.registry.folder(card)))
+        check_files(self.registry, self.adapter)
 
     def write(self, folder: Path, progress: Callable[[int, int], None]) -> ChangeError:
         source = self.registry.folder(self.adapter.main_card)
@@ -197,11 +197,19 @@ class _Export:
                 "machine.",
                 hint="Give the base with --base (base_folder).",
             )
-        parts = [
-            (read_deltas_without_base(self.registry.folder(card), self.layers, self.base_weight), weight)
-            for card, weight in self.adapter.parts
-        ]
+        if dora:
+            self._check_base(dora[0])
+        parts = read_parts(self.registry, self.adapter, self.layers, self.base_weight)
         return blend_deltas(parts, BlendSettings())
+
+    def _check_base(self, card: AdapterCard) -> None:
+        """Refuses another base: its weights would give DoRA another change."""
+        known = card.base.fingerprint
+        if self.base and known and (difference := known.mismatch(BaseFingerprint.of(self.base))):
+            raise AdapterIncompatibleError(
+                f"{card.ref} was trained on another base: {difference}.",
+                hint="Give the 16-bit weights of its base with --base (base_folder).",
+            )
 
     @cached_property
     def base(self) -> Path | None:

@@ -6,6 +6,7 @@ repository is private unless it is to be public.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,11 @@ _SENT = (*_WEIGHTS, *_TEXTS, "*.model")
 # Vocabularies and lists of tensors are no texts that somebody wrote.
 _NOT_READ = ("tokenizer.json", "vocab.json", "added_tokens.json", "merges.txt", "*.index.json", "SHA256SUMS")
 _MAX_TEXT_BYTES = 16 * 2**20
+# Longer than any secret's pattern: blocks of a long text overlap by as much.
+_OVERLAP = 2**14
 _HOMES = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[\w.-]+")
+_PATHS = re.compile(r"(?<![\w.:/~-])/[\w.-]+/[\w.-]+")  # the first two names decide
+_SYSTEM_FOLDERS = ("/bin/", "/dev/", "/etc/", "/lib/", "/proc/", "/sbin/", "/sys/", "/usr/")
 _MAX_MESSAGE = 200
 _HINTS = {
     401: "Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
@@ -101,12 +106,12 @@ def push_folder(
         ExportError: The folder holds no weights or a text that must not be published, or sending failed; then the
             repository has no new commit.
     """
-    path = user_path(folder, InvalidRequestError)
+    path = user_path(folder, InvalidRequestError).absolute()
     _check_repo(repo)
     with os_errors_as(ExportError, f"The folder {path.name!r} cannot be read"):
         files, skipped = _select(path)
         for file in files:
-            _check_text(file, path)
+            _check_content(file, path)
         sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
     push = Push(repo, tuple(PushedFile(name, size) for name, size in sizes.items()), skipped)
     if dry_run:
@@ -186,11 +191,20 @@ def _send(
 
 
 def _check_repo(repo: str) -> None:
-    address = HubAddress.parse(repo)
-    if address is None or address.repo != repo:
-        raise InvalidRequestError(
-            f"{repo[:200]!r} is not the name of a repository.", hint="Give organisation/name, or user/name."
-        )
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        address = HubAddress.parse(repo)
+        if address is not None and address.repo == repo:
+            validate_repo_id(repo)
+            return
+    except HFValidationError:
+        pass
+    raise InvalidRequestError(
+        f"{repo[:200]!r} is not the name of a repository.",
+        hint="Give organisation/name, or user/name: letters, digits, '-', '_' and '.'; no '--', '..' or '.git'.",
+    )
 
 
 def _select(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -222,21 +236,47 @@ def _matches(path: Path, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path.name, pattern) for pattern in patterns)
 
 
-def _check_text(path: Path, folder: Path) -> None:
-    """Refuses a text with a secret or a path of this machine; what it is, is not in the message."""
-    if not _matches(path, _TEXTS) or _matches(path, _NOT_READ):
-        return
-    text = read_bounded(path, _MAX_TEXT_BYTES).decode(errors="replace")
-    blocks = (text[start : start + MAX_CHARACTERS] for start in range(0, len(text), MAX_CHARACTERS))
+def _check_content(path: Path, folder: Path) -> None:
+    """Refuses a file with a secret or a path of this machine; what it is, is not in the message."""
+    text = _text_of(path)
+    step = MAX_CHARACTERS - _OVERLAP
+    blocks = (text[start : start + MAX_CHARACTERS] for start in range(0, len(text), step))
     results = (result for block in blocks for result in validate_text(block, [NoSecrets()]).results)
     secret = next((result for result in results if not result.passed), None)
-    own = f"{folder.resolve().parent}/"
-    if secret or _HOMES.search(text) or (len(own) > 1 and own in text):
+    if secret or _has_local_path(text, folder):
         what = secret.reason if secret else "a path of this machine is in it"
         raise ExportError(
             f"{path.relative_to(folder).as_posix()} must not be published: {what}.",
             hint="Remove it there, or from the adapter's card, and export again.",
         )
+
+
+def _text_of(path: Path) -> str:
+    """What somebody may have written in a file; of safetensors that is the metadata."""
+    if path.suffix == ".safetensors":
+        return "\n".join(_metadata(path).values())
+    if not _matches(path, _TEXTS) or _matches(path, _NOT_READ):
+        return ""
+    return read_bounded(path, _MAX_TEXT_BYTES).decode(errors="replace")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ExportError(f"{path.name} is no valid safetensors file.", hint="Export again.") from error
+
+
+def _has_local_path(text: str, folder: Path) -> bool:
+    """Whether a text names a home folder, the place of the exported folder, or a file or folder that is here."""
+    places = {str(folder.resolve().parent), os.environ.get("HOME", "").rstrip("/")} - {"/", ""}
+    if _HOMES.search(text) or any(f"{place}/" in text for place in places):
+        return True
+    paths = {path for path in _PATHS.findall(text) if not path.startswith(_SYSTEM_FOLDERS)}
+    return any(Path(path).exists() for path in paths)
 
 
 @contextmanager
@@ -250,7 +290,8 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise ExportError(f"{repo} was not sent to: HF_HUB_OFFLINE is set.", hint="Unset it.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        said = f": {error.server_message[:_MAX_MESSAGE]}" if error.server_message else ""
+        message = " ".join((error.server_message or "").split()).rstrip(".")[:_MAX_MESSAGE]
+        said = f": {message}" if message else ""
         hint = _HINTS.get(status, "Try again later.")
         raise ExportError(f"The Hub refused ({status}) what was sent to {repo}{said}.", hint=hint) from error
     except ValueError as error:  # the Hub found fault with the model card's metadata

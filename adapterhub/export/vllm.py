@@ -8,7 +8,6 @@ system prompts, stops or sampling defaults of an adapter; the report says which 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.lora_form import LoraForm
 from adapterhub.export.peft_folder import export_peft
-from adapterhub.lora.blending.registering import check_same_base
+from adapterhub.lora.blending.parts import check_same_base
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.registry.cards import AdapterCard, PromptProfile
 from adapterhub.registry.store import AdapterRegistry
@@ -118,9 +117,11 @@ def export_vllm(
         os_errors_as(ExportError, f"The launch file could not be written to {str(out)!r}"),
         new_folder(out) as folder,
     ):
-        adapters = []
+        adapters: list[VllmAdapter] = []
         for name, adapter in chosen.items():
-            adapters.append(_export(registry, name, adapter, form, folder, base))
+            known = next((one for one in adapters if one.adapter == adapter.ref), None)
+            exported = known or _export(registry, name, adapter, form, folder, base)
+            adapters.append(replace(exported, name=name))
             if progress:
                 progress(len(adapters), len(chosen))
         rank = _max_lora_rank(adapters)
@@ -179,7 +180,7 @@ def _export(
     base: str | None,
 ) -> VllmAdapter:
     # With the version in it, for vLLM's prefix cache knows adapters by name and path.
-    path = f"{ADAPTERS_FOLDER}/{re.sub('[^a-z0-9._-]', '-', adapter.ref)}"
+    path = f"{ADAPTERS_FOLDER}/{adapter.ref.replace(':', '=')}"
     known = local_folder(base) if base else None
     report = export_peft(registry, _weights(adapter), folder / path, form, base_folder=known)
     return VllmAdapter(name, report.adapter, path, report.rank, report.error)

@@ -24,7 +24,6 @@ from adapterhub.peft_format.checks import inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Evaluation, Lineage, PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
-from adapterhub.training.checkpoints import refuse_existing
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.losses import TrainingStep
 from adapterhub.training.output_folder import (
@@ -34,7 +33,7 @@ from adapterhub.training.output_folder import (
     save_result,
 )
 from adapterhub.training.preparing import shortened, with_composed_data
-from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter
+from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter, train_in_output_folder
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry
@@ -80,9 +79,7 @@ def finetune(
         InvalidRequestError: A field of the card is not valid.
         RegistryError: The adapter cannot be stored there.
     """
-    with output_folder(config.output_dir):
-        if config.output_dir and not config.train.resume:
-            refuse_existing(config.output_dir)
+    with output_folder(config.output_dir, resume=config.train.resume):
         with (
             with_composed_data(_with_initial_profile(config), composing) as ready,
             _kept_if_trained(config) as run,
@@ -94,7 +91,7 @@ def finetune(
 
             if prepared:
                 prepared(ready)
-            result = train_adapter(
+            result = train_in_output_folder(
                 ready, run.folder, check=check, progress=progress, composing=composing, started=started
             )
             run.fields = {**run.fields, **_fields_of_result(ready, result)}
@@ -202,7 +199,8 @@ def _not_registered(config: FinetuneConfig, run: _Run, error: Exception) -> Trai
     """Moves the trained files out of the temporary folder; the error says where they are."""
     reason = error.message if isinstance(error, AdapterHubError) else str(error)
     trust = ["--trust-card"] if run.write_card() else []
-    kept = Path(tempfile.gettempdir(), f"adapterhub-{config.name}-{uuid4().hex[:8]}")
+    # No name of an adapter makes it look like a temporary folder, which the next process would remove.
+    kept = Path(tempfile.gettempdir(), f"adapterhub-trained-{config.name}-{uuid4().hex[:8]}")
     run.folder.rename(kept)
     command = ["adapterhub", "add", config.name, str(kept), "--base", config.base]
     return TrainingError(

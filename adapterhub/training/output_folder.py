@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -26,6 +26,7 @@ from adapterhub._files import (
     write_atomic,
 )
 from adapterhub.errors import ConfigError, TrainingError
+from adapterhub.training.checkpoints import refuse_existing
 from adapterhub.training.config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -87,30 +88,36 @@ class FinetuneResult(BaseModel):
 
 
 @contextmanager
-def output_folder(folder: Path | None) -> Iterator[None]:
+def output_folder(folder: Path | None, *, resume: bool) -> Iterator[None]:
     """Makes the output folder of a run, and admits one run at a time to it; at the end an empty one is removed.
 
     Args:
         folder: The folder; None does nothing.
+        resume: Whether it may hold checkpoints.
 
     Raises:
-        ConfigError: Another run is writing there; or a file is in its place, or it, or the folder to make it in, is
-            read-only.
+        ConfigError: Another run is writing there, or has left checkpoints there; or a file is in its place, or it, or
+            the folder to make it in, cannot be read or written.
     """
     if folder is None:
         yield
         return
     check_writable_folder(folder, ConfigError, f"output_dir {str(folder)!r}")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with os_errors_as(ConfigError, _COULD_NOT):
-        folder.mkdir(parents=True, exist_ok=True)
-    with open_folder(folder) as descriptor:
-        if not hold(descriptor):
+    with ExitStack() as stack:
+        with os_errors_as(ConfigError, _COULD_NOT):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = stack.enter_context(open_folder(folder))
+            # A run that ended just now may have removed the folder that was opened.
+            is_mine = hold(descriptor) and os.path.samestat(os.fstat(descriptor), folder.stat())
+        if not is_mine:
             raise ConfigError(
                 f"Another run is writing into the output folder {str(folder)!r}.",
                 hint="Wait until it has ended, or give another output_dir.",
             )
         try:
+            if not resume:
+                refuse_existing(folder)
             yield
         finally:
             with suppress(OSError):  # it is not empty
@@ -146,7 +153,7 @@ def save_artifacts(config: FinetuneConfig, folder: Path, adapter: Path, result: 
     Raises:
         TrainingError: They could not be written.
     """
-    with os_errors_as(TrainingError, _COULD_NOT), scratch_folder(TrainingError, _COULD_NOT) as scratch:
+    with scratch_folder(TrainingError, _COULD_NOT) as scratch:
         ends = result.base.end_token_ids | result.train.end_token_ids
         save_tokenizer(result.base.tokenizer, scratch, ends)
         shutil.copytree(adapter, scratch, dirs_exist_ok=True)

@@ -24,12 +24,13 @@ from adapterhub.dataset.stages import Progress
 from adapterhub.errors import TrainingError
 from adapterhub.requests import prompts
 from adapterhub.training.adapter_files import save_adapter, write_errors
-from adapterhub.training.checkpoints import Checkpoints, describe_run, refuse_existing
+from adapterhub.training.checkpoints import Checkpoints, describe_run
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.initial_weights import load_initial_weights
 from adapterhub.training.lora_layers import LearningCheck
 from adapterhub.training.losses import LossReporter, TrainingStep, evaluations, final_loss, write_losses
 from adapterhub.training.masked_example import MaskedExample
+from adapterhub.training.output_folder import output_folder
 from adapterhub.training.preparing import split_records
 from adapterhub.training.sft import build_trainer
 from adapterhub.training.tokenizing import TokenizedDataset, tokenize
@@ -107,15 +108,30 @@ def train_adapter(
 
     Raises:
         ConfigError: The base cannot be loaded, or has no layer of a name in `lora.target_modules`; or the data is still
-            to be composed; or `output_dir` holds checkpoints of another run.
+            to be composed; or `output_dir` cannot be written, holds checkpoints of another run, or another run is
+            writing there.
         DatasetError: The data cannot be used.
         TrainingError: The loss became NaN or infinite, a lora_B did not change, memory ran out, or the adapter or a
             checkpoint cannot be written.
         AdapterInvalidError: The initial adapter's files are damaged.
         AdapterIncompatibleError: The initial adapter is of a kind that cannot be trained.
     """
-    if config.output_dir and not config.train.resume:
-        refuse_existing(config.output_dir)
+    with output_folder(config.output_dir, resume=config.train.resume):
+        return train_in_output_folder(
+            config, out, check=check, progress=progress, composing=composing, started=started
+        )
+
+
+def train_in_output_folder(
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    check: Callable[[Path, tuple[str, ...]], None] | None = None,
+    progress: Callable[[TrainingStep], None] | None = None,
+    composing: Progress | None = None,
+    started: Callable[[RunStart], None] | None = None,
+) -> TrainingResult:
+    """Trains as `train_adapter` does, for callers that hold `output_folder` until they have written more there."""
     records, held_out = split_records(config, composing)
     base = load_base(
         config.base,
@@ -172,18 +188,19 @@ def train_adapter(
     )
 
 
-def first_example(config: FinetuneConfig) -> MaskedExample:
+def first_example(config: FinetuneConfig, composing: Progress | None = None) -> MaskedExample:
     """The first example of a run, for a look at what is learned; the base's weights are not loaded.
 
     Args:
         config: The run.
+        composing: As for `train_adapter`.
 
     Raises:
         ConfigError: There is no such base, or the data is still to be composed.
         DatasetError: The data cannot be used.
     """
     tokenizer = load_tokenizer(config.base, revision=config.revision)
-    records, _ = split_records(config)
+    records, _ = split_records(config, composing)
     return MaskedExample.of(_tokenized(config, records[:1], tokenizer).examples[0], tokenizer)
 
 

@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({}, 200 if good else 400)
 
     def do_POST(self) -> None:
-        body, path = self._body(), self.path.partition("?")[0]
+        body, (path, _, query) = self._body(), self.path.partition("?")
         self.server.tokens.add(self.headers.get("Authorization", ""))
         for part, (status, message) in self.server.refuse.items():
             if part in path:
@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
                 }
             )
         elif "/commit/" in path:
-            self._commit(path, body.decode())
+            self._commit(path, body.decode(), is_pull_request="create_pr=1" in query)
         else:
             self._answer({"error": path}, 404)
 
@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._answer({"transfer": "basic", "objects": objects})
 
-    def _commit(self, path: str, lines: str) -> None:
+    def _commit(self, path: str, lines: str, *, is_pull_request: bool) -> None:
         repo, _, branch = path.removeprefix("/api/models/").partition("/commit/")
         files, header = {}, {}
         for line in lines.splitlines():
@@ -140,7 +140,10 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
                     files[value["path"]] = self.server.objects[value["oid"]]
-        self.server.commits.append((repo, branch, files, header))
-        number = len(self.server.commits)
+        number = len(self.server.commits) + 1
         url = f"{self.server.url}/{repo}"
-        self._answer({"commitUrl": f"{url}/commit/{number:040x}", "commitOid": f"{number:040x}"})
+        answer = {"commitUrl": f"{url}/commit/{number:040x}", "commitOid": f"{number:040x}"}
+        if is_pull_request:
+            branch, answer["pullRequestUrl"] = f"refs/pr/{number}", f"{url}/discussions/{number}"
+        self.server.commits.append((repo, branch, files, header))
+        self._answer(answer)

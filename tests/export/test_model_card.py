@@ -1,5 +1,7 @@
 """The model card of a merged model: both parts, their licences, and all that the adapter's card knows."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from adapterhub import AdapterRegistry
 from adapterhub.export import merge_adapter
+from adapterhub.peft_format import CONFIG_FILE
 from adapterhub.registry import Evaluation, Lineage, Parent
 from tests.tiny import make_adapter, make_base
 
@@ -87,7 +90,6 @@ def test_it_has_all_that_the_adapters_card_knows(tmp_path: Path, base: Path, ada
         ),
     )
     data = card.data.to_dict()
-    assert (data["base_model"], data["base_model_relation"]) == ("llama", "merge")
     assert (data["datasets"], data["language"]) == (["organisation/pairs"], ["en"])
     assert data["tags"] == ["lora", "merge", "extraction"]
     (result,) = card.data.eval_results
@@ -104,6 +106,38 @@ def test_it_has_all_that_the_adapters_card_knows(tmp_path: Path, base: Path, ada
         '- stop: "###"',
     ]
     assert [line for line in wanted if line not in card.text.splitlines()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "linked"),
+    [
+        ("organisation/llama", "organisation/llama", True),
+        ("adapterhub-demo", "adapterhub-demo", False),
+        ("/nowhere/models/my llama", "my llama", False),
+        (r"C:\Users\alice\llama-8b", "llama-8b", False),
+    ],
+)
+def test_it_links_to_a_base_on_the_hub_only(
+    tmp_path: Path, base: Path, adapter: Path, name: str, shown: str, linked: bool
+):
+    source = shutil.copytree(adapter, tmp_path / "adapter")
+    (source / "README.md").unlink()  # names it too
+    config = json.loads((source / CONFIG_FILE).read_text()) | {"base_model_name_or_path": name}
+    (source / CONFIG_FILE).write_text(json.dumps(config))
+    registry = AdapterRegistry(tmp_path / "registry")
+    merge_adapter(base, registry.folder(registry.register("json", source)), tmp_path / "out", verify=False)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    link = {"base_model": shown, "base_model_relation": "merge"} if linked else {}
+    assert {key: value for key, value in card.data.to_dict().items() if key.startswith("base")} == link
+    assert f"# json@1 merged into {shown}\n" in card.text
+    assert not any(word in card.content for word in ("nowhere", "alice"))
+
+
+def test_a_base_in_the_hubs_cache_has_its_name_there(tmp_path: Path, adapter: Path):
+    base = make_base(tmp_path / "models--organisation--base" / "snapshots" / "0123abc")
+    assert merge_adapter(base, adapter, tmp_path / "out", verify=False).base == "organisation/base"
+    data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("organisation/base", "merge")
 
 
 def test_an_adapter_without_a_card_has_one_without_sections(tmp_path: Path, base: Path, adapter: Path):

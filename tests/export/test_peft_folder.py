@@ -26,7 +26,7 @@ from adapterhub.errors import (
 from adapterhub.export import LoraForm, export_peft
 from adapterhub.peft_format import CONFIG_FILE, WEIGHTS_FILE
 from tests.faults import failures
-from tests.tiny import make_adapter
+from tests.tiny import make_adapter, make_base
 
 IDS = torch.arange(24).view(1, -1)
 
@@ -285,6 +285,13 @@ def test_dora_without_its_base_is_refused(tiny_base: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="not on this machine"):
         export_peft(registry, "json", tmp_path / "out", LoraForm(dora="svd"))
     export_peft(registry, "json", tmp_path / "out", LoraForm(dora="svd", max_error=1), base_folder=tiny_base)
+
+
+def test_dora_on_another_base_is_refused(tiny_base: Path, tmp_path: Path):
+    registry, other = register(tmp_path, tiny_base, use_dora=True), make_base(tmp_path / "other", seed=5)
+    with pytest.raises(AdapterIncompatibleError, match="json@1 was trained on another base"):
+        export_peft(registry, "json", tmp_path / "out", LoraForm(dora="svd", max_error=9), base_folder=other)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_blend_with_dora_is_approximated_as_a_whole(tiny_base: Path, tiny_adapters, tmp_path: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
 
 from adapterhub import AdapterRegistry
 from adapterhub.errors import AdapterNotFoundError, ExportError, InvalidRequestError
@@ -85,6 +86,13 @@ def test_a_repository_that_exists_gets_another_commit(hub: HubStandIn, folder: P
     assert [branch for _, branch, _, _ in hub.commits] == ["main", "next"]
 
 
+def test_a_pull_request_leaves_the_branch_as_it_is(hub: HubStandIn, folder: Path):
+    push = push_folder(folder, REPO, dry_run=False, create_pr=True)
+    ((_, branch, files, _),) = hub.commits
+    assert (branch, push.url) == ("refs/pr/1", f"{hub.url}/{REPO}/discussions/1")
+    assert files == content(folder)
+
+
 def test_an_adapter_goes_with_its_card_as_readme(hub: HubStandIn, registry: AdapterRegistry, tiny_adapters):
     push_adapter(registry, "json", REPO, dry_run=False)
     files = hub.commits[0][2]
@@ -111,6 +119,7 @@ def test_what_is_no_export_is_not_sent(hub: HubStandIn, folder: Path, tmp_path: 
     [
         (f"Use {TOKEN}", "a Hugging Face token is in the text"),
         ("Trained on /home/alice/data.jsonl", "a path of this machine is in it"),
+        ("Trained on {other}/data.jsonl", "a path of this machine is in it"),
         (r"Trained on C:\Users\alice\data.jsonl", "a path of this machine is in it"),
         ("Made in {parent}/data", "a path of this machine is in it"),
     ],
@@ -119,7 +128,8 @@ def test_what_is_no_export_is_not_sent(hub: HubStandIn, folder: Path, tmp_path: 
 def test_a_secret_or_a_path_of_this_machine_is_refused(
     hub: HubStandIn, folder: Path, name: str, text: str, reason: str
 ):
-    (folder / name).write_text(text.format(parent=folder.parent))
+    other = Path(__file__).parent  # neither a home nor near the folder
+    (folder / name).write_text(text.format(parent=folder.parent, other=other))
     with pytest.raises(ExportError, match=r"must not be published") as refused:
         push_folder(folder, REPO, dry_run=False)
     assert reason in refused.value.message
@@ -140,6 +150,45 @@ def test_a_large_text_is_read_to_its_end(hub: HubStandIn, folder: Path):
             push_folder(folder, REPO)
 
 
+def test_a_secret_across_two_blocks_is_found(folder: Path):
+    """A long text is searched in blocks of a million characters."""
+    for start in range(2**20 - len(TOKEN), 2**20 + 1, 6):
+        (folder / "README.md").write_text("x " * (start // 2) + TOKEN)
+        with pytest.raises(ExportError, match="a Hugging Face token is in the text"):
+            push_folder(folder, REPO)
+
+
+@pytest.mark.parametrize("text", ["See /usr/bin/env and /v1/completions", "https://hub.example/usr/share"])
+def test_a_path_that_says_nothing_about_this_machine_is_sent(folder: Path, text: str):
+    (folder / "README.md").write_text(text)
+    assert "README.md" in {file.path for file in push_folder(folder, REPO).files}
+
+
+def test_the_home_folder_is_a_path_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/root")
+    (folder / "README.md").write_text("Trained on /root/removed/data.jsonl")
+    with pytest.raises(ExportError, match="a path of this machine is in it"):
+        push_folder(folder, REPO)
+
+
+def test_a_folder_below_the_root_may_have_addresses_in_its_card(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Path, "resolve", lambda self: Path("/out"))
+    (folder / "README.md").write_text("See https://hub.example/organisation")
+    assert len(push_folder(folder, REPO).files) == 3
+
+
+def test_the_metadata_of_weights_is_read_too(folder: Path):
+    weights = load_file(folder / WEIGHTS_FILE)
+    save_file(weights, folder / WEIGHTS_FILE, {"data": "/home/alice/data.jsonl"})
+    with pytest.raises(ExportError, match=f"{WEIGHTS_FILE} must not be published"):
+        push_folder(folder, REPO)
+    (folder / WEIGHTS_FILE).write_bytes(b"no weights")
+    with pytest.raises(ExportError, match="no valid safetensors file"):
+        push_folder(folder, REPO)
+
+
 def test_metadata_that_the_hub_refuses_is_an_error(hub: HubStandIn, folder: Path):
     hub.refuse["/api/validate-yaml"] = (400, "base_model is not valid")
     with pytest.raises(ExportError, match=r"Invalid metadata in README\.md") as refused:
@@ -148,7 +197,9 @@ def test_metadata_that_the_hub_refuses_is_an_error(hub: HubStandIn, folder: Path
     assert hub.commits == []
 
 
-@pytest.mark.parametrize("repo", ["json", "a/b/c", "../x/y", "organisation/", "organisation/json@main", ""])
+@pytest.mark.parametrize(
+    "repo", ["json", "a/b/c", "../x/y", "organisation/", "organisation/json@main", "a/b.git", "a/b--c", ""]
+)
 def test_what_names_no_repository_is_refused(registry: AdapterRegistry, folder: Path, repo: str):
     for push in (lambda: push_folder(folder, repo), lambda: push_adapter(registry, "json", repo)):
         with pytest.raises(InvalidRequestError, match="not the name of a repository"):

@@ -93,6 +93,18 @@ def test_chosen_adapters_and_blends_are_served_under_the_names_as_given(tiny_reg
     assert (report.max_lora_rank, arguments(tmp_path / "out")["max-loras"]) == (16, 1)
 
 
+def test_names_of_one_adapter_share_its_folder(tiny_registry: Path, tmp_path: Path):
+    registry, out = AdapterRegistry(tiny_registry), tmp_path / "out"
+    report = export_vllm(registry, out, ("json", "json@1", "json:2", "json:1"))
+    assert [adapter.adapter for adapter in report.adapters] == ["json@1", "json@1", "json@1:2", "json@1"]
+    assert [module["path"] for module in modules(out).values()] == [
+        *["adapters/json@1"] * 2,
+        "adapters/json@1=2",
+        "adapters/json@1",
+    ]
+    assert sorted(path.name for path in (out / "adapters").iterdir()) == ["json@1", "json@1=2"]
+
+
 def test_an_adapter_has_one_rank_and_one_scaling(tiny_base: Path, tmp_path: Path):
     settings = {
         "use_rslora": True,

@@ -16,12 +16,10 @@ from typing import Unpack
 from adapterhub._files import scratch_folder
 from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.errors import AdapterIncompatibleError, RegistryError
+from adapterhub.errors import RegistryError
 from adapterhub.lora.blending.methods import BlendSettings, blend_deltas
+from adapterhub.lora.blending.parts import check_files, check_same_base, read_parts
 from adapterhub.lora.blending.resolving import ResolvedAdapter, SingleAdapter, resolve_adapter
-from adapterhub.lora.digest_check import DigestCheck
-from adapterhub.lora.loading import read_deltas_without_base
-from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.lora.saving import save_adapter
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields, Lineage, Parent
@@ -79,37 +77,19 @@ def _save(
     base: Path | None,
 ) -> None:
     layers = LinearLayers.of_folder(base) if base else None
-    source, check = registry.folder(resolved.main_card), DigestCheck()
-    for card, _ in resolved.parts:
-        check(StoredLoraRequest(card.ref, card.digest, registry.folder(card)))
-        if base and layers:  # copies of the base's weights are not blended
+    source = registry.folder(resolved.main_card)
+    check_files(registry, resolved)
+    if base and layers:
+        for card, _ in resolved.parts:  # copies of the base's weights are not blended
             check_copied_weights(registry.folder(card), base, layers)
     if isinstance(resolved, SingleAdapter) and settings.method == "cat":
         # A copy under another name, DoRA or not.
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(source / file, folder / file)
         return
-    parts = [
-        (read_deltas_without_base(registry.folder(card), layers), weight) for card, weight in resolved.parts
-    ]
+    deltas = blend_deltas(read_parts(registry, resolved, layers), settings)
     base_settings = json.loads((source / CONFIG_FILE).read_bytes())
-    save_adapter(folder, blend_deltas(parts, settings), base_settings, layers.shapes if layers else {})
-
-
-def check_same_base(resolved: ResolvedAdapter) -> None:
-    """Checks that the parts of a blend belong to one base, as far as their cards know it.
-
-    Raises:
-        AdapterIncompatibleError: Two of them do not.
-    """
-    known = [(card.ref, card.base.fingerprint) for card, _ in resolved.parts if card.base.fingerprint]
-    for other, fingerprint in known[1:]:
-        first, wanted = known[0]
-        if difference := wanted.mismatch(fingerprint):
-            raise AdapterIncompatibleError(
-                f"{first} and {other} belong to different bases: {difference}.",
-                hint="Blend adapters of one base.",
-            )
+    save_adapter(folder, deltas, base_settings, layers.shapes if layers else {})
 
 
 def _draft_card(main: AdapterCard) -> AdapterCard:
