@@ -149,7 +149,7 @@ def _report(
     if found.error > _BOUNDS[dtype]:
         raise ExportError(
             f"The file's change of the base differs from that of {ref} by {found.error:.2%}.",
-            hint="Its values are beyond the range of f16; take f32." if dtype == "f16" else _REPORT,
+            hint="Its smallest values are lost in f16; take f32." if dtype == "f16" else _REPORT,
         )
     return GgufAdapterExport(
         adapter=ref,

@@ -6,6 +6,7 @@ repository is private unless it is to be public.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -271,8 +272,8 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _has_local_path(text: str, folder: Path) -> bool:
     """Whether a text names a home folder, the place of the exported folder, or a file or folder that is here."""
-    own = f"{folder.resolve().parent}/"
-    if _HOMES.search(text) or (len(own) > 1 and own in text):
+    places = {str(folder.resolve().parent), os.environ.get("HOME", "").rstrip("/")} - {"/", ""}
+    if _HOMES.search(text) or any(f"{place}/" in text for place in places):
         return True
     paths = {path for path in _PATHS.findall(text) if not path.startswith(_SYSTEM_FOLDERS)}
     return any(Path(path).exists() for path in paths)

@@ -78,6 +78,15 @@ def test_dora_is_refused_and_nothing_stays(tmp_path: Path, registry: AdapterRegi
     assert not list(tmp_path.iterdir())
 
 
+def test_values_beyond_f16_fail_the_export(tmp_path: Path, base: Path):
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register("huge", make_adapter(tmp_path / "huge", base, std=1e6), base=base)
+    with pytest.raises(ExportError, match="does not fit into f16"):
+        export_gguf_adapter(registry, "huge", tmp_path / "out", dtype="f16")
+    assert not (tmp_path / "out").exists()
+    assert export_gguf_adapter(registry, "huge", tmp_path / "out").error < 1e-6
+
+
 def test_a_file_that_is_read_back_otherwise_fails_the_export(
     tmp_path: Path, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
 ):

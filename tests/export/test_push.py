@@ -164,6 +164,21 @@ def test_a_path_that_says_nothing_about_this_machine_is_sent(folder: Path, text:
     assert "README.md" in {file.path for file in push_folder(folder, REPO).files}
 
 
+def test_the_home_folder_is_a_path_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/root")
+    (folder / "README.md").write_text("Trained on /root/removed/data.jsonl")
+    with pytest.raises(ExportError, match="a path of this machine is in it"):
+        push_folder(folder, REPO)
+
+
+def test_a_folder_below_the_root_may_have_addresses_in_its_card(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Path, "resolve", lambda self: Path("/out"))
+    (folder / "README.md").write_text("See https://hub.example/organisation")
+    assert len(push_folder(folder, REPO).files) == 3
+
+
 def test_the_metadata_of_weights_is_read_too(folder: Path):
     weights = load_file(folder / WEIGHTS_FILE)
     save_file(weights, folder / WEIGHTS_FILE, {"data": "/home/alice/data.jsonl"})
