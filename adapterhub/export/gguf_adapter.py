@@ -30,6 +30,7 @@ from adapterhub.registry.store import AdapterRegistry
 
 _BASE_FILE = "model-f16.gguf"
 """The base's file as `export_gguf` names it."""
+_REPORT = "Please report it."
 _BOUNDS: Mapping[AdapterType, float] = {"f32": 1e-6, "f16": 2e-3}
 
 
@@ -163,6 +164,3 @@ def _report(
         sha256=sha256_file(file),
         error=found.error,
     )
-
-
-_REPORT = "Please report it."
