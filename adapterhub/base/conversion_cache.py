@@ -1,6 +1,6 @@
 """Forms of a base that are made once and kept: each in a folder of the cache, until what it was made of is another.
 
-A conversion removes those whose file or folder has changed or is gone.
+A conversion removes those whose file or folder has changed or is gone, and what killed conversions have left.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from adapterhub._files import new_folder
+from adapterhub._files import new_folder, open_folder, remove_abandoned
 
 _NAME = re.compile(r".+-[0-9a-f]{16}", re.DOTALL)
+_UNFINISHED = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]{{32}}", re.DOTALL)
 _SOURCE = ".gguf"
 """In a converted folder: the path of what it was made of."""
 
@@ -48,6 +49,7 @@ def converted_folder(
         )
         return f"{one.stem}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
+    source = source.absolute()  # the working folder has no name otherwise
     folder = cache / name_of(source)
     if folder.is_dir():
         return folder
@@ -56,7 +58,7 @@ def converted_folder(
         if not folder.is_dir():
             with new_folder(folder) as temporary:
                 convert(temporary)
-                (temporary / _SOURCE).write_bytes(os.fsencode(source.absolute()))
+                (temporary / _SOURCE).write_bytes(os.fsencode(source))
         _remove_outdated(cache, name_of)
     return folder
 
@@ -66,6 +68,8 @@ def _lock(folder: Path) -> Path:
 
 
 def _remove_outdated(cache: Path, name_of: Callable[[Path], str]) -> None:
+    with open_folder(cache) as opened:
+        remove_abandoned(opened, _UNFINISHED)
     for folder in cache.iterdir():
         if _NAME.fullmatch(folder.name) and folder.is_dir() and not _is_current(folder, name_of):
             shutil.rmtree(folder, ignore_errors=True)
@@ -77,5 +81,5 @@ def _is_current(folder: Path, name_of: Callable[[Path], str]) -> bool:
         return name_of(Path(os.fsdecode((folder / _SOURCE).read_bytes()))) == folder.name
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError):  # it may be there
+    except (OSError, ValueError, KeyError):  # it may be there
         return True

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
-from adapterhub.base.quantized_weights import disable_weight_packing, matmul_dtype
+from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing, matmul_dtype
+from adapterhub.base.stored_quantization import stored_quantization
 from adapterhub.errors import ConfigError, EngineError
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -127,7 +128,8 @@ def load_base(
 
     Args:
         model: `"adapterhub-demo"`, a folder, a GGUF file, or a hub id.
-        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights.
+        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights. A
+            base whose files are quantised by bitsandbytes stays as it is stored, whatever is asked for.
         compute_dtype: `"auto"` is bfloat16 on a GPU that has it, else float16; on a CPU it is float32
             (`benchmarks/compute_dtype.py` has the figures), but bitsandbytes' fast kernel multiplies 4-bit weights in
             bfloat16 where the CPU has AVX512-BF16. `"float32"` and `"float16"` are kept, without that kernel. For
@@ -144,10 +146,12 @@ def load_base(
     fingerprint = BaseFingerprint.of(folder)
     target_device = _device(device)
     dtype = _dtype(compute_dtype, target_device, training=training)
+    stored, asked = stored_quantization(folder), _quantization_config(quantization, dtype)
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            quantization_config=_quantization_config(quantization, dtype),
+            # None would hide that the files are quantised.
+            **({} if stored else {"quantization_config": asked}),
             dtype=dtype,
             device_map={"": target_device},
             use_safetensors=True,
@@ -158,11 +162,13 @@ def load_base(
     except LOADING_ERRORS as error:
         raise _not_loaded(model, error) from error
     _refuse_missing_weights(str(model), sorted(report["missing_keys"]))
+    if stored:
+        convert_unquantized(loaded, dtype)
     loaded.eval().requires_grad_(False)
     # bitsandbytes' kernel for packed weights computes in bfloat16, whatever the compute dtype.
     may_pack = compute_dtype in ("auto", "bfloat16") and not training
     disable_weight_packing(loaded, only_unsupported=may_pack)
-    return Base(loaded, tokenizer, str(model), folder, fingerprint, quantization, dtype)
+    return Base(loaded, tokenizer, str(model), folder, fingerprint, stored or quantization, dtype)
 
 
 def context_length(config: Any, tokenizer: Any) -> int:

@@ -1,4 +1,4 @@
-"""Dequantising the weights of linear layers, and bitsandbytes' packing of 4-bit weights.
+"""Quantised linear layers: their weights dequantised, their dtypes, and bitsandbytes' packing of 4-bit weights.
 
 On CPUs with AVX512-BF16, bitsandbytes 0.50 packs the weights of a `Linear4bit` for its fast kernel: at the first
 forward in eval mode it re-orders them in place. Afterwards no gradient flows through the layer and `dequantize_4bit`
@@ -41,6 +41,21 @@ def disable_weight_packing(model: nn.Module, *, only_unsupported: bool = False) 
                 layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(
                     layer.weight.data, layer.weight.quant_state
                 )
+
+
+def convert_unquantized(model: nn.Module, dtype: torch.dtype) -> None:
+    """Has a model whose files are quantised compute in a dtype; transformers keeps the one that is stored.
+
+    Args:
+        model: The model; its weights that are not quantised are converted.
+        dtype: The dtype of its activations.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.compute_dtype = dtype
 
 
 def matmul_dtype(model: nn.Module, compute_dtype: torch.dtype) -> torch.dtype:

@@ -166,7 +166,7 @@ def export(name: str, out: Path, kind: str, registry: Path | None, as_json: bool
       adapterhub export json:0.6+code:0.4 ./both --format peft --plain --rank 16
       adapterhub export sql ./sql-gguf --format gguf --quant f16,q8_0,q4_k_m
     """
-    given = {option: value for option, value in options.items() if value not in (None, False, ())}
+    given = {option: value for option, value in options.items() if value is not None and value is not False}
     for option in sorted(given.keys() - FORMATS[kind].options):
         raise click.UsageError(f"--{option.replace('_', '-')} is not an option of --format {kind}.")
     with progress(f"Exporting {name}") as show:

@@ -16,6 +16,7 @@ from adapterhub.cli.options import json_option, open_registry, registry_option
 from adapterhub.cli.progress import Show, progress
 
 if TYPE_CHECKING:
+    from adapterhub.dataset.stages import Progress
     from adapterhub.registry import AdapterRegistry
     from adapterhub.training.config import FinetuneConfig
     from adapterhub.training.losses import TrainingStep
@@ -187,7 +188,7 @@ def _figures(result: TrainingResult, losses: list[float]) -> dict[str, Any]:
 
 class _Reports(TypedDict):
     progress: Callable[[TrainingStep], None]
-    composing: Callable[[str, int, int | None], None]
+    composing: Progress
     started: Callable[[RunStart], None]
 
 
@@ -205,17 +206,24 @@ def _reports(show: Show, look: bool, every: int | None) -> _Reports:
 
     return {
         "progress": step,
-        "composing": lambda stage, done, total: show(done, total, stage),
+        "composing": _stages(show),
         "started": started,
     }
+
+
+def _stages(show: Show) -> Progress:
+    """Shows how far composing the data and holding out records are."""
+    return lambda stage, done, total: show(done, total, stage)
 
 
 def _show_example(settings: FinetuneConfig, as_json: bool) -> None:
     from adapterhub.training.preparing import with_composed_data
     from adapterhub.training.trainer import first_example
 
-    with with_composed_data(settings) as ready:
-        example = first_example(ready)
+    with progress(f"Reading {settings.name}") as show:
+        searching = _stages(show)
+        with with_composed_data(settings, searching) as ready:
+            example = first_example(ready, searching)
     if as_json:
         parts = [{"text": text, "learned": learned} for text, learned in example.parts]
         output.emit_json({"parts": parts, "tokens": example.tokens, "learned": example.learned})

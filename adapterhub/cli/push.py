@@ -13,6 +13,7 @@ import click
 from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
 from adapterhub.cli.progress import progress
+from adapterhub.errors import AdapterNotFoundError
 
 if TYPE_CHECKING:
     from adapterhub.export import Push
@@ -43,11 +44,18 @@ def push(
     """
     settings = {**options, "dry_run": not yes, "private": not public}
     send = _sender(source, registry)
-    if yes:
-        with progress(f"Sending to {repo}") as show:
-            report = send(repo, progress=lambda done, total: show(done, total, "bytes"), **settings)
-    else:
-        report = send(repo, **settings)
+    try:
+        if yes:
+            with progress(f"Sending to {repo}") as show:
+                report = send(repo, progress=lambda done, total: show(done, total, "bytes"), **settings)
+        else:
+            report = send(repo, **settings)
+    except AdapterNotFoundError as error:
+        if Path(source).is_dir():
+            raise AdapterNotFoundError(
+                error.message, hint=f"For the folder of that name give ./{source}"
+            ) from error
+        raise
     if as_json:
         output.emit_json(asdict(report))
     else:

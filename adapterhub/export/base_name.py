@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.locating import is_local_base
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.hub_address import HubAddress
+
+_CACHED = "models--"  # the Hub's cache: models--organisation--name/snapshots/commit
 
 
 def public_base(card: AdapterCard) -> str | None:
@@ -23,14 +26,22 @@ def public_base(card: AdapterCard) -> str | None:
     return PureWindowsPath(name).name if is_path else name  # which has both separators
 
 
-def base_name(card: AdapterCard | None, folder: Path) -> str:
+def base_name(card: AdapterCard | None, folder: Path, fingerprint: BaseFingerprint) -> str:
     """The name of the base that a model was made from.
 
     Args:
-        card: The adapter's card, whose name of the base is taken.
-        folder: The base's folder, whose name is taken where there is no card or no name on it.
+        card: The adapter's card, whose name of the base is taken if it is this base.
+        folder: The base's folder, else; in the Hub's cache it has the repository's name.
+        fingerprint: The base's.
     """
-    return (public_base(card) if card else None) or folder.name
+    recorded = card.base.fingerprint if card else None
+    named = public_base(card) if card else None
+    if named and not (recorded and recorded.mismatch(fingerprint)):
+        return named
+    cached = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith(_CACHED):
+        return cached.removeprefix(_CACHED).replace("--", "/")
+    return folder.absolute().name
 
 
 def base_link(name: str | None, relation: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from adapterhub.export.gguf_card import gguf_card
 from adapterhub.export.gguf_checks import TokenCheck, check_tokens, file_logits, gguf_bound, nearest_split
 from adapterhub.export.gguf_report import REPORT_FILE, GgufExport, GgufFile
 from adapterhub.export.gguf_writing import SOURCE_FILE, GgufFilesWriter, Progress, file_name
+from adapterhub.export.licence_files import copy_licences
 from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
 from adapterhub.export.llama_cpp_file import has_llama_cpp
 from adapterhub.export.merge import merge_adapter
@@ -154,6 +155,7 @@ class _Job:
                 files.append(checked)
         if tokenizer is None:
             self._write_modelfiles(folder, model, read_tokenizer(folder / files[0].file))
+        copy_licences(model, folder, follow_links=True)
         for left in (folder / _MERGED, folder / SOURCE_FILE):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         notes = tuple(_notes(architecture, tokenizer, files)) if architecture and tokenizer else ()
@@ -241,7 +243,8 @@ class _Job:
 
     @cached_property
     def _base_name(self) -> str:
-        return base_name(self.adapters.main.card if self.adapters else None, self.base)
+        card = self.adapters.main.card if self.adapters else None
+        return base_name(card, self.base, self._fingerprint)
 
     @cached_property
     def _fingerprint(self) -> BaseFingerprint:

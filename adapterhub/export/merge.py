@@ -28,7 +28,7 @@ from adapterhub.export.merge_verification import MergeVerification, MergeVerifie
 from adapterhub.export.model_card import model_card
 from adapterhub.export.prompt_files import prompt_files
 from adapterhub.export.round_trip import RoundTrip, training_round_trip
-from adapterhub.export.verification import Verification
+from adapterhub.export.verification import Verification, VerificationTexts
 from adapterhub.export.weight_files import shard_header, write_shard
 from adapterhub.registry.cards import CARD_FILE
 from adapterhub.registry.prompt_files import prompt_profile_of
@@ -147,6 +147,8 @@ def merge_adapter(
         AdapterInvalidError: The adapter's files are damaged, or not those that were registered.
         AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
+        DatasetError: The verifier's data cannot be read.
+        InvalidRequestError: A weight is no number, or no text can be verified on.
     """
     out = free_folder(out)
     if dtype is not None and dtype not in _DTYPES:
@@ -157,13 +159,13 @@ def merge_adapter(
         part.check_base(base, fingerprint, force=force)
     round_trip = _round_trip(adapters, exact) if exact else None
     plan = MergePlan(base, adapters, dtype and _DTYPES[dtype], round_trip, max_shard_size)
-    merge = _Merge(plan, fingerprint, force)
+    verifier = MergeVerifier() if verify is True else verify or None
+    merge = _Merge(plan, fingerprint, verifier, force)
     merge.check()
     check_disk_space(out, merge.size_bytes)
     what = f"The merged model, {merge.size_bytes:,} bytes, could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
-        verifier = MergeVerifier() if verify is True else verify or None
-        return merge.write(temporary, progress or (lambda written, total: None), verifier)
+        return merge.write(temporary, progress or (lambda written, total: None))
 
 
 def _round_trip(adapters: AdapterSum, exact: bool | RoundTrip) -> RoundTrip:
@@ -178,28 +180,23 @@ class _Merge:
 
     plan: MergePlan
     fingerprint: BaseFingerprint
+    verifier: MergeVerifier | None
     force: bool
 
     def check(self) -> None:
-        _ = self.prompt_files  # refuses a tokenizer that is damaged or does not fit
+        _ = self.prompt_files, self.texts  # refuses a tokenizer that is damaged, or data that cannot be read
         with os_errors_as(ConfigError, "The base cannot be read"):
             _ = self.size_bytes  # of all tensors, so it refuses what cannot be written
 
-    def write(
-        self,
-        out: Path,
-        progress: Callable[[int, int], None],
-        verifier: MergeVerifier | None,
-    ) -> MergeReport:
+    def write(self, out: Path, progress: Callable[[int, int], None]) -> MergeReport:
         digests = self._write_weights(out, progress)
         for path in _files_to_copy(self.plan.base):
             shutil.copyfile(path, out / path.name)
         for name, content in {**self.plan.files(), **self.prompt_files}.items():
             (out / name).write_bytes(content)
         report = self.report
-        if verifier:
-            found = verifier.verify(out, self.plan, force=self.force)
-            report = replace(report, verification=found)
+        if self.verifier and self.texts:
+            report = replace(report, verification=self.verifier.verify(out, self.plan, self.texts))
         (out / LINEAGE_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
         (out / "README.md").write_text(self._model_card(report), encoding="utf-8")
         write_checksums(out, digests)
@@ -244,6 +241,12 @@ class _Merge:
         return prompt_files(base, adapter, prompt_profile_of(adapter, base, force=self.force))
 
     @cached_property
+    def texts(self) -> VerificationTexts | None:
+        if self.verifier is None:
+            return None
+        return self.verifier.texts(self.plan.base, self.plan.adapters, force=self.force)
+
+    @cached_property
     def size_bytes(self) -> int:
         return sum(
             len(shard_header(tensors)) + sum(t.size_bytes for t in tensors)
@@ -252,10 +255,10 @@ class _Merge:
 
     @cached_property
     def report(self) -> MergeReport:
-        plan, card = self.plan, self.plan.adapters.main.card
+        plan = self.plan
         uses_dora = any(part.info.config.settings.use_dora for part in plan.adapters.parts)
         return MergeReport(
-            base=base_name(card, plan.base),
+            base=base_name(plan.adapters.main.card, plan.base, self.fingerprint),
             base_digest=self.fingerprint.digest,
             adapter=plan.adapters.ref,
             adapter_digest=plan.adapters.digest,

@@ -50,7 +50,7 @@ class MergeVerification:
             return told
         return (
             f"{told}\n\nThe adapter was trained on a base in 4 bits. A merge into the base's own weights, compared "
-            f"with the adapter on those, on {self.without_exact}."
+            f"with the adapter on the base in 4 bits, on {self.without_exact}."
         )
 
 
@@ -90,20 +90,19 @@ class MergeVerifier:
                 hint="Repair it, or merge without verification: --no-verify, verify=False.",
             ) from error
 
-    def verify(self, merged: Path, plan: MergePlan, *, force: bool = False) -> MergeVerification:
+    def verify(self, merged: Path, plan: MergePlan, texts: VerificationTexts) -> MergeVerification:
         """Compares a merged model with what it was made of.
 
         Args:
             merged: Its folder.
             plan: How it was made.
-            force: As for `merge_adapter`.
+            texts: What both read.
 
         Raises:
             ExportError: It is further from its reference than rounding its weights explains.
-            DatasetError: The held-out data cannot be read.
-            ConfigError: A model or tokenizer cannot be loaded.
+            ConfigError: A model cannot be loaded.
         """
-        adapter, texts = plan.adapters.request, self.texts(plan.base, plan.adapters, force=force)
+        adapter = plan.adapters.request
         own = model_logits(plan.base, texts.sequences, adapter=adapter)
         exported = model_logits(merged, texts.sequences)
         round_trip = plan.round_trip or plan.adapters.round_trip

@@ -100,7 +100,7 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
     from transformers import AutoModelForCausalLM
 
     from adapterhub.base.loading import LOADING_ERRORS
-    from adapterhub.base.quantized_weights import disable_weight_packing
+    from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing
 
     in_memory = quantization or _is_quantized(folder)
     what = f"The weights of {str(folder)!r} could not be converted for verification"
@@ -119,17 +119,10 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
         disable_weight_packing(model)  # which would compute in bfloat16
         if in_memory:
-            _to_float32(model)
+            convert_unquantized(model, torch.float32)
         else:
             _return_freed_memory(model)
         yield model.eval()
-
-
-def _to_float32(model: Any) -> None:
-    """Converts what is not quantised, which transformers leaves in part as it is in a quantised model's files."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.float()
 
 
 def _return_freed_memory(model: Any) -> None:

@@ -58,22 +58,23 @@ def merge_quantized(
         AdapterInvalidError: As for `merge_adapter`.
         AdapterIncompatibleError: As for `merge_adapter`.
         ConfigError: As for `merge_adapter`.
+        DatasetError: As for `merge_adapter`.
+        InvalidRequestError: As for `merge_adapter`.
     """
-    out, verifier = free_folder(out), options.get("verify")
+    out, verify = free_folder(out), options.get("verify")
+    verifier = verify if isinstance(verify, MergeVerifier) else MergeVerifier()
     if texts is None:
-        verifier = verifier if isinstance(verifier, MergeVerifier) else MergeVerifier()
         adapters, force = AdapterSum.of(adapter_folder), options.get("force", False)
         texts = verifier.texts(Path(base_folder), adapters, force=force)
-    check_disk_space(
-        out, 2 * _weights_bytes(Path(base_folder))
-    )  # the merged model, and less for the quantised one
+    # The merged model, and less for the quantised one.
+    check_disk_space(out, 2 * _weights_bytes(Path(base_folder)))
     what = f"The quantised model could not be written to {str(out)!r}"
     with os_errors_as(ExportError, what), new_folder(out) as temporary:
         merged = temporary / "merged"
         report = merge_adapter(base_folder, adapter_folder, merged, **options)
         _write_quantized(merged, temporary, report, quantization, options.get("max_shard_size"))
         before, after = (model_logits(folder, texts.sequences) for folder in (merged, temporary))
-        loss = compare_logits(texts, before, after)
+        loss = compare_logits(texts, before, after, progress=verifier.progress)
         shutil.rmtree(merged)
         report = replace(
             report,

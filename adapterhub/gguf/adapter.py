@@ -43,6 +43,7 @@ def write_adapter(
 
     Raises:
         AdapterIncompatibleError: It uses DoRA, or adapts a layer that llama.cpp does not have.
+        ExportError: A value does not fit into the type, or is not finite.
         OSError: The file cannot be written.
     """
     import gguf
@@ -78,8 +79,12 @@ def adapter_tensors(
         dtype: As for `write_adapter`.
 
     Raises:
-        AdapterIncompatibleError: As `write_adapter`.
+        AdapterIncompatibleError, ExportError: As `write_adapter`.
     """
+    from gguf import GGMLQuantizationType
+
+    from adapterhub.gguf.quantization import to_bytes
+
     for module, delta in deltas.items():
         if delta.magnitude_scale is not None:
             raise AdapterIncompatibleError(
@@ -94,9 +99,10 @@ def adapter_tensors(
                 hint=_MERGE,
             )
         order = architecture.row_order(f"{module}.weight")
-        kind = {"f32": "float32", "f16": "float16"}[dtype]
         for part, tensor in (("lora_a", delta.a), ("lora_b", delta.b if order is None else delta.b[order])):
-            yield f"{weight}.{part}", tensor.float().contiguous().numpy().astype(kind)
+            values, name = tensor.float().contiguous().numpy(), f"{weight}.{part}"
+            stored = to_bytes(values, GGMLQuantizationType[dtype.upper()], name)
+            yield name, stored.view({"f32": "float32", "f16": "float16"}[dtype])
 
 
 def read_adapter(file: Path, architecture: Architecture) -> dict[str, LoraDelta]:

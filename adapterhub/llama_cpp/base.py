@@ -16,8 +16,9 @@ from adapterhub.base.locating import gguf_file, locate_base
 from adapterhub.engine.kv.cache import KVShape
 from adapterhub.errors import ConfigError, EngineError, ExportError
 from adapterhub.gguf.architectures import Architecture
+from adapterhub.gguf.hyperparameters import attention_window
 from adapterhub.llama_cpp.conversion import FileType, gguf_of_folder
-from adapterhub.llama_cpp.library import library, load_model, metadata
+from adapterhub.llama_cpp.library import LlamaModel, library, load_model, metadata
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class GgufBase:
         architecture: How llama.cpp names its weights.
         generation_config: The settings in its `generation_config.json`.
         end_token_ids: Tokens that end an answer.
-        context_length: Maximum number of tokens of a sequence.
+        context_length: Maximum number of tokens of a sequence; of a model that forgets those before a window, and that
+            llama.cpp computes without one, the window.
         vocabulary_size: Width of its logits.
         matmul_dtype: How most of its weights are stored, such as `"Q4_K - Medium"`.
-        llama_model: llama.cpp's model.
+        llama_model: llama.cpp's model; one engine claims it.
     """
 
     name: str
@@ -52,7 +54,7 @@ class GgufBase:
     context_length: int
     vocabulary_size: int
     matmul_dtype: str
-    llama_model: Any
+    llama_model: LlamaModel
     model = None
     compute_dtype = torch.float32
     device = torch.device("cpu")
@@ -112,18 +114,22 @@ def load_gguf_base(
         architecture=architecture,
         generation_config=settings.to_diff_dict(),
         end_token_ids=end_token_ids(settings, tokenizer),
-        context_length=min(
-            context_length(architecture.config, tokenizer), llama.llama_model_n_ctx_train(model)
-        ),
-        vocabulary_size=llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)),
-        matmul_dtype=llama.llama_ftype_name(llama.llama_model_ftype(model))
+        context_length=_context_length(architecture, tokenizer, model),
+        vocabulary_size=llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model.address)),
+        matmul_dtype=llama.llama_ftype_name(llama.llama_model_ftype(model.address))
         .decode()
         .removeprefix("(guessed) "),
         llama_model=model,
     )
 
 
-def _fingerprint(folder: Path, model: Any) -> BaseFingerprint:
+def _context_length(architecture: Architecture, tokenizer: Any, model: LlamaModel) -> int:
+    trained: int = library().llama_model_n_ctx_train(model.address)
+    window = attention_window(architecture)
+    return min(window or trained, trained, context_length(architecture.config, tokenizer))
+
+
+def _fingerprint(folder: Path, model: LlamaModel) -> BaseFingerprint:
     """The identity of the base: of the one that the file was exported from, if it says so."""
     found = BaseFingerprint.of(folder)
     digest = metadata(model, "adapterhub.base_digest")

@@ -25,7 +25,7 @@ class LlamaCppEngine(BatchingEngine):
 
     Raises:
         ConfigError: A limit is above llama.cpp's.
-        EngineError: There is not enough memory for keys and values.
+        EngineError: There is not enough memory for keys and values, or another engine owns the base.
     """
 
     def __init__(

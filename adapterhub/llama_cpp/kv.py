@@ -103,11 +103,11 @@ class LlamaPromptCache:
         memory: llama.cpp's memory.
         max_tokens: Maximum number of tokens of all prompts together.
         first_id: llama.cpp's number of the first cached prompt; those of `MAX_PROMPTS` prompts are unused.
-        bytes_per_token: Memory of one token's keys and values.
+        window: As for `can_continue`.
     """
 
-    def __init__(self, memory: Any, max_tokens: int, first_id: int, bytes_per_token: int) -> None:
-        self._memory, self._max_tokens, self._bytes_per_token = memory, max_tokens, bytes_per_token
+    def __init__(self, memory: Any, max_tokens: int, first_id: int, window: int) -> None:
+        self._memory, self._max_tokens, self._window = memory, max_tokens, window
         self._free_ids = list(range(first_id, first_id + MAX_PROMPTS))
         self._prompts: OrderedDict[int, tuple[str, tuple[int, ...]]] = (
             OrderedDict()
@@ -122,7 +122,7 @@ class LlamaPromptCache:
     def load(self, slot: LlamaSequence, digest: str, prompt: Sequence[int]) -> int:
         """Fills an empty sequence with the longest cached prefix of a prompt, and returns its length."""
         seq_id, length = self._longest(digest, prompt[:-1])
-        if length >= _MIN_PROMPT_TOKENS:
+        if length >= _MIN_PROMPT_TOKENS and self._can_continue(seq_id, length):
             library().llama_memory_seq_cp(self._memory, seq_id, slot.seq_id, 0, length)
             self._prompts.move_to_end(seq_id)
             slot.length = slot.stored = length
@@ -134,7 +134,7 @@ class LlamaPromptCache:
         if not _MIN_PROMPT_TOKENS <= len(prompt) <= self._max_tokens:
             return
         seq_id, length = self._longest(digest, prompt)
-        if length == len(prompt):
+        if length == len(prompt) and self._can_continue(seq_id, length - 1):
             self._prompts.move_to_end(seq_id)
             return
         if seq_id >= 0 and length == len(self._prompts[seq_id][1]):
@@ -165,6 +165,9 @@ class LlamaPromptCache:
         length, seq_id = max(lengths, default=(0, -1))
         return seq_id, length
 
+    def _can_continue(self, seq_id: int, length: int) -> bool:
+        return can_continue(self._memory, seq_id, length, self._window)
+
     def _remove(self, seq_id: int) -> None:
         del self._prompts[seq_id]
         self._free_ids.append(seq_id)
@@ -174,6 +177,21 @@ class LlamaPromptCache:
 def remove(memory: Any, seq_id: int, start: int = -1) -> None:
     """Removes a sequence from llama.cpp's memory, or its tokens from `start` on."""
     library().llama_memory_seq_rm(memory, seq_id, start, -1)
+
+
+def can_continue(memory: Any, seq_id: int, length: int, window: int) -> bool:
+    """Whether llama.cpp still has what the tokens after the first `length` of a sequence attend to.
+
+    Where attention has a window, llama.cpp gives away the memory of tokens that the sequence's own end has left behind.
+
+    Args:
+        memory: llama.cpp's memory.
+        seq_id: The sequence.
+        length: Number of its first tokens.
+        window: The number of tokens that a layer attends to; 0 if that is all of them.
+    """
+    first: int = library().llama_memory_seq_pos_min(memory, seq_id)
+    return first <= max(0, length - window)
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

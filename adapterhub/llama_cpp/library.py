@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
+import weakref
 from collections import deque
 from functools import cache
 from importlib import import_module
@@ -59,8 +61,42 @@ def reported_error() -> str:
     return errors[0].split(": ", 1)[-1] if errors else "it gives no reason"
 
 
-def load_model(file: Path, *, use_gpu: bool) -> Any:
-    """Loads a GGUF file; the caller frees the model with `llama_model_free`.
+class LlamaModel:
+    """A model in llama.cpp's memory, which is freed when it is garbage or before.
+
+    Args:
+        address: Where llama.cpp has it.
+
+    Attributes:
+        free: Frees it; may be called twice.
+    """
+
+    def __init__(self, address: int) -> None:
+        self._address, self._claimed = address, threading.Lock()
+        self.free = weakref.finalize(self, library().llama_model_free, address)
+        self.free.atexit = False  # a daemon thread may still compute
+
+    @property
+    def address(self) -> int:
+        """Where llama.cpp has it, for calls that only ask."""
+        return self._address
+
+    def claim(self) -> int:
+        """Its address, for the one engine that computes with it and frees it; any thread may call it.
+
+        Raises:
+            EngineError: It has an owner already.
+        """
+        if not self._claimed.acquire(blocking=False):
+            raise EngineError(
+                "The base belongs to another engine, which frees it.",
+                hint="Load it again with load_gguf_base for each engine.",
+            )
+        return self._address
+
+
+def load_model(file: Path, *, use_gpu: bool) -> LlamaModel:
+    """Loads a GGUF file.
 
     Args:
         file: The file.
@@ -77,19 +113,19 @@ def load_model(file: Path, *, use_gpu: bool) -> Any:
     if b"AMX_INT8 = 1" in llama.llama_print_system_info():
         settings.use_extra_bufts = False  # llama.cpp crashes in its AMX kernels
     _errors.clear()
-    model = llama.llama_model_load_from_file(os.fsencode(file), settings)
-    if not model:
+    address = llama.llama_model_load_from_file(os.fsencode(file), settings)
+    if not address:
         raise ConfigError(
             f"llama.cpp cannot load {file.name!r}: {reported_error()}.",
             hint="The file is damaged, or of an architecture that the installed llama-cpp-python does not know.",
         )
+    model = LlamaModel(address)
     if (
-        llama.llama_model_is_recurrent(model)
-        or llama.llama_model_is_hybrid(model)
-        or llama.llama_model_is_diffusion(model)
-        or llama.llama_model_has_encoder(model)
+        llama.llama_model_is_recurrent(address)
+        or llama.llama_model_is_hybrid(address)
+        or llama.llama_model_is_diffusion(address)
+        or llama.llama_model_has_encoder(address)
     ):
-        llama.llama_model_free(model)
         raise EngineError(
             f"The model in {file.name!r} cannot be served: it is not a decoder with attention in every layer.",
             hint="Hybrid, recurrent, diffusion and encoder models are not supported.",
@@ -97,18 +133,18 @@ def load_model(file: Path, *, use_gpu: bool) -> Any:
     return model
 
 
-def metadata(model: Any, key: str) -> str | None:
+def metadata(model: LlamaModel, key: str) -> str | None:
     """A text in a file's metadata, of at most 99 bytes; None if there is no such text."""
     text = ctypes.create_string_buffer(100)
-    length = library().llama_model_meta_val_str(model, key.encode(), text, len(text))
-    return text.value.decode() if 0 <= length < len(text) else None
+    length = library().llama_model_meta_val_str(model.address, key.encode(), text, len(text))
+    return text.value.decode(errors="replace") if 0 <= length < len(text) else None
 
 
-def load_adapter(model: Any, file: BinaryIO) -> Any:
+def load_adapter(model: int, file: BinaryIO) -> Any:
     """Loads an adapter; the caller frees it with `llama_adapter_lora_free`, or with its model.
 
     Args:
-        model: From `load_model`.
+        model: The address of its model.
         file: A GGUF file, which may have no name; it is read from its start.
 
     Raises:

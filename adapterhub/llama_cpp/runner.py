@@ -20,11 +20,19 @@ from adapterhub.errors import ConfigError, EngineError, GenerationError
 from adapterhub.gguf.adapter import write_adapter
 from adapterhub.llama_cpp.base import GgufBase
 from adapterhub.llama_cpp.batch import LlamaBatch
-from adapterhub.llama_cpp.kv import MAX_PROMPTS, MAX_SEQUENCES, LlamaKVCache, LlamaPromptCache, remove
+from adapterhub.llama_cpp.kv import (
+    MAX_PROMPTS,
+    MAX_SEQUENCES,
+    LlamaKVCache,
+    LlamaPromptCache,
+    can_continue,
+    remove,
+)
 from adapterhub.llama_cpp.library import library, load_adapter, reported_error
 from adapterhub.lora.delta import LoraDelta
 
 _PROMPT_CACHE_SHARE = 4  # a quarter of the memory for keys and values
+_UNKNOWN = -1
 
 
 class LlamaCppRunner:
@@ -36,16 +44,17 @@ class LlamaCppRunner:
 
     Raises:
         ConfigError: `max_batch_size` is above what llama.cpp allows.
+        EngineError: Another engine owns the model.
     """
 
     def __init__(self, base: GgufBase, limits: EngineLimits) -> None:
         if limits.max_batch_size + MAX_PROMPTS > MAX_SEQUENCES:
-            library().llama_model_free(base.llama_model)
             raise ConfigError(
                 f"max_batch_size={limits.max_batch_size} is more than llama.cpp's {MAX_SEQUENCES - MAX_PROMPTS}."
             )
         self._base, self._limits = base, limits
-        self._model, self._context, self._memory = base.llama_model, None, None
+        self._model, self._context, self._memory = base.llama_model.claim(), None, None
+        self._window: int = library().llama_model_n_swa(self._model)
         self._batch = LlamaBatch(limits.max_num_batched_tokens)
         self._adapters: dict[int, tuple[Any, int]] = {}  # LoRA slot -> llama.cpp's adapter, its bytes
         self._current: int | None = None  # the LoRA slot whose adapter the context applies
@@ -80,7 +89,7 @@ class LlamaCppRunner:
         prompt_tokens = tokens // _PROMPT_CACHE_SHARE
         return (
             LlamaKVCache(self._memory, tokens - prompt_tokens, rows, per_token),
-            LlamaPromptCache(self._memory, prompt_tokens, rows, per_token),
+            LlamaPromptCache(self._memory, prompt_tokens, rows, self._window),
         )
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
@@ -114,10 +123,9 @@ class LlamaCppRunner:
         llama = library()
         if self._context:
             llama.llama_free(self._context)
-        if self._model:
-            llama.llama_model_free(self._model)  # and its adapters
+        self._base.llama_model.free()  # and its adapters
         self._adapters.clear()
-        self._model = self._context = self._memory = None
+        self._context = self._memory = None
 
     def _groups(self, sequences: Sequence[ScheduledSequence]) -> list[tuple[int | None, list[int]]]:
         """The sequences by LoRA slot. The adapter of the last batch comes first: a change costs llama.cpp a graph."""
@@ -143,6 +151,7 @@ class LlamaCppRunner:
         if lora_slot == self._current:
             return
         llama = library()
+        self._current = _UNKNOWN  # an interrupt may come between the call and its note
         if lora_slot is None:
             llama.llama_set_adapters_lora(self._context, None, 0, None)
         else:
@@ -159,6 +168,10 @@ class LlamaCppRunner:
             slot = one.kv_slot
             if slot.stored > slot.length:
                 remove(self._memory, slot.seq_id, slot.length)
+                if not can_continue(self._memory, slot.seq_id, slot.length, self._window):
+                    raise GenerationError(
+                        "llama.cpp no longer has what the undone step was computed from.", hint="Ask again."
+                    )
             slot.stored = slot.length + len(one.token_ids)
             self._batch.add(slot.seq_id, slot.length, one.token_ids, needs_logits=one.needs_logits)
         if code := llama.llama_decode(self._context, self._batch.native):

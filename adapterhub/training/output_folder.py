@@ -153,7 +153,7 @@ def save_artifacts(config: FinetuneConfig, folder: Path, adapter: Path, result: 
     Raises:
         TrainingError: They could not be written.
     """
-    with os_errors_as(TrainingError, _COULD_NOT), scratch_folder(TrainingError, _COULD_NOT) as scratch:
+    with scratch_folder(TrainingError, _COULD_NOT) as scratch:
         ends = result.base.end_token_ids | result.train.end_token_ids
         save_tokenizer(result.base.tokenizer, scratch, ends)
         shutil.copytree(adapter, scratch, dirs_exist_ok=True)

@@ -188,18 +188,19 @@ def train_in_output_folder(
     )
 
 
-def first_example(config: FinetuneConfig) -> MaskedExample:
+def first_example(config: FinetuneConfig, composing: Progress | None = None) -> MaskedExample:
     """The first example of a run, for a look at what is learned; the base's weights are not loaded.
 
     Args:
         config: The run.
+        composing: As for `train_adapter`.
 
     Raises:
         ConfigError: There is no such base, or the data is still to be composed.
         DatasetError: The data cannot be used.
     """
     tokenizer = load_tokenizer(config.base, revision=config.revision)
-    records, _ = split_records(config)
+    records, _ = split_records(config, composing)
     return MaskedExample.of(_tokenized(config, records[:1], tokenizer).examples[0], tokenizer)
 
 

@@ -341,13 +341,13 @@ def value(expression: str) -> float | None:
 def _compute(node: ast.expr) -> float:
     if isinstance(node, ast.BinOp):
         return _OPERATORS[type(node.op)](_compute(node.left), _compute(node.right))
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):  # `True` is an int too
         return node.value
     raise ValueError("neither a number nor an operation")
 
 
 def score(record: Record, answer: str) -> bool:
-    """Whether the answer is an expression with the right value, or the number after its first `####` is right, else its last."""
+    """Whether the answer is an expression with the right value, or a solution whose final number is right."""
     right, given = _result(record["messages"][-1]["content"]), _result(answer)
     return right is not None and given is not None and abs(given - right) < 1e-6
 
@@ -356,4 +356,4 @@ def _result(answer: str) -> float | None:
     computed = value(answer)
     if computed is not None:
         return computed
-    return maths.final_number("####".join(answer.split("####")[:2]))
+    return maths.final_number("####".join(answer.split("####")[:2]))  # the base may go on after its result

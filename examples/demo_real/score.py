@@ -98,10 +98,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--write-cards", action="store_true", help="put the figures on the adapters' cards")
     args = parser.parse_args()
+    if args.adapter and args.write_cards:
+        parser.error("--write-cards is for each adapter on its own task: not with --adapter")
     with AdapterHub.from_pretrained(args.base, args.registry) as hub:
         names = args.tasks or [card.name for card in hub.registry.list()]
         scores = score(hub, names, args.n, args.adapter)
-        if args.write_cards and not args.adapter:
+        if args.write_cards:
             write_cards(hub, scores, args.n)
     show(scores)
     if args.json:

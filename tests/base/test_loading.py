@@ -41,6 +41,34 @@ def test_every_quantisation_loads_and_answers(tiny_base: Path, quantization, lay
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
+@pytest.mark.parametrize("stored", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("asked", ["nf4", None])
+def test_a_base_whose_files_are_quantised_stays_so(tmp_path: Path, stored, asked):
+    source = make_base(tmp_path / "16 bits", "llama", dtype=torch.bfloat16)
+    quantised = load_base(source, quantization=stored, compute_dtype="bfloat16", device="cpu", training=True)
+    quantised.model.save_pretrained(tmp_path / "stored")
+    quantised.tokenizer.save_pretrained(tmp_path / "stored")
+
+    base = load_base(tmp_path / "stored", quantization=asked, compute_dtype="float32", device="cpu")
+    assert base.quantization == stored
+    assert {p.dtype for p in base.model.parameters() if p.is_floating_point()} == {torch.float32}
+    weights = (dequantize_module_weight(first_layer(one)) for one in (base, quantised))
+    assert torch.equal(*weights)
+    expected = load_base(source, quantization=stored, compute_dtype="float32", device="cpu")
+    answers = [one.model(input_ids=IDS).logits for one in (base, expected)]
+    # Training in bfloat16 has rounded the scales' products to it.
+    assert (answers[0] - answers[1]).abs().max() <= 0.01 * answers[1].abs().max()
+
+
+def test_a_base_that_another_library_quantised_is_refused(tmp_path: Path):
+    folder = make_base(tmp_path / "base", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="quantised by 'gptq'"):
+        load_base(folder, quantization=None)
+
+
 def test_double_quantisation_is_on(tiny_base: Path):
     state = first_layer(load_base(tiny_base, training=True)).weight.quant_state
     assert (state.nested, state.quant_type) == (True, "nf4")

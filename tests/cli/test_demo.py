@@ -118,12 +118,15 @@ def test_another_base_is_refused_before_it_is_loaded(run, tiny_base: Path, monke
 def test_the_real_demos_adapters_are_small_and_at_least_twice_as_good_as_their_base():
     cards = AdapterRegistry(demo_registry_folder(real=True)).list()
     assert [card.name for card in cards] == REAL_ADAPTERS
+    documented = (Path(__file__).parents[2] / "docs" / "demo.md").read_text(encoding="utf-8")
     for card in cards:
         assert (card.peft.r, card.peft.size_bytes < 2e6) == (8, True)
         assert card.base.name == "adapterhub-demo-real"
         shares = {each.metric_name: each.metric_value for each in card.evaluation}
         base = max(share for name, share in shares.items() if "base" in name)
         assert shares["right answers"] >= 2 * base
+        figures = f"**{shares['right answers']:.1%}** | {base:.1%} |".replace("%", " %")
+        assert f"| `{card.name}` | {figures}" in documented
 
 
 @pytest.mark.slow

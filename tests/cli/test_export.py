@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from adapterhub.peft_format import WEIGHTS_FILE
 from tests.tiny import make_adapter
 
@@ -22,8 +24,9 @@ class TestPeft:
         shown = run("export", "json:0.6+code:0.4", tmp_path / "again", *options[:-1])
         assert f"differs from the adapter's by {report['error']:.2%}" in shown.err
 
-    def test_what_differs_too_much_is_not_written(self, run, tmp_path: Path):
-        options = ("--format", "peft", "--rank", 1, "--max-error", 0.01)
+    @pytest.mark.parametrize("bound", [0.01, 0])
+    def test_what_differs_too_much_is_not_written(self, run, tmp_path: Path, bound: float):
+        options = ("--format", "peft", "--rank", 1, "--max-error", bound)
         shown = run("export", "json", tmp_path / "out", *options)
         assert (shown.code, "would differ from json@1" in shown.err) == (1, True)
         assert not (tmp_path / "out").exists()
@@ -113,6 +116,12 @@ class TestPush:
             None,
             ["run.py"],
         )
+
+    def test_a_folder_without_a_slash_gets_a_hint(self, run, tmp_path: Path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("json-merged").mkdir()
+        refused = run("push", "json-merged", "organisation/json-merged")
+        assert (refused.code, "give ./json-merged" in refused.err) == (1, True)
 
     def test_offline_is_an_error_with_a_hint(self, run):
         refused = run("push", "json", "organisation/json", "--yes")

@@ -146,6 +146,18 @@ def test_a_look_at_an_example_trains_nothing(own, config: Path, tmp_path: Path):
     assert (as_json["tokens"], as_json["learned"]) == (tokens, learned)
 
 
+def test_a_look_at_an_example_shows_the_search_for_near_duplicates(own, config: Path, tmp_path: Path):
+    turns = [{"role": "user", "content": "three"}, {"role": "assistant", "content": "four"}]
+    with (tmp_path / "data.jsonl").open("a") as file:
+        print(json.dumps({"messages": turns}), file=file)
+    config.write_text(
+        config.read_text().replace("train: data.jsonl", "train: data.jsonl, validation_share: 0.1")
+    )
+    shown = own("finetune", config, "--show-example")
+    assert shown.code == 0
+    assert "Reading pairs: 9 of 9  comparing near duplicates\n" in shown.err
+
+
 def test_a_smoke_test_says_whether_it_works(own, config: Path, tmp_path: Path):
     shown = own("finetune", config, "--smoke")
     assert shown.code == 0

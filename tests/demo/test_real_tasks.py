@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+from adapterhub import AdapterRegistry
+from adapterhub._files import sha256_file
+from adapterhub.demo import demo_registry_folder
+from adapterhub.registry import AdapterCard
 from adapterhub.training.config import FinetuneConfig
 from examples.demo.tasks import Record
 from examples.demo_real import calculate, extraction, intents, maths
-from examples.demo_real.data import SHIPPED, made, read
+from examples.demo_real.data import SHIPPED, made, read, write
 from examples.demo_real.tasks import TASKS
 
 
@@ -29,6 +34,19 @@ def test_a_task_has_200_requests_whose_own_answers_are_right(name: str):
     assert records == task.heldout(200)
     assert all(task.score(record, record["messages"][-1]["content"]) for record in records)
     assert not any(task.score(record, "I do not know.") for record in records)
+
+
+@pytest.mark.parametrize(
+    "card", AdapterRegistry(demo_registry_folder(real=True)).list(), ids=lambda card: card.name
+)
+def test_a_shipped_adapter_was_trained_on_the_data_that_the_repository_makes(
+    card: AdapterCard, tmp_path: Path
+):
+    data = SHIPPED / f"{card.name}-train.jsonl"
+    if card.name in made():
+        data = tmp_path / data.name
+        write(data, made()[card.name])
+    assert card.datasets == (f"{data.name} sha256:{sha256_file(data)}",)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -118,6 +136,7 @@ def test_steps_of_gsm8k_become_one_expression_with_the_final_number():
         ("9**9", None),
         ("abs(3)", None),
         ("-3", None),
+        ("True", None),
         ("", None),
     ],
 )

@@ -119,7 +119,10 @@ def test_a_sentencepiece_tokenizer_without_its_model(tmp_path: Path):
         path.unlink()
     tokenizer.save_pretrained(base)
     assert not (base / "tokenizer.model").exists()
+    (tmp_path / "blob").write_text("The licence.")
+    (base / "LICENSE").symlink_to(tmp_path / "blob")  # as in the hub's cache
     report = export_gguf(base, None, tmp_path / "out")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "The licence."
     assert report.files[0].tokens is not None
     assert (report.files[0].tokens.texts, report.files[0].tokens.different) == (400, 0)
 

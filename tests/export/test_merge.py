@@ -286,7 +286,8 @@ def test_another_base_is_refused_unless_forced(tmp_path: Path, llama: Path, adap
     with pytest.raises(AdapterIncompatibleError, match="another base"):
         merge_adapter(other, registry.folder(card), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    merge_adapter(other, registry.folder(card), tmp_path / "out", force=True)
+    report = merge_adapter(other, registry.folder(card), tmp_path / "out", force=True)
+    assert (report.base, report.base_digest) == ("other", BaseFingerprint.of(other).digest)
     assert_same_weights(tmp_path / "out", merged_by_peft(other, adapter))
 
 

@@ -133,6 +133,13 @@ def test_it_links_to_a_base_on_the_hub_only(
     assert not any(word in card.content for word in ("nowhere", "alice"))
 
 
+def test_a_base_in_the_hubs_cache_has_its_name_there(tmp_path: Path, adapter: Path):
+    base = make_base(tmp_path / "models--organisation--base" / "snapshots" / "0123abc")
+    assert merge_adapter(base, adapter, tmp_path / "out", verify=False).base == "organisation/base"
+    data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("organisation/base", "merge")
+
+
 def test_an_adapter_without_a_card_has_one_without_sections(tmp_path: Path, base: Path, adapter: Path):
     merge_adapter(base, adapter, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()

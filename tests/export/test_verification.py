@@ -19,7 +19,7 @@ from adapterhub.errors import (
     ExportError,
     InvalidRequestError,
 )
-from adapterhub.export import merge_adapter
+from adapterhub.export import MergeVerifier, merge_adapter
 from adapterhub.export.model_logits import model_logits, verify_model
 from adapterhub.export.verification import (
     MERGE_BOUNDS,
@@ -194,6 +194,20 @@ class TestModels:
             merge_adapter(bare, folder / "one", tmp_path / "merged")
         assert "--no-verify" in (refused.value.hint or "")
         merge_adapter(bare, folder / "one", tmp_path / "merged", verify=False)
+
+    def test_data_that_cannot_be_read_is_an_error_before_weights_are_written(
+        self, folder: Path, tmp_path: Path
+    ):
+        written: list[int] = []
+        with pytest.raises(DatasetError, match=r"none\.jsonl"):
+            merge_adapter(
+                folder / "base",
+                folder / "one",
+                tmp_path / "merged",
+                verify=MergeVerifier(tmp_path / "none.jsonl"),
+                progress=lambda done, total: written.append(done),
+            )
+        assert written == list(tmp_path.iterdir()) == []
 
     def test_another_adapter_is_not(self, folder: Path):
         found = verify_model(folder / "merged", folder / "base", stored(folder / "two"), TEXTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub.config import EngineLimits, cache_folder
 from adapterhub.demo import demo_registry_folder, demo_requests
+from adapterhub.errors import ConfigError
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.llama_cpp.conversion import gguf_of_folder
 from tests.engine.maker import prompt_of, request, stored_request
@@ -30,6 +32,37 @@ def test_a_base_is_converted_once_and_again_when_it_changes(tmp_path: Path):
     assert again != file
     assert not file.exists()  # what no base leads to any more is removed
     assert cache_folder("llama.cpp") in again.parents
+
+
+def test_a_base_in_the_working_folder_has_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    base, other = make_base(tmp_path / "base"), make_base(tmp_path / "other", seed=1)
+    monkeypatch.chdir(base)
+    file = gguf_of_folder(Path(), Architecture.of_folder(base), "f16")
+    assert (
+        gguf_of_folder(other, Architecture.of_folder(other), "f16") != file
+    )  # which removes what is outdated
+    assert gguf_of_folder(base, Architecture.of_folder(base), "f16") == file
+
+
+def test_what_a_killed_conversion_has_left_is_removed_by_the_next(tmp_path: Path):
+    base = make_base(tmp_path / "base")
+    file = gguf_of_folder(base, Architecture.of_folder(base), "f16")
+    left = file.parent.with_name(f".other-{0:016x}.{0:032x}")
+    left.mkdir()
+    (left / "model.gguf").touch()
+    os.utime(left, (0, 0))  # long ago
+    make_base(tmp_path / "base", seed=1)
+    gguf_of_folder(base, Architecture.of_folder(base), "f16")
+    assert not left.exists()
+
+
+def test_a_base_with_a_damaged_index_is_refused(tmp_path: Path):
+    base = make_base(tmp_path / "base")
+    architecture = Architecture.of_folder(base)
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ConfigError, match="base"):
+        gguf_of_folder(base, architecture, "f16")
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2", "gemma3"])

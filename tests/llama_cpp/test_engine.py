@@ -19,12 +19,14 @@ from adapterhub.errors import (
     CapacityError,
     ConfigError,
     EngineClosedError,
+    EngineError,
     GenerationError,
     InvalidRequestError,
     RequestTooLongError,
 )
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
-from tests.engine.maker import NOTHING, counts, outcomes, prompt_of, request, tokens
+from tests.engine.maker import NOTHING, counts, outcomes, prompt_of, request, stored_request, tokens
+from tests.tiny import make_adapter
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-gguf)")
 
@@ -34,15 +36,15 @@ LOGPROB_BOUND = 5e-3
 """llama.cpp keeps keys and values in float16."""
 
 
-def assert_equal(one: Completion, other: Completion) -> None:
+def assert_equal(one: Completion, other: Completion, bound: float = LOGPROB_BOUND) -> None:
     """The same tokens with the same log-probabilities, up to a tie of two tokens."""
     assert one.logprobs
     assert other.logprobs
     for ours, theirs in zip(one.logprobs, other.logprobs, strict=True):
-        assert ours.logprob == pytest.approx(theirs.logprob, abs=LOGPROB_BOUND)
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=bound)
         if ours.token_id != theirs.token_id:
             first, second = sorted(ours.top.values(), reverse=True)[:2]
-            assert first - second < LOGPROB_BOUND
+            assert first - second < bound
             return  # what follows differs
 
 
@@ -235,9 +237,65 @@ def test_what_llama_cpp_cannot_do_is_refused(theirs: LlamaCppEngine, adapters: d
     assert len(tokens(theirs, request(prompt_of(1, 5)))) == 12
 
 
-def test_limits_beyond_llama_cpp_are_refused(gguf_file: Path):
+def test_limits_beyond_llama_cpp_are_refused_and_the_base_stays(gguf_file: Path):
+    base = load_gguf_base(gguf_file)
     with pytest.raises(ConfigError, match="248"):
-        LlamaCppEngine(load_gguf_base(gguf_file), EngineLimits(max_batch_size=300))
+        LlamaCppEngine(base, EngineLimits(max_batch_size=300))
+    engine = LlamaCppEngine(base, EngineLimits(kv_cache_mib=4))
+    assert len(tokens(engine, request(prompt_of(1, 5)))) == 12
+    engine.close()
+
+
+def test_a_base_belongs_to_one_engine(gguf_file: Path):
+    """Two would free its model twice."""
+    base = load_gguf_base(gguf_file)
+    engine = LlamaCppEngine(base, EngineLimits(kv_cache_mib=4))
+    with pytest.raises(EngineError, match="belongs to another engine"):
+        LlamaCppEngine(base)
+    assert len(tokens(engine, request(prompt_of(1, 5)))) == 12
+    engine.close()
+    with pytest.raises(EngineError, match="belongs to another engine"):
+        LlamaCppEngine(base)
+
+
+def test_nan_in_one_row_reaches_no_other(
+    gguf_file: Path, adapters: dict[str, StoredLoraRequest], tmp_path: Path
+):
+    """Its keys and values are in the buffer that all rows share, beside theirs and, later, under theirs."""
+    limits = EngineLimits(kv_cache_mib=4, max_batch_size=4)
+    engine, good = LlamaCppEngine(load_gguf_base(gguf_file), limits), adapters["lora-4"]
+    folder = make_adapter(tmp_path / "huge", gguf_file.parent / "base", std=1e18)
+    huge = stored_request("huge", folder)
+    batch = [
+        request(prompt_of(1, 60), huge),
+        request(prompt_of(2, 40), good),
+        request(prompt_of(3, 150), good),
+        request(prompt_of(4, 50)),
+    ]
+    wanted = [tokens(engine, one) for one in batch[1:]]
+    for _ in range(3):
+        first, *others = outcomes(engine, batch)
+        assert isinstance(first, GenerationError)
+        assert "NaN" in str(first)
+        assert others == wanted
+    assert [tokens(engine, one) for one in batch[1:]] == wanted
+    assert counts(engine) == NOTHING
+    engine.close()
+
+
+def test_many_requests_take_turns_in_little_memory(
+    gguf_file: Path, adapters: dict[str, StoredLoraRequest], theirs: LlamaCppEngine
+):
+    """64 requests at once for five adapters in three LoRA slots; a third of them fits into memory."""
+    chosen = [adapters[name] for name in ("lora-4", "lora-6", "mlp-8", "all-4", "rslora-8")]
+    batch = [request(prompt_of(number, 100 + number), chosen[number % 5], logprobs=2) for number in range(64)]
+    engine = LlamaCppEngine(load_gguf_base(gguf_file), EngineLimits(max_loras=3, kv_cache_mib=1))
+    assert sum(len(one.prompt) + 12 for one in batch) > 2.9 * engine.stats().kv_tokens
+    for one, (completion,) in zip(batch, engine.generate(batch), strict=True):
+        # llama.cpp sums values in float16, in another order where a prompt is computed in pieces.
+        assert_equal(completion, theirs.generate([one])[0][0], bound=0.02)
+    assert counts(engine) == NOTHING
+    engine.close()
 
 
 def test_a_failed_step_fails_its_own_request_and_no_other(

@@ -81,8 +81,10 @@ class PromptSource:
             return None
 
     def strips_contents(self) -> bool:
-        """Whether space around a content is left out."""
-        return _PADDED not in (self.try_render(_asking(_PADDED)) or _PADDED)
+        """Whether space around a question or an answer is left out."""
+        asked, answer = _asking(_PADDED), {"role": "assistant", "content": _PADDED}
+        answered = Conversation((*_asking("b").messages, answer, *_asking("c").messages))
+        return any(_PADDED not in (self.try_render(one) or _PADDED) for one in (asked, answered))
 
 
 def _asking(content: str) -> Conversation:

@@ -23,6 +23,7 @@ _TURNS = (
     ("user", "1"),
     ("assistant", "один 👩\u200d🚀"),
 )
+_LONG = " ".join(["Is this the end?"] * 2000)
 
 
 def verify_template(source: PromptSource, template: OllamaTemplate) -> int:
@@ -73,6 +74,9 @@ def conversations(template: OllamaTemplate) -> Iterator[Conversation]:
         if template.has_tools:
             for messages in _tool_conversations():
                 yield Conversation((*begun, *messages), offered, think)
+    # A format may leave out early turns, or cut contents.
+    turns = [{"role": role, "content": content} for role, content in _TURNS * 4]
+    yield Conversation((*turns, _user(_LONG)))
 
 
 def _tool_conversations() -> Iterator[tuple[dict[str, Any], ...]]:

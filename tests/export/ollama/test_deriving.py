@@ -177,7 +177,7 @@ def test_texts_that_go_or_a_modelfile_would_read_otherwise(text: str):
     )
     source = PromptSource(choose_style(chat_template), {})
     template = derive_template(source)
-    assert verify_template(source, template) == 24
+    assert verify_template(source, template) == 25
     assert '"""' not in template.text
     assert all(sign.isprintable() or sign in "\n\t" for sign in template.text)
 
@@ -198,6 +198,8 @@ def test_texts_that_go_or_a_modelfile_would_read_otherwise(text: str):
         (CHATML.replace("<|im_start|>", "<{{ loop.index }}>", 1), "depends on more than these two"),
         (CHATML + "{{ messages | length }}", "depends on more than these two"),
         (CHATML + "{{ messages[0].content | length }}", "in a test conversation it gives"),
+        (CHATML.replace("in messages", "in messages[-9:]"), "in a test conversation it gives"),
+        (CHATML.replace("{{ m.content }}", "{{ m.content[:9999] }}"), "in a test conversation it gives"),
         ("{{ raise_exception('no') }}", "it refuses a plain conversation"),
         (
             ZEPHYR + "{% if tools %}{% for t in tools %}{{ t.function.name }}{% endfor %}{% endif %}",

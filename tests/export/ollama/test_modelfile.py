@@ -132,6 +132,17 @@ def test_the_token_that_the_tokenizer_adds_is_left_out(tmp_path: Path):
     [
         ("gemma", {}, "takes no system message"),
         ("llama3", {}, "strips the contents of messages"),
+        (
+            "chatml",
+            {
+                "profile": PromptProfile(
+                    chat_template=CHATML.replace(
+                        "{{ m.content }}", "{{ m.content.strip() if m.role == 'assistant' else m.content }}"
+                    )
+                )
+            },
+            "strips the contents of messages",
+        ),
         ("chatml", {"add_bos": True}, "llama.cpp begins prompts with the BOS token"),
         (
             "chatml",
