@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.gguf.hyperparameters import Field, hyperparameters
 from adapterhub.gguf.quantization import FILE_TYPES, tensor_type, to_bytes
 from adapterhub.gguf.tokenizer import GgufTokenizer
 from adapterhub.gguf.weights import Weight, model_weights
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_model(
