@@ -33,7 +33,6 @@ class LlamaCppFile:
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text that may spell control tokens, with the ends that the file asks for."""
         llama = library()
-
         data = text.encode()
         room = len(data) + 8
         ids = (llama.llama_token * room)()
@@ -43,9 +42,9 @@ class LlamaCppFile:
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
         """The logits after every token of each sequence, of shape (tokens, vocabulary)."""
-        llama = library()
         import numpy as np
 
+        llama = library()
         longest = max(map(len, sequences))
         vocabulary = llama.llama_model_get_vocab(self._model)
         width = llama.llama_vocab_n_tokens(vocabulary)
@@ -71,7 +70,6 @@ class LlamaCppFile:
     @contextmanager
     def _context(self, tokens: int) -> Iterator[Any]:
         llama = library()
-
         params = llama.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = tokens
         params.n_threads = params.n_threads_batch = self._threads
@@ -99,7 +97,6 @@ def opened(file: Path, *, vocabulary_only: bool = False, threads: int = 1) -> It
         ExportError: llama.cpp cannot load it.
     """
     llama = library()
-
     params = llama.llama_model_default_params()
     params.vocab_only = vocabulary_only
     params.use_extra_bufts = False  # llama.cpp's repacking for AMX crashes
