@@ -14,7 +14,7 @@ from adapterhub.base.fit import check_against_base, check_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, ExportError
 from adapterhub.export.round_trip import QUANT_TYPES, RoundTrip
-from adapterhub.lora.blending.resolving import format_weight, resolve_adapter
+from adapterhub.lora.blending.resolving import check_weight, format_weight, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
@@ -154,6 +154,7 @@ class AdapterSum:
 
         Raises:
             ExportError: There is none.
+            InvalidRequestError: A weight is no number, or too far from 0.
             AdapterInvalidError: As `AdapterPart.of`.
             AdapterIncompatibleError: As `AdapterPart.of`.
         """
@@ -162,6 +163,8 @@ class AdapterSum:
             raise ExportError(
                 "There is no adapter to merge.", hint="Name one, or a blend such as a:0.6+b:0.4."
             )
+        for folder, weight in weights.items():
+            check_weight(Path(folder).name, weight)
         parts = (AdapterPart.of(Path(folder), weight) for folder, weight in weights.items())
         return cls(tuple(sorted(parts, key=lambda part: (-part.weight, part.ref))))
 

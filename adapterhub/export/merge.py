@@ -148,6 +148,7 @@ def merge_adapter(
         AdapterIncompatibleError: The adapter is of a kind that cannot be merged, or for another base.
         ConfigError: The base cannot be read.
         DatasetError: The verifier's data cannot be read.
+        InvalidRequestError: A weight is no number, or no text can be verified on.
     """
     out = free_folder(out)
     if dtype is not None and dtype not in _DTYPES:

@@ -59,6 +59,7 @@ def merge_quantized(
         AdapterIncompatibleError: As for `merge_adapter`.
         ConfigError: As for `merge_adapter`.
         DatasetError: As for `merge_adapter`.
+        InvalidRequestError: As for `merge_adapter`.
     """
     out, verify = free_folder(out), options.get("verify")
     verifier = verify if isinstance(verify, MergeVerifier) else MergeVerifier()

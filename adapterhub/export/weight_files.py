@@ -163,7 +163,7 @@ def _rounded(tensor: OutputTensor, values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a tensor in a file, as (out_features, in_features); others are seen as rows too."""
+    """The rows of a tensor in a file, as (out_features, in_features); those of its matrices if it has several."""
 
     source: BufferedReader
     info: TensorInfo
@@ -177,9 +177,8 @@ class _Rows:
             columns, total = tensor.info.shape
             whole = _read(source, tensor.info, tensor.info.start, tensor.info.end).view(columns, total).T
             return cls(source, tensor.info, total, columns, whole)
-        total = tensor.info.shape[0] if tensor.info.shape else 1
-        columns = math.prod(tensor.info.shape[1:])
-        return cls(source, tensor.info, total, columns, None)
+        *rows, columns = tensor.info.shape or (1,)
+        return cls(source, tensor.info, math.prod(rows), columns, None)
 
     def blocks(self) -> Iterator[slice]:
         step = max(1, _BLOCK_ELEMENTS // max(1, self.columns * _ROW_STEP)) * _ROW_STEP

@@ -12,17 +12,20 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapterhub import AdapterRegistry
 from adapterhub.base.loading import load_base
 from adapterhub.base.quantized_weights import dequantize_module_weight
-from adapterhub.errors import AdapterIncompatibleError, ExportError
+from adapterhub.errors import AdapterIncompatibleError, ExportError, InvalidRequestError
 from adapterhub.export import RoundTrip, adapter_folders
 from adapterhub.export.checksums import CHECKSUMS_FILE
 from adapterhub.export.merge import LINEAGE_FILE
 from adapterhub.export.round_trip import quantized_modules
+from adapterhub.export.weight_files import OutputTensor, write_shard
 from adapterhub.lora.blending import blend_adapters
+from adapterhub.peft_format.safetensors_header import read_header
 from tests.export.test_merge import assert_same_weights, merge_adapter, weights
 from tests.tiny import ALL_LINEAR, make_adapter, make_base
 
@@ -106,6 +109,11 @@ class TestBlends:
             merge_adapter(base, adapter_folders(registry, "json:0.9+foreign:0.1"), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("weight", [float("nan"), 1e39, "0.5"])
+    def test_what_is_no_weight_is_refused(self, weight: object, tmp_path: Path, base: Path, adapter: Path):
+        with pytest.raises(InvalidRequestError, match="is no number from -10 to 10"):
+            merge_adapter(base, {adapter: weight}, tmp_path / "out")
+
 
 class TestDtype:
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -126,6 +134,18 @@ class TestDtype:
         merge_adapter(base, adapter, tmp_path / "chosen", dtype="bfloat16")
         one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "chosen"))
         assert one == other
+
+    def test_several_matrices_in_one_tensor_are_not_held_whole(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("adapterhub.export.weight_files._BLOCK_ELEMENTS", 1)
+        experts = torch.randn(3, 130, 8).bfloat16()
+        save_file({"experts": experts}, source := tmp_path / "in.safetensors")
+        tensor = OutputTensor("experts", source, read_header(source)["experts"], "F32")
+        written: list[int] = []
+        write_shard(tmp_path / "out.safetensors", (tensor,), written.append)
+        assert max(written[1:]) == 64 * 8 * 4
+        assert torch.equal(load_file(tmp_path / "out.safetensors")["experts"], experts.float())
 
     def test_an_unknown_one_is_refused(self, tmp_path: Path, base: Path, adapter: Path):
         with pytest.raises(ExportError, match="no dtype 'int8'"):
@@ -283,7 +303,7 @@ class TestFiles:
         program = (
             "import os, signal, sys; from adapterhub.export import merge_adapter\n"
             "def kill(written, total):\n    if written > total / 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "merge_adapter(*sys.argv[1:], max_shard_size='60KB', progress=kill)"
+            "merge_adapter(*sys.argv[1:], max_shard_size='60KB', verify=False, progress=kill)"
         )
         command = [sys.executable, "-c", program, str(base), str(adapter), str(tmp_path / "out")]
         assert subprocess.run(command, check=False).returncode == -signal.SIGKILL

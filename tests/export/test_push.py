@@ -164,6 +164,21 @@ def test_a_path_that_says_nothing_about_this_machine_is_sent(folder: Path, text:
     assert "README.md" in {file.path for file in push_folder(folder, REPO).files}
 
 
+def test_the_home_folder_is_a_path_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/root")
+    (folder / "README.md").write_text("Trained on /root/removed/data.jsonl")
+    with pytest.raises(ExportError, match="a path of this machine is in it"):
+        push_folder(folder, REPO)
+
+
+def test_a_folder_below_the_root_may_have_addresses_in_its_card(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Path, "resolve", lambda self: Path("/out"))
+    (folder / "README.md").write_text("See https://hub.example/organisation")
+    assert len(push_folder(folder, REPO).files) == 3
+
+
 def test_the_metadata_of_weights_is_read_too(folder: Path):
     weights = load_file(folder / WEIGHTS_FILE)
     save_file(weights, folder / WEIGHTS_FILE, {"data": "/home/alice/data.jsonl"})
@@ -192,11 +207,11 @@ def test_what_names_no_repository_is_refused(registry: AdapterRegistry, folder: 
 
 
 def test_a_folder_without_weights_or_card_is_refused(folder: Path, tmp_path: Path):
-    (folder / "README.md").unlink()
-    with pytest.raises(ExportError, match=r"has no README\.md"):
-        push_folder(folder, REPO)
     (folder / WEIGHTS_FILE).unlink()
     with pytest.raises(ExportError, match="holds no weights"):
+        push_folder(folder, REPO)
+    (folder / "README.md").unlink()
+    with pytest.raises(ExportError, match=r"has no README\.md"):
         push_folder(folder, REPO)
     with pytest.raises(InvalidRequestError, match="no folder 'nothing'"):
         push_folder(tmp_path / "nothing", REPO)

@@ -103,7 +103,8 @@ def resolve_adapter(
     if not 1 <= len(weights) <= MAX_PARTS:
         raise InvalidRequestError(f"A blend has 1 to {MAX_PARTS} parts, not {len(weights)}.")
     for ref, weight in weights:
-        _check_weight(ref, weight)
+        check_reference(ref)
+        check_weight(ref, weight)
         if ref in RESERVED and ref != wanted:
             raise InvalidRequestError(f"{ref!r} is no adapter, so it cannot be part of a blend.")
     parts = [(resolve(ref), float(weight) + 0.0) for ref, weight in weights]  # -0.0 becomes 0.0
@@ -137,8 +138,12 @@ def _parse_part(text: str) -> tuple[str, float]:
     return ref, float(weight)
 
 
-def _check_weight(ref: str, weight: object) -> None:
-    check_reference(ref)
+def check_weight(ref: str, weight: object) -> None:
+    """Checks the weight of a part of a blend.
+
+    Raises:
+        InvalidRequestError: It is no number, or too far from 0.
+    """
     is_number = isinstance(weight, Real) and not isinstance(weight, bool)
     if not is_number or not abs(weight) <= MAX_WEIGHT:  # type: ignore[arg-type]  # NaN compares as false
         raise InvalidRequestError(
