@@ -49,6 +49,7 @@ def converted_folder(
         )
         return f"{one.stem}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
+    source = source.absolute()  # the working folder has no name otherwise
     folder = cache / name_of(source)
     if folder.is_dir():
         return folder
@@ -57,7 +58,7 @@ def converted_folder(
         if not folder.is_dir():
             with new_folder(folder) as temporary:
                 convert(temporary)
-                (temporary / _SOURCE).write_bytes(os.fsencode(source.absolute()))
+                (temporary / _SOURCE).write_bytes(os.fsencode(source))
         _remove_outdated(cache, name_of)
     return folder
 

@@ -13,7 +13,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.chat import UNDERSCORES
-from adapterhub.cli.export_gguf import said
+from adapterhub.cli.export_gguf import said, type_names
 from adapterhub.cli.options import json_option, open_registry, registry_option
 from adapterhub.cli.progress import progress
 
@@ -32,9 +32,8 @@ def _levels(context: click.Context, parameter: click.Parameter, given: str | Non
     if given is None:
         return None
     try:
-        names = json.loads(given) if given.lstrip().startswith("[") else given.split(",")
-        return tuple(name.strip() for name in names)
-    except (ValueError, AttributeError, TypeError) as error:
+        return type_names(",".join(json.loads(given)) if given.lstrip().startswith("[") else given)
+    except (ValueError, TypeError) as error:
         raise click.BadParameter('Give types with commas between them: q8_0,q4_k_m, or ["q8_0"].') from error
 
 
@@ -124,7 +123,7 @@ def _adapter(
     if output_dir is None:
         yield open_registry(registry), trained.name
         return
-    with registry_of_checkpoint(output_dir, trained.base) as found:
+    with registry_of_checkpoint(output_dir, trained.base, trained.name) as found:
         yield found
 
 

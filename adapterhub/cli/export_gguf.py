@@ -48,6 +48,11 @@ def gguf_options(function: F) -> F:
     return function
 
 
+def type_names(given: str) -> tuple[str, ...]:
+    """The types in a list with commas between them."""
+    return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
 def export_as_gguf(wanted: Wanted) -> tuple[GgufExport, str]:
     """Exports an adapter, a blend, or the base alone where the name is `base`."""
     from adapterhub.base.locating import locate_base
@@ -71,7 +76,7 @@ def export_as_gguf(wanted: Wanted) -> tuple[GgufExport, str]:
         locate_base(base, revision=revision),
         folders,
         wanted.out,
-        types=str(options.pop("quant", "f16")).split(","),
+        types=type_names(options.pop("quant", "f16")),
         verify=not options.pop("no_verify", False),
         modelfiles=not options.pop("no_modelfile", False),
         checkout=LlamaCppCheckout.of(checkout) if checkout else None,

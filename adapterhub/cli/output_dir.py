@@ -17,12 +17,15 @@ _CONFIG_FILE = "adapter_config.json"
 
 
 @contextmanager
-def registry_of_checkpoint(output_dir: Path, base: str | None) -> Iterator[tuple[AdapterRegistry, str]]:
+def registry_of_checkpoint(
+    output_dir: Path, base: str | None, name: str = "checkpoint"
+) -> Iterator[tuple[AdapterRegistry, str]]:
     """A temporary registry that holds the last checkpoint of an output folder, and its reference there.
 
     Args:
         output_dir: Holds `checkpoint-N` folders, or is one.
         base: The base; None leaves it to the checkpoint's own files.
+        name: The adapter's name there.
 
     Raises:
         ConfigError: There is no checkpoint, or what it says of its run cannot be read.
@@ -36,7 +39,7 @@ def registry_of_checkpoint(output_dir: Path, base: str | None) -> Iterator[tuple
     with scratch_folder(ConfigError, "The checkpoint cannot be served") as folder:
         registry = AdapterRegistry(folder)
         prompt = prompt_profile_of_checkpoint(checkpoint)
-        yield registry, registry.register("checkpoint", checkpoint, base=base, prompt=prompt).ref
+        yield registry, registry.register(name, checkpoint, base=base, prompt=prompt).ref
 
 
 def last_checkpoint(output_dir: Path) -> Path:

@@ -22,6 +22,7 @@ def free_folder(out: str | Path) -> Path:
         free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not free:
         raise ExportError(
-            f"{str(folder)!r} exists and is not empty.", hint="Give a folder that does not exist yet."
+            f"{str(folder)!r} exists and is not empty.",
+            hint="Give a folder that does not exist yet, or remove it first.",
         )
     return folder

@@ -25,9 +25,10 @@ from adapterhub.export.base_name import base_name
 from adapterhub.export.disk_space import check_disk_space
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.gguf_card import gguf_card
-from adapterhub.export.gguf_checks import TokenCheck, check_tokens, file_logits, gguf_bound
+from adapterhub.export.gguf_checks import TokenCheck, check_tokens, file_logits, gguf_bound, nearest_split
 from adapterhub.export.gguf_report import REPORT_FILE, GgufExport, GgufFile
 from adapterhub.export.gguf_writing import SOURCE_FILE, GgufFilesWriter, Progress, file_name
+from adapterhub.export.licence_files import copy_licences
 from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
 from adapterhub.export.llama_cpp_file import has_llama_cpp
 from adapterhub.export.merge import merge_adapter
@@ -36,9 +37,15 @@ from adapterhub.export.ollama import GgufFiles, write_modelfiles
 from adapterhub.export.verification import VerificationTexts, compare_logits
 from adapterhub.export.verification_texts import verification_texts
 from adapterhub.gguf.architectures import Architecture
-from adapterhub.gguf.hyperparameters import Field, attention_window
-from adapterhub.gguf.quantization import check_quantization
-from adapterhub.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, read_tokenizer
+from adapterhub.gguf.hyperparameters import Field, attention_window, hyperparameters
+from adapterhub.gguf.quantization import UNQUANTIZED, check_quantization
+from adapterhub.gguf.tokenizer import (
+    GgufTokenizer,
+    gguf_tokenizer,
+    lacks_split_name,
+    read_tokenizer,
+    unnamed_split,
+)
 from adapterhub.registry.cards import PromptProfile
 from adapterhub.registry.prompt_files import prompt_profile_of
 from adapterhub.requests.prompts import choose_style, conversation, render
@@ -124,16 +131,20 @@ class _Job:
 
     @property
     def largest_bytes(self) -> int:
-        """What a merged model in 32 bits, a 16-bit file and the wanted files take, if the base has 16 bits."""
+        """What a merged model in 32 bits, a file to quantise and the wanted files take, if the base has 16 bits."""
         weights = sum(file.stat().st_size for file in weight_files(self.base))
-        return weights * (3 + sum(2 if file_type == "f32" else 1 for file_type in self.types))
+        merged = 2 if self.adapters else 0
+        source = 0 if set(self.types) & set(UNQUANTIZED) else 1
+        return weights * (merged + source + sum(2 if file_type == "f32" else 1 for file_type in self.types))
 
     def write(self, folder: Path, progress: Progress) -> GgufExport:
         architecture = None if self.checkout.convert_script else Architecture.of_folder(self.base)
+        if architecture:
+            self._check_expressible(architecture)
         model = self._model(folder, progress)
         texts = self._texts(model)
         tokenizer = self._tokenizer(model, architecture) if architecture else None
-        if tokenizer:  # before hours of work
+        if tokenizer:  # what cannot be expressed is refused before the files are written
             self._write_modelfiles(folder, model, tokenizer)
         files = []
         general = self._general(tokenizer)
@@ -144,6 +155,7 @@ class _Job:
                 files.append(checked)
         if tokenizer is None:
             self._write_modelfiles(folder, model, read_tokenizer(folder / files[0].file))
+        copy_licences(model, folder, follow_links=True)
         for left in (folder / _MERGED, folder / SOURCE_FILE):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         notes = tuple(_notes(architecture, tokenizer, files)) if architecture and tokenizer else ()
@@ -151,6 +163,18 @@ class _Job:
         (folder / REPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(gguf_card(report, self.base, self.adapters), encoding="utf-8")
         return report
+
+    def _check_expressible(self, architecture: Architecture) -> None:
+        """Refuses what llama.cpp cannot express of the base, before all its weights are merged."""
+        hyperparameters(architecture)
+        tokenizer, vocab_size = load_tokenizer(self.base), architecture.config.vocab_size
+        if self.pre is None and lacks_split_name(tokenizer):
+            nearest, check = nearest_split(tokenizer, vocab_size)
+            raise unnamed_split(
+                f"--pre-tokenizer {nearest} takes the nearest, with which {check.different} of {check.texts} texts "
+                "become other tokens."
+            )
+        gguf_tokenizer(tokenizer, vocab_size, pre=self.pre)
 
     def _model(self, folder: Path, progress: Progress) -> Path:
         """The folder of the merged model, or of the base alone."""

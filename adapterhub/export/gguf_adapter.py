@@ -14,6 +14,7 @@ from adapterhub.base.loading import load_tokenizer
 from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export.adapter_card import adapter_card
 from adapterhub.export.free_folder import free_folder
+from adapterhub.export.licence_files import copy_licences
 from adapterhub.export.lora_form import change_error
 from adapterhub.export.ollama import GgufFiles, write_modelfiles
 from adapterhub.gguf.adapter import AdapterType, read_adapter, write_adapter
@@ -29,6 +30,7 @@ from adapterhub.registry.store import AdapterRegistry
 
 _BASE_FILE = "model-f16.gguf"
 """The base's file as `export_gguf` names it."""
+_REPORT = "Please report it."
 _BOUNDS: Mapping[AdapterType, float] = {"f32": 1e-6, "f16": 2e-3}
 
 
@@ -110,6 +112,7 @@ def export_gguf_adapter(
             _write_modelfile(temporary, file, resolved, folder, architecture)
         card = adapter_card(resolved, library="llama.cpp")
         (temporary / MODEL_CARD_FILE).write_text(card, encoding="utf-8")
+        copy_licences(registry.folder(resolved.main_card), temporary)
     return report
 
 
@@ -161,6 +164,3 @@ def _report(
         sha256=sha256_file(file),
         error=found.error,
     )
-
-
-_REPORT = "Please report it."

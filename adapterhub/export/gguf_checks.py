@@ -16,7 +16,8 @@ from adapterhub.errors import ExportError
 from adapterhub.export.llama_cpp_file import has_llama_cpp, opened
 from adapterhub.export.token_texts import token_texts
 from adapterhub.export.verification import TokenSequence, VerificationBound
-from adapterhub.gguf.tokenizer import GgufTokenizer, read_tokenizer
+from adapterhub.gguf.text_splitting import SPLITS
+from adapterhub.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, read_tokenizer
 from adapterhub.gguf.tokenizing import tokenize
 
 if TYPE_CHECKING:
@@ -67,9 +68,30 @@ def check_tokens(file: Path, derived: GgufTokenizer, tokenizer: Any) -> TokenChe
         derived: The tokenizer that it was written with.
         tokenizer: transformers'.
     """
-    texts = token_texts(derived)
     with _file_tokenizer(file, derived) as (computed_by, encode):
-        different = [text for text in texts if encode(derived.spelled(text)) != tokenizer(text)["input_ids"]]
+        return _compared(derived, encode, computed_by, tokenizer)
+
+
+def nearest_split(tokenizer: Any, vocab_size: int) -> tuple[str, TokenCheck]:
+    """llama.cpp's way to split text that makes the tokens of a byte-level tokenizer most often, and how often.
+
+    Args:
+        tokenizer: transformers'.
+        vocab_size: Rows of the embedding.
+    """
+    checks = {}
+    for name in SPLITS:
+        derived = gguf_tokenizer(tokenizer, vocab_size, pre=name)
+        checks[name] = _compared(derived, tokenize(derived), "adapterhub", tokenizer)
+    return min(checks.items(), key=lambda found: found[1].different)
+
+
+def _compared(
+    derived: GgufTokenizer, encode: Callable[[str], list[int]], computed_by: str, tokenizer: Any
+) -> TokenCheck:
+    texts = token_texts(derived)
+    wanted = zip(texts, tokenizer(texts)["input_ids"], strict=True)
+    different = [text for text, ids in wanted if encode(derived.spelled(text)) != ids]
     return TokenCheck(len(texts), len(different), computed_by, different[0] if different else None)
 
 

@@ -144,5 +144,5 @@ def quantize_file(source: Path, out: Path, file_type: str, *, threads: int) -> N
     if llama.llama_model_quantize(os.fsencode(source), os.fsencode(out), params):
         raise ExportError(
             f"llama.cpp could not quantise the model to {file_type}.",
-            hint=f"Its message: {reported_error()}.",
+            hint=f"Its message: {reported_error()}. An iostream error is mostly a full disk.",
         )

@@ -22,6 +22,7 @@ from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, ExportError
 from adapterhub.export.adapter_card import adapter_card
 from adapterhub.export.free_folder import free_folder
+from adapterhub.export.licence_files import copy_licences
 from adapterhub.export.lora_form import LoraForm
 from adapterhub.export.peft_folder import PeftExport, export_peft
 from adapterhub.lora.blending.resolving import resolve_adapter
@@ -67,7 +68,7 @@ def export_mlx(
         progress: As in `export_peft`.
 
     Returns:
-        As `export_peft`; the size is that of mlx-lm's file.
+        As `export_peft`; the size is that of mlx-lm's file, the digest that of the same adapter in PEFT's format.
 
     Raises:
         AdapterHubError: As `export_peft`; also `AdapterIncompatibleError` for a layer that mlx-lm has no name for.
@@ -83,8 +84,7 @@ def export_mlx(
         resolved = resolve_adapter(report.adapter, registry.resolve)
         size = _convert(source, folder)
         _refuse_tied_head(source, Path(base_folder) if base_folder else local_base(resolved.main_card.base))
-        for path in source.glob("LICENSE*"):
-            path.rename(folder / path.name)
+        copy_licences(source, folder)
         text = adapter_card(resolved, report.details, library="mlx")
         (folder / MODEL_CARD_FILE).write_text(text, encoding="utf-8")
         shutil.rmtree(source)

@@ -211,16 +211,18 @@ def _select(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The files to send, and the names of those that are not."""
     if not is_folder(folder, InvalidRequestError):
         raise InvalidRequestError(f"There is no folder {folder.name!r}.", hint="Give what an export wrote.")
+    if not _is_sent(
+        folder / MODEL_CARD_FILE, folder
+    ):  # first, for a folder that is no export may have no end
+        raise ExportError(
+            f"The folder {folder.name!r} has no {MODEL_CARD_FILE}.", hint="Write a model card first."
+        )
     found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     sent = [path for path in found if _is_sent(path, folder)]
     if not any(_matches(path, _WEIGHTS) for path in sent):
         raise ExportError(
             f"The folder {folder.name!r} holds no weights.",
             hint="Give what an export wrote: *.safetensors or *.gguf.",
-        )
-    if folder / MODEL_CARD_FILE not in sent:
-        raise ExportError(
-            f"The folder {folder.name!r} has no {MODEL_CARD_FILE}.", hint="Write a model card first."
         )
     return sent, tuple(path.relative_to(folder).as_posix() for path in found if path not in sent)
 

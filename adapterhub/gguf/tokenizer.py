@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub.errors import ExportError
+from adapterhub.errors import ConfigError, ExportError
 from adapterhub.gguf.hyperparameters import Field
 from adapterhub.gguf.text_splitting import SPLITS, split_name
 
@@ -121,7 +121,10 @@ def gguf_tokenizer(
 
     Raises:
         ExportError: llama.cpp has no such kind of tokenizer; or no such way to split text, and `pre` is not given.
+        ConfigError: `pre` is no name of `SPLITS`.
     """
+    if pre is not None and pre not in SPLITS:
+        raise ConfigError(f"There is no pre-tokenizer {pre[:50]!r}.", hint=f"Known are {', '.join(SPLITS)}.")
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
     if model.get("type") != "BPE":
@@ -143,13 +146,22 @@ def gguf_tokenizer(
     if model.get("byte_fallback"):
         return _sentencepiece(plain, content, pairs, prompts)
     split = pre or split_name(content)
-    if split not in SPLITS:
-        raise ExportError(
-            "llama.cpp has no name for the way in which the tokenizer splits text.",
-            hint=f"Take the nearest with --pre-tokenizer ({', '.join(SPLITS)}): some texts become other tokens then, "
-            "and the report says how many.",
-        )
+    if split is None:
+        raise unnamed_split(f"Give the nearest of {', '.join(SPLITS)}: some texts become other tokens then.")
     return replace(plain, pre=split, merges=[" ".join(pair) for pair in pairs])
+
+
+def lacks_split_name(tokenizer: Any) -> bool:
+    """Whether a tokenizer of transformers is byte-level BPE that splits text in a way without a name in llama.cpp."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = content["model"]
+    byte_level = model.get("type") == "BPE" and not model.get("byte_fallback")
+    return byte_level and split_name(content) is None
+
+
+def unnamed_split(hint: str) -> ExportError:
+    """The error for a tokenizer that `lacks_split_name`."""
+    return ExportError("llama.cpp has no name for the way in which the tokenizer splits text.", hint=hint)
 
 
 def _tokens(content: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:

@@ -50,17 +50,15 @@ class StoredWeight:
         import numpy as np
 
         stored = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[self.info.dtype]
-        with self.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            flat = np.frombuffer(mapped, stored, prod(self.info.shape), self.info.start)
-            rows = flat.reshape(self.info.shape)
-            rows = rows.T if self.transposed else rows
-            count = max(1, _BLOCK_ELEMENTS // prod(self.shape[1:]))
-            for start in range(0, len(rows), count):
-                chosen = (
-                    slice(start, start + count) if self.order is None else self.order[start : start + count]
-                )
-                yield _float32(rows[chosen]) + np.float32(self.offset)
-            del flat, rows  # or the map could not be closed
+        with self.file.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # ends with the last array on it
+        flat = np.frombuffer(mapped, stored, prod(self.info.shape), self.info.start)
+        rows = flat.reshape(self.info.shape)
+        rows = rows.T if self.transposed else rows
+        count = max(1, _BLOCK_ELEMENTS // prod(self.shape[1:]))
+        for start in range(0, len(rows), count):
+            chosen = slice(start, start + count) if self.order is None else self.order[start : start + count]
+            yield _float32(rows[chosen]) + np.float32(self.offset)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class TestPush:
 
 class TestGguf:
     def test_it_writes_checked_files_and_says_what_was_found(self, run, tmp_path: Path):
-        shown = run("export", "json", tmp_path / "out", "--format", "gguf", "--quant", "f16,q8_0")
+        shown = run("export", "json", tmp_path / "out", "--format", "gguf", "--quant", "f16, q8_0")
         assert (shown.code, shown.out) == (0, f"{tmp_path / 'out'}\n"), shown.err
         assert "400 of 400 texts have the same tokens" in shown.err
         assert "model-q8_0.gguf: " in shown.err

@@ -104,8 +104,9 @@ def test_the_recipe_s_adapter_becomes_gguf_files(own, recipe: Path, tmp_path: Pa
     shown = own("run-recipe", "convert_gguf", "--config", recipe, *flags)
     folder = tmp_path / "models" / "jokes" / "gguf"
     assert (shown.code, shown.out) == (0, f"{folder}\n"), shown.err
-    names = {path.name for path in folder.glob("*.gguf")}
-    assert names == {"model-f16.gguf", "model-q8_0.gguf"}
+    names = {path.name for path in folder.iterdir()}
+    models = {"model-f16.gguf", "model-q8_0.gguf", "Modelfile.f16", "Modelfile.q8_0"}
+    assert names == models | {"README.md", "gguf.json"}
     assert "model-q8_0.gguf: " in shown.err
     assert json.loads((folder / "gguf.json").read_text())["adapter"] == "jokes@1"
     again = own("run-recipe", "convert_gguf", "--config", recipe, *flags)
@@ -119,7 +120,7 @@ def test_the_last_checkpoint_is_converted_and_what_is_wrong_is_said(
     shutil.copytree(tiny_adapters["code"], tmp_path / "run" / "checkpoint-7")
     given = ("convert-gguf", recipe, "--output-dir", tmp_path / "run", "--no-verify", "--json")
     report = own(*given, "--quantization-levels", "q8_0").json
-    assert report["files"][1]["file"] == "model-q8_0.gguf"
+    assert (report["adapter"], report["files"][1]["file"]) == ("jokes@1", "model-q8_0.gguf")
     assert (tmp_path / "run" / "gguf" / "model-f16.gguf").is_file()
     refused = own(*given, "--quantization-levels", "[1]")
     assert (refused.code, "types with commas" in refused.err) == (2, True)

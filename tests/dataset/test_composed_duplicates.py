@@ -123,9 +123,9 @@ def test_the_split_searches_only_for_duplicates_that_were_not_removed(
 ):
     seen: list[int] = []
 
-    def groups(records: list[Record], threshold: float) -> list[int]:
+    def groups(records: list[Record], *settings: Any) -> list[int]:
         seen.append(len(records))
-        return duplicate_groups(records, threshold)
+        return duplicate_groups(records, *settings)
 
     monkeypatch.setattr("adapterhub.dataset.splitting.duplicate_groups", groups)
     compose(write(tmp_path / "data.jsonl", LONG), deduplication=removed)

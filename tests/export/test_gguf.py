@@ -14,6 +14,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from adapterhub import AdapterRegistry
+from adapterhub.base import demo_base_folder
+from adapterhub.base.loading import load_tokenizer
 from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export import LlamaCppCheckout, adapter_folders, export_gguf
 from adapterhub.export.llama_cpp_file import has_llama_cpp
@@ -117,7 +119,10 @@ def test_a_sentencepiece_tokenizer_without_its_model(tmp_path: Path):
         path.unlink()
     tokenizer.save_pretrained(base)
     assert not (base / "tokenizer.model").exists()
+    (tmp_path / "blob").write_text("The licence.")
+    (base / "LICENSE").symlink_to(tmp_path / "blob")  # as in the hub's cache
     report = export_gguf(base, None, tmp_path / "out")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "The licence."
     assert report.files[0].tokens is not None
     assert (report.files[0].tokens.texts, report.files[0].tokens.different) == (400, 0)
 
@@ -133,15 +138,43 @@ def test_a_failed_check_leaves_nothing_behind(tmp_path: Path, tiny_base: Path, t
 
 
 def test_a_split_that_llama_cpp_has_no_name_for(tmp_path: Path):
-    from adapterhub.base import demo_base_folder
-
+    """That of the demo base, in a smaller model."""
+    tokenizer = load_tokenizer(demo_base_folder())
+    base = make_base(tmp_path / "base", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(base)
     with pytest.raises(ExportError, match="has no name for the way") as caught:
-        export_gguf(demo_base_folder(), None, tmp_path / "out")
-    assert "superbpe" in (caught.value.hint or "")
-    report = export_gguf(demo_base_folder(), None, tmp_path / "out", pre_tokenizer="superbpe", types=["bf16"])
+        export_gguf(base, None, tmp_path / "out")
+    hint = caught.value.hint or ""
+    assert hint.startswith(
+        "--pre-tokenizer superbpe takes the nearest, with which 40 of 400 texts become other"
+    )
+    with pytest.raises(ConfigError, match="no pre-tokenizer 'other'"):
+        export_gguf(base, None, tmp_path / "out", pre_tokenizer="other")
+    report = export_gguf(base, None, tmp_path / "out", pre_tokenizer="superbpe", types=["bf16"])
     assert report.files[0].tokens is not None
-    assert 0 < report.files[0].tokens.different < 60
+    assert (report.files[0].tokens.texts, report.files[0].tokens.different) == (400, 40)
     assert any("become other tokens" in note for note in report.notes)
+
+
+def test_what_llama_cpp_does_not_compute_is_refused_before_the_merge(tmp_path: Path):
+    base = make_base(tmp_path / "base", hidden_act="relu")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    told: list[str] = []
+    with pytest.raises(ExportError, match="the activation 'relu'"):
+        export_gguf(base, adapter, tmp_path / "out", progress=lambda done, total, note: told.append(note))
+    assert told == []
+
+
+def test_the_disk_needs_room_for_what_is_written(tmp_path: Path, tiny_base: Path, tiny_adapters, monkeypatch):
+    """In sizes of a base of 16 bits: a merged model takes two, a file of 16 bits one."""
+    needed: list[int] = []
+    monkeypatch.setattr("adapterhub.export.gguf.check_disk_space", lambda out, size: needed.append(size))
+    for number, (adapter, types) in enumerate(
+        [(None, ["f16"]), (None, ["q8_0"]), (tiny_adapters["json"], ["f16", "f32"])]
+    ):
+        export_gguf(tiny_base, adapter, tmp_path / str(number), types=types, verify=False)
+    weights = (tiny_base / "model.safetensors").stat().st_size
+    assert [size / weights for size in needed] == [1, 2, 5]
 
 
 @pytest.mark.skipif(has_llama_cpp(), reason="llama-cpp-python is installed")
@@ -167,9 +200,11 @@ def test_wrong_input(tmp_path: Path, tiny_base: Path, tiny_adapters):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "other"]
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny_base: Path, tiny_adapters):
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny_base: Path):
+    """The merge before the files has a test of its own."""
+
     def export() -> None:
-        export_gguf(tiny_base, tiny_adapters["json"], tmp_path / "out", verify=False, modelfiles=False)
+        export_gguf(tiny_base, None, tmp_path / "out", verify=False, modelfiles=False)
 
     raised = list(
         failures(export, errno.ENOSPC, clean=lambda: shutil.rmtree(tmp_path / "out", ignore_errors=True))

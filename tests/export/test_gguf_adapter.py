@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from adapterhub import AdapterRegistry
 from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
-from adapterhub.export import export_gguf_adapter, gguf_adapter
+from adapterhub.export import export_gguf_adapter, export_mlx, export_peft, gguf_adapter
 from adapterhub.gguf.adapter import read_adapter
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.lora.blending.methods import concatenate
@@ -56,6 +57,20 @@ def test_the_modelfile_puts_the_adapter_on_the_base_s_file(tmp_path: Path, regis
     assert 'PARAMETER stop "<|im_end|>"' in lines
     export_gguf_adapter(registry, "json", tmp_path / "plain", modelfile=False)
     assert not list((tmp_path / "plain").glob("Modelfile*"))
+
+
+@pytest.mark.parametrize("export", [export_gguf_adapter, export_mlx, export_peft])
+def test_the_licences_go_with_it(tmp_path: Path, base: Path, export: Callable[..., object]):
+    folder = make_adapter(tmp_path / "json", base)
+    for name in ("LICENSE", "NOTICE"):
+        (folder / name).write_text(f"The {name}.")
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register("json", folder, base=base)
+    export(registry, "json", tmp_path / "out")
+    assert [(tmp_path / "out" / name).read_text() for name in ("LICENSE", "NOTICE")] == [
+        "The LICENSE.",
+        "The NOTICE.",
+    ]
 
 
 def test_a_blend_is_one_adapter(tmp_path: Path, registry: AdapterRegistry, base: Path):

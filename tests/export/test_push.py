@@ -207,11 +207,11 @@ def test_what_names_no_repository_is_refused(registry: AdapterRegistry, folder: 
 
 
 def test_a_folder_without_weights_or_card_is_refused(folder: Path, tmp_path: Path):
-    (folder / "README.md").unlink()
-    with pytest.raises(ExportError, match=r"has no README\.md"):
-        push_folder(folder, REPO)
     (folder / WEIGHTS_FILE).unlink()
     with pytest.raises(ExportError, match="holds no weights"):
+        push_folder(folder, REPO)
+    (folder / "README.md").unlink()
+    with pytest.raises(ExportError, match=r"has no README\.md"):
         push_folder(folder, REPO)
     with pytest.raises(InvalidRequestError, match="no folder 'nothing'"):
         push_folder(tmp_path / "nothing", REPO)

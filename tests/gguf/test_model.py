@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from adapterhub.gguf import Architecture
 from adapterhub.gguf.model import write_model
 from adapterhub.gguf.tokenizer import gguf_tokenizer
+from adapterhub.gguf.weights import model_weights
 from tests.tiny import make_base
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "gpt2")
@@ -63,3 +64,12 @@ def test_types(tmp_path: Path, file_type: str):
     assert error < {"f": 2e-3, "b": 2e-2, "q8": 0.03, "q5": 0.2, "q4": 0.3}[
         next(key for key in ("q8", "q5", "q4", "f", "b") if file_type.startswith(key))
     ]  # fmt: skip
+
+
+def test_weights_that_are_not_read_to_their_end_are_let_go(tmp_path: Path):
+    """As where the disk is full."""
+    base = make_base(tmp_path / "base")
+    for weight in model_weights(base, Architecture.of_folder(base)):
+        blocks = weight.blocks()
+        assert next(blocks).shape[-1] == weight.shape[-1]
+        blocks.close()

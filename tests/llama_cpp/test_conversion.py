@@ -34,6 +34,16 @@ def test_a_base_is_converted_once_and_again_when_it_changes(tmp_path: Path):
     assert cache_folder("llama.cpp") in again.parents
 
 
+def test_a_base_in_the_working_folder_has_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    base, other = make_base(tmp_path / "base"), make_base(tmp_path / "other", seed=1)
+    monkeypatch.chdir(base)
+    file = gguf_of_folder(Path(), Architecture.of_folder(base), "f16")
+    assert (
+        gguf_of_folder(other, Architecture.of_folder(other), "f16") != file
+    )  # which removes what is outdated
+    assert gguf_of_folder(base, Architecture.of_folder(base), "f16") == file
+
+
 def test_what_a_killed_conversion_has_left_is_removed_by_the_next(tmp_path: Path):
     base = make_base(tmp_path / "base")
     file = gguf_of_folder(base, Architecture.of_folder(base), "f16")
@@ -55,7 +65,7 @@ def test_a_base_with_a_damaged_index_is_refused(tmp_path: Path):
         gguf_of_folder(base, architecture, "f16")
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3", "phi3"])
 def test_every_architecture_and_its_adapters_give_the_same_predictions(tmp_path: Path, kind: str):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-gguf)")
     from adapterhub.base.loading import load_base
