@@ -103,11 +103,20 @@ def new_folder(target: Path) -> Iterator[Path]:
         with open_folder(temporary) as descriptor:
             hold(descriptor)
             yield temporary
+            _give_the_folders_permissions(temporary)
             sync_tree(temporary)
             temporary.rename(target)
         sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _give_the_folders_permissions(folder: Path) -> None:
+    """Opens files to those who may read the folder: safetensors makes them for their owner alone."""
+    readers = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | readers)
 
 
 def _temporary_name(target: Path) -> str:

@@ -32,6 +32,17 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_new_folders_files_have_the_permissions_of_new_files(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        with new_folder(tmp_path / "out") as folder:
+            os.close(os.open(folder / "private", os.O_CREAT, 0o600))  # as safetensors makes them
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "private").stat().st_mode & 0o777 == mode
+
+
 def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "target"
     folder.mkdir()

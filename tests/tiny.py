@@ -51,9 +51,13 @@ _TEXT = [
     '{"a": 1, "b": [2]}',
 ]
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "gemma3")
-ATTENTION = {"gpt2": ["c_attn"], **{kind: ["q_proj", "v_proj"] for kind in LLAMA_LIKE}}
+ATTENTION = {"gpt2": ["c_attn"], "phi3": ["qkv_proj"], **{kind: ["q_proj", "v_proj"] for kind in LLAMA_LIKE}}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ALL_LINEAR = {"gpt2": ["c_attn", "c_proj", "c_fc"], **{kind: list(_PROJECTIONS) for kind in LLAMA_LIKE}}
+ALL_LINEAR = {
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    **{kind: list(_PROJECTIONS) for kind in LLAMA_LIKE},
+}
 
 
 @cache

@@ -104,6 +104,8 @@ def merge(
     from adapterhub.export import MergeVerifier, adapter_folders, merge_adapter, merge_quantized
     from adapterhub.lora.blending.resolving import resolve_adapter
 
+    if data and not verify:
+        raise click.UsageError("--data belongs to --verify.")
     exact = _exact(settings.pop("exact"), settings.pop("quant_type"), settings.pop("double_quant"))
     adapters = open_registry(registry)
     resolved = resolve_adapter(name, adapters.resolve)
@@ -114,8 +116,6 @@ def merge(
         raise ConfigError(f"The card of {card.ref!r} names no base.", hint="Give it with --base.")
     revision = config.revision or card.base.revision_of(base)
     folder = locate_base(base, revision=revision)
-    if data and not verify:
-        raise click.UsageError("--data belongs to --verify.")
     with progress(f"Merging {resolved.ref}") as show:
         verifier = MergeVerifier(data, lambda done, total: show(done, total, "tokens verified"))
         into = partial(merge_quantized, quantization=quantize) if quantize else merge_adapter

@@ -10,13 +10,11 @@ from adapterhub.base.loading import Base
 from adapterhub.engine.kv.attention import AttentionMetadata, QuerySpan, use_packed_attention
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache, KVShape
 from adapterhub.engine.kv.prefix_cache import PrefixCache
-from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.engine.runner import PROMPT_CACHE_SHARE, ScheduledSequence
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
-
-_PREFIX_CACHE_SHARE = 4  # a quarter of the memory for keys and values
 
 
 class ModelRunner:
@@ -55,7 +53,7 @@ class ModelRunner:
     def make_caches(self, max_bytes: int) -> tuple[KVCache, PrefixCache]:
         """Makes the caches of keys and values; see `Runner.make_caches`."""
         tokens = max_bytes // self._kv_shape.bytes_per_token
-        prefix_tokens = tokens // _PREFIX_CACHE_SHARE
+        prefix_tokens = tokens // PROMPT_CACHE_SHARE
         cache = KVCache(self._kv_shape, tokens - prefix_tokens)
         return cache, PrefixCache(cache, prefix_tokens)
 

@@ -17,6 +17,9 @@ from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.lora.delta import LoraDelta
 
+PROMPT_CACHE_SHARE = 4
+"""A quarter of the memory for keys and values is for those of prompts."""
+
 
 class EngineBase(Protocol):
     """What an engine has to know about its base.

@@ -109,9 +109,8 @@ class LlamaPromptCache:
     def __init__(self, memory: Any, max_tokens: int, first_id: int, window: int) -> None:
         self._memory, self._max_tokens, self._window = memory, max_tokens, window
         self._free_ids = list(range(first_id, first_id + MAX_PROMPTS))
-        self._prompts: OrderedDict[int, tuple[str, tuple[int, ...]]] = (
-            OrderedDict()
-        )  # least recently used first
+        # Sequence -> digest of the adapter and tokens; least recently used first.
+        self._prompts: OrderedDict[int, tuple[str, tuple[int, ...]]] = OrderedDict()
         self.hit_tokens = 0
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from adapterhub.config import EngineLimits
-from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.engine.runner import PROMPT_CACHE_SHARE, ScheduledSequence
 from adapterhub.errors import ConfigError, EngineError, GenerationError
 from adapterhub.gguf.adapter import write_adapter
 from adapterhub.llama_cpp.base import GgufBase
@@ -31,7 +31,6 @@ from adapterhub.llama_cpp.kv import (
 from adapterhub.llama_cpp.library import library, load_adapter, reported_error
 from adapterhub.lora.delta import LoraDelta
 
-_PROMPT_CACHE_SHARE = 4  # a quarter of the memory for keys and values
 _UNKNOWN = -1
 
 
@@ -58,10 +57,9 @@ class LlamaCppRunner:
         self._batch = LlamaBatch(limits.max_num_batched_tokens)
         self._adapters: dict[int, tuple[Any, int]] = {}  # LoRA slot -> llama.cpp's adapter, its bytes
         self._current: int | None = None  # the LoRA slot whose adapter the context applies
+        # Where llama.cpp has the logits, and the tensors over them: number of rows -> tensor.
         self._address = 0
-        self._views: dict[
-            int, torch.Tensor
-        ] = {}  # where llama.cpp has the logits, and tensors of so many rows there
+        self._views: dict[int, torch.Tensor] = {}
 
     @property
     def adapter_bytes(self) -> int:
@@ -86,7 +84,7 @@ class LlamaCppRunner:
                 hint="Lower kv_cache_mib.",
             )
         self._memory = llama.llama_get_memory(self._context)
-        prompt_tokens = tokens // _PROMPT_CACHE_SHARE
+        prompt_tokens = tokens // PROMPT_CACHE_SHARE
         return (
             LlamaKVCache(self._memory, tokens - prompt_tokens, rows, per_token),
             LlamaPromptCache(self._memory, prompt_tokens, rows, self._window),
@@ -109,7 +107,8 @@ class LlamaCppRunner:
         self.clear_adapter(slot)
         with tempfile.TemporaryFile() as file:
             write_adapter(file, self._base.architecture, deltas)
-            self._adapters[slot] = (load_adapter(self._model, file), file.tell())
+            size = file.tell()  # before llama.cpp, which shares the place in the file, reads it
+            self._adapters[slot] = (load_adapter(self._model, file), size)
 
     def clear_adapter(self, slot: int) -> None:
         """Empties a LoRA slot."""

@@ -65,7 +65,7 @@ def test_a_base_with_a_damaged_index_is_refused(tmp_path: Path):
         gguf_of_folder(base, architecture, "f16")
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3", "phi3"])
 def test_every_architecture_and_its_adapters_give_the_same_predictions(tmp_path: Path, kind: str):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-gguf)")
     from adapterhub.base.loading import load_base

@@ -61,6 +61,17 @@ def test_a_step_with_several_adapters_keeps_the_order_of_its_sequences(parts: Pa
     assert (torch.stack(alone)[0] - alone[3]).abs().max() > 0.1
 
 
+def test_the_bytes_of_an_adapter_are_those_of_its_weights(
+    gguf_file: Path, adapters: dict[str, StoredLoraRequest]
+):
+    base = load_gguf_base(gguf_file)
+    runner, deltas = LlamaCppRunner(base, LIMITS), adapter_loader(base)(adapters["all-64"])
+    runner.load_adapter(0, deltas)
+    weights = 4 * sum(delta.a.numel() + delta.b.numel() for delta in deltas.values())
+    assert weights < runner.adapter_bytes < 1.05 * weights
+    runner.close()
+
+
 def test_a_step_that_was_undone_is_computed_again(parts: Parts):
     """As after an interrupt: the scheduler makes the slot shorter."""
     runner, cache, _ = parts
