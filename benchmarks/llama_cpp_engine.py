@@ -31,7 +31,7 @@ from adapterhub.export import export_gguf_adapter
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.gguf.model import write_model
 from adapterhub.gguf.tokenizer import gguf_tokenizer
-from adapterhub.llama_cpp.library import library
+from adapterhub.llama_cpp.bindings import library
 from adapterhub.requests.options import RequestOptions
 
 MAX_TOKENS = 160

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import ExportError
 from adapterhub.gguf.quantization import FILE_TYPES
-from adapterhub.llama_cpp.library import library, reported_error
+from adapterhub.llama_cpp.bindings import library, reported_error
 
 if TYPE_CHECKING:
     import numpy as np

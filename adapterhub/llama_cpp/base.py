@@ -17,8 +17,8 @@ from adapterhub.engine.kv.cache import KVShape
 from adapterhub.errors import ConfigError, EngineError, ExportError
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.gguf.hyperparameters import attention_window
+from adapterhub.llama_cpp.bindings import LlamaModel, library, load_model, metadata
 from adapterhub.llama_cpp.conversion import FileType, gguf_of_folder
-from adapterhub.llama_cpp.library import LlamaModel, library, load_model, metadata
 
 
 @dataclass(frozen=True)

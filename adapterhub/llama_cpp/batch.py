@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapterhub.llama_cpp.library import library
+from adapterhub.llama_cpp.bindings import library
 
 
 class LlamaBatch:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from adapterhub.llama_cpp.library import library
+from adapterhub.llama_cpp.bindings import library
 
 MAX_SEQUENCES = 256
 """llama.cpp's limit (`LLAMA_MAX_SEQ`)."""

@@ -20,6 +20,7 @@ from adapterhub.errors import ConfigError, EngineError, GenerationError
 from adapterhub.gguf.adapter import write_adapter
 from adapterhub.llama_cpp.base import GgufBase
 from adapterhub.llama_cpp.batch import LlamaBatch
+from adapterhub.llama_cpp.bindings import library, load_adapter, reported_error
 from adapterhub.llama_cpp.kv import (
     MAX_PROMPTS,
     MAX_SEQUENCES,
@@ -28,7 +29,6 @@ from adapterhub.llama_cpp.kv import (
     can_continue,
     remove,
 )
-from adapterhub.llama_cpp.library import library, load_adapter, reported_error
 from adapterhub.lora.delta import LoraDelta
 
 _UNKNOWN = -1

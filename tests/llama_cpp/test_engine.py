@@ -304,7 +304,7 @@ def test_a_failed_step_fails_its_own_request_and_no_other(
     engine = LlamaCppEngine(load_gguf_base(gguf_file), EngineLimits(max_loras=2, kv_cache_mib=4))
     good, bad = request(prompt_of(1, 9), adapters["lora-4"]), request(prompt_of(2, 9), adapters["lora-6"])
     wanted = tokens(engine, good)
-    from adapterhub.llama_cpp.library import library
+    from adapterhub.llama_cpp.bindings import library
 
     decode, calls = library().llama_decode, []
 

@@ -18,8 +18,8 @@ from tests.llama_cpp.conftest import LIMITS
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-gguf)")
 
 from adapterhub.llama_cpp import load_gguf_base
+from adapterhub.llama_cpp.bindings import library
 from adapterhub.llama_cpp.kv import MAX_PROMPTS, LlamaKVCache, LlamaPromptCache
-from adapterhub.llama_cpp.library import library
 from adapterhub.llama_cpp.runner import LlamaCppRunner
 
 Parts = tuple[LlamaCppRunner, LlamaKVCache, LlamaPromptCache]

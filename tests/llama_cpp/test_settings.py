@@ -11,7 +11,7 @@ import pytest
 
 from adapterhub import AdapterHub
 from adapterhub.errors import ConfigError
-from adapterhub.llama_cpp.library import library
+from adapterhub.llama_cpp.bindings import library
 
 
 @pytest.mark.parametrize(
