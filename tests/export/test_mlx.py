@@ -94,7 +94,7 @@ def test_the_folder_holds_nothing_else_and_a_card_of_mlx(tiny_base: Path, tmp_pa
         "adapter_config.json",
         MLX_WEIGHTS_FILE,
     ]
-    assert ModelCard.load(out / "README.md").data.library_name == "mlx"
+    assert ModelCard.load(out / "README.md").data.to_dict()["library_name"] == "mlx"
     assert config_of(out)["model"] == "llama"
 
 

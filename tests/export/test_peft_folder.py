@@ -91,8 +91,9 @@ def test_the_model_card_links_to_a_base_on_the_hub_only(tiny_base: Path, tmp_pat
     export_peft(registry, "json", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     linked = base if base == "organisation/base" else None
-    assert (card.data.library_name, card.data.base_model) == ("peft", linked)
-    assert card.data.to_dict().get("base_model_relation") == ("adapter" if linked else None)
+    data = card.data.to_dict()
+    assert (data["library_name"], data.get("base_model")) == ("peft", linked)
+    assert data.get("base_model_relation") == ("adapter" if linked else None)
     assert "The json adapter." in card.text
     assert "/nowhere" not in card.content + (tmp_path / "out" / CONFIG_FILE).read_text()
 
