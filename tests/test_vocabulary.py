@@ -68,7 +68,7 @@ RETIRED_IDENTIFIERS = {
     "_carried": "_settable_fields",
     "_refuse_several": "check_single_completion",
     "_source_of": "_lora_request_of",
-    "_weights_settle": "the warm-up of ModelRunner",
+    "_weights_settle": "the warm-up of PackedRunner",
     "accuracy_of_kept": "selective_accuracy",
     "adapterhub_lanes": "adapterhub_packed",
     "adapters_tool": "create_list_adapters_tool",

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
         TokenLogprob,
         TokenOutput,
     )
-    from adapterhub.engine.model_runner import ModelRunner
     from adapterhub.engine.output_format import OutputFormat
     from adapterhub.engine.runner import EngineBase, Runner, ScheduledSequence
+    from adapterhub.engine.runners.packed import PackedRunner
     from adapterhub.engine.sampling_params import SamplingParams
     from adapterhub.engine.scheduling.scheduler import AdapterLoader
     from adapterhub.engine.stats import EngineStats
@@ -33,8 +33,8 @@ __all__ = [
     "EngineBase",
     "EngineStats",
     "FinishReason",
-    "ModelRunner",
     "OutputFormat",
+    "PackedRunner",
     "Request",
     "Runner",
     "SamplingParams",
@@ -55,7 +55,7 @@ __getattr__, __dir__ = lazy_exports(
         "EngineBase": "adapterhub.engine.runner",
         "EngineStats": "adapterhub.engine.stats",
         "FinishReason": "adapterhub.engine.interface",
-        "ModelRunner": "adapterhub.engine.model_runner",
+        "PackedRunner": "adapterhub.engine.runners.packed",
         "OutputFormat": "adapterhub.engine.output_format",
         "Request": "adapterhub.engine.interface",
         "Runner": "adapterhub.engine.runner",

@@ -28,8 +28,8 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.decoding.compile_pool import CompilePool
 from adapterhub.engine.generation_config import GenerationConfigSource, default_sampling_params
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
-from adapterhub.engine.model_runner import ModelRunner
 from adapterhub.engine.runner import EngineBase, Runner
+from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
@@ -54,14 +54,14 @@ from adapterhub.lora.request import BlendedLoraRequest
 class BatchingEngine:
     """Serves a base and its adapters; see `Engine`. Any thread may call any method.
 
-    Making one runs a forward pass of one token; see `ModelRunner`.
+    Making one runs forward passes; see `make_runner`.
 
     Args:
         base: From `load_base`. The engine changes its model and owns it from then on. With a `runner` and
             `load_adapter` of another kind, what describes their base.
         limits: Maximum sizes; see `EngineLimits`.
-        runner: What runs the forward passes, for tests and other back ends; if not given, a `ModelRunner`. It must have
-            `limits.max_loras` LoRA slots.
+        runner: What runs the forward passes, for tests and other back ends; if not given, `make_runner` makes it. It
+            must have `limits.max_loras` LoRA slots.
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
@@ -86,7 +86,7 @@ class BatchingEngine:
                     "A base that is not of transformers needs a runner and a loader of its own."
                 )
             load_adapter = load_adapter or adapter_loader(base, self._limits)
-            runner = runner or ModelRunner(base, max_loras=self._limits.max_loras)
+            runner = runner or make_runner(base, max_loras=self._limits.max_loras)
         self._builder = SequenceBuilder(base)
         self._defaults = (
             default_sampling_params(base.generation_config, base.vocabulary_size)

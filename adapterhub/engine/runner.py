@@ -1,6 +1,6 @@
 """What a `BatchingEngine` computes with: the interfaces of a base, of its forward passes, and of its caches.
 
-`Base`, `ModelRunner`, `KVCache` and `PrefixCache` implement them for transformers' models, `adapterhub.llama_cpp`
+`Base`, `PackedRunner`, `KVCache` and `PrefixCache` implement them for transformers' models, `adapterhub.llama_cpp`
 for GGUF files.
 """
 
@@ -180,7 +180,7 @@ class PromptCache(Protocol):
 
 
 class Runner(Protocol):
-    """What runs the forward passes; `ModelRunner` is one. Only the thread that steps calls its methods.
+    """What runs the forward passes; `PackedRunner` is one. Only the thread that steps calls its methods.
 
     Attributes:
         adapter_bytes: Bytes of the adapters in LoRA slots; any thread may read it.

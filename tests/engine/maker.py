@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
-from adapterhub.engine import BatchingEngine, ModelRunner, ScheduledSequence, adapter_loader
+from adapterhub.engine import BatchingEngine, PackedRunner, ScheduledSequence, adapter_loader
 from adapterhub.engine.interface import Completion, Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError
@@ -209,13 +209,13 @@ def engine_threads() -> set[threading.Thread]:
 
 
 class RunnerSeam:
-    """A `Runner` around a `ModelRunner`; a test may replace `before_step` and `after_load`.
+    """A `Runner` around a `PackedRunner`; a test may replace `before_step` and `after_load`.
 
     Args:
         inner: Does the work.
     """
 
-    def __init__(self, inner: ModelRunner) -> None:
+    def __init__(self, inner: PackedRunner) -> None:
         self._inner = inner
         self.before_step: Callable[[Sequence[ScheduledSequence]], object] = lambda _: None
         self.after_load: Callable[[int, Mapping[str, LoraDelta]], object] = lambda *_: None
@@ -264,5 +264,5 @@ class Seams:
 def seams_of(base: Base, limits: EngineLimits) -> Seams:
     """An engine whose forward passes and loads a test can watch, delay and break."""
     loader = LoaderSeam(adapter_loader(base))
-    runner = RunnerSeam(ModelRunner(base, max_loras=limits.max_loras))
+    runner = RunnerSeam(PackedRunner(base, max_loras=limits.max_loras))
     return Seams(BatchingEngine(base, limits, runner=runner, load_adapter=loader), base, runner, loader)

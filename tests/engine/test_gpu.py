@@ -15,9 +15,9 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.kv.cache import KVCache
-from adapterhub.engine.model_runner import ModelRunner
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.model_manager import LoraModelManager
@@ -76,7 +76,7 @@ def _device() -> str:
 
 def ours(base: Base, names: Sequence[str | None], world: World) -> torch.Tensor:
     """Logits of greedy decoding, one sequence for each name in one batch: (steps, sequences, vocabulary)."""
-    runner = ModelRunner(base, max_loras=len(names))
+    runner = PackedRunner(base, max_loras=len(names))
     slots = {name: index for index, name in enumerate(names) if name}
     for name, slot in slots.items():
         deltas = load_folder_deltas(

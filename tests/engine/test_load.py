@@ -18,7 +18,7 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.kv.prefix_cache import PrefixCache
-from adapterhub.engine.model_runner import ModelRunner
+from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.errors import CapacityError, InvalidRequestError
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import load_folder_deltas
@@ -291,7 +291,7 @@ def test_stats_can_be_read_while_layers_are_wrapped(
     base: Path, sources: list[StoredLoraRequest], monkeypatch: pytest.MonkeyPatch
 ):
     """The first adapters are loaded meanwhile, by another thread."""
-    runner = ModelRunner(load_base(base, quantization=None, device="cpu"), max_loras=2)
+    runner = PackedRunner(load_base(base, quantization=None, device="cpu"), max_loras=2)
     zeros = LoraDelta(torch.zeros(1, 64), torch.zeros(64, 1))
     names = iter(["model.layers.0.self_attn.o_proj"])
     runner.load_adapter(0, {"model.layers.0.self_attn.q_proj": zeros})

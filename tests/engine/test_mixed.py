@@ -16,8 +16,8 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Completion, Request
 from adapterhub.engine.kv.cache import KVCache, KVSlot
-from adapterhub.engine.model_runner import ModelRunner
 from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.request import StoredLoraRequest
@@ -116,7 +116,7 @@ def run(base: Base, world: World, *, joining: bool, names: list[str | None] | No
     slots = {
         name: (7 * index) % 16 for index, name in enumerate(world.adapters)
     }  # not in the order of the sequences
-    runner = ModelRunner(base, max_loras=16)
+    runner = PackedRunner(base, max_loras=16)
     for name in filter(None, names):
         deltas = load_folder_deltas(
             world.adapters[name], base.model, base.linear_layers, dtype=base.compute_dtype
@@ -160,7 +160,7 @@ def differences(sequences: list[Running], reference: Reference) -> list[float]:
     ids=["batched, joining", "each, joining", "chosen, in step"],
 )
 def test_logits_of_every_sequence_are_pefts(world: World, monkeypatch, batched: bool | None, joining: bool):
-    monkeypatch.setattr("adapterhub.engine.model_runner.LoraMapping", partial(LoraMapping, batched=batched))
+    monkeypatch.setattr("adapterhub.engine.runners.packed.LoraMapping", partial(LoraMapping, batched=batched))
     sequences = run(load_base(world.base, quantization=None, device="cpu"), world, joining=joining)
     assert max(differences(sequences, world.peft)) <= 1e-4
 

@@ -17,7 +17,7 @@ from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
 
 
-class ModelRunner:
+class PackedRunner:
     """Runs steps on a base; see `Runner`.
 
     Making one runs a forward pass of one token. bitsandbytes packs 4-bit weights in place at the first forward
