@@ -220,6 +220,7 @@ class RunnerSeam:
         self.before_step: Callable[[Sequence[ScheduledSequence]], object] = lambda _: None
         self.after_load: Callable[[int, Mapping[str, LoraDelta]], object] = lambda *_: None
         self.make_caches = inner.make_caches
+        self.name = inner.name
 
     @property
     def adapter_bytes(self) -> int:

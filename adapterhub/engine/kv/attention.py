@@ -11,7 +11,7 @@ argument.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,17 +238,29 @@ def attend(
     return out[None], None
 
 
-def use_packed_attention(model: Any) -> None:
+def use_packed_attention(model: Any) -> Callable[[], None]:
     """Replaces the attention of a transformers model by `attend`.
 
+    Returns:
+        Puts the model's own attention back.
+
     Raises:
-        EngineError: The model's attention cannot be replaced.
+        EngineError: The model's attention cannot be replaced; it has its own then.
     """
     AttentionInterface.register(NAME, attend)
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    own = [(config, config._attn_implementation) for config in configs.values()]
+
+    def restore() -> None:
+        for config, implementation in own:
+            config._attn_implementation_internal = implementation
+
     try:
         model.set_attn_implementation(NAME)
     except ValueError as error:
+        restore()
         raise EngineError(
             f"A {type(model).__name__} cannot be served: its attention cannot be replaced ({error}).",
             hint="Models whose attention goes through transformers' AttentionInterface can.",
         ) from error
+    return restore
