@@ -265,5 +265,6 @@ class Seams:
 def seams_of(base: Base, limits: EngineLimits) -> Seams:
     """An engine whose forward passes and loads a test can watch, delay and break."""
     loader = LoaderSeam(adapter_loader(base))
+    base.claim()
     runner = RunnerSeam(PackedRunner(base, max_loras=limits.max_loras))
     return Seams(BatchingEngine(base, limits, runner=runner, load_adapter=loader), base, runner, loader)

@@ -248,7 +248,9 @@ def use_packed_attention(model: Any) -> Callable[[], None]:
         EngineError: The model's attention cannot be replaced; it has its own then.
     """
     AttentionInterface.register(NAME, attend)
-    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    configs = {
+        id(config): config for module in model.modules() if (config := getattr(module, "config", None))
+    }
     own = [(config, config._attn_implementation) for config in configs.values()]
 
     def restore() -> None:

@@ -28,7 +28,10 @@ def make_runner(base: Base, *, max_loras: int) -> ScoringRunner:
         return PackedRunner(base, max_loras=max_loras)
     except Exception as error:  # noqa: BLE001  whatever a model raises that the packed step does not know
         reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-    runner = RowRunner(base, max_loras=max_loras)
+    try:
+        runner = RowRunner(base, max_loras=max_loras)
+    except EngineError as error:
+        raise EngineError(f"{error.message} In packed steps: {reason}", hint=error.hint) from error
     _log.warning(
         "Base %s is served row by row, a forward pass for each sequence: %s (In packed steps: %s)",
         base.name,

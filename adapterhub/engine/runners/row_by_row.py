@@ -15,11 +15,13 @@ from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.runners.row_forward import TRIAL_TOKENS, Continuation, RowForward
 from adapterhub.engine.runners.row_slots import NoPromptCache, RowSlotCache
 from adapterhub.errors import EngineError
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import OneAdapterMapping
 from adapterhub.lora.model_manager import LoraModelManager
 
-_TRIAL_TEXT = "The library keeps the tools that read, sort and print the names of 12 rivers, in any order. " * 4
+_TRIAL_TEXT = (
+    "The library keeps the tools that read, sort and print the names of 12 rivers, in any order. " * 4
+)
 
 
 class RowRunner:
@@ -62,7 +64,7 @@ class RowRunner:
         """Makes the room for sequences; see `Runner.make_caches`."""
         return RowSlotCache(self._continued, max_bytes), NoPromptCache()
 
-    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+    def load_adapter(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Puts the weights of an adapter into a LoRA slot; see `Runner.load_adapter`."""
         self._lora.load(slot, deltas)
 

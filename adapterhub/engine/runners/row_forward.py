@@ -128,7 +128,9 @@ class RowForward:
         middle = count // 2
         try:
             whole, _ = self(token_ids, {}, 0, logits=count, use_cache=False)
-            changed, _ = self(token_ids[:middle] * 2, {}, 0, logits=2 * middle, use_cache=False)
+            changed, _ = self(
+                [*token_ids[:middle], *token_ids[:middle]], {}, 0, logits=2 * middle, use_cache=False
+            )
         except Exception as error:
             raise EngineError(f"its forward pass fails ({type(error).__name__}: {error})") from error
         if _difference(changed[:middle], whole[:middle]) > rounding:
@@ -138,7 +140,9 @@ class RowForward:
             return Continued(Continuation.NOTHING)
         chunks = self._try(token_ids, [middle, 1, count - middle - 2, 1], whole)
         # Both round alike. A state that a chunk does not continue may change little in so short a text.
-        if chunks.difference > min(rounding, _MAX_RATIO * max(tokens.difference, torch.finfo(whole.dtype).eps)):
+        if chunks.difference > min(
+            rounding, _MAX_RATIO * max(tokens.difference, torch.finfo(whole.dtype).eps)
+        ):
             return Continued(Continuation.TOKENS, tokens.bytes_per_token, tokens.bytes_per_sequence)
         return Continued(Continuation.CHUNKS, chunks.bytes_per_token, chunks.bytes_per_sequence)
 
