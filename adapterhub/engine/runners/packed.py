@@ -15,7 +15,7 @@ from adapterhub.engine.kv.probing import AttentionProbe
 from adapterhub.engine.kv.shape import KVShape
 from adapterhub.engine.runner import PROMPT_CACHE_SHARE, ScheduledSequence
 from adapterhub.errors import EngineError
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
 
@@ -65,7 +65,7 @@ class PackedRunner:
         cache = KVCache(self._kv_shape, tokens - prefix_tokens)
         return cache, PrefixCache(cache, prefix_tokens)
 
-    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+    def load_adapter(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Puts the weights of an adapter into a LoRA slot; see `Runner.load_adapter`."""
         self._lora.load(slot, deltas)
 
