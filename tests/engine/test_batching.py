@@ -6,7 +6,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.base.loading import load_base
 from adapterhub.base.quantized_weights import is_packed
@@ -286,14 +285,6 @@ def test_a_stream_is_checked_before_its_first_output(engine):
     stream = engine.stream(request(PROMPTS[0]))
     assert counts(engine) == NOTHING, "it is queued at the first `next`"
     stream.close()
-
-
-def test_a_model_that_is_no_decoder_is_refused_when_the_engine_is_made(tiny_base: Path):
-    config = BertConfig(vocab_size=320, hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
-    base = load_base(tiny_base, quantization=None, device="cpu")
-    encoder = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(EngineError, match="it is no decoder: .* depends on later tokens"):
-        BatchingEngine(replace(base, model=encoder), LIMITS)
 
 
 def test_4_bit_weights_never_change_once_the_engine_is_made(tiny_base: Path, sources):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.engine.runners.row_forward import Continuation
+from adapterhub.errors import EngineError
 from tests.engine.maker import (
     NOTHING,
     Reference,
@@ -88,7 +89,8 @@ class World:
         return load_base(self.folder, quantization=None, device="cpu")
 
     def engine(self, **limits: Any) -> BatchingEngine:
-        return BatchingEngine(self.load(), EngineLimits(**{"kv_cache_mib": 16, **limits}))
+        base, maximum = self.load(), EngineLimits(**{"kv_cache_mib": 16, **limits})
+        return BatchingEngine(base, maximum, runner=RowRunner(base, max_loras=maximum.max_loras))
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,23 @@ def test_the_adapters_change_the_tokens(world: World):
 
 
 def test_how_a_model_continues_a_sequence_is_found_out(world: World):
-    runner = make_runner(world.load(), max_loras=1)
+    assert RowRunner(world.load(), max_loras=1).continuation is world.continuation
+
+
+def test_a_base_that_cannot_be_packed_gets_this_runner(bloom: World, caplog):
+    base = bloom.load()
+    own_attention = base.model.config._attn_implementation
+    with caplog.at_level("WARNING", logger="adapterhub"):
+        runner = make_runner(base, max_loras=1)
     assert isinstance(runner, RowRunner)
-    assert runner.continuation is world.continuation
+    assert base.model.config._attn_implementation == own_attention
+    assert "row by row" in caplog.text
+    with pytest.raises(EngineError, match="belongs to another engine"):
+        make_runner(base, max_loras=1)
+
+
+def test_an_encoder_is_refused(bloom: World):
+    config = AutoConfig.for_model("bert", **{**SIZES, "num_hidden_layers": 2})
+    encoder = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(EngineError, match="it is no decoder"):
+        RowRunner(replace(bloom.load(), model=encoder), max_loras=1)
