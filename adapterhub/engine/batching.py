@@ -45,7 +45,7 @@ from adapterhub.errors import (
     RequestTooLongError,
     is_interrupt,
 )
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import adapter_rank, load_adapter_deltas
 from adapterhub.lora.request import BlendedLoraRequest
@@ -95,6 +95,7 @@ class BatchingEngine:
         )
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
+        self._runner_name = runner.name
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
         self._inbox: deque[SequenceState] = deque()
@@ -212,6 +213,7 @@ class BatchingEngine:
         """A snapshot of what the engine runs and holds."""
         return replace(
             self._scheduler.stats(submitted=len(self._inbox)),
+            runner=self._runner_name,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )
@@ -388,7 +390,7 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
     layers = base.linear_layers  # before the engine wraps layers, which changes their names
     check = DigestCheck(lambda folder: check_copied_weights(folder, base.folder, layers))
 
-    def load(adapter: LoraRequest) -> Mapping[str, LoraDelta]:
+    def load(adapter: LoraRequest) -> Mapping[str, ModuleDelta]:
         limits.check_rank(adapter_rank(adapter), blend=isinstance(adapter, BlendedLoraRequest))
         check(adapter)
         deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
