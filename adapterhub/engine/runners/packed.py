@@ -13,7 +13,7 @@ from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.kv.probing import AttentionProbe
 from adapterhub.engine.kv.shape import KVShape
-from adapterhub.engine.runner import PROMPT_CACHE_SHARE, ScheduledSequence
+from adapterhub.engine.runner import PROMPT_CACHE_SHARE, Proof, ScheduledSequence
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import LoraMapping
@@ -36,6 +36,7 @@ class PackedRunner:
     """
 
     name = "packed"
+    proof: Proof | None = None
 
     def __init__(self, base: Base, *, max_loras: int) -> None:
         self._base, self._device = base, base.device
@@ -73,6 +74,15 @@ class PackedRunner:
     def clear_adapter(self, slot: int) -> None:
         """Empties a LoRA slot; see `Runner.clear_adapter`."""
         self._lora.clear(slot)
+
+    def unwrap(self) -> None:
+        """Empties all LoRA slots, frees their memory, and leaves no layer of the model wrapped."""
+        self._lora.unwrap()
+
+    def release(self) -> None:
+        """Gives the model back as it was; the runner is of no use afterwards."""
+        self.unwrap()
+        self._attention.undo()
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`."""

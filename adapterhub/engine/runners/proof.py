@@ -10,6 +10,8 @@ It sees what about twenty tokens show. What begins later, such as a window of a 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ import torch
 from transformers import GenerationConfig
 
 from adapterhub.base.loading import Base
-from adapterhub.engine.runner import Runner, ScheduledSequence
+from adapterhub.engine.runner import Proof, Runner, ScheduledSequence
+from adapterhub.errors import EngineError
 from adapterhub.lora.delta import LoraDelta
 
 PROMPT_TOKENS = 16
@@ -35,6 +38,9 @@ _STEPS = (
 )
 _CACHE_BYTES = 1 << 40
 """Caches allocate what their slots need, so this is no limit."""
+_BOUNDS = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.15}
+_INT8_BOUND = 0.4
+"""8-bit layers round a row by what else is in the batch, whatever the dtype."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,21 @@ class Reference:
         token_ids: The two prompts with the tokens that follow greedily.
         logits: Of the last token of each prompt and of those that follow, shape (tokens, 2, vocabulary).
         deltas: The adapter of the second row.
+        seconds: How long it took.
     """
 
     token_ids: Sequence[Sequence[int]]
     logits: torch.Tensor
     deltas: Mapping[str, LoraDelta]
+    seconds: float
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, base: Base) -> Reference:
-        """Runs `generate` of a base that no engine has changed yet."""
-        prompts = torch.tensor(_prompts(base), device=base.device)
-        with _own_settings_aside(base.model), _second_row_adapted(base) as adapted:
+    def of(cls, base: Base, *, seed: int = 0) -> Reference:
+        """Runs `generate` of a base that no runner has changed yet, on random prompts with a random adapter."""
+        started = time.perf_counter()
+        prompts = torch.tensor(_prompts(base, seed), device=base.device)
+        with _own_settings_aside(base.model), _second_row_adapted(base, seed) as adapted:
             out = base.model.generate(
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
@@ -65,33 +74,53 @@ class Reference:
                 return_dict_in_generate=True,
             )
         deltas = {name: layer.delta for name, layer in adapted.items() if layer.delta is not None}
-        return cls(out.sequences.tolist(), torch.stack(out.logits), deltas)
+        seconds = time.perf_counter() - started
+        return cls(out.sequences.tolist(), torch.stack(out.logits), deltas, seconds)
 
 
-def largest_difference(runner: Runner, reference: Reference, lora_slot: int) -> float:
+def prove(runner: Runner, reference: Reference, lora_slot: int, bound: float) -> Proof:
     """Runs the tokens of a reference through a runner's steps, and compares.
 
     Args:
         runner: A runner whose LoRA slots are empty; they are empty afterwards.
         reference: What the model itself computed.
         lora_slot: The LoRA slot that the adapter of the second row is put into.
+        bound: From `rounding_bound`.
 
-    Returns:
-        The largest difference of a logit, in standard deviations of the logits of its token; infinite where one of the
-        two is not a number.
+    Raises:
+        EngineError: The difference is above the bound.
     """
+    started = time.perf_counter()
+    difference = largest_difference(runner, reference, lora_slot)
+    if not difference <= bound:
+        raise EngineError(
+            f"Its logits differ from those of the model's own forward pass by {difference:.2g} of their standard "
+            f"deviation, and rounding explains {bound:.2g}."
+        )
+    return Proof(difference, bound, reference.seconds + time.perf_counter() - started)
+
+
+def rounding_bound(base: Base) -> float:
+    """By how much logits may differ that are computed in another order, in standard deviations.
+
+    `python -m benchmarks.proof` measures it. A base of another dtype or architecture has the largest of its kind.
+    """
+    return _INT8_BOUND if base.quantization == "int8" else _BOUNDS[base.matmul_dtype]
+
+
+def largest_difference(runner: Runner, reference: Reference, lora_slot: int) -> float:
+    """The difference of the token whose logits differ most."""
     cache, _ = runner.make_caches(_CACHE_BYTES)
     slots = [cache.allocate(len(token_ids)) for token_ids in reference.token_ids]
     runner.load_adapter(lora_slot, reference.deltas)
     try:
         largest = 0.0
         for ends in zip(*_STEPS, strict=True):
+            rows = zip(slots, reference.token_ids, (None, lora_slot), ends, strict=True)
             logits = runner.step(
                 [
                     ScheduledSequence(slot, token_ids[slot.length : end], lora, end >= PROMPT_TOKENS)
-                    for slot, token_ids, lora, end in zip(
-                        slots, reference.token_ids, (None, lora_slot), ends, strict=True
-                    )
+                    for slot, token_ids, lora, end in rows
                 ]
             )
             wanted = [
@@ -106,20 +135,24 @@ def largest_difference(runner: Runner, reference: Reference, lora_slot: int) -> 
 
 
 def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The largest difference of two tokens' logits in standard deviations; equal infinities do not differ."""
-    got, finite = got.float(), wanted[wanted.isfinite()]
-    apart = (got - wanted).abs().masked_fill(got == wanted, 0).max()
-    if not apart.isfinite():
-        return torch.inf
-    return float(apart / finite.std().clamp(min=torch.finfo(finite.dtype).tiny))
+    """How much two tokens' logits differ: the deviation of their difference, by the standard deviation of `wanted`.
+
+    What is added to all logits alike changes no probability, and does not count. 0 is the same distribution, and two
+    of no relation have about 1.4. It is infinite where one of the two is not a number.
+    """
+    # Logits of minus infinity, of tokens that a model never gives, are no numbers to subtract.
+    same = (got == wanted) & wanted.isinf()
+    apart, spread = (got.float() - wanted)[~same].std(), wanted[~same].std()
+    difference = float(apart / spread.clamp(min=torch.finfo(spread.dtype).tiny))
+    return difference if math.isfinite(difference) else math.inf
 
 
-def _prompts(base: Base) -> list[list[int]]:
+def _prompts(base: Base, seed: int) -> list[list[int]]:
     """Two prompts of one length, of random tokens that have no special meaning."""
     special = {*base.tokenizer.all_special_ids, *base.tokenizer.get_added_vocab().values()}
     limit = min(base.vocabulary_size, len(base.tokenizer))
     ordinary = [token_id for token_id in range(limit) if token_id not in special] or [0]
-    chosen = torch.randint(len(ordinary), (2, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+    chosen = torch.randint(len(ordinary), (2, PROMPT_TOKENS), generator=torch.Generator().manual_seed(seed))
     return [[ordinary[index] for index in row] for row in chosen.tolist()]
 
 
@@ -134,9 +167,9 @@ def _own_settings_aside(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _second_row_adapted(base: Base) -> Iterator[Mapping[str, _SecondRowLora]]:
+def _second_row_adapted(base: Base, seed: int) -> Iterator[Mapping[str, _SecondRowLora]]:
     """Within it, the second of two rows has a random adapter on some linear layers: module name -> its change."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     shapes = base.linear_layers.shapes
     adapted = {
         name: _SecondRowLora(shapes[name], random, base.compute_dtype) for name in _first_and_last(shapes)
