@@ -268,9 +268,11 @@ def make_adapter(
     settings.setdefault("fan_in_fan_out", model.config.model_type == "gpt2")
     adapted = get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **settings))
     for name, parameter in adapted.named_parameters():
-        if "lora_A" in name or "lora_B" in name:
+        if "lora_" in name and "magnitude" not in name:
             torch.nn.init.normal_(parameter, std=std)
         if "lora_magnitude_vector" in name:
             parameter.data.mul_(torch.empty_like(parameter).uniform_(0.7, 1.3))
+        if "modules_to_save" in name or "trainable_tokens_delta" in name:
+            parameter.data.add_(torch.empty_like(parameter).normal_(std=std / 4))
     adapted.save_pretrained(folder)
     return folder
