@@ -102,9 +102,7 @@ def make_model(kind: str, **changes: Any) -> Any:
 
 
 def base_of(model: Any) -> Any:
-    return SimpleNamespace(
-        model=model, device=torch.device("cpu"), compute_dtype=torch.float32, claim=lambda: None
-    )
+    return SimpleNamespace(model=model, device=torch.device("cpu"), compute_dtype=torch.float32)
 
 
 def prompts() -> list[list[int]]:
