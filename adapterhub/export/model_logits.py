@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub._files import scratch_folder
+from adapterhub.base.auto_class import text_class
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import ConfigError, ExportError
 from adapterhub.export.verification import TokenSequence, Verification, VerificationTexts, compare_logits
@@ -54,7 +55,7 @@ def model_logits(
 
     with _opened(Path(model), quantization) as opened:
         if adapter:
-            _add(adapter, opened)
+            _add(adapter, opened, Path(model))
         for group in _groups(sequences, opened.config.get_text_config().vocab_size):
             width = max(len(one.token_ids) for one in group)
             # What follows a sequence changes nothing in it: attention is causal.
@@ -97,7 +98,7 @@ def verify_model(
 @contextmanager
 def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[Any]:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from adapterhub.base.loading import LOADING_ERRORS
     from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing
@@ -106,7 +107,8 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
     what = f"The weights of {str(folder)!r} could not be converted for verification"
     with scratch_folder(ExportError, what) as scratch:
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model = text_class(config).from_pretrained(
                 folder,
                 dtype=torch.float32,
                 # None would hide that the folder's own config says how it is quantised.
@@ -150,14 +152,14 @@ def _is_quantized(folder: Path) -> bool:
         raise ConfigError(f"The config.json of {str(folder)!r} cannot be read: {error}") from error
 
 
-def _add(adapter: LoraRequest, model: Any) -> None:
+def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
     """Adds an adapter's change to the output of every layer that it targets."""
     import torch
     from accelerate.utils.modeling import align_module_device
 
     from adapterhub.lora.loading import load_adapter_deltas
 
-    layers = LinearLayers.of_model(model)
+    layers = LinearLayers.of_model(model, folder)
     for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
         layer = model.get_submodule(name)
         with align_module_device(layer):
