@@ -1,7 +1,7 @@
 """Which of transformers' classes loads a base: a checkpoint may hold more than its text decoder.
 
 A vision-language checkpoint has a vision tower beside its decoder. For some (Qwen3.5, Llama 4) transformers has a class
-of the decoder alone; of the others (Gemma 3, Qwen2.5-VL, Mistral 3) the whole is loaded, and texts pass its decoder only.
+of the decoder alone; others (Gemma 3, Qwen2.5-VL, Mistral 3) are loaded whole, and texts pass the decoder only.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub._files import scratch_folder
 from adapterhub.base.auto_class import text_class
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.errors import ConfigError, ExportError
+from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export.verification import TokenSequence, Verification, VerificationTexts, compare_logits
 from adapterhub.lora.request import LoraRequest
 
@@ -157,10 +157,16 @@ def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
     import torch
     from accelerate.utils.modeling import align_module_device
 
+    from adapterhub.lora.delta import LoraDelta
     from adapterhub.lora.loading import load_adapter_deltas
 
     layers = LinearLayers.of_model(model, folder)
     for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
+        if type(delta) is not LoraDelta:
+            raise AdapterIncompatibleError(
+                f"The adapter changes {name!r} by more than LoRA on a linear layer, which is not verified.",
+                hint="Leave the verification out: --no-verify (verify=False).",
+            )
         layer = model.get_submodule(name)
         with align_module_device(layer):
             bias = None if getattr(layer, "bias", None) is None else layer.bias.clone()

@@ -29,7 +29,7 @@ from adapterhub.llama_cpp.kv import (
     can_continue,
     remove,
 )
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 
 _UNKNOWN = -1
 
@@ -102,7 +102,7 @@ class LlamaCppRunner:
             sequence.kv_slot.length += len(sequence.token_ids)
         return logits
 
-    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+    def load_adapter(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Puts the weights of an adapter into a LoRA slot: llama.cpp reads them from a file that has no name."""
         self.clear_adapter(slot)
         with tempfile.TemporaryFile() as file:
