@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,15 +109,16 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
     with scratch_folder(ExportError, what) as scratch:
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            model = text_class(config).from_pretrained(
-                folder,
-                dtype=torch.float32,
-                # None would hide that the folder's own config says how it is quantised.
-                **({"quantization_config": quantization} if quantization else {}),
-                device_map={"": "cpu" if in_memory else "disk"},
-                offload_folder=scratch,  # only for weights that transformers splits or joins
-                use_safetensors=True,
-            )
+            with _no_offload_warning():
+                model = text_class(config).from_pretrained(
+                    folder,
+                    dtype=torch.float32,
+                    # None would hide that the folder's own config says how it is quantised.
+                    **({"quantization_config": quantization} if quantization else {}),
+                    device_map={"": "cpu" if in_memory else "disk"},
+                    offload_folder=scratch,  # only for weights that transformers splits or joins
+                    use_safetensors=True,
+                )
         except LOADING_ERRORS as error:
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
         disable_weight_packing(model)  # which would compute in bfloat16
@@ -125,6 +127,21 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
         else:
             _return_freed_memory(model)
         yield model.eval()
+
+
+@contextmanager
+def _no_offload_warning() -> Iterator[None]:
+    """accelerate warns that weights stay on disk, which is what is wanted."""
+    logger = logging.getLogger("accelerate.big_modeling")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "offloaded to the disk" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _return_freed_memory(model: Any) -> None:

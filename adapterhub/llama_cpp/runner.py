@@ -46,6 +46,8 @@ class LlamaCppRunner:
         EngineError: Another engine owns the model.
     """
 
+    name = "llama.cpp"
+
     def __init__(self, base: GgufBase, limits: EngineLimits) -> None:
         if limits.max_batch_size + MAX_PROMPTS > MAX_SEQUENCES:
             raise ConfigError(
@@ -53,6 +55,7 @@ class LlamaCppRunner:
             )
         self._base, self._limits = base, limits
         self._model, self._context, self._memory = base.llama_model.claim(), None, None
+        self._kv_cache: LlamaKVCache | None = None
         self._window: int = library().llama_model_n_swa(self._model)
         self._batch = LlamaBatch(limits.max_num_batched_tokens)
         self._adapters: dict[int, tuple[Any, int]] = {}  # LoRA slot -> llama.cpp's adapter, its bytes
@@ -85,10 +88,8 @@ class LlamaCppRunner:
             )
         self._memory = llama.llama_get_memory(self._context)
         prompt_tokens = tokens // PROMPT_CACHE_SHARE
-        return (
-            LlamaKVCache(self._memory, tokens - prompt_tokens, rows, per_token),
-            LlamaPromptCache(self._memory, prompt_tokens, rows, self._window),
-        )
+        self._kv_cache = LlamaKVCache(self._memory, tokens - prompt_tokens, rows, per_token)
+        return self._kv_cache, LlamaPromptCache(self._memory, prompt_tokens, rows, self._window)
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`. The logits are valid until the next step."""
@@ -122,6 +123,8 @@ class LlamaCppRunner:
         llama = library()
         if self._context:
             llama.llama_free(self._context)
+        if self._kv_cache:
+            self._kv_cache.close()
         self._base.llama_model.free()  # and its adapters
         self._adapters.clear()
         self._context = self._memory = None
