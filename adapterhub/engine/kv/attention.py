@@ -76,7 +76,9 @@ class PackedAttention:
         self.step: AttentionStep | None = None
         # All attention of transformers finds its function by its module's configuration.
         self._callers = [
-            module for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
+            module
+            for module in model.modules()
+            if isinstance(getattr(module, "config", None), PreTrainedConfig)
         ]
         configs = {id(module.config): module.config for module in self._callers}
         self._before = [(config, config._attn_implementation) for config in configs.values()]
