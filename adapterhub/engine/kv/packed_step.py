@@ -89,7 +89,7 @@ class _PackedCall:
     sinks: torch.Tensor | None
 
     @property
-    def is_plain(self) -> bool:
+    def has_plain_scores(self) -> bool:
         """Whether PyTorch's own attention computes it."""
         return self.softcap is None and self.sinks is None
 
@@ -132,7 +132,7 @@ class _DecodeBatch:
         grouped = queries.reshape(self._num_slots, keys.shape[1], -1, keys.shape[-1])
         keys, values = keys[: self._num_slots, :, : self._width], values[: self._num_slots, :, : self._width]
         mask = self._mask(call.layer.mask.up_to(self._width))
-        if call.is_plain:
+        if call.has_plain_scores:
             attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=call.scale)
         else:
             attended = _attention_by_scores(grouped, keys, values, mask, call)
@@ -176,7 +176,7 @@ class _PrefillChunk:
         queries = call.q[self._tokens].transpose(0, 1)[None]
         keys, values = keys[None, :, : self._end], values[None, :, : self._end]
         mask = call.layer.mask.up_to(self._end)
-        if call.is_plain:
+        if call.has_plain_scores:
             # Without earlier tokens or a window that matters, PyTorch's own causal mask is enough.
             is_causal = self._past == 0 and mask is CAUSAL
             attended = scaled_dot_product_attention(
