@@ -72,9 +72,8 @@ class AdapterInfo:
     @property
     def max_rank(self) -> int:
         """The highest rank of its modules; 0 if it replaces weights only."""
-        return max(
-            (shape.rank for shape in (*self.modules.values(), *self.further.embeddings.values())), default=0
-        )
+        embeddings = (shape.rank for shape in self.further.embeddings.values())
+        return max((*(shape.rank for shape in self.modules.values()), *embeddings), default=0)
 
 
 def inspect_adapter(folder: Path) -> AdapterInfo:
