@@ -78,7 +78,8 @@ def test_a_mixed_batch_has_the_tokens_of_peft(kind: str, worlds):
     world = worlds(kind)
     sources = sources_of(world.adapters)
     rows = [(name, prompt_of(length, length)) for length in LENGTHS for name in (None, "one", "two")]
-    engine = BatchingEngine(load_base(world.base, quantization=None, device="cpu"), LIMITS)
+    base = load_base(world.base, quantization=None, device="cpu")
+    engine = BatchingEngine(base, LIMITS, runner=PackedRunner(base, max_loras=LIMITS.max_loras))
 
     # Twelve sequences for eight places, and of different lengths: slots are freed and move while others run.
     lengths = [4 + 3 * (index % 4) for index in range(len(rows))]

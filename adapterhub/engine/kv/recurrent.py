@@ -18,7 +18,7 @@ from adapterhub.engine.kv.packed_step import QuerySpan
 from adapterhub.engine.kv.stateful_layers import StatefulLayer, is_of_tokens
 from adapterhub.engine.kv.states import StateBatch
 from adapterhub.errors import EngineError
-from adapterhub.lora.mapping import LoraMapping
+from adapterhub.lora.mapping import LoraMapping, OneAdapterMapping
 from adapterhub.lora.model_manager import LoraModelManager
 
 MakeMapping = Callable[[Sequence[tuple[int | None, int]]], LoraMapping]
@@ -115,13 +115,13 @@ class RecurrentLayers:
         cache = layer.make_cache(states)
         one_by_one = states and not layer.continues_chunks
         outputs = []
-        for select, mapping in group.calls(one_by_one=bool(one_by_one)):
+        for select in group.calls(one_by_one=bool(one_by_one)):
             selected = [select(value) if is_of_tokens(value, self._num_tokens) else value for value in args]
             named = {
                 name: select(value) if is_of_tokens(value, self._num_tokens) else value
                 for name, value in kwargs.items()
             }
-            with self._lora.using(mapping):
+            with self._lora.using(group.mapping):
                 outputs.append(forward(*selected, **named, **{layer.cache_argument: cache}))
         for index, computed in layer.states_of(cache).items():
             group.states.keep(index, computed)
@@ -129,7 +129,12 @@ class RecurrentLayers:
 
 
 class _Group:
-    """Sequences that a layer computes in one call: those that decode, or one with a prefill chunk."""
+    """Sequences that a layer computes in one call: those that decode, or one with a prefill chunk.
+
+    Attributes:
+        states: Their states.
+        mapping: Their adapters; None for the base alone.
+    """
 
     def __init__(
         self,
@@ -141,19 +146,21 @@ class _Group:
         counts = [span.count for span in spans]
         self.states = StateBatch([span.kv_slot for span in spans], counts, device)
         self._start, self._count = spans[0].start, counts[0]
-        self._mapping = make_mapping(list(zip(lora_slots, counts, strict=True)))
-        self._token_mapping = make_mapping([(lora_slots[0], 1)])
-        self._rows = torch.tensor([span.start for span in spans], device=device) if self._count == 1 else None
+        self._rows: torch.Tensor | None = None
+        self.mapping: LoraMapping | None = None
+        if self._count == 1:
+            self._rows = torch.tensor([span.start for span in spans], device=device)
+            self.mapping = make_mapping(list(zip(lora_slots, counts, strict=True)))
+        elif lora_slots[0] is not None:
+            self.mapping = OneAdapterMapping(lora_slots[0], device=device)
 
-    def calls(
-        self, *, one_by_one: bool
-    ) -> Iterator[tuple[Callable[[torch.Tensor], torch.Tensor], LoraMapping]]:
-        """How to select the tokens of each call, as (sequences, tokens, ...), and their adapters."""
+    def calls(self, *, one_by_one: bool) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """How to select the tokens of each call, as (sequences, tokens, ...)."""
         if not one_by_one or self._rows is not None:
-            yield self.select, self._mapping
+            yield self.select
             return
         for position in range(self._start, self._start + self._count):
-            yield partial(_token, position=position), self._token_mapping
+            yield partial(_token, position=position)
 
     def select(self, packed: torch.Tensor) -> torch.Tensor:
         """From (1, all tokens, ...) to (sequences, tokens, ...)."""

@@ -35,11 +35,12 @@ class PackedRunner:
         max_loras: Number of LoRA slots.
 
     Raises:
-        EngineError: Another engine owns the base, or a part of its model is not supported.
+        EngineError: A part of its model is not supported; the model has its own attention then.
     """
 
+    name = "packed"
+
     def __init__(self, base: Base, *, max_loras: int) -> None:
-        base.claim()
         self._base, self._device = base, base.device
         layers, states = find_stateful_layers(base.model, self._device)
         self._attention = PackedAttention(base.model)
@@ -95,16 +96,7 @@ class PackedRunner:
     def score(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None
     ) -> torch.Tensor:
-        """Computes logits within whole sequences, in one forward pass; for evaluation, between steps.
-
-        Args:
-            sequences: The token ids of each.
-            positions: The positions in each, from 0 and rising, whose logits are computed.
-            lora_slot: The LoRA slot of the adapter of all of them; None for the base.
-
-        Returns:
-            The logits at those positions, sequence after sequence, shape (positions, vocabulary).
-        """
+        """Computes logits within whole sequences, in one forward pass; see `ScoringRunner.score`."""
         room = sum(max(MIN_SLOT_TOKENS, 2 * len(one)) + self._kv_shape.units_per_slot for one in sequences)
         cache = KVCache(self._kv_shape, 2 * room)  # slots are powers of two, and pools grow twofold
         scheduled = []
