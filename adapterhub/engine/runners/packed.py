@@ -163,7 +163,8 @@ class PackedRunner:
     def _probe(self) -> AttentionProbe:
         """Runs one token, and finds what the model's attention is like."""
         model, probe = self._base.model, AttentionProbe()
-        self._run_model([0], [0], [0], probe)
+        with self._attention.noting_masks():
+            self._run_model([0], [0], [0], probe)
         attending, num_layers = len(probe.layers), num_attention_layers(model)
         if attending < num_layers:
             raise EngineError(
