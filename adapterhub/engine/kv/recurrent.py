@@ -110,7 +110,7 @@ class RecurrentLayers:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """The layer's output for one group, whose new states are kept aside."""
+        """The layer's output for one group, whose new states wait for `_commit`."""
         states = {} if group.states.is_empty else {index: group.states.read(index) for index in layer.states}
         cache = layer.make_cache(states)
         one_by_one = states and not layer.continues_chunks

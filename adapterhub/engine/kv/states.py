@@ -1,6 +1,6 @@
 """States of recurrent and convolution layers: of one size for each sequence, however long it is.
 
-They lie in the sequence's slot beside keys and values. A step works on copies and keeps what it computed aside: it is
+They lie in the sequence's slot beside keys and values. A step works on copies, and what it computed waits: it is
 written into the slots when the next step begins, for the sequences that are as long as the step made them. So a step
 that fails, or whose last token is taken back, leaves every state as it was.
 """
