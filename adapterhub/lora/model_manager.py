@@ -84,12 +84,13 @@ class LoraModelManager:
 
     @contextmanager
     def using(self, mapping: LoraMapping | None, outputs: LoraMapping | None = None) -> Iterator[None]:
-        """Applies adapters to the tokens of the forward passes within the context.
+        """Applies adapters to the tokens of the forward passes within the context; contexts may nest.
 
         Args:
             mapping: The adapters of the tokens; None means that all tokens are the bare base's.
             outputs: The adapters of the tokens that the output layer gets, if those are not all.
         """
+        before = self._current.mapping, self._current_outputs.mapping
         self._current.mapping = mapping if mapping and mapping.runs else None
         if outputs:
             self._current_outputs.mapping = outputs if outputs.runs else None
@@ -98,7 +99,7 @@ class LoraModelManager:
         try:
             yield
         finally:
-            self._current.mapping = self._current_outputs.mapping = None
+            self._current.mapping, self._current_outputs.mapping = before
 
     def _wrap(self, name: str, kind: type[WrappedModule], group: str) -> None:
         if (kind, name) in self._wrapped:
