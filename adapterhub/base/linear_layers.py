@@ -1,4 +1,4 @@
-"""The linear layers of a base under their names in transformers' model, and the other names that they go by.
+"""The layers of a base under their names in transformers' model, and the other names that they go by.
 
 A base's files may name a layer otherwise than the model does, and so may an adapter that was trained with an older
 transformers. transformers' own conversions (`transformers.conversion_mapping`, which PEFT uses too) translate both.
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.auto_class import text_class, whole_class
+from adapterhub.base.replaceable import embedding_shape, replaceable_parameters
 from adapterhub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class LinearLayers:
         tied: Parameter -> the parameter before it that it shares its values with.
         parameters: The names of all parameters and buffers.
         prefix: transformers' `base_model_prefix`, which the names in a base's files may lack.
+        embeddings: Embedding -> (num_embeddings, embedding_dim).
+        replaceable: The modules that an adapter may replace, from `replaceable_parameters`: module -> parameter ->
+            shape.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -50,6 +54,8 @@ class LinearLayers:
     prefix: str
     _renamings: tuple[WeightRenaming, ...]
     _converters: tuple[WeightConverter, ...]
+    embeddings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    replaceable: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @classmethod
     def of_model(cls, model: Any, folder: Path | None = None) -> LinearLayers:
@@ -79,6 +85,14 @@ class LinearLayers:
             prefix=model.base_model_prefix,
             _renamings=tuple(one for one in conversions if isinstance(one, WeightRenaming)),
             _converters=tuple(one for one in conversions if isinstance(one, WeightConverter)),
+            embeddings={
+                name: shape for name, module in modules.items() if (shape := embedding_shape(module))
+            },
+            replaceable={
+                name: shapes
+                for name, module in modules.items()
+                if (shapes := replaceable_parameters(module, linear_shape(module)))
+            },
         )
 
     @classmethod
@@ -116,6 +130,13 @@ class LinearLayers:
     def _in_other_form(self) -> dict[str, str]:
         """A layer's name within the decoder -> its name in the model."""
         return {inner: name for name in self.shapes if (inner := _in_decoder(name))}
+
+    def find_module(self, module: str) -> str:
+        """The model's name of any module that an adapter names; the name itself if there is none."""
+        name = self.find_parameter(f"{module}.weight").removesuffix(".weight")
+        if name in self.replaceable or not (inner := _in_decoder(name)):
+            return name
+        return next((one for one in self.replaceable if _in_decoder(one) == inner), name)
 
     def find_parameter(self, name: str) -> str:
         """The model's name of a parameter that an adapter names; the name itself if there is none."""
