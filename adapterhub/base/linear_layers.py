@@ -8,13 +8,15 @@ A base on disk is built from its `config.json` on the meta device: no weight is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.base.parameters import ParameterShape, parameter_shapes
 from adapterhub.errors import ConfigError
+from adapterhub.peft_format.config import LoraSettings, parameter_owner
 
 if TYPE_CHECKING:
     from transformers.core_model_loading import WeightConverter, WeightRenaming
@@ -32,6 +34,7 @@ class LinearLayers:
         head: The output layer; None if the model has none.
         tied: Parameter -> the parameter before it that it shares its values with.
         parameters: The names of all parameters and buffers.
+        parameter_shapes: The bare parameters that adapters could change, from `parameter_shapes`.
         prefix: transformers' `base_model_prefix`, which the names in a base's files may lack.
     """
 
@@ -40,6 +43,7 @@ class LinearLayers:
     head: str | None
     tied: Mapping[str, str]
     parameters: frozenset[str]
+    parameter_shapes: Mapping[str, ParameterShape]
     prefix: str
     _renamings: tuple[WeightRenaming, ...]
     _converters: tuple[WeightConverter, ...]
@@ -60,6 +64,7 @@ class LinearLayers:
             tied=_tied(model),
             # Not `state_dict`, with which bitsandbytes undoes its packing of the weights.
             parameters=frozenset(name for values in _values(model) for name, _ in values),
+            parameter_shapes=parameter_shapes(model),
             prefix=model.base_model_prefix,
             _renamings=tuple(one for one in conversions if isinstance(one, WeightRenaming)),
             _converters=tuple(one for one in conversions if isinstance(one, WeightConverter)),
@@ -97,6 +102,37 @@ class LinearLayers:
         """The model's name of a parameter that an adapter names; the name itself if there is none."""
         renamed, converter = self._renamed(name)
         return renamed if name not in self.parameters and converter is None else name
+
+    def find_adapted(self, module: str, settings: LoraSettings) -> tuple[str, str] | None:
+        """The parameter of a mixture that an adapter's module stands for.
+
+        PEFT wraps a module once for each of its parameters that `target_parameters` names, in their order, so that the
+        weights for the last one go by the module's name, and those for the one before by `<module>.base_layer`.
+
+        Args:
+            module: The module as the adapter names it.
+            settings: The adapter's settings.
+
+        Returns:
+            The parameter's name in the model, and with the adapter's name of the module; None if there is none.
+        """
+        owner = parameter_owner(module)
+        for leaf in {target.rpartition(".")[2] for target in settings.target_parameters}:
+            name = self.find_parameter(f"{owner}.{leaf}").rpartition(".")[0]
+            adapted = [leaf for leaf in self._leaves.get(name, ()) if settings.targets(f"{owner}.{leaf}")]
+            depth = module.count(".base_layer") - owner.count(".base_layer")
+            if depth < len(adapted):
+                found = adapted[-1 - depth]
+                return f"{name}.{found}", f"{owner}.{found}"
+        return None
+
+    @cached_property
+    def _leaves(self) -> Mapping[str, Sequence[str]]:
+        leaves: dict[str, list[str]] = {}
+        for parameter in self.parameter_shapes:
+            owner, _, leaf = parameter.rpartition(".")
+            leaves.setdefault(owner, []).append(leaf)
+        return leaves
 
     def is_fused(self, module: str) -> bool:
         """Whether the model keeps a layer, such as one expert's, as a part of a larger parameter."""
