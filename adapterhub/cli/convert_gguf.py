@@ -60,6 +60,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--pre-tokenizer", metavar="NAME", help="As for `adapterhub export --format gguf`.")
 @click.option("--no-verify", is_flag=True, help="Write the files without checking them.")
 @click.option("--no-modelfile", is_flag=True, help="Write no Modelfiles for Ollama.")
+@click.option("--no-modelfile-tools", is_flag=True, help="Leave tools out of the Modelfiles.")
 @registry_option
 @json_option
 def convert_gguf(
@@ -71,6 +72,7 @@ def convert_gguf(
     pre_tokenizer: str | None,
     no_verify: bool,
     no_modelfile: bool,
+    no_modelfile_tools: bool,
     registry: Path | None,
     as_json: bool,
 ) -> None:
@@ -102,6 +104,7 @@ def convert_gguf(
             types=(_UNQUANTIZED, *(quantization_levels or _possible(checkout))),
             verify=not no_verify,
             modelfiles=not no_modelfile,
+            modelfile_tools=not no_modelfile_tools,
             pre_tokenizer=pre_tokenizer,
             checkout=checkout,
             progress=show,

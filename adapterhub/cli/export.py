@@ -111,6 +111,7 @@ def _gguf_adapter(wanted: Wanted) -> tuple[DataclassInstance, str]:
         dtype=dtype,
         base_folder=locate_base(base) if base else None,
         modelfile="no_modelfile" not in wanted.options,
+        modelfile_tools="no_modelfile_tools" not in wanted.options,
     )
     return report, f"{report.adapter}: rank {report.rank}, {report.size_bytes:,} bytes."
 
@@ -120,7 +121,7 @@ FORMATS = {
     "peft": Format(_peft, _LORA_OPTIONS),
     "gguf": Format(export_as_gguf, GGUF_OPTIONS),
     "mlx": Format(_mlx, _LORA_OPTIONS - {"plain"}),
-    "gguf-adapter": Format(_gguf_adapter, frozenset({"base", "quant", "no_modelfile"})),
+    "gguf-adapter": Format(_gguf_adapter, frozenset({"base", "quant", "no_modelfile", "no_modelfile_tools"})),
 }
 
 

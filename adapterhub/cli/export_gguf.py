@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from adapterhub.export import GgufExport
 
 GGUF_OPTIONS = frozenset(
-    {"quant", "base", "no_verify", "no_modelfile", "pre_tokenizer", "llama_cpp_dir", "force"}
+    {
+        "quant",
+        "base",
+        "no_verify",
+        "no_modelfile",
+        "no_modelfile_tools",
+        "pre_tokenizer",
+        "llama_cpp_dir",
+        "force",
+    }
 )
 
 
@@ -30,6 +39,11 @@ def gguf_options(function: F) -> F:
         click.option("--no-verify", is_flag=True, help="gguf: write the files without checking them."),
         click.option(
             "--no-modelfile", is_flag=True, help="gguf, gguf-adapter: write no Modelfiles for Ollama."
+        ),
+        click.option(
+            "--no-modelfile-tools",
+            is_flag=True,
+            help="gguf, gguf-adapter: leave tools out of the Modelfiles, where Ollama's language cannot express them.",
         ),
         click.option(
             "--pre-tokenizer",
@@ -79,6 +93,7 @@ def export_as_gguf(wanted: Wanted) -> tuple[GgufExport, str]:
         types=type_names(options.pop("quant", "f16")),
         verify=not options.pop("no_verify", False),
         modelfiles=not options.pop("no_modelfile", False),
+        modelfile_tools=not options.pop("no_modelfile_tools", False),
         checkout=LlamaCppCheckout.of(checkout) if checkout else None,
         progress=wanted.progress,
         **options,

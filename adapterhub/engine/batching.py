@@ -45,7 +45,7 @@ from adapterhub.errors import (
     RequestTooLongError,
     is_interrupt,
 )
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import adapter_rank, load_adapter_deltas
 from adapterhub.lora.request import BlendedLoraRequest
@@ -388,7 +388,7 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
     layers = base.linear_layers  # before the engine wraps layers, which changes their names
     check = DigestCheck(lambda folder: check_copied_weights(folder, base.folder, layers))
 
-    def load(adapter: LoraRequest) -> Mapping[str, LoraDelta]:
+    def load(adapter: LoraRequest) -> Mapping[str, ModuleDelta]:
         limits.check_rank(adapter_rank(adapter), blend=isinstance(adapter, BlendedLoraRequest))
         check(adapter)
         deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)

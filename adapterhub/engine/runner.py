@@ -15,7 +15,7 @@ import torch
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 
 PROMPT_CACHE_SHARE = 4
 """A quarter of the memory for keys and values is for those of prompts."""
@@ -211,7 +211,7 @@ class Runner(Protocol):
         """
         ...
 
-    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+    def load_adapter(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Puts the weights of an adapter into a LoRA slot: module name -> weights."""
         ...
 

@@ -61,6 +61,7 @@ def export_gguf(
     types: Sequence[str] = ("f16",),
     verify: bool = True,
     modelfiles: bool = True,
+    modelfile_tools: bool = True,
     pre_tokenizer: str | None = None,
     checkout: LlamaCppCheckout | None = None,
     force: bool = False,
@@ -79,6 +80,7 @@ def export_gguf(
         types: The files' types: `"f32"`, `"f16"`, `"bf16"`, `"q8_0"`, `"q4_k_m"`, ...
         verify: Check the files.
         modelfiles: Write a Modelfile of Ollama for each file, such as `Modelfile.f16`.
+        modelfile_tools: Whether the Modelfiles have tools, where the chat template has them.
         pre_tokenizer: llama.cpp's name of the way to split text, where the tokenizer's own has none. Texts that become
             other tokens are then counted, and do not fail the export.
         checkout: A checkout of llama.cpp, whose converter writes the files, for architectures that are not written
@@ -103,7 +105,16 @@ def export_gguf(
     adapters = None if adapter_folder is None else AdapterSum.of(adapter_folder)
     threads = threads or _threads()
     job = _Job(
-        Path(base_folder), adapters, wanted, verify, modelfiles, pre_tokenizer, checkout, force, threads
+        Path(base_folder),
+        adapters,
+        wanted,
+        verify,
+        modelfiles,
+        modelfile_tools,
+        pre_tokenizer,
+        checkout,
+        force,
+        threads,
     )
     check_disk_space(out, job.largest_bytes)
     what = f"The GGUF files could not be written to {str(out)!r}"
@@ -124,6 +135,7 @@ class _Job:
     types: list[str]
     verify: bool
     modelfiles: bool
+    modelfile_tools: bool
     pre: str | None
     checkout: LlamaCppCheckout
     force: bool
@@ -205,6 +217,7 @@ class _Job:
             model,
             profile=profile,
             add_bos=tokenizer.add_bos,
+            tools=self.modelfile_tools,
         )
 
     def _texts(self, model: Path) -> VerificationTexts | None:

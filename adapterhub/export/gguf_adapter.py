@@ -67,6 +67,7 @@ def export_gguf_adapter(
     dtype: AdapterType = "f32",
     base_folder: str | Path | None = None,
     modelfile: bool = True,
+    modelfile_tools: bool = True,
 ) -> GgufAdapterExport:
     """Writes an adapter, or the exact sum of a blend, as `adapter-f32.gguf`, for llama.cpp's `--lora` on its base.
 
@@ -80,6 +81,7 @@ def export_gguf_adapter(
         dtype: How its matrices are stored: `"f32"`, or `"f16"` for half the size.
         base_folder: The base; only its settings are read. If not given, the one on the card.
         modelfile: Write the Modelfile.
+        modelfile_tools: Whether it has tools, where the chat template has them.
 
     Raises:
         ExportError: `out` is not empty, llama.cpp's names for the base's layers are not known, the Modelfile cannot
@@ -109,7 +111,7 @@ def export_gguf_adapter(
             write_adapter(stream, architecture, deltas, name=resolved.ref, dtype=dtype)
         report = _report(temporary / file, resolved.ref, architecture, deltas, dtype)
         if modelfile:
-            _write_modelfile(temporary, file, resolved, folder, architecture)
+            _write_modelfile(temporary, file, resolved, folder, architecture, modelfile_tools)
         card = adapter_card(resolved, library="llama.cpp")
         (temporary / MODEL_CARD_FILE).write_text(card, encoding="utf-8")
         copy_licences(registry.folder(resolved.main_card), temporary)
@@ -117,7 +119,7 @@ def export_gguf_adapter(
 
 
 def _write_modelfile(
-    out: Path, file: str, resolved: ResolvedAdapter, base: Path, architecture: Architecture
+    out: Path, file: str, resolved: ResolvedAdapter, base: Path, architecture: Architecture, tools: bool
 ) -> None:
     profile, tokenizer = resolved.main_card.prompt, load_tokenizer(base)
     # Any way to split text will do here: what counts is what llama.cpp puts before a text.
@@ -125,7 +127,7 @@ def _write_modelfile(
     if written.leading_space:  # which only the file's own template writes
         profile = profile.model_copy(update={"chat_template": written.chat_template})
     artefacts = {file[len("adapter-") : -len(".gguf")]: GgufFiles(_BASE_FILE, file)}
-    write_modelfiles(out, artefacts, base, profile=profile, add_bos=written.add_bos)
+    write_modelfiles(out, artefacts, base, profile=profile, add_bos=written.add_bos, tools=tools)
 
 
 def _changes(

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from adapterhub.errors import InvalidRequestError
-from adapterhub.lora.blending.methods import Deltas, compress, concatenate
+from adapterhub.lora.blending.methods import Deltas, compress
 from adapterhub.lora.delta import LoraDelta
 
 BaseWeight = Callable[[str], torch.Tensor]
@@ -123,7 +123,10 @@ def change_error(
     worst: tuple[float, str | None] = (0.0, None)
     for module, delta in wanted.items():
         if delta.magnitude_scale is None:
-            difference, size = _norm(concatenate([(written[module], 1), (delta, -1)])), _norm(delta)
+            difference, size = (
+                _norm(LoraDelta.weighted_sum([(written[module], 1), (delta, -1)])),
+                _norm(delta),
+            )
         else:
             dense = _dense(module, delta, base_weight)
             difference = float((written[module].b @ written[module].a - dense).norm())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub._files import scratch_folder
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.errors import ConfigError, ExportError
+from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export.verification import TokenSequence, Verification, VerificationTexts, compare_logits
 from adapterhub.lora.request import LoraRequest
 
@@ -106,15 +107,16 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
     what = f"The weights of {str(folder)!r} could not be converted for verification"
     with scratch_folder(ExportError, what) as scratch:
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                # None would hide that the folder's own config says how it is quantised.
-                **({"quantization_config": quantization} if quantization else {}),
-                device_map={"": "cpu" if in_memory else "disk"},
-                offload_folder=scratch,  # only for weights that transformers splits or joins
-                use_safetensors=True,
-            )
+            with _no_offload_warning():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=torch.float32,
+                    # None would hide that the folder's own config says how it is quantised.
+                    **({"quantization_config": quantization} if quantization else {}),
+                    device_map={"": "cpu" if in_memory else "disk"},
+                    offload_folder=scratch,  # only for weights that transformers splits or joins
+                    use_safetensors=True,
+                )
         except LOADING_ERRORS as error:
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
         disable_weight_packing(model)  # which would compute in bfloat16
@@ -123,6 +125,21 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
         else:
             _return_freed_memory(model)
         yield model.eval()
+
+
+@contextmanager
+def _no_offload_warning() -> Iterator[None]:
+    """accelerate warns that weights stay on disk, which is what is wanted."""
+    logger = logging.getLogger("accelerate.big_modeling")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "offloaded to the disk" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _return_freed_memory(model: Any) -> None:
@@ -155,10 +172,16 @@ def _add(adapter: LoraRequest, model: Any) -> None:
     import torch
     from accelerate.utils.modeling import align_module_device
 
+    from adapterhub.lora.delta import LoraDelta
     from adapterhub.lora.loading import load_adapter_deltas
 
     layers = LinearLayers.of_model(model)
     for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
+        if type(delta) is not LoraDelta:
+            raise AdapterIncompatibleError(
+                f"The adapter changes {name!r} by more than LoRA on a linear layer, which is not verified.",
+                hint="Leave the verification out: --no-verify (verify=False).",
+            )
         layer = model.get_submodule(name)
         with align_module_device(layer):
             bias = None if getattr(layer, "bias", None) is None else layer.bias.clone()

@@ -7,6 +7,7 @@ system prompts, stops or sampling defaults of an adapter; the report says which 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ LAUNCH_FILE = "vllm.yaml"
 ADAPTERS_FOLDER = "adapters"
 
 # The values of --max-lora-rank (vllm/config/lora.py of vLLM 0.32).
+_MAX_FOLDER_NAME = 200
 _MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _COMMENT = f"# In this folder: vllm serve --config {LAUNCH_FILE}\n"
 
@@ -180,10 +182,19 @@ def _export(
     base: str | None,
 ) -> VllmAdapter:
     # With the version in it, for vLLM's prefix cache knows adapters by name and path.
-    path = f"{ADAPTERS_FOLDER}/{adapter.ref.replace(':', '=')}"
+    path = f"{ADAPTERS_FOLDER}/{_folder_name(adapter.ref)}"
     known = local_folder(base) if base else None
     report = export_peft(registry, _weights(adapter), folder / path, form, base_folder=known)
     return VllmAdapter(name, report.adapter, path, report.rank, report.error)
+
+
+def _folder_name(ref: str) -> str:
+    """A name for an adapter's folder; that of a long blend ends with a digest, since file systems limit names."""
+    name = ref.replace(":", "=")
+    if len(name) <= _MAX_FOLDER_NAME:
+        return name
+    digest = hashlib.sha256(ref.encode()).hexdigest()[:16]
+    return f"{name[: _MAX_FOLDER_NAME - len(digest) - 1]}-{digest}"
 
 
 def _weights(adapter: ResolvedAdapter) -> dict[str, float]:

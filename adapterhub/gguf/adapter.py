@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from adapterhub.gguf.architectures import Architecture
-    from adapterhub.lora.delta import LoraDelta
+    from adapterhub.lora.delta import LoraDelta, ModuleDelta
 
 AdapterType = Literal["f32", "f16"]
 
@@ -27,7 +27,7 @@ _MERGE = "Merge it into the base: `adapterhub export NAME OUT --format gguf`."
 def write_adapter(
     file: BinaryIO,
     architecture: Architecture,
-    deltas: Mapping[str, LoraDelta],
+    deltas: Mapping[str, ModuleDelta],
     *,
     name: str | None = None,
     dtype: AdapterType = "f32",
@@ -42,14 +42,15 @@ def write_adapter(
         dtype: How its matrices are stored: `"f32"`, or `"f16"` for half the size.
 
     Raises:
-        AdapterIncompatibleError: It uses DoRA, or adapts a layer that llama.cpp does not have.
+        AdapterIncompatibleError: It uses DoRA, adapts a layer that llama.cpp does not have, or changes a module in
+            another way than by LoRA on a linear layer.
         ExportError: A value does not fit into the type, or is not finite.
         OSError: The file cannot be written.
     """
     import gguf
 
     tensors = dict(adapter_tensors(architecture, deltas, dtype))
-    ranks = {len(delta.a) for delta in deltas.values()}
+    ranks = {delta.rank for delta in deltas.values()}
     writer = gguf.GGUFWriter(None, architecture.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -69,7 +70,7 @@ def write_adapter(
 
 
 def adapter_tensors(
-    architecture: Architecture, deltas: Mapping[str, LoraDelta], dtype: AdapterType = "f32"
+    architecture: Architecture, deltas: Mapping[str, ModuleDelta], dtype: AdapterType = "f32"
 ) -> Iterator[tuple[str, npt.NDArray[np.float32 | np.float16]]]:
     """llama.cpp's tensors of an adapter: `lora_a` of shape (rank, in_features), `lora_b` of (out_features, rank).
 
@@ -84,8 +85,14 @@ def adapter_tensors(
     from gguf import GGMLQuantizationType
 
     from adapterhub.gguf.quantization import to_bytes
+    from adapterhub.lora.delta import LoraDelta
 
     for module, delta in deltas.items():
+        if type(delta) is not LoraDelta:
+            raise AdapterIncompatibleError(
+                f"The adapter changes {module!r} by more than LoRA on a linear layer, which llama.cpp does not have.",
+                hint=_MERGE,
+            )
         if delta.magnitude_scale is not None:
             raise AdapterIncompatibleError(
                 "The adapter uses DoRA, which llama.cpp does not have.", hint=_MERGE

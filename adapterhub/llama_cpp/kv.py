@@ -55,6 +55,11 @@ class LlamaKVCache:
         self._memory, self._bytes_per_token = memory, bytes_per_token
         self._free_ids = list(reversed(range(max_sequences)))
         self._used: dict[int, LlamaSequence] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """Notes that llama.cpp's memory is freed."""
+        self._closed = True
 
     @property
     def num_slots(self) -> int:
@@ -64,12 +69,12 @@ class LlamaKVCache:
     @property
     def allocated_tokens(self) -> int:
         """Tokens that llama.cpp has memory for, used or not: it is allocated at once."""
-        return self.max_tokens
+        return 0 if self._closed else self.max_tokens
 
     @property
     def bytes(self) -> int:
         """Bytes of that memory."""
-        return self.max_tokens * self._bytes_per_token
+        return self.allocated_tokens * self._bytes_per_token
 
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this many tokens fits the empty cache."""

@@ -29,7 +29,7 @@ from adapterhub.llama_cpp.kv import (
     can_continue,
     remove,
 )
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 
 _UNKNOWN = -1
 
@@ -53,6 +53,7 @@ class LlamaCppRunner:
             )
         self._base, self._limits = base, limits
         self._model, self._context, self._memory = base.llama_model.claim(), None, None
+        self._kv_cache: LlamaKVCache | None = None
         self._window: int = library().llama_model_n_swa(self._model)
         self._batch = LlamaBatch(limits.max_num_batched_tokens)
         self._adapters: dict[int, tuple[Any, int]] = {}  # LoRA slot -> llama.cpp's adapter, its bytes
@@ -85,10 +86,8 @@ class LlamaCppRunner:
             )
         self._memory = llama.llama_get_memory(self._context)
         prompt_tokens = tokens // PROMPT_CACHE_SHARE
-        return (
-            LlamaKVCache(self._memory, tokens - prompt_tokens, rows, per_token),
-            LlamaPromptCache(self._memory, prompt_tokens, rows, self._window),
-        )
+        self._kv_cache = LlamaKVCache(self._memory, tokens - prompt_tokens, rows, per_token)
+        return self._kv_cache, LlamaPromptCache(self._memory, prompt_tokens, rows, self._window)
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`. The logits are valid until the next step."""
@@ -102,7 +101,7 @@ class LlamaCppRunner:
             sequence.kv_slot.length += len(sequence.token_ids)
         return logits
 
-    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+    def load_adapter(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Puts the weights of an adapter into a LoRA slot: llama.cpp reads them from a file that has no name."""
         self.clear_adapter(slot)
         with tempfile.TemporaryFile() as file:
@@ -122,6 +121,8 @@ class LlamaCppRunner:
         llama = library()
         if self._context:
             llama.llama_free(self._context)
+        if self._kv_cache:
+            self._kv_cache.close()
         self._base.llama_model.free()  # and its adapters
         self._adapters.clear()
         self._context = self._memory = None

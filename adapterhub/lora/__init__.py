@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.lora.delta import LoraDelta
+    from adapterhub.lora.delta import LoraDelta, ModuleDelta
     from adapterhub.lora.loading import load_adapter_deltas, load_folder_deltas, read_deltas_without_base
     from adapterhub.lora.mapping import LoraMapping
     from adapterhub.lora.model_manager import LoraModelManager
@@ -20,6 +20,7 @@ __all__ = [
     "LoraMapping",
     "LoraModelManager",
     "LoraRequest",
+    "ModuleDelta",
     "StoredLoraRequest",
     "load_adapter_deltas",
     "load_folder_deltas",
@@ -35,6 +36,7 @@ __getattr__, __dir__ = lazy_exports(
         "LoraMapping": "adapterhub.lora.mapping",
         "LoraModelManager": "adapterhub.lora.model_manager",
         "LoraRequest": "adapterhub.lora.request",
+        "ModuleDelta": "adapterhub.lora.delta",
         "StoredLoraRequest": "adapterhub.lora.request",
         "load_adapter_deltas": "adapterhub.lora.loading",
         "load_folder_deltas": "adapterhub.lora.loading",

@@ -1,10 +1,47 @@
-"""The change of one layer by one adapter, independent of how the adapter was stored."""
+"""What one adapter changes about one module of the base, independent of how the adapter was stored."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
+from torch import nn
+
+from adapterhub.errors import AdapterIncompatibleError
+
+_MIN_MAGNITUDE_SCALE = 1e-3  # a smaller one would make the up-projection huge
+
+
+class ModuleDelta(Protocol):
+    """What one adapter changes about one module; each kind of change is a class, `LoraDelta` the usual one.
+
+    `adapterhub.lora.model_manager` names the class that applies each kind in a forward pass.
+    """
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its tensors."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """The rank of its factors; 0 if it has none."""
+        ...
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same change in another dtype."""
+        ...
+
+    @classmethod
+    def weighted_sum(cls, changes: Sequence[tuple[Self, float]], base: nn.Module | None) -> Self:
+        """The exact weighted sum of changes of one module; the base's module is given where there is one.
+
+        Raises:
+            AdapterIncompatibleError: It cannot be formed.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,12 +66,52 @@ class LoraDelta:
         scale = 0 if self.magnitude_scale is None else self.magnitude_scale.nbytes
         return self.a.nbytes + self.b.nbytes + scale
 
+    @property
+    def rank(self) -> int:
+        """The number of rows of `a`."""
+        return self.a.shape[0]
+
     def covers(self, other: LoraDelta) -> bool:
         """Whether writing this change into a slot overwrites all of another one."""
         scaled = self.magnitude_scale is not None or other.magnitude_scale is None
-        return scaled and self.a.shape[0] >= other.a.shape[0]
+        return scaled and self.rank >= other.rank
 
-    def to(self, dtype: torch.dtype) -> LoraDelta:
+    def to(self, dtype: torch.dtype) -> Self:
         """The same change in another dtype."""
         scale = None if self.magnitude_scale is None else self.magnitude_scale.to(dtype)
-        return LoraDelta(self.a.to(dtype), self.b.to(dtype), scale)
+        return type(self)(self.a.to(dtype), self.b.to(dtype), scale)
+
+    @classmethod
+    def weighted_sum(cls, changes: Sequence[tuple[Self, float]], base: nn.Module | None = None) -> Self:
+        """The exact weighted sum of changes in one layer; its rank is the sum of theirs.
+
+        DoRA (arXiv 2402.09353) scales the base's own output too, to s * (W x + B A x). The sum over the parts can be
+        written in the same way, with s' = 1 + sum w (s - 1) in place of s and B' = sum w s B / s'.
+
+        Args:
+            changes: Changes with their weights.
+            base: Not needed.
+
+        Raises:
+            AdapterIncompatibleError: The DoRA magnitudes cancel the base's own output somewhere.
+        """
+        a = torch.cat([delta.a for delta, _ in changes])
+        if all(delta.magnitude_scale is None for delta, _ in changes):
+            return cls(a, torch.cat([delta.b * weight for delta, weight in changes], dim=1))
+        scales = [
+            delta.b.new_ones(len(delta.b)) if delta.magnitude_scale is None else delta.magnitude_scale
+            for delta, _ in changes
+        ]
+        total = torch.ones_like(scales[0])
+        for (_, weight), scale in zip(changes, scales, strict=True):
+            total += weight * (scale - 1)
+        if total.abs().min() < _MIN_MAGNITUDE_SCALE:
+            raise AdapterIncompatibleError(
+                "With these weights the magnitudes of the DoRA adapters cancel outputs of the base.",
+                hint="Use smaller weights.",
+            )
+        b = [
+            delta.b * (weight * scale / total)[:, None]
+            for (delta, weight), scale in zip(changes, scales, strict=True)
+        ]
+        return cls(a, torch.cat(b, dim=1), total)

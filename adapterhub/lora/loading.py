@@ -1,4 +1,4 @@
-"""Loads an adapter's folder as one `LoraDelta` for each layer."""
+"""Loads an adapter's folder as one `ModuleDelta` for each module that it changes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from adapterhub.base.fit import check_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.quantized_weights import dequantize_module_weight
 from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, AdapterInvalidError
-from adapterhub.lora.blending.methods import concatenate
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.blending.methods import weighted_sum
+from adapterhub.lora.delta import LoraDelta, ModuleDelta
+from adapterhub.lora.layers import base_layer_of
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import check_shapes
 from adapterhub.peft_format.config import (
@@ -34,7 +35,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 def load_adapter_deltas(
     request: LoraRequest, model: Any, layers: LinearLayers, *, dtype: torch.dtype
-) -> dict[str, LoraDelta]:
+) -> dict[str, ModuleDelta]:
     """Loads an adapter, or a blend as the exact sum of its parts, for a loaded base.
 
     Args:
@@ -53,11 +54,14 @@ def load_adapter_deltas(
         case StoredLoraRequest(folder=folder):
             return load_folder_deltas(folder, model, layers, dtype=dtype)
         case BlendedLoraRequest(parts=parts):
-            summands: dict[str, list[tuple[LoraDelta, float]]] = {}
+            summands: dict[str, list[tuple[ModuleDelta, float]]] = {}
             for part, weight in parts:
                 for module, delta in _load_part(part, model, layers).items():
                     summands.setdefault(module, []).append((delta, weight))
-            return {module: concatenate(deltas).to(dtype) for module, deltas in summands.items()}
+            return {
+                module: weighted_sum(module, changes, _base_module(model, module)).to(dtype)
+                for module, changes in summands.items()
+            }
     raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
 
 
@@ -83,7 +87,7 @@ def _layer_ranks(request: LoraRequest) -> Counter[str]:
 
 def load_folder_deltas(
     folder: Path, model: Any, layers: LinearLayers, *, dtype: torch.dtype
-) -> dict[str, LoraDelta]:
+) -> dict[str, ModuleDelta]:
     """Loads a stored adapter for a loaded base.
 
     Args:
@@ -112,10 +116,11 @@ def load_folder_deltas(
     modules = _read_tensors(folder, header, settings, torch.float32 if settings.use_dora else dtype)
 
     def base_weight(module: str) -> torch.Tensor:
-        layer = model.get_submodule(module)
-        return dequantize_module_weight(getattr(layer, "base_layer", layer))
+        return dequantize_module_weight(_base_module(model, module))
 
-    deltas = {names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()}
+    deltas: dict[str, ModuleDelta] = {
+        names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()
+    }
     return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
 
 
@@ -152,11 +157,16 @@ def read_deltas_without_base(
     return {names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()}
 
 
+def _base_module(model: Any, name: str) -> Any:
+    """The base's module; None where the base is not a model of transformers."""
+    return base_layer_of(model.get_submodule(name)) if model is not None else None
+
+
 def _read_header(folder: Path) -> dict[str, TensorInfo]:
     return read_header(folder / WEIGHTS_FILE, follow_links=False)  # a registry has no links
 
 
-def _load_part(part: LoraRequest, model: Any, layers: LinearLayers) -> dict[str, LoraDelta]:
+def _load_part(part: LoraRequest, model: Any, layers: LinearLayers) -> dict[str, ModuleDelta]:
     try:
         return load_adapter_deltas(part, model, layers, dtype=torch.float32)
     except AdapterHubError as error:

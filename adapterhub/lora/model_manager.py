@@ -1,4 +1,4 @@
-"""Manages the adapters that are resident in one model: wraps the layers that they target, fills and clears slots.
+"""Manages the adapters that are resident in one model: wraps the modules that they change, fills and clears slots.
 
 The mapping from tokens to adapters is one shared value, set for one forward pass. So switching adapters moves no
 weights, and an exception leaves no state behind.
@@ -12,14 +12,12 @@ from typing import Any
 
 import torch
 
-from adapterhub.base.linear_layers import linear_shape
-from adapterhub.lora.delta import LoraDelta
-from adapterhub.lora.layers import CurrentMapping, LinearWithLora
+from adapterhub.lora.delta import LoraDelta, ModuleDelta
+from adapterhub.lora.layers import CurrentMapping, LinearWithLora, SlotWeights, WrappedModule, base_layer_of
 from adapterhub.lora.mapping import LoraMapping
-from adapterhub.lora.stacked_weights import StackedLoraWeights
 
-SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one block that usually have the same input tensor; where they do not, nothing is shared."""
+_WRAPPERS: Mapping[type, type[WrappedModule]] = {LoraDelta: LinearWithLora}
+"""The kind of a change -> what applies it."""
 
 
 class LoraModelManager:
@@ -28,9 +26,9 @@ class LoraModelManager:
     Not thread-safe: the engine calls it between its steps. Only `bytes` may be read at any time.
 
     Args:
-        model: The base; layers that adapters target are wrapped in place when first needed.
+        model: The base; modules that adapters change are wrapped in place when first needed.
         slots: Maximum number of resident adapters.
-        dtype: The dtype of the stacked weights and of their products; that of the base's activations.
+        dtype: The dtype of the adapters' weights and of their products; that of the base's activations.
     """
 
     def __init__(self, model: Any, *, slots: int, dtype: torch.dtype) -> None:
@@ -40,8 +38,9 @@ class LoraModelManager:
         self._current = CurrentMapping()
         # The output layer gets only the tokens whose logits are needed.
         self._current_outputs = CurrentMapping()
-        self._stacked: dict[str, StackedLoraWeights] = {}  # by the group of layers that share an input
-        self._wrapped: set[str] = set()
+        # By kind, and by the group of modules that hold their weights together.
+        self._weights: dict[tuple[type[WrappedModule], str], SlotWeights] = {}
+        self._wrapped: set[tuple[type[WrappedModule], str]] = set()
 
     @property
     def slots(self) -> int:
@@ -50,30 +49,31 @@ class LoraModelManager:
 
     @property
     def bytes(self) -> int:
-        """Memory of the stacked weights."""
-        return sum(stacked.bytes for stacked in list(self._stacked.values()))  # a copy: see the class
+        """Memory of the adapters in slots."""
+        return sum(weights.bytes for weights in list(self._weights.values()))  # a copy: see the class
 
-    def load(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+    def load(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Writes an adapter into a slot, replacing its content.
 
         Args:
             slot: The slot.
-            deltas: Module name -> the adapter's change of that layer.
+            deltas: Module name -> the adapter's change of that module.
         """
-        groups: dict[str, dict[str, LoraDelta]] = {}
+        groups: dict[tuple[type[WrappedModule], str], dict[str, ModuleDelta]] = {}
         for name, delta in deltas.items():
-            groups.setdefault(_group_name(name), {})[name] = delta
-        for unused in self._stacked.keys() - groups.keys():
-            self._stacked[unused].clear(slot)
-        for group, group_deltas in groups.items():
-            for name in group_deltas:
-                self._wrap(name, group)
-            self._stacked[group].load(slot, group_deltas)
+            kind = _WRAPPERS[type(delta)]
+            groups.setdefault((kind, kind.group(name)), {})[name] = delta
+        for unused in self._weights.keys() - groups.keys():
+            self._weights[unused].clear(slot)
+        for (kind, group), changes in groups.items():
+            for name in changes:
+                self._wrap(name, kind, group)
+            self._weights[kind, group].load(slot, changes)
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
-        for stacked in self._stacked.values():
-            stacked.clear(slot)
+        for weights in self._weights.values():
+            weights.clear(slot)
 
     @contextmanager
     def using(self, mapping: LoraMapping | None, outputs: LoraMapping | None = None) -> Iterator[None]:
@@ -93,20 +93,14 @@ class LoraModelManager:
         finally:
             self._current.mapping = self._current_outputs.mapping = None
 
-    def _wrap(self, name: str, group: str) -> None:
-        if name in self._wrapped:
+    def _wrap(self, name: str, kind: type[WrappedModule], group: str) -> None:
+        if (kind, name) in self._wrapped:
             return
         layer = self._model.get_submodule(name)
-        if group not in self._stacked:
-            _, in_features = linear_shape(layer) or (0, 0)
-            device = next(layer.parameters()).device
-            self._stacked[group] = StackedLoraWeights(self._slots, in_features, self._dtype, device)
+        if (kind, group) not in self._weights:
+            weights = kind.new_weights(base_layer_of(layer), slots=self._slots, dtype=self._dtype)
+            self._weights[kind, group] = weights
         is_output = layer is self._model.get_output_embeddings()
         current = self._current_outputs if is_output else self._current
-        self._model.set_submodule(name, LinearWithLora(layer, name, self._stacked[group], current))
-        self._wrapped.add(name)
-
-
-def _group_name(module: str) -> str:
-    parent, _, layer = module.rpartition(".")
-    return next((f"{parent}.{'+'.join(group)}" for group in SHARED_INPUT if layer in group), module)
+        self._model.set_submodule(name, kind(layer, name, self._weights[kind, group], current))
+        self._wrapped.add((kind, name))

@@ -20,7 +20,7 @@ from adapterhub.engine import BatchingEngine, PackedRunner, ScheduledSequence, a
 from adapterhub.engine.interface import Completion, Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, adapter_digest
 from tests.tiny import ALL_LINEAR, ATTENTION
@@ -218,7 +218,7 @@ class RunnerSeam:
     def __init__(self, inner: PackedRunner) -> None:
         self._inner = inner
         self.before_step: Callable[[Sequence[ScheduledSequence]], object] = lambda _: None
-        self.after_load: Callable[[int, Mapping[str, LoraDelta]], object] = lambda *_: None
+        self.after_load: Callable[[int, Mapping[str, ModuleDelta]], object] = lambda *_: None
         self.make_caches = inner.make_caches
 
     @property
@@ -229,7 +229,7 @@ class RunnerSeam:
         self.before_step(sequences)
         return self._inner.step(sequences)
 
-    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+    def load_adapter(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         self._inner.load_adapter(slot, deltas)
         self.after_load(slot, deltas)
 
@@ -240,12 +240,12 @@ class RunnerSeam:
 class LoaderSeam:
     """An adapter loader that notes what it loads; a test may replace `before_load`."""
 
-    def __init__(self, load: Callable[[StoredLoraRequest], Mapping[str, LoraDelta]]) -> None:
+    def __init__(self, load: Callable[[StoredLoraRequest], Mapping[str, ModuleDelta]]) -> None:
         self._load = load
         self.loaded: list[str] = []
         self.before_load: Callable[[StoredLoraRequest], object] = lambda _: None
 
-    def __call__(self, adapter: StoredLoraRequest) -> Mapping[str, LoraDelta]:
+    def __call__(self, adapter: StoredLoraRequest) -> Mapping[str, ModuleDelta]:
         self.loaded.append(adapter.name)
         self.before_load(adapter)
         return self._load(adapter)

@@ -20,7 +20,7 @@ from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, ConfigE
 from adapterhub.export import LlamaCppCheckout, adapter_folders, export_gguf
 from adapterhub.export.llama_cpp_file import has_llama_cpp
 from tests.faults import failures
-from tests.tiny import make_adapter, make_base, make_sentencepiece_tokenizer
+from tests.tiny import CHAT_TEMPLATE, make_adapter, make_base, make_sentencepiece_tokenizer
 
 IDS = torch.arange(3, 43).view(1, -1)
 
@@ -110,6 +110,18 @@ def test_a_blend_and_the_base_alone(tmp_path: Path, tiny_base: Path, tiny_regist
     assert (alone.adapter, alone.adapter_digest) == (None, None)
     wanted = logits(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32))
     torch.testing.assert_close(read(tmp_path / "alone" / "model-f32.gguf"), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_tools_that_ollama_cannot_express_may_be_left_out(tmp_path: Path):
+    shown = "{% if tools %}{% for tool in tools %}{{ tool.function.name }}{% endfor %}{% endif %}"
+    base = make_base(tmp_path / "base", chat_template=CHAT_TEMPLATE + shown)
+    with pytest.raises(ExportError, match="not their JSON") as refused:
+        export_gguf(base, None, tmp_path / "with", verify=False)
+    assert "--no-modelfile-tools" in (refused.value.hint or "")
+    export_gguf(base, None, tmp_path / "without", verify=False, modelfile_tools=False)
+    modelfile = (tmp_path / "without" / "Modelfile.f16").read_text(encoding="utf-8")
+    assert "<|im_start|>" in modelfile
+    assert ".Tools" not in modelfile
 
 
 def test_a_sentencepiece_tokenizer_without_its_model(tmp_path: Path):

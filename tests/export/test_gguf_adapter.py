@@ -15,7 +15,7 @@ from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export import export_gguf_adapter, export_mlx, export_peft, gguf_adapter
 from adapterhub.gguf.adapter import read_adapter
 from adapterhub.gguf.architectures import Architecture
-from adapterhub.lora.blending.methods import concatenate
+from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import read_deltas_without_base
 from adapterhub.peft_format import CONFIG_FILE
 from tests.tiny import make_adapter, make_base
@@ -82,7 +82,7 @@ def test_a_blend_is_one_adapter(tmp_path: Path, registry: AdapterRegistry, base:
         for name, weight in (("json", 0.6), ("code", 0.4))
     ]
     for module, delta in written.items():
-        wanted = concatenate([(deltas[module], weight) for deltas, weight in parts])
+        wanted = LoraDelta.weighted_sum([(deltas[module], weight) for deltas, weight in parts])
         assert torch.allclose(delta.b @ delta.a, wanted.b @ wanted.a, atol=1e-5)
     assert report.rank == 8
 

@@ -229,7 +229,9 @@ class TestModels:
             ]
         torch.testing.assert_close(blend[0], expected, rtol=0, atol=2e-5)
 
-    def test_the_weights_stay_on_disk(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_the_weights_stay_on_disk_without_a_warning(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
         seen = []
         load = AutoModelForCausalLM.from_pretrained
         monkeypatch.setattr(
@@ -239,6 +241,7 @@ class TestModels:
         )
         list(model_logits(folder / "base", SEQUENCES, adapter=stored(folder / "one")))
         assert all(weight.is_meta for weight in seen[0].parameters())  # between two layers, and so afterwards
+        assert not [record for record in caplog.records if record.name.startswith("accelerate")]
 
     def test_the_reference_may_be_a_quantised_base(self, folder: Path):
         """What an adapter was trained on; the merge into 16 bits is further from it than from its own base."""

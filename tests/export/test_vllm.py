@@ -105,6 +105,18 @@ def test_names_of_one_adapter_share_its_folder(tiny_registry: Path, tmp_path: Pa
     assert sorted(path.name for path in (out / "adapters").iterdir()) == ["json@1", "json@1=2"]
 
 
+def test_a_long_blend_gets_a_short_folder(tiny_base: Path, tmp_path: Path):
+    names = [f"{letter * 60}" for letter in "abcd"]
+    registry = registry_of(tmp_path, tiny_base, **{name: {"r": 2} for name in names})
+    blends = [{**dict.fromkeys(names, 0.25), "d" * 60: last} for last in (0.25, 0.5)]
+    wanted = ["+".join(f"{name}:{weight}" for name, weight in blend.items()) for blend in blends]
+    report = export_vllm(registry, tmp_path / "out", tuple(wanted))
+    folders = [Path(adapter.path).name for adapter in report.adapters]
+    assert [len(folder) for folder in folders] == [200, 200]
+    assert folders[0] != folders[1]
+    assert {path.name for path in (tmp_path / "out" / "adapters").iterdir()} == set(folders)
+
+
 def test_an_adapter_has_one_rank_and_one_scaling(tiny_base: Path, tmp_path: Path):
     settings = {
         "use_rslora": True,

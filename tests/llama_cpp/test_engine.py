@@ -326,8 +326,10 @@ def test_a_closed_engine_frees_its_model_and_refuses_requests(gguf_file: Path):
     engine = LlamaCppEngine(load_gguf_base(gguf_file), EngineLimits(kv_cache_mib=4))
     stream = engine.stream(request(prompt_of(1, 9), max_tokens=100))
     next(stream)
+    assert engine.stats().kv_bytes > 0
     engine.close()
     engine.close()
+    assert engine.stats().kv_bytes == 0
     with pytest.raises(EngineClosedError):
         list(stream)
     with pytest.raises(EngineClosedError):

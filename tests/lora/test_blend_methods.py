@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from adapterhub.base.loading import Base, load_base
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
-from adapterhub.lora.blending.methods import BLEND_METHODS, BlendSettings, blend_deltas, compress, concatenate
+from adapterhub.lora.blending.methods import BLEND_METHODS, BlendSettings, blend_deltas, compress
 from adapterhub.lora.blending.sparse import dare_ties, ties
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import load_adapter_deltas, load_folder_deltas, read_deltas_without_base
@@ -46,12 +46,12 @@ TOTAL = sum(weight * dense(delta) for delta, weight in MIXED)
 
 class TestOneLayer:
     def test_concatenation_is_the_weighted_sum(self):
-        blended = concatenate(MIXED)
+        blended = LoraDelta.weighted_sum(MIXED)
         assert blended.a.shape == (84, IN)
         assert relative(dense(blended), TOTAL) < 1e-6
 
     def test_svd_is_exact_at_full_rank_and_the_best_below(self):
-        whole = concatenate(MIXED)
+        whole = LoraDelta.weighted_sum(MIXED)
         assert relative(dense(compress(whole, 84)), TOTAL) < 1e-6
         values = torch.linalg.svdvals(TOTAL.double())
         for rank in (1, 7, 30):
@@ -63,7 +63,7 @@ class TestOneLayer:
     def test_svd_of_a_sum_of_low_rank_keeps_it(self):
         parts = [(change(3, 1), 0.5), (change(4, 2), 2.0)]
         wanted = sum(weight * dense(delta) for delta, weight in parts)
-        assert relative(dense(compress(concatenate(parts), 7)), wanted) < 1e-6
+        assert relative(dense(compress(LoraDelta.weighted_sum(parts), 7)), wanted) < 1e-6
 
     @pytest.mark.parametrize("density", [0.05, 0.5, 1.0])
     def test_ties_is_pefts_on_whole_changes(self, density):
@@ -94,12 +94,12 @@ class TestOneLayer:
 
         plain = x @ weight.T
         wanted = plain + sum(share * (changed(delta) - plain) for delta, share in parts)
-        assert relative(changed(concatenate(parts)), wanted) < 1e-6
+        assert relative(changed(LoraDelta.weighted_sum(parts)), wanted) < 1e-6
 
     def test_magnitudes_that_cancel_the_base_are_refused(self):
         doubled = LoraDelta(torch.ones(1, IN), torch.ones(OUT, 1), torch.full((OUT,), 2.0))
         with pytest.raises(AdapterIncompatibleError, match="cancel"):
-            concatenate([(doubled, -1.0)])
+            LoraDelta.weighted_sum([(doubled, -1.0)])
 
 
 class TestWholeAdapters:

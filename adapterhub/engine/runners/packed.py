@@ -12,7 +12,7 @@ from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache, KVShape
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.runner import PROMPT_CACHE_SHARE, ScheduledSequence
 from adapterhub.errors import EngineError
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
 
@@ -57,7 +57,7 @@ class PackedRunner:
         cache = KVCache(self._kv_shape, tokens - prefix_tokens)
         return cache, PrefixCache(cache, prefix_tokens)
 
-    def load_adapter(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
+    def load_adapter(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Puts the weights of an adapter into a LoRA slot; see `Runner.load_adapter`."""
         self._lora.load(slot, deltas)
 

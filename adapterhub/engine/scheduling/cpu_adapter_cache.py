@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import ModuleDelta
 
-Deltas = Mapping[str, LoraDelta]
+Deltas = Mapping[str, ModuleDelta]
 K = TypeVar("K")
 MAX_LOAD_TIMES = 1000
 

@@ -202,7 +202,7 @@ class Scheduler:
 
     def _load(self, adapter: LoraRequest) -> Deltas:
         deltas = self._load_adapter(adapter)
-        rank = max((delta.a.shape[0] for delta in deltas.values()), default=0)
+        rank = max((delta.rank for delta in deltas.values()), default=0)
         self._limits.check_rank(rank, blend=isinstance(adapter, BlendedLoraRequest))
         return deltas
 

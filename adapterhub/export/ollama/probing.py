@@ -103,8 +103,8 @@ class ProbedFormat:
 def not_expressible(reason: str, hint: str = "") -> ExportError:
     return ExportError(
         f"The chat template cannot be written as an Ollama template: {reason}.",
-        hint=f"{hint}--no-modelfile (in Python: modelfiles=False) leaves Modelfiles out; write_modelfiles with "
-        "tools=False leaves tools out.",
+        hint=f"{hint}--no-modelfile leaves Modelfiles out, --no-modelfile-tools their tools alone (in Python: "
+        "modelfiles=False, modelfile_tools=False).",
     )
 
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
 from adapterhub.lora.blending.sparse import dare_ties, ties
-from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.delta import LoraDelta, ModuleDelta
 
 BlendMethod = Literal["cat", "svd", "linear", "ties", "dare_ties"]
 BLEND_METHODS: tuple[BlendMethod, ...] = get_args(BlendMethod)
 _SPARSE_METHODS = ("ties", "dare_ties")
-_MIN_MAGNITUDE_SCALE = 1e-3  # a smaller one would make the up-projection huge
 
 Deltas = Mapping[str, LoraDelta]
 """Module name -> change of one adapter."""
@@ -94,38 +94,26 @@ def blend_deltas(parts: Sequence[tuple[Deltas, float]], settings: BlendSettings)
     }
 
 
-def concatenate(changes: Sequence[tuple[LoraDelta, float]]) -> LoraDelta:
-    """The exact weighted sum of changes in one layer; its rank is the sum of theirs.
-
-    DoRA (arXiv 2402.09353) scales the base's own output too, to s * (W x + B A x). The sum over the parts can be
-    written in the same way, with s' = 1 + sum w (s - 1) in place of s and B' = sum w s B / s'.
+def weighted_sum(
+    module: str, changes: Sequence[tuple[ModuleDelta, float]], base: nn.Module | None = None
+) -> ModuleDelta:
+    """The exact weighted sum of what adapters change about one module.
 
     Args:
+        module: Its name, for messages.
         changes: Changes with their weights.
+        base: The base's module, if there is one.
 
     Raises:
-        AdapterIncompatibleError: The DoRA magnitudes cancel the base's own output somewhere.
+        AdapterIncompatibleError: The changes are of different kinds, or have no sum.
     """
-    a = torch.cat([delta.a for delta, _ in changes])
-    if all(delta.magnitude_scale is None for delta, _ in changes):
-        return LoraDelta(a, torch.cat([delta.b * weight for delta, weight in changes], dim=1))
-    scales = [
-        delta.b.new_ones(len(delta.b)) if delta.magnitude_scale is None else delta.magnitude_scale
-        for delta, _ in changes
-    ]
-    total = torch.ones_like(scales[0])
-    for (_, weight), scale in zip(changes, scales, strict=True):
-        total += weight * (scale - 1)
-    if total.abs().min() < _MIN_MAGNITUDE_SCALE:
+    kinds = {type(change) for change, _ in changes}
+    if len(kinds) > 1:
         raise AdapterIncompatibleError(
-            "With these weights the magnitudes of the DoRA adapters cancel outputs of the base.",
-            hint="Use smaller weights.",
+            f"The adapters change {module!r} in different ways, which have no sum.",
+            hint="Blend adapters that were trained with the same kinds of weights.",
         )
-    b = [
-        delta.b * (weight * scale / total)[:, None]
-        for (delta, weight), scale in zip(changes, scales, strict=True)
-    ]
-    return LoraDelta(a, torch.cat(b, dim=1), total)
+    return kinds.pop().weighted_sum(changes, base)
 
 
 def compress(delta: LoraDelta, rank: int) -> LoraDelta:
@@ -154,9 +142,9 @@ def _blend_layer(
     rank = settings.rank or max(len(delta.a) for delta, _ in changes)
     match settings.method:
         case "cat":
-            return concatenate(changes)
+            return LoraDelta.weighted_sum(changes)
         case "svd" | "linear":
-            return compress(concatenate(changes), rank)
+            return compress(LoraDelta.weighted_sum(changes), rank)
         case "ties" | "dare_ties":
             return _factorize(_sparse_sum(module, changes, settings), rank)
 
