@@ -96,16 +96,15 @@ def _check_shape(
             f"{(shape.out_features, shape.in_features)}.",
             hint="It was trained on a model of another size; use the base that its config names.",
         )
-    if shape.rank * shape.experts != rank * experts:
+    if (rows := shape.rank * shape.experts) != rank * experts:
         raise AdapterIncompatibleError(
-            f"The adapter does not fit the base: {name!r} has {experts} experts, which at rank {rank} is "
-            f"{rank * experts} rows of lora_A, not {shape.rank * shape.experts}.",
+            f"The adapter does not fit the base: {module!r} has {rows} rows of lora_A, not {rank * experts}, which is "
+            f"rank {rank} for each of the {experts} experts in {name!r}.",
             hint="It was trained on a model with another number of experts; use the base that its config names.",
         )
     if parameter and not parameter.served:
         raise AdapterIncompatibleError(
-            f"The adapter changes the parameter {name!r} of the base, which is neither the experts of a mixture nor its "
-            "router.",
+            f"The adapter changes the base's parameter {name!r}, which cannot be changed for some tokens alone.",
             hint="Train LoRA on linear layers, or with target_parameters on the experts of a mixture.",
         )
 
@@ -124,7 +123,7 @@ def _why_missing(module: str, layers: LinearLayers) -> str:
     if layers.is_fused(module):
         return (
             "The installed transformers joins such layers (a mixture's experts) into one parameter; load the adapter "
-            "with PEFT and save it again, which joins its weights too."
+            "on it with PEFT and save it again, which joins its weights too."
         )
     return "The adapter was trained on another architecture; use the base that its config names."
 

@@ -174,9 +174,15 @@ def linear_shape(module: Any) -> tuple[int, int] | None:
 
     if isinstance(module, Conv1D):
         return module.nf, module.nx
-    if isinstance(module, nn.Linear):  # bitsandbytes' layers are subclasses
+    if isinstance(module, nn.Linear) and not _is_router(module):  # bitsandbytes' layers are subclasses
         return module.out_features, module.in_features
     return None
+
+
+def _is_router(module: Any) -> bool:
+    """Whether a model's own subclass of `nn.Linear` returns more than a product, as the routers of some mixtures do."""
+    kind = type(module)
+    return "forward" in vars(kind) and kind.__module__.startswith("transformers.models.")
 
 
 def _values(model: Any) -> tuple[Iterable[tuple[str, Any]], ...]:

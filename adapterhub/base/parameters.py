@@ -44,13 +44,13 @@ def parameter_shapes(model: Any) -> dict[str, ParameterShape]:
     Returns:
         Parameter -> shape.
     """
-    from torch import nn
+    from adapterhub.base.linear_layers import linear_shape
 
     served = set(_served_modules(model))
     return {
         f"{name}.{leaf}": _shape(parameter, module, name in served)
         for name, module in model.named_modules()
-        if name and not isinstance(module, nn.Linear)
+        if name and linear_shape(module) is None
         for leaf, parameter in module.named_parameters(recurse=False)
         if parameter.ndim in (2, 3)
     }
@@ -74,13 +74,13 @@ def _shape(parameter: Any, module: nn.Module, served: bool) -> ParameterShape:
 
 
 def _served_modules(model: Any) -> Iterator[str]:
-    """Experts, and routers beside them: a module that maps one tensor and has a row of weights for each expert."""
+    """Experts, and routers beside them: modules that have a row of weights for each expert."""
     for name, module in model.named_modules():
         children = dict(module.named_children())
         for child, experts in children.items():
             if not (sizes := _sizes_of_experts(experts)):
                 continue
-            if has_experts_interface(experts) or _maps_one_tensor(experts):
+            if has_experts_interface(experts) or _maps_tokens(experts):
                 yield _join(name, child)
             yield from (_join(name, other) for other, router in children.items() if _is_router(router, sizes))
 
@@ -92,14 +92,14 @@ def _sizes_of_experts(module: nn.Module) -> set[int]:
 
 def _is_router(module: nn.Module, sizes: set[int]) -> bool:
     weight = module._parameters.get("weight")
-    return weight is not None and weight.ndim == 2 and len(weight) in sizes and _maps_one_tensor(module)
+    return weight is not None and weight.ndim == 2 and len(weight) in sizes and _maps_tokens(module)
 
 
-def _maps_one_tensor(module: nn.Module) -> bool:
-    """Whether a module computes from one tensor, beside which it may get a bias for each expert."""
+def _maps_tokens(module: nn.Module) -> bool:
+    """Whether a module maps each token alone: from its features and its experts, or with a bias of the experts."""
     own = not type(module).__module__.startswith("torch.")  # a convolution mixes tokens
     _, *further = inspect.signature(module.forward).parameters
-    return own and all(name.endswith("bias") for name in further)
+    return own and all(name.startswith("top_k_") or name.endswith("bias") for name in further)
 
 
 def _join(parent: str, child: str) -> str:

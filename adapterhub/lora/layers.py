@@ -67,6 +67,11 @@ class WrappedModule(nn.Module):
         self._name, self._current = name, current
 
     @property
+    def weight(self) -> torch.Tensor | None:
+        """The weight of the base's module, whose dtype some models ask for."""
+        return getattr(self.base_layer, "weight", None)
+
+    @property
     def bias(self) -> torch.Tensor | None:
         """The bias of the base's module."""
         return getattr(self.base_layer, "bias", None)

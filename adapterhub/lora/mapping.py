@@ -96,6 +96,11 @@ class LoraMapping:
         return torch.tensor(slots, device=self._device)
 
     @cached_property
+    def slots_of_all(self) -> torch.Tensor:
+        """The slot of each token, -1 for those without an adapter, shape (tokens,)."""
+        return torch.cat([self.token_slots.new_full((self.start,), -1), self.token_slots])
+
+    @cached_property
     def _padding_indices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """For each padded position its token, and for each token its padded position."""
         positions = [

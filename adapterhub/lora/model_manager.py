@@ -15,8 +15,13 @@ import torch
 from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.layers import CurrentMapping, LinearWithLora, SlotWeights, WrappedModule, base_layer_of
 from adapterhub.lora.mapping import LoraMapping
+from adapterhub.lora.parameter_delta import ParameterDelta
+from adapterhub.lora.parameter_layers import ParametersWithLora
 
-_WRAPPERS: Mapping[type, type[WrappedModule]] = {LoraDelta: LinearWithLora}
+_WRAPPERS: Mapping[type, type[WrappedModule]] = {
+    LoraDelta: LinearWithLora,
+    ParameterDelta: ParametersWithLora,
+}
 """The kind of a change -> what applies it."""
 
 

@@ -40,7 +40,7 @@ def load_initial_weights(
     """
     settings = LoraSettings(r=lora.r, lora_alpha=lora.alpha, use_rslora=lora.rslora, use_dora=lora.dora)
     info = inspect_adapter(folder)
-    names = check_fit(info.modules, layers)
+    names = check_fit(info.modules, layers, info.config.settings)
     check_copied_weights(folder, base, layers)  # they are not loaded
     weights = _under_the_models_names(load_file(folder / WEIGHTS_FILE), names)
     new = get_peft_model_state_dict(model)

@@ -86,7 +86,6 @@ def test_peft_computes_the_same_ranks_and_scalings(tmp_path: Path, rslora: bool)
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "lora_bias"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "activated"),
         ({"use_qalora": True}, "QA-LoRA"),
