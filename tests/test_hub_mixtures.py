@@ -28,7 +28,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "use_rslora": True,
     },
 }
-KINDS = ("qwen3_moe",)
+KINDS = ("qwen3_moe", "gpt_oss")
 
 
 @dataclass(frozen=True)

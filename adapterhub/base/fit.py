@@ -40,15 +40,15 @@ def check_against_base(info: AdapterInfo, adapter_folder: Path, base_folder: Pat
     layers = LinearLayers.of_folder(base_folder)
     if layers is None:
         return ("its shapes were not checked: the base's model is known to code in its folder only",)
-    check_fit(info.modules, layers, info.config.settings, targets=True)
+    names = check_fit(info.modules, layers, info.config.settings, targets=True)
     check_copied_weights(adapter_folder, base_folder, layers)
-    return ()
+    return _unused(names, layers)
 
 
 def check_fit(
     adapter: Mapping[str, LoraShape], layers: LinearLayers, settings: LoraSettings, *, targets: bool = False
 ) -> dict[str, str]:
-    """Checks that every module of an adapter is a linear layer of the base, or a mixture's parameter, of that shape.
+    """Checks that every module of an adapter is a linear layer of the base's checkpoint, or a mixture's parameter.
 
     Args:
         adapter: Module name -> shape, from `check_shapes`.
@@ -57,16 +57,23 @@ def check_fit(
         targets: Every layer that they ask for must have weights in the adapter.
 
     Returns:
-        Module name in the adapter -> its name in the model; that of a parameter, where the adapter changes one.
+        Module name in the adapter -> its name in the model, or among the layers beside the decoder; where the adapter
+        changes a parameter, the name of that.
 
     Raises:
-        AdapterIncompatibleError: Modules are missing in the base, or have another shape, or cannot be changed.
+        AdapterIncompatibleError: Modules are missing in the base, have another shape or cannot be changed, or no text
+            passes any of them.
         AdapterInvalidError: Two modules are one layer of the base, or a layer that the config asks for has no weights.
     """
     names = {module: _find(module, layers, settings) for module in adapter}
     found = {module: name for module, name in names.items() if name is not None}
     if missing := [module for module in adapter if module not in found]:
         raise _missing(missing, len(adapter), layers)
+    if found and layers.beside.keys() >= set(found.values()):
+        raise AdapterIncompatibleError(
+            "The adapter changes the base's vision tower only, which no text passes.",
+            hint="Texts alone are served; train it on the layers of the decoder.",
+        )
     for module, name in found.items():
         _check_shape(module, adapter[module], name, layers, settings)
     _refuse_doubles(found)
@@ -85,7 +92,7 @@ def _check_shape(
 ) -> None:
     parameter = layers.parameter_shapes.get(name)
     if parameter is None:
-        has, experts, rank = layers.shapes[name], 1, settings.rank(module)
+        has, experts, rank = {**layers.shapes, **layers.beside}[name], 1, settings.rank(module)
     else:
         has, experts = (parameter.out_features, parameter.in_features), parameter.experts
         _, in_adapter = layers.find_adapted(module, settings) or ("", module)
@@ -107,6 +114,15 @@ def _check_shape(
             f"The adapter changes the base's parameter {name!r}, which cannot be changed for some tokens alone.",
             hint="Train LoRA on linear layers, or with target_parameters on the experts of a mixture.",
         )
+
+
+def _unused(names: Mapping[str, str], layers: LinearLayers) -> tuple[str, ...]:
+    if not (beside := sum(name in layers.beside for name in names.values())):
+        return ()
+    return (
+        f"{beside} of its {len(names)} modules are in parts of the base that no text passes, such as a vision tower; "
+        "they are kept, and change no answer",
+    )
 
 
 def _missing(missing: list[str], count: int, layers: LinearLayers) -> AdapterIncompatibleError:

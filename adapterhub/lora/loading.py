@@ -98,7 +98,7 @@ def load_folder_deltas(
         dtype: The dtype of the result.
 
     Returns:
-        Module name in the model -> change, in host memory wherever the base is.
+        Module name in the model -> change, in host memory wherever the base is; without layers that no text passes.
 
     Raises:
         AdapterInvalidError: The files are damaged.
@@ -165,7 +165,12 @@ def read_deltas_without_base(
         )
     scalings = {module: settings.scaling(module) for module in shapes}
     modules = _read_tensors(folder, header, scalings, torch.float32)
-    return {names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()}
+    beside = layers.beside if layers else ()
+    return {
+        names[module]: _delta(base_weight, names[module], parts)
+        for module, parts in modules.items()
+        if names[module] not in beside
+    }
 
 
 def _base_module(model: Any, name: str) -> Any:
