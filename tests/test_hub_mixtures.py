@@ -17,6 +17,8 @@ from adapterhub.base import load_base
 from adapterhub.engine import BatchingEngine
 from tests.tiny import make_adapter, make_base
 
+# PEFT compares patterns with the names of modules for this warning, and with those of parameters when it uses them.
+pytestmark = pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")
 PROMPTS = ("the quick brown fox", "one", "jumps over the lazy dog: one two three four")
 TOKENS = 10
 ADAPTERS: dict[str, dict[str, Any]] = {

@@ -31,7 +31,7 @@ class RoutedTokens:
         order: The position of each among (tokens x k).
         tokens: Its token.
         weights: The weight of its expert.
-        runs: (expert, slot, start, stop) of each run with one expert and one adapter; the slot of the base is -1.
+        runs: (expert, slot, start, stop) of each run with one expert and one adapter; the base's slot is one too high.
         experts: (expert, start, stop) of each run with one expert.
     """
 
@@ -39,8 +39,11 @@ class RoutedTokens:
         self, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, mapping: LoraMapping, num_experts: int
     ) -> None:
         k, slots = top_k_index.shape[-1], mapping.end_slot + 1
-        keys = top_k_index.reshape(-1) * slots + mapping.slots_of_all.repeat_interleave(k) + 1
-        keys, self.order = torch.sort(keys, stable=True)
+        runs = mapping.runs_of(len(top_k_index))
+        of_run = [slots - 1 if slot is None else slot for slot, _, _ in runs]
+        lengths = [(stop - start) * k for _, start, stop in runs]
+        of_token = torch.tensor(of_run).repeat_interleave(torch.tensor(lengths)).to(top_k_index.device)
+        keys, self.order = torch.sort(top_k_index.reshape(-1) * slots + of_token, stable=True)
         self.tokens = self.order // k
         self.weights = top_k_weights.reshape(-1)[self.order, None]
         self.runs: list[tuple[int, int, int, int]] = []
@@ -49,12 +52,12 @@ class RoutedTokens:
         for key, count in zip(present.tolist(), counts.tolist(), strict=True):
             expert, slot = divmod(key, slots)
             if expert < num_experts:
-                self.runs.append((expert, slot - 1, start, start + count))
+                self.runs.append((expert, slot, start, start + count))
             start += count
-        self.experts = []
-        for expert, runs in groupby(self.runs, lambda run: run[0]):
-            first, *_, last = [*runs] * 2
-            self.experts.append((expert, first[2], last[3]))
+        self.experts: list[tuple[int, int, int]] = []
+        for expert, grouped in groupby(self.runs, lambda run: run[0]):
+            of_expert = list(grouped)
+            self.experts.append((expert, of_expert[0][2], of_expert[-1][3]))
 
 
 def experts_forward(
@@ -81,7 +84,7 @@ def experts_forward(
         x = experts.post_expert_norm(x)
     weighted = torch.empty_like(x, dtype=torch.result_type(x, routed.weights))
     weighted[routed.order] = x * routed.weights
-    return weighted.unflatten(0, (len(hidden_states), -1)).sum(1).to(hidden_states.dtype)
+    return weighted.view(len(hidden_states), -1, x.shape[-1]).sum(1).to(hidden_states.dtype)
 
 
 def _product(

@@ -30,7 +30,7 @@ class ExpertFactors(NamedTuple):
             b: Shape (out_features, r * experts), with the scaling.
             experts: The number of experts.
         """
-        rows, columns = a.unflatten(0, (experts, -1)), b.T.unflatten(0, (-1, experts))
+        rows, columns = a.reshape(experts, -1, a.shape[1]), b.T.reshape(-1, experts, len(b))
         return cls(rows.contiguous(), columns.transpose(0, 1).contiguous().transpose(1, 2))
 
     def dense(self, *, transposed: bool) -> torch.Tensor:

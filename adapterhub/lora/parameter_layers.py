@@ -68,7 +68,8 @@ class ParametersWithLora(WrappedModule):
         if mapping is None or mapping.slots.isdisjoint(loaded):
             return self.base_layer(hidden_states, *args)
         if has_experts_interface(self.base_layer):
-            routed = RoutedTokens(*args, mapping, self.base_layer.num_experts)
+            top_k_index, top_k_weights = args
+            routed = RoutedTokens(top_k_index, top_k_weights, mapping, self.base_layer.num_experts)
             return experts_forward(self.base_layer, hidden_states, routed, loaded)
         return self._by_adapter(hidden_states, args, mapping)
 
@@ -77,13 +78,13 @@ class ParametersWithLora(WrappedModule):
 
         The tokens are the last dimension but one of what the module gets and returns, perhaps once for each expert.
         """
+        if len(runs := mapping.runs_of(mapping.end)) == 1:
+            return functional_call(self.base_layer, self._parameters_of(runs[0][0]), (hidden_states, *args))
         pieces = hidden_states.reshape(-1, mapping.end, hidden_states.shape[-1])
         outputs = []
-        base_run = [(None, -mapping.start, 0)] if mapping.start else []
-        for slot, start, stop in (*base_run, *mapping.runs):
-            of_run = slice(mapping.start + start, mapping.start + stop)
-            piece = pieces[:, of_run]
-            further = (arg[of_run] if arg.ndim == 2 else arg for arg in args)  # a bias is of the experts
+        for slot, start, stop in runs:
+            piece = pieces[:, start:stop]
+            further = (arg[start:stop] if arg.ndim == 2 else arg for arg in args)  # a bias is of the experts
             inputs = (piece.flatten(0, 1) if hidden_states.ndim == 2 else piece, *further)
             outputs.append(functional_call(self.base_layer, self._parameters_of(slot), inputs))
         if isinstance(outputs[0], torch.Tensor):
