@@ -51,6 +51,8 @@ class ParameterSlots:
 class ParametersWithLora(WrappedModule):
     """A module of the base, each token of which may have a change of its parameters."""
 
+    base_layer: Any
+
     def __init__(
         self, base_layer: nn.Module, name: str, weights: ParameterSlots, current: CurrentMapping
     ) -> None:
