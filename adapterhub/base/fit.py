@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from adapterhub.base.copied_weights import check_copied_weights
+from adapterhub.base.further_fit import check_further_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.plain_decoder import plain_decoder_shapes
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
@@ -41,6 +42,7 @@ def check_against_base(info: AdapterInfo, adapter_folder: Path, base_folder: Pat
     if layers is None:
         return ("its shapes were not checked: the base's model is known to code in its folder only",)
     names = check_fit(info.modules, layers, info.config.settings, targets=True)
+    check_further_fit(info.further, layers, info.config.settings, names)
     check_copied_weights(adapter_folder, base_folder, layers)
     return _unused(names, layers)
 
@@ -158,7 +160,7 @@ def _refuse_doubles(found: Mapping[str, str]) -> None:
 def _fits_plain_decoder(info: AdapterInfo, adapter_folder: Path, base_folder: Path) -> bool:
     """Whether an adapter is seen to fit without transformers, which takes seconds to import; False decides nothing."""
     shapes = plain_decoder_shapes(base_folder)
-    if shapes is None or copied_weights(read_header(adapter_folder / WEIGHTS_FILE)):
+    if shapes is None or info.further or copied_weights(read_header(adapter_folder / WEIGHTS_FILE)):
         return False
     asked = _named_targets(info.config.settings, shapes)
     fits = all(

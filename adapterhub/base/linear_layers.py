@@ -1,4 +1,4 @@
-"""The linear layers of a base under their names in transformers' model, and the other names that they go by.
+"""The layers of a base under their names in transformers' model, and the other names that they go by.
 
 A base's files may name a layer otherwise than the model does, and so may an adapter that was trained with an older
 transformers. transformers' own conversions (`transformers.conversion_mapping`, which PEFT uses too) translate both.
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.auto_class import text_class, whole_class
 from adapterhub.base.parameters import ParameterShape, parameter_shapes
+from adapterhub.base.replaceable import embedding_shape, replaceable_parameters
 from adapterhub.errors import ConfigError
 from adapterhub.peft_format.config import LoraSettings, parameter_owner
 
@@ -40,8 +41,11 @@ class LinearLayers:
         head: The output layer; None if the model has none.
         tied: Parameter -> the parameter before it that it shares its values with.
         parameters: The names of all parameters and buffers.
-        parameter_shapes: The bare parameters that adapters could change, from `parameter_shapes`.
         prefix: transformers' `base_model_prefix`, which the names in a base's files may lack.
+        embeddings: Embedding -> (num_embeddings, embedding_dim).
+        replaceable: The modules that an adapter may replace, from `replaceable_parameters`: module -> parameter ->
+            shape.
+        parameter_shapes: The bare parameters that an adapter may change, from the function of this name.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -50,10 +54,12 @@ class LinearLayers:
     head: str | None
     tied: Mapping[str, str]
     parameters: frozenset[str]
-    parameter_shapes: Mapping[str, ParameterShape]
     prefix: str
     _renamings: tuple[WeightRenaming, ...]
     _converters: tuple[WeightConverter, ...]
+    embeddings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    replaceable: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    parameter_shapes: Mapping[str, ParameterShape] = field(default_factory=dict)
 
     @classmethod
     def of_model(cls, model: Any, folder: Path | None = None) -> LinearLayers:
@@ -84,6 +90,14 @@ class LinearLayers:
             prefix=model.base_model_prefix,
             _renamings=tuple(one for one in conversions if isinstance(one, WeightRenaming)),
             _converters=tuple(one for one in conversions if isinstance(one, WeightConverter)),
+            embeddings={
+                name: shape for name, module in modules.items() if (shape := embedding_shape(module))
+            },
+            replaceable={
+                name: shapes
+                for name, module in modules.items()
+                if (shapes := replaceable_parameters(module, linear_shape(module)))
+            },
         )
 
     @classmethod
@@ -121,6 +135,13 @@ class LinearLayers:
     def _in_other_form(self) -> dict[str, str]:
         """A layer's name within the decoder -> its name in the model."""
         return {inner: name for name in self.shapes if (inner := _in_decoder(name))}
+
+    def find_module(self, module: str) -> str:
+        """The model's name of any module that an adapter names; the name itself if there is none."""
+        name = self.find_parameter(f"{module}.weight").removesuffix(".weight")
+        if name in self.replaceable or not (inner := _in_decoder(name)):
+            return name
+        return next((one for one in self.replaceable if _in_decoder(one) == inner), name)
 
     def find_parameter(self, name: str) -> str:
         """The model's name of a parameter that an adapter names; the name itself if there is none."""

@@ -67,9 +67,9 @@ class WrappedModule(nn.Module):
         self._name, self._current = name, current
 
     @property
-    def weight(self) -> torch.Tensor | None:
-        """The weight of the base's module, whose dtype some models ask for."""
-        return getattr(self.base_layer, "weight", None)
+    def weight(self) -> Any:
+        """The weight of the base's module, which some models read; an adapter's change is not in it, as in PEFT."""
+        return self.base_layer.weight
 
     @property
     def bias(self) -> torch.Tensor | None:

@@ -32,7 +32,7 @@ RANK_2 = LoraSettings(r=2)
 
 def layers_of(shapes: dict[str, tuple[int, int]], prefix: str = "model") -> LinearLayers:
     parameters = frozenset(f"{name}.weight" for name in shapes)
-    return LinearLayers(shapes, {}, frozenset(), None, {}, parameters, {}, prefix, (), ())
+    return LinearLayers(shapes, {}, frozenset(), None, {}, parameters, prefix, (), ())
 
 
 @pytest.mark.parametrize(
