@@ -157,14 +157,16 @@ def make_base(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     chat_template: str | None = CHAT_TEMPLATE,
+    config: Any = None,
+    std: float = 0.08,
     **changes: Any,
 ) -> Path:
-    """Writes a random base of one of four architectures, with its tokenizer, and returns its folder."""
+    """Writes a random base of an architecture above, or of a config, with its tokenizer, and returns its folder."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(kind, **changes))
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.08)
+    model = AutoModelForCausalLM.from_config(config or _config(kind, **changes))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "A_log" not in name:  # the decay of Mamba's states
+            torch.nn.init.normal_(parameter, std=std)
     model.to(dtype).save_pretrained(folder)
     make_tokenizer(chat_template=chat_template).save_pretrained(folder)
     return folder
@@ -268,9 +270,11 @@ def make_adapter(
     settings.setdefault("fan_in_fan_out", model.config.model_type == "gpt2")
     adapted = get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **settings))
     for name, parameter in adapted.named_parameters():
-        if "lora_A" in name or "lora_B" in name:
+        if "lora_" in name and "magnitude" not in name:
             torch.nn.init.normal_(parameter, std=std)
         if "lora_magnitude_vector" in name:
             parameter.data.mul_(torch.empty_like(parameter).uniform_(0.7, 1.3))
+        if "modules_to_save" in name or "trainable_tokens_delta" in name:
+            parameter.data.add_(torch.empty_like(parameter).normal_(std=std / 4))
     adapted.save_pretrained(folder)
     return folder

@@ -69,6 +69,11 @@ class AdapterPart:
             AdapterIncompatibleError: It is of a kind that cannot be merged.
         """
         info, card = inspect_adapter(folder), AdapterCard.of_folder(folder)
+        if info.further:
+            raise AdapterIncompatibleError(
+                f"The adapter changes {info.further.names[0]!r} by more than LoRA on linear layers.",
+                hint="Merge it with PEFT's merge_and_unload.",
+            )
         if card:
             check_digest(card.ref, card.digest, info.digest)
         return cls(folder, weight, info, card)

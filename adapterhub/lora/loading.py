@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapterhub._files import os_errors_as
 from adapterhub.base.fit import check_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.quantized_weights import dequantize_module_weight
-from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.errors import AdapterHubError, AdapterIncompatibleError
 from adapterhub.lora.blending.methods import weighted_sum
 from adapterhub.lora.delta import LoraDelta, ModuleDelta
+from adapterhub.lora.file_tensors import read_tensors
+from adapterhub.lora.further_loading import FurtherReader
 from adapterhub.lora.layers import base_layer_of
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import check_shapes
@@ -26,11 +27,11 @@ from adapterhub.peft_format.config import (
     LoraParameter,
     LoraSettings,
     copied_weights,
+    further_names,
     parse_tensor_name,
 )
+from adapterhub.peft_format.further_weights import FurtherWeights
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_adapter_deltas(
@@ -78,8 +79,10 @@ def adapter_rank(request: LoraRequest) -> int:
 def _layer_ranks(request: LoraRequest) -> Counter[str]:
     match request:
         case StoredLoraRequest(folder=folder):
-            shapes = check_shapes(AdapterConfig.read(folder).settings, _read_header(folder))
-            return Counter({module: shape.rank for module, shape in shapes.items()})
+            settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
+            shapes, further = check_shapes(settings, header), FurtherWeights.of(settings, header)
+            ranks = {module: shape.rank for module, shape in further.embeddings.items()}
+            return Counter(ranks | {module: shape.rank for module, shape in shapes.items()})
         case BlendedLoraRequest(parts=parts):
             return sum((_layer_ranks(part) for part, _ in parts), Counter())
     raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
@@ -97,7 +100,7 @@ def load_folder_deltas(
         dtype: The dtype of the result.
 
     Returns:
-        Module name in the model -> change, in host memory wherever the base is.
+        Module name in the model -> change, in host memory wherever the base is; without layers that no text passes.
 
     Raises:
         AdapterInvalidError: The files are damaged.
@@ -119,9 +122,13 @@ def load_folder_deltas(
         return dequantize_module_weight(_base_module(model, module))
 
     deltas: dict[str, ModuleDelta] = {
-        names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()
+        names[module]: _delta(base_weight, names[module], parts)
+        for module, parts in modules.items()
+        if names[module] not in layers.beside
     }
-    return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
+    if settings.use_dora:
+        deltas = {module: delta.to(dtype) for module, delta in deltas.items()}
+    return {**deltas, **FurtherReader(folder, header, settings).read(layers, names, dtype)}
 
 
 def read_deltas_without_base(
@@ -154,7 +161,13 @@ def read_deltas_without_base(
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
     modules = _read_tensors(folder, header, settings, torch.float32)
-    return {names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()}
+    beside = layers.beside if layers else ()
+    deltas = {
+        names[module]: _delta(base_weight, names[module], parts)
+        for module, parts in modules.items()
+        if names[module] not in beside
+    }
+    return {**deltas, **FurtherReader(folder, header, settings).read_embeddings(layers, names)}
 
 
 def _base_module(model: Any, name: str) -> Any:
@@ -180,12 +193,12 @@ def _read_tensors(
 
     lora_B is stored column-major, as in `StackedLoraWeights`, so that writing it into a slot is a plain copy.
     """
-    copies = set(copied_weights(header).values())
-    header = {name: info for name, info in header.items() if name not in copies}
+    others = {*copied_weights(header).values(), *further_names(header)}
+    header = {name: info for name, info in header.items() if name not in others}
     memory = torch.empty(sum(math.prod(info.shape) for info in header.values()), dtype=dtype)
     modules: dict[str, dict[LoraParameter, torch.Tensor]] = {}
     offset = 0
-    for name, tensor in _tensors(folder / WEIGHTS_FILE, header):
+    for name, tensor in read_tensors(folder / WEIGHTS_FILE, header):
         module, part = parse_tensor_name(name)
         if part == "lora_B":
             copied = memory.as_strided(tensor.shape, (1, len(tensor)), offset)
@@ -195,24 +208,6 @@ def _read_tensors(
         modules.setdefault(module, {})[part] = copied
         offset += tensor.numel()
     return modules
-
-
-def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor of a file, in memory that the next one overwrites.
-
-    The file is not memory-mapped: loaded weights must not change when the file does.
-    """
-    memory = memoryview(bytearray(max(info.end - info.start for info in header.values())))
-    with (
-        os_errors_as(AdapterInvalidError, f"{path.name} cannot be read"),
-        path.open("rb", buffering=0) as file,
-    ):
-        for name, info in header.items():  # in the order of the bytes
-            file.seek(info.start)
-            data = memory[: info.end - info.start]
-            if file.readinto(data) < len(data):
-                raise AdapterInvalidError(f"{path.name} became shorter while it was read.")
-            yield name, torch.frombuffer(data, dtype=_DTYPES[info.dtype]).view(info.shape)
 
 
 def _delta(
