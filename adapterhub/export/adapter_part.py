@@ -116,7 +116,10 @@ class AdapterPart:
 
     def module_names(self, layers: LinearLayers) -> dict[str, str]:
         """The module's name in the model -> the adapter's name of it."""
-        return {name: module for module, name in check_fit(self.info.modules, layers).items()}
+        return {
+            name: module
+            for module, name in check_fit(self.info.modules, layers, self.info.config.settings).items()
+        }
 
     def read(self, module: str) -> dict[LoraParameter, torch.Tensor]:
         """Reads the tensors of one of its modules, in float32.
