@@ -173,11 +173,11 @@ def _probe(model: Any, device: torch.device) -> tuple[list[_Call], Cache]:
     caches: list[Cache] = []
 
     def enter(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if cache := _cache_in([*args, *kwargs.values()]):
+        if (cache := _cache_in([*args, *kwargs.values()])) is not None:  # an empty one is false
             before.append(set(_states(cache)))
 
     def leave(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if cache := _cache_in([*args, *kwargs.values()]):
+        if (cache := _cache_in([*args, *kwargs.values()])) is not None:  # an empty one is false
             caches[:] = [cache]
             new = _states(cache).keys() - before.pop()
             named = dict(zip(_parameters(module), args, strict=False)) | kwargs
