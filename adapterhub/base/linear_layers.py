@@ -65,7 +65,12 @@ class LinearLayers:
 
         modules = dict(model.named_modules())
         head, conversions = model.get_output_embeddings(), get_model_conversion_mapping(model)
-        linear = {name: shape for name, module in modules.items() if (shape := linear_shape(module))}
+        routers = _routers(model)
+        linear = {
+            name: shape
+            for name, module in modules.items()
+            if (shape := linear_shape(module)) and not isinstance(module, routers)
+        }
         whole = cls.of_folder(folder, whole=True) if folder and _is_part(model, folder) else None
         beside = whole.beside if whole else _beside_the_decoder(model, linear)
         return cls(
@@ -165,6 +170,13 @@ def linear_shape(module: Any) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):  # bitsandbytes' layers are subclasses
         return module.out_features, module.in_features
     return None
+
+
+def _routers(model: Any) -> tuple[type, ...]:
+    """Classes that choose experts; some are linear layers by inheritance, but return their choice."""
+    recorded = (getattr(module, "_can_record_outputs", None) or {} for module in model.modules())
+    routers = (getattr(one.get("router_logits"), "target_class", None) for one in recorded)
+    return tuple({router for router in routers if router is not None})
 
 
 def _beside_the_decoder(model: Any, linear: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
