@@ -23,8 +23,8 @@ from adapterhub.training import FinetuneConfig, finetune
 from tests.engine.maker import Reference, prompt_of, request, stored_request
 from tests.vision import make_vision_adapter, make_vision_base
 
-OFTEN = ["gemma3", "gemma4", "qwen3_5", "llama4", "qwen2_5_vl", "mistral3"]
-MORE = ["qwen2_vl", "qwen3_vl", "llava", "internvl", "smolvlm", "lfm2_vl"]
+OFTEN = ["gemma4", "qwen3_5", "llama4", "qwen2_5_vl"]
+MORE = ["gemma3", "mistral3", "qwen2_vl", "qwen3_vl", "llava", "internvl", "smolvlm", "lfm2_vl"]
 KINDS = [*OFTEN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)]
 ONLY_WHOLE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
 """Those for whose decoder alone transformers has no class."""
