@@ -22,6 +22,7 @@ from transformers import (
     Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     LlamaTokenizer,
     MistralConfig,
@@ -30,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.tokenization_utils_base import generate_merges
 
@@ -50,7 +52,7 @@ _TEXT = [
     "one two three four",
     '{"a": 1, "b": [2]}',
 ]
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "gemma3")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "gemma3", "qwen3_moe", "gpt_oss")
 ATTENTION = {"gpt2": ["c_attn"], "phi3": ["qkv_proj"], **{kind: ["q_proj", "v_proj"] for kind in LLAMA_LIKE}}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR = {
@@ -137,6 +139,10 @@ def _config(kind: str, **changes: Any) -> Any:
         )
     if kind == "mixtral":  # the model joins the experts of its files
         sizes |= {"num_local_experts": 2}
+    if kind == "qwen3_moe":
+        sizes |= {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+    if kind == "gpt_oss":  # each expert's matrices are transposed, and have a bias
+        sizes |= {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
     if kind == "phi3":
         sizes |= {"pad_token_id": 0}
     kinds = {
@@ -146,6 +152,8 @@ def _config(kind: str, **changes: Any) -> Any:
         "qwen3": Qwen3Config,
         "phi3": Phi3Config,
         "mixtral": MixtralConfig,
+        "qwen3_moe": Qwen3MoeConfig,
+        "gpt_oss": GptOssConfig,
     }
     return kinds[kind](bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
 

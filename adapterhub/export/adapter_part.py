@@ -120,7 +120,7 @@ class AdapterPart:
 
     def module_names(self, layers: LinearLayers) -> dict[str, str]:
         """The module's name in the model -> the adapter's name of it; of all that the adapter changes."""
-        further, lora = self.info.further, check_fit(self.info.modules, layers)
+        further, lora = self.info.further, check_fit(self.info.modules, layers, self.info.config.settings)
         others = check_further_fit(further, layers, lora)
         heads = tied_heads(further, layers, others)
         return {name: module for found in (lora, others, heads) for module, name in found.items()}

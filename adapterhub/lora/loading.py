@@ -19,6 +19,7 @@ from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.file_tensors import read_tensors
 from adapterhub.lora.further_loading import FurtherReader
 from adapterhub.lora.layers import base_layer_of
+from adapterhub.lora.parameter_delta import ExpertFactors, ParameterDelta
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import check_shapes
 from adapterhub.peft_format.config import (
@@ -114,9 +115,10 @@ def load_folder_deltas(
             hint="Serve it with engine='transformers', or merge it into the base.",
         )
     # The registry checked the files when it stored them, but not against this base, and they may have changed since.
-    names = check_fit(check_shapes(settings, header), layers)
+    names = check_fit(check_shapes(settings, header), layers, settings)
     # DoRA divides by a norm that depends on the factors, so they are rounded only afterwards.
-    modules = _read_tensors(folder, header, settings, torch.float32 if settings.use_dora else dtype)
+    scalings = {module: settings.scaling(_pattern_name(module, layers, settings)) for module in names}
+    modules = _read_tensors(folder, header, scalings, torch.float32 if settings.use_dora else dtype)
 
     def base_weight(module: str) -> torch.Tensor:
         return dequantize_module_weight(_base_module(model, module))
@@ -124,11 +126,12 @@ def load_folder_deltas(
     deltas: dict[str, ModuleDelta] = {
         names[module]: _delta(base_weight, names[module], parts)
         for module, parts in modules.items()
-        if names[module] not in layers.beside
+        if names[module] in layers.shapes
     }
     if settings.use_dora:
         deltas = {module: delta.to(dtype) for module, delta in deltas.items()}
-    return {**deltas, **FurtherReader(folder, header, settings).read(layers, names, dtype)}
+    further = FurtherReader(folder, header, settings).read(layers, names, dtype)
+    return {**deltas, **_parameter_deltas(modules, names, layers), **further}
 
 
 def read_deltas_without_base(
@@ -152,15 +155,21 @@ def read_deltas_without_base(
             whose change depends on the base's weights.
     """
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
+    if settings.target_parameters:
+        raise AdapterIncompatibleError(
+            "An adapter of a mixture's experts (target_parameters) cannot be rewritten, nor blended into a stored one.",
+            hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
+        )
     shapes = check_shapes(settings, header)
-    names = check_fit(shapes, layers) if layers else {module: module for module in shapes}
+    names = check_fit(shapes, layers, settings) if layers else {module: module for module in shapes}
     if settings.use_dora and base_weight is None:
         raise AdapterIncompatibleError(
             "An adapter with DoRA cannot be blended into a stored one: its magnitudes belong to its own matrices "
             "and to the base's weights.",
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
-    modules = _read_tensors(folder, header, settings, torch.float32)
+    scalings = {module: settings.scaling(module) for module in shapes}
+    modules = _read_tensors(folder, header, scalings, torch.float32)
     beside = layers.beside if layers else ()
     deltas = {
         names[module]: _delta(base_weight, names[module], parts)
@@ -187,7 +196,7 @@ def _load_part(part: LoraRequest, model: Any, layers: LinearLayers) -> dict[str,
 
 
 def _read_tensors(
-    folder: Path, header: Mapping[str, TensorInfo], settings: LoraSettings, dtype: torch.dtype
+    folder: Path, header: Mapping[str, TensorInfo], scalings: Mapping[str, float], dtype: torch.dtype
 ) -> dict[str, dict[LoraParameter, torch.Tensor]]:
     """An adapter's tensors by module, in one block of memory; lora_B is multiplied by the scaling.
 
@@ -202,12 +211,34 @@ def _read_tensors(
         module, part = parse_tensor_name(name)
         if part == "lora_B":
             copied = memory.as_strided(tensor.shape, (1, len(tensor)), offset)
-            torch.mul(tensor.float(), settings.scaling(module), out=copied)
+            torch.mul(tensor.float(), scalings[module], out=copied)
         else:
             copied = memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
         modules.setdefault(module, {})[part] = copied
         offset += tensor.numel()
     return modules
+
+
+def _pattern_name(module: str, layers: LinearLayers, settings: LoraSettings) -> str:
+    """The name that the patterns of an adapter's settings have to match."""
+    found = layers.find_adapted(module, settings)
+    return found[1] if found else module
+
+
+def _parameter_deltas(
+    modules: Mapping[str, Mapping[LoraParameter, torch.Tensor]],
+    names: Mapping[str, str],
+    layers: LinearLayers,
+) -> dict[str, ModuleDelta]:
+    """The changes of bare parameters, by the module that holds them."""
+    factors: dict[str, dict[str, ExpertFactors]] = {}
+    for module, name in names.items():
+        if shape := layers.parameter_shapes.get(name):
+            owner, _, leaf = name.rpartition(".")
+            parts = modules[module]
+            of_one = ExpertFactors.of_peft(parts["lora_A"], parts["lora_B"], shape.experts)
+            factors.setdefault(owner, {})[leaf] = of_one
+    return {owner: ParameterDelta(of_module) for owner, of_module in factors.items()}
 
 
 def _delta(

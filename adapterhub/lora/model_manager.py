@@ -17,12 +17,15 @@ from adapterhub.lora.layers import CurrentMapping, LinearWithLora, SlotWeights, 
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.module_deltas import EmbeddingDelta, SavedModuleDelta, TokenRowsDelta
 from adapterhub.lora.module_layers import ModuleWithSlots
+from adapterhub.lora.parameter_delta import ParameterDelta
+from adapterhub.lora.parameter_layers import ParametersWithLora
 
 _WRAPPERS: Mapping[type, type[WrappedModule]] = {
     LoraDelta: LinearWithLora,
     EmbeddingDelta: ModuleWithSlots,
     SavedModuleDelta: ModuleWithSlots,
     TokenRowsDelta: ModuleWithSlots,
+    ParameterDelta: ParametersWithLora,
 }
 """The kind of a change -> what applies it."""
 

@@ -22,6 +22,7 @@ from adapterhub.peft_format.config import (
     adapter_digest,
     copied_weights,
     further_tensors,
+    parameter_owner,
     parse_tensors,
     saved_weights,
 )
@@ -40,11 +41,19 @@ _BF16_EXPONENT = 0x7F80
 
 
 class LoraShape(NamedTuple):
-    """The shape of LoRA on one module."""
+    """The shape of LoRA on one module.
+
+    Attributes:
+        rank: The rank; for the experts of a mixture that of one of them.
+        out_features: The number of rows of lora_B.
+        in_features: The number of columns of lora_A.
+        experts: How many times the rank the factors have, for an adapted parameter that holds a mixture's experts.
+    """
 
     rank: int
     out_features: int
     in_features: int
+    experts: int = 1
 
 
 @dataclass(frozen=True)
@@ -171,8 +180,10 @@ def _shape(module: str, parts: Mapping[LoraParameter, TensorInfo], settings: Lor
         if tensor.dtype not in DTYPES or 0 in tensor.shape:
             raise contradiction(f"{part} of {module!r} is {tensor.dtype} of shape {tensor.shape}")
     match parts["lora_A"].shape, parts["lora_B"].shape:
-        case (rank, in_features), (out_features, columns) if rank == columns == settings.rank(module):
-            shape = LoraShape(rank, out_features, in_features)
+        case (rows, in_features), (out_features, columns) if rows == columns and (
+            rank := _rank(module, rows, settings)
+        ):
+            shape = LoraShape(rank, out_features, in_features, rows // rank)
         case a, b:
             raise contradiction(
                 f"rank {settings.rank(module)} in {module!r} does not agree with shapes {a} and {b}"
@@ -182,6 +193,20 @@ def _shape(module: str, parts: Mapping[LoraParameter, TensorInfo], settings: Lor
             f"lora_magnitude_vector of {module!r} does not have shape ({shape.out_features},)"
         )
     return shape
+
+
+def _rank(module: str, rows: int, settings: LoraSettings) -> int | None:
+    """The rank of a module with so many rows in lora_A; None if the settings do not allow them.
+
+    The name of a mixture's module does not say which of its parameters is meant: only a base does. So it is the highest
+    rank of those that may be.
+    """
+    owner = parameter_owner(module)
+    if rows == settings.rank(module) and owner == module:
+        return rows
+    leaves = {target.rpartition(".")[2] for target in settings.target_parameters}
+    parameters = (name for leaf in leaves if settings.targets(name := f"{owner}.{leaf}"))
+    return max((rank for name in parameters if rows % (rank := settings.rank(name)) == 0), default=None)
 
 
 def check_values(weights: Path, header: Mapping[str, TensorInfo], settings: LoraSettings) -> tuple[str, ...]:

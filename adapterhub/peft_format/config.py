@@ -2,8 +2,9 @@
 
 Follows peft 0.21: `tuners/lora/config.py` for the settings, `tuners/lora/model.py` and `utils/other.py`
 (`get_pattern_key`) for ranks and scaling, `utils/save_and_load.py` for tensor names. Supported is LoRA on linear
-layers: plain, rank-stabilised (rsLoRA) and weight-decomposed (DoRA). `further_weights` has what a file may hold beside
-it. Other kinds are refused with the reason.
+layers: plain, rank-stabilised (rsLoRA) and weight-decomposed (DoRA); and LoRA on bare parameters (`target_parameters`),
+such as a mixture's experts. `further_weights` has what a file may hold beside it. Other kinds are refused with the
+reason.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,6 @@ _MAX_NAMES = 1024
 
 # Settings that are not supported -> the reason, for the error message.
 _UNSUPPORTED = {
-    "target_parameters": "it adapts bare parameters such as expert weights (target_parameters)",
     "layer_replication": "it repeats layers of the base (layer_replication)",
     "lora_bias": "its lora_B has a bias (lora_bias)",
     "alora_invocation_tokens": "it acts on a part of the tokens only (activated LoRA)",
@@ -65,6 +65,8 @@ _FURTHER = re.compile(
     rf"base_model\.model\.(?P<module>[\w.-]{{1,{MAX_MODULE_NAME}}})\."
     r"(?:lora_embedding_(?P<part>[AB])|token_adapter\.trainable_tokens_delta)"
 )
+
+_WRAPPED = ".base_layer"
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 """The dtypes of weights, in safetensors' notation."""
@@ -102,6 +104,8 @@ class LoraSettings(BaseModel):
     """Numbers of the layers that are adapted; all of them if not given."""
     layers_pattern: tuple[str, ...] | str | None = None
     """The name before a layer's number, or regular expressions for it."""
+    target_parameters: tuple[str, ...] = ()
+    """Names of the adapted parameters, or their last parts."""
     modules_to_save: Annotated[tuple[str, ...], Field(max_length=_MAX_NAMES)] = ()
     """Endings of the names of modules that are replaced as a whole."""
     trainable_token_indices: (
@@ -124,13 +128,17 @@ class LoraSettings(BaseModel):
         return max((self.r, *self.rank_pattern.values()))
 
     def rank(self, module: str) -> int:
-        """The rank of a module, by its name in the base."""
-        return self._ranks.get(module, self.r)
+        """The rank of a module or of an adapted parameter (there of one expert), by its name in the base."""
+        return self._ranks.get(self._pattern_name(module), self.r)
 
     def scaling(self, module: str) -> float:
-        """The factor of lora_B @ lora_A in a module."""
-        alpha, rank = self._alphas.get(module, self.lora_alpha), self.rank(module)
+        """The factor of lora_B @ lora_A in a module or in an adapted parameter."""
+        alpha, rank = self._alphas.get(self._pattern_name(module), self.lora_alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def targets(self, parameter: str) -> bool:
+        """Whether `target_parameters` names a parameter, by its name in the base."""
+        return bool(self.target_parameters) and not self._parameters.isdisjoint(name_endings(parameter))
 
     def saves(self, parameter: str) -> bool:
         """Whether a parameter belongs to a module that is replaced as a whole; PEFT compares endings, not names."""
@@ -148,6 +156,8 @@ class LoraSettings(BaseModel):
     def canonical(self) -> bytes:
         """A canonical encoding of the settings that determine the delta weights, for the digest."""
         fields = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora"}
+        if self.target_parameters:  # they say which parameter a tensor belongs to
+            fields.add("target_parameters")
         if self.modules_to_save:
             fields |= {"modules_to_save", "ensure_weight_tying"}
         if self.trainable_token_indices:
@@ -157,6 +167,14 @@ class LoraSettings(BaseModel):
             "alpha_pattern": list(self.alpha_pattern.items()),
         }
         return json.dumps(self.model_dump(include=fields) | patterns, sort_keys=True).encode()
+
+    def _pattern_name(self, module: str) -> str:
+        """What PEFT compares patterns with: the parameter's name where a module's weight is adapted as one."""
+        return weight if self.targets(weight := f"{module}.weight") else module
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(self.target_parameters)
 
     @cached_property
     def _ranks(self) -> PatternTable[int]:
@@ -214,11 +232,16 @@ class AdapterConfig:
 def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in config.items() if value is not None and value != []}
     # PEFT holds sets, whose order in the file is arbitrary.
-    for field in ("target_modules", "modules_to_save"):
+    for field in ("target_modules", "target_parameters", "modules_to_save"):
         names = fields.get(field)
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             fields[field] = tuple(sorted(names))
     return fields
+
+
+def name_endings(name: str) -> Iterator[str]:
+    """A name, and what follows each of its dots."""
+    return (name.split(".", skipped)[-1] for skipped in range(name.count(".") + 1))
 
 
 def _text(config: Mapping[str, Any], field: str) -> str | None:
@@ -265,6 +288,13 @@ def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[LoraParame
             module, part = parse_tensor_name(name)
             modules.setdefault(module, {})[part] = info
     return modules
+
+
+def parameter_owner(module: str) -> str:
+    """The module that holds an adapted parameter: PEFT wraps it once for each parameter, one wrapper in the other."""
+    while module.endswith(_WRAPPED):
+        module = module.removesuffix(_WRAPPED)
+    return module
 
 
 def copied_weights(header: Mapping[str, TensorInfo]) -> dict[str, str]:

@@ -46,7 +46,7 @@ def load_initial_weights(
             "layers, which is not trained here.",
             hint="Go on training it with PEFT, or start from another adapter.",
         )
-    names = check_fit(info.modules, layers)
+    names = check_fit(info.modules, layers, info.config.settings)
     check_copied_weights(folder, base, layers)  # they are not loaded
     weights = _under_the_models_names(load_file(folder / WEIGHTS_FILE), names)
     new = get_peft_model_state_dict(model)

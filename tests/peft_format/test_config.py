@@ -84,7 +84,6 @@ def test_peft_computes_the_same_ranks_and_scalings(tmp_path: Path, rslora: bool)
         ({"peft_type": None}, "peft_type"),
         ({"task_type": "SEQ_CLS"}, "SEQ_CLS"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "activated"),
         ({"use_qalora": True}, "QA-LoRA"),
