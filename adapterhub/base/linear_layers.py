@@ -274,9 +274,9 @@ def linear_shape(module: Any) -> tuple[int, int] | None:
 
 
 def _is_router(module: Any) -> bool:
-    """Whether a model's own subclass of `nn.Linear` returns more than a product, as the routers of some mixtures do."""
+    """Whether a subclass of `nn.Linear` returns its choice of experts too; Falcon's, which is none, only rounds."""
     kind = type(module)
-    return "forward" in vars(kind) and kind.__module__.startswith("transformers.models.")
+    return "forward" in vars(kind) and kind.__name__.endswith("Router")
 
 
 def _beside_the_decoder(model: Any, linear: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

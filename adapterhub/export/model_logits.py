@@ -108,18 +108,24 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
     in_memory = quantization or _is_quantized(folder)
     what = f"The weights of {str(folder)!r} could not be converted for verification"
     with scratch_folder(ExportError, what) as scratch:
-        try:
+
+        def load(place: str) -> Any:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             with _no_offload_warning():
-                model = text_class(config).from_pretrained(
+                return text_class(config).from_pretrained(
                     folder,
                     dtype=torch.float32,
                     # None would hide that the folder's own config says how it is quantised.
                     **({"quantization_config": quantization} if quantization else {}),
-                    device_map={"": "cpu" if in_memory else "disk"},
+                    device_map={"": place},
                     offload_folder=scratch,  # only for weights that transformers splits or joins
                     use_safetensors=True,
                 )
+
+        try:
+            model = load("cpu" if in_memory else "disk")
+            if not in_memory and not _runs(model):
+                model = load("cpu")
         except LOADING_ERRORS as error:
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
         disable_weight_packing(model)  # which would compute in bfloat16
@@ -143,6 +149,18 @@ def _no_offload_warning() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_other)
+
+
+def _runs(model: Any) -> bool:
+    """Whether a model answers while its weights are on disk: some read the embeddings' without calling them."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([[0]]), use_cache=False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _return_freed_memory(model: Any) -> None:
