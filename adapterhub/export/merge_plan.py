@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adapterhub.base.fingerprint import weight_files
 from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.base.parameters import ExpertPiece
 from adapterhub.errors import ExportError
 from adapterhub.export.adapter_part import AdapterPart, AdapterSum
+from adapterhub.export.expert_change import ExpertReader, ExpertsPart
 from adapterhub.export.round_trip import RoundTrip, quantized_modules
 from adapterhub.export.weight_change import WeightChange
 from adapterhub.export.weight_files import DTYPES, OutputTensor
@@ -109,7 +111,7 @@ class MergePlan:
     def _output(self, name: str, file: Path, info: TensorInfo) -> OutputTensor:
         parameter = self._parameters_of_tensors.get(name)
         module, _, own_name = (parameter or "").rpartition(".")
-        change = self.changes.get(parameter) if parameter else None
+        change = self._change_of(name, parameter) if parameter else None
         round_trip = self.round_trip if parameter in self._round_tripped else None
         if (change or round_trip) and info.dtype not in _MERGED_DTYPES:
             raise ExportError(
@@ -133,9 +135,15 @@ class MergePlan:
         parts: dict[str, list[tuple[AdapterPart, str]]] = {}
         for part in self.adapters.parts:
             for name, module in part.module_names(self.layers).items():
-                for own_name in part.info.further.saved.get(module, ("weight",)):
-                    parts.setdefault(f"{name}.{own_name}", []).append((part, module))
+                for parameter in self._parameters(part, module, name):
+                    parts.setdefault(parameter, []).append((part, module))
         return {name: WeightChange(name.rpartition(".")[2], tuple(found)) for name, found in parts.items()}
+
+    def _parameters(self, part: AdapterPart, module: str, name: str) -> tuple[str, ...]:
+        """The parameters that an adapter changes of a module, by its name there and in the model."""
+        if name in self.layers.parameter_shapes:
+            return (name,)
+        return tuple(f"{name}.{own_name}" for own_name in part.info.further.saved.get(module, ("weight",)))
 
     @cached_property
     def _round_tripped(self) -> frozenset[str]:
@@ -149,7 +157,28 @@ class MergePlan:
     def _parameters_of_tensors(self) -> dict[str, str]:
         """The name of a tensor in the files -> the parameter that it is, for those that are not only copied."""
         wanted = dict.fromkeys((*self.changes, *sorted(self._round_tripped)))
-        return {tensor: name for name in wanted if (tensor := self._tensor_of(name))}
+        pieces = {
+            tensor: piece.parameter for tensor, piece in self._pieces.items() if piece.parameter in wanted
+        }
+        whole = wanted.keys() - set(pieces.values())
+        found = {name: self._tensor_of(name) for name in wanted if name in whole}
+        return {tensor: name for name, tensor in found.items() if tensor} | pieces
+
+    def _change_of(self, tensor: str, parameter: str) -> WeightChange | None:
+        change, shape = self.changes.get(parameter), self.layers.parameter_shapes.get(parameter)
+        if change is None or shape is None or shape.experts == 1:
+            return change
+        part = ExpertsPart(parameter, shape, self._pieces.get(tensor), self._expert_reader)
+        return replace(change, experts=part)
+
+    @cached_property
+    def _pieces(self) -> dict[str, ExpertPiece]:
+        """The tensors in the files that are single experts' parts of a parameter."""
+        return self.layers.pieces_in(self._tensors)
+
+    @cached_property
+    def _expert_reader(self) -> ExpertReader:
+        return ExpertReader()
 
     def _tensor_of(self, parameter: str) -> str | None:
         """The tensor of a parameter; None if another one's stands for both."""
@@ -196,8 +225,11 @@ class MergePlan:
     @cached_property
     def _in_files(self) -> dict[str, str]:
         """Parameter -> tensor in the base's files."""
-        names = (name for shard in weight_files(self.base) for name in read_header(shard))
-        return self.layers.parameters_in(names)
+        return self.layers.parameters_in(self._tensors)
+
+    @cached_property
+    def _tensors(self) -> tuple[str, ...]:
+        return tuple(name for shard in weight_files(self.base) for name in read_header(shard))
 
     @cached_property
     def layers(self) -> LinearLayers:
