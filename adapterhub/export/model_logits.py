@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
     from adapterhub.lora.delta import LoraDelta
+    from adapterhub.lora.parameter_delta import ParameterDelta
 
 _LOGITS_IN_PASS = 2**24  # 64 MiB
 
@@ -194,9 +195,13 @@ def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
 
     from adapterhub.lora.delta import LoraDelta
     from adapterhub.lora.loading import load_adapter_deltas
+    from adapterhub.lora.parameter_delta import ParameterDelta
 
     layers = LinearLayers.of_model(model, folder)
     for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
+        if type(delta) is ParameterDelta:
+            _change_parameters(model.get_submodule(name), delta)
+            continue
         if type(delta) is not LoraDelta:
             raise AdapterIncompatibleError(
                 f"The adapter changes {name!r} by more than LoRA on a linear layer, which is not verified.",
@@ -206,6 +211,26 @@ def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
         with align_module_device(layer):
             bias = None if getattr(layer, "bias", None) is None else layer.bias.clone()
         layer.register_forward_hook(_adding(delta, bias))
+
+
+def _change_parameters(module: Any, delta: ParameterDelta) -> None:
+    """Adds an adapter's change to a module's parameters while it computes; accelerate has loaded them by then."""
+    from torch.nn import Parameter
+
+    attribute = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+    compute, transposed = getattr(module, attribute), getattr(module, "is_transposed", False)
+
+    def forward(*args: Any) -> Any:
+        own = {name: module._parameters[name] for name in delta.factors}
+        for name, factors in delta.factors.items():
+            change = factors.dense(transposed=transposed).view_as(own[name])
+            module._parameters[name] = Parameter(own[name] + change, requires_grad=False)
+        try:
+            return compute(*args)
+        finally:
+            module._parameters.update(own)
+
+    setattr(module, attribute, forward)
 
 
 def _adding(delta: LoraDelta, bias: torch.Tensor | None) -> Any:
