@@ -71,12 +71,10 @@ class ModuleWithSlots(WrappedModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mapping = self._current.mapping
+        if mapping and mapping.only_slot is not None:
+            return self._of_one_adapter(x, mapping.only_slot)
         found = [(self._weights.get(slot), run) for slot, *run in mapping.runs] if mapping else []
         changed = [(module, start, stop) for module, (start, stop) in found if module is not None]
-        if mapping and len(changed) == 1 and isinstance(replacement := changed[0][0], _Replacement):
-            _, start, stop = changed[0]
-            if stop - start == mapping.end:  # nobody needs the base's output
-                return replacement.compute(x)
         y: torch.Tensor = self.base_layer(x)
         if mapping is None or not changed:
             return y
@@ -86,6 +84,14 @@ class ModuleWithSlots(WrappedModule):
             tokens = slice(mapping.start + start, mapping.start + stop)
             outputs[tokens] = module(inputs[tokens], outputs[tokens])
         return y
+
+    def _of_one_adapter(self, x: torch.Tensor, slot: int) -> torch.Tensor:
+        """The output where all tokens have the same adapter: their places do not matter."""
+        module = self._weights.get(slot)
+        if isinstance(module, _Replacement):  # nobody needs the base's output
+            return module.compute(x)
+        y: torch.Tensor = self.base_layer(x)
+        return y if module is None else module(x, y)
 
 
 def slot_module(
