@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adapterhub.base.fingerprint import weight_files
 from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.base.parameters import ExpertPiece
 from adapterhub.errors import ExportError
 from adapterhub.export.adapter_part import AdapterPart, AdapterSum
+from adapterhub.export.expert_change import ExpertReader, ExpertsPart
 from adapterhub.export.round_trip import RoundTrip, quantized_modules
 from adapterhub.export.weight_change import WeightChange
 from adapterhub.export.weight_files import DTYPES, OutputTensor
@@ -64,8 +66,9 @@ class MergePlan:
     @cached_property
     def untied(self) -> tuple[str, ...]:
         """Weights that share the embedding's values in the base, and are written on their own."""
-        tied = (name for name in self.changes if self.tied_with(f"{name}.weight"))
-        return tuple(f"{name}.weight" for name in tied)
+        head = f"{self.layers.head}.weight"
+        tied = self.tied_with(head)
+        return () if tied is None or self.changes.get(head) == self.changes.get(tied) else (head,)
 
     def files(self) -> dict[str, bytes]:
         """The base's files whose content the plan changes: `config.json` and the index of the shards."""
@@ -106,9 +109,10 @@ class MergePlan:
         return tuple(sorted(written, key=lambda tensor: -DTYPE_BYTES[tensor.dtype]))
 
     def _output(self, name: str, file: Path, info: TensorInfo) -> OutputTensor:
-        module = self._modules_of_weights.get(name)
-        change = self.changes.get(module) if module else None
-        round_trip = self.round_trip if module in self._round_tripped else None
+        parameter = self._parameters_of_tensors.get(name)
+        module, _, own_name = (parameter or "").rpartition(".")
+        change = self._change_of(name, parameter) if parameter else None
+        round_trip = self.round_trip if parameter in self._round_tripped else None
         if (change or round_trip) and info.dtype not in _MERGED_DTYPES:
             raise ExportError(
                 f"The base's weight {name!r} is stored as {info.dtype}, which cannot take an adapter.",
@@ -122,41 +126,75 @@ class MergePlan:
             dtype,
             change,
             round_trip,
-            bool(module in self.layers.transposed and (change or round_trip)),
+            bool(module in self.layers.transposed and own_name == "weight" and (change or round_trip)),
         )
 
     @cached_property
     def changes(self) -> dict[str, WeightChange]:
-        """The model's name of a module -> what changes it."""
+        """The model's name of a parameter -> what changes it."""
         parts: dict[str, list[tuple[AdapterPart, str]]] = {}
         for part in self.adapters.parts:
             for name, module in part.module_names(self.layers).items():
-                parts.setdefault(name, []).append((part, module))
-        return {name: WeightChange(tuple(found)) for name, found in parts.items()}
+                for parameter in self._parameters(part, module, name):
+                    parts.setdefault(parameter, []).append((part, module))
+        return {name: WeightChange(name.rpartition(".")[2], tuple(found)) for name, found in parts.items()}
+
+    def _parameters(self, part: AdapterPart, module: str, name: str) -> tuple[str, ...]:
+        """The parameters that an adapter changes of a module, by its name there and in the model."""
+        if name in self.layers.parameter_shapes:
+            return (name,)
+        return tuple(f"{name}.{own_name}" for own_name in part.info.further.saved.get(module, ("weight",)))
 
     @cached_property
     def _round_tripped(self) -> frozenset[str]:
-        return quantized_modules(self.base) if self.round_trip else frozenset()
+        if self.round_trip is None:
+            return frozenset()
+        # They have other names in the whole model where training loads the decoder alone.
+        modules = filter(None, map(self.layers.find, quantized_modules(self.base)))
+        return frozenset(f"{module}.weight" for module in modules)
 
     @cached_property
-    def _modules_of_weights(self) -> dict[str, str]:
-        """The name of a tensor in the files -> the module whose weight it is, for those that are not only copied."""
+    def _parameters_of_tensors(self) -> dict[str, str]:
+        """The name of a tensor in the files -> the parameter that it is, for those that are not only copied."""
         wanted = dict.fromkeys((*self.changes, *sorted(self._round_tripped)))
-        return {self._weight_of(name): name for name in wanted}
+        pieces = {
+            tensor: piece.parameter for tensor, piece in self._pieces.items() if piece.parameter in wanted
+        }
+        whole = wanted.keys() - set(pieces.values())
+        found = {name: self._tensor_of(name) for name in wanted if name in whole}
+        return {tensor: name for name, tensor in found.items() if tensor} | pieces
 
-    def _weight_of(self, module: str) -> str:
-        parameter = f"{module}.weight"
+    def _change_of(self, tensor: str, parameter: str) -> WeightChange | None:
+        change, shape = self.changes.get(parameter), self.layers.parameter_shapes.get(parameter)
+        if change is None or shape is None or shape.experts == 1:
+            return change
+        part = ExpertsPart(parameter, shape, self._pieces.get(tensor), self._expert_reader)
+        return replace(change, experts=part)
+
+    @cached_property
+    def _pieces(self) -> dict[str, ExpertPiece]:
+        """The tensors in the files that are single experts' parts of a parameter."""
+        return self.layers.pieces_in(self._tensors)
+
+    @cached_property
+    def _expert_reader(self) -> ExpertReader:
+        return ExpertReader()
+
+    def _tensor_of(self, parameter: str) -> str | None:
+        """The tensor of a parameter; None if another one's stands for both."""
         tensor = self._in_files.get(parameter)
-        if self.tied_with(parameter):
-            return tensor or parameter
-        if parameter in self.layers.tied.values():
+        head = f"{self.layers.head}.weight"
+        pair = (head, self.tied_with(head))
+        if parameter in pair and None not in pair:
+            return tensor or (parameter if self.untied else None)
+        if parameter in self.layers.tied or parameter in self.layers.tied.values():
             raise ExportError(
-                f"The base shares the weight of {module!r} with other layers, which a merge would change too.",
+                f"The base shares {parameter!r} with other layers, which a merge would change too.",
                 hint="Train without it.",
             )
         if tensor is None:
             raise ExportError(
-                f"The base's files have no weight that is {module!r} as it stands.",
+                f"The base's files have no weight that is {parameter!r} as it stands.",
                 hint="transformers splits or joins weights when it loads them; merge with PEFT's merge_and_unload.",
             )
         return tensor
@@ -187,13 +225,16 @@ class MergePlan:
     @cached_property
     def _in_files(self) -> dict[str, str]:
         """Parameter -> tensor in the base's files."""
-        names = (name for shard in weight_files(self.base) for name in read_header(shard))
-        return self.layers.parameters_in(names)
+        return self.layers.parameters_in(self._tensors)
+
+    @cached_property
+    def _tensors(self) -> tuple[str, ...]:
+        return tuple(name for shard in weight_files(self.base) for name in read_header(shard))
 
     @cached_property
     def layers(self) -> LinearLayers:
-        """The base's linear layers."""
-        layers = LinearLayers.of_folder(self.base)
+        """The linear layers of everything that the base holds."""
+        layers = LinearLayers.of_folder(self.base, whole=True)
         if layers is None:
             raise ExportError(
                 "The base's model is known to code in its folder only, which is not run.",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub._files import scratch_folder
+from adapterhub.base.auto_class import text_class
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export.verification import TokenSequence, Verification, VerificationTexts, compare_logits
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig
 
-    from adapterhub.lora.delta import LoraDelta
+    from adapterhub.lora.delta import LoraDelta, ModuleDelta
+    from adapterhub.lora.parameter_delta import ParameterDelta
 
 _LOGITS_IN_PASS = 2**24  # 64 MiB
 
@@ -55,7 +57,7 @@ def model_logits(
 
     with _opened(Path(model), quantization) as opened:
         if adapter:
-            _add(adapter, opened)
+            _add(adapter, opened, Path(model))
         for group in _groups(sequences, opened.config.get_text_config().vocab_size):
             width = max(len(one.token_ids) for one in group)
             # What follows a sequence changes nothing in it: attention is causal.
@@ -98,7 +100,7 @@ def verify_model(
 @contextmanager
 def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[Any]:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from adapterhub.base.loading import LOADING_ERRORS
     from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing
@@ -106,17 +108,24 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
     in_memory = quantization or _is_quantized(folder)
     what = f"The weights of {str(folder)!r} could not be converted for verification"
     with scratch_folder(ExportError, what) as scratch:
-        try:
+
+        def load(place: str) -> Any:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             with _no_offload_warning():
-                model = AutoModelForCausalLM.from_pretrained(
+                return text_class(config).from_pretrained(
                     folder,
                     dtype=torch.float32,
                     # None would hide that the folder's own config says how it is quantised.
                     **({"quantization_config": quantization} if quantization else {}),
-                    device_map={"": "cpu" if in_memory else "disk"},
+                    device_map={"": place},
                     offload_folder=scratch,  # only for weights that transformers splits or joins
                     use_safetensors=True,
                 )
+
+        try:
+            model = load("cpu" if in_memory else "disk")
+            if not in_memory and not _runs(model):
+                model = load("cpu")
         except LOADING_ERRORS as error:
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
         disable_weight_packing(model)  # which would compute in bfloat16
@@ -140,6 +149,18 @@ def _no_offload_warning() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_other)
+
+
+def _runs(model: Any) -> bool:
+    """Whether a model answers while its weights are on disk: some read the embeddings' without calling them."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([[0]]), use_cache=False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _return_freed_memory(model: Any) -> None:
@@ -167,25 +188,63 @@ def _is_quantized(folder: Path) -> bool:
         raise ConfigError(f"The config.json of {str(folder)!r} cannot be read: {error}") from error
 
 
-def _add(adapter: LoraRequest, model: Any) -> None:
+def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
     """Adds an adapter's change to the output of every layer that it targets."""
     import torch
     from accelerate.utils.modeling import align_module_device
 
-    from adapterhub.lora.delta import LoraDelta
     from adapterhub.lora.loading import load_adapter_deltas
+    from adapterhub.lora.parameter_delta import ParameterDelta
 
-    layers = LinearLayers.of_model(model)
+    # Weights that accelerate left on disk do not show which of them are tied.
+    layers = LinearLayers.of_folder(folder) or LinearLayers.of_model(model, folder)
     for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
-        if type(delta) is not LoraDelta:
-            raise AdapterIncompatibleError(
-                f"The adapter changes {name!r} by more than LoRA on a linear layer, which is not verified.",
-                hint="Leave the verification out: --no-verify (verify=False).",
-            )
+        if type(delta) is ParameterDelta:
+            _change_parameters(model.get_submodule(name), delta)
+            continue
         layer = model.get_submodule(name)
         with align_module_device(layer):
-            bias = None if getattr(layer, "bias", None) is None else layer.bias.clone()
-        layer.register_forward_hook(_adding(delta, bias))
+            layer.register_forward_hook(_changing(layer, delta))
+
+
+def _changing(layer: Any, delta: ModuleDelta) -> Any:
+    import torch
+
+    from adapterhub.lora.delta import LoraDelta
+    from adapterhub.lora.module_deltas import EmbeddingDelta, SavedModuleDelta, TokenRowsDelta
+    from adapterhub.lora.module_layers import slot_module
+
+    match delta:
+        case EmbeddingDelta() | SavedModuleDelta() | TokenRowsDelta():
+            module = slot_module(layer, delta, torch.float32)
+            return lambda _, inputs, output: module(inputs[0], output)
+        case LoraDelta():
+            bias = getattr(layer, "bias", None)
+            return _adding(delta, None if bias is None else bias.clone())
+    raise AdapterIncompatibleError(
+        f"An adapter with {type(delta).__name__} is not verified.",
+        hint="Leave the verification out: --no-verify (verify=False).",
+    )
+
+
+def _change_parameters(module: Any, delta: ParameterDelta) -> None:
+    """Adds an adapter's change to a module's parameters while it computes; accelerate has loaded them by then."""
+    from torch.nn import Parameter
+
+    attribute = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+    compute, transposed = getattr(module, attribute), getattr(module, "is_transposed", False)
+
+    def forward(*args: Any) -> Any:
+        own = {name: module._parameters[name] for name in delta.factors}
+        for name, factors in delta.factors.items():
+            change = factors.dense(transposed=transposed).view_as(own[name])
+            module._parameters[name] = Parameter(own[name] + change, requires_grad=False)
+        try:
+            return compute(*args)
+        finally:
+            module._parameters.update(own)
+
+    setattr(module, attribute, forward)
 
 
 def _adding(delta: LoraDelta, bias: torch.Tensor | None) -> Any:

@@ -67,6 +67,11 @@ class WrappedModule(nn.Module):
         self._name, self._current = name, current
 
     @property
+    def weight(self) -> Any:
+        """The weight of the base's module, which some models read; an adapter's change is not in it, as in PEFT."""
+        return self.base_layer.weight
+
+    @property
     def bias(self) -> torch.Tensor | None:
         """The bias of the base's module."""
         return getattr(self.base_layer, "bias", None)

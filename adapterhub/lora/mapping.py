@@ -89,11 +89,21 @@ class LoraMapping:
         """The inverse of `pad`: (selected tokens, features)."""
         return padded.flatten(0, 1).index_select(0, self._padding_indices[1])
 
+    @property
+    def only_slot(self) -> int | None:
+        """The slot of all tokens; None if they differ."""
+        return self.first_slot if len(self.runs) == 1 and not self.start else None
+
     @cached_property
     def token_slots(self) -> torch.Tensor:
         """The slot of each selected token, shape (selected tokens,); vLLM's `token_lora_indices`."""
         slots = [slot for slot, start, stop in self.runs for _ in range(start, stop)]
         return torch.tensor(slots, device=self._device)
+
+    def runs_of(self, tokens: int) -> list[tuple[int | None, int, int]]:
+        """(slot, start, stop) of each run among all tokens of a layer; the base's, which come first, have no slot."""
+        base: list[tuple[int | None, int, int]] = [(None, 0, self.start)] if self.start else []
+        return [*base, *((slot, self.start + start, self.start + stop) for slot, start, stop in self.runs)]
 
     @cached_property
     def _padding_indices(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,3 +143,7 @@ class OneAdapterMapping(LoraMapping):
     def select(self, tokens: torch.Tensor) -> torch.Tensor:
         """All tokens."""
         return tokens
+
+    def runs_of(self, tokens: int) -> list[tuple[int | None, int, int]]:
+        """One run, of all tokens."""
+        return [(self.first_slot, 0, tokens)]

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from adapterhub.base.loading import Base, load_base
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.kv import packed_step
+from adapterhub.engine.kv.masks import AttentionMask
 from adapterhub.engine.runners import choosing
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.packed import PackedRunner
@@ -103,13 +104,15 @@ def no_adapters(monkeypatch):
 def wrong_mask_of_decoding(monkeypatch):
     mask = packed_step._DecodeBatch._mask
     monkeypatch.setattr(
-        packed_step._DecodeBatch, "_mask", lambda self, window: torch.zeros_like(mask(self, window))
+        packed_step._DecodeBatch, "_mask", lambda self, kind: torch.zeros_like(mask(self, kind))
     )
 
 
 def wrong_mask_of_prefill(monkeypatch):
     mask = packed_step._PrefillChunk._mask
-    monkeypatch.setattr(packed_step._PrefillChunk, "_mask", lambda self, window: mask(self, 3))
+    monkeypatch.setattr(
+        packed_step._PrefillChunk, "_mask", lambda self, kind: mask(self, AttentionMask.of_window(3))
+    )
 
 
 def lost_keys_of_a_chunk(monkeypatch):
@@ -196,6 +199,11 @@ def one_call_of_attention_in_each_layer(monkeypatch):
     monkeypatch.setattr(PackedRunner, "_probe", once)
 
 
+def no_states(monkeypatch):
+    """FalconH1 has a state beside the attention of every layer, so counting layers that attend finds nothing."""
+    monkeypatch.setattr("adapterhub.engine.runners.packed.find_stateful_layers", lambda *_: ([], ()))
+
+
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -212,7 +220,7 @@ MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_stat
     ("family", "config", "disable"),
     [
         ("diffllama", {}, one_call_of_attention_in_each_layer),
-        ("falcon_h1", {**MAMBA, "mamba_chunk_size": 8}, lambda _: None),
+        ("falcon_h1", {**MAMBA, "mamba_chunk_size": 8}, no_states),
     ],
 )
 def test_architectures_that_were_served_wrongly_go_row_by_row(
@@ -229,3 +237,7 @@ def test_architectures_that_were_served_wrongly_go_row_by_row(
     runner = make_runner(load_base(tmp_path, quantization=None, device="cpu"), max_loras=2)
     assert isinstance(runner, RowRunner)
     assert "rounding explains" in reasons(caplog)
+    monkeypatch.undo()
+    runner = make_runner(load_base(tmp_path, quantization=None, device="cpu"), max_loras=2)
+    assert isinstance(runner, PackedRunner)
+    assert runner.proof

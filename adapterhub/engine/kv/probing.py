@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from adapterhub.engine.kv.attention import AttentionCall
+from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
 from adapterhub.engine.kv.shape import LayerShape
+from adapterhub.errors import EngineError
+
+_PLAIN_LAYERS = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    DummyLayer,
+)  # of transformers' cache, and not subclasses
 
 
 @dataclass(frozen=True)
@@ -17,10 +34,12 @@ class AttentionLayer:
     Attributes:
         kv_layer: Where its keys and values are: an index of `KVShape.layers`.
         shares_kv: Whether they are those of an earlier call, which has stored them.
+        mask: Which tokens attend to which.
     """
 
     kv_layer: int
-    shares_kv: bool
+    shares_kv: bool = False
+    mask: AttentionMask = CAUSAL
 
 
 class AttentionProbe:
@@ -37,18 +56,68 @@ class AttentionProbe:
         self.layers: list[AttentionLayer] = []
         self.shapes: list[LayerShape] = []
         self._stored: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._masks: dict[Any, AttentionMask] = {}
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """Attention of one token to itself."""
         self.modules.append(call.module)
-        self.layers.append(self._layer(call.key, call.value))
+        mask = self._mask(call)
+        kv_layer, shares_kv = self._kv_layer(call.key, call.value)
+        self.layers.append(AttentionLayer(kv_layer, shares_kv, mask))
         heads, kv_heads = call.query.shape[1], call.key.shape[1]
         return call.value.repeat_interleave(heads // kv_heads, dim=1).transpose(1, 2)
 
-    def _layer(self, key: torch.Tensor, value: torch.Tensor) -> AttentionLayer:
+    def check_cache(self, config: Any) -> None:
+        """Checks that transformers' own cache holds keys and values alone, of every token that a mask shows.
+
+        Raises:
+            EngineError: It does not.
+        """
+        cached = DynamicCache(config=config).layers
+        for module, layer in zip(self.modules, self.layers, strict=True):
+            index = getattr(module, "layer_idx", None)
+            if index in range(len(cached)):
+                _check_cache_layer(cached[index], layer.mask)
+
+    def _kv_layer(self, key: torch.Tensor, value: torch.Tensor) -> tuple[int, bool]:
         for index, stored in enumerate(self._stored):
             if key is stored[0] and value is stored[1]:
-                return AttentionLayer(index, shares_kv=True)
+                return index, True
         self._stored.append((key, value))
         self.shapes.append(LayerShape(key.shape[1], key.shape[-1], value.shape[-1]))
-        return AttentionLayer(len(self.shapes) - 1, shares_kv=False)
+        return len(self.shapes) - 1, False
+
+    def _mask(self, call: AttentionCall) -> AttentionMask:
+        """Calls with the same mask get the same object: a step then makes it once."""
+        function = getattr(call.mask, "mask_function", None)
+        if call.mask is not None and function is None:
+            raise EngineError(
+                "The base's attention cannot be computed in a packed batch: its masks are of its own kind."
+            )
+        key = function or call.window
+        if key not in self._masks:
+            self._masks[key] = _mask_of(function, call.window, call.query.device)
+        return self._masks[key]
+
+
+def _mask_of(
+    function: Callable[..., torch.Tensor] | None, window: int | None, device: torch.device
+) -> AttentionMask:
+    if function is not None:
+        return AttentionMask.of_function(function, device)
+    return AttentionMask.of_window(window) if window else CAUSAL
+
+
+def _check_cache_layer(cached: Any, mask: AttentionMask) -> None:
+    if type(cached) not in _PLAIN_LAYERS and not isinstance(cached, LinearAttentionCacheLayerMixin):
+        raise EngineError(
+            "The base's attention cannot be computed in a packed batch: it keeps more than keys and values "
+            f"({type(cached).__name__})."
+        )
+    # Moshi's masks show all tokens, and its cache has the last ones.
+    window = getattr(cached, "sliding_window", None)
+    if window is not None and mask.causal_until > window:
+        raise EngineError(
+            f"The base's attention cannot be computed in a packed batch: after the prompt, which attends to all of its "
+            f"tokens, the last {window} are left."
+        )
