@@ -200,6 +200,48 @@ class TestMemory:
         assert prefixes.num_tokens == 0
 
 
+class Echoing(torch.nn.Module):
+    """A module around a short convolution that keeps a state of its own: it adds the output for the token before."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states, past_key_values=None, **_):
+        output = self.inner(hidden_states, past_key_values)
+        seen = torch.nn.functional.pad(output.transpose(1, 2), (1, 0))
+        if past_key_values is not None:
+            before = past_key_values.get_conv_state(self.inner.layer_idx, state_idx=1)
+            if before is not None:
+                seen[..., :1] = before
+            past_key_values.update_conv_state(
+                output.transpose(1, 2), self.inner.layer_idx, 1, conv_kernel_size=1
+            )
+        return output + seen[..., :-1].transpose(1, 2)
+
+
+def test_modules_with_states_may_lie_within_one_another(worlds):
+    base, prompt = load_base(worlds("lfm2").base, quantization=None, device="cpu"), prompt_of(8, 12)
+    base.model.config.number_of_conv_states = 2
+    layer = base.model.model.layers[0]
+    layer.conv = Echoing(layer.conv)
+    with torch.inference_mode():
+        expected = base.model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
+    layers, shapes = find_stateful_layers(base.model, CPU)
+    assert [type(one.module) for one in layers] == [Echoing]
+    assert [one.index for one in shapes] == [0, 1]
+
+    runner = PackedRunner(base, max_loras=1)
+    cache = KVCache(runner.kv_shape, 1000)
+    slot, other = slot_of(cache), slot_of(cache)
+    step(runner, slot, prompt[:7])
+    step(runner, other, prompt[:4])
+    scheduled = [ScheduledSequence(one, prompt[7:11], None, needs_logits=True) for one in (slot, other)]
+    all_close(runner.step(scheduled)[0], expected[10])
+    scheduled = [ScheduledSequence(one, prompt[11:], None, needs_logits=True) for one in (slot, other)]
+    all_close(runner.step(scheduled)[0], expected[11])
+
+
 class TestFindStatefulLayers:
     """What a forward pass shows of a model's layers."""
 
