@@ -14,6 +14,7 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine, PackedRunner, ScheduledSequence
 from adapterhub.engine.kv.cache import KVCache, KVSlot
 from adapterhub.engine.kv.stateful_layers import find_stateful_layers
+from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.errors import EngineError
 from tests.engine.hybrids import LINEAR, hybrid_config
 from tests.engine.maker import NOTHING, Reference, counts, make_adapters, prompt_of, request, sources_of
@@ -198,6 +199,14 @@ class TestMemory:
         assert [cache.allocate(length) is not None for length in (10, 100_000, 70, 1)] == [True] * 3 + [False]
         assert (cache.bytes, cache.allocated_tokens) == (3 * states, 0)
         assert prefixes.num_tokens == 0
+
+
+def test_a_base_that_cannot_be_quantised_says_so(worlds):
+    """Mamba multiplies by the weight of a layer itself."""
+    base = load_base(worlds("mamba").base, quantization="nf4", device="cpu")
+    with pytest.raises(EngineError, match="forward pass fails") as raised:
+        make_runner(base, max_loras=1)
+    assert "quantization=None" in (raised.value.hint or "")
 
 
 class Echoing(torch.nn.Module):
