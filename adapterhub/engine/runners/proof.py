@@ -65,7 +65,7 @@ class Reference:
         """Runs `generate` of a base that no runner has changed yet, on random prompts with a random adapter."""
         started = time.perf_counter()
         prompts = torch.tensor(_prompts(base, seed), device=base.device)
-        with _own_settings_aside(base.model), _second_row_adapted(base, seed) as adapted:
+        with _without_own_settings(base.model), _second_row_adapted(base, seed) as adapted:
             out = base.model.generate(
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
@@ -157,7 +157,7 @@ def _prompts(base: Base, seed: int) -> list[list[int]]:
 
 
 @contextmanager
-def _own_settings_aside(model: Any) -> Iterator[None]:
+def _without_own_settings(model: Any) -> Iterator[None]:
     """Within it, `generate` is greedy and no token ends it: what the base's files say about sampling does not count."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
