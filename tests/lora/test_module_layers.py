@@ -93,7 +93,12 @@ def worlds(tmp_path_factory) -> Callable[[str], World]:
     return cache(lambda name: World(tmp_path_factory.mktemp(name), name))
 
 
-@pytest.fixture(scope="module", params=BASES)
+SOME_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow if name in ("llama", "qwen3") else []) for name in BASES
+]
+
+
+@pytest.fixture(scope="module", params=SOME_SLOW)
 def world(request, worlds) -> World:
     return worlds(request.param)
 
