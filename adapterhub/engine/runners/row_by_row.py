@@ -131,8 +131,6 @@ def _trial_tokens(base: Base) -> list[int]:
     return token_ids[: min(TRIAL_TOKENS, base.context_length)]
 
 
-def _rounding(base: Base) -> float:
-    """By how much the logits of a text may differ when it is computed in pieces, relative to their spread."""
-    # 8-bit layers round a row by what else is in the batch.
-    dtype = torch.bfloat16 if base.quantization == "int8" else base.matmul_dtype
-    return max(1e-4, 12 * torch.finfo(dtype).eps)
+def _rounding(base: Base) -> float | None:
+    """By how much the logits of a text may differ when it is computed in pieces; see `RowForward.measure`."""
+    return None if base.quantization == "int8" else max(1e-4, 25 * torch.finfo(base.matmul_dtype).eps)
