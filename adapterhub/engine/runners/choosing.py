@@ -7,7 +7,8 @@ import logging
 from adapterhub.base.loading import Base
 from adapterhub.engine.runner import ScoringRunner
 from adapterhub.engine.runners.packed import PackedRunner
-from adapterhub.engine.runners.proof import Reference, prove, rounding_bound
+from adapterhub.engine.runners.proof import compute_reference, prove, rounding_bound
+from adapterhub.engine.runners.reference import Reference
 from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import EngineError
 
@@ -46,7 +47,7 @@ def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> Scori
 
 def _reference(base: Base) -> Reference:
     try:
-        return Reference.of(base)
+        return compute_reference(base)
     except Exception as error:
         raise EngineError(
             f"A {type(base.model).__name__} cannot be served: `generate` of transformers fails. {_reason(error)}",
