@@ -1,0 +1,48 @@
+"""The tables in docs/bases.md, written and read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.families.comparing import Row
+from tests.families.configs import NO_DECODERS
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "bases.md"
+_BEGIN, _END = "<!-- written by `python -m tests.families` -->", "<!-- end -->"
+_HEAD = "| family | served | adapter | why not more |\n| --- | --- | --- | --- |"
+
+
+def read_rows() -> dict[str, Row]:
+    """The rows of the document, by family."""
+    table = _written(DOCUMENT.read_text(encoding="utf-8")).split(_HEAD)[1].split("\n\n")[0]
+    cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines())
+    return {row[0]: Row(*row) for row in cells}
+
+
+def write_rows(rows: Sequence[Row]) -> None:
+    """Replaces the tables of the document."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    DOCUMENT.write_text(text.replace(_written(text), f"\n\n{_tables(rows)}\n\n"), encoding="utf-8")
+
+
+def _written(text: str) -> str:
+    return text.split(_BEGIN)[1].split(_END)[0]
+
+
+def _tables(rows: Sequence[Row]) -> str:
+    counts = Counter(row.served for row in rows)
+    summary = ", ".join(f"{count} {served}" for served, count in counts.most_common())
+    lines = [f"| {row.family} | {row.served} | {row.adapter} | {row.note} |" for row in rows]
+    others = [f"| {family} | {reason} |" for family, reason in sorted(NO_DECODERS.items())]
+    return "\n".join(
+        [
+            f"Of {len(rows)} families: {summary}.\n",
+            _HEAD,
+            *lines,
+            "\nNot compared:\n",
+            "| model type | why |\n| --- | --- |",
+            *others,
+        ]
+    )
