@@ -15,7 +15,8 @@ from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request, TokenOutput
-from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVShape
+from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS
+from adapterhub.engine.kv.shape import KVShape
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.request import StoredLoraRequest
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
-from adapterhub.engine.kv.cache import KVShape
+from adapterhub.engine.kv.shape import KVShape
 from benchmarks import (
     adapter_load,
     decode_step,

@@ -95,6 +95,7 @@ class BatchingEngine:
         )
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
+        self._runner_name = runner.name
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
         self._inbox: deque[SequenceState] = deque()
@@ -212,6 +213,7 @@ class BatchingEngine:
         """A snapshot of what the engine runs and holds."""
         return replace(
             self._scheduler.stats(submitted=len(self._inbox)),
+            runner=self._runner_name,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )

@@ -1,7 +1,7 @@
 """What a `BatchingEngine` computes with: the interfaces of a base, of its forward passes, and of its caches.
 
-`Base`, `PackedRunner`, `KVCache` and `PrefixCache` implement them for transformers' models, `adapterhub.llama_cpp`
-for GGUF files.
+`Base`, `PackedRunner`, `KVCache` and `PrefixCache` implement them for transformers' models, `RowRunner` and its caches
+for those that cannot be packed, `adapterhub.llama_cpp` for GGUF files.
 """
 
 from __future__ import annotations
@@ -183,8 +183,12 @@ class Runner(Protocol):
     """What runs the forward passes; `PackedRunner` is one. Only the thread that steps calls its methods.
 
     Attributes:
+        name: How it computes a step, for `EngineStats.runner`.
         adapter_bytes: Bytes of the adapters in LoRA slots; any thread may read it.
     """
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def adapter_bytes(self) -> int: ...
@@ -217,4 +221,23 @@ class Runner(Protocol):
 
     def clear_adapter(self, slot: int) -> None:
         """Empties a LoRA slot."""
+        ...
+
+
+class ScoringRunner(Runner, Protocol):
+    """A runner that evaluation can use too."""
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None
+    ) -> torch.Tensor:
+        """Computes logits within whole sequences, between steps.
+
+        Args:
+            sequences: The token ids of each.
+            positions: The positions in each, from 0 and rising, whose logits are computed.
+            lora_slot: The LoRA slot of the adapter of all of them; None for the base.
+
+        Returns:
+            The logits at those positions, sequence after sequence, shape (positions, vocabulary).
+        """
         ...

@@ -43,6 +43,8 @@ class EngineStats:
         compute_dtype: The dtype of activations.
         matmul_dtype: The dtype in which 4-bit and unquantised layers multiply. It is bfloat16 beside a `compute_dtype`
             of float32 where `load_base` was left to choose and the CPU has bitsandbytes' fast kernel.
+        runner: How steps are computed: `"packed"`, all sequences in one forward pass; `"row by row"`, one for each
+            sequence, with transformers' own attention and cache; or `"llama.cpp"`.
     """
 
     running: int = 0
@@ -67,6 +69,7 @@ class EngineStats:
     prefix_cache_hit_tokens: int = 0
     compute_dtype: str = ""
     matmul_dtype: str = ""
+    runner: str = ""
 
 
 class Meter:

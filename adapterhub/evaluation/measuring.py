@@ -45,11 +45,11 @@ class Measurer:
     def __init__(self, base: Base) -> None:
         from adapterhub.config import EngineLimits
         from adapterhub.engine.batching import BatchingEngine, adapter_loader
-        from adapterhub.engine.runners.packed import PackedRunner
+        from adapterhub.engine.runners.choosing import make_runner
 
         self.base, limits = base, EngineLimits()
         self._load = adapter_loader(base, limits)  # before layers are wrapped
-        self._runner = PackedRunner(base, max_loras=limits.max_loras)
+        self._runner = make_runner(base, max_loras=limits.max_loras)
         self.engine = BatchingEngine(base, limits, runner=self._runner, load_adapter=self._load)
         self._encoder = PromptEncoder(base.tokenizer)
 

@@ -13,7 +13,7 @@ from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.loading import context_length, end_token_ids, load_tokenizer
 from adapterhub.base.locating import gguf_file, locate_base
-from adapterhub.engine.kv.cache import KVShape
+from adapterhub.engine.kv.shape import KVShape
 from adapterhub.errors import ConfigError, EngineError, ExportError
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.gguf.hyperparameters import attention_window

@@ -46,6 +46,8 @@ class LlamaCppRunner:
         EngineError: Another engine owns the model.
     """
 
+    name = "llama.cpp"
+
     def __init__(self, base: GgufBase, limits: EngineLimits) -> None:
         if limits.max_batch_size + MAX_PROMPTS > MAX_SEQUENCES:
             raise ConfigError(

@@ -115,3 +115,21 @@ class LoraMapping:
             and padded <= MAX_PADDING_RATIO * tokens
             and self.end_slot - self.first_slot <= MAX_PADDING_RATIO * len(self.runs)
         )
+
+
+class OneAdapterMapping(LoraMapping):
+    """One adapter for a whole forward pass, however many tokens of it a layer gets.
+
+    Experts and output layers get some of the tokens only; where all have the same adapter, it does not matter which.
+
+    Args:
+        slot: The slot of the adapter.
+        device: The device of the tokens.
+    """
+
+    def __init__(self, slot: int, *, device: torch.device | None = None) -> None:
+        super().__init__([(slot, 1)], device=device, batched=False)
+
+    def select(self, tokens: torch.Tensor) -> torch.Tensor:
+        """All tokens."""
+        return tokens

@@ -220,6 +220,7 @@ class RunnerSeam:
         self.before_step: Callable[[Sequence[ScheduledSequence]], object] = lambda _: None
         self.after_load: Callable[[int, Mapping[str, ModuleDelta]], object] = lambda *_: None
         self.make_caches = inner.make_caches
+        self.name = inner.name
 
     @property
     def adapter_bytes(self) -> int:
@@ -264,5 +265,6 @@ class Seams:
 def seams_of(base: Base, limits: EngineLimits) -> Seams:
     """An engine whose forward passes and loads a test can watch, delay and break."""
     loader = LoaderSeam(adapter_loader(base))
+    base.claim()
     runner = RunnerSeam(PackedRunner(base, max_loras=limits.max_loras))
     return Seams(BatchingEngine(base, limits, runner=runner, load_adapter=loader), base, runner, loader)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from adapterhub.engine.kv.attention import AttentionMetadata, QuerySpan, attend, use_packed_attention
-from adapterhub.engine.kv.cache import KVCache, KVShape
+from adapterhub.engine.kv.attention import AttentionCall, PackedAttention
+from adapterhub.engine.kv.cache import KVCache
+from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
+from adapterhub.engine.kv.probing import AttentionLayer, AttentionProbe
+from adapterhub.engine.kv.shape import KVShape, LayerShape
 from adapterhub.errors import EngineError
 from tests.tiny import make_base
 
-HEADS, KV_HEADS, WIDTH = 4, 2, 8
+HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
 CPU = torch.device("cpu")
-SHAPE = KVShape(num_layers=2, num_kv_heads=KV_HEADS, head_dim=WIDTH, dtype=torch.float32, device=CPU)
-LAYER = SimpleNamespace(layer_idx=1)
+SHAPE = KVShape((LayerShape(1, 3, 3), LayerShape(KV_HEADS, WIDTH, VALUE_WIDTH)), torch.float32, CPU)
+LAYER = 1
 sequences = st.lists(
     st.tuples(st.integers(0, 70), st.sampled_from([1, 1, 1, 2, 9]), st.booleans(), st.booleans()),
     min_size=1,
@@ -30,7 +32,7 @@ def one_by_one(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int, window: int | None
 ) -> torch.Tensor:
     """The definition, token by token and head by head: softmax(q k / sqrt(d)) v over what a token may attend to."""
-    out = torch.empty_like(q)
+    out = torch.empty(*q.shape[:2], VALUE_WIDTH)
     for token in range(len(q)):
         end = past + token + 1
         start = max(0, end - window) if window else 0
@@ -52,44 +54,71 @@ def test_every_sequence_attends_to_its_own_tokens(
     for before, count, large, takes_part in sequences:
         slot = cache.allocate(200 if large else 80)
         assert slot
+        sizes = [(before + (not takes_part), width) for width in (3, WIDTH, 3, VALUE_WIDTH)]
+        heads = (1, KV_HEADS) * 2
+        slot.write(0, [torch.randn(h, *size, generator=random) for h, size in zip(heads, sizes, strict=True)])
         if takes_part:
-            slot.write(0, torch.randn(2, 2, KV_HEADS, before, WIDTH, generator=random))
             spans.append(QuerySpan(slot, start, count))
-            pasts.append(slot.read(0, before)[:, LAYER.layer_idx])
+            pasts.append(slot.read(0, before)[LAYER::2])
             start += count
         else:
-            slot.write(0, torch.full((2, 2, KV_HEADS, before + 1, WIDTH), torch.nan))
+            for tensor in slot.pool.tensors:
+                tensor[slot.index] = torch.nan
     if not spans:
         return
-    q = torch.randn(1, HEADS, start, WIDTH, generator=random)
-    k, v = (torch.randn(1, KV_HEADS, start, WIDTH, generator=random) for _ in range(2))
-    step = AttentionMetadata(spans, CPU, torch.float32)
-    got, _ = attend(LAYER, q, k, v, None, sliding_window=window, attn_metadata=step)  # type: ignore[arg-type]
+    q, k, v = (
+        torch.randn(1, count, start, width, generator=random)
+        for count, width in ((HEADS, WIDTH), (KV_HEADS, WIDTH), (KV_HEADS, VALUE_WIDTH))
+    )
+    step = AttentionMetadata(spans, CPU, torch.float32, [AttentionLayer(LAYER, shares_kv=False)])
+    got = step.attend(AttentionCall(torch.nn.Module(), q, k, v, WIDTH**-0.5, window))
     for span, past in zip(spans, pasts, strict=True):
         part = slice(span.start, span.start + span.count)
-        keys, values = (torch.cat([past[i], new[0, :, part]], dim=1) for i, new in enumerate((k, v)))
-        expected = one_by_one(q[0, :, part].transpose(0, 1), keys, values, past.shape[2], window)
+        keys, values = (
+            torch.cat([old, new[0, :, part]], dim=1) for old, new in zip(past, (k, v), strict=True)
+        )
+        length = past[0].shape[1]
+        expected = one_by_one(q[0, :, part].transpose(0, 1), keys, values, length, window)
         assert torch.allclose(got[0, part], expected, atol=1e-5)
         # The keys and values are stored for the next step; the runner changes the length.
-        stored = span.kv_slot.read(0, past.shape[2] + span.count)[:, LAYER.layer_idx]
+        stored = span.kv_slot.read(0, length + span.count)[LAYER::2]
         assert torch.equal(stored[0], keys)
         assert torch.equal(stored[1], values)
-        assert span.kv_slot.length == past.shape[2]
+        assert span.kv_slot.length == length
 
 
-def test_a_base_cannot_be_called_outside_its_engine(tmp_path):
+def test_a_call_that_shares_keys_and_values_reads_those_of_the_earlier_one():
+    slot = KVCache(SHAPE, 1000).allocate(80)
+    assert slot
+    layers = [AttentionLayer(LAYER, shares_kv=False), AttentionLayer(LAYER, shares_kv=True)]
+    q, k, v = (
+        torch.randn(1, count, 5, width) for count, width in ((HEADS, WIDTH), (KV_HEADS, WIDTH), (KV_HEADS, 6))
+    )
+    step = AttentionMetadata([QuerySpan(slot, 0, 5)], CPU, torch.float32, layers)
+    module = torch.nn.Module()
+    first = step.attend(AttentionCall(module, q, k, v, 1.0, None))
+    assert torch.equal(step.attend(AttentionCall(module, q, k + 1, v + 1, 1.0, None)), first)
+
+
+def test_a_base_cannot_be_called_outside_its_engine_until_its_attention_is_given_back(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_base(tmp_path))
-    use_packed_attention(model)
+    prompt = torch.tensor([[5, 6]])
+    before = model(prompt).logits
+    attention = PackedAttention(model)
     with pytest.raises(EngineError, match="outside its engine"):
-        model(input_ids=torch.tensor([[5, 6]]), use_cache=False)
+        model(prompt, use_cache=False)
+    attention.undo()
+    assert torch.equal(model(prompt).logits, before)
 
 
 @pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"s_aux": torch.zeros(HEADS)}])
-def test_unsupported_attention_is_refused(extra: dict[str, object]):
-    slot = KVCache(SHAPE, 100).allocate(10)
-    assert slot
+def test_unsupported_attention_is_refused(tmp_path, extra: dict[str, object]):
+    model = AutoModelForCausalLM.from_pretrained(make_base(tmp_path))
+    attention = PackedAttention(model)
+    attend = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
     q = torch.zeros(1, HEADS, 1, WIDTH)
-    k = torch.zeros(1, KV_HEADS, 1, WIDTH)
-    step = AttentionMetadata([QuerySpan(slot, 0, 1)], CPU, torch.float32)
-    with pytest.raises(EngineError, match="soft-caps its scores or has attention sinks"):
-        attend(LAYER, q, k, k, None, attn_metadata=step, **extra)  # type: ignore[arg-type]
+    with (
+        attention.using(AttentionProbe()),
+        pytest.raises(EngineError, match="soft-caps its scores or has attention sinks"),
+    ):
+        attend(model.model.layers[0].self_attn, q, q, q, None, **extra)

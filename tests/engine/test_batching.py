@@ -6,8 +6,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, Lfm2Config, MambaConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub.base.loading import load_base
 from adapterhub.base.quantized_weights import is_packed
@@ -287,22 +285,6 @@ def test_a_stream_is_checked_before_its_first_output(engine):
     stream = engine.stream(request(PROMPTS[0]))
     assert counts(engine) == NOTHING, "it is queued at the first `next`"
     stream.close()
-
-
-UNSUPPORTED = {
-    "gemma2": Gemma2Config,  # soft-caps its scores
-    "lfm2": partial(Lfm2Config, layer_types=["conv", "full_attention"]),  # hybrid
-    "mamba": lambda **_: MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2),  # recurrent
-}
-
-
-@pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_an_unsupported_model_is_refused_when_the_engine_is_made(tiny_base: Path, kind: str):
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2}
-    config = UNSUPPORTED[kind](vocab_size=320, hidden_size=64, intermediate_size=128, **heads)
-    base = load_base(tiny_base, quantization=None, device="cpu")
-    with pytest.raises(EngineError, match="cannot be"):
-        BatchingEngine(replace(base, model=AutoModelForCausalLM.from_config(config).eval()), LIMITS)
 
 
 def test_4_bit_weights_never_change_once_the_engine_is_made(tiny_base: Path, sources):

@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from adapterhub.engine.kv.cache import KVCache, KVShape, KVSlot
+from adapterhub.engine.kv.cache import KVCache, KVSlot
 from adapterhub.engine.kv.prefix_cache import BLOCK_SIZE, PrefixCache
+from adapterhub.engine.kv.shape import KVShape, LayerShape
 
-SHAPE = KVShape(num_layers=2, num_kv_heads=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
+SHAPE = KVShape((LayerShape(1, 2, 2), LayerShape(2, 3, 1)), torch.float32, torch.device("cpu"))
 digests = st.sampled_from(["", "sha256:a", "sha256:b"])
 # A few tokens in few orders, so that prompts share prefixes of any length.
 blocks = st.lists(st.sampled_from([1, 2]), max_size=5)
@@ -16,13 +17,13 @@ prompts = st.builds(lambda kinds, rest: [kind for kind in kinds for _ in range(B
                     blocks, st.integers(1, BLOCK_SIZE + 1))  # fmt: skip
 
 
-def content(digest: str, prompt: list[int]) -> torch.Tensor:
+def content(digest: str, prompt: list[int]) -> list[torch.Tensor]:
     """Keys and values of a prompt: each token's depend on the adapter and all tokens up to it, as a model's do."""
     numbers = [float(hash((digest, tuple(prompt[: end + 1]))) % 9973) for end in range(len(prompt))]
-    tokens = torch.tensor(numbers)[:, None].expand(
-        2, SHAPE.num_layers, SHAPE.num_kv_heads, len(prompt), SHAPE.head_dim
-    )
-    return tokens.clone()
+    heads = [layer.num_kv_heads for layer in SHAPE.layers] * 2
+    widths = [layer.key_width for layer in SHAPE.layers] + [layer.value_width for layer in SHAPE.layers]
+    tokens = torch.tensor(numbers)[:, None]
+    return [tokens.repeat(count, 1, width) for count, width in zip(heads, widths, strict=True)]
 
 
 def slot_with(digest: str, prompt: list[int]) -> KVSlot:
@@ -38,7 +39,8 @@ def hit(cache: PrefixCache, digest: str, prompt: list[int]) -> int:
     assert slot
     cached = cache.load(slot, digest, prompt)
     assert slot.length == cached
-    assert torch.equal(slot.read(0, cached), content(digest, prompt)[:, :, :, :cached])
+    for got, expected in zip(slot.read(0, cached), content(digest, prompt), strict=True):
+        assert torch.equal(got, expected[:, :cached])
     return cached
 
 

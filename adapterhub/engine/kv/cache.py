@@ -6,8 +6,8 @@ a step gathers and copies nothing. When a sequence ends, the last slot of its po
 for each sequence, and not one for each token.
 
 Memory: the pools together, used slots or not, never hold more than `max_tokens`, and a sequence of more tokens never
-fits. A resize replaces a pool layer by layer, so one layer's old and new tensors exist together for a moment: the peak
-is `max_tokens * (1 + 1 / num_layers)`.
+fits. A resize replaces a pool tensor by tensor, the keys or the values of one layer, so the old and the new one exist
+together for a moment: the peak is above the bound by the largest of them.
 
 Not thread-safe: the thread that steps allocates and frees. Any thread may read `num_slots`, `allocated_tokens` and
 `bytes`.
@@ -15,59 +15,14 @@ Not thread-safe: the thread that steps allocates and frees. Any thread may read 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from adapterhub.errors import EngineError
+from adapterhub.engine.kv.shape import KVShape
 
 MIN_SLOT_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class KVShape:
-    """The shape of one token's keys and values.
-
-    Attributes:
-        num_layers: Attention layers of the model.
-        num_kv_heads: Key and value heads of each layer.
-        head_dim: Width of each head.
-        dtype: The dtype that they are stored in.
-        device: The device that they are stored on.
-    """
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, config: Any, dtype: torch.dtype, device: torch.device) -> KVShape:
-        """Takes the shape from a transformers configuration.
-
-        Raises:
-            EngineError: The model has no attention.
-        """
-        num_heads = getattr(config, "num_attention_heads", None)
-        if not num_heads:
-            raise EngineError(
-                f"A model of type {config.model_type!r} cannot be served: it has no attention with a KV cache.",
-                hint="Hybrid and recurrent models are not supported.",
-            )
-        return cls(
-            num_layers=config.num_hidden_layers,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
-            dtype=dtype,
-            device=device,
-        )
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 @dataclass(eq=False)
@@ -84,15 +39,15 @@ class KVSlot:
     index: int
     length: int = 0
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """A copy of the keys and values of some tokens, shape (2, layers, heads, tokens, head_dim)."""
-        return torch.stack([layer[:, self.index, :, start:stop] for layer in self.pool.layers], dim=1)
+    def read(self, start: int, stop: int) -> list[torch.Tensor]:
+        """Copies of the keys of some tokens in each layer, then of the values, shape (heads, tokens, width) each."""
+        return [tensor[self.index, :, start:stop].clone() for tensor in self.pool.tensors]
 
-    def write(self, start: int, tokens: torch.Tensor) -> None:
+    def write(self, start: int, tokens: Sequence[torch.Tensor]) -> None:
         """Writes what `read` returned from position `start` on; the slot ends after it."""
-        self.length = start + tokens.shape[3]
-        for layer, layer_tokens in zip(self.pool.layers, tokens.unbind(1), strict=True):
-            layer[:, self.index, :, start : self.length] = layer_tokens
+        self.length = start + tokens[0].shape[1]
+        for tensor, part in zip(self.pool.tensors, tokens, strict=True):
+            tensor[self.index, :, start : self.length] = part
 
 
 class KVSlotPool:
@@ -104,9 +59,7 @@ class KVSlotPool:
 
     Attributes:
         slots: The used slots, by index.
-        layers: One tensor for each layer, shape (2, slots, heads, capacity, head_dim): keys, then values.
-        keys: Views of the keys of each layer, shape (slots, heads, capacity, head_dim).
-        values: The same of the values.
+        tensors: The keys of each layer, shape (slots, heads, capacity, width), then the values.
     """
 
     def __init__(self, shape: KVShape, capacity: int) -> None:
@@ -114,20 +67,26 @@ class KVSlotPool:
         self.slots: list[KVSlot] = []
         self._shape = shape
         self._num_slots = 0
-        self.layers = [self._zeros(0) for _ in range(shape.num_layers)]
-        self.keys, self.values = ([layer[part] for layer in self.layers] for part in (0, 1))
+        self._heads = [layer.num_kv_heads for layer in shape.layers] * 2
+        self._widths = [layer.key_width for layer in shape.layers] + [
+            layer.value_width for layer in shape.layers
+        ]
+        self.tensors = [self._zeros(index, 0) for index in range(len(self._widths))]
 
     @property
     def allocated_tokens(self) -> int:
         """Tokens that the allocated slots have room for, used or not."""
         # An average, rounded up: after a resize that ran out of memory the layers may differ.
-        slots = sum(layer.shape[1] for layer in self.layers)
-        return -(-slots * self.capacity // len(self.layers))
+        return -(-sum(tensor.numel() for tensor in self.tensors) // self._shape.numel_per_token)
 
     @property
     def is_full(self) -> bool:
         """Whether every slot is used."""
         return len(self.slots) == self._num_slots
+
+    def keys_and_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of a layer, shape (slots, heads, capacity, width) each."""
+        return self.tensors[layer], self.tensors[len(self._shape.layers) + layer]
 
     def resize(self, num_slots: int) -> None:
         """Changes the number of slots, which must not be below those in use.
@@ -136,12 +95,11 @@ class KVSlotPool:
         """
         used = len(self.slots)
         self._num_slots = min(self._num_slots, num_slots)
-        for index, old in enumerate(self.layers):
-            if old.shape[1] != num_slots:
-                new = self._zeros(num_slots)
-                new[:, :used] = old[:, :used]
-                self.layers[index] = new
-                self.keys[index], self.values[index] = new.unbind(0)
+        for index, old in enumerate(self.tensors):
+            if old.shape[0] != num_slots:
+                new = self._zeros(index, num_slots)
+                new[:used] = old[:used]
+                self.tensors[index] = new
         self._num_slots = num_slots
 
     def allocate(self) -> KVSlot:
@@ -159,23 +117,22 @@ class KVSlotPool:
         """
         last = self.slots.pop()
         if last is not slot:
-            for layer in self.layers:
-                layer[:, slot.index, :, : last.length] = layer[:, last.index, :, : last.length]
+            for tensor in self.tensors:
+                tensor[slot.index, :, : last.length] = tensor[last.index, :, : last.length]
             self.slots[slot.index], last.index = last, slot.index
         if zero:
             # Attention multiplies masked values by zero, and NaN times zero is NaN. This clears the slot that is now
             # unused, and what the freed sequence left behind the one that was moved.
-            for layer in self.layers:
-                layer[:, len(self.slots)] = 0
+            for tensor in self.tensors:
+                tensor[len(self.slots)] = 0
                 if last is not slot:
-                    layer[:, last.index, :, last.length :] = 0
+                    tensor[last.index, :, last.length :] = 0
 
-    def _zeros(self, num_slots: int) -> torch.Tensor:
+    def _zeros(self, index: int, num_slots: int) -> torch.Tensor:
         # Not `torch.empty`: see `free` about NaN.
-        shape = self._shape
         return torch.zeros(
-            2, num_slots, shape.num_kv_heads, self.capacity, shape.head_dim,
-            dtype=shape.dtype, device=shape.device,
+            num_slots, self._heads[index], self.capacity, self._widths[index],
+            dtype=self._shape.dtype, device=self._shape.device,
         )  # fmt: skip
 
 

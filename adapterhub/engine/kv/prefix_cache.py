@@ -26,7 +26,7 @@ _BlockKey = tuple[int, str, tuple[int, ...]]  # id of the parent block (0: none)
 class _Block:
     key: _BlockKey
     block_id: int
-    tokens: torch.Tensor  # keys and values, as `KVSlot.read` returns them
+    tokens: list[torch.Tensor]  # keys and values, as `KVSlot.read` returns them
     num_children: int = 0
 
 
@@ -111,7 +111,7 @@ class PrefixCache:
                 return
             parent_id = block.block_id
 
-    def _insert(self, key: _BlockKey, tokens: torch.Tensor, parent: _Block | None) -> _Block:
+    def _insert(self, key: _BlockKey, tokens: list[torch.Tensor], parent: _Block | None) -> _Block:
         block = self._blocks[key] = _Block(key, self._next_id, tokens)
         self._by_id[block.block_id] = block
         self._next_id += 1

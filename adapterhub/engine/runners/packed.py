@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from adapterhub.base.loading import Base
-from adapterhub.engine.kv.attention import AttentionMetadata, QuerySpan, use_packed_attention
-from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache, KVShape
+from adapterhub.engine.kv.attention import AttentionStep, PackedAttention
+from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache
+from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
 from adapterhub.engine.kv.prefix_cache import PrefixCache
+from adapterhub.engine.kv.probing import AttentionProbe
+from adapterhub.engine.kv.shape import KVShape
 from adapterhub.engine.runner import PROMPT_CACHE_SHARE, ScheduledSequence
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import ModuleDelta
@@ -29,16 +32,22 @@ class PackedRunner:
         max_loras: Number of LoRA slots.
 
     Raises:
-        EngineError: Another engine owns the base, or a part of its model is not supported.
+        EngineError: A part of its model is not supported; the model has its own attention then.
     """
 
+    name = "packed"
+
     def __init__(self, base: Base, *, max_loras: int) -> None:
-        base.claim()
         self._base, self._device = base, base.device
-        use_packed_attention(base.model)
+        self._attention = PackedAttention(base.model)
         self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
-        self._kv_shape = KVShape.of(base.model.config.get_text_config(), base.compute_dtype, self._device)
-        self._warm_up()
+        try:
+            probe = self._probe()
+        except BaseException:
+            self._attention.undo()
+            raise
+        self._attention_layers = probe.layers
+        self._kv_shape = KVShape(tuple(probe.shapes), base.compute_dtype, self._device)
 
     @property
     def kv_shape(self) -> KVShape:
@@ -81,16 +90,7 @@ class PackedRunner:
     def score(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None
     ) -> torch.Tensor:
-        """Computes logits within whole sequences, in one forward pass; for evaluation, between steps.
-
-        Args:
-            sequences: The token ids of each.
-            positions: The positions in each, from 0 and rising, whose logits are computed.
-            lora_slot: The LoRA slot of the adapter of all of them; None for the base.
-
-        Returns:
-            The logits at those positions, sequence after sequence, shape (positions, vocabulary).
-        """
+        """Computes logits within whole sequences, in one forward pass; see `ScoringRunner.score`."""
         room = sum(max(MIN_SLOT_TOKENS, 2 * len(one)) for one in sequences)
         cache = KVCache(self._kv_shape, 2 * room)  # slots are powers of two, and pools grow twofold
         scheduled = []
@@ -118,24 +118,26 @@ class PackedRunner:
             for sequence in sequences
             for offset in range(len(sequence.token_ids))
         ]
-        metadata = AttentionMetadata(spans, device, self._base.compute_dtype)
+        step = AttentionMetadata(spans, device, self._base.compute_dtype, self._attention_layers)
         mapping = self._mapping([(one.lora_slot, len(one.token_ids)) for one in sequences])
         output_mapping = self._mapping(
             [(one.lora_slot, len(kept)) for one, kept in zip(sequences, positions_kept, strict=True) if kept]
         )
         with self._lora.using(mapping, output_mapping):
+            return self._run_model(token_ids, positions, logit_indices, step)
+
+    @torch.inference_mode()
+    def _run_model(
+        self, token_ids: list[int], positions: list[int], logit_indices: list[int], step: AttentionStep
+    ) -> torch.Tensor:
+        """One forward pass; the logits at some of its tokens."""
+        device = self._device
+        with self._attention.using(step):
             output = self._base.model(
                 input_ids=torch.tensor([token_ids], device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
                 logits_to_keep=torch.tensor(logit_indices, dtype=torch.long, device=device),
-                attn_metadata=metadata,
-            )
-        if len(metadata.computed_layers) != self._kv_shape.num_layers:
-            raise EngineError(
-                f"A {type(self._base.model).__name__} cannot be served: only {len(metadata.computed_layers)} of its "
-                f"{self._kv_shape.num_layers} layers are attention with a KV cache.",
-                hint="Hybrid and recurrent models are not supported.",
             )
         logits: torch.Tensor = output.logits[0]
         return logits
@@ -149,11 +151,17 @@ class PackedRunner:
         runs = [(slot, count) for slot, count in total.items() if slot is not None]
         return LoraMapping(runs, num_base_tokens=base, device=self._device)
 
-    def _warm_up(self) -> None:
-        slot = KVCache(self._kv_shape, 1).allocate(1)
-        if slot is None:
-            raise EngineError("An empty KV cache has no slot.")
-        self._forward([ScheduledSequence(slot, [0], None, needs_logits=True)], [(0,)])
+    def _probe(self) -> AttentionProbe:
+        """Runs one token, and finds what the model's attention is like."""
+        model, probe = self._base.model, AttentionProbe()
+        self._run_model([0], [0], [0], probe)
+        attending, num_layers = len(set(probe.modules)), model.config.get_text_config().num_hidden_layers
+        if attending != num_layers:
+            raise EngineError(
+                f"A {type(model).__name__} cannot be served in a packed batch: only {attending} of its {num_layers} "
+                "layers are attention that goes through transformers' AttentionInterface.",
+            )
+        return probe
 
 
 def _sort_key(sequence: ScheduledSequence) -> tuple[int, int]:

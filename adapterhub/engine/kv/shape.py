@@ -1,0 +1,73 @@
+"""What one token's keys and values look like, layer by layer: widths and head counts may differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from adapterhub.errors import EngineError
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One token's keys and values in one layer.
+
+    Attributes:
+        num_kv_heads: Key and value heads.
+        key_width: Width of each key head.
+        value_width: Width of each value head.
+    """
+
+    num_kv_heads: int
+    key_width: int
+    value_width: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.num_kv_heads * (self.key_width + self.value_width)
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """One token's keys and values in all layers that have them.
+
+    Attributes:
+        layers: The layers, in the order in which a forward pass computes them.
+        dtype: The dtype that they are stored in.
+        device: The device that they are stored on.
+    """
+
+    layers: tuple[LayerShape, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype, device: torch.device) -> KVShape:
+        """The shape by a transformers configuration whose layers are all alike, without its model.
+
+        Raises:
+            EngineError: The model has no attention.
+        """
+        num_heads = getattr(config, "num_attention_heads", None)
+        if not num_heads:
+            raise EngineError(
+                f"A model of type {config.model_type!r} cannot be served: it has no attention with a KV cache.",
+                hint="Hybrid and recurrent models are not supported.",
+            )
+        width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        layer = LayerShape(getattr(config, "num_key_value_heads", None) or num_heads, width, width)
+        return cls((layer,) * config.num_hidden_layers, dtype, device)
+
+    @cached_property
+    def numel_per_token(self) -> int:
+        """Elements of one token's keys and values in all layers."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return self.numel_per_token * self.dtype.itemsize

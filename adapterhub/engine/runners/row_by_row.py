@@ -1,0 +1,126 @@
+"""Any decoder of transformers: each sequence of a step is a forward pass of its own, with the model's own attention.
+
+It is the way for models whose attention or states the packed step does not know. It computes what `generate` computes,
+and costs a forward pass for each sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from adapterhub.base.loading import Base
+from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.engine.runners.row_forward import TRIAL_TOKENS, Continuation, RowForward
+from adapterhub.engine.runners.row_slots import NoPromptCache, RowSlotCache
+from adapterhub.errors import EngineError
+from adapterhub.lora.delta import ModuleDelta
+from adapterhub.lora.mapping import OneAdapterMapping
+from adapterhub.lora.model_manager import LoraModelManager
+
+_TRIAL_TEXT = (
+    "The library keeps the tools that read, sort and print the names of 12 rivers, in any order. " * 4
+)
+
+
+class RowRunner:
+    """Runs steps on a base, sequence by sequence; see `Runner`.
+
+    Making one runs a few forward passes, to find out how the model continues a sequence; they are also what makes
+    bitsandbytes pack its weights, see `PackedRunner`.
+
+    Args:
+        base: From `load_base`; the runner wraps its layers and owns it from then on.
+        max_loras: Number of LoRA slots.
+
+    Raises:
+        EngineError: The model is no decoder, or `generate` cannot run it.
+    """
+
+    name = "row by row"
+
+    def __init__(self, base: Base, *, max_loras: int) -> None:
+        self._base, self._device = base, base.device
+        self._forward = RowForward(base.model)
+        try:
+            self._continued = self._forward.measure(_trial_tokens(base), rounding=_rounding(base))
+        except EngineError as error:
+            message = f"A {type(base.model).__name__} cannot be served row by row: {error.message}."
+            raise EngineError(message, hint="Choose a causal language model as base.") from error
+        self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
+
+    @property
+    def continuation(self) -> Continuation:
+        """What the model can compute on top of a sequence's cache."""
+        return self._continued.how
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapters in LoRA slots."""
+        return self._lora.bytes
+
+    def make_caches(self, max_bytes: int) -> tuple[RowSlotCache, NoPromptCache]:
+        """Makes the room for sequences; see `Runner.make_caches`."""
+        return RowSlotCache(self._continued, max_bytes), NoPromptCache()
+
+    def load_adapter(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
+        """Puts the weights of an adapter into a LoRA slot; see `Runner.load_adapter`."""
+        self._lora.load(slot, deltas)
+
+    def clear_adapter(self, slot: int) -> None:
+        """Empties a LoRA slot; see `Runner.clear_adapter`."""
+        self._lora.clear(slot)
+
+    def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
+        """Computes the next tokens of some sequences; see `Runner.step`."""
+        rows = [self._row(one) for one in sequences]
+        for one in sequences:
+            one.kv_slot.token_ids += one.token_ids
+        return self._together([row for row, one in zip(rows, sequences, strict=True) if one.needs_logits])
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None
+    ) -> torch.Tensor:
+        """Computes logits within whole sequences; see `ScoringRunner.score`."""
+        rows = []
+        for token_ids, wanted in zip(sequences, positions, strict=True):
+            if wanted:
+                kept = len(token_ids) - wanted[0]
+                with self._lora.using(self._mapping(lora_slot)):
+                    logits, _ = self._forward(token_ids, {}, 0, logits=kept, use_cache=False)
+                rows.append(logits[torch.tensor(wanted, device=logits.device) - wanted[0]])
+        return self._together(rows)
+
+    def _row(self, one: ScheduledSequence) -> torch.Tensor:
+        """The logits of a sequence's last token; none if they are not needed."""
+        how, slot = self._continued.how, one.kv_slot
+        if not one.needs_logits and how is not Continuation.CHUNKS:
+            return self._together([])  # computed with the last chunk of the prompt
+        state, computed = slot.take_state()
+        token_ids = [*slot.token_ids, *one.token_ids]
+        with self._lora.using(self._mapping(one.lora_slot)):
+            logits, state = self._forward(
+                token_ids, state, computed, logits=1, use_cache=how is not Continuation.NOTHING
+            )
+        slot.put_state(state, len(token_ids))
+        return logits
+
+    def _mapping(self, lora_slot: int | None) -> OneAdapterMapping | None:
+        return None if lora_slot is None else OneAdapterMapping(lora_slot, device=self._device)
+
+    def _together(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([*rows]) if rows else torch.empty(0, self._base.vocabulary_size, device=self._device)
+
+
+def _trial_tokens(base: Base) -> list[int]:
+    """A text of the base's own tokens, as long as its context allows."""
+    token_ids: list[int] = base.tokenizer.encode(_TRIAL_TEXT, add_special_tokens=False)
+    return token_ids[: min(TRIAL_TOKENS, base.context_length)]
+
+
+def _rounding(base: Base) -> float:
+    """By how much the logits of a text may differ when it is computed in pieces, relative to their spread."""
+    # 8-bit layers round a row by what else is in the batch.
+    dtype = torch.bfloat16 if base.quantization == "int8" else base.matmul_dtype
+    return max(1e-4, 12 * torch.finfo(dtype).eps)

@@ -1,0 +1,166 @@
+"""Bases that cannot be packed: each sequence is a forward pass of its own, on the cache that transformers makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from adapterhub.base.loading import Base, load_base
+from adapterhub.config import EngineLimits
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.runners.choosing import make_runner
+from adapterhub.engine.runners.row_by_row import RowRunner
+from adapterhub.engine.runners.row_forward import Continuation
+from adapterhub.errors import EngineError
+from tests.engine.maker import (
+    NOTHING,
+    Reference,
+    counts,
+    make_adapters,
+    prompt_of,
+    request,
+    sources_of,
+)
+from tests.tiny import CONTEXT, VOCABULARY, make_tokenizer
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+GPT = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+MAMBA = {"mamba_d_state": 8, "mamba_dt_rank": 8, "num_experts": 2}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny model, the layers that its adapters target, and how it continues a sequence."""
+
+    config: dict[str, Any]
+    targets: list[str]
+    continuation: Continuation = Continuation.CHUNKS
+
+
+FAMILIES = {
+    "bloom": Family(
+        {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+        ["query_key_value", "dense", "dense_h_to_4h"],
+    ),
+    "falcon": Family({**SIZES, "new_decoder_architecture": True}, ["query_key_value", "dense"]),
+    "gptj": Family({**GPT, "rotary_dim": 8}, ["q_proj", "v_proj", "fc_in"]),
+    "mamba2": Family(
+        {**SIZES, "state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 8}, ["in_proj"]
+    ),
+    "deepseek_v3": Family(
+        {**SIZES, **MLA, **EXPERTS, "num_key_value_heads": 4, "moe_intermediate_size": 32, "first_k_dense_replace": 1},
+        ["q_b_proj", "kv_b_proj", "o_proj"],
+    ),
+    "jamba": Family(
+        {**SIZES, **MAMBA, "attn_layer_period": 2, "attn_layer_offset": 1}, ["q_proj", "in_proj"], Continuation.TOKENS
+    ),
+    "openai-gpt": Family({**GPT}, ["c_attn", "c_fc"], Continuation.NOTHING),
+}  # fmt: skip
+PROMPTS = [prompt_of(seed, length) for seed, length in enumerate([30, 1, 11])]
+
+
+@dataclass(frozen=True)
+class World:
+    """A base that is served row by row, two adapters for it, and PEFT with them."""
+
+    folder: Path
+    adapters: dict[str, Path]
+    peft: Reference
+    continuation: Continuation
+
+    def load(self) -> Base:
+        return load_base(self.folder, quantization=None, device="cpu")
+
+    def engine(self, **limits: Any) -> BatchingEngine:
+        base, maximum = self.load(), EngineLimits(**{"kv_cache_mib": 16, **limits})
+        return BatchingEngine(base, maximum, runner=RowRunner(base, max_loras=maximum.max_loras))
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> Callable[[str], World]:
+    """Makes each world once."""
+
+    @cache
+    def make(name: str) -> World:
+        family, root = FAMILIES[name], tmp_path_factory.mktemp(name)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **family.config))
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(root / "base")
+        make_tokenizer().save_pretrained(root / "base")
+        one = {"r": 4, "target_modules": family.targets, "fan_in_fan_out": name == "openai-gpt"}
+        adapters = make_adapters(root, root / "base", {"json": one, "sql": one})
+        reference = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+        return World(root / "base", adapters, Reference(reference, adapters), family.continuation)
+
+    return make
+
+
+@pytest.fixture(params=FAMILIES)
+def world(request, worlds) -> World:
+    return worlds(request.param)
+
+
+@pytest.fixture
+def bloom(worlds) -> World:
+    return worlds("bloom")
+
+
+def test_the_tokens_of_a_mixed_batch_are_those_of_generate_and_peft(world: World):
+    engine = world.engine(max_batch_size=9, max_num_batched_tokens=12)  # prompts are computed in chunks
+    sources = sources_of(world.adapters)
+    batch = [(name, prompt) for prompt in PROMPTS for name in (None, "json", "sql")]
+    requests = [request(prompt, sources[name] if name else None) for name, prompt in batch]
+    got = [list(one.token_ids) for (one,) in engine.generate(requests)]
+    assert got == [world.peft.generate(name, prompt, 12) for name, prompt in batch]
+    assert engine.stats().runner == "row by row"
+    assert counts(engine) == NOTHING
+    engine.close()
+
+
+def test_the_adapters_change_the_tokens(world: World):
+    """Or the test above would mean little."""
+    answers = {tuple(world.peft.generate(name, PROMPTS[0], 12)) for name in (None, "json", "sql")}
+    assert len(answers) == 3
+
+
+def test_how_a_model_continues_a_sequence_is_found_out(world: World):
+    assert RowRunner(world.load(), max_loras=1).continuation is world.continuation
+
+
+def test_a_base_that_cannot_be_packed_gets_this_runner(bloom: World, caplog):
+    base = bloom.load()
+    own_attention = base.model.config._attn_implementation
+    with caplog.at_level("WARNING", logger="adapterhub"):
+        runner = make_runner(base, max_loras=1)
+    assert isinstance(runner, RowRunner)
+    assert base.model.config._attn_implementation == own_attention
+    assert "row by row" in caplog.text
+    with pytest.raises(EngineError, match="belongs to another engine"):
+        make_runner(base, max_loras=1)
+
+
+def test_an_encoder_is_refused(bloom: World):
+    config = AutoConfig.for_model("bert", **{**SIZES, "num_hidden_layers": 2})
+    encoder = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(EngineError, match="it is no decoder"):
+        RowRunner(replace(bloom.load(), model=encoder), max_loras=1)
