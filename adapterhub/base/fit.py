@@ -40,15 +40,15 @@ def check_against_base(info: AdapterInfo, adapter_folder: Path, base_folder: Pat
     layers = LinearLayers.of_folder(base_folder)
     if layers is None:
         return ("its shapes were not checked: the base's model is known to code in its folder only",)
-    check_fit(info.modules, layers, info.config.settings)
+    names = check_fit(info.modules, layers, info.config.settings)
     check_copied_weights(adapter_folder, base_folder, layers)
-    return ()
+    return _unused(names, layers)
 
 
 def check_fit(
     adapter: Mapping[str, LoraShape], layers: LinearLayers, settings: LoraSettings | None = None
 ) -> dict[str, str]:
-    """Checks that every module of an adapter is a linear layer of the base, with the same shape.
+    """Checks that every module of an adapter is a linear layer of the base's checkpoint, with the same shape.
 
     Args:
         adapter: Module name -> shape, from `check_shapes`.
@@ -56,18 +56,24 @@ def check_fit(
         settings: If given, every layer that they ask for must have weights in the adapter.
 
     Returns:
-        Module name in the adapter -> its name in the model.
+        Module name in the adapter -> its name in the model, or among the layers beside the decoder.
 
     Raises:
-        AdapterIncompatibleError: Modules are missing in the base, or have another shape.
+        AdapterIncompatibleError: Modules are missing in the base, or have another shape, or no text passes any of them.
         AdapterInvalidError: Two modules are one layer of the base, or a layer that the config asks for has no weights.
     """
     names = {module: layers.find(module) for module in adapter}
     found = {module: name for module, name in names.items() if name is not None}
     if missing := [module for module in adapter if module not in found]:
         raise _missing(missing, len(adapter), layers)
+    if found and layers.beside.keys() >= set(found.values()):
+        raise AdapterIncompatibleError(
+            "The adapter changes the base's vision tower only, which no text passes.",
+            hint="Texts alone are served; train it on the layers of the decoder.",
+        )
+    shapes = {**layers.shapes, **layers.beside}
     for module, name in found.items():
-        if tuple(adapter[module][1:]) != (has := layers.shapes[name]):
+        if tuple(adapter[module][1:]) != (has := shapes[name]):
             raise AdapterIncompatibleError(
                 f"The adapter does not fit the base: {module!r} has shape {has}, not {tuple(adapter[module][1:])}.",
                 hint="It was trained on a model of another size; use the base that its config names.",
@@ -76,6 +82,15 @@ def check_fit(
     if settings:
         _check_targets(settings, frozenset(found.values()), layers)
     return found
+
+
+def _unused(names: Mapping[str, str], layers: LinearLayers) -> tuple[str, ...]:
+    if not (beside := sum(name in layers.beside for name in names.values())):
+        return ()
+    return (
+        f"{beside} of its {len(names)} modules are in parts of the base that no text passes, such as a vision tower; "
+        "they are kept, and change no answer",
+    )
 
 
 def _missing(missing: list[str], count: int, layers: LinearLayers) -> AdapterIncompatibleError:

@@ -2,6 +2,7 @@
 
 A base's files may name a layer otherwise than the model does, and so may an adapter that was trained with an older
 transformers. transformers' own conversions (`transformers.conversion_mapping`, which PEFT uses too) translate both.
+A decoder inside a vision-language model has other names than the same decoder alone; an adapter may have either.
 A base on disk is built from its `config.json` on the meta device: no weight is read.
 """
 
@@ -10,16 +11,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.base.auto_class import text_class, whole_class
 from adapterhub.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 _CONFIG = "config.json"
+_AROUND_DECODER = frozenset({"model", "language_model", "text_model"})
+"""What transformers calls the modules around a decoder's layers, alone and inside a vision-language model."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class LinearLayers:
 
     Attributes:
         shapes: Module name in the model -> (out_features, in_features).
+        beside: The same for layers of the checkpoint that no text passes: those of a vision tower. A model of the
+            decoder alone lacks them, and then they have their names in the whole model.
         transposed: Modules whose weight is stored as (in_features, out_features), as GPT-2's.
         head: The output layer; None if the model has none.
         tied: Parameter -> the parameter before it that it shares its values with.
@@ -36,6 +42,7 @@ class LinearLayers:
     """
 
     shapes: Mapping[str, tuple[int, int]]
+    beside: Mapping[str, tuple[int, int]]
     transposed: frozenset[str]
     head: str | None
     tied: Mapping[str, str]
@@ -45,16 +52,25 @@ class LinearLayers:
     _converters: tuple[WeightConverter, ...]
 
     @classmethod
-    def of_model(cls, model: Any) -> LinearLayers:
-        """The linear layers of a transformers model, before any of them is wrapped."""
+    def of_model(cls, model: Any, folder: Path | None = None) -> LinearLayers:
+        """The linear layers of a transformers model, before any of them is wrapped.
+
+        Args:
+            model: The model.
+            folder: What it was loaded from, which may hold more than the model has; if not given it does not.
+        """
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
         from transformers.pytorch_utils import Conv1D
 
         modules = dict(model.named_modules())
         head, conversions = model.get_output_embeddings(), get_model_conversion_mapping(model)
+        linear = {name: shape for name, module in modules.items() if (shape := linear_shape(module))}
+        whole = cls.of_folder(folder, whole=True) if folder and _is_part(model, folder) else None
+        beside = whole.beside if whole else _beside_the_decoder(model, linear)
         return cls(
-            shapes={name: shape for name, module in modules.items() if (shape := linear_shape(module))},
+            shapes={name: shape for name, shape in linear.items() if name not in beside},
+            beside=beside,
             transposed=frozenset(name for name, module in modules.items() if isinstance(module, Conv1D)),
             head=next((name for name, module in modules.items() if module is head), None),
             tied=_tied(model),
@@ -66,11 +82,12 @@ class LinearLayers:
         )
 
     @classmethod
-    def of_folder(cls, folder: str | Path) -> LinearLayers | None:
+    def of_folder(cls, folder: str | Path, *, whole: bool = False) -> LinearLayers | None:
         """The linear layers of a base on disk; kept for the last few bases.
 
         Args:
             folder: Holds `config.json`.
+            whole: Of the model with everything that the checkpoint holds, where what is served is its decoder alone.
 
         Returns:
             None if only Python code in the folder knows the model, which is not run.
@@ -83,15 +100,22 @@ class LinearLayers:
             stamp = path.stat()
         except OSError as error:
             raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-        return _of_folder(path.parent, (stamp.st_size, stamp.st_mtime_ns, stamp.st_ino))
+        return _of_folder(path.parent, (stamp.st_size, stamp.st_mtime_ns, stamp.st_ino), whole)
 
     def find(self, module: str) -> str | None:
         """The model's name of a layer that an adapter or a base's file names; None if it is no linear layer."""
-        if module in self.shapes:
+        if module in self.shapes or module in self.beside:
             return module
         renamed, converter = self._renamed(f"{module}.weight")
         name = renamed.removesuffix(".weight")
-        return name if converter is None and name in self.shapes else None
+        if converter is None and (name in self.shapes or name in self.beside):
+            return name
+        return self._in_other_form.get(_in_decoder(module) or "")
+
+    @cached_property
+    def _in_other_form(self) -> dict[str, str]:
+        """A layer's name within the decoder -> its name in the model."""
+        return {inner: name for name in self.shapes if (inner := _in_decoder(name))}
 
     def find_parameter(self, name: str) -> str:
         """The model's name of a parameter that an adapter names; the name itself if there is none."""
@@ -143,6 +167,21 @@ def linear_shape(module: Any) -> tuple[int, int] | None:
     return None
 
 
+def _beside_the_decoder(model: Any, linear: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The layers of a model with several parts that are neither in its decoder nor its head."""
+    if model.config.get_text_config() is model.config:
+        return {}
+    passed = {id(module) for module in (*model.get_decoder().modules(), model.get_output_embeddings())}
+    return {name: shape for name, shape in linear.items() if id(model.get_submodule(name)) not in passed}
+
+
+def _in_decoder(name: str) -> str | None:
+    """A layer's name without those of the modules around the decoder; None for a layer of the bare decoder."""
+    parts = name.split(".")
+    around = next((n for n, part in enumerate(parts) if part not in _AROUND_DECODER), 0)
+    return ".".join(parts[around:]) if around or len(parts) == 1 else None
+
+
 def _values(model: Any) -> tuple[Iterable[tuple[str, Any]], ...]:
     return model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
 
@@ -158,16 +197,12 @@ def _tied(model: Any) -> dict[str, str]:
 
 
 @lru_cache(maxsize=8)
-def _of_folder(folder: Path, stamp: tuple[int, ...]) -> LinearLayers | None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _of_folder(folder: Path, stamp: tuple[int, ...], whole: bool) -> LinearLayers | None:
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            # Another dtype would be that of all threads meanwhile, also of an engine that computes.
-            dtype = torch.get_default_dtype()
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = _without_values(whole_class(config) if whole else text_class(config), config)
     except Exception as error:  # a model's code raises anything on a config that is not valid
         if _has_own_code(folder):
             return None
@@ -175,11 +210,29 @@ def _of_folder(folder: Path, stamp: tuple[int, ...]) -> LinearLayers | None:
             f"{str(folder)!r} is not a base that can be read: {error}",
             hint="The folder must hold a causal language model that the installed transformers knows.",
         ) from error
-    return LinearLayers.of_model(model)
+    return LinearLayers.of_model(model, None if whole else folder)
+
+
+def _without_values(auto_class: Any, config: Any) -> Any:
+    import torch
+
+    with torch.device("meta"):
+        # Another dtype would be that of all threads meanwhile, also of an engine that computes.
+        return auto_class.from_config(config, dtype=torch.get_default_dtype(), trust_remote_code=False)
+
+
+def _is_part(model: Any, folder: Path) -> bool:
+    """Whether a model is of another type than the checkpoint that it was loaded from."""
+    return bool(_config(folder).get("model_type") != model.config.model_type)
 
 
 def _has_own_code(folder: Path) -> bool:
+    return "auto_map" in _config(folder)
+
+
+def _config(folder: Path) -> dict[str, Any]:
     try:
-        return "auto_map" in json.loads((folder / _CONFIG).read_bytes())
+        content = json.loads((folder / _CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
+        return {}
+    return content if isinstance(content, dict) else {}

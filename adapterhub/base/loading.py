@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from bitsandbytes.functional import has_avx512bf16
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
+from adapterhub.base.auto_class import text_class
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
@@ -104,7 +105,7 @@ class Base:
     @cached_property
     def linear_layers(self) -> LinearLayers:
         """Its linear layers; they are found at the first use, which must come before an engine wraps them."""
-        return LinearLayers.of_model(self.model)
+        return LinearLayers.of_model(self.model, self.folder)
 
 
 def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
@@ -148,7 +149,8 @@ def load_base(
     dtype = _dtype(compute_dtype, target_device, training=training)
     stored, asked = stored_quantization(folder), _quantization_config(quantization, dtype)
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        loaded, report = text_class(config).from_pretrained(
             folder,
             # None would hide that the files are quantised.
             **({} if stored else {"quantization_config": asked}),

@@ -136,7 +136,10 @@ class MergePlan:
 
     @cached_property
     def _round_tripped(self) -> frozenset[str]:
-        return quantized_modules(self.base) if self.round_trip else frozenset()
+        if self.round_trip is None:
+            return frozenset()
+        # They have other names in the whole model where training loads the decoder alone.
+        return frozenset(filter(None, map(self.layers.find, quantized_modules(self.base))))
 
     @cached_property
     def _modules_of_weights(self) -> dict[str, str]:
@@ -192,8 +195,8 @@ class MergePlan:
 
     @cached_property
     def layers(self) -> LinearLayers:
-        """The base's linear layers."""
-        layers = LinearLayers.of_folder(self.base)
+        """The linear layers of everything that the base holds."""
+        layers = LinearLayers.of_folder(self.base, whole=True)
         if layers is None:
             raise ExportError(
                 "The base's model is known to code in its folder only, which is not run.",

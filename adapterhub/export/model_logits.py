@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub._files import scratch_folder
+from adapterhub.base.auto_class import text_class
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export.verification import TokenSequence, Verification, VerificationTexts, compare_logits
@@ -55,7 +56,7 @@ def model_logits(
 
     with _opened(Path(model), quantization) as opened:
         if adapter:
-            _add(adapter, opened)
+            _add(adapter, opened, Path(model))
         for group in _groups(sequences, opened.config.get_text_config().vocab_size):
             width = max(len(one.token_ids) for one in group)
             # What follows a sequence changes nothing in it: attention is causal.
@@ -98,7 +99,7 @@ def verify_model(
 @contextmanager
 def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[Any]:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from adapterhub.base.loading import LOADING_ERRORS
     from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing
@@ -107,8 +108,9 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
     what = f"The weights of {str(folder)!r} could not be converted for verification"
     with scratch_folder(ExportError, what) as scratch:
         try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             with _no_offload_warning():
-                model = AutoModelForCausalLM.from_pretrained(
+                model = text_class(config).from_pretrained(
                     folder,
                     dtype=torch.float32,
                     # None would hide that the folder's own config says how it is quantised.
@@ -167,7 +169,7 @@ def _is_quantized(folder: Path) -> bool:
         raise ConfigError(f"The config.json of {str(folder)!r} cannot be read: {error}") from error
 
 
-def _add(adapter: LoraRequest, model: Any) -> None:
+def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
     """Adds an adapter's change to the output of every layer that it targets."""
     import torch
     from accelerate.utils.modeling import align_module_device
@@ -175,7 +177,7 @@ def _add(adapter: LoraRequest, model: Any) -> None:
     from adapterhub.lora.delta import LoraDelta
     from adapterhub.lora.loading import load_adapter_deltas
 
-    layers = LinearLayers.of_model(model)
+    layers = LinearLayers.of_model(model, folder)
     for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
         if type(delta) is not LoraDelta:
             raise AdapterIncompatibleError(

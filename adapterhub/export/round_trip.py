@@ -109,15 +109,16 @@ def quantized_modules(folder: Path) -> frozenset[str]:
     Args:
         folder: The base's folder, of a model that transformers knows.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
+    from adapterhub.base.auto_class import text_class
     from adapterhub.base.linear_layers import linear_shape
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype())
+        model = text_class(config).from_config(config, dtype=torch.get_default_dtype())
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     return frozenset(
         name

@@ -97,7 +97,7 @@ def load_folder_deltas(
         dtype: The dtype of the result.
 
     Returns:
-        Module name in the model -> change, in host memory wherever the base is.
+        Module name in the model -> change, in host memory wherever the base is; without layers that no text passes.
 
     Raises:
         AdapterInvalidError: The files are damaged.
@@ -119,7 +119,9 @@ def load_folder_deltas(
         return dequantize_module_weight(_base_module(model, module))
 
     deltas: dict[str, ModuleDelta] = {
-        names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()
+        names[module]: _delta(base_weight, names[module], parts)
+        for module, parts in modules.items()
+        if names[module] not in layers.beside
     }
     return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
 
@@ -154,7 +156,12 @@ def read_deltas_without_base(
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
     modules = _read_tensors(folder, header, settings, torch.float32)
-    return {names[module]: _delta(base_weight, names[module], parts) for module, parts in modules.items()}
+    beside = layers.beside if layers else ()
+    return {
+        names[module]: _delta(base_weight, names[module], parts)
+        for module, parts in modules.items()
+        if names[module] not in beside
+    }
 
 
 def _base_module(model: Any, name: str) -> Any:

@@ -140,6 +140,11 @@ def _check_message(message: Message) -> None:
         raise InvalidRequestError(
             f"A message has the role {role!r}.", hint=f"Known roles: {', '.join(ROLES)}."
         )
+    if (kind := _other_than_text(content)) is not None:
+        raise InvalidRequestError(
+            f"A message has a part of type {kind!r:.40}; only texts are answered, also by a vision-language base.",
+            hint="Describe it in words, or serve the base where its vision tower runs.",
+        )
     if not isinstance(content, str | None):
         # A template would insert its Python representation.
         raise InvalidRequestError(
@@ -147,6 +152,13 @@ def _check_message(message: Message) -> None:
             hint="Join the texts of content that has parts.",
         )
     check_text(content or "")
+
+
+def _other_than_text(content: object) -> str | None:
+    """The type of the first part of a content in parts that is not text, as clients of vision-language models send."""
+    parts = content if isinstance(content, list | tuple) else ()
+    kinds = (part.get("type") for part in parts if isinstance(part, Mapping))
+    return next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None)
 
 
 def render(

@@ -38,7 +38,7 @@ def lora_config(config: FinetuneConfig, base: _Base) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=_target_modules(config, base),
-        exclude_modules=_layers_without_text(base) or None,
+        exclude_modules=sorted(base.linear_layers.beside) or None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
@@ -46,7 +46,8 @@ def lora_config(config: FinetuneConfig, base: _Base) -> LoraConfig:
 
 def _target_modules(config: FinetuneConfig, base: _Base) -> list[str]:
     """The last parts of the names of the layers to adapt; peft's "all-linear" would write every full name."""
-    layers = _text_layers(base)
+    # Not those of a vision tower, which would never learn, and not the head.
+    layers = [name for name in base.linear_layers.shapes if name != base.linear_layers.head]
     if not layers:
         raise ConfigError(
             f"Base {config.base!r} has no linear layers that LoRA weights could be added to.",
@@ -62,17 +63,6 @@ def _target_modules(config: FinetuneConfig, base: _Base) -> list[str]:
             hint=f"Its layers: {', '.join(known)}.",
         )
     return targets
-
-
-def _text_layers(base: _Base) -> list[str]:
-    """The linear layers that a text passes: not those of a vision tower, which would never learn, and not the head."""
-    decoder = {id(module) for module in base.model.get_decoder().modules()}
-    return [name for name in base.linear_layers.shapes if id(base.model.get_submodule(name)) in decoder]
-
-
-def _layers_without_text(base: _Base) -> list[str]:
-    layers = base.linear_layers
-    return sorted(layers.shapes.keys() - {*_text_layers(base), layers.head})
 
 
 class LearningCheck:

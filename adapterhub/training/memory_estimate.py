@@ -22,8 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
 
+from adapterhub.base.auto_class import text_class
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.lora_layers import lora_config
@@ -136,7 +136,7 @@ def _bytes_of_states(optimizer: str, size: int) -> int:
 def _base_bytes(config: FinetuneConfig, base: EmptyBase, dtype: torch.dtype) -> int:
     quantized = _BYTES_OF_A_WEIGHT.get(config.quantization or "", dtype.itemsize)
     layers = base.linear_layers
-    inside = {f"{name}.weight" for name in layers.shapes if name != layers.head}
+    inside = {f"{name}.weight" for name in (*layers.shapes, *layers.beside) if name != layers.head}
     return sum(
         round(parameter.numel() * (quantized if name in inside else dtype.itemsize))
         for name, parameter in base.model.named_parameters()
@@ -174,7 +174,7 @@ def _with_layers(settings: Any, count: int, dtype: torch.dtype) -> Any:
         text.layer_types = text.layer_types[:count]
     text.num_hidden_layers = count
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(fewer, dtype=dtype).requires_grad_(False)
+        return text_class(fewer).from_config(fewer, dtype=dtype).requires_grad_(False)
 
 
 def _activations(config: FinetuneConfig, targets: LoraConfig, sizes: tuple[int, int, int], base: Any) -> int:

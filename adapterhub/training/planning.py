@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from adapterhub._files import temporary_folder
+from adapterhub.base.auto_class import text_class
 from adapterhub.base.fingerprint import weight_files
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.loading import LOADING_ERRORS, training_dtype
@@ -158,12 +159,12 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _empty_base(folder: Path, dtype: torch.dtype) -> EmptyBase:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with torch.device("meta"):
             settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=False)
+            model = text_class(settings).from_config(settings, dtype=dtype, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise ConfigError(
             f"The base's config.json describes no causal language model that transformers knows: {error}",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adapterhub.engine.kv.attention import AttentionCall, PackedAttention
 from adapterhub.engine.kv.cache import KVCache
+from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
 from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
 from adapterhub.engine.kv.probing import AttentionLayer, AttentionProbe
 from adapterhub.engine.kv.shape import KVShape, LayerShape
@@ -28,25 +31,46 @@ sequences = st.lists(
 )
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How the scores of one layer are made."""
+
+    window: int | None = None
+    softcap: float | None = None
+    sinks: tuple[float, ...] | None = None
+
+
 def one_by_one(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int, window: int | None
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int, scoring: Scoring
 ) -> torch.Tensor:
     """The definition, token by token and head by head: softmax(q k / sqrt(d)) v over what a token may attend to."""
     out = torch.empty(*q.shape[:2], VALUE_WIDTH)
     for token in range(len(q)):
         end = past + token + 1
-        start = max(0, end - window) if window else 0
+        start = max(0, end - scoring.window) if scoring.window else 0
         for head in range(HEADS):
             kv_head = head // (HEADS // KV_HEADS)
-            weights = (keys[kv_head, start:end] @ q[token, head] * WIDTH**-0.5).softmax(0)
-            out[token, head] = weights @ values[kv_head, start:end]
+            scores = keys[kv_head, start:end] @ q[token, head] * WIDTH**-0.5
+            if scoring.softcap:
+                scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+            if scoring.sinks:
+                scores = torch.cat([scores, torch.tensor([scoring.sinks[head]])])
+            out[token, head] = scores.softmax(0)[: end - start] @ values[kv_head, start:end]
     return out
 
 
+scorings = st.builds(
+    Scoring,
+    st.sampled_from([None, 1, 5, 64]),
+    st.sampled_from([None, None, 0.5]),
+    st.sampled_from([None, None, (0.5, -1.0, 2.0, 0.0)]),
+)
+
+
 @settings(max_examples=60)
-@given(sequences, st.sampled_from([None, 1, 5, 64]), st.integers(0, 100))
+@given(sequences, scorings, st.integers(0, 100))
 def test_every_sequence_attends_to_its_own_tokens(
-    sequences: list[tuple[int, int, bool, bool]], window: int | None, seed: int
+    sequences: list[tuple[int, int, bool, bool]], scoring: Scoring, seed: int
 ):
     """(tokens before, tokens now, a large slot, takes part) for each; other slots may even hold NaN."""
     random = torch.Generator().manual_seed(seed)
@@ -70,15 +94,19 @@ def test_every_sequence_attends_to_its_own_tokens(
         torch.randn(1, count, start, width, generator=random)
         for count, width in ((HEADS, WIDTH), (KV_HEADS, WIDTH), (KV_HEADS, VALUE_WIDTH))
     )
-    step = AttentionMetadata(spans, CPU, torch.float32, [AttentionLayer(LAYER, shares_kv=False)])
-    got = step.attend(AttentionCall(torch.nn.Module(), q, k, v, WIDTH**-0.5, window))
+    mask = AttentionMask.of_window(scoring.window) if scoring.window else CAUSAL
+    step = AttentionMetadata(spans, CPU, torch.float32, [AttentionLayer(LAYER, mask=mask)])
+    sinks = torch.tensor(scoring.sinks) if scoring.sinks else None
+    got = step.attend(
+        AttentionCall(torch.nn.Module(), q, k, v, WIDTH**-0.5, softcap=scoring.softcap, sinks=sinks)
+    )
     for span, past in zip(spans, pasts, strict=True):
         part = slice(span.start, span.start + span.count)
         keys, values = (
             torch.cat([old, new[0, :, part]], dim=1) for old, new in zip(past, (k, v), strict=True)
         )
         length = past[0].shape[1]
-        expected = one_by_one(q[0, :, part].transpose(0, 1), keys, values, length, window)
+        expected = one_by_one(q[0, :, part].transpose(0, 1), keys, values, length, scoring)
         assert torch.allclose(got[0, part], expected, atol=1e-5)
         # The keys and values are stored for the next step; the runner changes the length.
         stored = span.kv_slot.read(0, length + span.count)[LAYER::2]
@@ -90,14 +118,14 @@ def test_every_sequence_attends_to_its_own_tokens(
 def test_a_call_that_shares_keys_and_values_reads_those_of_the_earlier_one():
     slot = KVCache(SHAPE, 1000).allocate(80)
     assert slot
-    layers = [AttentionLayer(LAYER, shares_kv=False), AttentionLayer(LAYER, shares_kv=True)]
+    layers = [AttentionLayer(LAYER), AttentionLayer(LAYER, shares_kv=True)]
     q, k, v = (
         torch.randn(1, count, 5, width) for count, width in ((HEADS, WIDTH), (KV_HEADS, WIDTH), (KV_HEADS, 6))
     )
     step = AttentionMetadata([QuerySpan(slot, 0, 5)], CPU, torch.float32, layers)
     module = torch.nn.Module()
-    first = step.attend(AttentionCall(module, q, k, v, 1.0, None))
-    assert torch.equal(step.attend(AttentionCall(module, q, k + 1, v + 1, 1.0, None)), first)
+    first = step.attend(AttentionCall(module, q, k, v, 1.0))
+    assert torch.equal(step.attend(AttentionCall(module, q, k + 1, v + 1, 1.0)), first)
 
 
 def test_a_base_cannot_be_called_outside_its_engine_until_its_attention_is_given_back(tmp_path):
@@ -111,14 +139,36 @@ def test_a_base_cannot_be_called_outside_its_engine_until_its_attention_is_given
     assert torch.equal(model(prompt).logits, before)
 
 
-@pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"s_aux": torch.zeros(HEADS)}])
-def test_unsupported_attention_is_refused(tmp_path, extra: dict[str, object]):
+@pytest.mark.parametrize("name", ["position_bias", "sinks", "indices", "block_indices"])
+def test_what_is_not_computed_is_refused(tmp_path, name: str):
     model = AutoModelForCausalLM.from_pretrained(make_base(tmp_path))
     attention = PackedAttention(model)
     attend = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
     q = torch.zeros(1, HEADS, 1, WIDTH)
     with (
         attention.using(AttentionProbe()),
-        pytest.raises(EngineError, match="soft-caps its scores or has attention sinks"),
+        pytest.raises(EngineError, match="cannot be computed in a packed batch"),
     ):
-        attend(model.model.layers[0].self_attn, q, q, q, None, **extra)
+        attend(model.model.layers[0].self_attn, q, q, q, None, **{name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("function", "causal_until"),
+    [
+        (masking_utils.causal_mask_function, 1 << 17),
+        (masking_utils.sliding_window_causal_mask_function(6), 6),
+        (masking_utils.chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.long)), 8),
+    ],
+)
+def test_a_mask_is_the_causal_one_up_to_a_length(function, causal_until: int):
+    mask = AttentionMask.of_function(function, CPU)
+    assert mask.causal_until == causal_until
+    assert mask.up_to(causal_until) is CAUSAL
+    assert mask.up_to(causal_until + 1) is mask
+    positions = torch.arange(min(causal_until, 50))
+    assert torch.equal(mask.visible(positions[:, None], positions), positions <= positions[:, None])
+
+
+def test_a_mask_that_shows_later_tokens_is_refused():
+    with pytest.raises(EngineError, match="attend to later ones"):
+        AttentionMask.of_function(masking_utils.bidirectional_mask_function, CPU)

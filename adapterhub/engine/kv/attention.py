@@ -6,18 +6,28 @@ that calls, and not in keyword arguments: some models hand those no further than
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
+from adapterhub.engine.kv.masks import note_mask_function
 from adapterhub.errors import EngineError
 
 NAME = "adapterhub_packed"
+PROBE_NAME = "adapterhub_packed_probe"  # of the same function; only under this name a model makes masks
 _ATTRIBUTE = "adapterhub_attention"  # of each module that may call: the `PackedAttention` of its model
+
+_UNSUPPORTED = {
+    "position_bias": "scores that depend on the distance of two tokens",
+    "sinks": "sinks that differ by token",
+    "indices": "an index that chooses the tokens to attend to",
+    "block_indices": "an index that chooses the tokens to attend to",
+}
+"""Arguments of attention functions that are not computed here -> what a base has that gives them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,10 @@ class AttentionCall:
         key: Shape (1, kv_heads, tokens, key_width).
         value: Shape (1, kv_heads, tokens, value_width).
         scale: Factor of the scores.
-        window: How many tokens a token attends to, itself included; None for all.
+        window: How many tokens a token attends to, itself included; None for all, or if the mask says it.
+        mask_function: In a probe, transformers' function of the mask, if the model's is made of one.
+        softcap: Scores are bounded by it: `softcap * tanh(score / softcap)`.
+        sinks: Shape (heads,): a score that takes its part of the attention and has no value.
     """
 
     module: torch.nn.Module
@@ -38,7 +51,10 @@ class AttentionCall:
     key: torch.Tensor
     value: torch.Tensor
     scale: float
-    window: int | None
+    window: int | None = None
+    mask_function: Callable[..., torch.Tensor] | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
 
 
 class AttentionStep(Protocol):
@@ -54,28 +70,24 @@ class PackedAttention:
 
     Args:
         model: transformers' model.
-
-    Raises:
-        EngineError: The model's attention cannot be replaced.
     """
 
     def __init__(self, model: Any) -> None:
         self.step: AttentionStep | None = None
-        self._callers = [module for module in model.modules() if hasattr(module, "config")]
+        # All attention of transformers finds its function by its module's configuration.
+        self._callers = [
+            module
+            for module in model.modules()
+            if isinstance(getattr(module, "config", None), PreTrainedConfig)
+        ]
         configs = {id(module.config): module.config for module in self._callers}
         self._before = [(config, config._attn_implementation) for config in configs.values()]
-        AttentionInterface.register(NAME, _attend)
-        try:
-            model.set_attn_implementation(NAME)
-        except ValueError as error:
-            self.undo()
-            raise EngineError(
-                f"A {type(model).__name__} cannot be served in a packed batch: its attention cannot be replaced "
-                f"({error}).",
-                hint="Models whose attention goes through transformers' AttentionInterface can.",
-            ) from error
+        for name in (NAME, PROBE_NAME):
+            AttentionInterface.register(name, _attend)
+        AttentionMaskInterface.register(PROBE_NAME, note_mask_function)
         for module in self._callers:
             setattr(module, _ATTRIBUTE, self)
+        self._name(NAME)
 
     @contextmanager
     def using(self, step: AttentionStep) -> Iterator[None]:
@@ -86,12 +98,26 @@ class PackedAttention:
         finally:
             self.step = None
 
+    @contextmanager
+    def noting_masks(self) -> Iterator[None]:
+        """The model makes masks within the context, and a call has the function of its mask."""
+        self._name(PROBE_NAME)
+        try:
+            yield
+        finally:
+            self._name(NAME)
+
     def undo(self) -> None:
         """Gives the model back the attention that it was loaded with."""
         for module in self._callers:
             module.__dict__.pop(_ATTRIBUTE, None)
         for config, implementation in self._before:
             config._attn_implementation_internal = implementation
+
+    def _name(self, name: str) -> None:
+        # Not `set_attn_implementation`: it leaves some models as they are, with a warning. The probe finds those too.
+        for config, _ in self._before:
+            config._attn_implementation_internal = name
 
 
 def _attend(
@@ -105,15 +131,18 @@ def _attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer, as transformers' `AttentionInterface` calls it; there are no attention weights."""
     attention: PackedAttention | None = getattr(module, _ATTRIBUTE, None)
     if attention is None or attention.step is None:
         raise EngineError("The base was called outside its engine, which owns it.")
-    if softcap is not None or s_aux is not None:
-        raise EngineError(
-            "The base's attention cannot be computed by this engine: it soft-caps its scores or has attention sinks."
-        )
+    for name in _UNSUPPORTED:
+        if others.get(name) is not None:
+            raise EngineError(
+                f"The base's attention cannot be computed in a packed batch: it has {_UNSUPPORTED[name]}."
+            )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return attention.step.attend(AttentionCall(module, query, key, value, scale, sliding_window)), None
+    mask_function = getattr(attention_mask, "mask_function", None)
+    call = AttentionCall(module, query, key, value, scale, sliding_window, mask_function, softcap, s_aux)
+    return attention.step.attend(call), None

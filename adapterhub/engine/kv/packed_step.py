@@ -16,7 +16,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from adapterhub.engine.kv.attention import AttentionCall
 from adapterhub.engine.kv.cache import KVSlot, KVSlotPool
+from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
 from adapterhub.engine.kv.probing import AttentionLayer
+
+_MAX_SCORES = 1 << 25  # 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class AttentionMetadata:
         layer = next(self._layers)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
         out = q.new_empty((*q.shape[:2], v.shape[-1]))
-        packed = _PackedCall(layer, q, k, v, out, call.scale, call.window)
+        packed = _PackedCall(layer, q, k, v, out, call.scale, call.softcap, call.sinks)
         for group in self.groups:
             group.attend(packed)
         return out[None]
@@ -82,7 +85,13 @@ class _PackedCall:
     v: torch.Tensor
     out: torch.Tensor
     scale: float
-    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    @property
+    def has_plain_scores(self) -> bool:
+        """Whether PyTorch's own attention computes it."""
+        return self.softcap is None and self.sinks is None
 
 
 class _DecodeBatch:
@@ -110,7 +119,7 @@ class _DecodeBatch:
         token_of_slot = dict.fromkeys(range(self._num_slots), starts[0])
         token_of_slot.update((span.kv_slot.index, span.start) for span in spans)
         self._token_of_slot = torch.tensor(list(token_of_slot.values()), device=device)
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self._masks: dict[AttentionMask, torch.Tensor] = {}
 
     def attend(self, call: _PackedCall) -> None:
         keys, values = self._pool.keys_and_values(call.layer.kv_layer)
@@ -121,13 +130,13 @@ class _DecodeBatch:
         # so one mask, the result is the same, and no key is repeated.
         queries = self._select(call.q, self._token_of_slot)
         grouped = queries.reshape(self._num_slots, keys.shape[1], -1, keys.shape[-1])
-        attended = scaled_dot_product_attention(
-            grouped,
-            keys[: self._num_slots, :, : self._width],
-            values[: self._num_slots, :, : self._width],
-            attn_mask=self._mask(call.window),
-            scale=call.scale,
-        ).reshape(self._num_slots, -1, values.shape[-1])
+        keys, values = keys[: self._num_slots, :, : self._width], values[: self._num_slots, :, : self._width]
+        mask = self._mask(call.layer.mask.up_to(self._width))
+        if call.has_plain_scores:
+            attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=call.scale)
+        else:
+            attended = _attention_by_scores(grouped, keys, values, mask, call)
+        attended = attended.reshape(self._num_slots, -1, values.shape[-1])
         if self._in_order:
             call.out[self._token_range] = attended
         else:
@@ -138,16 +147,13 @@ class _DecodeBatch:
     def _select(self, tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         return tensor[self._token_range] if self._in_order else tensor.index_select(0, indices)
 
-    def _mask(self, window: int | None) -> torch.Tensor:
-        """Zero where the token of a slot may look and minus infinity elsewhere, shape (slots, 1, 1, width)."""
-        if window not in self._masks:
-            positions = torch.arange(self._width, device=self._device)
-            lengths = torch.tensor(self._lengths, device=self._device)[:, None]
-            masked = positions > lengths
-            if window is not None:
-                masked |= positions <= lengths - window
-            self._masks[window] = _additive_mask(masked, self._dtype)[:, None, None]
-        return self._masks[window]
+    def _mask(self, mask: AttentionMask) -> torch.Tensor:
+        """The mask to add to scores, shape (slots, 1, 1, width)."""
+        if mask not in self._masks:
+            keys = torch.arange(self._width, device=self._device)
+            queries = torch.tensor(self._lengths, device=self._device)[:, None]
+            self._masks[mask] = mask.additive(queries, keys, self._dtype)[:, None, None]
+        return self._masks[mask]
 
 
 class _PrefillChunk:
@@ -159,7 +165,7 @@ class _PrefillChunk:
         self._past = span.kv_slot.length
         self._end = self._past + span.count
         self._device, self._dtype = device, dtype
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self._masks: dict[AttentionMask, torch.Tensor] = {}
 
     def attend(self, call: _PackedCall) -> None:
         pool, index = self._slot.pool, self._slot.index
@@ -167,31 +173,76 @@ class _PrefillChunk:
         if not call.layer.shares_kv:
             keys[:, self._past : self._end] = call.k[self._tokens].transpose(0, 1)
             values[:, self._past : self._end] = call.v[self._tokens].transpose(0, 1)
-        # Without earlier tokens or a window that matters, PyTorch's own causal mask is enough.
-        is_causal = self._past == 0 and (call.window is None or call.window >= self._end)
-        attended = scaled_dot_product_attention(
-            call.q[self._tokens].transpose(0, 1)[None],
-            keys[None, :, : self._end],
-            values[None, :, : self._end],
-            attn_mask=None if is_causal else self._mask(call.window),
-            is_causal=is_causal,
-            scale=call.scale,
-            enable_gqa=call.q.shape[1] != keys.shape[0],
-        )
+        queries = call.q[self._tokens].transpose(0, 1)[None]
+        keys, values = keys[None, :, : self._end], values[None, :, : self._end]
+        mask = call.layer.mask.up_to(self._end)
+        if call.has_plain_scores:
+            # Without earlier tokens or a window that matters, PyTorch's own causal mask is enough.
+            is_causal = self._past == 0 and mask is CAUSAL
+            attended = scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=None if is_causal else self._mask(mask),
+                is_causal=is_causal,
+                scale=call.scale,
+                enable_gqa=queries.shape[1] != keys.shape[1],
+            )
+        else:
+            attended = self._attend_by_scores(queries, keys, values, self._mask(mask), call)
         call.out[self._tokens] = attended[0].transpose(0, 1)
 
-    def _mask(self, window: int | None) -> torch.Tensor:
-        """Zero where a token may look and minus infinity elsewhere, shape (chunk, earlier tokens and chunk)."""
-        if window not in self._masks:
+    def _attend_by_scores(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        call: _PackedCall,
+    ) -> torch.Tensor:
+        """Some tokens at a time: the scores of a long prompt would fill the memory."""
+        heads, kv_heads, parts = queries.shape[1], keys.shape[1], []
+        block = max(1, _MAX_SCORES // (heads * self._end))
+        for rows, row_mask in zip(torch.split(queries, block, dim=2), torch.split(mask, block), strict=True):
+            grouped = rows.reshape(1, kv_heads, -1, rows.shape[-1])
+            attended = _attention_by_scores(
+                grouped, keys, values, row_mask.repeat(heads // kv_heads, 1), call
+            )
+            parts.append(attended.reshape(1, heads, -1, values.shape[-1]))
+        return torch.cat(parts, dim=2)
+
+    def _mask(self, mask: AttentionMask) -> torch.Tensor:
+        """The mask to add to scores, shape (chunk, earlier tokens and chunk)."""
+        if mask not in self._masks:
             positions = torch.arange(self._end, device=self._device)
-            queries = positions[self._past :, None]
-            masked = positions > queries
-            if window is not None:
-                masked |= positions <= queries - window
-            self._masks[window] = _additive_mask(masked, self._dtype)
-        return self._masks[window]
+            self._masks[mask] = mask.additive(positions[self._past :, None], positions, self._dtype)
+        return self._masks[mask]
 
 
-def _additive_mask(masked: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask to add to scores: minus infinity where `masked`, else zero."""
-    return torch.zeros(masked.shape, dtype=dtype, device=masked.device).masked_fill_(masked, -torch.inf)
+def _attention_by_scores(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, call: _PackedCall
+) -> torch.Tensor:
+    """Attention whose scores are capped or which has sinks; PyTorch's own has neither.
+
+    Args:
+        queries: Shape (batch, kv_heads, rows, key_width); the rows are the tokens of each head that shares a key head.
+        keys: Shape (batch, kv_heads, length, key_width).
+        values: Shape (batch, kv_heads, length, value_width).
+        mask: What is added to the scores, of a shape that broadcasts to (batch, 1, rows, length).
+        call: The rest.
+
+    Returns:
+        Shape (batch, kv_heads, rows, value_width).
+    """
+    scores = queries @ keys.transpose(-1, -2) * call.scale
+    if call.softcap is not None:
+        scores = torch.tanh(scores / call.softcap) * call.softcap
+    scores = scores.float() + mask
+    if call.sinks is None:
+        return scores.softmax(-1).to(values.dtype) @ values
+    kv_heads, rows = queries.shape[1:3]
+    sinks = (
+        call.sinks.float().repeat_interleave(kv_heads * rows // len(call.sinks)).view(1, kv_heads, rows, 1)
+    )
+    scores = torch.cat([scores, sinks.expand(len(scores), -1, -1, -1)], dim=-1)
+    return scores.softmax(-1)[..., :-1].to(values.dtype) @ values

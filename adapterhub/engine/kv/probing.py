@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from adapterhub.engine.kv.attention import AttentionCall
+from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
 from adapterhub.engine.kv.shape import LayerShape
 
 
@@ -17,10 +19,12 @@ class AttentionLayer:
     Attributes:
         kv_layer: Where its keys and values are: an index of `KVShape.layers`.
         shares_kv: Whether they are those of an earlier call, which has stored them.
+        mask: Which tokens attend to which.
     """
 
     kv_layer: int
-    shares_kv: bool
+    shares_kv: bool = False
+    mask: AttentionMask = CAUSAL
 
 
 class AttentionProbe:
@@ -37,18 +41,32 @@ class AttentionProbe:
         self.layers: list[AttentionLayer] = []
         self.shapes: list[LayerShape] = []
         self._stored: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._masks: dict[Any, AttentionMask] = {}
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """Attention of one token to itself."""
         self.modules.append(call.module)
-        self.layers.append(self._layer(call.key, call.value))
+        mask = self._mask(call)
+        kv_layer, shares_kv = self._kv_layer(call.key, call.value)
+        self.layers.append(AttentionLayer(kv_layer, shares_kv, mask))
         heads, kv_heads = call.query.shape[1], call.key.shape[1]
         return call.value.repeat_interleave(heads // kv_heads, dim=1).transpose(1, 2)
 
-    def _layer(self, key: torch.Tensor, value: torch.Tensor) -> AttentionLayer:
+    def _kv_layer(self, key: torch.Tensor, value: torch.Tensor) -> tuple[int, bool]:
         for index, stored in enumerate(self._stored):
             if key is stored[0] and value is stored[1]:
-                return AttentionLayer(index, shares_kv=True)
+                return index, True
         self._stored.append((key, value))
         self.shapes.append(LayerShape(key.shape[1], key.shape[-1], value.shape[-1]))
-        return AttentionLayer(len(self.shapes) - 1, shares_kv=False)
+        return len(self.shapes) - 1, False
+
+    def _mask(self, call: AttentionCall) -> AttentionMask:
+        """Calls with the same mask get the same object: a step then makes it once."""
+        key = call.mask_function or call.window
+        if key not in self._masks:
+            if call.mask_function is not None:
+                mask = AttentionMask.of_function(call.mask_function, call.query.device)
+            else:
+                mask = AttentionMask.of_window(call.window) if call.window else CAUSAL
+            self._masks[key] = mask
+        return self._masks[key]

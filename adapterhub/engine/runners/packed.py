@@ -154,7 +154,8 @@ class PackedRunner:
     def _probe(self) -> AttentionProbe:
         """Runs one token, and finds what the model's attention is like."""
         model, probe = self._base.model, AttentionProbe()
-        self._run_model([0], [0], [0], probe)
+        with self._attention.noting_masks():
+            self._run_model([0], [0], [0], probe)
         attending, num_layers = len(set(probe.modules)), model.config.get_text_config().num_hidden_layers
         if attending != num_layers:
             raise EngineError(

@@ -1,0 +1,36 @@
+"""Which of transformers' classes loads a base: a checkpoint may hold more than its text decoder.
+
+A vision-language checkpoint has a vision tower beside its decoder. For some (Qwen3.5, Llama 4) transformers has a class
+of the decoder alone; others (Gemma 3, Qwen2.5-VL, Mistral 3) are loaded whole, and texts pass the decoder only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def text_class(config: Any) -> Any:
+    """transformers' auto class that loads a base to answer texts: of the decoder alone, if there is one.
+
+    Args:
+        config: The checkpoint's, from `AutoConfig`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM if _has_class(AutoModelForCausalLM, config) else whole_class(config)
+
+
+def whole_class(config: Any) -> Any:
+    """transformers' auto class that loads everything that a checkpoint holds.
+
+    Args:
+        config: As for `text_class`.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    kinds = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    return next((one for one in kinds if _has_class(one, config)), AutoModelForCausalLM)
+
+
+def _has_class(auto_class: Any, config: Any) -> bool:
+    return type(config) in auto_class._model_mapping
