@@ -67,6 +67,12 @@ class WrappedModule(nn.Module):
         self._name, self._current = name, current
 
     @property
+    def weight(self) -> torch.Tensor:
+        """The weight of the base's module: some models read it (Jamba's `dt_proj`), and PEFT gives them the same."""
+        weight: torch.Tensor = self.base_layer.weight
+        return weight
+
+    @property
     def bias(self) -> torch.Tensor | None:
         """The bias of the base's module."""
         return getattr(self.base_layer, "bias", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ def generated(model: Any, prompt: Sequence[int]) -> Answer | None:
     settings = GenerationConfig(
         max_new_tokens=NEW_TOKENS, pad_token_id=0, return_dict_in_generate=True, output_logits=True
     )
+    model = copy.deepcopy(model)  # some keep a state in their modules from one call to the next
     model.generation_config.eos_token_id = None
     out = model.generate(input_ids=torch.tensor([prompt]), generation_config=settings)
     logits = torch.cat(out.logits).float()
@@ -101,12 +103,13 @@ def adapter_targets(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     if fused:
         yield "linear layers and experts", {"target_modules": "all-linear", "target_parameters": fused}
     yield "linear layers", {"target_modules": "all-linear"}
-    attention = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ("attn" in name or "attention" in name)
-    }
-    yield "attention", {"target_modules": attention}
+    plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
+    yield (
+        "linear layers but routers",
+        {"target_modules": plain - head},
+    )  # some are a subclass that PEFT breaks
+    yield "attention", {"target_modules": {name for name in plain if "attn" in name or "attention" in name}}
 
 
 def adapted(model: Any, settings: dict[str, Any]) -> PeftModel:

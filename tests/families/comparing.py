@@ -43,7 +43,7 @@ class Row:
 
     Attributes:
         family: Its `model_type`.
-        served: The runner, "packed" or "row by row"; or "refused".
+        served: The runner: "packed" or "row by row"; or "refused".
         adapter: What the compared adapter changes; empty if none was compared.
         note: Why the base, or a larger adapter, is refused.
     """
@@ -86,16 +86,16 @@ def compare(family: str, folder: Path) -> Row:
     asked, plain, changed = _answers(_model(base), adapter.peft)
     try:
         engine = BatchingEngine(load_base(base, quantization=None, compute_dtype="float32"), _LIMITS)
-        try:
-            _check(engine, "the base", asked, [None] * len(asked), plain)
-            if adapter.request:
-                who = [None] * len(asked) + [adapter.request] * len(asked)
-                _check(engine, "a mixed batch", [*asked, *asked], who, [*plain, *changed])
-            return Row(family, "packed", adapter.name, adapter.problems)
-        finally:
-            engine.close()
     except AdapterHubError as error:
         return Row(family, "refused", note=error.message)
+    try:
+        _check(engine, "the base", asked, [None] * len(asked), plain)
+        if adapter.request:
+            who = [None] * len(asked) + [adapter.request] * len(asked)
+            _check(engine, "a mixed batch", [*asked, *asked], who, [*plain, *changed])
+        return Row(family, engine.stats().runner, adapter.name, adapter.problems)
+    finally:
+        engine.close()
 
 
 def _check(

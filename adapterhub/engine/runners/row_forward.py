@@ -136,13 +136,14 @@ class RowForward:
         if _difference(changed[:middle], whole[:middle]) > rounding:
             raise EngineError("it is no decoder: its output for a token depends on later tokens")
         tokens = self._try(token_ids, [count - 3, 1, 1, 1], whole)
-        if tokens.difference > rounding:
+        if math.isinf(tokens.difference):
             return Continued(Continuation.NOTHING)
         chunks = self._try(token_ids, [middle, 1, count - middle - 2, 1], whole)
         # Both round alike. A state that a chunk does not continue may change little in so short a text.
-        if chunks.difference > min(
-            rounding, _MAX_RATIO * max(tokens.difference, torch.finfo(whole.dtype).eps)
-        ):
+        allowed = min(rounding, _MAX_RATIO * max(tokens.difference, torch.finfo(whole.dtype).eps))
+        # Some models compute a token otherwise after a prompt than in it (MiniMax, sparse attention): what `generate`
+        # says of them needs its own pieces.
+        if tokens.difference > rounding or chunks.difference > allowed:
             return Continued(Continuation.TOKENS, tokens.bytes_per_token, tokens.bytes_per_sequence)
         return Continued(Continuation.CHUNKS, chunks.bytes_per_token, chunks.bytes_per_sequence)
 
