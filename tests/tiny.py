@@ -22,6 +22,7 @@ from transformers import (
     Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     LlamaTokenizer,
     MistralConfig,
@@ -30,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.tokenization_utils_base import generate_merges
 
@@ -50,7 +52,7 @@ _TEXT = [
     "one two three four",
     '{"a": 1, "b": [2]}',
 ]
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "gemma3")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "gemma3", "qwen3_moe", "gpt_oss")
 ATTENTION = {"gpt2": ["c_attn"], "phi3": ["qkv_proj"], **{kind: ["q_proj", "v_proj"] for kind in LLAMA_LIKE}}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR = {
@@ -137,6 +139,10 @@ def _config(kind: str, **changes: Any) -> Any:
         )
     if kind == "mixtral":  # the model joins the experts of its files
         sizes |= {"num_local_experts": 2}
+    if kind == "qwen3_moe":
+        sizes |= {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+    if kind == "gpt_oss":  # each expert's matrices are transposed, and have a bias
+        sizes |= {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
     if kind == "phi3":
         sizes |= {"pad_token_id": 0}
     kinds = {
@@ -146,6 +152,8 @@ def _config(kind: str, **changes: Any) -> Any:
         "qwen3": Qwen3Config,
         "phi3": Phi3Config,
         "mixtral": MixtralConfig,
+        "qwen3_moe": Qwen3MoeConfig,
+        "gpt_oss": GptOssConfig,
     }
     return kinds[kind](bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
 
@@ -157,14 +165,16 @@ def make_base(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     chat_template: str | None = CHAT_TEMPLATE,
+    config: Any = None,
+    std: float = 0.08,
     **changes: Any,
 ) -> Path:
-    """Writes a random base of one of four architectures, with its tokenizer, and returns its folder."""
+    """Writes a random base of an architecture above, or of a config, with its tokenizer, and returns its folder."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(kind, **changes))
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.08)
+    model = AutoModelForCausalLM.from_config(config or _config(kind, **changes))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "A_log" not in name:  # the decay of Mamba's states
+            torch.nn.init.normal_(parameter, std=std)
     model.to(dtype).save_pretrained(folder)
     make_tokenizer(chat_template=chat_template).save_pretrained(folder)
     return folder
@@ -268,9 +278,11 @@ def make_adapter(
     settings.setdefault("fan_in_fan_out", model.config.model_type == "gpt2")
     adapted = get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **settings))
     for name, parameter in adapted.named_parameters():
-        if "lora_A" in name or "lora_B" in name:
+        if "lora_" in name and "magnitude" not in name:
             torch.nn.init.normal_(parameter, std=std)
         if "lora_magnitude_vector" in name:
             parameter.data.mul_(torch.empty_like(parameter).uniform_(0.7, 1.3))
+        if "modules_to_save" in name or "trainable_tokens_delta" in name:
+            parameter.data.add_(torch.empty_like(parameter).normal_(std=std / 4))
     adapted.save_pretrained(folder)
     return folder

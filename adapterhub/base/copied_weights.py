@@ -1,7 +1,7 @@
 """Copies of the base's own weights in an adapter's file, which PEFT saves with LoRA on the output head or with `bias`.
 
 A copy that equals the base's weight changes nothing, so it is accepted and never loaded. One that differs is a trained
-weight, which cannot be served.
+weight, which cannot be served. The weights of `modules_to_save` are no copies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.fingerprint import weight_tensors
 from adapterhub.errors import AdapterIncompatibleError
-from adapterhub.peft_format.config import WEIGHTS_FILE, copied_weights
+from adapterhub.peft_format.config import WEIGHTS_FILE, AdapterConfig, copied_weights, saved_weights
 from adapterhub.peft_format.safetensors_header import read_header
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def check_copied_weights(adapter_folder: Path, base_folder: Path, layers: Linear
         AdapterIncompatibleError: A weight differs, or the base does not have it.
         ConfigError: The base's files cannot be read.
     """
-    copies = copied_weights(read_header(adapter_folder / WEIGHTS_FILE))
+    header = read_header(adapter_folder / WEIGHTS_FILE)
+    saved = saved_weights(header, AdapterConfig.read(adapter_folder).settings)
+    copies = {name: tensor for name, tensor in copied_weights(header).items() if name not in saved}
     if not copies:
         return
     in_base = weight_tensors(base_folder)
@@ -77,5 +79,5 @@ def _blocks(tensor: Any) -> Iterator[torch.Tensor]:
 def _refused(tensor: str, difference: str) -> AdapterIncompatibleError:
     return AdapterIncompatibleError(
         f"The adapter holds the tensor {tensor[:200]!r}, a weight of the base itself, and {difference}.",
-        hint="Train LoRA on linear layers only: without modules_to_save, trained biases and a resized vocabulary.",
+        hint="Name its module in modules_to_save, and train without trained biases and a resized vocabulary.",
     )

@@ -6,15 +6,16 @@ another shape, modules that the config asks for without weights, weights of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from adapterhub.base.copied_weights import check_copied_weights
+from adapterhub.base.further_fit import check_further_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.plain_decoder import plain_decoder_shapes
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format.checks import AdapterInfo, LoraShape
-from adapterhub.peft_format.config import WEIGHTS_FILE, LoraSettings, copied_weights
+from adapterhub.peft_format.config import WEIGHTS_FILE, LoraSettings, copied_weights, name_endings
 from adapterhub.peft_format.module_patterns import are_cheap
 from adapterhub.peft_format.safetensors_header import read_header
 
@@ -40,29 +41,33 @@ def check_against_base(info: AdapterInfo, adapter_folder: Path, base_folder: Pat
     layers = LinearLayers.of_folder(base_folder)
     if layers is None:
         return ("its shapes were not checked: the base's model is known to code in its folder only",)
-    names = check_fit(info.modules, layers, info.config.settings)
+    names = check_fit(info.modules, layers, info.config.settings, targets=True)
+    check_further_fit(info.further, layers, info.config.settings, names)
     check_copied_weights(adapter_folder, base_folder, layers)
     return _unused(names, layers)
 
 
 def check_fit(
-    adapter: Mapping[str, LoraShape], layers: LinearLayers, settings: LoraSettings | None = None
+    adapter: Mapping[str, LoraShape], layers: LinearLayers, settings: LoraSettings, *, targets: bool = False
 ) -> dict[str, str]:
-    """Checks that every module of an adapter is a linear layer of the base's checkpoint, with the same shape.
+    """Checks that every module of an adapter is a linear layer of the base's checkpoint, or a mixture's parameter.
 
     Args:
         adapter: Module name -> shape, from `check_shapes`.
         layers: The base's linear layers.
-        settings: If given, every layer that they ask for must have weights in the adapter.
+        settings: The adapter's settings.
+        targets: Every layer that they ask for must have weights in the adapter.
 
     Returns:
-        Module name in the adapter -> its name in the model, or among the layers beside the decoder.
+        Module name in the adapter -> its name in the model, or among the layers beside the decoder; where the adapter
+        changes a parameter, the name of that.
 
     Raises:
-        AdapterIncompatibleError: Modules are missing in the base, or have another shape, or no text passes any of them.
+        AdapterIncompatibleError: Modules are missing in the base, have another shape or cannot be changed, or no text
+            passes any of them.
         AdapterInvalidError: Two modules are one layer of the base, or a layer that the config asks for has no weights.
     """
-    names = {module: layers.find(module) for module in adapter}
+    names = {module: _find(module, layers, settings) for module in adapter}
     found = {module: name for module, name in names.items() if name is not None}
     if missing := [module for module in adapter if module not in found]:
         raise _missing(missing, len(adapter), layers)
@@ -71,17 +76,46 @@ def check_fit(
             "The adapter changes the base's vision tower only, which no text passes.",
             hint="Texts alone are served; train it on the layers of the decoder.",
         )
-    shapes = {**layers.shapes, **layers.beside}
     for module, name in found.items():
-        if tuple(adapter[module][1:]) != (has := shapes[name]):
-            raise AdapterIncompatibleError(
-                f"The adapter does not fit the base: {module!r} has shape {has}, not {tuple(adapter[module][1:])}.",
-                hint="It was trained on a model of another size; use the base that its config names.",
-            )
+        _check_shape(module, adapter[module], name, layers, settings)
     _refuse_doubles(found)
-    if settings:
+    if targets:
         _check_targets(settings, frozenset(found.values()), layers)
     return found
+
+
+def _find(module: str, layers: LinearLayers, settings: LoraSettings) -> str | None:
+    parameter = layers.find_adapted(module, settings)
+    return parameter[0] if parameter else layers.find(module)
+
+
+def _check_shape(
+    module: str, shape: LoraShape, name: str, layers: LinearLayers, settings: LoraSettings
+) -> None:
+    parameter = layers.parameter_shapes.get(name)
+    if parameter is None:
+        has, experts, rank = {**layers.shapes, **layers.beside}[name], 1, settings.rank(module)
+    else:
+        has, experts = (parameter.out_features, parameter.in_features), parameter.experts
+        _, in_adapter = layers.find_adapted(module, settings) or ("", module)
+        rank = settings.rank(in_adapter)
+    if (shape.out_features, shape.in_features) != has:
+        raise AdapterIncompatibleError(
+            f"The adapter does not fit the base: {module!r} has shape {has}, not "
+            f"{(shape.out_features, shape.in_features)}.",
+            hint="It was trained on a model of another size; use the base that its config names.",
+        )
+    if (rows := shape.rank * shape.experts) != rank * experts:
+        raise AdapterIncompatibleError(
+            f"The adapter does not fit the base: {module!r} has {rows} rows of lora_A, not {rank * experts}, which is "
+            f"rank {rank} for each of the {experts} experts in {name!r}.",
+            hint="It was trained on a model with another number of experts; use the base that its config names.",
+        )
+    if parameter and not parameter.served:
+        raise AdapterIncompatibleError(
+            f"The adapter changes the base's parameter {name!r}, which cannot be changed for some tokens alone.",
+            hint="Train LoRA on linear layers, or with target_parameters on the experts of a mixture.",
+        )
 
 
 def _unused(names: Mapping[str, str], layers: LinearLayers) -> tuple[str, ...]:
@@ -106,8 +140,8 @@ def _why_missing(module: str, layers: LinearLayers) -> str:
         return "It was trained on the inner model; train it on the causal language model."
     if layers.is_fused(module):
         return (
-            "The installed transformers joins such layers (a mixture's experts) into one parameter, which cannot be "
-            "adapted here; train it on other layers, such as those of the attention."
+            "The installed transformers joins such layers (a mixture's experts) into one parameter; load the adapter "
+            "on it with PEFT and save it again, which joins its weights too."
         )
     return "The adapter was trained on another architecture; use the base that its config names."
 
@@ -126,10 +160,13 @@ def _refuse_doubles(found: Mapping[str, str]) -> None:
 def _fits_plain_decoder(info: AdapterInfo, adapter_folder: Path, base_folder: Path) -> bool:
     """Whether an adapter is seen to fit without transformers, which takes seconds to import; False decides nothing."""
     shapes = plain_decoder_shapes(base_folder)
-    if shapes is None or copied_weights(read_header(adapter_folder / WEIGHTS_FILE)):
+    if shapes is None or info.further or copied_weights(read_header(adapter_folder / WEIGHTS_FILE)):
         return False
     asked = _named_targets(info.config.settings, shapes)
-    fits = all(shapes.get(module) == tuple(shape[1:]) for module, shape in info.modules.items())
+    fits = all(
+        shapes.get(module) == (shape.out_features, shape.in_features) and shape.experts == 1
+        for module, shape in info.modules.items()
+    )
     return fits and asked is not None and info.modules.keys() >= asked
 
 
@@ -137,7 +174,9 @@ def _check_targets(settings: LoraSettings, adapted: frozenset[str], layers: Line
     asked = _named_targets(settings, layers.shapes)
     if asked is None:
         asked = _targets(settings, layers)
-    if without := [name for name in layers.shapes if name in asked and name not in adapted]:
+    asked |= {name for name in layers.parameter_shapes if settings.targets(name)}
+    known = (*layers.shapes, *layers.parameter_shapes)
+    if without := [name for name in known if name in asked and name not in adapted]:
         raise AdapterInvalidError(
             f"The adapter's config and weights contradict each other: the config asks for {len(without)} layers of "
             f"the base without weights; {_listed(without)} missing.",
@@ -151,7 +190,7 @@ def _named_targets(settings: LoraSettings, names: Iterable[str]) -> frozenset[st
     if isinstance(targets, str) or settings.exclude_modules or settings.layers_to_transform is not None:
         return None
     listed = frozenset(targets)
-    return frozenset(name for name in names if not listed.isdisjoint(_endings(name)))
+    return frozenset(name for name in names if not listed.isdisjoint(name_endings(name)))
 
 
 def _targets(settings: LoraSettings, layers: LinearLayers) -> frozenset[str]:
@@ -160,7 +199,7 @@ def _targets(settings: LoraSettings, layers: LinearLayers) -> frozenset[str]:
 
     if not are_cheap(settings.expressions):
         return frozenset()
-    endings = {ending for name in layers.shapes for ending in _endings(name)}
+    endings = {ending for name in layers.shapes for ending in name_endings(name)}
     targets, excluded = settings.target_modules, settings.exclude_modules
     if isinstance(targets, str) and targets.lower() == "all-linear":  # for PEFT all but the output layer
         targets = tuple(layers.shapes.keys() - {layers.head})
@@ -171,11 +210,6 @@ def _targets(settings: LoraSettings, layers: LinearLayers) -> frozenset[str]:
     }
     asked = settings.model_copy(update=fields)
     return frozenset(name for name in layers.shapes if check_target_module_exists(asked, name))
-
-
-def _endings(name: str) -> Iterator[str]:
-    """A module's name, and what follows each of its dots."""
-    return (name.split(".", skipped)[-1] for skipped in range(name.count(".") + 1))
 
 
 def _listed(modules: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The linear layers of a base under their names in transformers' model, and the other names that they go by.
+"""The layers of a base under their names in transformers' model, and the other names that they go by.
 
 A base's files may name a layer otherwise than the model does, and so may an adapter that was trained with an older
 transformers. transformers' own conversions (`transformers.conversion_mapping`, which PEFT uses too) translate both.
@@ -9,14 +9,17 @@ A base on disk is built from its `config.json` on the meta device: no weight is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.auto_class import text_class, whole_class
+from adapterhub.base.parameters import ParameterShape, parameter_shapes
+from adapterhub.base.replaceable import embedding_shape, replaceable_parameters
 from adapterhub.errors import ConfigError
+from adapterhub.peft_format.config import LoraSettings, parameter_owner
 
 if TYPE_CHECKING:
     from transformers.core_model_loading import WeightConverter, WeightRenaming
@@ -39,6 +42,10 @@ class LinearLayers:
         tied: Parameter -> the parameter before it that it shares its values with.
         parameters: The names of all parameters and buffers.
         prefix: transformers' `base_model_prefix`, which the names in a base's files may lack.
+        embeddings: Embedding -> (num_embeddings, embedding_dim).
+        replaceable: The modules that an adapter may replace, from `replaceable_parameters`: module -> parameter ->
+            shape.
+        parameter_shapes: The bare parameters that an adapter may change, from the function of this name.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -50,6 +57,9 @@ class LinearLayers:
     prefix: str
     _renamings: tuple[WeightRenaming, ...]
     _converters: tuple[WeightConverter, ...]
+    embeddings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    replaceable: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    parameter_shapes: Mapping[str, ParameterShape] = field(default_factory=dict)
 
     @classmethod
     def of_model(cls, model: Any, folder: Path | None = None) -> LinearLayers:
@@ -76,9 +86,18 @@ class LinearLayers:
             tied=_tied(model),
             # Not `state_dict`, with which bitsandbytes undoes its packing of the weights.
             parameters=frozenset(name for values in _values(model) for name, _ in values),
+            parameter_shapes=parameter_shapes(model),
             prefix=model.base_model_prefix,
             _renamings=tuple(one for one in conversions if isinstance(one, WeightRenaming)),
             _converters=tuple(one for one in conversions if isinstance(one, WeightConverter)),
+            embeddings={
+                name: shape for name, module in modules.items() if (shape := embedding_shape(module))
+            },
+            replaceable={
+                name: shapes
+                for name, module in modules.items()
+                if (shapes := replaceable_parameters(module, linear_shape(module)))
+            },
         )
 
     @classmethod
@@ -117,10 +136,57 @@ class LinearLayers:
         """A layer's name within the decoder -> its name in the model."""
         return {inner: name for name in self.shapes if (inner := _in_decoder(name))}
 
+    def find_module(self, module: str) -> str:
+        """The model's name of any module that an adapter names; the name itself if there is none."""
+        name = self.find_parameter(f"{module}.weight").removesuffix(".weight")
+        if name in self.replaceable or not (inner := _in_decoder(name)):
+            return name
+        return next((one for one in self.replaceable if _in_decoder(one) == inner), name)
+
     def find_parameter(self, name: str) -> str:
         """The model's name of a parameter that an adapter names; the name itself if there is none."""
         renamed, converter = self._renamed(name)
         return renamed if name not in self.parameters and converter is None else name
+
+    def find_adapted(self, module: str, settings: LoraSettings) -> tuple[str, str] | None:
+        """The parameter of a mixture that an adapter's module stands for.
+
+        PEFT wraps a module once for each of its parameters that `target_parameters` names, in their order, so that the
+        weights for the last one go by the module's name, and those for the one before by `<module>.base_layer`.
+
+        Args:
+            module: The module as the adapter names it.
+            settings: The adapter's settings.
+
+        Returns:
+            The parameter's name in the model, and with the adapter's name of the module; None if there is none.
+        """
+        owner = parameter_owner(module)
+        depth = module.count(".base_layer") - owner.count(".base_layer")
+        for leaf in {target.rpartition(".")[2] for target in settings.target_parameters}:
+            name = self._owner(owner, leaf)
+            adapted = [leaf for leaf in self._leaves.get(name, ()) if settings.targets(f"{owner}.{leaf}")]
+            if depth < len(adapted):
+                found = adapted[-1 - depth]
+                return f"{name}.{found}", f"{owner}.{found}"
+        return None
+
+    def _owner(self, module: str, leaf: str) -> str:
+        """The model's name of a module that has a parameter of this name."""
+        name = self.find_parameter(f"{module}.{leaf}").rpartition(".")[0]
+        if name in self._leaves:
+            return name
+        inner = _in_decoder(module)
+        return next((one for one in self._leaves if inner and _in_decoder(one) == inner), name)
+
+    @cached_property
+    def _leaves(self) -> Mapping[str, Sequence[str]]:
+        """Module -> the names of its bare parameters, in their order."""
+        leaves: dict[str, list[str]] = {}
+        for parameter in self.parameter_shapes:
+            owner, _, leaf = parameter.rpartition(".")
+            leaves.setdefault(owner, []).append(leaf)
+        return leaves
 
     def is_fused(self, module: str) -> bool:
         """Whether the model keeps a layer, such as one expert's, as a part of a larger parameter."""
@@ -162,9 +228,15 @@ def linear_shape(module: Any) -> tuple[int, int] | None:
 
     if isinstance(module, Conv1D):
         return module.nf, module.nx
-    if isinstance(module, nn.Linear):  # bitsandbytes' layers are subclasses
+    if isinstance(module, nn.Linear) and not _is_router(module):  # bitsandbytes' layers are subclasses
         return module.out_features, module.in_features
     return None
+
+
+def _is_router(module: Any) -> bool:
+    """Whether a model's own subclass of `nn.Linear` returns more than a product, as the routers of some mixtures do."""
+    kind = type(module)
+    return "forward" in vars(kind) and kind.__module__.startswith("transformers.models.")
 
 
 def _beside_the_decoder(model: Any, linear: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

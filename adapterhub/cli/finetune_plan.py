@@ -25,7 +25,10 @@ def show_plan(settings: FinetuneConfig, measure: int, as_json: bool) -> None:
 
     with progress(f"Planning {settings.name}") as show:
         plan = plan_finetune(
-            settings, measure=measure, progress=lambda step: show(step.step, step.steps, "measured")
+            settings,
+            measure=measure,
+            progress=lambda step: show(step.step, step.steps, "measured"),
+            composing=lambda stage, done, total: show(done, total, stage),
         )
     if as_json:
         total = {"total": plan.memory.total}

@@ -69,6 +69,11 @@ class AdapterPart:
             AdapterIncompatibleError: It is of a kind that cannot be merged.
         """
         info, card = inspect_adapter(folder), AdapterCard.of_folder(folder)
+        if info.further:
+            raise AdapterIncompatibleError(
+                f"The adapter changes {info.further.names[0]!r} by more than LoRA on linear layers.",
+                hint="Merge it with PEFT's merge_and_unload.",
+            )
         if card:
             check_digest(card.ref, card.digest, info.digest)
         return cls(folder, weight, info, card)
@@ -111,7 +116,10 @@ class AdapterPart:
 
     def module_names(self, layers: LinearLayers) -> dict[str, str]:
         """The module's name in the model -> the adapter's name of it."""
-        return {name: module for module, name in check_fit(self.info.modules, layers).items()}
+        return {
+            name: module
+            for module, name in check_fit(self.info.modules, layers, self.info.config.settings).items()
+        }
 
     def read(self, module: str) -> dict[LoraParameter, torch.Tensor]:
         """Reads the tensors of one of its modules, in float32.

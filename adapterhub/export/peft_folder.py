@@ -115,7 +115,7 @@ def export_peft(
             report = PeftExport(
                 adapter=resolved.ref,
                 digest=info.digest,
-                rank=max(shape.rank for shape in info.modules.values()),
+                rank=info.max_rank,
                 size_bytes=info.size_bytes,
                 error=error.error,
                 worst_layer=error.worst_layer,
@@ -151,14 +151,19 @@ class _Export:
     def _config_suffices(self, source: Path) -> bool:
         """Whether the stored weights have the form that is wanted, with another config at most."""
         info = inspect_adapter(source)
-        ranks = {shape.rank for shape in info.modules.values()}
+        if info.further and self.form.plain:
+            raise AdapterIncompatibleError(
+                f"{self.adapter.ref} changes {info.further.names[0]!r} by more than LoRA on linear layers, which few "
+                "readers take.",
+                hint="Merge it into its base with `adapterhub merge`, or keep the form (plain=False).",
+            )
         # Few readers pass over the copies of the base's weights that PEFT saves with an adapted output layer.
         uniform = len(_ranks_and_scalings(info)) == 1 and not copied_weights(
             read_header(source / WEIGHTS_FILE)
         )
         return (
             (self.form.dora == "keep" or not info.config.settings.use_dora)
-            and max(ranks) <= (self.form.rank or math.inf)
+            and info.max_rank <= (self.form.rank or math.inf)
             and (uniform or not self.form.plain)
         )
 

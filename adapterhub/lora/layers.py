@@ -67,10 +67,9 @@ class WrappedModule(nn.Module):
         self._name, self._current = name, current
 
     @property
-    def weight(self) -> torch.Tensor:
-        """The weight of the base's module: some models read it (Jamba's `dt_proj`), and PEFT gives them the same."""
-        weight: torch.Tensor = self.base_layer.weight
-        return weight
+    def weight(self) -> Any:
+        """The weight of the base's module, which some models read; an adapter's change is not in it, as in PEFT."""
+        return self.base_layer.weight
 
     @property
     def bias(self) -> torch.Tensor | None:

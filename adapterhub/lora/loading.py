@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapterhub._files import os_errors_as
 from adapterhub.base.fit import check_fit
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.quantized_weights import dequantize_module_weight
-from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.errors import AdapterHubError, AdapterIncompatibleError
 from adapterhub.lora.blending.methods import weighted_sum
 from adapterhub.lora.delta import LoraDelta, ModuleDelta
+from adapterhub.lora.file_tensors import read_tensors
+from adapterhub.lora.further_loading import FurtherReader
 from adapterhub.lora.layers import base_layer_of
+from adapterhub.lora.parameter_delta import ExpertFactors, ParameterDelta
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import check_shapes
 from adapterhub.peft_format.config import (
@@ -26,11 +28,11 @@ from adapterhub.peft_format.config import (
     LoraParameter,
     LoraSettings,
     copied_weights,
+    further_names,
     parse_tensor_name,
 )
+from adapterhub.peft_format.further_weights import FurtherWeights
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_adapter_deltas(
@@ -78,8 +80,10 @@ def adapter_rank(request: LoraRequest) -> int:
 def _layer_ranks(request: LoraRequest) -> Counter[str]:
     match request:
         case StoredLoraRequest(folder=folder):
-            shapes = check_shapes(AdapterConfig.read(folder).settings, _read_header(folder))
-            return Counter({module: shape.rank for module, shape in shapes.items()})
+            settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
+            shapes, further = check_shapes(settings, header), FurtherWeights.of(settings, header)
+            ranks = {module: shape.rank for module, shape in further.embeddings.items()}
+            return Counter(ranks | {module: shape.rank for module, shape in shapes.items()})
         case BlendedLoraRequest(parts=parts):
             return sum((_layer_ranks(part) for part, _ in parts), Counter())
     raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
@@ -111,9 +115,10 @@ def load_folder_deltas(
             hint="Serve it with engine='transformers', or merge it into the base.",
         )
     # The registry checked the files when it stored them, but not against this base, and they may have changed since.
-    names = check_fit(check_shapes(settings, header), layers)
+    names = check_fit(check_shapes(settings, header), layers, settings)
     # DoRA divides by a norm that depends on the factors, so they are rounded only afterwards.
-    modules = _read_tensors(folder, header, settings, torch.float32 if settings.use_dora else dtype)
+    scalings = {module: settings.scaling(_pattern_name(module, layers, settings)) for module in names}
+    modules = _read_tensors(folder, header, scalings, torch.float32 if settings.use_dora else dtype)
 
     def base_weight(module: str) -> torch.Tensor:
         return dequantize_module_weight(_base_module(model, module))
@@ -121,9 +126,12 @@ def load_folder_deltas(
     deltas: dict[str, ModuleDelta] = {
         names[module]: _delta(base_weight, names[module], parts)
         for module, parts in modules.items()
-        if names[module] not in layers.beside
+        if names[module] in layers.shapes
     }
-    return {module: delta.to(dtype) for module, delta in deltas.items()} if settings.use_dora else deltas
+    if settings.use_dora:
+        deltas = {module: delta.to(dtype) for module, delta in deltas.items()}
+    further = FurtherReader(folder, header, settings).read(layers, names, dtype)
+    return {**deltas, **_parameter_deltas(modules, names, layers), **further}
 
 
 def read_deltas_without_base(
@@ -147,21 +155,28 @@ def read_deltas_without_base(
             whose change depends on the base's weights.
     """
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
+    if settings.target_parameters:
+        raise AdapterIncompatibleError(
+            "An adapter of a mixture's experts (target_parameters) cannot be rewritten, nor blended into a stored one.",
+            hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
+        )
     shapes = check_shapes(settings, header)
-    names = check_fit(shapes, layers) if layers else {module: module for module in shapes}
+    names = check_fit(shapes, layers, settings) if layers else {module: module for module in shapes}
     if settings.use_dora and base_weight is None:
         raise AdapterIncompatibleError(
             "An adapter with DoRA cannot be blended into a stored one: its magnitudes belong to its own matrices "
             "and to the base's weights.",
             hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
         )
-    modules = _read_tensors(folder, header, settings, torch.float32)
+    scalings = {module: settings.scaling(module) for module in shapes}
+    modules = _read_tensors(folder, header, scalings, torch.float32)
     beside = layers.beside if layers else ()
-    return {
+    deltas = {
         names[module]: _delta(base_weight, names[module], parts)
         for module, parts in modules.items()
         if names[module] not in beside
     }
+    return {**deltas, **FurtherReader(folder, header, settings).read_embeddings(layers, names)}
 
 
 def _base_module(model: Any, name: str) -> Any:
@@ -181,22 +196,22 @@ def _load_part(part: LoraRequest, model: Any, layers: LinearLayers) -> dict[str,
 
 
 def _read_tensors(
-    folder: Path, header: Mapping[str, TensorInfo], settings: LoraSettings, dtype: torch.dtype
+    folder: Path, header: Mapping[str, TensorInfo], scalings: Mapping[str, float], dtype: torch.dtype
 ) -> dict[str, dict[LoraParameter, torch.Tensor]]:
     """An adapter's tensors by module, in one block of memory; lora_B is multiplied by the scaling.
 
     lora_B is stored column-major, as in `StackedLoraWeights`, so that writing it into a slot is a plain copy.
     """
-    copies = set(copied_weights(header).values())
-    header = {name: info for name, info in header.items() if name not in copies}
+    others = {*copied_weights(header).values(), *further_names(header)}
+    header = {name: info for name, info in header.items() if name not in others}
     memory = torch.empty(sum(math.prod(info.shape) for info in header.values()), dtype=dtype)
     modules: dict[str, dict[LoraParameter, torch.Tensor]] = {}
     offset = 0
-    for name, tensor in _tensors(folder / WEIGHTS_FILE, header):
+    for name, tensor in read_tensors(folder / WEIGHTS_FILE, header):
         module, part = parse_tensor_name(name)
         if part == "lora_B":
             copied = memory.as_strided(tensor.shape, (1, len(tensor)), offset)
-            torch.mul(tensor.float(), settings.scaling(module), out=copied)
+            torch.mul(tensor.float(), scalings[module], out=copied)
         else:
             copied = memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
         modules.setdefault(module, {})[part] = copied
@@ -204,22 +219,26 @@ def _read_tensors(
     return modules
 
 
-def _tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor of a file, in memory that the next one overwrites.
+def _pattern_name(module: str, layers: LinearLayers, settings: LoraSettings) -> str:
+    """The name that the patterns of an adapter's settings have to match."""
+    found = layers.find_adapted(module, settings)
+    return found[1] if found else module
 
-    The file is not memory-mapped: loaded weights must not change when the file does.
-    """
-    memory = memoryview(bytearray(max(info.end - info.start for info in header.values())))
-    with (
-        os_errors_as(AdapterInvalidError, f"{path.name} cannot be read"),
-        path.open("rb", buffering=0) as file,
-    ):
-        for name, info in header.items():  # in the order of the bytes
-            file.seek(info.start)
-            data = memory[: info.end - info.start]
-            if file.readinto(data) < len(data):
-                raise AdapterInvalidError(f"{path.name} became shorter while it was read.")
-            yield name, torch.frombuffer(data, dtype=_DTYPES[info.dtype]).view(info.shape)
+
+def _parameter_deltas(
+    modules: Mapping[str, Mapping[LoraParameter, torch.Tensor]],
+    names: Mapping[str, str],
+    layers: LinearLayers,
+) -> dict[str, ModuleDelta]:
+    """The changes of bare parameters, by the module that holds them."""
+    factors: dict[str, dict[str, ExpertFactors]] = {}
+    for module, name in names.items():
+        if shape := layers.parameter_shapes.get(name):
+            owner, _, leaf = name.rpartition(".")
+            parts = modules[module]
+            of_one = ExpertFactors.of_peft(parts["lora_A"], parts["lora_B"], shape.experts)
+            factors.setdefault(owner, {})[leaf] = of_one
+    return {owner: ParameterDelta(of_module) for owner, of_module in factors.items()}
 
 
 def _delta(

@@ -95,6 +95,11 @@ class LoraMapping:
         slots = [slot for slot, start, stop in self.runs for _ in range(start, stop)]
         return torch.tensor(slots, device=self._device)
 
+    def runs_of(self, tokens: int) -> list[tuple[int | None, int, int]]:
+        """(slot, start, stop) of each run among all tokens of a layer; the base's, which come first, have no slot."""
+        base: list[tuple[int | None, int, int]] = [(None, 0, self.start)] if self.start else []
+        return [*base, *((slot, self.start + start, self.start + stop) for slot, start, stop in self.runs)]
+
     @cached_property
     def _padding_indices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """For each padded position its token, and for each token its padded position."""
@@ -133,3 +138,7 @@ class OneAdapterMapping(LoraMapping):
     def select(self, tokens: torch.Tensor) -> torch.Tensor:
         """All tokens."""
         return tokens
+
+    def runs_of(self, tokens: int) -> list[tuple[int | None, int, int]]:
+        """One run, of all tokens."""
+        return [(self.first_slot, 0, tokens)]

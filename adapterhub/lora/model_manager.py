@@ -15,8 +15,18 @@ import torch
 from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.layers import CurrentMapping, LinearWithLora, SlotWeights, WrappedModule, base_layer_of
 from adapterhub.lora.mapping import LoraMapping
+from adapterhub.lora.module_deltas import EmbeddingDelta, SavedModuleDelta, TokenRowsDelta
+from adapterhub.lora.module_layers import EmbeddingWithLora, ModuleWithReplacements, ModuleWithTokenRows
+from adapterhub.lora.parameter_delta import ParameterDelta
+from adapterhub.lora.parameter_layers import ParametersWithLora
 
-_WRAPPERS: Mapping[type, type[WrappedModule]] = {LoraDelta: LinearWithLora}
+_WRAPPERS: Mapping[type, type[WrappedModule]] = {
+    LoraDelta: LinearWithLora,
+    EmbeddingDelta: EmbeddingWithLora,
+    SavedModuleDelta: ModuleWithReplacements,
+    TokenRowsDelta: ModuleWithTokenRows,
+    ParameterDelta: ParametersWithLora,
+}
 """The kind of a change -> what applies it."""
 
 
@@ -77,12 +87,13 @@ class LoraModelManager:
 
     @contextmanager
     def using(self, mapping: LoraMapping | None, outputs: LoraMapping | None = None) -> Iterator[None]:
-        """Applies adapters to the tokens of the forward passes within the context.
+        """Applies adapters to the tokens of the forward passes within the context; contexts may nest.
 
         Args:
             mapping: The adapters of the tokens; None means that all tokens are the bare base's.
             outputs: The adapters of the tokens that the output layer gets, if those are not all.
         """
+        before = self._current.mapping, self._current_outputs.mapping
         self._current.mapping = mapping if mapping and mapping.runs else None
         if outputs:
             self._current_outputs.mapping = outputs if outputs.runs else None
@@ -91,7 +102,7 @@ class LoraModelManager:
         try:
             yield
         finally:
-            self._current.mapping = self._current_outputs.mapping = None
+            self._current.mapping, self._current_outputs.mapping = before
 
     def _wrap(self, name: str, kind: type[WrappedModule], group: str) -> None:
         if (kind, name) in self._wrapped:

@@ -12,8 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.module_deltas import EmbeddingDelta
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 
+_LINEAR = ("lora_A.weight", "lora_B.weight")
+_EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 _BASE_SETTINGS = ("base_model_name_or_path", "revision", "fan_in_fan_out")
 
 
@@ -52,8 +55,9 @@ def save_adapter(
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = {}
     for module, delta in deltas.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = delta.a.contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = delta.b.contiguous()
+        a, b = _EMBEDDING if isinstance(delta, EmbeddingDelta) else _LINEAR
+        tensors[f"base_model.model.{module}.{a}"] = delta.a.contiguous()
+        tensors[f"base_model.model.{module}.{b}"] = delta.b.contiguous()
     try:
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     except SafetensorError as error:  # its only failure on valid tensors is that of the file system

@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from adapterhub._files import os_errors_as
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format.config import (
+    DTYPES,
     WEIGHTS_FILE,
     AdapterConfig,
     LoraParameter,
     LoraSettings,
     adapter_digest,
     copied_weights,
+    further_tensors,
+    parameter_owner,
     parse_tensors,
+    saved_weights,
 )
+from adapterhub.peft_format.further_weights import FurtherWeights, contradiction
 from adapterhub.peft_format.safetensors_header import DTYPE_BYTES, TensorInfo, read_header
 
 if TYPE_CHECKING:
@@ -31,17 +36,24 @@ if TYPE_CHECKING:
 MAX_WEIGHTS_BYTES = 16 * 2**30
 LARGE_RANK = 64
 """Higher ranks get a warning: slots have one rank, so one such adapter takes memory and time from all others."""
-DTYPES = ("F64", "F32", "F16", "BF16")
 _CHUNK_BYTES = 4 * 2**20
 _BF16_EXPONENT = 0x7F80
 
 
 class LoraShape(NamedTuple):
-    """The shape of LoRA on one module."""
+    """The shape of LoRA on one module.
+
+    Attributes:
+        rank: The rank; for the experts of a mixture that of one of them.
+        out_features: The number of rows of lora_B.
+        in_features: The number of columns of lora_A.
+        experts: How many times the rank the factors have, for an adapted parameter that holds a mixture's experts.
+    """
 
     rank: int
     out_features: int
     in_features: int
+    experts: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,8 @@ class AdapterInfo:
 
     Attributes:
         config: The adapter's config.
-        modules: Module name -> shape.
+        modules: Module name -> shape of LoRA on it.
+        further: The modules that it changes in other ways.
         digest: The adapter's digest, from `adapter_digest`.
         dtype: The weights' dtype; the first in alphabetical order if they differ.
         size_bytes: The size of the weights' file.
@@ -59,10 +72,17 @@ class AdapterInfo:
 
     config: AdapterConfig
     modules: dict[str, LoraShape]
+    further: FurtherWeights
     digest: str
     dtype: str
     size_bytes: int
     warnings: tuple[str, ...]
+
+    @property
+    def max_rank(self) -> int:
+        """The highest rank of its modules; 0 if it replaces weights only."""
+        embeddings = (shape.rank for shape in self.further.embeddings.values())
+        return max((*(shape.rank for shape in self.modules.values()), *embeddings), default=0)
 
 
 def inspect_adapter(folder: Path) -> AdapterInfo:
@@ -87,14 +107,17 @@ def _inspected(config: AdapterConfig, weights: Path, header: Mapping[str, Tensor
         raise AdapterInvalidError(
             f"{WEIGHTS_FILE} has {size:,} bytes; at most {MAX_WEIGHTS_BYTES:,} are accepted."
         )
+    further = FurtherWeights.of(config.settings, header)
     modules = check_shapes(config.settings, header)
-    warnings = (*check_values(weights, header), *_rank_warnings(modules))
+    warnings = (*check_values(weights, header, config.settings), *_rank_warnings(modules))
     dtype = min(tensor.dtype for tensor in header.values())
-    return AdapterInfo(config, modules, adapter_digest(config.settings, weights), dtype, size, warnings)
+    return AdapterInfo(
+        config, modules, further, adapter_digest(config.settings, weights), dtype, size, warnings
+    )
 
 
 def _rank_warnings(modules: Mapping[str, LoraShape]) -> tuple[str, ...]:
-    rank = max(shape.rank for shape in modules.values())
+    rank = max((shape.rank for shape in modules.values()), default=0)
     if rank <= LARGE_RANK:
         return ()
     return (
@@ -133,10 +156,10 @@ def check_shapes(settings: LoraSettings, header: Mapping[str, TensorInfo]) -> di
 
     Raises:
         AdapterInvalidError: Tensors are missing, or shapes and ranks disagree.
-        AdapterIncompatibleError: A tensor does not belong to LoRA on a linear layer.
+        AdapterIncompatibleError: A tensor does not belong to LoRA.
     """
     modules = {name: _shape(name, parts, settings) for name, parts in parse_tensors(header).items()}
-    if not modules:
+    if not modules and not further_tensors(header):
         raise AdapterInvalidError("The adapter's file holds no LoRA weights.", hint="Save the adapter anew.")
     for name in copied_weights(header).values():
         if (dtype := header[name].dtype) not in DTYPES:
@@ -152,32 +175,41 @@ def _shape(module: str, parts: Mapping[LoraParameter, TensorInfo], settings: Lor
     if parts.keys() != expected:
         differing = sorted(parts.keys() ^ expected)[0]
         state = "has no" if differing in expected else "has, though use_dora is off, a"
-        raise _contradiction(f"module {module!r} {state} {differing}")
+        raise contradiction(f"module {module!r} {state} {differing}")
     for part, tensor in parts.items():
         if tensor.dtype not in DTYPES or 0 in tensor.shape:
-            raise _contradiction(f"{part} of {module!r} is {tensor.dtype} of shape {tensor.shape}")
+            raise contradiction(f"{part} of {module!r} is {tensor.dtype} of shape {tensor.shape}")
     match parts["lora_A"].shape, parts["lora_B"].shape:
-        case (rank, in_features), (out_features, columns) if rank == columns == settings.rank(module):
-            shape = LoraShape(rank, out_features, in_features)
+        case (rows, in_features), (out_features, columns) if rows == columns and (
+            rank := _rank(module, rows, settings)
+        ):
+            shape = LoraShape(rank, out_features, in_features, rows // rank)
         case a, b:
-            raise _contradiction(
+            raise contradiction(
                 f"rank {settings.rank(module)} in {module!r} does not agree with shapes {a} and {b}"
             )
     if settings.use_dora and parts["lora_magnitude_vector"].shape != (shape.out_features,):
-        raise _contradiction(
+        raise contradiction(
             f"lora_magnitude_vector of {module!r} does not have shape ({shape.out_features},)"
         )
     return shape
 
 
-def _contradiction(reason: str) -> AdapterInvalidError:
-    return AdapterInvalidError(
-        f"The adapter's config and weights contradict each other: {reason}.",
-        hint="Take both files from the same training run.",
-    )
+def _rank(module: str, rows: int, settings: LoraSettings) -> int | None:
+    """The rank of a module with so many rows in lora_A; None if the settings do not allow them.
+
+    The name of a mixture's module does not say which of its parameters is meant: only a base does. So it is the highest
+    rank of those that may be.
+    """
+    owner = parameter_owner(module)
+    if rows == settings.rank(module) and owner == module:
+        return rows
+    leaves = {target.rpartition(".")[2] for target in settings.target_parameters}
+    parameters = (name for leaf in leaves if settings.targets(name := f"{owner}.{leaf}"))
+    return max((rank for name in parameters if rows % (rank := settings.rank(name)) == 0), default=None)
 
 
-def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+def check_values(weights: Path, header: Mapping[str, TensorInfo], settings: LoraSettings) -> tuple[str, ...]:
     """Checks that every weight is finite, reading the file in chunks.
 
     Returns:
@@ -186,7 +218,8 @@ def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, 
     Raises:
         AdapterInvalidError: A tensor holds NaN or infinity.
     """
-    changes_base, copies = False, set(copied_weights(header).values())
+    copies = set(copied_weights(header).values()) - set(saved_weights(header, settings).values())
+    changes_base = False
     with weights.open("rb") as file:
         for name, tensor in header.items():
             for values in _chunks(file, tensor):
@@ -196,7 +229,9 @@ def check_values(weights: Path, header: Mapping[str, TensorInfo]) -> tuple[str, 
                         hint="Its training diverged: lower the learning rate, or take an earlier checkpoint.",
                     )
                 changes_base = changes_base or (
-                    ".lora_A." not in name and name not in copies and bool(values.any())
+                    not name.endswith((".lora_A.weight", ".lora_embedding_A"))
+                    and name not in copies
+                    and bool(values.any())
                 )
     return () if changes_base else ("every lora_B is zero: the adapter does not change the base",)
 

@@ -2,7 +2,9 @@
 
 Follows peft 0.21: `tuners/lora/config.py` for the settings, `tuners/lora/model.py` and `utils/other.py`
 (`get_pattern_key`) for ranks and scaling, `utils/save_and_load.py` for tensor names. Supported is LoRA on linear
-layers: plain, rank-stabilised (rsLoRA) and weight-decomposed (DoRA). Other kinds are refused with the reason.
+layers: plain, rank-stabilised (rsLoRA) and weight-decomposed (DoRA); and LoRA on bare parameters (`target_parameters`),
+such as a mixture's experts. `further_weights` has what a file may hold beside it. Other kinds are refused with the
+reason.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,12 +31,10 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 2**20
 _CHUNK_BYTES = 2**20
+_MAX_NAMES = 1024
 
 # Settings that are not supported -> the reason, for the error message.
 _UNSUPPORTED = {
-    "modules_to_save": "it replaces whole modules of the base (modules_to_save)",
-    "trainable_token_indices": "it trains single token embeddings (trainable_token_indices)",
-    "target_parameters": "it adapts bare parameters such as expert weights (target_parameters)",
     "layer_replication": "it repeats layers of the base (layer_replication)",
     "lora_bias": "its lora_B has a bias (lora_bias)",
     "alora_invocation_tokens": "it acts on a part of the tokens only (activated LoRA)",
@@ -60,7 +60,19 @@ _COPY = re.compile(
     rf"base_model\.model\.(?P<module>[\w.-]{{1,{MAX_MODULE_NAME}}})\.(?P<parameter>weight|bias)"
 )
 
+# LoRA on an embedding, and single rows of an embedding or an output layer.
+_FURTHER = re.compile(
+    rf"base_model\.model\.(?P<module>[\w.-]{{1,{MAX_MODULE_NAME}}})\."
+    r"(?:lora_embedding_(?P<part>[AB])|token_adapter\.trainable_tokens_delta)"
+)
+
+_WRAPPED = ".base_layer"
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""The dtypes of weights, in safetensors' notation."""
 LoraParameter = Literal["lora_A", "lora_B", "lora_magnitude_vector"]
+FurtherParameter = Literal["lora_embedding_A", "lora_embedding_B", "trainable_tokens_delta"]
+TokenId = Annotated[int, Field(ge=0)]
 Rank = Annotated[int, Field(gt=0)]
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -92,6 +104,16 @@ class LoraSettings(BaseModel):
     """Numbers of the layers that are adapted; all of them if not given."""
     layers_pattern: tuple[str, ...] | str | None = None
     """The name before a layer's number, or regular expressions for it."""
+    target_parameters: tuple[str, ...] = ()
+    """Names of the adapted parameters, or their last parts."""
+    modules_to_save: Annotated[tuple[str, ...], Field(max_length=_MAX_NAMES)] = ()
+    """Endings of the names of modules that are replaced as a whole."""
+    trainable_token_indices: (
+        tuple[TokenId, ...] | Annotated[dict[str, tuple[TokenId, ...]], Field(max_length=_MAX_NAMES)]
+    ) = ()
+    """The tokens whose rows are replaced: of the embedding, or by the endings of modules' names."""
+    ensure_weight_tying: bool = False
+    """What is done to the embedding is done to the output layer that shares its weights."""
 
     @property
     def expressions(self) -> tuple[str, ...]:
@@ -106,22 +128,53 @@ class LoraSettings(BaseModel):
         return max((self.r, *self.rank_pattern.values()))
 
     def rank(self, module: str) -> int:
-        """The rank of a module, by its name in the base."""
-        return self._ranks.get(module, self.r)
+        """The rank of a module or of an adapted parameter (there of one expert), by its name in the base."""
+        return self._ranks.get(self._pattern_name(module), self.r)
 
     def scaling(self, module: str) -> float:
-        """The factor of lora_B @ lora_A in a module."""
-        alpha, rank = self._alphas.get(module, self.lora_alpha), self.rank(module)
+        """The factor of lora_B @ lora_A in a module or in an adapted parameter."""
+        alpha, rank = self._alphas.get(self._pattern_name(module), self.lora_alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def targets(self, parameter: str) -> bool:
+        """Whether `target_parameters` names a parameter, by its name in the base."""
+        return bool(self.target_parameters) and not self._parameters.isdisjoint(name_endings(parameter))
+
+    def saves(self, parameter: str) -> bool:
+        """Whether a parameter belongs to a module that is replaced as a whole; PEFT compares endings, not names."""
+        *path, _ = parameter.split(".")
+        modules = (".".join(path[: end + 1]) for end in range(len(path)))
+        return any(module.endswith(self.modules_to_save) for module in modules)
+
+    def trained_tokens(self, module: str) -> tuple[int, ...]:
+        """The tokens whose rows of a module are replaced."""
+        tokens = self.trainable_token_indices
+        if not isinstance(tokens, dict):
+            return tokens
+        return next((tokens[ending] for ending in tokens if module.endswith(ending)), ())
 
     def canonical(self) -> bytes:
         """A canonical encoding of the settings that determine the delta weights, for the digest."""
         fields = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora"}
+        if self.target_parameters:  # they say which parameter a tensor belongs to
+            fields.add("target_parameters")
+        if self.modules_to_save:
+            fields |= {"modules_to_save", "ensure_weight_tying"}
+        if self.trainable_token_indices:
+            fields.add("trainable_token_indices")
         patterns = {
             "rank_pattern": list(self.rank_pattern.items()),
             "alpha_pattern": list(self.alpha_pattern.items()),
         }
         return json.dumps(self.model_dump(include=fields) | patterns, sort_keys=True).encode()
+
+    def _pattern_name(self, module: str) -> str:
+        """What PEFT compares patterns with: the parameter's name where a module's weight is adapted as one."""
+        return weight if self.targets(weight := f"{module}.weight") else module
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(self.target_parameters)
 
     @cached_property
     def _ranks(self) -> PatternTable[int]:
@@ -178,11 +231,17 @@ class AdapterConfig:
 
 def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in config.items() if value is not None and value != []}
-    targets = fields.get("target_modules")
-    # PEFT holds a set, whose order in the file is arbitrary.
-    if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        fields["target_modules"] = tuple(sorted(targets))
+    # PEFT holds sets, whose order in the file is arbitrary.
+    for field in ("target_modules", "target_parameters", "modules_to_save"):
+        names = fields.get(field)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            fields[field] = tuple(sorted(names))
     return fields
+
+
+def name_endings(name: str) -> Iterator[str]:
+    """A name, and what follows each of its dots."""
+    return (name.split(".", skipped)[-1] for skipped in range(name.count(".") + 1))
 
 
 def _text(config: Mapping[str, Any], field: str) -> str | None:
@@ -194,7 +253,7 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     if reason := _unsupported(config):
         raise AdapterIncompatibleError(
             f"The adapter cannot be served: {reason}.",
-            hint="LoRA on linear layers is served: plain, rank-stabilised (rsLoRA) or weight-decomposed (DoRA).",
+            hint="LoRA is served: plain, rank-stabilised (rsLoRA) or weight-decomposed (DoRA), and modules_to_save.",
         )
 
 
@@ -217,7 +276,7 @@ def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[LoraParame
         header: Tensor name -> tensor, as `read_header` returns it.
 
     Returns:
-        Module name -> LoRA parameter -> tensor; without copies of the base's weights.
+        Module name -> LoRA parameter -> tensor; without copies of the base's weights and `further_tensors`.
 
     Raises:
         AdapterIncompatibleError: A tensor does not belong to LoRA on a linear layer.
@@ -225,10 +284,17 @@ def parse_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[LoraParame
     modules: dict[str, dict[LoraParameter, TensorInfo]] = {}
     copies = set(copied_weights(header).values())
     for name, info in header.items():
-        if name not in copies:
+        if name not in copies and not _FURTHER.fullmatch(name):
             module, part = parse_tensor_name(name)
             modules.setdefault(module, {})[part] = info
     return modules
+
+
+def parameter_owner(module: str) -> str:
+    """The module that holds an adapted parameter: PEFT wraps it once for each parameter, one wrapper in the other."""
+    while module.endswith(_WRAPPED):
+        module = module.removesuffix(_WRAPPED)
+    return module
 
 
 def copied_weights(header: Mapping[str, TensorInfo]) -> dict[str, str]:
@@ -243,6 +309,39 @@ def copied_weights(header: Mapping[str, TensorInfo]) -> dict[str, str]:
         for name, match in matches
         if match and "modules_to_save" not in name
     }
+
+
+def saved_weights(header: Mapping[str, TensorInfo], settings: LoraSettings) -> dict[str, str]:
+    """Those of `copied_weights` that replace a module of the base (`modules_to_save`).
+
+    With `ensure_weight_tying` the output layer is in the file, but not in the config.
+    """
+    if not settings.modules_to_save:
+        return {}
+    return {
+        parameter: name
+        for parameter, name in copied_weights(header).items()
+        if ".base_layer." not in name and (settings.ensure_weight_tying or settings.saves(parameter))
+    }
+
+
+def further_names(header: Mapping[str, TensorInfo]) -> dict[str, tuple[str, FurtherParameter]]:
+    """The tensors of LoRA on embeddings and of single rows: name -> module and parameter."""
+    parts: dict[str | None, FurtherParameter] = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
+    matches = ((name, _FURTHER.fullmatch(name)) for name in header)
+    return {
+        name: (match["module"], parts.get(match["part"], "trainable_tokens_delta"))
+        for name, match in matches
+        if match
+    }
+
+
+def further_tensors(header: Mapping[str, TensorInfo]) -> dict[str, dict[FurtherParameter, TensorInfo]]:
+    """The same by module: module name -> parameter -> tensor."""
+    modules: dict[str, dict[FurtherParameter, TensorInfo]] = {}
+    for name, (module, part) in further_names(header).items():
+        modules.setdefault(module, {})[part] = header[name]
+    return modules
 
 
 def adapter_digest(settings: LoraSettings, weights: Path) -> str:

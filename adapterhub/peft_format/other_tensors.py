@@ -22,8 +22,6 @@ def describe_tensor(name: str) -> tuple[str, str]:
     Returns:
         What it is, and what to do.
     """
-    if "lora_embedding" in name:
-        return "LoRA on an embedding", _TRAIN_OTHERWISE
     if "modules_to_save" in name or (name.endswith((".weight", ".bias")) and "lora_" not in name):
         return "a weight of the base itself", _TRAIN_OTHERWISE
     has_prefix = name.startswith("base_model.")
@@ -40,7 +38,7 @@ def describe_tensor(name: str) -> tuple[str, str]:
     return "no part of LoRA on a linear layer", _TRAIN_OTHERWISE
 
 
-_TRAIN_OTHERWISE = "Train LoRA on linear layers only, without modules_to_save and embeddings."
+_TRAIN_OTHERWISE = "Train LoRA on linear layers and embeddings, and modules_to_save of single layers."
 
 
 def _rename(key: str) -> str:

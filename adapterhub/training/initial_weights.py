@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fit import check_fit
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.errors import ConfigError
+from adapterhub.errors import AdapterIncompatibleError, ConfigError
 from adapterhub.peft_format.checks import inspect_adapter
 from adapterhub.peft_format.config import WEIGHTS_FILE, LoraSettings, parse_tensor_name
 from adapterhub.training.config import LoraOptions
@@ -40,7 +40,13 @@ def load_initial_weights(
     """
     settings = LoraSettings(r=lora.r, lora_alpha=lora.alpha, use_rslora=lora.rslora, use_dora=lora.dora)
     info = inspect_adapter(folder)
-    names = check_fit(info.modules, layers)
+    if info.further:
+        raise AdapterIncompatibleError(
+            f"The initial adapter {folder.name!r} changes {info.further.names[0]!r} by more than LoRA on linear "
+            "layers, which is not trained here.",
+            hint="Go on training it with PEFT, or start from another adapter.",
+        )
+    names = check_fit(info.modules, layers, info.config.settings)
     check_copied_weights(folder, base, layers)  # they are not loaded
     weights = _under_the_models_names(load_file(folder / WEIGHTS_FILE), names)
     new = get_peft_model_state_dict(model)

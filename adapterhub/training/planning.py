@@ -21,6 +21,7 @@ from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.loading import LOADING_ERRORS, training_dtype
 from adapterhub.base.locating import locate_base_config
 from adapterhub.dataset.records import Record, read_records
+from adapterhub.dataset.stages import Progress
 from adapterhub.errors import ConfigError
 from adapterhub.training.config import FinetuneConfig, without_files
 from adapterhub.training.losses import TrainingStep
@@ -70,7 +71,11 @@ class TrainingPlan:
 
 
 def plan_finetune(
-    config: FinetuneConfig, *, measure: int = 3, progress: Callable[[TrainingStep], None] | None = None
+    config: FinetuneConfig,
+    *,
+    measure: int = 3,
+    progress: Callable[[TrainingStep], None] | None = None,
+    composing: Progress | None = None,
 ) -> TrainingPlan:
     """Plans a run without making anything.
 
@@ -83,18 +88,19 @@ def plan_finetune(
         config: The run.
         measure: Optimiser steps to measure; 0 loads no weights.
         progress: Called after every measured step.
+        composing: As for `finetune`.
 
     Raises:
         ConfigError: The base cannot be found or read, or has no layer of a name in `lora.target_modules`.
         DatasetError: The data is there, and cannot be used.
         TrainingError: A measured step failed, for example for want of memory.
     """
-    with _composed(config) as ready:
+    with _composed(config, composing) as ready:
         return _plan(ready, measure, progress)
 
 
 @contextmanager
-def _composed(config: FinetuneConfig) -> Iterator[FinetuneConfig]:
+def _composed(config: FinetuneConfig, progress: Progress | None) -> Iterator[FinetuneConfig]:
     dataset = config.data.compose
     if dataset is None or not all(
         source.is_file and Path(source.path).is_file() for source in dataset.sources
@@ -102,7 +108,7 @@ def _composed(config: FinetuneConfig) -> Iterator[FinetuneConfig]:
         yield config
         return
     data = config.data.model_copy(update={"compose": without_files(dataset)})
-    with with_composed_data(config.model_copy(update={"data": data})) as ready:
+    with with_composed_data(config.model_copy(update={"data": data}), progress) as ready:
         yield ready
 
 

@@ -27,6 +27,7 @@ from tests.tiny import make_adapter, make_base
 # PEFT says that it saves the output layer, and that tied weights are not merged with it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 Q0, V0, Q1, V1 = module_names()
+RANK_2 = LoraSettings(r=2)
 
 
 def layers_of(shapes: dict[str, tuple[int, int]], prefix: str = "model") -> LinearLayers:
@@ -45,19 +46,19 @@ def layers_of(shapes: dict[str, tuple[int, int]], prefix: str = "model") -> Line
 def test_modules_that_the_base_lacks(base: dict[str, tuple[int, int]], message: str) -> None:
     adapter = {Q0: LoraShape(2, 8, 8), Q1: LoraShape(2, 8, 8)}
     with pytest.raises(AdapterIncompatibleError, match=message):
-        check_fit(adapter, layers_of(base))
+        check_fit(adapter, layers_of(base), RANK_2)
 
 
 def test_only_the_first_missing_modules_are_named() -> None:
     adapter = {name: LoraShape(2, 8, 8) for name in module_names(layers=20)}
     with pytest.raises(AdapterIncompatibleError, match="and 37 more are missing"):
-        check_fit(adapter, layers_of({}))
+        check_fit(adapter, layers_of({}), RANK_2)
 
 
 def test_names_of_the_inner_model_have_a_hint() -> None:
     inner = {name.removeprefix("model."): LoraShape(2, 8, 8) for name in (Q0, Q1)}
     with pytest.raises(AdapterIncompatibleError) as caught:
-        check_fit(inner, layers_of({Q0: (8, 8), Q1: (8, 8)}))
+        check_fit(inner, layers_of({Q0: (8, 8), Q1: (8, 8)}), RANK_2)
     assert "inner model" in str(caught.value.hint)
 
 
@@ -115,20 +116,20 @@ def test_what_peft_saves_for_a_config_is_what_it_asks_for(tiny_base: Path, tmp_p
 def test_targets_that_the_base_does_not_have_are_not_asked_for() -> None:
     settings = LoraSettings(r=2, lora_alpha=2, target_modules=("q_proj", "v_proj", "not_in_the_base"))
     adapter, base = {Q0: LoraShape(2, 8, 8)}, {Q0: (8, 8), V0: (4, 8)}
-    assert check_fit(adapter, layers_of(base)) == {Q0: Q0}
-    check_fit(adapter, layers_of({Q0: (8, 8)}), settings)
+    assert check_fit(adapter, layers_of(base), RANK_2) == {Q0: Q0}
+    check_fit(adapter, layers_of({Q0: (8, 8)}), settings, targets=True)
     with pytest.raises(AdapterInvalidError, match=f"'{V0}' is missing"):
-        check_fit(adapter, layers_of(base), settings)
+        check_fit(adapter, layers_of(base), settings, targets=True)
 
 
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "layers_pattern"])
 @pytest.mark.parametrize("expression", ["(a|a)" * 25 + "b", "(.*.*)*x", "("])
 def test_expressions_that_could_take_for_ever_are_not_matched(field: str, expression: str) -> None:
     settings = LoraSettings.model_validate(
-        {"target_modules": ["q_proj"], "layers_to_transform": [0], field: expression}
+        {"r": 2, "target_modules": ["q_proj"], "layers_to_transform": [0], field: expression}
     )
     long = f"model.layers.0.{'a' * 100}.q_proj"
-    check_fit({Q0: LoraShape(2, 8, 8)}, layers_of({Q0: (8, 8), long: (8, 8)}), settings)
+    check_fit({Q0: LoraShape(2, 8, 8)}, layers_of({Q0: (8, 8), long: (8, 8)}), settings, targets=True)
 
 
 _NAMES = st.text("ab.", max_size=6)
@@ -142,15 +143,15 @@ _NAMES = st.text("ab.", max_size=6)
 def test_lists_of_names_ask_for_the_layers_that_peft_takes(
     layers: list[str], targets: list[str], excluded: list[str] | None
 ) -> None:
-    settings = LoraSettings(target_modules=tuple(targets), exclude_modules=excluded and tuple(excluded))
+    settings = LoraSettings(r=2, target_modules=tuple(targets), exclude_modules=excluded and tuple(excluded))
     taken = [name for name in layers if tuners_utils.check_target_module_exists(settings, name)]
     shapes = dict.fromkeys(layers, (8, 8))
     adapter = dict.fromkeys(taken, LoraShape(2, 8, 8))
-    assert check_fit(adapter, layers_of(shapes), settings).keys() == adapter.keys()
+    assert check_fit(adapter, layers_of(shapes), settings, targets=True).keys() == adapter.keys()
     if taken:
         del adapter[taken[0]]
         with pytest.raises(AdapterInvalidError, match="asks for 1 layers"):
-            check_fit(adapter, layers_of(shapes), settings)
+            check_fit(adapter, layers_of(shapes), settings, targets=True)
 
 
 LIST_LENGTH = 20_000
@@ -183,8 +184,8 @@ def test_long_lists_are_not_matched_one_by_one(
 
     monkeypatch.setattr(tuners_utils, "check_target_module_exists", counted)
     names = [f"model.layers.{n}.self_attn.q_proj" for n in range(20)]
-    asked = LoraSettings.model_validate(settings)
-    check_fit({names[0]: LoraShape(2, 8, 8)}, layers_of(dict.fromkeys(names, (8, 8))), asked)
+    asked = LoraSettings.model_validate({"r": 2, **settings})
+    check_fit({names[0]: LoraShape(2, 8, 8)}, layers_of(dict.fromkeys(names, (8, 8))), asked, targets=True)
     assert max(seen, default=0) < 100
 
 

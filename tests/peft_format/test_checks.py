@@ -67,7 +67,7 @@ def test_dora_without_magnitudes_or_with_too_few(tmp_path: Path) -> None:
 def test_ranks_follow_the_patterns(tmp_path: Path) -> None:
     tensors = {**adapter_tensors(), A: values(5, 8), B: values(8, 5)}
     folder = make_adapter(tmp_path / "a", tensors=tensors, rank_pattern={"layers.0.self_attn.q_proj": 5})
-    assert inspect_adapter(folder).modules[Q0] == (5, 8, 8)
+    assert inspect_adapter(folder).modules[Q0] == LoraShape(5, 8, 8)
 
 
 def test_an_adapter_without_weights(tmp_path: Path) -> None:

@@ -83,10 +83,7 @@ def test_peft_computes_the_same_ranks_and_scalings(tmp_path: Path, rslora: bool)
         ({"peft_type": "XLORA"}, "XLORA"),
         ({"peft_type": None}, "peft_type"),
         ({"task_type": "SEQ_CLS"}, "SEQ_CLS"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "activated"),
         ({"use_qalora": True}, "QA-LoRA"),
@@ -101,7 +98,15 @@ def test_kinds_that_cannot_be_served_are_named(config: dict[str, Any], reason: s
 
 
 @pytest.mark.parametrize(
-    "config", [{"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}]
+    "config",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"init_lora_weights": "gaussian"},
+        {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+        {"trainable_token_indices": [1, 2]},
+        {"trainable_token_indices": {"embed_tokens": [1, 2]}},
+    ],
 )
 def test_kinds_that_can_be_served(config: dict[str, Any]) -> None:
     assert parsed(**config).settings.r == 8
@@ -195,7 +200,6 @@ def test_tensor_names(name: str, expected: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "an embedding"),
         ("base_model.model.lm_head.weight", "a weight of the base itself"),
         ("base_model.model.score.modules_to_save.weight", "a weight of the base itself"),
         (f"base_model.model.{Q0}.lora_B.bias", "no part of LoRA"),

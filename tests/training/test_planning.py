@@ -266,6 +266,23 @@ def test_steps_and_time_are_those_of_the_whole_run(tiny_base: Path, tmp_path: Pa
     assert plan.seconds == pytest.approx(12 * plan.seconds_per_step)
 
 
+def test_composing_the_data_of_a_plan_is_reported(tiny_base: Path, tmp_path: Path):
+    rows = [
+        {"instruction": word, "output": word[::-1]}
+        for word in ("planning", "measures", "nothing", "at", "all")
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = {"path": str(tmp_path / "rows.json")}
+    config = tiny_config(tiny_base, tmp_path / "none.jsonl")
+    composed = config.model_validate({**config.model_dump(), "data": {"compose": {"sources": [source]}}})
+    stages: list[tuple[str, int]] = []
+    plan = plan_finetune(composed, measure=0, composing=lambda stage, done, _: stages.append((stage, done)))
+    assert plan.records == 5
+    assert plan.records == 5
+    assert len({stage for stage, _ in stages}) > 1
+    assert max(done for _, done in stages) == 5
+
+
 def test_nothing_is_measured_unasked_or_without_data(tiny_base: Path, tmp_path: Path):
     config = tiny_config(tiny_base, tmp_path / "missing.jsonl", max_steps=7)
     plan = plan_finetune(config)

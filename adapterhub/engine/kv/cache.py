@@ -27,17 +27,24 @@ MIN_SLOT_TOKENS = 64
 
 @dataclass(eq=False)
 class KVSlot:
-    """The keys and values of one sequence.
+    """The keys, values and states of one sequence.
 
     Attributes:
         pool: The pool that the slot belongs to.
-        index: Its index in the pool; it changes when another sequence ends.
+        index: Its index in the pool; it changes when another sequence ends, and is -1 once it is free.
         length: Number of tokens in it.
+        state_length: Number of tokens in its states.
     """
 
     pool: KVSlotPool
     index: int
     length: int = 0
+    state_length: int = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it has not been freed."""
+        return self.index >= 0
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
         """Copies of the keys of some tokens in each layer, then of the values, shape (heads, tokens, width) each."""
@@ -60,6 +67,7 @@ class KVSlotPool:
     Attributes:
         slots: The used slots, by index.
         tensors: The keys of each layer, shape (slots, heads, capacity, width), then the values.
+        states: Each of `KVShape.states` of all slots, shape (slots, *state).
     """
 
     def __init__(self, shape: KVShape, capacity: int) -> None:
@@ -72,12 +80,18 @@ class KVSlotPool:
             layer.value_width for layer in shape.layers
         ]
         self.tensors = [self._zeros(index, 0) for index in range(len(self._widths))]
+        self.states = [self._empty_state(index, 0) for index in range(len(shape.states))]
 
     @property
     def allocated_tokens(self) -> int:
-        """Tokens that the allocated slots have room for, used or not."""
+        """Tokens whose keys and values the allocated slots have room for, used or not."""
         # An average, rounded up: after a resize that ran out of memory the layers may differ.
-        return -(-sum(tensor.numel() for tensor in self.tensors) // self._shape.numel_per_token)
+        return -(-sum(tensor.numel() for tensor in self.tensors) // (self._shape.numel_per_token or 1))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the allocated slots."""
+        return sum(tensor.nbytes for tensor in (*self.tensors, *self.states))
 
     @property
     def is_full(self) -> bool:
@@ -100,6 +114,11 @@ class KVSlotPool:
                 new = self._zeros(index, num_slots)
                 new[:used] = old[:used]
                 self.tensors[index] = new
+        for index, old in enumerate(self.states):
+            if old.shape[0] != num_slots:
+                new = self._empty_state(index, num_slots)
+                new[:used] = old[:used]
+                self.states[index] = new
         self._num_slots = num_slots
 
     def allocate(self) -> KVSlot:
@@ -119,7 +138,10 @@ class KVSlotPool:
         if last is not slot:
             for tensor in self.tensors:
                 tensor[slot.index, :, : last.length] = tensor[last.index, :, : last.length]
+            for state in self.states:
+                state[slot.index] = state[last.index]
             self.slots[slot.index], last.index = last, slot.index
+        slot.index = -1
         if zero:
             # Attention multiplies masked values by zero, and NaN times zero is NaN. This clears the slot that is now
             # unused, and what the freed sequence left behind the one that was moved.
@@ -127,6 +149,11 @@ class KVSlotPool:
                 tensor[len(self.slots)] = 0
                 if last is not slot:
                     tensor[last.index, :, last.length :] = 0
+
+    def _empty_state(self, index: int, num_slots: int) -> torch.Tensor:
+        # A sequence's first step does not read it.
+        state = self._shape.states[index]
+        return torch.empty(num_slots, *state.shape, dtype=state.dtype, device=self._shape.device)
 
     def _zeros(self, index: int, num_slots: int) -> torch.Tensor:
         # Not `torch.empty`: see `free` about NaN.
@@ -141,12 +168,14 @@ class KVCache:
 
     Args:
         shape: The shape of one token's keys and values.
-        max_tokens: Maximum number of tokens that all slots together have room for.
+        max_tokens: Maximum number of tokens that all slots together have room for. A sequence's states count as
+            `KVShape.units_per_slot` tokens.
     """
 
     def __init__(self, shape: KVShape, max_tokens: int) -> None:
         self.shape = shape
         self.max_tokens = max_tokens
+        self._state_units = shape.units_per_slot
         self._pools: dict[int, KVSlotPool] = {}
 
     # Other threads read these three, so they iterate over a copy of the pools.
@@ -164,11 +193,11 @@ class KVCache:
     @property
     def bytes(self) -> int:
         """Bytes of all allocated slots."""
-        return self.allocated_tokens * self.shape.bytes_per_token
+        return sum(pool.bytes for pool in list(self._pools.values()))
 
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this many tokens, its prompt included, fits the empty cache."""
-        return self._capacity(num_tokens) <= self.max_tokens
+        return self._capacity(num_tokens) + self._state_units <= self.max_tokens
 
     def allocate(self, num_tokens: int) -> KVSlot | None:
         """A slot for a sequence of at most this many tokens, its prompt included; None if there is no room now."""
@@ -187,20 +216,26 @@ class KVCache:
         self._pools.clear()
 
     def _capacity(self, num_tokens: int) -> int:
+        if not self.shape.layers:
+            return 0  # one pool for all: states alone
         power = 1 << (max(num_tokens, MIN_SLOT_TOKENS) - 1).bit_length()
         # The largest slot need not be a power of two: a sequence that fits the cache exactly gets all of it.
-        return min(power, max(num_tokens, self.max_tokens)) if power > self.max_tokens else power
+        return min(power, max(num_tokens, self.max_tokens - self._state_units))
 
     def _grow(self, pool: KVSlotPool) -> bool:
         """Adds at least one slot, and doubles the pool if there is room."""
-        used = len(pool.slots)
-        if self.allocated_tokens + pool.capacity > self.max_tokens:
+        used, per_slot = len(pool.slots), pool.capacity + self._state_units
+        if self._allocated_units + per_slot > self.max_tokens:
             self._shrink()
-        room = (self.max_tokens - self.allocated_tokens) // pool.capacity
+        room = (self.max_tokens - self._allocated_units) // per_slot
         if room < 1:
             return False
         pool.resize(used + min(max(used, 1), room))
         return True
+
+    @property
+    def _allocated_units(self) -> int:
+        return -(-self.bytes // self.shape.unit_bytes)
 
     def _shrink(self) -> None:
         """Releases the memory of unused slots."""

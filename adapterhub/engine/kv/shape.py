@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from adapterhub.engine.kv.states import StateShape
 from adapterhub.errors import EngineError
 
 
@@ -33,17 +34,19 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class KVShape:
-    """One token's keys and values in all layers that have them.
+    """One token's keys and values in all layers that have them, and the states of a sequence.
 
     Attributes:
         layers: The layers, in the order in which a forward pass computes them.
         dtype: The dtype that they are stored in.
         device: The device that they are stored on.
+        states: What a sequence has in stateful layers, however long it is.
     """
 
     layers: tuple[LayerShape, ...]
     dtype: torch.dtype
     device: torch.device
+    states: tuple[StateShape, ...] = ()
 
     @classmethod
     def of(cls, config: Any, dtype: torch.dtype, device: torch.device) -> KVShape:
@@ -71,3 +74,13 @@ class KVShape:
     def bytes_per_token(self) -> int:
         """Bytes of one token's keys and values in all layers."""
         return self.numel_per_token * self.dtype.itemsize
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of what memory is counted in: one token's keys and values, or a byte where there are none."""
+        return self.bytes_per_token or 1
+
+    @property
+    def units_per_slot(self) -> int:
+        """What a sequence's states take of those, rounded up."""
+        return -(-sum(state.bytes for state in self.states) // self.unit_bytes)

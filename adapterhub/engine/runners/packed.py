@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -12,7 +13,9 @@ from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache
 from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.kv.probing import AttentionProbe
+from adapterhub.engine.kv.recurrent import RecurrentLayers
 from adapterhub.engine.kv.shape import KVShape
+from adapterhub.engine.kv.stateful_layers import find_stateful_layers, num_attention_layers
 from adapterhub.engine.runner import PROMPT_CACHE_SHARE, ScheduledSequence
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import ModuleDelta
@@ -39,6 +42,7 @@ class PackedRunner:
 
     def __init__(self, base: Base, *, max_loras: int) -> None:
         self._base, self._device = base, base.device
+        layers, states = find_stateful_layers(base.model, self._device)
         self._attention = PackedAttention(base.model)
         self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
         try:
@@ -47,7 +51,8 @@ class PackedRunner:
             self._attention.undo()
             raise
         self._attention_layers = probe.layers
-        self._kv_shape = KVShape(tuple(probe.shapes), base.compute_dtype, self._device)
+        self._recurrent = RecurrentLayers(layers, self._lora, self._mapping, self._device) if layers else None
+        self._kv_shape = KVShape(tuple(probe.shapes), base.compute_dtype, self._device, states)
 
     @property
     def kv_shape(self) -> KVShape:
@@ -61,8 +66,9 @@ class PackedRunner:
 
     def make_caches(self, max_bytes: int) -> tuple[KVCache, PrefixCache]:
         """Makes the caches of keys and values; see `Runner.make_caches`."""
-        tokens = max_bytes // self._kv_shape.bytes_per_token
-        prefix_tokens = tokens // PROMPT_CACHE_SHARE
+        tokens = max_bytes // self._kv_shape.unit_bytes
+        # The states of a prompt are those of its end, so a part of it cannot be continued.
+        prefix_tokens = 0 if self._kv_shape.states else tokens // PROMPT_CACHE_SHARE
         cache = KVCache(self._kv_shape, tokens - prefix_tokens)
         return cache, PrefixCache(cache, prefix_tokens)
 
@@ -91,7 +97,7 @@ class PackedRunner:
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None
     ) -> torch.Tensor:
         """Computes logits within whole sequences, in one forward pass; see `ScoringRunner.score`."""
-        room = sum(max(MIN_SLOT_TOKENS, 2 * len(one)) for one in sequences)
+        room = sum(max(MIN_SLOT_TOKENS, 2 * len(one)) + self._kv_shape.units_per_slot for one in sequences)
         cache = KVCache(self._kv_shape, 2 * room)  # slots are powers of two, and pools grow twofold
         scheduled = []
         for token_ids in sequences:
@@ -123,7 +129,10 @@ class PackedRunner:
         output_mapping = self._mapping(
             [(one.lora_slot, len(kept)) for one, kept in zip(sequences, positions_kept, strict=True) if kept]
         )
-        with self._lora.using(mapping, output_mapping):
+        recurrent: AbstractContextManager[None] = nullcontext()
+        if self._recurrent:
+            recurrent = self._recurrent.stepping(spans, [one.lora_slot for one in sequences])
+        with recurrent, self._lora.using(mapping, output_mapping):
             return self._run_model(token_ids, positions, logit_indices, step)
 
     @torch.inference_mode()
@@ -156,11 +165,11 @@ class PackedRunner:
         model, probe = self._base.model, AttentionProbe()
         with self._attention.noting_masks():
             self._run_model([0], [0], [0], probe)
-        attending, num_layers = len(set(probe.modules)), model.config.get_text_config().num_hidden_layers
-        if attending != num_layers:
+        attending, num_layers = len(probe.layers), num_attention_layers(model)
+        if attending < num_layers:
             raise EngineError(
                 f"A {type(model).__name__} cannot be served in a packed batch: only {attending} of its {num_layers} "
-                "layers are attention that goes through transformers' AttentionInterface.",
+                "attention layers go through transformers' AttentionInterface.",
             )
         return probe
 

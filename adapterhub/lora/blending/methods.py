@@ -129,7 +129,7 @@ def compress(delta: LoraDelta, rank: int) -> LoraDelta:
     in_basis, in_core = torch.linalg.qr(delta.a.double().T)
     u, s, vh = torch.linalg.svd(out_core @ in_core.T, full_matrices=False)
     b, a = out_basis @ (u * s)[:, :rank], vh[:rank] @ in_basis.T
-    return LoraDelta(a.to(delta.a.dtype), b.to(delta.b.dtype))
+    return type(delta)(a.to(delta.a.dtype), b.to(delta.b.dtype))
 
 
 def _blend_layer(
@@ -140,13 +140,14 @@ def _blend_layer(
             f"The adapters change {module!r} in different shapes.", hint="Blend adapters of one base."
         )
     rank = settings.rank or max(len(delta.a) for delta, _ in changes)
+    kind = type(changes[0][0])  # LoRA on a linear layer, or on an embedding
     match settings.method:
         case "cat":
-            return LoraDelta.weighted_sum(changes)
+            return kind.weighted_sum(changes)
         case "svd" | "linear":
-            return compress(LoraDelta.weighted_sum(changes), rank)
+            return compress(kind.weighted_sum(changes), rank)
         case "ties" | "dare_ties":
-            return _factorize(_sparse_sum(module, changes, settings), rank)
+            return kind(*_factorize(_sparse_sum(module, changes, settings), rank))
 
 
 def _sparse_sum(
@@ -161,9 +162,9 @@ def _sparse_sum(
     return dare_ties(dense, weights, density, torch.Generator(dense[0].device).manual_seed(seed))
 
 
-def _factorize(dense: torch.Tensor, rank: int) -> LoraDelta:
+def _factorize(dense: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     u, s, vh = torch.linalg.svd(dense, full_matrices=False)
-    return LoraDelta(vh[:rank].contiguous(), (u * s)[:, :rank].contiguous())
+    return vh[:rank].contiguous(), (u * s)[:, :rank].contiguous()
 
 
 def _is_int(value: object) -> bool:

@@ -1,0 +1,131 @@
+"""Adapters that change embeddings, whole modules and rows of tokens, against PEFT: logits and mixed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from adapterhub.base.loading import Base, load_base
+from adapterhub.config import EngineLimits
+from adapterhub.engine.batching import BatchingEngine
+from adapterhub.lora.loading import load_folder_deltas
+from adapterhub.lora.mapping import LoraMapping
+from adapterhub.lora.model_manager import LoraModelManager
+from tests.engine.maker import prompt_of, request, stored_request
+from tests.tiny import ATTENTION, make_adapter, make_base
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
+
+TOKENS = [7, 300, 12, 60]
+BASES = {
+    "llama": {},
+    "llama-tied": {"tie_word_embeddings": True},
+    "qwen3": {},
+    "gemma3": {},  # its embeddings scale, its norms of heads get the heads before the tokens, the head is tied
+    "gpt2": {},  # tied, its layers are Conv1D
+}
+EMBEDDING = {"gpt2": "wte"}
+NORM = {"gpt2": "ln_f"}
+
+
+def settings_of(kind: str) -> dict[str, dict[str, Any]]:
+    """Adapters of each kind, and several kinds in one."""
+    attention, embedding = ATTENTION[kind], EMBEDDING.get(kind, "embed_tokens")
+    norm, layer = NORM.get(kind, "norm"), "c_fc" if kind == "gpt2" else "up_proj"
+    return {
+        "plain": {},
+        "embedding": {"target_modules": [*attention, embedding]},
+        "embedding-alone": {"target_modules": [embedding], "use_rslora": True},
+        "embedding-and-head": {"target_modules": [*attention, embedding, "lm_head"]},
+        "embedding-tied": {"target_modules": [*attention, embedding], "ensure_weight_tying": True},
+        "saved-head": {"modules_to_save": ["lm_head"]},
+        "saved-embedding": {"modules_to_save": [embedding]},
+        "saved-both": {"modules_to_save": [embedding, "lm_head"], "use_dora": True},
+        "saved-tied": {"modules_to_save": [embedding], "ensure_weight_tying": True},
+        "saved-norms": {"modules_to_save": [norm]},
+        "saved-layers": {"modules_to_save": [layer]},
+        "tokens": {"trainable_token_indices": TOKENS},
+        "tokens-of-head": {"trainable_token_indices": {embedding: TOKENS, "lm_head": [5, 3]}},
+        "tokens-and-norms": {"trainable_token_indices": {embedding: TOKENS}, "modules_to_save": [norm]},
+    }
+
+
+class World:
+    """A base, its adapters, and PEFT with each of them alone."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        kind = name.partition("-")[0]
+        self.folder = make_base(root / "base", kind, **BASES[name])
+        self.adapters = {
+            adapter: make_adapter(root / adapter, self.folder, seed=seed, **settings)
+            for seed, (adapter, settings) in enumerate(settings_of(kind).items())
+        }
+
+    @cache  # noqa: B019 - as long as the module's fixture
+    def peft(self, name: str | None) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        model.generation_config.eos_token_id = None
+        return (PeftModel.from_pretrained(model, self.adapters[name]) if name else model).eval()
+
+    @torch.inference_mode()
+    def logits(self, name: str | None, ids: list[int]) -> torch.Tensor:
+        return self.peft(name)(input_ids=torch.tensor([ids])).logits[0]
+
+    @torch.inference_mode()
+    def generate(self, name: str | None, ids: list[int], count: int) -> list[int]:
+        ids_ = torch.tensor([ids])
+        out = self.peft(name).generate(input_ids=ids_, max_new_tokens=count, do_sample=False, pad_token_id=0)
+        return out[0, len(ids) :].tolist()
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> Callable[[str], World]:
+    return cache(lambda name: World(tmp_path_factory.mktemp(name), name))
+
+
+@pytest.fixture(scope="module", params=BASES)
+def world(request, worlds) -> World:
+    return worlds(request.param)
+
+
+def loaded(base: Base, folder: Path) -> dict[str, Any]:
+    return load_folder_deltas(folder, base.model, base.linear_layers, dtype=torch.float32)
+
+
+def test_logits_equal_pefts(world: World):
+    base, ids = load_base(world.folder, quantization=None), [*TOKENS, *prompt_of(3, 20)]
+    deltas = {name: loaded(base, folder) for name, folder in world.adapters.items()}
+    layers = LoraModelManager(base.model, slots=len(deltas), dtype=torch.float32)
+    for slot, name in enumerate(deltas):
+        layers.load(slot, deltas[name])
+    wanted = world.logits(None, ids)
+    for slot, name in enumerate([*deltas, None]):
+        mapping = LoraMapping([(slot, len(ids))] if name else [], num_base_tokens=0 if name else len(ids))
+        with torch.inference_mode(), layers.using(mapping):
+            logits = base.model(input_ids=torch.tensor([ids])).logits[0]
+        peft = world.logits(name, ids)
+        assert (logits - peft).abs().max() < 2e-5 * peft.abs().max(), name
+        assert name is None or (peft - wanted).abs().max() > 0.01, name
+
+
+def test_a_mixed_batch_gives_pefts_tokens(world: World):
+    names = [*world.adapters, None, "plain"]
+    prompts = [[*TOKENS[: index % 5], *prompt_of(index, 1 + 3 * index % 29)] for index in range(len(names))]
+    engine = BatchingEngine(load_base(world.folder, quantization=None), limits=EngineLimits(max_loras=16))
+    try:
+        batch = [
+            request(prompt, stored_request(name, world.adapters[name]) if name else None, max_tokens=8)
+            for name, prompt in zip(names, prompts, strict=True)
+        ]
+        answers = [list(one[0].token_ids) for one in engine.generate(batch)]
+    finally:
+        engine.close()
+    for name, prompt, answer in zip(names, prompts, answers, strict=True):
+        assert answer == world.generate(name, prompt, 8), name

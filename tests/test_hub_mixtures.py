@@ -1,0 +1,103 @@
+"""Adapters of mixtures from end to end: PEFT trains, the registry checks, the hub serves a mixed batch as PEFT does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from adapterhub import AdapterHub, AdapterIncompatibleError, AdapterRegistry
+from adapterhub.base import load_base
+from adapterhub.engine import BatchingEngine
+from tests.tiny import make_adapter, make_base
+
+# PEFT compares patterns with the names of modules for this warning, and with those of parameters when it uses them.
+pytestmark = pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")
+PROMPTS = ("the quick brown fox", "one", "jumps over the lazy dog: one two three four")
+TOKENS = 10
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "all-linear": {"target_modules": "all-linear"},
+    "experts": {
+        "target_modules": ["o_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+        "r": 2,
+        "use_rslora": True,
+    },
+}
+KINDS = ("qwen3_moe", "gpt_oss")
+
+
+@dataclass(frozen=True)
+class World:
+    """A mixture, adapters for it in a registry, and a hub."""
+
+    base: Path
+    folders: dict[str, Path]
+    hub: AdapterHub
+
+    def peft(self, name: str | None) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+        return PeftModel.from_pretrained(model, self.folders[name]).eval() if name else model.eval()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp(request.param)
+    base = make_base(root / "base", request.param)
+    folders = {
+        name: make_adapter(root / name, base, **settings, std=0.3) for name, settings in ADAPTERS.items()
+    }
+    registry = AdapterRegistry(root / "registry")
+    for name, folder in folders.items():
+        registry.register(name, folder, base=base)
+    assert registry.verify() == []
+    with AdapterHub(BatchingEngine(load_base(base, quantization=None, device="cpu")), registry) as hub:
+        yield World(base, folders, hub)
+
+
+def greedy(model: Any, prompt: list[int]) -> list[int]:
+    config = GenerationConfig(max_new_tokens=TOKENS, pad_token_id=0, eos_token_id=None)
+    with torch.inference_mode():
+        ids = model.generate(input_ids=torch.tensor([prompt]), generation_config=config)
+    return ids[0, len(prompt) :].tolist()
+
+
+def served(world: World, requests: list[tuple[str, str | None]]) -> list[list[int]]:
+    options = {"raw": True, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    answers = world.hub.generate_batch(
+        [prompt for prompt, _ in requests], [name for _, name in requests], **options
+    )
+    return [list(answer.completions[0].token_ids) for answer in answers]
+
+
+def test_a_mixed_batch_has_the_tokens_of_peft(world: World) -> None:
+    requests = [(prompt, name) for prompt in PROMPTS for name in (None, *ADAPTERS)]
+    tokenizer, models = world.hub.engine.tokenizer, {name: world.peft(name) for name in (None, *ADAPTERS)}
+    wanted = [greedy(models[name], tokenizer.encode(prompt)) for prompt, name in requests]
+    assert served(world, requests) == wanted
+    assert len({tuple(one) for one in wanted}) > len(PROMPTS)  # the adapters matter
+
+
+def test_a_blend_of_a_request_is_the_sum_of_merged_adapters(world: World) -> None:
+    model = world.peft(None)
+    base = {name: weight.clone() for name, weight in model.state_dict().items()}
+    merged = [world.peft(name).merge_and_unload().state_dict() for name in ADAPTERS]
+    weights = {name: base[name] + sum(0.5 * (one[name] - base[name]) for one in merged) for name in base}
+    model.load_state_dict(weights)
+    prompt = world.hub.engine.tokenizer.encode(PROMPTS[0])
+    (blend,) = served(world, [(PROMPTS[0], "all-linear:0.5+experts:0.5")])
+    assert blend == greedy(model, prompt)
+
+
+def test_an_adapter_of_another_mixture_is_refused(world: World, tmp_path: Path) -> None:
+    other = make_base(tmp_path / "base", "qwen3_moe", num_experts=2)
+    registry = AdapterRegistry(tmp_path / "registry")
+    with pytest.raises(AdapterIncompatibleError, match="experts in") as caught:
+        registry.register("a", world.folders["experts"], base=other)
+    assert "another number of experts" in str(caught.value.hint)
