@@ -221,7 +221,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {**_WINDOWS, "query_pre_attn_scalar": 8},
     "gemma3": {"text_config": _GEMMA_3, "vision_config": _VISION, "mm_tokens_per_image": 4},
     "gemma3_text": _GEMMA_3,
-    "gemma3n": {"text_config": _GEMMA_3N},
     "gemma3n_text": _GEMMA_3N,
     "gemma4": {"text_config": _GEMMA_4, "vision_config": {**_VISION, "head_dim": 8}, "audio_config": None},
     "gemma4_text": _GEMMA_4,

@@ -16,19 +16,22 @@ _HEAD = "| family | served | adapter | why not more |\n| --- | --- | --- | --- |
 
 def read_rows() -> dict[str, Row]:
     """The rows of the document, by family."""
-    table = _written(DOCUMENT.read_text(encoding="utf-8")).split(_HEAD)[1].split("\n\n")[0]
+    table = _parts(DOCUMENT.read_text(encoding="utf-8"))[1].split(_HEAD)[1].split("\n\n")[0]
     cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines())
     return {row[0]: Row(*row) for row in cells}
 
 
 def write_rows(rows: Sequence[Row]) -> None:
     """Replaces the tables of the document."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    DOCUMENT.write_text(text.replace(_written(text), f"\n\n{_tables(rows)}\n\n"), encoding="utf-8")
+    before, _, after = _parts(DOCUMENT.read_text(encoding="utf-8"))
+    DOCUMENT.write_text(f"{before}{_BEGIN}\n\n{_tables(rows)}\n\n{_END}{after}", encoding="utf-8")
 
 
-def _written(text: str) -> str:
-    return text.split(_BEGIN)[1].split(_END)[0]
+def _parts(text: str) -> tuple[str, str, str]:
+    """What stands before, within and after the marks."""
+    before, rest = text.split(_BEGIN)
+    written, after = rest.split(_END)
+    return before, written, after
 
 
 def _tables(rows: Sequence[Row]) -> str:
