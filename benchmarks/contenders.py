@@ -17,6 +17,7 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request, TokenOutput
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS
 from adapterhub.engine.kv.shape import KVShape
+from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.request import StoredLoraRequest
 
@@ -124,9 +125,18 @@ class Ours:
         adapters: Loaded when it is made.
         rows: Maximum rows of a batch.
         tokens: Maximum tokens of each row, prompt included.
+        row_by_row: As for a base that cannot be computed in packed steps.
     """
 
-    def __init__(self, base: Base, adapters: Sequence[StoredLoraRequest], rows: int, tokens: int) -> None:
+    def __init__(
+        self,
+        base: Base,
+        adapters: Sequence[StoredLoraRequest],
+        rows: int,
+        tokens: int,
+        *,
+        row_by_row: bool = False,
+    ) -> None:
         limits = EngineLimits(
             max_loras=max(1, len(adapters)),
             max_cpu_loras=max(1, len(adapters)),
@@ -134,7 +144,8 @@ class Ours:
             max_num_batched_tokens=max(512, 2 * rows),
             kv_cache_mib=kv_room_mib(base, rows, tokens),
         )
-        self.engine = BatchingEngine(base, limits)
+        runner = RowRunner(base, max_loras=limits.max_loras) if row_by_row else None
+        self.engine = BatchingEngine(base, limits, runner=runner)
         once = SamplingParams(max_tokens=1)
         self.engine.generate([Request([1, 2, 3], adapter, once) for adapter in adapters])
         self._streams: list[Iterator[TokenOutput]] = []

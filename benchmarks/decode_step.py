@@ -49,8 +49,9 @@ from benchmarks.shapes import VOCABULARY
 
 BASE, FRESH, IDLE, OURS = "base, static batch", "ours, none loaded", "ours, idle adapters", "ours"
 PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED = "PEFT set_adapter", "PEFT switching", "PEFT mixed batch"
+ROWS = "ours, row by row"
 CONTINUOUS, LLAMA = "transformers continuous", "llama.cpp base"
-WITH_ADAPTERS = (OURS, PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED)
+WITH_ADAPTERS = (OURS, ROWS, PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED)
 
 
 class OperationCount(TorchDispatchMode):
@@ -83,6 +84,8 @@ class Field:
             PEFT_SWITCHING: PeftSwitching(peft),
             PEFT_MIXED: StaticBatch(peft, mixed=True),
         }
+        if options.row_by_row:
+            self._contenders[ROWS] = Ours(twin(base), adapters, rows, tokens, row_by_row=True)
         if not options.skip_continuous:
             self._contenders[CONTINUOUS] = TransformersContinuous(
                 twin(base), rows, options.prompt + options.rounds + 2
@@ -133,6 +136,7 @@ def measure(field: Field, options: argparse.Namespace) -> list[dict[str, Any]]:
             # What does not depend on the number of adapters is measured once, but the base each time, to compare with.
             alone = [name for name in field.names if name not in WITH_ADAPTERS] if distinct == 1 else [BASE]
             with_adapters = [OURS, PEFT_ONE if distinct == 1 else PEFT_SWITCHING, PEFT_MIXED]
+            with_adapters += [ROWS] if options.row_by_row else []
             times = field.run([*alone, *with_adapters], rows, distinct)
             results += [
                 {
@@ -191,6 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_argument("--prompt", type=int, default=64, help="tokens before the first step")
     commands.add_argument(
         "--skip-continuous", action="store_true", help="leave out transformers' continuous batching"
+    )
+    commands.add_argument(
+        "--row-by-row", action="store_true", help="as for a base that cannot be computed in packed steps, too"
     )
     commands.add_argument("--gguf", help="a file of the same shape for llama.cpp")
     options = commands.parse_args(arguments)

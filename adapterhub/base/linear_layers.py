@@ -9,6 +9,7 @@ A base on disk is built from its `config.json` on the meta device: no weight is 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.auto_class import text_class, whole_class
-from adapterhub.base.parameters import ParameterShape, parameter_shapes
+from adapterhub.base.parameters import ExpertPiece, ParameterShape, parameter_shapes
 from adapterhub.base.replaceable import embedding_shape, replaceable_parameters
 from adapterhub.errors import ConfigError
 from adapterhub.peft_format.config import LoraSettings, parameter_owner
@@ -210,6 +211,45 @@ class LinearLayers:
                 found[name] = tensor
         return found
 
+    def pieces_in(self, tensors: Iterable[str]) -> dict[str, ExpertPiece]:
+        """Which tensors of a base's files are single experts' parts of a parameter that holds all of them.
+
+        Args:
+            tensors: The names in the files.
+
+        Returns:
+            Tensor -> part; without those that transformers joins in another way than by stacking experts, each of which
+            may be a few matrices one above the other.
+        """
+        from transformers.core_model_loading import apply_renamings
+
+        found, known = {}, dict.fromkeys(self.parameters, True)
+        for tensor in tensors:
+            name, pattern = self._renamed(tensor, known)
+            patterns = self._stacked.get(pattern or "")
+            if patterns and name in self.parameter_shapes:
+                matrix = re.escape(pattern or "").replace(r"\*", r"(\d+)")
+                expert = re.search(matrix, apply_renamings(tensor, list(self._renamings)))
+                if expert:
+                    number, part = int(expert[1]), patterns.index(pattern or "")
+                    found[tensor] = ExpertPiece(name, number, part, len(patterns))
+        return found
+
+    @cached_property
+    def _stacked(self) -> dict[str, Sequence[str]]:
+        """The pattern of a tensor of each expert -> the patterns of all parts of an expert's matrix, in their order."""
+        from transformers.core_model_loading import Concatenate, MergeModulelist
+
+        stacked = {}
+        for converter in self._converters:
+            stack, *further = converter.operations
+            if type(stack) is not MergeModulelist or stack.dim != 0:
+                continue
+            parts = [one.dim for one in further if type(one) is Concatenate]
+            if len(parts) == len(further) and parts in ([], [1]):
+                stacked.update(dict.fromkeys(converter.source_patterns, converter.source_patterns))
+        return stacked
+
     def _renamed(self, tensor: str, known: Mapping[str, bool] | None = None) -> tuple[str, str | None]:
         """A tensor's name in the model; its prefix is added or removed where that gives a known name."""
         from transformers.core_model_loading import rename_source_key
@@ -234,9 +274,9 @@ def linear_shape(module: Any) -> tuple[int, int] | None:
 
 
 def _is_router(module: Any) -> bool:
-    """Whether a model's own subclass of `nn.Linear` returns more than a product, as the routers of some mixtures do."""
+    """Whether a subclass of `nn.Linear` returns its choice of experts too; Falcon's, which is none, only rounds."""
     kind = type(module)
-    return "forward" in vars(kind) and kind.__module__.startswith("transformers.models.")
+    return "forward" in vars(kind) and kind.__name__.endswith("Router")
 
 
 def _beside_the_decoder(model: Any, linear: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -35,6 +35,22 @@ class ParameterShape(NamedTuple):
     served: bool
 
 
+class ExpertPiece(NamedTuple):
+    """Which part of a mixture's parameter a tensor in the base's files is.
+
+    Attributes:
+        parameter: The parameter, by its name in the model.
+        expert: The expert whose matrix, or part of a matrix, it is.
+        part: Which of the equal parts of that matrix's rows it is, from 0.
+        parts: How many parts there are: 2 where gate and up are stored apart.
+    """
+
+    parameter: str
+    expert: int
+    part: int
+    parts: int
+
+
 def parameter_shapes(model: Any) -> dict[str, ParameterShape]:
     """The parameters with two or three dimensions of modules that are no linear layers, in the order of the modules.
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adapterhub.base.fingerprint import weight_files
 from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.base.parameters import ExpertPiece
 from adapterhub.errors import ExportError
 from adapterhub.export.adapter_part import AdapterPart, AdapterSum
+from adapterhub.export.expert_change import ExpertReader, ExpertsPart
 from adapterhub.export.round_trip import RoundTrip, quantized_modules
 from adapterhub.export.weight_change import WeightChange
 from adapterhub.export.weight_files import DTYPES, OutputTensor
@@ -107,7 +109,7 @@ class MergePlan:
 
     def _output(self, name: str, file: Path, info: TensorInfo) -> OutputTensor:
         module = self._modules_of_weights.get(name)
-        change = self.changes.get(module) if module else None
+        change = self._change_of(name, module) if module else None
         round_trip = self.round_trip if module in self._round_tripped else None
         if (change or round_trip) and info.dtype not in _MERGED_DTYPES:
             raise ExportError(
@@ -145,10 +147,30 @@ class MergePlan:
     def _modules_of_weights(self) -> dict[str, str]:
         """The name of a tensor in the files -> the module whose weight it is, for those that are not only copied."""
         wanted = dict.fromkeys((*self.changes, *sorted(self._round_tripped)))
-        return {self._weight_of(name): name for name in wanted}
+        pieces = {
+            tensor: piece.parameter for tensor, piece in self._pieces.items() if piece.parameter in wanted
+        }
+        whole = wanted.keys() - set(pieces.values())
+        return {self._weight_of(name): name for name in wanted if name in whole} | pieces
+
+    def _change_of(self, tensor: str, name: str) -> WeightChange | None:
+        change, shape = self.changes.get(name), self.layers.parameter_shapes.get(name)
+        if change is None or shape is None or shape.experts == 1:
+            return change
+        part = ExpertsPart(name, shape, self._pieces.get(tensor), self._expert_reader)
+        return replace(change, experts=part)
+
+    @cached_property
+    def _pieces(self) -> dict[str, ExpertPiece]:
+        """The tensors in the files that are single experts' parts of a parameter."""
+        return self.layers.pieces_in(self._tensors)
+
+    @cached_property
+    def _expert_reader(self) -> ExpertReader:
+        return ExpertReader()
 
     def _weight_of(self, module: str) -> str:
-        parameter = f"{module}.weight"
+        parameter = module if module in self.layers.parameter_shapes else f"{module}.weight"
         tensor = self._in_files.get(parameter)
         if self.tied_with(parameter):
             return tensor or parameter
@@ -190,8 +212,11 @@ class MergePlan:
     @cached_property
     def _in_files(self) -> dict[str, str]:
         """Parameter -> tensor in the base's files."""
-        names = (name for shard in weight_files(self.base) for name in read_header(shard))
-        return self.layers.parameters_in(names)
+        return self.layers.parameters_in(self._tensors)
+
+    @cached_property
+    def _tensors(self) -> tuple[str, ...]:
+        return tuple(name for shard in weight_files(self.base) for name in read_header(shard))
 
     @cached_property
     def layers(self) -> LinearLayers:

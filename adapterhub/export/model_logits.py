@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
     from adapterhub.lora.delta import LoraDelta
+    from adapterhub.lora.parameter_delta import ParameterDelta
 
 _LOGITS_IN_PASS = 2**24  # 64 MiB
 
@@ -107,18 +108,24 @@ def _opened(folder: Path, quantization: BitsAndBytesConfig | None) -> Iterator[A
     in_memory = quantization or _is_quantized(folder)
     what = f"The weights of {str(folder)!r} could not be converted for verification"
     with scratch_folder(ExportError, what) as scratch:
-        try:
+
+        def load(place: str) -> Any:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             with _no_offload_warning():
-                model = text_class(config).from_pretrained(
+                return text_class(config).from_pretrained(
                     folder,
                     dtype=torch.float32,
                     # None would hide that the folder's own config says how it is quantised.
                     **({"quantization_config": quantization} if quantization else {}),
-                    device_map={"": "cpu" if in_memory else "disk"},
+                    device_map={"": place},
                     offload_folder=scratch,  # only for weights that transformers splits or joins
                     use_safetensors=True,
                 )
+
+        try:
+            model = load("cpu" if in_memory else "disk")
+            if not in_memory and not _runs(model):
+                model = load("cpu")
         except LOADING_ERRORS as error:
             raise ConfigError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
         disable_weight_packing(model)  # which would compute in bfloat16
@@ -142,6 +149,18 @@ def _no_offload_warning() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_other)
+
+
+def _runs(model: Any) -> bool:
+    """Whether a model answers while its weights are on disk: some read the embeddings' without calling them."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([[0]]), use_cache=False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _return_freed_memory(model: Any) -> None:
@@ -176,9 +195,13 @@ def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
 
     from adapterhub.lora.delta import LoraDelta
     from adapterhub.lora.loading import load_adapter_deltas
+    from adapterhub.lora.parameter_delta import ParameterDelta
 
     layers = LinearLayers.of_model(model, folder)
     for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
+        if type(delta) is ParameterDelta:
+            _change_parameters(model.get_submodule(name), delta)
+            continue
         if type(delta) is not LoraDelta:
             raise AdapterIncompatibleError(
                 f"The adapter changes {name!r} by more than LoRA on a linear layer, which is not verified.",
@@ -188,6 +211,26 @@ def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
         with align_module_device(layer):
             bias = None if getattr(layer, "bias", None) is None else layer.bias.clone()
         layer.register_forward_hook(_adding(delta, bias))
+
+
+def _change_parameters(module: Any, delta: ParameterDelta) -> None:
+    """Adds an adapter's change to a module's parameters while it computes; accelerate has loaded them by then."""
+    from torch.nn import Parameter
+
+    attribute = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+    compute, transposed = getattr(module, attribute), getattr(module, "is_transposed", False)
+
+    def forward(*args: Any) -> Any:
+        own = {name: module._parameters[name] for name in delta.factors}
+        for name, factors in delta.factors.items():
+            change = factors.dense(transposed=transposed).view_as(own[name])
+            module._parameters[name] = Parameter(own[name] + change, requires_grad=False)
+        try:
+            return compute(*args)
+        finally:
+            module._parameters.update(own)
+
+    setattr(module, attribute, forward)
 
 
 def _adding(delta: LoraDelta, bias: torch.Tensor | None) -> Any:

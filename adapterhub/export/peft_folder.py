@@ -157,6 +157,11 @@ class _Export:
                 "readers take.",
                 hint="Merge it into its base with `adapterhub merge`, or keep the form (plain=False).",
             )
+        if info.config.settings.target_parameters and self.form.plain:
+            raise AdapterIncompatibleError(
+                f"{self.adapter.ref} changes a mixture's experts as whole parameters, which few readers take.",
+                hint="Merge it into its base with `adapterhub merge`, or keep the form (plain=False).",
+            )
         # Few readers pass over the copies of the base's weights that PEFT saves with an adapted output layer.
         uniform = len(_ranks_and_scalings(info)) == 1 and not copied_weights(
             read_header(source / WEIGHTS_FILE)

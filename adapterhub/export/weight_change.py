@@ -13,11 +13,15 @@ from dataclasses import dataclass
 import torch
 
 from adapterhub.export.adapter_part import AdapterPart
+from adapterhub.export.expert_change import ExpertsPart
 
 
 @dataclass(frozen=True)
 class _Factors:
-    """`scaling * (b @ a)`, scaled to DoRA's magnitudes if there are some; times a weight."""
+    """`scaling * (b @ a)`, scaled to DoRA's magnitudes if there are some; times a weight.
+
+    Both may have a dimension more, for a mixture's experts.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
@@ -27,10 +31,21 @@ class _Factors:
 
     def merge_into(self, rows: torch.Tensor, block: slice) -> torch.Tensor:
         """The merged rows, whatever the weight; `rows` is overwritten."""
+        if self.a.ndim == 3:
+            return self._merge_experts(rows, block)
         merged = rows.add_((self.b[block] @ self.a).mul_(self.scaling))
         if self.magnitudes is None:
             return merged
         return merged.mul_((self.magnitudes[block] / torch.linalg.norm(merged, dim=1)).unsqueeze(1))
+
+    def _merge_experts(self, rows: torch.Tensor, block: slice) -> torch.Tensor:
+        """The same where the rows of all experts are one below the other."""
+        size = self.b.shape[1]
+        for expert in range(block.start // size, (block.stop - 1) // size + 1):
+            start, stop = max(block.start, expert * size), min(block.stop, (expert + 1) * size)
+            b = self.b[expert, start - expert * size : stop - expert * size]
+            rows[start - block.start : stop - block.start].add_((b @ self.a[expert]).mul_(self.scaling))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -39,9 +54,11 @@ class WeightChange:
 
     Attributes:
         parts: The adapters that change it, each with its own name of the module.
+        experts: What it holds of a mixture's parameter; None for a matrix of one layer.
     """
 
     parts: tuple[tuple[AdapterPart, str], ...]
+    experts: ExpertsPart | None = None
 
     @property
     def module(self) -> str:
@@ -54,7 +71,7 @@ class WeightChange:
         Raises:
             AdapterInvalidError: A file has become shorter.
         """
-        return LoadedChange([_read(part, module) for part, module in self.parts])
+        return LoadedChange([_read(part, module, self.experts) for part, module in self.parts])
 
 
 class LoadedChange:
@@ -86,7 +103,9 @@ class LoadedChange:
         return rows
 
 
-def _read(part: AdapterPart, module: str) -> _Factors:
+def _read(part: AdapterPart, module: str, experts: ExpertsPart | None) -> _Factors:
+    if experts:
+        return _Factors(*experts.read(part, module), None, part.weight)
     tensors = part.read(module)
     return _Factors(
         tensors["lora_A"],
@@ -100,5 +119,5 @@ def _read(part: AdapterPart, module: str) -> _Factors:
 def _concatenated(factors: Sequence[_Factors]) -> _Factors | None:
     if not factors:
         return None
-    b = torch.cat([one.b * one.scaling * one.weight for one in factors], dim=1)
-    return _Factors(torch.cat([one.a for one in factors]), b, 1.0, None, 1.0)
+    b = torch.cat([one.b * one.scaling * one.weight for one in factors], dim=-1)
+    return _Factors(torch.cat([one.a for one in factors], dim=-2), b, 1.0, None, 1.0)

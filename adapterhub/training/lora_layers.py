@@ -30,15 +30,15 @@ def lora_config(config: FinetuneConfig, base: _Base) -> LoraConfig:
     Raises:
         ConfigError: The base has no layer of a name in `lora.target_modules`, or none at all.
     """
-    lora = config.lora
+    lora, targets = config.lora, _target_modules(config, base)
     return LoraConfig(
         task_type="CAUSAL_LM",
         revision=config.revision,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_target_modules(config, base),
-        exclude_modules=sorted(base.linear_layers.beside) or None,
+        target_modules=targets,
+        exclude_modules=_others_of_these_names(targets, base) or None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
@@ -63,6 +63,16 @@ def _target_modules(config: FinetuneConfig, base: _Base) -> list[str]:
             hint=f"Its layers: {', '.join(known)}.",
         )
     return targets
+
+
+def _others_of_these_names(targets: list[str], base: _Base) -> list[str]:
+    """Modules that peft would adapt too: those of a vision tower, and what wraps a layer there."""
+    return sorted(
+        name
+        for name, _ in base.model.named_modules()
+        if name not in base.linear_layers.shapes
+        and any(f".{name}".endswith(f".{target}") for target in targets)
+    )
 
 
 class LearningCheck:

@@ -169,13 +169,42 @@ def test_the_shape_of_keys_and_values_is_found_layer_by_layer(kind: str, layers:
     assert list(runner.kv_shape.layers) == layers
 
 
-def test_a_refused_model_has_its_attention_back():
-    config = AutoConfig.for_model("mpt", vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4)
-    model = AutoModelForCausalLM.from_config(config).eval()
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "mpt": (
+        {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4},
+        "only 0 of its 2 attention layers go through transformers'",
+    ),
+    "doge": (PLAIN | {"keep_window_size": 8}, "its masks are of its own kind"),
+    "moshi": (
+        PLAIN | {"ffn_dim": 64, "sliding_window": 6, "num_codebooks": 2, "audio_vocab_size": 32},
+        "after the prompt, which attends to all of its tokens, the last 6 are left",
+    ),
+    "deepseek_v4": (
+        WINDOWS
+        | {
+            "layer_types": ["sliding_attention", "compressed_sparse_attention"] * 2,
+            "q_lora_rank": 16,
+            "o_lora_rank": 8,
+            "o_groups": 2,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_topk": 4,
+            "partial_rotary_factor": 0.5,
+        },
+        "it keeps more than keys and values",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refused_model_has_its_attention_back(kind: str):
+    settings, reason = REFUSED[kind]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval()
     prompt = torch.tensor([[5, 6, 7]])
     before = model(prompt).logits
-    with pytest.raises(
-        EngineError, match="only 0 of its 2 layers are attention that goes through transformers'"
-    ):
+    with pytest.raises(EngineError, match=reason):
         PackedRunner(base_of(model), max_loras=1)
     assert torch.equal(model(prompt).logits, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,20 +11,29 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adapterhub.base.loading import Base, load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.interface import Request
+from adapterhub.engine.output_format import OutputFormat
+from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.row_by_row import RowRunner
-from adapterhub.engine.runners.row_forward import Continuation
-from adapterhub.errors import EngineError
+from adapterhub.engine.runners.row_forward import Continuation, state_bytes
+from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.errors import EngineError, GenerationError, RequestTooLongError
+from adapterhub.evaluation.measuring import Measurer
+from adapterhub.lora.loading import load_folder_deltas
+from adapterhub.training.tokenizing import IGNORE_INDEX, TokenizedExample
 from tests.engine.maker import (
     NOTHING,
     Reference,
     counts,
     make_adapters,
+    outcomes,
     prompt_of,
     request,
     sources_of,
@@ -164,3 +174,134 @@ def test_an_encoder_is_refused(bloom: World):
     encoder = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(EngineError, match="it is no decoder"):
         RowRunner(replace(bloom.load(), model=encoder), max_loras=1)
+
+
+# A step that fails
+
+
+def test_after_a_failed_step_every_sequence_goes_on(world: World):
+    """A pass fails when the caches have its tokens already: the step is tried again, and nothing counts twice."""
+    base = world.load()
+    failing = iter([False] * 7 + [True] + [False] * 4 + [True])
+
+    def fail(*_: object) -> None:
+        if next(failing, False):
+            raise RuntimeError("a passing fault")
+
+    base.model.get_output_embeddings().register_forward_pre_hook(fail)
+    engine = BatchingEngine(base, EngineLimits(kv_cache_mib=16), runner=RowRunner(base, max_loras=2))
+    got = [list(one.token_ids) for (one,) in engine.generate([request(prompt) for prompt in PROMPTS])]
+    assert got == [world.peft.generate(None, prompt, 12) for prompt in PROMPTS]
+    assert next(failing, None) is None, "it failed twice"
+    engine.close()
+
+
+def test_a_sequence_that_always_fails_ends_alone(bloom: World):
+    base, poison = bloom.load(), VOCABULARY - 1
+
+    def fail(_: object, inputs: tuple[torch.Tensor]) -> None:
+        if (inputs[0] == poison).any():
+            raise RuntimeError("poisoned")
+
+    base.model.get_input_embeddings().register_forward_pre_hook(fail)
+    engine = BatchingEngine(base, EngineLimits(kv_cache_mib=16), runner=RowRunner(base, max_loras=2))
+    got = outcomes(engine, [request(PROMPTS[0]), request([5, poison, 7]), request(PROMPTS[2])])
+    assert isinstance(got[1], GenerationError)
+    assert [got[0], got[2]] == [bloom.peft.generate(None, PROMPTS[index], 12) for index in (0, 2)]
+    assert counts(engine) == NOTHING
+    engine.close()
+
+
+def test_tokens_that_are_dropped_leave_nothing_behind(world: World):
+    runner = RowRunner(world.load(), max_loras=1)
+    slots, _ = runner.make_caches(1 << 20)
+    slot, prompt = slots.allocate(20), PROMPTS[2]
+    assert slot
+    runner.step([ScheduledSequence(slot, prompt, None, True)])
+    runner.step([ScheduledSequence(slot, [17], None, True)])
+    slot.length -= 1
+    logits = runner.step([ScheduledSequence(slot, [23], None, True)])
+    wanted = world.peft.logits(None, [*prompt, 23])[-1]
+    assert torch.allclose(logits[0], wanted, atol=1e-4)
+    assert slot.length == len(prompt) + 1
+
+
+# Memory
+
+
+@pytest.mark.parametrize("name", ["bloom", "mamba2", "jamba"])
+def test_a_slot_counts_the_bytes_that_transformers_cache_takes(worlds, name: str):
+    runner = RowRunner(worlds(name).load(), max_loras=1)
+    slots, _ = runner.make_caches(1 << 20)
+    slot = slots.allocate(60)
+    assert slot
+    runner.step([ScheduledSequence(slot, prompt_of(0, 59), None, True)])
+    runner.step([ScheduledSequence(slot, [5], None, True)])
+    assert slots.bytes == state_bytes(slot.take_state()) + 60 * 8
+    assert (slots.num_slots, slots.allocated_tokens) == (1, 60)
+    slots.free(slot)
+    assert (slots.num_slots, slots.allocated_tokens, slots.bytes) == (0, 0, 0)
+
+
+def test_sequences_wait_until_there_is_room(bloom: World):
+    runner = RowRunner(bloom.load(), max_loras=1)
+    slots, _ = runner.make_caches(100 * (1024 + 8))
+    assert slots.max_tokens == 100
+    assert slots.can_ever_fit(100)
+    assert not slots.can_ever_fit(101)
+    first = slots.allocate(60)
+    assert first
+    assert slots.allocate(41) is None
+    slots.free(first)
+    assert slots.allocate(100)
+    slots.clear()
+    assert slots.num_slots == 0
+
+
+def test_a_request_that_never_fits_is_refused(bloom: World):
+    engine = bloom.engine(kv_cache_mib=1)
+    with pytest.raises(RequestTooLongError, match="never fit the 1016 tokens"):
+        engine.generate([request([5] * 1010)])
+    engine.close()
+
+
+# Whatever else the engine does
+
+
+def test_answers_stream_end_early_and_keep_a_format(bloom: World):
+    engine = bloom.engine()
+    stream = engine.stream(request(PROMPTS[0]))
+    first = [next(stream).token_id for _ in range(3)]
+    assert first == bloom.peft.generate(None, PROMPTS[0], 3)
+    stream.close()
+    sampling = SamplingParams(max_tokens=12, temperature=1.0, seed=1, n=3)
+    answers = engine.generate([Request(PROMPTS[2], None, sampling, OutputFormat.of(regex="[a-c]{4}"))])[0]
+    assert all(re.fullmatch("[a-c]{4}", answer.text) for answer in answers)
+    assert len({answer.text for answer in answers}) > 1
+    assert counts(engine) == NOTHING
+    engine.close()
+
+
+@pytest.mark.parametrize("adapter", [None, "json"])
+def test_scores_are_the_logits_of_whole_sequences(world: World, adapter: str | None):
+    base = world.load()
+    runner = RowRunner(base, max_loras=1)
+    runner.load_adapter(
+        0,
+        load_folder_deltas(world.adapters["json"], base.model, base.linear_layers, dtype=base.compute_dtype),
+    )
+    positions = [[20, 21, 29], [], [0, 10]]
+    got = runner.score(PROMPTS, positions, 0 if adapter else None)
+    wanted = [world.peft.logits(adapter, one)[each] for one, each in zip(PROMPTS, positions, strict=True)]
+    assert torch.allclose(got, torch.cat(wanted), atol=1e-3, rtol=1e-4)
+
+
+def test_evaluation_takes_any_base(bloom: World):
+    ids = PROMPTS[0]
+    example = TokenizedExample(ids, [IGNORE_INDEX] * 20 + ids[20:])
+    with Measurer(bloom.load()) as measurer:
+        (loss,) = measurer.losses([example], None, lambda _: None)
+    logits = bloom.peft.logits(None, ids)[19:-1]
+    assert loss == pytest.approx(
+        float(cross_entropy(logits, torch.tensor(ids[20:]), reduction="sum")), rel=1e-4
+    )

@@ -6,7 +6,7 @@ that calls, and not in keyword arguments: some models hand those no further than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ class AttentionCall:
         value: Shape (1, kv_heads, tokens, value_width).
         scale: Factor of the scores.
         window: How many tokens a token attends to, itself included; None for all, or if the mask says it.
-        mask_function: In a probe, transformers' function of the mask, if the model's is made of one.
+        mask: What the model hides by, within `PackedAttention.noting_masks`; its `mask_function` is transformers'.
         softcap: Scores are bounded by it: `softcap * tanh(score / softcap)`.
         sinks: Shape (heads,): a score that takes its part of the attention and has no value.
     """
@@ -52,7 +52,7 @@ class AttentionCall:
     value: torch.Tensor
     scale: float
     window: int | None = None
-    mask_function: Callable[..., torch.Tensor] | None = None
+    mask: torch.Tensor | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
 
@@ -143,6 +143,5 @@ def _attend(
                 f"The base's attention cannot be computed in a packed batch: it has {_UNSUPPORTED[name]}."
             )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    mask_function = getattr(attention_mask, "mask_function", None)
-    call = AttentionCall(module, query, key, value, scale, sliding_window, mask_function, softcap, s_aux)
+    call = AttentionCall(module, query, key, value, scale, sliding_window, attention_mask, softcap, s_aux)
     return attention.step.attend(call), None

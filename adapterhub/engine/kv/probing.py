@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from adapterhub.engine.kv.attention import AttentionCall
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
 from adapterhub.engine.kv.shape import LayerShape
+from adapterhub.errors import EngineError
+
+_PLAIN_LAYERS = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    DummyLayer,
+)  # of transformers' cache, and not subclasses
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,18 @@ class AttentionProbe:
         heads, kv_heads = call.query.shape[1], call.key.shape[1]
         return call.value.repeat_interleave(heads // kv_heads, dim=1).transpose(1, 2)
 
+    def check_cache(self, config: Any) -> None:
+        """Checks that transformers' own cache holds keys and values alone, of every token that a mask shows.
+
+        Raises:
+            EngineError: It does not.
+        """
+        cached = DynamicCache(config=config).layers
+        for module, layer in zip(self.modules, self.layers, strict=True):
+            index = getattr(module, "layer_idx", None)
+            if index in range(len(cached)):
+                _check_cache_layer(cached[index], layer.mask)
+
     def _kv_layer(self, key: torch.Tensor, value: torch.Tensor) -> tuple[int, bool]:
         for index, stored in enumerate(self._stored):
             if key is stored[0] and value is stored[1]:
@@ -62,11 +89,35 @@ class AttentionProbe:
 
     def _mask(self, call: AttentionCall) -> AttentionMask:
         """Calls with the same mask get the same object: a step then makes it once."""
-        key = call.mask_function or call.window
+        function = getattr(call.mask, "mask_function", None)
+        if call.mask is not None and function is None:
+            raise EngineError(
+                "The base's attention cannot be computed in a packed batch: its masks are of its own kind."
+            )
+        key = function or call.window
         if key not in self._masks:
-            if call.mask_function is not None:
-                mask = AttentionMask.of_function(call.mask_function, call.query.device)
-            else:
-                mask = AttentionMask.of_window(call.window) if call.window else CAUSAL
-            self._masks[key] = mask
+            self._masks[key] = _mask_of(function, call.window, call.query.device)
         return self._masks[key]
+
+
+def _mask_of(
+    function: Callable[..., torch.Tensor] | None, window: int | None, device: torch.device
+) -> AttentionMask:
+    if function is not None:
+        return AttentionMask.of_function(function, device)
+    return AttentionMask.of_window(window) if window else CAUSAL
+
+
+def _check_cache_layer(cached: Any, mask: AttentionMask) -> None:
+    if type(cached) not in _PLAIN_LAYERS and not isinstance(cached, LinearAttentionCacheLayerMixin):
+        raise EngineError(
+            "The base's attention cannot be computed in a packed batch: it keeps more than keys and values "
+            f"({type(cached).__name__})."
+        )
+    # Moshi's masks show all tokens, and its cache has the last ones.
+    window = getattr(cached, "sliding_window", None)
+    if window is not None and mask.causal_until > window:
+        raise EngineError(
+            f"The base's attention cannot be computed in a packed batch: after the prompt, which attends to all of its "
+            f"tokens, the last {window} are left."
+        )

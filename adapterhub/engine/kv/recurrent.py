@@ -98,8 +98,8 @@ class RecurrentLayers:
         """What a layer's module computes in place of its own `forward`."""
         if not self._groups:
             raise EngineError("The base was called outside its engine, which owns it.")
-        kwargs.pop(layer.cache_argument, None)  # the model was called without a cache
-        outputs = [self._run(layer, forward, group, args, kwargs) for group in self._groups]
+        arguments = layer.named(args, kwargs)
+        outputs = [self._run(layer, forward, group, arguments) for group in self._groups]
         return _join(self._groups, outputs, self._num_tokens)
 
     def _run(
@@ -107,8 +107,7 @@ class RecurrentLayers:
         layer: StatefulLayer,
         forward: Callable[..., Any],
         group: _Group,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
+        arguments: Mapping[str, Any],
     ) -> Any:
         """The layer's output for one group, whose new states wait for `_commit`."""
         states = {} if group.states.is_empty else {index: group.states.read(index) for index in layer.states}
@@ -116,13 +115,12 @@ class RecurrentLayers:
         one_by_one = states and not layer.continues_chunks
         outputs = []
         for select in group.calls(one_by_one=bool(one_by_one)):
-            selected = [select(value) if is_of_tokens(value, self._num_tokens) else value for value in args]
-            named = {
+            selected = {
                 name: select(value) if is_of_tokens(value, self._num_tokens) else value
-                for name, value in kwargs.items()
+                for name, value in arguments.items()
             }
             with self._lora.using(group.mapping):
-                outputs.append(forward(*selected, **named, **{layer.cache_argument: cache}))
+                outputs.append(forward(**selected, **{layer.cache_argument: cache}))
         for index, computed in layer.states_of(cache).items():
             group.states.keep(index, computed)
         return outputs[0] if len(outputs) == 1 else _concatenate(outputs)

@@ -6,7 +6,8 @@ cache and fills one is the module to wrap. No name of a model or of a layer is u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +36,7 @@ class StatefulLayer:
 
     Attributes:
         module: The module, which transformers calls with a cache.
+        parameters: The names of its arguments that may be passed without a name.
         cache_argument: The name of the argument that the cache is passed in.
         states: Index among the states of the base -> the state; those that this module reads and writes.
         continues_chunks: Whether it can continue a sequence by several tokens at once. Mamba 1 in transformers cannot:
@@ -42,9 +44,16 @@ class StatefulLayer:
     """
 
     module: torch.nn.Module
+    parameters: tuple[str, ...]
     cache_argument: str
     states: Mapping[int, StateShape]
     continues_chunks: bool = True
+
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name, without the cache."""
+        named = dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
+        named.pop(self.cache_argument, None)
+        return named
 
     def make_cache(self, states: Mapping[int, torch.Tensor] | None = None) -> Cache:
         """A cache of transformers with the states of some sequences; empty without them.
@@ -77,8 +86,7 @@ class _Call:
 
     module: torch.nn.Module
     cache_argument: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    arguments: dict[str, Any]
     keys: list[_StateKey] = field(default_factory=list)
 
 
@@ -115,17 +123,30 @@ def find_stateful_layers(
     ]
     layers = []
     continues: dict[type, bool] = {}
-    for call in calls:
+    for call in _outermost(calls):
         states = {index: one for index, one in enumerate(shapes) if _key(one) in call.keys}
         if len({one.layer for one in states.values()}) > 1:
             raise EngineError(
                 f"A {type(model).__name__} cannot be served in a packed batch: its layers share states."
             )
-        layer, kind = StatefulLayer(call.module, call.cache_argument, states), type(call.module)
+        layer = StatefulLayer(call.module, _parameters(call.module), call.cache_argument, states)
+        kind = type(call.module)
         if kind not in continues:
             continues[kind] = _continues_chunks(layer, call)
         layers.append(replace(layer, continues_chunks=continues[kind]))
     return layers, tuple(shapes)
+
+
+def _outermost(calls: Iterable[_Call]) -> list[_Call]:
+    """The calls of modules that are not within another one's, with the states of those that are within."""
+    kept: list[_Call] = []
+    for call in sorted(calls, key=lambda one: -sum(1 for _ in one.module.modules())):
+        outer = next((one for one in kept if call.module in set(one.module.modules())), None)
+        if outer:
+            outer.keys += call.keys
+        else:
+            kept.append(call)
+    return kept
 
 
 def _key(shape: StateShape) -> _StateKey:
@@ -152,14 +173,15 @@ def _probe(model: Any, device: torch.device) -> tuple[list[_Call], Cache]:
     caches: list[Cache] = []
 
     def enter(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if name := _cache_argument(kwargs):
-            before.append(set(_states(kwargs[name])))
+        if (cache := _cache_in([*args, *kwargs.values()])) is not None:  # an empty one is false
+            before.append(set(_states(cache)))
 
     def leave(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if name := _cache_argument(kwargs):
-            caches[:] = [kwargs[name]]
-            new = _states(kwargs[name]).keys() - before.pop()
-            call = _Call(module, name, args, {key: value for key, value in kwargs.items() if key != name})
+        if (cache := _cache_in([*args, *kwargs.values()])) is not None:  # an empty one is false
+            caches[:] = [cache]
+            new = _states(cache).keys() - before.pop()
+            named = dict(zip(_parameters(module), args, strict=False)) | kwargs
+            call = _Call(module, next(name for name in named if named[name] is cache), named)
             for key in new - owners.keys():  # an inner module ends first
                 owners[key] = call
                 call.keys.append(key)
@@ -187,9 +209,8 @@ def _continues_chunks(layer: StatefulLayer, call: _Call) -> bool:
     tokens = _PROBE_TOKENS // 2
 
     def run(chunk: slice, cache: Cache) -> tuple[torch.Tensor, ...]:
-        args = [_chunk_of(value, chunk) for value in call.args]
-        kwargs = {name: _chunk_of(value, chunk) for name, value in call.kwargs.items()}
-        output = layer.module(*args, **kwargs, **{layer.cache_argument: cache})
+        arguments = {name: _chunk_of(value, chunk) for name, value in call.arguments.items()}
+        output = layer.module(**{**arguments, layer.cache_argument: cache})
         return output if isinstance(output, tuple) else (output,)
 
     first = layer.make_cache()
@@ -215,8 +236,12 @@ def is_of_tokens(value: Any, num_tokens: int) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[:2] == (1, num_tokens)
 
 
-def _cache_argument(kwargs: Mapping[str, Any]) -> str | None:
-    return next((name for name, value in kwargs.items() if isinstance(value, Cache)), None)
+def _parameters(module: torch.nn.Module) -> tuple[str, ...]:
+    return tuple(inspect.signature(module.forward).parameters)
+
+
+def _cache_in(values: Iterable[Any]) -> Cache | None:
+    return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def _states(cache: Cache) -> dict[_StateKey, torch.Tensor]:

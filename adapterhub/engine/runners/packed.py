@@ -165,6 +165,7 @@ class PackedRunner:
         model, probe = self._base.model, AttentionProbe()
         with self._attention.noting_masks():
             self._run_model([0], [0], [0], probe)
+        probe.check_cache(model.config)
         attending, num_layers = len(probe.layers), num_attention_layers(model)
         if attending < num_layers:
             raise EngineError(

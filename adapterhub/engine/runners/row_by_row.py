@@ -114,8 +114,8 @@ class RowRunner:
 
 
 def _trial_tokens(base: Base) -> list[int]:
-    """A text of the base's own tokens, as long as its context allows."""
-    token_ids: list[int] = base.tokenizer.encode(_TRIAL_TEXT, add_special_tokens=False)
+    """A text in the base's own tokens; the first ones of its vocabulary if its tokenizer knows few of the letters."""
+    token_ids = [*base.tokenizer.encode(_TRIAL_TEXT, add_special_tokens=False), *range(TRIAL_TOKENS)]
     return token_ids[: min(TRIAL_TOKENS, base.context_length)]
 
 
