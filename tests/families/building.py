@@ -100,16 +100,18 @@ def adapter_targets(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             if parameter.ndim == 3 and "experts" in name.split(".")[-2]
         }
     )
-    if fused:
-        yield "linear layers and experts", {"target_modules": "all-linear", "target_parameters": fused}
-    yield "linear layers", {"target_modules": "all-linear"}
     plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
-    head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
-    yield (
-        "linear layers but routers",
-        {"target_modules": plain - head},
-    )  # some are a subclass that PEFT breaks
-    yield "attention", {"target_modules": {name for name in plain if "attn" in name or "attention" in name}}
+    plain -= {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
+    choices: dict[str, Any] = {
+        "linear layers": "all-linear",
+        "linear layers but routers": plain,
+        "linear layers but out_proj": {one for one in plain if "out_proj" not in one},
+        "attention": {one for one in plain if "attn" in one or "attention" in one},
+    }
+    for name, modules in choices.items():
+        if fused and name != "attention":
+            yield f"{name}, experts", {"target_modules": modules, "target_parameters": fused}
+        yield name, {"target_modules": modules}
 
 
 def adapted(model: Any, settings: dict[str, Any]) -> PeftModel:

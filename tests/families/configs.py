@@ -206,7 +206,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "audio_config": {"adapter_out_dim": 32},
     },
     "dots3_note_text": _DOTS_3,
-    "emu3": {},
+    "emu3": {"vocabulary_map": {"<image>": VOCABULARY - 1}},
     "ernie4_5": {},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2},
     "exaone4": {**_WINDOWS},
