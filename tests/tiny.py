@@ -274,7 +274,7 @@ def make_adapter(
     """Writes a random LoRA adapter for a base in PEFT's own format, and returns its folder."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    settings.setdefault("target_modules", ATTENTION[model.config.model_type])
+    settings.setdefault("target_modules", ATTENTION.get(model.config.model_type))
     settings.setdefault("fan_in_fan_out", model.config.model_type == "gpt2")
     adapted = get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **settings))
     for name, parameter in adapted.named_parameters():

@@ -42,7 +42,7 @@ def check_against_base(info: AdapterInfo, adapter_folder: Path, base_folder: Pat
     if layers is None:
         return ("its shapes were not checked: the base's model is known to code in its folder only",)
     names = check_fit(info.modules, layers, info.config.settings, targets=True)
-    check_further_fit(info.further, layers, info.config.settings, names)
+    check_further_fit(info.further, layers, names, info.config.settings)
     check_copied_weights(adapter_folder, base_folder, layers)
     return _unused(names, layers)
 

@@ -11,15 +11,18 @@ from adapterhub.peft_format.further_weights import FurtherWeights, TokenRows
 
 
 def check_further_fit(
-    further: FurtherWeights, layers: LinearLayers, settings: LoraSettings, adapted: Mapping[str, str]
+    further: FurtherWeights,
+    layers: LinearLayers,
+    adapted: Mapping[str, str],
+    settings: LoraSettings | None = None,
 ) -> dict[str, str]:
     """Checks that a base has the modules that an adapter changes in other ways than by LoRA on linear layers.
 
     Args:
         further: What the adapter changes.
         layers: The base's layers.
-        settings: The adapter's settings; all modules that `modules_to_save` asks for must have weights.
         adapted: The linear layers that the adapter changes by LoRA, from `check_fit`.
+        settings: If given, every module that their `modules_to_save` asks for must have weights in the adapter.
 
     Returns:
         Module name in the adapter -> its name in the model.
@@ -38,7 +41,8 @@ def check_further_fit(
         _check_rows(module, rows, layers, names[module])
     for module, parameters in further.saved.items():
         _check_saved(module, parameters, layers.replaceable.get(names[module]))
-    _check_complete(further, layers, settings, names)
+    if settings:
+        _check_complete(further, layers, settings, names)
     _refuse_two_ways([*adapted.values(), *names.values(), *tied_heads(further, layers, names).values()])
     return names
 

@@ -11,13 +11,22 @@ import torch
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.fit import check_against_base, check_fit
+from adapterhub.base.further_fit import check_further_fit, tied_heads
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, ExportError
 from adapterhub.export.round_trip import QUANT_TYPES, RoundTrip
 from adapterhub.lora.blending.resolving import check_weight, format_weight, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
-from adapterhub.peft_format.config import WEIGHTS_FILE, LoraParameter, parse_tensors
+from adapterhub.peft_format.config import (
+    WEIGHTS_FILE,
+    FurtherParameter,
+    LoraParameter,
+    copied_weights,
+    further_names,
+    parse_tensor_name,
+    saved_weights,
+)
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 from adapterhub.registry import AdapterRegistry
 from adapterhub.registry.cards import AdapterCard
@@ -69,11 +78,6 @@ class AdapterPart:
             AdapterIncompatibleError: It is of a kind that cannot be merged.
         """
         info, card = inspect_adapter(folder), AdapterCard.of_folder(folder)
-        if info.further:
-            raise AdapterIncompatibleError(
-                f"The adapter changes {info.further.names[0]!r} by more than LoRA on linear layers.",
-                hint="Merge it with PEFT's merge_and_unload.",
-            )
         if card:
             check_digest(card.ref, card.digest, info.digest)
         return cls(folder, weight, info, card)
@@ -115,32 +119,47 @@ class AdapterPart:
             )
 
     def module_names(self, layers: LinearLayers) -> dict[str, str]:
-        """The module's name in the model -> the adapter's name of it."""
-        return {
-            name: module
-            for module, name in check_fit(self.info.modules, layers, self.info.config.settings).items()
-        }
+        """The module's name in the model -> the adapter's name of it; of all that the adapter changes."""
+        further, lora = self.info.further, check_fit(self.info.modules, layers, self.info.config.settings)
+        others = check_further_fit(further, layers, lora)
+        heads = tied_heads(further, layers, others)
+        return {name: module for found in (lora, others, heads) for module, name in found.items()}
 
-    def read(self, module: str) -> dict[LoraParameter, torch.Tensor]:
-        """Reads the tensors of one of its modules, in float32.
+    def read(self, module: str) -> dict[LoraParameter | FurtherParameter, torch.Tensor]:
+        """Reads the tensors of one of its modules by their parameters, in float32.
 
         Raises:
             AdapterInvalidError: The file has become shorter.
         """
-        path = self.folder / WEIGHTS_FILE
+        return {part: self._read(name) for part, name in self._tensors[module].items()}
+
+    def read_saved(self, parameter: str) -> torch.Tensor:
+        """Reads a parameter of a module that it replaces as a whole; otherwise as `read`."""
+        return self._read(saved_weights(self._header, self.info.config.settings)[parameter])
+
+    def _read(self, name: str) -> torch.Tensor:
+        path, info = self.folder / WEIGHTS_FILE, self._header[name]
+        data = bytearray(info.end - info.start)
         with path.open("rb", buffering=0) as file:
-            tensors = {}
-            for part, info in self._tensors[module].items():
-                data = bytearray(info.end - info.start)
-                file.seek(info.start)
-                if file.readinto(data) < len(data):
-                    raise AdapterInvalidError(f"{path.name} became shorter while it was read.")
-                tensors[part] = torch.frombuffer(data, dtype=_DTYPES[info.dtype]).reshape(info.shape).float()
-        return tensors
+            file.seek(info.start)
+            if file.readinto(data) < len(data):
+                raise AdapterInvalidError(f"{path.name} became shorter while it was read.")
+        return torch.frombuffer(data, dtype=_DTYPES[info.dtype]).reshape(info.shape).float()
 
     @cached_property
-    def _tensors(self) -> dict[str, dict[LoraParameter, TensorInfo]]:
-        return parse_tensors(read_header(self.folder / WEIGHTS_FILE))
+    def _header(self) -> dict[str, TensorInfo]:
+        return read_header(self.folder / WEIGHTS_FILE)
+
+    @cached_property
+    def _tensors(self) -> dict[str, dict[LoraParameter | FurtherParameter, str]]:
+        """Module -> parameter -> tensor."""
+        further = further_names(self._header)
+        passed = {*copied_weights(self._header).values(), *further}
+        names = {name: parse_tensor_name(name) for name in self._header if name not in passed}
+        tensors: dict[str, dict[LoraParameter | FurtherParameter, str]] = {}
+        for name, (module, part) in {**names, **further}.items():
+            tensors.setdefault(module, {})[part] = name
+        return tensors
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ def merge_adapter(
     """Merges an adapter or a blend into its base's weights on disk, as a model that transformers loads without PEFT.
 
     Config, tokenizer, chat template and generation config are the base's but where the adapter's prompt profile and
-    tokenizer files differ. Tied embeddings stay tied, unless the adapter changes the output layer: then that layer is
-    written on its own, and the config says so.
+    tokenizer files differ. Tied embeddings stay tied, unless the adapter changes the output layer and the embedding in
+    different ways: then that layer is written on its own, and the config says so.
 
     Args:
         base_folder: The base in 16 or 32 bits: `config.json` and safetensors, in one file or in shards.
@@ -225,8 +225,8 @@ class _Merge:
             )
         if report.untied:
             details.append(
-                f"The adapter changes {', '.join(map(repr, report.untied))}, which shares the embedding's weights in "
-                "the base and no longer does here: `tie_word_embeddings` is false in the config."
+                f"{', '.join(map(repr, report.untied))} shares the embedding's weights in the base and no longer does "
+                "here, since the adapter changes one of them: `tie_word_embeddings` is false in the config."
             )
         sections = [" ".join(details)]
         if report.verification:
@@ -256,7 +256,9 @@ class _Merge:
     @cached_property
     def report(self) -> MergeReport:
         plan = self.plan
-        uses_dora = any(part.info.config.settings.use_dora for part in plan.adapters.parts)
+        infos = [part.info for part in plan.adapters.parts]
+        uses_dora = any(info.config.settings.use_dora for info in infos)
+        replaces = any(info.further.saved or info.further.tokens for info in infos)
         return MergeReport(
             base=base_name(plan.adapters.main.card, plan.base, self.fingerprint),
             base_digest=self.fingerprint.digest,
@@ -265,7 +267,7 @@ class _Merge:
             parts=tuple(
                 MergedAdapter(part.ref, part.info.digest, part.weight) for part in plan.adapters.parts
             ),
-            method=_method(uses_dora, plan.adapters.is_blend),
+            method=_method(uses_dora, plan.adapters.is_blend) + (", or replaced" if replaces else ""),
             exact=str(plan.round_trip) if plan.round_trip else None,
             dtypes=plan.dtypes,
             merged=sum(tensor.change is not None for tensor in plan.tensors),

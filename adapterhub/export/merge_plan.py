@@ -66,8 +66,9 @@ class MergePlan:
     @cached_property
     def untied(self) -> tuple[str, ...]:
         """Weights that share the embedding's values in the base, and are written on their own."""
-        tied = (name for name in self.changes if self.tied_with(f"{name}.weight"))
-        return tuple(f"{name}.weight" for name in tied)
+        head = f"{self.layers.head}.weight"
+        tied = self.tied_with(head)
+        return () if tied is None or self.changes.get(head) == self.changes.get(tied) else (head,)
 
     def files(self) -> dict[str, bytes]:
         """The base's files whose content the plan changes: `config.json` and the index of the shards."""
@@ -108,9 +109,10 @@ class MergePlan:
         return tuple(sorted(written, key=lambda tensor: -DTYPE_BYTES[tensor.dtype]))
 
     def _output(self, name: str, file: Path, info: TensorInfo) -> OutputTensor:
-        module = self._modules_of_weights.get(name)
-        change = self._change_of(name, module) if module else None
-        round_trip = self.round_trip if module in self._round_tripped else None
+        parameter = self._parameters_of_tensors.get(name)
+        module, _, own_name = (parameter or "").rpartition(".")
+        change = self._change_of(name, parameter) if parameter else None
+        round_trip = self.round_trip if parameter in self._round_tripped else None
         if (change or round_trip) and info.dtype not in _MERGED_DTYPES:
             raise ExportError(
                 f"The base's weight {name!r} is stored as {info.dtype}, which cannot take an adapter.",
@@ -124,40 +126,49 @@ class MergePlan:
             dtype,
             change,
             round_trip,
-            bool(module in self.layers.transposed and (change or round_trip)),
+            bool(module in self.layers.transposed and own_name == "weight" and (change or round_trip)),
         )
 
     @cached_property
     def changes(self) -> dict[str, WeightChange]:
-        """The model's name of a module -> what changes it."""
+        """The model's name of a parameter -> what changes it."""
         parts: dict[str, list[tuple[AdapterPart, str]]] = {}
         for part in self.adapters.parts:
             for name, module in part.module_names(self.layers).items():
-                parts.setdefault(name, []).append((part, module))
-        return {name: WeightChange(tuple(found)) for name, found in parts.items()}
+                for parameter in self._parameters(part, module, name):
+                    parts.setdefault(parameter, []).append((part, module))
+        return {name: WeightChange(name.rpartition(".")[2], tuple(found)) for name, found in parts.items()}
+
+    def _parameters(self, part: AdapterPart, module: str, name: str) -> tuple[str, ...]:
+        """The parameters that an adapter changes of a module, by its name there and in the model."""
+        if name in self.layers.parameter_shapes:
+            return (name,)
+        return tuple(f"{name}.{own_name}" for own_name in part.info.further.saved.get(module, ("weight",)))
 
     @cached_property
     def _round_tripped(self) -> frozenset[str]:
         if self.round_trip is None:
             return frozenset()
         # They have other names in the whole model where training loads the decoder alone.
-        return frozenset(filter(None, map(self.layers.find, quantized_modules(self.base))))
+        modules = filter(None, map(self.layers.find, quantized_modules(self.base)))
+        return frozenset(f"{module}.weight" for module in modules)
 
     @cached_property
-    def _modules_of_weights(self) -> dict[str, str]:
-        """The name of a tensor in the files -> the module whose weight it is, for those that are not only copied."""
+    def _parameters_of_tensors(self) -> dict[str, str]:
+        """The name of a tensor in the files -> the parameter that it is, for those that are not only copied."""
         wanted = dict.fromkeys((*self.changes, *sorted(self._round_tripped)))
         pieces = {
             tensor: piece.parameter for tensor, piece in self._pieces.items() if piece.parameter in wanted
         }
         whole = wanted.keys() - set(pieces.values())
-        return {self._weight_of(name): name for name in wanted if name in whole} | pieces
+        found = {name: self._tensor_of(name) for name in wanted if name in whole}
+        return {tensor: name for name, tensor in found.items() if tensor} | pieces
 
-    def _change_of(self, tensor: str, name: str) -> WeightChange | None:
-        change, shape = self.changes.get(name), self.layers.parameter_shapes.get(name)
+    def _change_of(self, tensor: str, parameter: str) -> WeightChange | None:
+        change, shape = self.changes.get(parameter), self.layers.parameter_shapes.get(parameter)
         if change is None or shape is None or shape.experts == 1:
             return change
-        part = ExpertsPart(name, shape, self._pieces.get(tensor), self._expert_reader)
+        part = ExpertsPart(parameter, shape, self._pieces.get(tensor), self._expert_reader)
         return replace(change, experts=part)
 
     @cached_property
@@ -169,19 +180,21 @@ class MergePlan:
     def _expert_reader(self) -> ExpertReader:
         return ExpertReader()
 
-    def _weight_of(self, module: str) -> str:
-        parameter = module if module in self.layers.parameter_shapes else f"{module}.weight"
+    def _tensor_of(self, parameter: str) -> str | None:
+        """The tensor of a parameter; None if another one's stands for both."""
         tensor = self._in_files.get(parameter)
-        if self.tied_with(parameter):
-            return tensor or parameter
-        if parameter in self.layers.tied.values():
+        head = f"{self.layers.head}.weight"
+        pair = (head, self.tied_with(head))
+        if parameter in pair and None not in pair:
+            return tensor or (parameter if self.untied else None)
+        if parameter in self.layers.tied or parameter in self.layers.tied.values():
             raise ExportError(
-                f"The base shares the weight of {module!r} with other layers, which a merge would change too.",
+                f"The base shares {parameter!r} with other layers, which a merge would change too.",
                 hint="Train without it.",
             )
         if tensor is None:
             raise ExportError(
-                f"The base's files have no weight that is {module!r} as it stands.",
+                f"The base's files have no weight that is {parameter!r} as it stands.",
                 hint="transformers splits or joins weights when it loads them; merge with PEFT's merge_and_unload.",
             )
         return tensor

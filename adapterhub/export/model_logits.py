@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig
 
-    from adapterhub.lora.delta import LoraDelta
+    from adapterhub.lora.delta import LoraDelta, ModuleDelta
     from adapterhub.lora.parameter_delta import ParameterDelta
 
 _LOGITS_IN_PASS = 2**24  # 64 MiB
@@ -193,24 +193,38 @@ def _add(adapter: LoraRequest, model: Any, folder: Path) -> None:
     import torch
     from accelerate.utils.modeling import align_module_device
 
-    from adapterhub.lora.delta import LoraDelta
     from adapterhub.lora.loading import load_adapter_deltas
     from adapterhub.lora.parameter_delta import ParameterDelta
 
-    layers = LinearLayers.of_model(model, folder)
+    # Weights that accelerate left on disk do not show which of them are tied.
+    layers = LinearLayers.of_folder(folder) or LinearLayers.of_model(model, folder)
     for name, delta in load_adapter_deltas(adapter, model, layers, dtype=torch.float32).items():
         if type(delta) is ParameterDelta:
             _change_parameters(model.get_submodule(name), delta)
             continue
-        if type(delta) is not LoraDelta:
-            raise AdapterIncompatibleError(
-                f"The adapter changes {name!r} by more than LoRA on a linear layer, which is not verified.",
-                hint="Leave the verification out: --no-verify (verify=False).",
-            )
         layer = model.get_submodule(name)
         with align_module_device(layer):
-            bias = None if getattr(layer, "bias", None) is None else layer.bias.clone()
-        layer.register_forward_hook(_adding(delta, bias))
+            layer.register_forward_hook(_changing(layer, delta))
+
+
+def _changing(layer: Any, delta: ModuleDelta) -> Any:
+    import torch
+
+    from adapterhub.lora.delta import LoraDelta
+    from adapterhub.lora.module_deltas import EmbeddingDelta, SavedModuleDelta, TokenRowsDelta
+    from adapterhub.lora.module_layers import slot_module
+
+    match delta:
+        case EmbeddingDelta() | SavedModuleDelta() | TokenRowsDelta():
+            module = slot_module(layer, delta, torch.float32)
+            return lambda _, inputs, output: module(inputs[0], output)
+        case LoraDelta():
+            bias = getattr(layer, "bias", None)
+            return _adding(delta, None if bias is None else bias.clone())
+    raise AdapterIncompatibleError(
+        f"An adapter with {type(delta).__name__} is not verified.",
+        hint="Leave the verification out: --no-verify (verify=False).",
+    )
 
 
 def _change_parameters(module: Any, delta: ParameterDelta) -> None:

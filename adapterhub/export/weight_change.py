@@ -2,7 +2,7 @@
 
 One adapter is PEFT's `merge_and_unload`, bit for bit: `W + scaling * (B @ A)`, and for DoRA (arXiv 2402.09353, equation
 5) the direction of that sum with the norms of the magnitude vector. A blend adds up weighted changes: of plain adapters
-by concatenated factors, as the stored blend `cat`, of each with DoRA by its merged weight less the base's.
+by concatenated factors, as the stored blend `cat`, of each other by its merged weight less the base's.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ class _Factors:
     magnitudes: torch.Tensor | None
     weight: float
 
+    @property
+    def is_dora(self) -> bool:
+        """Whether the adapter scales the sum."""
+        return self.magnitudes is not None
+
     def merge_into(self, rows: torch.Tensor, block: slice) -> torch.Tensor:
         """The merged rows, whatever the weight; `rows` is overwritten."""
         if self.a.ndim == 3:
@@ -49,14 +54,38 @@ class _Factors:
 
 
 @dataclass(frozen=True)
-class WeightChange:
-    """The change of one weight.
+class _Replaced:
+    """Rows of a weight that an adapter replaces.
 
     Attributes:
+        token_ids: Their numbers; None if it replaces all.
+        rows: Their values.
+        weight: The adapter's weight in the sum.
+    """
+
+    token_ids: torch.Tensor | None
+    rows: torch.Tensor
+    weight: float
+
+    def merge_into(self, rows: torch.Tensor, block: slice) -> torch.Tensor:
+        """As `_Factors.merge_into`."""
+        if self.token_ids is None:
+            return rows.copy_(self.rows[block])
+        within = (self.token_ids >= block.start) & (self.token_ids < block.stop)
+        return rows.index_copy_(0, self.token_ids[within] - block.start, self.rows[within])
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """The change of one parameter.
+
+    Attributes:
+        name: The parameter's name in its module.
         parts: The adapters that change it, each with its own name of the module.
         experts: What it holds of a mixture's parameter; None for a matrix of one layer.
     """
 
+    name: str
     parts: tuple[tuple[AdapterPart, str], ...]
     experts: ExpertsPart | None = None
 
@@ -65,26 +94,32 @@ class WeightChange:
         """The module, for messages."""
         return self.parts[0][1]
 
-    def load(self) -> LoadedChange:
-        """Reads the adapters' tensors of this weight.
+    def load(self, *, transposed: bool) -> LoadedChange:
+        """Reads the adapters' tensors of this parameter.
+
+        Args:
+            transposed: The base stores the weight as (in_features, out_features).
 
         Raises:
             AdapterInvalidError: A file has become shorter.
         """
-        return LoadedChange([_read(part, module, self.experts) for part, module in self.parts])
+        if self.experts:
+            return LoadedChange([_read_experts(part, module, self.experts) for part, module in self.parts])
+        return LoadedChange([_read(part, module, self.name, transposed) for part, module in self.parts])
 
 
 class LoadedChange:
-    """The change of one weight, in memory.
+    """The change of one parameter, in memory.
 
     Args:
-        factors: Those of each adapter.
+        changes: Those of each adapter.
     """
 
-    def __init__(self, factors: Sequence[_Factors]) -> None:
-        self._one = factors[0] if len(factors) == 1 and factors[0].weight == 1 else None
-        self._sum = None if self._one else _concatenated([one for one in factors if one.magnitudes is None])
-        self._with_dora = () if self._one else tuple(one for one in factors if one.magnitudes is not None)
+    def __init__(self, changes: Sequence[_Factors | _Replaced]) -> None:
+        self._one = changes[0] if len(changes) == 1 and changes[0].weight == 1 else None
+        several = () if self._one else changes
+        self._sum = _concatenated([one for one in several if isinstance(one, _Factors) and not one.is_dora])
+        self._others = [one for one in several if isinstance(one, _Replaced) or one.is_dora]
 
     def merge(self, rows: torch.Tensor, block: slice) -> torch.Tensor:
         """The merged rows.
@@ -95,7 +130,7 @@ class LoadedChange:
         """
         if self._one:
             return self._one.merge_into(rows, block)
-        changes = [one.merge_into(rows.clone(), block).sub_(rows).mul_(one.weight) for one in self._with_dora]
+        changes = [one.merge_into(rows.clone(), block).sub_(rows).mul_(one.weight) for one in self._others]
         if self._sum:
             rows = self._sum.merge_into(rows, block)
         for change in changes:
@@ -103,17 +138,25 @@ class LoadedChange:
         return rows
 
 
-def _read(part: AdapterPart, module: str, experts: ExpertsPart | None) -> _Factors:
-    if experts:
-        return _Factors(*experts.read(part, module), None, part.weight)
+def _read_experts(part: AdapterPart, module: str, experts: ExpertsPart) -> _Factors:
+    return _Factors(*experts.read(part, module), None, part.weight)
+
+
+def _read(part: AdapterPart, module: str, name: str, transposed: bool) -> _Factors | _Replaced:
+    further, settings = part.info.further, part.info.config.settings
+    if module in further.saved:
+        saved = part.read_saved(f"{module}.{name}")
+        return _Replaced(None, saved.T if transposed else saved.view(-1, saved.shape[-1]), part.weight)
     tensors = part.read(module)
-    return _Factors(
-        tensors["lora_A"],
-        tensors["lora_B"],
-        part.info.config.settings.scaling(module),
-        tensors.get("lora_magnitude_vector"),
-        part.weight,
-    )
+    if module in further.tokens:
+        token_ids = torch.tensor(further.tokens[module].token_ids)
+        return _Replaced(token_ids, tensors["trainable_tokens_delta"], part.weight)
+    scaling = settings.scaling(module)
+    if module in further.embeddings:  # its weight changes by the transpose
+        a, b = tensors["lora_embedding_B"].T, tensors["lora_embedding_A"].T
+        return _Factors(a, b, scaling, None, part.weight)
+    magnitudes = tensors.get("lora_magnitude_vector")
+    return _Factors(tensors["lora_A"], tensors["lora_B"], scaling, magnitudes, part.weight)
 
 
 def _concatenated(factors: Sequence[_Factors]) -> _Factors | None:

@@ -129,7 +129,7 @@ def _computed(tensor: OutputTensor, source: BufferedReader) -> Iterator[memoryvi
     rows = _Rows.of(tensor, source)
     every = (rows.read(block) for block in rows.blocks())
     stored = tensor.round_trip.store(every) if tensor.round_trip else None
-    change = tensor.change.load() if tensor.change else None
+    change = tensor.change.load(transposed=tensor.transposed) if tensor.change else None
     written = torch.empty(tensor.info.shape, dtype=DTYPES[tensor.dtype]) if tensor.transposed else None
     for block in rows.blocks():
         computed = _rounded(tensor, _block(rows, block, stored, change))

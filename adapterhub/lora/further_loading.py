@@ -59,7 +59,7 @@ class FurtherReader:
         """
         if not self.weights:
             return {}
-        names = check_further_fit(self.weights, layers, self.settings, adapted)
+        names = check_further_fit(self.weights, layers, adapted)
         read = self._tensors(dtype)
         deltas: dict[str, ModuleDelta] = {}
         for module in self.weights.embeddings:
@@ -99,7 +99,7 @@ class FurtherReader:
             )
         if not self.weights:
             return {}
-        names = check_further_fit(self.weights, layers, self.settings, adapted) if layers else {}
+        names = check_further_fit(self.weights, layers, adapted) if layers else {}
         read = self._tensors(torch.float32)
         return {
             names.get(module, module): self._embedding(module, read) for module in self.weights.embeddings

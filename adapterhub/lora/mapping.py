@@ -89,6 +89,11 @@ class LoraMapping:
         """The inverse of `pad`: (selected tokens, features)."""
         return padded.flatten(0, 1).index_select(0, self._padding_indices[1])
 
+    @property
+    def only_slot(self) -> int | None:
+        """The slot of all tokens; None if they differ."""
+        return self.first_slot if len(self.runs) == 1 and not self.start else None
+
     @cached_property
     def token_slots(self) -> torch.Tensor:
         """The slot of each selected token, shape (selected tokens,); vLLM's `token_lora_indices`."""

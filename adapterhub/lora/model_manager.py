@@ -16,15 +16,15 @@ from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.layers import CurrentMapping, LinearWithLora, SlotWeights, WrappedModule, base_layer_of
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.module_deltas import EmbeddingDelta, SavedModuleDelta, TokenRowsDelta
-from adapterhub.lora.module_layers import EmbeddingWithLora, ModuleWithReplacements, ModuleWithTokenRows
+from adapterhub.lora.module_layers import ModuleWithSlots
 from adapterhub.lora.parameter_delta import ParameterDelta
 from adapterhub.lora.parameter_layers import ParametersWithLora
 
 _WRAPPERS: Mapping[type, type[WrappedModule]] = {
     LoraDelta: LinearWithLora,
-    EmbeddingDelta: EmbeddingWithLora,
-    SavedModuleDelta: ModuleWithReplacements,
-    TokenRowsDelta: ModuleWithTokenRows,
+    EmbeddingDelta: ModuleWithSlots,
+    SavedModuleDelta: ModuleWithSlots,
+    TokenRowsDelta: ModuleWithSlots,
     ParameterDelta: ParametersWithLora,
 }
 """The kind of a change -> what applies it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,7 +53,10 @@ class SlotModules:
 
 
 class ModuleWithSlots(WrappedModule):
-    """A module that maps each token apart, and a module for each slot that changes it."""
+    """A module that maps each token apart, and a module for each slot that changes its output.
+
+    It takes the place of PEFT's `lora.Embedding`, `ModulesToSaveWrapper` and `TrainableTokensWrapper`.
+    """
 
     def __init__(
         self, base_layer: nn.Module, name: str, weights: SlotModules, current: CurrentMapping
@@ -61,14 +64,17 @@ class ModuleWithSlots(WrappedModule):
         super().__init__(base_layer, name, weights, current)
         self._weights = weights
 
+    @classmethod
+    def new_weights(cls, layer: nn.Module, *, slots: int, dtype: torch.dtype) -> SlotModules:
+        """Makes the modules of all slots, none of which is taken yet."""
+        return SlotModules(lambda delta: slot_module(layer, delta, dtype))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mapping = self._current.mapping
+        if mapping and mapping.only_slot is not None:
+            return self._of_one_adapter(x, mapping.only_slot)
         found = [(self._weights.get(slot), run) for slot, *run in mapping.runs] if mapping else []
         changed = [(module, start, stop) for module, (start, stop) in found if module is not None]
-        if mapping and len(changed) == 1 and isinstance(replacement := changed[0][0], _Replacement):
-            _, start, stop = changed[0]
-            if stop - start == mapping.end:  # nobody needs the base's output
-                return replacement.compute(x)
         y: torch.Tensor = self.base_layer(x)
         if mapping is None or not changed:
             return y
@@ -79,33 +85,34 @@ class ModuleWithSlots(WrappedModule):
             outputs[tokens] = module(inputs[tokens], outputs[tokens])
         return y
 
-
-class EmbeddingWithLora(ModuleWithSlots):
-    """An embedding with LoRA, PEFT's `lora.Embedding`."""
-
-    @classmethod
-    def new_weights(cls, layer: nn.Module, *, slots: int, dtype: torch.dtype) -> SlotModules:
-        """Makes the factors of each slot."""
-        return SlotModules(lambda delta: _LoraOfEmbedding(layer, delta, dtype))
-
-
-class ModuleWithReplacements(ModuleWithSlots):
-    """A module that adapters replace as a whole, PEFT's `ModulesToSaveWrapper`."""
-
-    @classmethod
-    def new_weights(cls, layer: nn.Module, *, slots: int, dtype: torch.dtype) -> SlotModules:
-        """Makes the module of each slot."""
-        return SlotModules(lambda delta: _Replacement(layer, delta, dtype))
+    def _of_one_adapter(self, x: torch.Tensor, slot: int) -> torch.Tensor:
+        """The output where all tokens have the same adapter: their places do not matter."""
+        module = self._weights.get(slot)
+        if isinstance(module, _Replacement):  # nobody needs the base's output
+            return module.compute(x)
+        y: torch.Tensor = self.base_layer(x)
+        return y if module is None else module(x, y)
 
 
-class ModuleWithTokenRows(ModuleWithSlots):
-    """An embedding or an output layer of which adapters replace single rows, PEFT's `TrainableTokensWrapper`."""
+def slot_module(
+    base: nn.Module, delta: EmbeddingDelta | SavedModuleDelta | TokenRowsDelta, dtype: torch.dtype
+) -> nn.Module:
+    """Makes what computes an adapter's output of a module from the module's input and the base's output.
 
-    @classmethod
-    def new_weights(cls, layer: nn.Module, *, slots: int, dtype: torch.dtype) -> SlotModules:
-        """Makes the rows of each slot."""
-        rows = _EmbeddingRows if isinstance(layer, nn.Embedding) else _OutputRows
-        return SlotModules(lambda delta: rows(layer, delta, dtype))
+    Args:
+        base: The base's module.
+        delta: What the adapter changes about it.
+        dtype: The dtype of the adapter's weights, where the base's module does not tell.
+    """
+    match delta:
+        case EmbeddingDelta():
+            return _LoraOfEmbedding(base, delta, dtype)
+        case SavedModuleDelta():
+            return _Replacement(base, delta, dtype)
+        case TokenRowsDelta() if isinstance(base, nn.Embedding):
+            return _EmbeddingRows(base, delta, dtype)
+        case TokenRowsDelta():
+            return _OutputRows(base, delta, dtype)
 
 
 class _LoraOfEmbedding(nn.Module):
@@ -128,7 +135,7 @@ class _Replacement(nn.Module):
         self._module = _with_parameters(base, delta.parameters, dtype)
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self._module(x)
+        output: torch.Tensor = self._module.forward(x)  # without the hooks that it shares with the base's
         return output
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -140,13 +147,14 @@ class _EmbeddingRows(nn.Module):
 
     def __init__(self, base: nn.Module, delta: TokenRowsDelta, dtype: torch.dtype) -> None:
         super().__init__()
-        self.embedding = _with_parameters(base, {"weight": delta.rows}, dtype)
+        self._embedding = cast(nn.Embedding, _with_parameters(base, {"weight": delta.rows}, dtype))
+        self._embedding.padding_idx = None  # it counts other rows
         self.token_ids = _parameter(delta.token_ids, next(base.parameters()).device)
 
     def forward(self, token_ids: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         at = torch.searchsorted(self.token_ids, token_ids).clamp_(max=len(self.token_ids) - 1)
         replaced = self.token_ids[at] == token_ids
-        return torch.where(replaced.unsqueeze(-1), self.embedding(at), y)
+        return torch.where(replaced.unsqueeze(-1), self._embedding.forward(at), y)
 
 
 class _OutputRows(nn.Module):
@@ -168,6 +176,7 @@ def _with_parameters(
     device = next(base.parameters()).device
     if all(parameter.is_floating_point() for parameter in base.parameters()):
         module = copy.copy(base)
+        module.__dict__.pop("forward", None)  # a hook's, which calls the base's
         dtypes = {name: parameter.dtype for name, parameter in base.named_parameters(recurse=False)}
     else:
         out_features, in_features = linear_shape(base) or (0, 0)

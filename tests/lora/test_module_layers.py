@@ -15,6 +15,9 @@ from transformers import AutoModelForCausalLM
 from adapterhub.base.loading import Base, load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
+from adapterhub.engine.runner import Runner
+from adapterhub.engine.runners.packed import PackedRunner
+from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
@@ -90,7 +93,12 @@ def worlds(tmp_path_factory) -> Callable[[str], World]:
     return cache(lambda name: World(tmp_path_factory.mktemp(name), name))
 
 
-@pytest.fixture(scope="module", params=BASES)
+SOME_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow if name in ("llama", "qwen3") else []) for name in BASES
+]
+
+
+@pytest.fixture(scope="module", params=SOME_SLOW)
 def world(request, worlds) -> World:
     return worlds(request.param)
 
@@ -115,10 +123,11 @@ def test_logits_equal_pefts(world: World):
         assert name is None or (peft - wanted).abs().max() > 0.01, name
 
 
-def test_a_mixed_batch_gives_pefts_tokens(world: World):
+def check_mixed_batch(world: World, runner: Callable[..., Runner]) -> None:
     names = [*world.adapters, None, "plain"]
     prompts = [[*TOKENS[: index % 5], *prompt_of(index, 1 + 3 * index % 29)] for index in range(len(names))]
-    engine = BatchingEngine(load_base(world.folder, quantization=None), limits=EngineLimits(max_loras=16))
+    base = load_base(world.folder, quantization=None)
+    engine = BatchingEngine(base, EngineLimits(max_loras=16), runner=runner(base, max_loras=16))
     try:
         batch = [
             request(prompt, stored_request(name, world.adapters[name]) if name else None, max_tokens=8)
@@ -129,3 +138,11 @@ def test_a_mixed_batch_gives_pefts_tokens(world: World):
         engine.close()
     for name, prompt, answer in zip(names, prompts, answers, strict=True):
         assert answer == world.generate(name, prompt, 8), name
+
+
+def test_a_mixed_batch_gives_pefts_tokens(world: World):
+    check_mixed_batch(world, PackedRunner)
+
+
+def test_row_by_row_gives_pefts_tokens_too(worlds: Callable[[str], World]):
+    check_mixed_batch(worlds("gpt2"), RowRunner)
