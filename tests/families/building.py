@@ -97,7 +97,7 @@ def adapter_targets(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         {
             ".".join(name.split(".")[-2:])
             for name, parameter in model.named_parameters()
-            if parameter.ndim == 3 and "experts" in name.split(".")[-2]
+            if parameter.ndim == 3 and name.split(".")[-2] == "experts"
         }
     )
     plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
