@@ -123,6 +123,9 @@ def test_stored_blends(hub: AdapterHub, base: Path, registry: AdapterRegistry):
 
 EXPORTS: dict[str, Callable[[AdapterRegistry, Path, Path], object]] = {
     "peft, plain": lambda registry, base, out: export_peft(registry, "head", out, LoraForm(plain=True)),
+    "peft, plain, of a blend": lambda registry, base, out: export_peft(
+        registry, "plain:0.5+embedding:0.5", out, LoraForm(plain=True)
+    ),
     "mlx": lambda registry, base, out: export_mlx(registry, "head", out),
     "vllm": lambda registry, base, out: export_vllm(registry, out, ["head"], base=str(base)),
     "gguf": lambda registry, base, out: export_gguf_adapter(registry, "head", out, base_folder=base),
@@ -145,6 +148,18 @@ def test_forms_that_cannot_carry_them_refuse(
 def test_a_copy_carries_them(registry: AdapterRegistry, tmp_path: Path):
     report = export_peft(registry, "head", tmp_path / "out")
     assert report.digest == registry.resolve("head").digest == inspect_adapter(tmp_path / "out").digest
+
+
+def test_lora_on_embeddings_is_exported_in_other_forms(
+    hub: AdapterHub, base: Path, registry: AdapterRegistry, tmp_path: Path
+):
+    blend = "embedding:0.5+plain:0.7"
+    export_peft(registry, blend, tmp_path / "blend")
+    assert pefts(hub, base, tmp_path / "blend") == ids_of(hub, blend)
+    report = export_peft(registry, "embedding", tmp_path / "lower", LoraForm(rank=2, max_error=1.0))
+    weights = load_file(tmp_path / "lower" / WEIGHTS_FILE)
+    assert weights["base_model.model.model.embed_tokens.lora_embedding_A"].shape == (2, 320)
+    assert 0.1 < report.error < 0.9
 
 
 def test_training_does_not_start_from_them(base: Path, registry: AdapterRegistry):
