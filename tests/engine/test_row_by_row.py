@@ -157,6 +157,25 @@ def test_how_a_model_continues_a_sequence_is_found_out(world: World):
     assert RowRunner(world.load(), max_loras=1).continuation is world.continuation
 
 
+@pytest.mark.parametrize(
+    ("quantization", "compute_dtype", "continuation"),
+    [
+        ("nf4", "auto", Continuation.CHUNKS),
+        (None, "bfloat16", Continuation.CHUNKS),
+        (
+            "int8",
+            "auto",
+            Continuation.TOKENS,
+        ),  # a token is rounded by the others of its pass, so nothing is said
+    ],
+)
+def test_rounding_is_told_from_a_state_that_is_lost(
+    bloom: World, quantization: Any, compute_dtype: Any, continuation: Continuation
+):
+    base = load_base(bloom.folder, quantization=quantization, compute_dtype=compute_dtype, device="cpu")
+    assert RowRunner(base, max_loras=1).continuation is continuation
+
+
 def test_a_base_that_cannot_be_packed_gets_this_runner(bloom: World, caplog):
     base = bloom.load()
     own_attention = base.model.config._attn_implementation
