@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from adapterhub.base.loading import Base
-from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.engine.runner import Proof, ScheduledSequence
 from adapterhub.engine.runners.row_forward import TRIAL_TOKENS, Continuation, RowForward
 from adapterhub.engine.runners.row_slots import NoPromptCache, RowSlotCache
 from adapterhub.errors import EngineError
@@ -39,6 +39,7 @@ class RowRunner:
     """
 
     name = "row by row"
+    proof: Proof | None = None
 
     def __init__(self, base: Base, *, max_loras: int) -> None:
         self._base, self._device = base, base.device
@@ -74,6 +75,14 @@ class RowRunner:
     def clear_adapter(self, slot: int) -> None:
         """Empties a LoRA slot; see `Runner.clear_adapter`."""
         self._lora.clear(slot)
+
+    def unwrap(self) -> None:
+        """Empties all LoRA slots, frees their memory, and leaves no layer of the model wrapped."""
+        self._lora.unwrap()
+
+    def release(self) -> None:
+        """Gives the model back as it was; the runner is of no use afterwards."""
+        self.unwrap()
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`."""
