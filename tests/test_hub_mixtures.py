@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from adapterhub import AdapterHub, AdapterIncompatibleError, AdapterRegistry
 from adapterhub.base import load_base
 from adapterhub.engine import BatchingEngine
+from adapterhub.errors import ConfigError
+from adapterhub.export import merge_adapter
+from adapterhub.training import FinetuneConfig, finetune
 from tests.tiny import make_adapter, make_base
 
 # PEFT compares patterns with the names of modules for this warning, and with those of parameters when it uses them.
@@ -62,7 +66,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
-    config = GenerationConfig(max_new_tokens=TOKENS, pad_token_id=0, eos_token_id=None)
+    model.generation_config.eos_token_id = None
+    config = GenerationConfig(max_new_tokens=TOKENS, pad_token_id=0)
     with torch.inference_mode():
         ids = model.generate(input_ids=torch.tensor([prompt]), generation_config=config)
     return ids[0, len(prompt) :].tolist()
@@ -101,3 +106,49 @@ def test_an_adapter_of_another_mixture_is_refused(world: World, tmp_path: Path) 
     with pytest.raises(AdapterIncompatibleError, match="experts in") as caught:
         registry.register("a", world.folders["experts"], base=other)
     assert "another number of experts" in str(caught.value.hint)
+
+
+def finetuning(base: Path, folder: Path, **lora: Any) -> FinetuneConfig:
+    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    (folder / "data.jsonl").write_text(4 * (json.dumps({"messages": turns}) + "\n"))
+    return FinetuneConfig.model_validate(
+        {
+            "name": "tuned",
+            "base": str(base),
+            "quantization": None,
+            "lora": {"r": 2, **lora},
+            "data": {"train": str(folder / "data.jsonl"), "validation_share": 0},
+            "train": {"max_steps": 2, "batch_size": 2, "learning_rate": 0.005, "warmup": 0},
+        }
+    )
+
+
+def test_a_fine_tune_of_experts_is_registered_served_and_merged(tmp_path: Path) -> None:
+    """The names of a dense layer are those of the experts for PEFT."""
+    base = make_base(tmp_path / "base", "qwen3_moe", mlp_only_layers=[0])
+    registry = AdapterRegistry(tmp_path / "registry")
+    card = finetune(finetuning(base, tmp_path), registry)
+    assert set(card.peft.target_parameters) == {"gate_up_proj", "down_proj"}
+    assert registry.verify() == []
+    with AdapterHub(BatchingEngine(load_base(base, quantization=None, device="cpu")), registry) as hub:
+        world = World(base, {"tuned": registry.folder(card)}, hub)
+        prompt = hub.engine.tokenizer.encode(PROMPTS[0])
+        wanted = [greedy(world.peft(name), prompt) for name in ("tuned", None)]
+        assert served(world, [(PROMPTS[0], "tuned"), (PROMPTS[0], None)]) == wanted
+    merge_adapter(base, registry.folder(card), tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    assert greedy(merged, prompt) == wanted[0] != wanted[1]
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"dropout": 0.1}, "without lora.dropout"),
+        ({"dora": True}, "and lora.dora"),
+        ({"target_modules": ["up_proj"]}, "without also targeting gate_proj"),
+    ],
+)
+def test_what_peft_has_not_for_experts_is_refused(tmp_path: Path, lora: dict[str, Any], message: str) -> None:
+    base = make_base(tmp_path / "base", "qwen3_moe", mlp_only_layers=[0])
+    with pytest.raises(ConfigError, match=message):
+        finetune(finetuning(base, tmp_path, **lora), AdapterRegistry(tmp_path / "registry"))

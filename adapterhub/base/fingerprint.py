@@ -124,7 +124,15 @@ def weight_files(folder: Path) -> list[Path]:
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
-    index = _read_json(folder / "model.safetensors.index.json")
+    index_file = folder / "model.safetensors.index.json"
+    if not index_file.is_file():
+        pickle = next((path.name for path in sorted(folder.glob("*.bin"))), None)
+        raise ValueError(
+            f"its weights are a pickle, {pickle!r}, which is never opened"
+            if pickle
+            else "it has no safetensors"
+        )
+    index = _read_json(index_file)
     shards = sorted(set(index["weight_map"].values()))
     if any(Path(shard).name != shard for shard in shards):
         raise ValueError("the index of shards points out of the folder")
@@ -185,5 +193,6 @@ def _base_errors(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError, AdapterInvalidError) as error:
         raise ConfigError(
             f"{str(folder)!r} is not a base that can be read: {error.args[-1] if error.args else error}",
-            hint="A base is a folder with config.json and model.safetensors (or its shards and their index).",
+            hint="A base is a folder with config.json and model.safetensors (or its shards and their index). Weights "
+            "in .bin files become that with transformers' save_pretrained.",
         ) from error

