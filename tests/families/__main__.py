@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from tests.families.comparing import Row, WrongAnswerError, compare
+from tests.families.comparing import TableRow, WrongAnswerError, compare
 from tests.families.configs import FAMILIES
 from tests.families.table import read_rows, write_rows
 
@@ -25,7 +25,7 @@ def main(names: list[str]) -> int:
     return int(None in found.values())
 
 
-def _row(family: str) -> Row | None:
+def _row(family: str) -> TableRow | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             row = compare(family, Path(folder))

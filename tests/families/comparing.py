@@ -38,7 +38,7 @@ class WrongAnswerError(AssertionError):
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """What the table says of a family.
 
     Attributes:
@@ -71,7 +71,7 @@ class Adapter:
     problems: str
 
 
-def compare(family: str, folder: Path) -> Row:
+def compare(family: str, folder: Path) -> TableRow:
     """Serves the tiny base of a family, and returns the family's row.
 
     Args:
@@ -87,13 +87,13 @@ def compare(family: str, folder: Path) -> Row:
     try:
         engine = BatchingEngine(load_base(base, quantization=None, compute_dtype="float32"), _LIMITS)
     except AdapterHubError as error:
-        return Row(family, "refused", note=error.message)
+        return TableRow(family, "refused", note=error.message)
     try:
         _check(engine, "the base", asked, [None] * len(asked), plain)
         if adapter.request:
             who = [None] * len(asked) + [adapter.request] * len(asked)
             _check(engine, "a mixed batch", [*asked, *asked], who, [*plain, *changed])
-        return Row(family, engine.stats().runner, adapter.name, adapter.problems)
+        return TableRow(family, engine.stats().runner, adapter.name, adapter.problems)
     finally:
         engine.close()
 
