@@ -129,6 +129,9 @@ class HubConfig(BaseModel):
     generation_config: Literal["auto", "none"] = "auto"
     """`auto`: what neither a request nor a card sets about sampling is taken from the base's `generation_config.json`;
     `none`: it is not."""
+    prove_base: bool = True
+    """Before the first request, compare the engine's steps with the model's own forward pass on a short prompt. Without
+    it the base loads a little faster, and one that the engine computes wrongly answers wrongly without a word."""
     max_loras: int = Field(16, ge=1)
     """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int | None = Field(None, ge=1)

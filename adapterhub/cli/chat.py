@@ -18,6 +18,7 @@ from adapterhub.cli.options import (
     named_card,
     open_hub,
     own_base,
+    proof_option,
     quantization_option,
     registry_option,
     sampling_options,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_BASE_SETTINGS = ("base", "engine", "quantization", "device", "trust_remote_code")
+_BASE_SETTINGS = ("base", "engine", "quantization", "device", "trust_remote_code", "prove_base")
 _SETTINGS = (
     *_BASE_SETTINGS, "registry", "system_prompt", "system_prompt_file", "history_limit", "history_tokens",
 )  # fmt: skip
@@ -64,6 +65,7 @@ def chat_options(function: F) -> F:
         base_options,
         engine_option,
         quantization_option,
+        proof_option,
     ]
     for option in reversed(options):
         function = option(function)

@@ -36,6 +36,8 @@ class ChatConfig(BaseModel):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     trust_remote_code: bool | None = None
     """Run the base's own Python code."""
+    prove_base: bool | None = None
+    """Compare what serves with the model's own forward pass before the first answer; so if nothing says otherwise."""
     system_prompt: str | None = None
     """The system prompt, in place of the card's."""
     system_prompt_file: UserPath | None = None

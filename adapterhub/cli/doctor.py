@@ -13,9 +13,9 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
-from adapterhub.cli.options import json_option, open_registry, registry_option
+from adapterhub.cli.options import json_option, open_hub, open_registry, quantization_option, registry_option
 from adapterhub.cli.routes import describe, router_of
-from adapterhub.errors import RoutingError
+from adapterhub.errors import AdapterHubError, RoutingError
 
 if TYPE_CHECKING:
     from adapterhub.routing import Finding
@@ -36,14 +36,17 @@ _EXTRAS = {"trl": "train", "datasets": "train", "matplotlib": "train", "llama-cp
 
 
 @click.command()
+@click.option("--base", help="Load this base too, and print how it is served and what proves it.")
+@quantization_option
 @registry_option
 @json_option
-def doctor(registry: Path | None, as_json: bool) -> None:
+def doctor(base: str | None, quantization: str | None, registry: Path | None, as_json: bool) -> None:
     """Print versions, device, 4-bit support, paths, limits, and what is wrong with the adapters' routes.
 
     \b
-    Example:
+    Examples:
       adapterhub doctor --json
+      adapterhub doctor --base adapterhub-demo
     """
     report = {
         "adapterhub": __version__,
@@ -51,6 +54,7 @@ def doctor(registry: Path | None, as_json: bool) -> None:
         "packages": {name: _version(name) for name in _PACKAGES},
         **_device(),
         **_paths(registry),
+        **(_served(base, quantization, registry) if base else {}),
     }
     problem, findings = _routes(registry)
     if as_json:
@@ -96,6 +100,22 @@ def _four_bit(torch: Any) -> str:
     except Exception as error:  # noqa: BLE001  any failure is what doctor reports
         return f"does not work: {type(error).__name__}: {error}"
     return "works (nf4)" if finite else "does not work: it gives NaN"
+
+
+def _served(base: str, quantization: str | None, registry: Path | None) -> dict[str, Any]:
+    """How a base is served, and what proves that the engine computes it."""
+    try:
+        with open_hub(registry, base=base, quantization=quantization) as hub:
+            stats = hub.stats()
+    except AdapterHubError as error:
+        return {"base": f"{base} is not served: {error}"}
+    proof = "none"
+    if stats.proof_difference is not None:
+        proof = (
+            f"logits differ by {stats.proof_difference:.2g} of their standard deviation from those of the model's own "
+            f"forward pass, {stats.proof_bound:.2g} is rounding; {stats.proof_seconds:.1f} s"
+        )
+    return {"base": base, "runner": stats.runner, "proof": proof}
 
 
 def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:

@@ -59,6 +59,14 @@ engine_option = click.option(
 )
 
 
+proof_option = click.option(
+    "--proof/--no-proof",
+    "prove_base",
+    default=None,
+    help="Compare what serves with the model's own forward pass before the first answer.  [default: --proof]",
+)
+
+
 def base_options(function: F) -> F:
     """The options of the base: its name, its device, and whether its code may run."""
     options = [

@@ -20,6 +20,7 @@ from adapterhub.cli.options import (
     named_card,
     open_hub,
     own_base,
+    proof_option,
     quantization_option,
     read_text,
     registry_option,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @base_options
 @engine_option
 @quantization_option
+@proof_option
 @json_option
 def run(
     words: tuple[str, ...],
@@ -65,6 +67,7 @@ def run(
     quantization: str | None,
     device: str | None,
     trust_remote_code: bool | None,
+    prove_base: bool | None,
     **options: Any,
 ) -> None:
     """Answer TEXT (or standard input, with -) with an adapter, the router's choice (auto) or the bare base.
@@ -88,6 +91,7 @@ def run(
         "quantization": quantization,
         "device": device,
         "trust_remote_code": trust_remote_code,
+        "prove_base": prove_base,
     }
     if given.get("logprobs") is not None and not as_json:
         raise click.UsageError("Log-probabilities are part of the JSON: give --json too.")

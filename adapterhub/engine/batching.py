@@ -63,6 +63,7 @@ class BatchingEngine:
         runner: What runs the forward passes, for tests and other back ends; if not given, `make_runner` makes it. It
             must have `limits.max_loras` LoRA slots.
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
+        prove_base: Whether `make_runner` proves that the runner computes what the base's model computes.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
     Raises:
@@ -77,6 +78,7 @@ class BatchingEngine:
         runner: Runner | None = None,
         load_adapter: AdapterLoader | None = None,
         generation_config: GenerationConfigSource = "auto",
+        prove_base: bool = True,
     ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
@@ -86,7 +88,7 @@ class BatchingEngine:
                     "A base that is not of transformers needs a runner and a loader of its own."
                 )
             load_adapter = load_adapter or adapter_loader(base, self._limits)
-            runner = runner or make_runner(base, max_loras=self._limits.max_loras)
+            runner = runner or make_runner(base, max_loras=self._limits.max_loras, prove_base=prove_base)
         self._builder = SequenceBuilder(base)
         self._defaults = (
             default_sampling_params(base.generation_config, base.vocabulary_size)
@@ -95,7 +97,7 @@ class BatchingEngine:
         )
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
-        self._runner_name = runner.name
+        self._runner_name, self._proof = runner.name, runner.proof
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
         self._inbox: deque[SequenceState] = deque()
@@ -214,6 +216,9 @@ class BatchingEngine:
         return replace(
             self._scheduler.stats(submitted=len(self._inbox)),
             runner=self._runner_name,
+            proof_difference=self._proof and self._proof.difference,
+            proof_bound=self._proof and self._proof.bound,
+            proof_seconds=self._proof and self._proof.seconds,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )

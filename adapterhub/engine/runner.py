@@ -179,16 +179,35 @@ class PromptCache(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What shows that a runner computes its model: how near it came to the model's own `generate`.
+
+    Attributes:
+        difference: The largest difference of a token's logits, in their standard deviations.
+        bound: By how much rounding may change them.
+        seconds: How long the proof took.
+    """
+
+    difference: float
+    bound: float
+    seconds: float
+
+
 class Runner(Protocol):
     """What runs the forward passes; `PackedRunner` is one. Only the thread that steps calls its methods.
 
     Attributes:
         name: How it computes a step, for `EngineStats.runner`.
+        proof: What shows that it computes the model; None if nothing was proved.
         adapter_bytes: Bytes of the adapters in LoRA slots; any thread may read it.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def proof(self) -> Proof | None: ...
 
     @property
     def adapter_bytes(self) -> int: ...

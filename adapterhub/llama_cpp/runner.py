@@ -47,6 +47,7 @@ class LlamaCppRunner:
     """
 
     name = "llama.cpp"
+    proof = None
 
     def __init__(self, base: GgufBase, limits: EngineLimits) -> None:
         if limits.max_batch_size + MAX_PROMPTS > MAX_SEQUENCES:

@@ -85,6 +85,13 @@ class LoraModelManager:
         for weights in self._weights.values():
             weights.clear(slot)
 
+    def unwrap(self) -> None:
+        """Removes all adapters and their memory, and gives the model its own modules back."""
+        for _, name in self._wrapped:
+            self._model.set_submodule(name, base_layer_of(self._model.get_submodule(name)))
+        self._wrapped.clear()
+        self._weights.clear()
+
     @contextmanager
     def using(self, mapping: LoraMapping | None, outputs: LoraMapping | None = None) -> Iterator[None]:
         """Applies adapters to the tokens of the forward passes within the context; contexts may nest.

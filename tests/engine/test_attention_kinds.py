@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adapterhub.base.loading import load_base
+from adapterhub.config import EngineLimits
+from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.kv import packed_step
+from adapterhub.engine.kv.prefix_cache import BLOCK_SIZE
 from adapterhub.engine.kv.shape import LayerShape
 from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.errors import EngineError
+from tests.engine.maker import prompt_of, request, tokens
+from tests.tiny import VOCABULARY as TOKENIZER_VOCABULARY
+from tests.tiny import make_tokenizer
 
 VOCABULARY, DECODED, CHUNK = 96, 16, 7
 PLAIN = {
@@ -167,6 +175,22 @@ def test_the_shape_of_keys_and_values_is_found_layer_by_layer(kind: str, layers:
     changes = {"attention_k_eq_v": True} if kind == "gemma4_text" else {}
     runner = PackedRunner(base_of(make_model(kind, **changes)), max_loras=1)
     assert list(runner.kv_shape.layers) == layers
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", "deepseek_v3", "gpt_oss"])
+def test_a_prompt_is_continued_from_its_cached_keys_and_values(tmp_path, kind: str):
+    model = make_model(kind, vocab_size=TOKENIZER_VOCABULARY, vocab_size_per_layer_input=TOKENIZER_VOCABULARY)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    prompt = prompt_of(0, 3 * BLOCK_SIZE)
+    expected = model.generate(
+        torch.tensor([prompt]), max_new_tokens=DECODED, do_sample=False, pad_token_id=0
+    )[0, len(prompt) :].tolist()
+    base = load_base(tmp_path, quantization=None, compute_dtype="float32")
+    with closing(BatchingEngine(base, EngineLimits(kv_cache_mib=16))) as engine:
+        for cached in (0, 2 * BLOCK_SIZE):
+            assert tokens(engine, request(prompt, max_tokens=DECODED)) == expected
+            assert engine.stats().prefix_cache_hit_tokens == cached
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -14,6 +14,7 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine, PackedRunner, ScheduledSequence
 from adapterhub.engine.kv.cache import KVCache, KVSlot
 from adapterhub.engine.kv.stateful_layers import find_stateful_layers
+from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.errors import EngineError
 from tests.engine.hybrids import LINEAR, hybrid_config
 from tests.engine.maker import NOTHING, Reference, counts, make_adapters, prompt_of, request, sources_of
@@ -198,6 +199,56 @@ class TestMemory:
         assert [cache.allocate(length) is not None for length in (10, 100_000, 70, 1)] == [True] * 3 + [False]
         assert (cache.bytes, cache.allocated_tokens) == (3 * states, 0)
         assert prefixes.num_tokens == 0
+
+
+def test_a_base_that_cannot_be_quantised_says_so(worlds):
+    """Mamba multiplies by the weight of a layer itself."""
+    base = load_base(worlds("mamba").base, quantization="nf4", device="cpu")
+    with pytest.raises(EngineError, match="forward pass fails") as raised:
+        make_runner(base, max_loras=1)
+    assert "quantization=None" in (raised.value.hint or "")
+
+
+class Echoing(torch.nn.Module):
+    """A module around a short convolution that keeps a state of its own: it adds the output for the token before."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states, past_key_values=None, **_):
+        output = self.inner(hidden_states, past_key_values)
+        seen = torch.nn.functional.pad(output.transpose(1, 2), (1, 0))
+        if past_key_values is not None:
+            before = past_key_values.get_conv_state(self.inner.layer_idx, state_idx=1)
+            if before is not None:
+                seen[..., :1] = before
+            past_key_values.update_conv_state(
+                output.transpose(1, 2), self.inner.layer_idx, 1, conv_kernel_size=1
+            )
+        return output + seen[..., :-1].transpose(1, 2)
+
+
+def test_modules_with_states_may_lie_within_one_another(worlds):
+    base, prompt = load_base(worlds("lfm2").base, quantization=None, device="cpu"), prompt_of(8, 12)
+    base.model.config.number_of_conv_states = 2
+    layer = base.model.model.layers[0]
+    layer.conv = Echoing(layer.conv)
+    with torch.inference_mode():
+        expected = base.model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
+    layers, shapes = find_stateful_layers(base.model, CPU)
+    assert [type(one.module) for one in layers] == [Echoing]
+    assert [one.index for one in shapes] == [0, 1]
+
+    runner = PackedRunner(base, max_loras=1)
+    cache = KVCache(runner.kv_shape, 1000)
+    slot, other = slot_of(cache), slot_of(cache)
+    step(runner, slot, prompt[:7])
+    step(runner, other, prompt[:4])
+    scheduled = [ScheduledSequence(one, prompt[7:11], None, needs_logits=True) for one in (slot, other)]
+    all_close(runner.step(scheduled)[0], expected[10])
+    scheduled = [ScheduledSequence(one, prompt[11:], None, needs_logits=True) for one in (slot, other)]
+    all_close(runner.step(scheduled)[0], expected[11])
 
 
 class TestFindStatefulLayers:

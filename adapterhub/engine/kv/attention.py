@@ -120,6 +120,11 @@ class PackedAttention:
             config._attn_implementation_internal = name
 
 
+def not_packed(reason: str) -> EngineError:
+    """The error for a base whose attention is of another kind."""
+    return EngineError(f"The base's attention cannot be computed in a packed batch: {reason}.")
+
+
 def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -236,8 +236,8 @@ def _attention_by_scores(
     """
     scores = queries @ keys.transpose(-1, -2) * call.scale
     if call.softcap is not None:
-        scores = torch.tanh(scores / call.softcap) * call.softcap
-    scores = scores.float() + mask
+        scores = scores.div_(call.softcap).tanh_().mul_(call.softcap)
+    scores = scores.float().add_(mask)
     if call.sinks is None:
         return scores.softmax(-1).to(values.dtype) @ values
     kv_heads, rows = queries.shape[1:3]

@@ -1,4 +1,4 @@
-"""Which runner a base gets."""
+"""Which runner a base gets: the fastest one that is proved to compute what the model computes."""
 
 from __future__ import annotations
 
@@ -7,35 +7,80 @@ import logging
 from adapterhub.base.loading import Base
 from adapterhub.engine.runner import ScoringRunner
 from adapterhub.engine.runners.packed import PackedRunner
+from adapterhub.engine.runners.proof import Reference, prove, rounding_bound
 from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import EngineError
 
 _log = logging.getLogger(__name__)
+_FASTEST_FIRST: tuple[type[PackedRunner] | type[RowRunner], ...] = (PackedRunner, RowRunner)
 
 
-def make_runner(base: Base, *, max_loras: int) -> ScoringRunner:
-    """Makes the fastest runner that can compute a base, and claims the base for it.
+def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> ScoringRunner:
+    """Makes the fastest runner that computes what a base's model computes, and claims the base for it.
 
     Args:
         base: From `load_base`; the runner changes its model and owns it from then on.
         max_loras: Number of LoRA slots.
+        prove_base: Compare each runner with the model's own forward pass, and take the next slower one where they
+            differ by more than rounding. Without it, a runner that can be made is taken to be right.
 
     Raises:
-        EngineError: Another engine owns the base, or no runner can compute its model.
+        EngineError: Another engine owns the base, or no runner computes its model.
     """
     base.claim()
-    try:
-        return PackedRunner(base, max_loras=max_loras)
-    except Exception as error:  # noqa: BLE001  whatever a model raises that the packed step does not know
-        reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-    try:
-        runner = RowRunner(base, max_loras=max_loras)
-    except EngineError as error:
-        raise EngineError(f"{error.message} In packed steps: {reason}", hint=error.hint) from error
-    _log.warning(
-        "Base %s is served row by row, a forward pass for each sequence: %s (In packed steps: %s)",
-        base.name,
-        runner.continuation.value,
-        reason,
+    reference = _reference(base) if prove_base else None
+    reasons: list[str] = []
+    for kind in _FASTEST_FIRST:
+        try:
+            runner = _proved(kind(base, max_loras=max_loras), base, reference, max_loras)
+        except Exception as error:  # noqa: BLE001  whatever a model raises that a runner does not know
+            reasons.append(f"{kind.name}: {_reason(error)}")
+            continue
+        _tell(base, runner, reasons)
+        return runner
+    raise EngineError(
+        f"A {type(base.model).__name__} cannot be served. {' '.join(reasons)}",
+        hint="Choose another causal language model as base.",
     )
+
+
+def _reference(base: Base) -> Reference:
+    try:
+        return Reference.of(base)
+    except Exception as error:
+        raise EngineError(
+            f"A {type(base.model).__name__} cannot be served: `generate` of transformers fails. {_reason(error)}",
+            hint="Choose a causal language model as base.",
+        ) from error
+
+
+def _proved(
+    runner: PackedRunner | RowRunner, base: Base, reference: Reference | None, max_loras: int
+) -> PackedRunner | RowRunner:
+    """The runner with its proof; the model is as it was before if there is none."""
+    if reference is None:
+        return runner
+    try:
+        runner.proof = prove(runner, reference, max_loras - 1, rounding_bound(base))
+        runner.unwrap()
+    except BaseException:
+        runner.release()
+        raise
     return runner
+
+
+def _tell(base: Base, runner: PackedRunner | RowRunner, reasons: list[str]) -> None:
+    """Logs which runner a base has, and why not a faster one."""
+    if isinstance(runner, RowRunner):
+        _log.warning(
+            "Base %s is served row by row, a forward pass for each sequence: %s. %s",
+            base.name,
+            runner.continuation.value,
+            " ".join(reasons),
+        )
+    else:
+        _log.info("Base %s is served %s; proof: %s", base.name, runner.name, runner.proof)
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"

@@ -16,7 +16,7 @@ from adapterhub.engine.kv.probing import AttentionProbe
 from adapterhub.engine.kv.recurrent import RecurrentLayers
 from adapterhub.engine.kv.shape import KVShape
 from adapterhub.engine.kv.stateful_layers import find_stateful_layers, num_attention_layers
-from adapterhub.engine.runner import PROMPT_CACHE_SHARE, ScheduledSequence
+from adapterhub.engine.runner import PROMPT_CACHE_SHARE, Proof, ScheduledSequence
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import LoraMapping
@@ -39,6 +39,7 @@ class PackedRunner:
     """
 
     name = "packed"
+    proof: Proof | None = None
 
     def __init__(self, base: Base, *, max_loras: int) -> None:
         self._base, self._device = base, base.device
@@ -79,6 +80,17 @@ class PackedRunner:
     def clear_adapter(self, slot: int) -> None:
         """Empties a LoRA slot; see `Runner.clear_adapter`."""
         self._lora.clear(slot)
+
+    def unwrap(self) -> None:
+        """Empties all LoRA slots, frees their memory, and leaves no layer of the model wrapped."""
+        self._lora.unwrap()
+
+    def release(self) -> None:
+        """Gives the model back as it was; the runner is of no use afterwards."""
+        self.unwrap()
+        self._attention.undo()
+        if self._recurrent:
+            self._recurrent.restore()
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`."""

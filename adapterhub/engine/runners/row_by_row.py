@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from adapterhub.base.loading import Base
-from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.engine.runner import Proof, ScheduledSequence
 from adapterhub.engine.runners.row_forward import TRIAL_TOKENS, Continuation, RowForward
 from adapterhub.engine.runners.row_slots import NoPromptCache, RowSlotCache
 from adapterhub.errors import EngineError
@@ -39,6 +39,7 @@ class RowRunner:
     """
 
     name = "row by row"
+    proof: Proof | None = None
 
     def __init__(self, base: Base, *, max_loras: int) -> None:
         self._base, self._device = base, base.device
@@ -47,7 +48,10 @@ class RowRunner:
             self._continued = self._forward.measure(_trial_tokens(base), rounding=_rounding(base))
         except EngineError as error:
             message = f"A {type(base.model).__name__} cannot be served row by row: {error.message}."
-            raise EngineError(message, hint="Choose a causal language model as base.") from error
+            hint = "Choose a causal language model as base."
+            if base.quantization:  # Mamba reads weights that are quantised then
+                hint = "Load it unquantised: quantization=None, --quantization none."
+            raise EngineError(message, hint=hint) from error
         self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
 
     @property
@@ -71,6 +75,14 @@ class RowRunner:
     def clear_adapter(self, slot: int) -> None:
         """Empties a LoRA slot; see `Runner.clear_adapter`."""
         self._lora.clear(slot)
+
+    def unwrap(self) -> None:
+        """Empties all LoRA slots, frees their memory, and leaves no layer of the model wrapped."""
+        self._lora.unwrap()
+
+    def release(self) -> None:
+        """Gives the model back as it was; the runner is of no use afterwards."""
+        self.unwrap()
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`."""
@@ -119,8 +131,6 @@ def _trial_tokens(base: Base) -> list[int]:
     return token_ids[: min(TRIAL_TOKENS, base.context_length)]
 
 
-def _rounding(base: Base) -> float:
-    """By how much the logits of a text may differ when it is computed in pieces, relative to their spread."""
-    # 8-bit layers round a row by what else is in the batch.
-    dtype = torch.bfloat16 if base.quantization == "int8" else base.matmul_dtype
-    return max(1e-4, 12 * torch.finfo(dtype).eps)
+def _rounding(base: Base) -> float | None:
+    """By how much the logits of a text may differ when it is computed in pieces; see `RowForward.measure`."""
+    return None if base.quantization == "int8" else max(1e-4, 25 * torch.finfo(base.matmul_dtype).eps)

@@ -23,11 +23,12 @@ State = Mapping[str, Any]
 """What the next forward pass of a sequence takes: the name of the model's argument -> its cache; empty at the start."""
 
 TRIAL_TOKENS = 24
-_CACHE_NAMES = ("past_key_values", "cache_params", "state")
-
-
+_COMPARED = 6
+"""The last tokens of a trial, which are computed in two ways."""
 _MAX_RATIO = 10
-"""By how much the trial of chunks may round more than that of single tokens."""
+"""How much more than by rounding the two may differ. A chunk that does not continue a state may change little in so
+short a text, so it is not enough that the difference is small."""
+_CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
 class Continuation(Enum):
@@ -35,7 +36,7 @@ class Continuation(Enum):
 
     CHUNKS = "each sequence continues its cache"
     TOKENS = "each sequence continues its cache token by token, after its whole prompt"
-    NOTHING = "each sequence is computed anew for every token, since the model has no cache"
+    NOTHING = "each sequence is computed anew for every token, since the model returns no cache that it can continue"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Continued:
 
 @dataclass(frozen=True)
 class _Trial:
-    difference: float = math.inf
-    bytes_per_token: int = 0
-    bytes_per_sequence: int = 0
+    logits: torch.Tensor
+    bytes_per_token: int
+    bytes_per_sequence: int
 
 
 class RowForward:
@@ -114,55 +115,59 @@ class RowForward:
             inputs["logits_to_keep"] = logits
         return inputs
 
-    def measure(self, token_ids: Sequence[int], *, rounding: float) -> Continued:
+    def measure(self, token_ids: Sequence[int], *, rounding: float | None) -> Continued:
         """Finds out how the model continues a sequence, and how large its cache is.
 
         Args:
             token_ids: A text of some `TRIAL_TOKENS` tokens.
-            rounding: By how much logits may differ, relative to their spread.
+            rounding: By how much logits may differ, relative to their spread; None if nothing can be said, as of 8-bit
+                layers, which round a token by the largest values of the whole pass.
 
         Raises:
             EngineError: The model fails, or is no decoder: what it computes of a token depends on later ones.
         """
         count = len(token_ids)
-        middle = count // 2
+        half, first = count // 2, count - _COMPARED
         try:
             whole, _ = self(token_ids, {}, 0, logits=count, use_cache=False)
-            changed, _ = self(
-                [*token_ids[:middle], *token_ids[:middle]], {}, 0, logits=2 * middle, use_cache=False
-            )
+            changed, _ = self([*token_ids[:half], *token_ids[:half]], {}, 0, logits=2 * half, use_cache=False)
         except Exception as error:
             raise EngineError(f"its forward pass fails ({type(error).__name__}: {error})") from error
-        if _difference(changed[:middle], whole[:middle]) > rounding:
+        if rounding is not None and _difference(changed[:half], whole[:half]) > rounding:
             raise EngineError("it is no decoder: its output for a token depends on later tokens")
-        tokens = self._try(token_ids, [count - 3, 1, 1, 1], whole)
-        if tokens.difference > rounding:
+        tokens = self._try(token_ids, [first, *[1] * _COMPARED])
+        if tokens is None:
             return Continued(Continuation.NOTHING)
-        chunks = self._try(token_ids, [middle, 1, count - middle - 2, 1], whole)
-        # Both round alike. A state that a chunk does not continue may change little in so short a text.
-        if chunks.difference > min(
-            rounding, _MAX_RATIO * max(tokens.difference, torch.finfo(whole.dtype).eps)
-        ):
-            return Continued(Continuation.TOKENS, tokens.bytes_per_token, tokens.bytes_per_sequence)
-        return Continued(Continuation.CHUNKS, chunks.bytes_per_token, chunks.bytes_per_sequence)
+        # Token by token is what `generate` does, also of the models that compute a token otherwise after a prompt than
+        # in it (MiniMax). By how much the two differ elsewhere is what rounding does.
+        chunks = self._try(token_ids, [first, 1, _COMPARED - 2, 1])
+        rounded = max(_difference(tokens.logits, whole[first:]), torch.finfo(whole.dtype).eps)
+        allowed = min(rounding or 0.0, _MAX_RATIO * rounded)
+        if chunks and _difference(chunks.logits, tokens.logits) <= allowed:
+            return Continued(Continuation.CHUNKS, chunks.bytes_per_token, chunks.bytes_per_sequence)
+        return Continued(Continuation.TOKENS, tokens.bytes_per_token, tokens.bytes_per_sequence)
 
-    def _try(self, token_ids: Sequence[int], pieces: Sequence[int], wanted: torch.Tensor) -> _Trial:
-        """Computes a text piece by piece, each on top of the cache of those before; the second and last are tokens."""
+    def _try(self, token_ids: Sequence[int], pieces: Sequence[int]) -> _Trial | None:
+        """Computes a text piece by piece, each on top of the cache of those before; the second and last are tokens.
+
+        Returns:
+            None if the model fails, or returns no cache.
+        """
         state: State = {}
         logits, sizes = [], []
         try:
             for end, piece in zip(accumulate(pieces), pieces, strict=True):
                 of_piece, state = self(token_ids[:end], state, end - piece, logits=piece)
                 if not state:
-                    return _Trial()
+                    return None
                 logits.append(of_piece)
                 sizes.append(state_bytes(state))
         except Exception:  # noqa: BLE001  whatever a model raises: this is not a way to continue it
-            return _Trial()
+            return None
         # From one token to another, since the cache of a window is larger after a chunk.
         per_token = -(-(sizes[-1] - sizes[1]) // sum(pieces[2:]))
         per_sequence = max(0, sizes[-1] - per_token * len(token_ids))
-        return _Trial(_difference(torch.cat(logits), wanted), per_token, per_sequence)
+        return _Trial(torch.cat(logits[1:]), per_token, per_sequence)
 
 
 def state_bytes(state: object) -> int:
