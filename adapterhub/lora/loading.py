@@ -77,6 +77,21 @@ def adapter_rank(request: LoraRequest) -> int:
     return max(_layer_ranks(request).values(), default=0)
 
 
+def slot_weights(request: LoraRequest) -> int:
+    """The number of weights that an adapter holds in a slot beside LoRA on linear layers; of a blend that of all parts.
+
+    Raises:
+        AdapterInvalidError: The files are damaged.
+        AdapterIncompatibleError: The kind of adapter cannot be served.
+    """
+    match request:
+        case StoredLoraRequest(folder=folder):
+            return FurtherWeights.of(AdapterConfig.read(folder).settings, _read_header(folder)).elements
+        case BlendedLoraRequest(parts=parts):
+            return sum(slot_weights(part) for part, _ in parts)
+    raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
+
+
 def _layer_ranks(request: LoraRequest) -> Counter[str]:
     match request:
         case StoredLoraRequest(folder=folder):

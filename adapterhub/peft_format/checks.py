@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MAX_WEIGHTS_BYTES = 16 * 2**30
 LARGE_RANK = 64
 """Higher ranks get a warning: slots have one rank, so one such adapter takes memory and time from all others."""
+LARGE_SLOT_WEIGHTS = 2**24
+"""More weights than these beside LoRA on linear layers get a warning: each slot with them takes their memory."""
 _CHUNK_BYTES = 4 * 2**20
 _BF16_EXPONENT = 0x7F80
 
@@ -109,7 +111,8 @@ def _inspected(config: AdapterConfig, weights: Path, header: Mapping[str, Tensor
         )
     further = FurtherWeights.of(config.settings, header)
     modules = check_shapes(config.settings, header)
-    warnings = (*check_values(weights, header, config.settings), *_rank_warnings(modules))
+    unusual = (*_rank_warnings(modules), *_size_warnings(further))
+    warnings = (*check_values(weights, header, config.settings), *unusual)
     dtype = min(tensor.dtype for tensor in header.values())
     return AdapterInfo(
         config, modules, further, adapter_digest(config.settings, weights), dtype, size, warnings
@@ -123,6 +126,16 @@ def _rank_warnings(modules: Mapping[str, LoraShape]) -> tuple[str, ...]:
     return (
         f"its rank is {rank}: once it is loaded, every LoRA slot has that rank; an engine with a lower max_lora_rank "
         "refuses it",
+    )
+
+
+def _size_warnings(further: FurtherWeights) -> tuple[str, ...]:
+    if further.elements < LARGE_SLOT_WEIGHTS:
+        return ()
+    mib = 2 * further.elements / 2**20
+    return (
+        f"beside LoRA on linear layers it holds weights of {', '.join(map(repr, further.names[:3]))}: {mib:,.0f} MiB "
+        f"of a LoRA slot in 16 bits, {2 * mib:,.0f} in 32; an engine with a lower max_slot_weights_mib refuses it",
     )
 
 
