@@ -20,6 +20,7 @@ from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
 from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing, matmul_dtype
 from adapterhub.base.stored_quantization import stored_quantization
+from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.errors import ConfigError, EngineError
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -220,6 +221,8 @@ def _tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     # Off: it removes spaces before commas, which damages code, and streamed text could not follow.
     tokenizer.clean_up_tokenization_spaces = False
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = TokenizerFiles(folder).processor_chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
