@@ -14,7 +14,7 @@ from bitsandbytes.functional import has_avx512bf16
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
-from adapterhub.base.auto_class import text_class, whole_class
+from adapterhub.base.auto_class import text_class, whole_class, why_no_decoder
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
@@ -153,6 +153,10 @@ def load_base(
     stored, asked = stored_quantization(folder), _quantization_config(quantization, dtype)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if reason := why_no_decoder(config):
+            raise ConfigError(
+                f"{str(model)!r} cannot be a base: {reason}.", hint="A base is a causal language model."
+            )
         loaded, report = (whole_class if whole else text_class)(config).from_pretrained(
             folder,
             # None would hide that the files are quantised.
