@@ -34,7 +34,7 @@ class EngineLimits:
         max_lora_rank: Maximum rank that is served; None serves every stored adapter (slots grow to the highest rank
             that was loaded) and blends of a rank up to 64.
         max_slot_weights_mib: Maximum memory of what one adapter holds in its slot beside LoRA on linear layers, MiB:
-            whole modules (`modules_to_save`), LoRA on embeddings, rows of tokens.
+            whole modules (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts.
         max_cpu_loras: Maximum number of adapters in host memory.
         adapter_cache_mib: Maximum memory of the adapters in host memory, MiB.
         max_batch_size: Maximum number of sequences in one step; also accepted as vLLM's `max_num_seqs`.
@@ -96,8 +96,8 @@ class EngineLimits:
         """
         if size_bytes > self.max_slot_weights_mib * _MIB:
             raise AdapterIncompatibleError(
-                f"Its whole modules and embeddings take {size_bytes / _MIB:,.0f} MiB of a LoRA slot, and the engine "
-                f"gives {self.max_slot_weights_mib:,}.",
+                f"Its whole modules, embeddings and experts take {size_bytes / _MIB:,.0f} MiB of a LoRA slot, and the "
+                f"engine gives {self.max_slot_weights_mib:,}.",
                 hint="Raise max_slot_weights_mib, or merge the adapter into its base.",
             )
 
@@ -154,7 +154,7 @@ class HubConfig(BaseModel):
     """Maximum rank that is served. Without it every stored adapter is, and blends of a rank up to 64."""
     max_slot_weights_mib: int = Field(2048, ge=1)
     """Maximum memory of what one adapter holds in its slot beside LoRA on linear layers, MiB: whole modules
-    (`modules_to_save`), LoRA on embeddings, rows of tokens."""
+    (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts."""
     max_cpu_loras: int = Field(64, ge=1)
     """Adapters in host memory; the least recently used one is dropped."""
     adapter_cache_mib: int = Field(2048, ge=1)
