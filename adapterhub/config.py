@@ -33,6 +33,8 @@ class EngineLimits:
         max_loras: LoRA slots, and so different adapters in one batch.
         max_lora_rank: Maximum rank that is served; None serves every stored adapter (slots grow to the highest rank
             that was loaded) and blends of a rank up to 64.
+        max_slot_weights_mib: Maximum memory of what one adapter holds in its slot beside LoRA on linear layers, MiB:
+            whole modules (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts.
         max_cpu_loras: Maximum number of adapters in host memory.
         adapter_cache_mib: Maximum memory of the adapters in host memory, MiB.
         max_batch_size: Maximum number of sequences in one step; also accepted as vLLM's `max_num_seqs`.
@@ -44,6 +46,7 @@ class EngineLimits:
 
     max_loras: int = 16
     max_lora_rank: int | None = None
+    max_slot_weights_mib: int = 2048
     max_cpu_loras: int = 64
     adapter_cache_mib: int = 2048
     max_batch_size: int = 32
@@ -83,6 +86,19 @@ class EngineLimits:
             raise AdapterIncompatibleError(
                 f"Its rank is {rank}, and the engine serves ranks up to {limit}.",
                 hint="Raise max_lora_rank, or store it at a lower rank: a blend of this one part, method svd.",
+            )
+
+    def check_slot_weights(self, size_bytes: int) -> None:
+        """Returns if an adapter may hold this much in its slot beside LoRA on linear layers.
+
+        Raises:
+            AdapterIncompatibleError: It is above the maximum.
+        """
+        if size_bytes > self.max_slot_weights_mib * _MIB:
+            raise AdapterIncompatibleError(
+                f"Its whole modules, embeddings and experts take {size_bytes / _MIB:,.0f} MiB of a LoRA slot, and the "
+                f"engine gives {self.max_slot_weights_mib:,}.",
+                hint="Raise max_slot_weights_mib, or merge the adapter into its base.",
             )
 
     def max_rank_of(self, *, blend: bool) -> float:
@@ -136,6 +152,9 @@ class HubConfig(BaseModel):
     """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int | None = Field(None, ge=1)
     """Maximum rank that is served. Without it every stored adapter is, and blends of a rank up to 64."""
+    max_slot_weights_mib: int = Field(2048, ge=1)
+    """Maximum memory of what one adapter holds in its slot beside LoRA on linear layers, MiB: whole modules
+    (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts."""
     max_cpu_loras: int = Field(64, ge=1)
     """Adapters in host memory; the least recently used one is dropped."""
     adapter_cache_mib: int = Field(2048, ge=1)

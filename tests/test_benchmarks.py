@@ -19,7 +19,9 @@ from adapterhub.engine.kv.shape import KVShape
 from benchmarks import (
     adapter_load,
     decode_step,
+    experts,
     finetune,
+    hybrid_step,
     memory,
     merge,
     prefill,
@@ -52,6 +54,27 @@ def run(capsys) -> Run:
         return json.loads(capsys.readouterr().out)
 
     return run
+
+
+def test_hybrid_step(capsys):
+    hybrid_step.main(["--width", "64", "--layers", "4", "--rows", "1", "3", "--rounds", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)["milliseconds"]
+    assert [(name, list(times)) for name, times in found.items()] == [
+        ("packed", ["1", "3"]),
+        ("row by row", ["1", "3"]),
+    ]
+    assert all(time > 0 for times in found.values() for time in times.values())
+
+
+def test_experts(run: Run):
+    sizes = ["--hidden", "32", "--inner", "16", "--experts", "4", "--top-k", "2"]
+    found = run(experts.main, *sizes, "--tokens", "1", "4", "--adapters", "1", "2", "--rounds", "3")
+    measured = {(one["tokens"], one["adapters"]) for one in found["experts"]}
+    assert measured == {(1, 1), (4, 1), (4, 2)}
+    assert {one["contender"] for one in found["experts"]} == {experts.BASE, experts.OURS, experts.PEFT}
+    assert all(one["milliseconds"] > 0 for one in found["experts"])
+    # rank 4 for each of 4 experts, gate and up together of width 32
+    assert found["slot_mib"] == 4 * 4 * ((32 + 32) + (16 + 32)) * 4 / 2**20
 
 
 def test_decode_step(run: Run):

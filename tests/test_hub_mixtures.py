@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub import AdapterHub, AdapterIncompatibleError, AdapterRegistry
 from adapterhub.base import load_base
+from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine
 from adapterhub.errors import ConfigError
 from adapterhub.export import merge_adapter
+from adapterhub.lora.loading import slot_weights
+from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.training import FinetuneConfig, finetune
 from tests.tiny import make_adapter, make_base
 
@@ -106,6 +109,25 @@ def test_an_adapter_of_another_mixture_is_refused(world: World, tmp_path: Path) 
     with pytest.raises(AdapterIncompatibleError, match="experts in") as caught:
         registry.register("a", world.folders["experts"], base=other)
     assert "another number of experts" in str(caught.value.hint)
+
+
+def test_the_memory_of_experts_is_told_and_bounded(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub.peft_format.checks.LARGE_SLOT_WEIGHTS", 2**10)
+    registry = AdapterRegistry(tmp_path / "registry")
+    registry.register("a", world.folders["experts"], base=world.base)
+    # rank 2 for each of 4 experts in 2 layers, of 64 features, and gate and up together of twice 32
+    weights = 2 * 4 * 2 * ((64 + 64) + (32 + 64))
+    (warning,) = registry.resolve("a").warnings
+    assert "'model.layers.0.mlp.experts'" in warning
+    assert "MiB of a LoRA slot in 16 bits" in warning
+    folder = registry.folder(registry.resolve("a"))
+    assert slot_weights(StoredLoraRequest("a", "", folder)) == weights
+    with pytest.raises(
+        AdapterIncompatibleError, match="experts take 2 MiB of a LoRA slot, and the engine gives 1"
+    ):
+        EngineLimits(max_slot_weights_mib=1).check_slot_weights(2 * 2**20)
 
 
 def finetuning(base: Path, folder: Path, **lora: Any) -> FinetuneConfig:

@@ -49,10 +49,16 @@ class TokenizerFiles:
             more = sorted((self.folder / "additional_chat_templates").glob("*.jinja"))
             named = {path.stem: _read_text(path) for path in more}
             return {**named, "default": _read_text(template)}
-        stored = self._config.get("chat_template")
+        stored = self._config.get("chat_template") or self.processor_chat_template
         if isinstance(stored, list):
             return {str(one["name"]): str(one["template"]) for one in stored if _names_template(one)}
         return {"default": stored} if isinstance(stored, str) and stored else {}
+
+    @property
+    def processor_chat_template(self) -> str | None:
+        """The chat template in `chat_template.json`, where older processors of vision-language models have it."""
+        template = _read_json(self.folder / "chat_template.json").get("chat_template")
+        return template if isinstance(template, str) and template else None
 
     @cached_property
     def chat_template_digest(self) -> str:

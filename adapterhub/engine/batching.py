@@ -47,7 +47,7 @@ from adapterhub.errors import (
 )
 from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.digest_check import DigestCheck
-from adapterhub.lora.loading import adapter_rank, load_adapter_deltas
+from adapterhub.lora.loading import adapter_rank, load_adapter_deltas, slot_weights
 from adapterhub.lora.request import BlendedLoraRequest
 
 
@@ -389,7 +389,8 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
 
     Args:
         base: The base.
-        limits: An adapter of a rank above these is refused before its weights are read; the defaults if not given.
+        limits: An adapter of a rank or size above these is refused before its weights are read; the defaults if not
+            given.
     """
     limits = limits or EngineLimits()
     layers = base.linear_layers  # before the engine wraps layers, which changes their names
@@ -397,6 +398,7 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
 
     def load(adapter: LoraRequest) -> Mapping[str, ModuleDelta]:
         limits.check_rank(adapter_rank(adapter), blend=isinstance(adapter, BlendedLoraRequest))
+        limits.check_slot_weights(slot_weights(adapter) * base.compute_dtype.itemsize)
         check(adapter)
         deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile

@@ -135,6 +135,13 @@ class _Export:
     def check_parts(self) -> None:
         check_same_base(self.adapter)
         check_files(self.registry, self.adapter)
+        for card, _ in self.adapter.parts if self.form.plain else ():
+            if further := inspect_adapter(self.registry.folder(card)).further:
+                raise AdapterIncompatibleError(
+                    f"{card.ref} changes {further.names[0]!r} by more than LoRA on linear layers, which few readers "
+                    "take.",
+                    hint="Merge it into its base with `adapterhub merge`, or keep the form (plain=False).",
+                )
 
     def write(self, folder: Path, progress: Callable[[int, int], None]) -> ChangeError:
         source = self.registry.folder(self.adapter.main_card)
@@ -151,17 +158,6 @@ class _Export:
     def _config_suffices(self, source: Path) -> bool:
         """Whether the stored weights have the form that is wanted, with another config at most."""
         info = inspect_adapter(source)
-        if info.further and self.form.plain:
-            raise AdapterIncompatibleError(
-                f"{self.adapter.ref} changes {info.further.names[0]!r} by more than LoRA on linear layers, which few "
-                "readers take.",
-                hint="Merge it into its base with `adapterhub merge`, or keep the form (plain=False).",
-            )
-        if info.config.settings.target_parameters and self.form.plain:
-            raise AdapterIncompatibleError(
-                f"{self.adapter.ref} changes a mixture's experts as whole parameters, which few readers take.",
-                hint="Merge it into its base with `adapterhub merge`, or keep the form (plain=False).",
-            )
         # Few readers pass over the copies of the base's weights that PEFT saves with an adapted output layer.
         uniform = len(_ranks_and_scalings(info)) == 1 and not copied_weights(
             read_header(source / WEIGHTS_FILE)

@@ -21,6 +21,7 @@ from adapterhub.lora.further_loading import FurtherReader
 from adapterhub.lora.layers import base_layer_of
 from adapterhub.lora.parameter_delta import ExpertFactors, ParameterDelta
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
+from adapterhub.peft_format import checks
 from adapterhub.peft_format.checks import check_shapes
 from adapterhub.peft_format.config import (
     WEIGHTS_FILE,
@@ -75,6 +76,22 @@ def adapter_rank(request: LoraRequest) -> int:
         AdapterIncompatibleError: The kind of adapter cannot be served.
     """
     return max(_layer_ranks(request).values(), default=0)
+
+
+def slot_weights(request: LoraRequest) -> int:
+    """The number of weights that an adapter holds in a slot beside LoRA on linear layers; of a blend that of all parts.
+
+    Raises:
+        AdapterInvalidError: The files are damaged.
+        AdapterIncompatibleError: The kind of adapter cannot be served.
+    """
+    match request:
+        case StoredLoraRequest(folder=folder):
+            settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
+            return checks.slot_weights(FurtherWeights.of(settings, header), check_shapes(settings, header))
+        case BlendedLoraRequest(parts=parts):
+            return sum(slot_weights(part) for part, _ in parts)
+    raise TypeError(f"A {type(request).__name__} is neither stored nor a blend.")
 
 
 def _layer_ranks(request: LoraRequest) -> Counter[str]:

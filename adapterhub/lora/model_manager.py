@@ -46,7 +46,7 @@ class LoraModelManager:
         self._slots = slots
         self._dtype = dtype
         self._current = CurrentMapping()
-        # The output layer gets only the tokens whose logits are needed.
+        # What follows the backbone gets only the tokens whose logits are needed.
         self._current_outputs = CurrentMapping()
         # By kind, and by the group of modules that hold their weights together.
         self._weights: dict[tuple[type[WrappedModule], str], SlotWeights] = {}
@@ -118,7 +118,12 @@ class LoraModelManager:
         if (kind, group) not in self._weights:
             weights = kind.new_weights(base_layer_of(layer), slots=self._slots, dtype=self._dtype)
             self._weights[kind, group] = weights
-        is_output = layer is self._model.get_output_embeddings()
-        current = self._current_outputs if is_output else self._current
+        current = self._current_outputs if self._is_output(name, layer) else self._current
         self._model.set_submodule(name, kind(layer, name, self._weights[kind, group], current))
         self._wrapped.add((kind, name))
+
+    def _is_output(self, name: str, layer: Any) -> bool:
+        """Whether a layer is the output layer, or one before it that stands behind the backbone too."""
+        backbone = self._model.base_model_prefix
+        behind = hasattr(self._model, backbone) and not name.startswith(f"{backbone}.")
+        return behind or base_layer_of(layer) is base_layer_of(self._model.get_output_embeddings())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+from accelerate.utils.modeling import align_module_device
 from torch import nn
 
 from adapterhub.base.quantized_weights import dequantize_module_weight
@@ -128,7 +129,8 @@ def base_parameter(module: nn.Module | None, name: str) -> torch.Tensor:
             "An adapter that replaces weights of the base can only be blended with the base's own at hand.",
             hint="Blend it on engine='transformers'.",
         )
-    parameter: torch.Tensor = module.get_parameter(name)
-    if not parameter.is_floating_point():
-        parameter = dequantize_module_weight(module)
-    return parameter.detach().float().cpu()
+    with align_module_device(module):  # accelerate may have left its weights on disk
+        parameter: torch.Tensor = module.get_parameter(name)
+        if not parameter.is_floating_point():
+            parameter = dequantize_module_weight(module)
+        return parameter.detach().float().cpu()

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MAX_WEIGHTS_BYTES = 16 * 2**30
 LARGE_RANK = 64
 """Higher ranks get a warning: slots have one rank, so one such adapter takes memory and time from all others."""
+LARGE_SLOT_WEIGHTS = 2**24
+"""More weights than these beside LoRA on linear layers get a warning: each slot with them takes their memory."""
 _CHUNK_BYTES = 4 * 2**20
 _BF16_EXPONENT = 0x7F80
 
@@ -109,7 +111,8 @@ def _inspected(config: AdapterConfig, weights: Path, header: Mapping[str, Tensor
         )
     further = FurtherWeights.of(config.settings, header)
     modules = check_shapes(config.settings, header)
-    warnings = (*check_values(weights, header, config.settings), *_rank_warnings(modules))
+    unusual = (*_rank_warnings(modules), *_size_warnings(further, modules))
+    warnings = (*check_values(weights, header, config.settings), *unusual)
     dtype = min(tensor.dtype for tensor in header.values())
     return AdapterInfo(
         config, modules, further, adapter_digest(config.settings, weights), dtype, size, warnings
@@ -117,12 +120,37 @@ def _inspected(config: AdapterConfig, weights: Path, header: Mapping[str, Tensor
 
 
 def _rank_warnings(modules: Mapping[str, LoraShape]) -> tuple[str, ...]:
-    rank = max((shape.rank for shape in modules.values()), default=0)
+    rank = max((shape.rank for shape in modules.values() if shape.experts == 1), default=0)
     if rank <= LARGE_RANK:
         return ()
     return (
         f"its rank is {rank}: once it is loaded, every LoRA slot has that rank; an engine with a lower max_lora_rank "
         "refuses it",
+    )
+
+
+def _size_warnings(further: FurtherWeights, modules: Mapping[str, LoraShape]) -> tuple[str, ...]:
+    elements = slot_weights(further, modules)
+    if elements < LARGE_SLOT_WEIGHTS:
+        return ()
+    names = [*further.names, *(module for module, shape in modules.items() if shape.experts > 1)]
+    mib = 2 * elements / 2**20
+    return (
+        f"beside LoRA on linear layers it holds weights of {', '.join(map(repr, names[:3]))}: {mib:,.0f} MiB "
+        f"of a LoRA slot in 16 bits, {2 * mib:,.0f} in 32; an engine with a lower max_slot_weights_mib refuses it",
+    )
+
+
+def slot_weights(further: FurtherWeights, modules: Mapping[str, LoraShape]) -> int:
+    """The number of weights that an adapter holds in a slot of its own, beside LoRA on linear layers.
+
+    Args:
+        further: The modules that it changes in other ways than by LoRA.
+        modules: The shapes of LoRA, from `check_shapes`; those of a mixture's experts count.
+    """
+    experts = (shape for shape in modules.values() if shape.experts > 1)
+    return further.elements + sum(
+        one.rank * one.experts * (one.out_features + one.in_features) for one in experts
     )
 
 

@@ -190,15 +190,16 @@ def render(
         RequestTooLongError: The text is longer than `max_characters`.
     """
     if style.format == "chat":
+        template = (style.tool_template if tools else None) or style.template
         known = {
             **tokenizer.special_tokens_map,
             **(variables or {}),
-            "messages": [_template_message(message) for message in messages],
+            "messages": _template_messages(messages, template),
             "tools": plain_data(list(tools)) if tools else None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        return _render_chat((style.tool_template if tools else None) or style.template, known, max_characters)
+        return _render_chat(template, known, max_characters)
     if tools:
         raise InvalidRequestError(
             "Tools can only be shown to a base through a chat template, and there is none.",
@@ -246,6 +247,13 @@ def _render_chat(template: str | None, variables: Mapping[str, Any], max_charact
             f"The chat template refuses these messages: {error!s:.{_MAX_REASON}}",
             hint="Templates often want turns to alternate, starting with the user.",
         ) from error
+
+
+def _template_messages(messages: Sequence[Message], template: str | None) -> list[dict[str, Any]]:
+    from adapterhub.requests.content_parts import in_parts, wants_parts
+
+    passed = [_template_message(message) for message in messages]
+    return [in_parts(message) for message in passed] if template and wants_parts(template) else passed
 
 
 def _template_message(message: Message) -> dict[str, Any]:

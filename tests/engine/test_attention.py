@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adapterhub.engine.kv.attention import AttentionCall, PackedAttention
-from adapterhub.engine.kv.cache import KVCache
+from adapterhub.engine.kv.cache import KVCache, KVSlot
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
 from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
 from adapterhub.engine.kv.probing import AttentionLayer, AttentionProbe
@@ -59,6 +59,11 @@ def one_by_one(
     return out
 
 
+def kept(slot: KVSlot, length: int) -> list[torch.Tensor]:
+    """Copies of the layer's keys and values in a slot."""
+    return [tensor[slot.index, :, :length].clone() for tensor in slot.pool.keys_and_values(LAYER)]
+
+
 scorings = st.builds(
     Scoring,
     st.sampled_from([None, 1, 5, 64]),
@@ -78,12 +83,12 @@ def test_every_sequence_attends_to_its_own_tokens(
     for before, count, large, takes_part in sequences:
         slot = cache.allocate(200 if large else 80)
         assert slot
-        sizes = [(before + (not takes_part), width) for width in (3, WIDTH, 3, VALUE_WIDTH)]
-        heads = (1, KV_HEADS) * 2
-        slot.write(0, [torch.randn(h, *size, generator=random) for h, size in zip(heads, sizes, strict=True)])
+        length = before + (not takes_part)
+        sizes = [(2, 1, length, 3), (1, KV_HEADS, length, WIDTH), (1, KV_HEADS, length, VALUE_WIDTH)]
+        slot.write(0, [torch.randn(size, generator=random) for size in sizes])
         if takes_part:
             spans.append(QuerySpan(slot, start, count))
-            pasts.append(slot.read(0, before)[LAYER::2])
+            pasts.append(kept(slot, before))
             start += count
         else:
             for tensor in slot.pool.tensors:
@@ -109,7 +114,7 @@ def test_every_sequence_attends_to_its_own_tokens(
         expected = one_by_one(q[0, :, part].transpose(0, 1), keys, values, length, scoring)
         assert torch.allclose(got[0, part], expected, atol=1e-5)
         # The keys and values are stored for the next step; the runner changes the length.
-        stored = span.kv_slot.read(0, length + span.count)[LAYER::2]
+        stored = kept(span.kv_slot, length + span.count)
         assert torch.equal(stored[0], keys)
         assert torch.equal(stored[1], values)
         assert span.kv_slot.length == length

@@ -16,10 +16,9 @@ SHAPE = KVShape((LayerShape(2, 3, 3), LayerShape(1, 5, 2)), torch.float32, torch
 
 
 def tokens(count: int, value: float) -> list[torch.Tensor]:
-    keys = [torch.full((layer.num_kv_heads, count, layer.key_width), value) for layer in SHAPE.layers]
-    return keys + [
-        torch.full((layer.num_kv_heads, count, layer.value_width), value) for layer in SHAPE.layers
-    ]
+    """As a slot reads them: the first layer's keys and values, which are alike, then those of the other."""
+    sizes = [(2, 2, count, 3), (1, 1, count, 5), (1, 1, count, 2)]
+    return [torch.full(size, value) for size in sizes]
 
 
 def same(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
@@ -73,7 +72,7 @@ def test_a_token_of_unlike_layers():
     assert SHAPE.bytes_per_token == (2 * (3 + 3) + 1 * (5 + 2)) * 4
     slot = KVCache(SHAPE, 128).allocate(64)
     assert slot
-    assert [tuple(part.shape) for part in slot.read(0, 7)] == [(2, 7, 3), (1, 7, 5), (2, 7, 3), (1, 7, 2)]
+    assert [tuple(part.shape) for part in slot.read(0, 7)] == [(2, 2, 7, 3), (1, 1, 7, 5), (1, 1, 7, 2)]
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
@@ -185,7 +184,7 @@ class Slots(RuleBasedStateMachine):
             self.written += 1
             new = tokens(count, self.written)
             slot.write(slot.length, new)
-            joined = [torch.cat(parts, dim=1) for parts in zip(content, new, strict=True)]
+            joined = [torch.cat(parts, dim=2) for parts in zip(content, new, strict=True)]
             self.slots[slot] = (num_tokens, joined)
 
     @precondition(lambda self: self.slots)
@@ -206,7 +205,7 @@ class Slots(RuleBasedStateMachine):
     @invariant()
     def every_slot_keeps_its_content(self) -> None:
         for slot, (_, content) in self.slots.items():
-            assert slot.length == content[0].shape[1]
+            assert slot.length == content[0].shape[2]
             assert same(slot.read(0, slot.length), content)
 
     @invariant()

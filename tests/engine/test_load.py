@@ -19,6 +19,7 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.runners.packed import PackedRunner
+from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import CapacityError, InvalidRequestError
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import load_folder_deltas
@@ -185,6 +186,14 @@ def test_every_request_ends_once_with_its_own_completion(
     engine: BatchingEngine, sources: list[StoredLoraRequest], requests: int
 ):
     load(engine, sources, requests=requests, threads=64)
+
+
+@pytest.mark.slow
+def test_so_it_does_row_by_row(base: Path, sources: list[StoredLoraRequest]):
+    loaded = load_base(base, quantization=None, device="cpu")
+    engine = BatchingEngine(loaded, LIMITS, runner=RowRunner(loaded, max_loras=LIMITS.max_loras))
+    load(engine, sources, requests=300, threads=32)
+    engine.close()
 
 
 def test_a_full_queue_refuses_with_a_retryable_error(base: Path, sources: list[StoredLoraRequest]):

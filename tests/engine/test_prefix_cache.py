@@ -20,10 +20,9 @@ prompts = st.builds(lambda kinds, rest: [kind for kind in kinds for _ in range(B
 def content(digest: str, prompt: list[int]) -> list[torch.Tensor]:
     """Keys and values of a prompt: each token's depend on the adapter and all tokens up to it, as a model's do."""
     numbers = [float(hash((digest, tuple(prompt[: end + 1]))) % 9973) for end in range(len(prompt))]
-    heads = [layer.num_kv_heads for layer in SHAPE.layers] * 2
-    widths = [layer.key_width for layer in SHAPE.layers] + [layer.value_width for layer in SHAPE.layers]
-    tokens = torch.tensor(numbers)[:, None]
-    return [tokens.repeat(count, 1, width) for count, width in zip(heads, widths, strict=True)]
+    # The first layer's keys and values are alike, the second's are not.
+    sizes = [(2, 1, 2), (1, 2, 3), (1, 2, 1)]
+    return [torch.tensor(numbers)[:, None].repeat(count, heads, 1, width) for count, heads, width in sizes]
 
 
 def slot_with(digest: str, prompt: list[int]) -> KVSlot:
@@ -40,7 +39,7 @@ def hit(cache: PrefixCache, digest: str, prompt: list[int]) -> int:
     cached = cache.load(slot, digest, prompt)
     assert slot.length == cached
     for got, expected in zip(slot.read(0, cached), content(digest, prompt), strict=True):
-        assert torch.equal(got, expected[:, :cached])
+        assert torch.equal(got, expected[:, :, :cached])
     return cached
 
 

@@ -50,8 +50,6 @@ SIZES = {
     "max_position_embeddings": CONTEXT,
 }
 GPT = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
-MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
-EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
 MAMBA = {"mamba_d_state": 8, "mamba_dt_rank": 8, "num_experts": 2}
 
 
@@ -64,19 +62,14 @@ class Family:
     continuation: Continuation = Continuation.CHUNKS
 
 
+# One for each way to continue a sequence, and for each argument that takes a cache; `tests.families` has the others.
 FAMILIES = {
     "bloom": Family(
         {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4},
         ["query_key_value", "dense", "dense_h_to_4h"],
     ),
-    "falcon": Family({**SIZES, "new_decoder_architecture": True}, ["query_key_value", "dense"]),
-    "gptj": Family({**GPT, "rotary_dim": 8}, ["q_proj", "v_proj", "fc_in"]),
     "mamba2": Family(
         {**SIZES, "state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 8}, ["in_proj"]
-    ),
-    "deepseek_v3": Family(
-        {**SIZES, **MLA, **EXPERTS, "num_key_value_heads": 4, "moe_intermediate_size": 32, "first_k_dense_replace": 1},
-        ["q_b_proj", "kv_b_proj", "o_proj"],
     ),
     "jamba": Family(
         {**SIZES, **MAMBA, "attn_layer_period": 2, "attn_layer_offset": 1}, ["q_proj", "in_proj"], Continuation.TOKENS

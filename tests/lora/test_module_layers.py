@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from adapterhub.base.loading import Base, load_base
@@ -18,9 +19,11 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.runner import Runner
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.row_by_row import RowRunner
+from adapterhub.errors import EngineError
 from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
+from adapterhub.lora.module_layers import _tokens_first
 from tests.engine.maker import prompt_of, request, stored_request
 from tests.tiny import ATTENTION, make_adapter, make_base
 
@@ -146,3 +149,62 @@ def test_a_mixed_batch_gives_pefts_tokens(world: World):
 
 def test_row_by_row_gives_pefts_tokens_too(worlds: Callable[[str], World]):
     check_mixed_batch(worlds("gpt2"), RowRunner)
+
+
+def test_on_a_4_bit_base_too(worlds):
+    world, ids = worlds("llama-tied"), torch.tensor([[*TOKENS, *prompt_of(3, 20)]])
+    load = partial(load_base, world.folder, compute_dtype="float32", training=True)  # nothing packed
+    for name in ("embedding", "saved-head", "saved-norms", "tokens"):
+        reference = PeftModel.from_pretrained(load().model, world.adapters[name]).eval()
+        base = load()
+        layers = LoraModelManager(base.model, slots=1, dtype=torch.float32)
+        layers.load(0, loaded(base, world.adapters[name]))
+        with torch.inference_mode(), layers.using(LoraMapping([(0, ids.shape[1])])):
+            logits = base.model(input_ids=ids).logits
+        with torch.inference_mode():
+            assert (logits - reference(input_ids=ids).logits).abs().max() < 1e-4, name
+
+
+def test_a_quantised_layer_is_replaced_by_an_unquantised_one(worlds):
+    world, name = worlds("llama-tied"), "model.layers.1.mlp.up_proj"
+    base = load_base(world.folder, compute_dtype="float32", training=True)
+    deltas = {name: loaded(base, world.adapters["saved-layers"])[name]}
+    layers = LoraModelManager(base.model, slots=2, dtype=torch.float32)
+    layers.load(1, deltas)
+    ids = torch.tensor([prompt_of(3, 9)])
+    with torch.inference_mode():
+        with layers.using(LoraMapping([(1, 9)])):
+            found = base.model(input_ids=ids).logits
+        plain = nn.Linear(64, 128, bias=False)
+        plain.weight = nn.Parameter(deltas[name].parameters["weight"])
+        base.model.set_submodule(name, plain)
+        assert torch.equal(base.model(input_ids=ids).logits, found)
+
+
+def test_a_slot_holds_memory_for_its_own_modules_only(worlds):
+    world = worlds("llama-tied")
+    base = load_base(world.folder, quantization=None)
+    layers = LoraModelManager(base.model, slots=4, dtype=torch.float32)
+    layers.load(0, loaded(base, world.adapters["plain"]))
+    plain, head = layers.bytes, 320 * 64 * 4
+    layers.load(1, loaded(base, world.adapters["saved-head"]))
+    assert layers.bytes == plain + head
+    layers.load(2, loaded(base, world.adapters["tokens"]))
+    layers.load(2, loaded(base, world.adapters["saved-both"]))  # other modules of the same slot
+    dora = layers.bytes - plain - 3 * head
+    layers.clear(1)
+    layers.load(2, loaded(base, world.adapters["plain"]))
+    assert layers.bytes == plain + dora  # the stacked scales of DoRA stay
+    layers.clear(2)
+    layers.clear(2)
+    assert layers.bytes == plain + dora
+
+
+def test_heads_before_tokens_are_told_from_tokens_before_heads():
+    """A norm of 4 heads in a step of 4 tokens: the tokens are those that a projection laid out far apart."""
+    by_token = torch.arange(4 * 4 * 8.0).view(1, 4, 4, 8)  # tokens, heads
+    for x in (by_token, by_token.transpose(1, 2)):
+        for token, of_token in enumerate(_tokens_first(x, 4)(x)):
+            assert sorted(of_token.flatten().tolist()) == by_token[0, token].flatten().tolist()
+    with pytest.raises(EngineError, match="the 7 tokens of the step"):
+        _tokens_first(by_token, 7)

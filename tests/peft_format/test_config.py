@@ -233,14 +233,18 @@ def test_the_digest_is_that_of_the_arithmetic(tmp_path: Path) -> None:
     assert same.startswith("sha256:")
     assert digest("b", base_model_name_or_path="/elsewhere", inference_mode=True, lora_dropout=0.1) == same
     assert digest("c", target_modules=["v_proj", "q_proj"]) == same
+    assert digest("i", ensure_weight_tying=True) == same  # without modules_to_save it changes nothing
     changed = {
         digest("d", seed=7),
         digest("e", lora_alpha=8),
         digest("f", use_rslora=True),
         digest("g", alpha_pattern={"q_proj": 1, "v_proj": 2}),
         digest("h", alpha_pattern={"v_proj": 2, "q_proj": 1}),  # the order decides which pattern comes first
+        digest("j", modules_to_save=["lm_head"]),
+        digest("k", modules_to_save=["lm_head"], ensure_weight_tying=True),
+        digest("l", trainable_token_indices=[1, 2]),
     }
-    assert len(changed | {same}) == 6
+    assert len(changed | {same}) == 9
 
 
 def test_settings_survive_their_own_json() -> None:

@@ -30,7 +30,7 @@ _UNSUPPORTED = {
 """Arguments of attention functions that are not computed here -> what a base has that gives them."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: one is made in each layer, and frozen ones take four times as long
 class AttentionCall:
     """What a model hands to its attention function in one layer.
 
@@ -118,6 +118,11 @@ class PackedAttention:
         # Not `set_attn_implementation`: it leaves some models as they are, with a warning. The probe finds those too.
         for config, _ in self._before:
             config._attn_implementation_internal = name
+
+
+def not_packed(reason: str) -> EngineError:
+    """The error for a base whose attention is of another kind."""
+    return EngineError(f"The base's attention cannot be computed in a packed batch: {reason}.")
 
 
 def _attend(

@@ -47,14 +47,22 @@ class KVSlot:
         return self.index >= 0
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
-        """Copies of the keys of some tokens in each layer, then of the values, shape (heads, tokens, width) each."""
-        return [tensor[self.index, :, start:stop].clone() for tensor in self.pool.tensors]
+        """Copies of the keys and values of some tokens.
+
+        Returns:
+            One tensor for each of `KVSlotPool.alike`, shape (tensors, heads, tokens, width).
+        """
+        tensors = self.pool.tensors
+        return [
+            torch.stack([tensors[i][self.index, :, start:stop] for i in alike]) for alike in self.pool.alike
+        ]
 
     def write(self, start: int, tokens: Sequence[torch.Tensor]) -> None:
         """Writes what `read` returned from position `start` on; the slot ends after it."""
-        self.length = start + tokens[0].shape[1]
-        for tensor, part in zip(self.pool.tensors, tokens, strict=True):
-            tensor[self.index, :, start : self.length] = part
+        self.length = start + tokens[0].shape[2]
+        for alike, stacked in zip(self.pool.alike, tokens, strict=True):
+            for i, part in zip(alike, stacked.unbind(), strict=True):
+                self.pool.tensors[i][self.index, :, start : self.length] = part
 
 
 class KVSlotPool:
@@ -67,6 +75,7 @@ class KVSlotPool:
     Attributes:
         slots: The used slots, by index.
         tensors: The keys of each layer, shape (slots, heads, capacity, width), then the values.
+        alike: Indices of the tensors of each shape; most models have one.
         states: Each of `KVShape.states` of all slots, shape (slots, *state).
     """
 
@@ -75,11 +84,14 @@ class KVSlotPool:
         self.slots: list[KVSlot] = []
         self._shape = shape
         self._num_slots = 0
-        self._heads = [layer.num_kv_heads for layer in shape.layers] * 2
-        self._widths = [layer.key_width for layer in shape.layers] + [
-            layer.value_width for layer in shape.layers
-        ]
-        self.tensors = [self._zeros(index, 0) for index in range(len(self._widths))]
+        # Heads and width of each tensor.
+        self._sizes = [(layer.num_kv_heads, layer.key_width) for layer in shape.layers]
+        self._sizes += [(layer.num_kv_heads, layer.value_width) for layer in shape.layers]
+        self.tensors = [self._zeros(index, 0) for index in range(len(self._sizes))]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(self._sizes):
+            alike.setdefault(size, []).append(index)
+        self.alike = list(alike.values())
         self.states = [self._empty_state(index, 0) for index in range(len(shape.states))]
 
     @property
@@ -157,10 +169,10 @@ class KVSlotPool:
 
     def _zeros(self, index: int, num_slots: int) -> torch.Tensor:
         # Not `torch.empty`: see `free` about NaN.
+        heads, width = self._sizes[index]
         return torch.zeros(
-            num_slots, self._heads[index], self.capacity, self._widths[index],
-            dtype=self._shape.dtype, device=self._shape.device,
-        )  # fmt: skip
+            num_slots, heads, self.capacity, width, dtype=self._shape.dtype, device=self._shape.device
+        )
 
 
 class KVCache:

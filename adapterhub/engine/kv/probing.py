@@ -15,16 +15,12 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from adapterhub.engine.kv.attention import AttentionCall
+from adapterhub.engine.kv.attention import AttentionCall, not_packed
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
 from adapterhub.engine.kv.shape import LayerShape
-from adapterhub.errors import EngineError
 
-_PLAIN_LAYERS = (
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    DummyLayer,
-)  # of transformers' cache, and not subclasses
+_PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+"""Layers of transformers' cache that hold keys and values; subclasses hold more."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,8 @@ class AttentionProbe:
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """Attention of one token to itself."""
+        if call.query.shape[0] != 1 or call.key.shape[2] != call.query.shape[2]:
+            raise not_packed("its keys are not those of the step's tokens")
         self.modules.append(call.module)
         mask = self._mask(call)
         kv_layer, shares_kv = self._kv_layer(call.key, call.value)
@@ -91,9 +89,7 @@ class AttentionProbe:
         """Calls with the same mask get the same object: a step then makes it once."""
         function = getattr(call.mask, "mask_function", None)
         if call.mask is not None and function is None:
-            raise EngineError(
-                "The base's attention cannot be computed in a packed batch: its masks are of its own kind."
-            )
+            raise not_packed("its masks are of its own kind")
         key = function or call.window
         if key not in self._masks:
             self._masks[key] = _mask_of(function, call.window, call.query.device)
@@ -110,14 +106,8 @@ def _mask_of(
 
 def _check_cache_layer(cached: Any, mask: AttentionMask) -> None:
     if type(cached) not in _PLAIN_LAYERS and not isinstance(cached, LinearAttentionCacheLayerMixin):
-        raise EngineError(
-            "The base's attention cannot be computed in a packed batch: it keeps more than keys and values "
-            f"({type(cached).__name__})."
-        )
+        raise not_packed(f"it keeps more than keys and values ({type(cached).__name__})")
     # Moshi's masks show all tokens, and its cache has the last ones.
     window = getattr(cached, "sliding_window", None)
     if window is not None and mask.causal_until > window:
-        raise EngineError(
-            f"The base's attention cannot be computed in a packed batch: after the prompt, which attends to all of its "
-            f"tokens, the last {window} are left."
-        )
+        raise not_packed(f"after the prompt, which attends to all of its tokens, the last {window} are left")

@@ -100,7 +100,9 @@ class RowSlotCache:
         slot.take_state()
 
     def clear(self) -> None:
-        """Frees all slots."""
+        """Frees all slots and their memory."""
+        for slot in self._slots:
+            slot.take_state()
         self._slots.clear()
 
     def _bytes(self, num_tokens: int) -> int:
