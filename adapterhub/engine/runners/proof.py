@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ import torch
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.runner import Proof, Runner, ScheduledSequence
+from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.reference import Continuation, Reference
+from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import EngineError
 
 _PROMPTS = (12, 9)
@@ -28,9 +30,12 @@ _ENDS = ((12, 13, 14), (4, 9, 10))
 two tokens, at different lengths."""
 _CACHE_BYTES = 1 << 40
 """Caches allocate what their slots need, so this is no limit."""
-_BOUNDS = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.15}
+_BOUNDS = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 _INT8_BOUND = 0.4
 """8-bit layers round a token by what else is in the batch, whatever the dtype."""
+_TRIES = 3
+"""Rounding to 16 bits may choose another expert of a mixture, and that of 8-bit layers what they round apart; what is
+wrong is wrong each time."""
 
 
 def compute_reference(base: Base, *, seed: int = 0) -> Reference:
@@ -40,26 +45,54 @@ def compute_reference(base: Base, *, seed: int = 0) -> Reference:
     return Reference.of(base, (first, second), seed=seed)
 
 
-def prove(runner: Runner, reference: Reference, lora_slot: int, bound: float) -> Proof:
-    """Runs the tokens of a reference through a runner's steps, and compares.
+class Prover:
+    """Proves the runners of a base.
 
     Args:
-        runner: A runner whose LoRA slots are empty; they are empty afterwards.
-        reference: From `compute_reference`.
-        lora_slot: The LoRA slot that its adapter is put into.
-        bound: From `rounding_bound`.
-
-    Raises:
-        EngineError: The difference is above the bound.
+        base: A base that no runner has changed yet.
+        lora_slot: The LoRA slot that the adapter of the proof is put into.
     """
-    started = time.perf_counter()
-    difference = largest_difference(runner, reference, lora_slot)
-    if not difference <= bound:
+
+    def __init__(self, base: Base, lora_slot: int) -> None:
+        self._base, self._lora_slot = base, lora_slot
+        self._bound = rounding_bound(base)
+        self._references = [compute_reference(base)]
+        self._seconds = self._references[0].seconds
+
+    def prove(self, make: Callable[[], PackedRunner | RowRunner]) -> PackedRunner | RowRunner:
+        """Makes a runner, and proves it.
+
+        Raises:
+            Exception: The runner cannot be made, it fails, or (`EngineError`) its logits differ by more than rounding.
+                The model is as it was before.
+        """
+        least = math.inf
+        for seed in range(1 if self._bound == _BOUNDS[torch.float32] else _TRIES):
+            reference = self._reference(seed)
+            runner = make()
+            try:
+                started = time.perf_counter()
+                difference = largest_difference(runner, reference, self._lora_slot)
+                self._seconds += time.perf_counter() - started
+                if difference <= self._bound:
+                    runner.unwrap()
+                    runner.proof = Proof(difference, self._bound, self._seconds)
+                    return runner
+            except BaseException:
+                runner.release()
+                raise
+            runner.release()
+            least = min(least, difference)
         raise EngineError(
-            f"Its logits differ from those of the model's own forward pass by {difference:.2g} of their standard "
-            f"deviation, and rounding explains {bound:.2g}."
+            f"Its logits differ from those of the model's own forward pass by {least:.2g} of their standard deviation, "
+            f"and rounding explains {self._bound:.2g}."
         )
-    return Proof(difference, bound, reference.seconds + time.perf_counter() - started)
+
+    def _reference(self, seed: int) -> Reference:
+        if seed == len(self._references):
+            self._references.append(compute_reference(self._base, seed=seed))
+            self._seconds += self._references[seed].seconds
+        return self._references[seed]
 
 
 def rounding_bound(base: Base) -> float:
@@ -71,7 +104,13 @@ def rounding_bound(base: Base) -> float:
 
 
 def largest_difference(runner: Runner, reference: Reference, lora_slot: int) -> float:
-    """The difference of the token whose logits differ most; the arguments are those of `prove`."""
+    """The difference of the token whose logits differ most.
+
+    Args:
+        runner: A runner whose LoRA slots are empty; they are empty afterwards.
+        reference: From `compute_reference`.
+        lora_slot: The LoRA slot that its adapter is put into.
+    """
     cache, _ = runner.make_caches(_CACHE_BYTES)
     rows = [
         _Row(cache.allocate(len(one.token_ids)), one, slot, prompt, ends)
