@@ -56,10 +56,15 @@ def write_base(folder: Path, shape: str, device: str = "cpu") -> Path:
     del model
     if device != "cpu":
         torch.cuda.empty_cache()
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Writes a tokenizer of made-up words."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n for n in range(3, VOCABULARY)}}
     tokenizer = Tokenizer(BPE(vocab=words, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
-    return folder
 
 
 def write_adapter(folder: Path, shape: str, *, rank: int, dtype: torch.dtype, seed: int = 0) -> Path:

@@ -21,6 +21,7 @@ from benchmarks import (
     decode_step,
     experts,
     finetune,
+    hybrid_step,
     memory,
     merge,
     prefill,
@@ -53,6 +54,16 @@ def run(capsys) -> Run:
         return json.loads(capsys.readouterr().out)
 
     return run
+
+
+def test_hybrid_step(capsys):
+    hybrid_step.main(["--width", "64", "--layers", "4", "--rows", "1", "3", "--rounds", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)["milliseconds"]
+    assert [(name, list(times)) for name, times in found.items()] == [
+        ("packed", ["1", "3"]),
+        ("row by row", ["1", "3"]),
+    ]
+    assert all(time > 0 for times in found.values() for time in times.values())
 
 
 def test_experts(run: Run):

@@ -97,7 +97,9 @@ class StateBatch:
         for pool, rows in _by_pool(self.slots, kept).items():
             indices, selected = self._indices(pool, rows)
             for state, computed in self._computed.items():
-                pool.states[state][indices] = computed[selected].to(pool.states[state].dtype)
+                if len(rows) < len(self.slots):
+                    computed = computed.index_select(0, selected)
+                pool.states[state].index_copy_(0, indices, computed.to(pool.states[state].dtype))
         for row in kept:
             self.slots[row].state_length = self._lengths[row]
 

@@ -40,7 +40,7 @@ def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> Scori
         return runner
     raise EngineError(
         f"A {type(base.model).__name__} cannot be served. {' '.join(reasons)}",
-        hint="Choose another causal language model as base.",
+        hint=_hint(base),
     )
 
 
@@ -50,7 +50,7 @@ def _reference(base: Base) -> Reference:
     except Exception as error:
         raise EngineError(
             f"A {type(base.model).__name__} cannot be served: `generate` of transformers fails. {_reason(error)}",
-            hint="Choose a causal language model as base.",
+            hint=_hint(base),
         ) from error
 
 
@@ -80,6 +80,12 @@ def _tell(base: Base, runner: PackedRunner | RowRunner, reasons: list[str]) -> N
         )
     else:
         _log.info("Base %s is served %s; proof: %s", base.name, runner.name, runner.proof)
+
+
+def _hint(base: Base) -> str:
+    if base.quantization:  # Mamba reads weights that are quantised then
+        return "Load it unquantised: quantization=None, --quantization none."
+    return "Choose another causal language model as base."
 
 
 def _reason(error: Exception) -> str:

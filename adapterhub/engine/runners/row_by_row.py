@@ -48,10 +48,7 @@ class RowRunner:
             self._continued = self._forward.measure(_trial_tokens(base), rounding=_rounding(base))
         except EngineError as error:
             message = f"A {type(base.model).__name__} cannot be served row by row: {error.message}."
-            hint = "Choose a causal language model as base."
-            if base.quantization:  # Mamba reads weights that are quantised then
-                hint = "Load it unquantised: quantization=None, --quantization none."
-            raise EngineError(message, hint=hint) from error
+            raise EngineError(message, hint="Choose a causal language model as base.") from error
         self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
 
     @property
