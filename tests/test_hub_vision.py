@@ -18,7 +18,7 @@ from adapterhub.base import LinearLayers, load_base
 from adapterhub.base.auto_class import text_class
 from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine
-from adapterhub.export import merge_adapter
+from adapterhub.export import merge_adapter, merge_quantized
 from adapterhub.training import FinetuneConfig, finetune
 from tests.engine.maker import Reference, prompt_of, request, stored_request
 from tests.vision import make_vision_adapter, make_vision_base
@@ -140,6 +140,21 @@ def test_a_merge_writes_the_whole_checkpoint(world: World, tmp_path: Path):
             }
             assert len(changed) == report.merged
             assert all("language_model" in key or "text_model" in key for key in changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3_5", "qwen2_5_vl"])
+def test_a_quantised_merge_is_of_the_whole_checkpoint(kind: str, tmp_path: Path):
+    base = make_vision_base(tmp_path / "base", kind)
+    adapter = make_vision_adapter(tmp_path / "adapter", whole_model(base), every_layer(base))
+    merge_quantized(base, adapter, tmp_path / "nf4", "nf4")
+    written = AutoModelForImageTextToText.from_pretrained(tmp_path / "nf4")
+    assert {name for name, _ in written.named_modules()} == {
+        name for name, _ in whole_model(base).named_modules()
+    }
+    served = load_base(tmp_path / "nf4", device="cpu")
+    assert served.quantization == "nf4"
+    assert served.linear_layers.beside.keys() == layers_of(base).beside.keys()
 
 
 def assert_equal(model: torch.nn.Module, other: torch.nn.Module) -> None:

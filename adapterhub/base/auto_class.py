@@ -32,5 +32,20 @@ def whole_class(config: Any) -> Any:
     return next((one for one in kinds if _has_class(one, config)), AutoModelForCausalLM)
 
 
+def why_no_decoder(config: Any) -> str | None:
+    """Why a checkpoint is no base, as far as its config tells; None if it may be one.
+
+    Args:
+        config: As for `text_class`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if _has_class(AutoModelForCausalLM, config) or hasattr(config, "auto_map"):
+        return None
+    if whole_class(config) is AutoModelForCausalLM:
+        return f"transformers has no language model of type {config.model_type!r}"
+    return "it is an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else None
+
+
 def _has_class(auto_class: Any, config: Any) -> bool:
     return type(config) in auto_class._model_mapping

@@ -14,7 +14,7 @@ from bitsandbytes.functional import has_avx512bf16
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
-from adapterhub.base.auto_class import text_class
+from adapterhub.base.auto_class import text_class, whole_class, why_no_decoder
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
@@ -125,6 +125,7 @@ def load_base(
     revision: str | None = None,
     trust_remote_code: bool = False,
     training: bool = False,
+    whole: bool = False,
 ) -> Base:
     """Loads a base through transformers and bitsandbytes.
 
@@ -140,6 +141,7 @@ def load_base(
         revision: A branch, tag or commit, where `model` is a hub id.
         trust_remote_code: Run Python code of the repository.
         training: Disable bitsandbytes' packing of 4-bit weights, through which no gradient flows.
+        whole: Load all that a vision-language checkpoint holds, also where transformers has its decoder alone.
 
     Raises:
         ConfigError: There is no such base, device, dtype or quantisation, or the files are not a causal language model.
@@ -151,7 +153,11 @@ def load_base(
     stored, asked = stored_quantization(folder), _quantization_config(quantization, dtype)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        loaded, report = text_class(config).from_pretrained(
+        if reason := why_no_decoder(config):
+            raise ConfigError(
+                f"{str(model)!r} cannot be a base: {reason}.", hint="A base is a causal language model."
+            )
+        loaded, report = (whole_class if whole else text_class)(config).from_pretrained(
             folder,
             # None would hide that the files are quantised.
             **({} if stored else {"quantization_config": asked}),

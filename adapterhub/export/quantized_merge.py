@@ -108,6 +108,7 @@ def _write_quantized(
         compute_dtype=_COMPUTE_DTYPES[report.dtypes[0]],
         device="cpu",
         training=True,  # without bitsandbytes' packing
+        whole=True,
     ).model
     model.generation_config = GenerationConfig()  # the merged model's own file is copied
     model.save_pretrained(out, **({"max_shard_size": max_shard_size} if max_shard_size else {}))

@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from adapterhub.base import BaseFingerprint, load_base, locate_base
 from adapterhub.cli.main import cli
@@ -108,6 +108,22 @@ def test_other_forms_are_refused_before_anything_is_loaded(
     with pytest.raises(ConfigError, match=message) as caught:
         load_base(folder, quantization=None)
     assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("t5gemma2", "it is an encoder-decoder"),
+        ("clip", "transformers has no language model of type 'clip'"),
+    ],
+)
+def test_what_is_no_decoder_is_refused_before_anything_is_loaded(
+    plain: Path, tmp_path: Path, kind: str, reason: str
+):
+    folder = Path(shutil.copytree(plain, tmp_path / "base"))
+    AutoConfig.for_model(kind).save_pretrained(folder)
+    with pytest.raises(ConfigError, match=f"cannot be a base: {reason}"):
+        load_base(folder, quantization=None)
 
 
 def test_a_gguf_file_answers_on_the_command_line(
