@@ -92,9 +92,9 @@ def _check_saved(
 ) -> None:
     if has is None:
         raise AdapterIncompatibleError(
-            f"The adapter replaces {module!r} (modules_to_save), which is no linear layer, embedding or norm of the "
-            "base.",
-            hint="Train with modules_to_save of such layers only, or use the base that its config names.",
+            f"The adapter replaces {module!r} (modules_to_save), which is no linear layer, embedding or plain norm of "
+            "the base.",
+            hint="Train with modules_to_save of such modules only, or use the base that its config names.",
         )
     if parameters.keys() != has.keys():
         raise AdapterInvalidError(

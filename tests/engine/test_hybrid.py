@@ -1,5 +1,6 @@
 """Bases whose layers keep a state for each sequence: the packed batch gives what PEFT and transformers give."""
 
+import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine, PackedRunner, ScheduledSequence
-from adapterhub.engine.kv.cache import KVCache, KVSlot
+from adapterhub.engine.kv.cache import KVCache, KVSlot, KVSlotPool
 from adapterhub.engine.kv.stateful_layers import find_stateful_layers
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.errors import EngineError
@@ -249,6 +250,31 @@ def test_modules_with_states_may_lie_within_one_another(worlds):
     all_close(runner.step(scheduled)[0], expected[10])
     scheduled = [ScheduledSequence(one, prompt[11:], None, needs_logits=True) for one in (slot, other)]
     all_close(runner.step(scheduled)[0], expected[11])
+
+
+def test_the_proof_leaves_no_states_in_memory(worlds):
+    base = load_base(worlds("lfm2").base, quantization=None, device="cpu")
+
+    def pools() -> int:
+        gc.collect()
+        return sum(isinstance(one, KVSlotPool) for one in gc.get_objects())
+
+    before = pools()
+    assert make_runner(base, max_loras=1).name == "packed"
+    assert pools() == before
+
+
+def test_a_released_base_computes_as_before(worlds):
+    world, prompt = worlds("qwen3_5_text"), prompt_of(9, 8)
+    base = load_base(world.base, quantization=None, device="cpu")
+    runner = PackedRunner(base, max_loras=1)
+    with pytest.raises(EngineError, match="outside its engine"):
+        base.model(input_ids=torch.tensor([prompt]))
+    runner.release()
+    with torch.inference_mode():
+        all_close(
+            base.model(input_ids=torch.tensor([prompt])).logits[0], world.reference.logits(None, prompt)
+        )
 
 
 class TestFindStatefulLayers:

@@ -75,7 +75,7 @@ class AttentionMetadata:
         return out[None]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _PackedCall:
     """The inputs of one layer, packed tensors of shape (tokens, heads, width), and where its output goes."""
 

@@ -58,6 +58,10 @@ class RecurrentLayers:
             else:  # accelerate's hooks had replaced it before
                 module.forward = forward
 
+    def forget(self) -> None:
+        """Drops what the last step computed, and with it the last reference to its slots; no sequence may go on."""
+        self._uncommitted = []
+
     @contextmanager
     def stepping(self, spans: Sequence[QuerySpan], lora_slots: Sequence[int | None]) -> Iterator[None]:
         """Computes the sequences of a step in the forward pass within the context.

@@ -82,8 +82,10 @@ class PackedRunner:
         self._lora.clear(slot)
 
     def unwrap(self) -> None:
-        """Empties all LoRA slots, frees their memory, and leaves no layer of the model wrapped."""
+        """Empties all LoRA slots, frees their memory, and leaves no layer wrapped; no sequence may go on."""
         self._lora.unwrap()
+        if self._recurrent:
+            self._recurrent.forget()
 
     def release(self) -> None:
         """Gives the model back as it was; the runner is of no use afterwards."""
