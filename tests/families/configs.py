@@ -174,9 +174,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bitnet": {},
     "bloom": {},
     "codegen": {"rotary_dim": 4},
-    "cohere": {},
-    "cohere2": {**_WINDOWS},
-    "cohere2_moe": {**_WINDOWS},
+    "cohere": {"logit_scale": 1.0},
+    "cohere2": {**_WINDOWS, "logit_scale": 1.0},
+    "cohere2_moe": {**_WINDOWS, "logit_scale": 1.0},
     "cohere_compass_text": {**_WINDOWS, "rope_parameters": {_FULL: _ROPE, _SLIDING: _ROPE}},
     "cpmant": {
         "dim_head": 8,
