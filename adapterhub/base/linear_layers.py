@@ -189,9 +189,19 @@ class LinearLayers:
             leaves.setdefault(owner, []).append(leaf)
         return leaves
 
-    def is_fused(self, module: str) -> bool:
-        """Whether the model keeps a layer, such as one expert's, as a part of a larger parameter."""
-        return self._renamed(f"{module}.weight")[1] is not None
+    def find_before_joining(self, module: str) -> str | None:
+        """The model's name of an expert's layer or a router that was a linear layer of its own in transformers 4.
+
+        Returns:
+            The parameter that it has become, or for an expert the key of its part; None if no such one is served.
+        """
+        weight = f"{module}.weight"
+        piece = self.pieces_in([weight]).get(weight)
+        parameter = piece.parameter if piece else self.find_parameter(weight)
+        shape = self.parameter_shapes.get(parameter)
+        if shape is None or not shape.served or (piece is None and shape.experts > 1):
+            return None
+        return piece.key if piece else parameter
 
     def parameters_in(self, tensors: Iterable[str]) -> dict[str, str]:
         """Which tensors of a base's files are parameters of the model as they stand.
