@@ -135,5 +135,6 @@ def _refuse_two_ways(modules: list[str]) -> None:
 def _other_shape(module: str, has: tuple[int, ...], shape: tuple[int, ...]) -> AdapterIncompatibleError:
     return AdapterIncompatibleError(
         f"The adapter does not fit the base: {module!r} has shape {has}, not {shape}.",
-        hint="It was trained on a model of another size or vocabulary; use the base that its config names.",
+        hint="It was trained on a model of another size, or with added tokens (resize_token_embeddings); use that "
+        "base, saved with them.",
     )
