@@ -28,6 +28,7 @@ from benchmarks import (
     profile_step,
     sampling,
     serving,
+    slot_modules,
     structured,
 )
 from benchmarks.common import interleaved, parser, ratio
@@ -75,6 +76,20 @@ def test_experts(run: Run):
     assert all(one["milliseconds"] > 0 for one in found["experts"])
     # rank 4 for each of 4 experts, gate and up together of width 32
     assert found["slot_mib"] == 4 * 4 * ((32 + 32) + (16 + 32)) * 4 / 2**20
+
+
+def test_slot_modules(run: Run):
+    found = run(slot_modules.main, "--adapters", "2", "--rounds", "3", "--prompt", "8")["slot_modules"]
+    beside = {one["kind"]: one["mib_beside_lora"] * 2**20 / 4 for one in found}  # float32
+    assert beside == {
+        slot_modules.LORA: 0,
+        slot_modules.EMBEDDING: 4 * (32000 + 64),
+        slot_modules.HEAD: 32000 * 64,
+        slot_modules.NORMS: (2 * 2 + 1) * 64,
+        # Of the embedding and of the tied output layer; the numbers of the tokens are int64.
+        slot_modules.ROWS: 2 * (100 * 64 + 2 * 100),
+    }
+    assert all(one["milliseconds"] > 0 for one in found)
 
 
 def test_decode_step(run: Run):

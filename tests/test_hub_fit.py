@@ -63,13 +63,6 @@ def llama(tmp_path_factory):
     one.hub.close()
 
 
-@pytest.fixture(scope="module")
-def mixtral(tmp_path_factory):
-    one = world(tmp_path_factory.mktemp("mixtral"), "mixtral")
-    yield one
-    one.hub.close()
-
-
 def logprobs(logits: torch.Tensor) -> list[tuple[int, float]]:
     top = logits.log_softmax(-1).max(-1)
     return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
@@ -217,15 +210,9 @@ def other_names(adapter: Path, out: Path) -> Path:
     return renamed(adapter, out, r"q_proj", "query")
 
 
-def experts(adapter: Path, out: Path) -> Path:
-    """Per-expert names, which PEFT joins for the models of the installed transformers."""
-    return renamed(adapter, out, r"self_attn\.q_proj", "block_sparse_moe.experts.0.w2")
-
-
 REFUSED: list[tuple[str, Callable[[Path, Path], Path], str]] = [
     ("llama", inner_model, "inner model"),
     ("llama", other_names, "another architecture"),
-    ("mixtral", experts, "joins such layers"),
 ]
 
 

@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub import AdapterHub, AdapterIncompatibleError, AdapterRegistry
-from adapterhub.base import load_base
+from adapterhub.base import LinearLayers, check_fit, load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine
-from adapterhub.errors import ConfigError
+from adapterhub.errors import AdapterInvalidError, ConfigError
 from adapterhub.export import merge_adapter
 from adapterhub.lora.loading import slot_weights
 from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.peft_format import LoraSettings, LoraShape
 from adapterhub.training import FinetuneConfig, finetune
 from tests.tiny import make_adapter, make_base
 
@@ -109,6 +111,64 @@ def test_an_adapter_of_another_mixture_is_refused(world: World, tmp_path: Path) 
     with pytest.raises(AdapterIncompatibleError, match="experts in") as caught:
         registry.register("a", world.folders["experts"], base=other)
     assert "another number of experts" in str(caught.value.hint)
+
+
+OLD_NAMES = {
+    "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
+}
+
+
+def old_adapter(folder: Path, kind: str, base: Path) -> Path:
+    """As transformers 4 had the model: a linear layer for each expert's gate, up and down, and for the router."""
+    block, (gate, up, down) = OLD_NAMES[kind]
+    model = AutoModelForCausalLM.from_pretrained(base)
+    generator, tensors = torch.Generator().manual_seed(1), {}
+    for number, layer in enumerate(model.model.layers):
+        experts, height, width = layer.mlp.experts.gate_up_proj.shape
+        shapes = {"gate": (experts, width)}
+        for expert in range(experts):
+            shapes |= {f"experts.{expert}.{name}": (height // 2, width) for name in (gate, up)}
+            shapes |= {f"experts.{expert}.{down}": (width, height // 2)}
+        for module, (out_features, in_features) in shapes.items():
+            name = f"base_model.model.model.layers.{number}.{block}.{module}"
+            tensors[f"{name}.lora_A.weight"] = torch.randn(3, in_features, generator=generator) * 0.2
+            tensors[f"{name}.lora_B.weight"] = torch.randn(out_features, 3, generator=generator) * 0.2
+    LoraConfig(
+        r=3, lora_alpha=5, target_modules=["gate", gate, up, down], task_type="CAUSAL_LM"
+    ).save_pretrained(folder)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("kind", OLD_NAMES)
+def test_an_adapter_of_single_experts_is_what_peft_makes_of_it(kind: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", kind)
+    old, registry = old_adapter(tmp_path / "old", kind, base), AdapterRegistry(tmp_path / "registry")
+    registry.register("old", old, base=base)
+    assert registry.verify() == []
+    with AdapterHub(BatchingEngine(load_base(base, quantization=None, device="cpu")), registry) as hub:
+        world = World(base, {"old": old}, hub)
+        prompt = hub.engine.tokenizer.encode(PROMPTS[0])
+        wanted = [greedy(world.peft(name), prompt) for name in ("old", None)]
+        assert served(world, [(PROMPTS[0], "old"), (PROMPTS[0], None)]) == wanted
+    assert wanted[0] != wanted[1]
+    merge_adapter(base, old, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).state_dict()
+    for name, weight in world.peft("old").merge_and_unload().state_dict().items():
+        torch.testing.assert_close(merged[name], weight, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_all_and_one_of_the_experts_are_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "qwen3_moe")
+    layers = LinearLayers.of_folder(base)
+    assert layers
+    adapter = {
+        "model.layers.0.mlp.experts": LoraShape(2, 64, 32, 4),
+        "model.layers.0.mlp.experts.1.down_proj": LoraShape(2, 64, 32),
+    }
+    with pytest.raises(AdapterInvalidError, match="for one of its experts"):
+        check_fit(adapter, layers, LoraSettings(r=2, target_parameters=("experts.down_proj",)))
 
 
 def test_the_memory_of_experts_is_told_and_bounded(

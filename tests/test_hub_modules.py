@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.cli.registry import show
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.export import export_gguf_adapter, export_mlx, export_peft, export_vllm, merge_adapter
 from adapterhub.export.lora_form import LoraForm
@@ -166,6 +168,15 @@ def test_training_does_not_start_from_them(base: Path, registry: AdapterRegistry
     folder = folder_of(registry, "tokens")
     with pytest.raises(AdapterIncompatibleError, match="not trained here"):
         load_initial_weights(folder, None, LoraOptions(r=4, alpha=8), base, LinearLayers.of_folder(base))
+
+
+def test_the_command_line_tells_what_they_replace(registry: AdapterRegistry):
+    shown = {
+        name: CliRunner().invoke(show, [name, "--registry", str(registry.root)]).output for name in KINDS
+    }
+    assert "lm_head, norm" in shown["head"]
+    assert "3 rows of the embedding" in shown["tokens"]
+    assert "replaces" not in shown["embedding"]
 
 
 # What is refused

@@ -143,6 +143,27 @@ def test_a_merge_writes_the_whole_checkpoint(world: World, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["whole", "text"])
+def test_adapters_of_experts_fit_in_either_form(form: str, tmp_path: Path):
+    base = make_vision_base(tmp_path / "base", "qwen3_5_moe")
+    auto = AutoModelForImageTextToText if form == "whole" else AutoModelForCausalLM
+    trained, again = (auto.from_pretrained(base, dtype=torch.float32) for _ in range(2))
+    experts = ["experts.gate_up_proj", "experts.down_proj"]
+    adapter = make_vision_adapter(tmp_path / "adapter", trained, ["q_proj"], target_parameters=experts)
+    card = (registry := AdapterRegistry(tmp_path / "registry")).register("a", adapter, base=base)
+    engine = BatchingEngine(load_base(base, quantization=None, device="cpu"))
+    stored = stored_request("a", registry.folder(card))
+    got = [list(one.token_ids) for (one,) in engine.generate([request(ids, stored) for ids in PROMPTS])]
+    engine.close()
+    reference = Reference(again, {"a": adapter})
+    assert got == [reference.generate("a", ids, TOKENS) for ids in PROMPTS]
+    merge_adapter(base, adapter, tmp_path / "merged")
+    assert_equal(
+        auto.from_pretrained(tmp_path / "merged", dtype=torch.float32), reference.model.merge_and_unload()
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_5", "qwen2_5_vl"])
 def test_a_quantised_merge_is_of_the_whole_checkpoint(kind: str, tmp_path: Path):
     base = make_vision_base(tmp_path / "base", kind)

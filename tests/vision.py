@@ -124,6 +124,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+CONFIGS["qwen3_5_moe"] = {
+    **CONFIGS["qwen3_5"],
+    "text_config": {
+        **CONFIGS["qwen3_5"]["text_config"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+}
+
 
 def make_vision_base(folder: Path, kind: str, *, seed: int = 0) -> Path:
     """Writes a random vision-language checkpoint with its tokenizer, and returns its folder."""
@@ -137,10 +148,12 @@ def make_vision_base(folder: Path, kind: str, *, seed: int = 0) -> Path:
     return folder
 
 
-def make_vision_adapter(folder: Path, model: Any, targets: list[str] | str, *, seed: int = 1) -> Path:
+def make_vision_adapter(
+    folder: Path, model: Any, targets: list[str] | str, *, seed: int = 1, **settings: Any
+) -> Path:
     """Writes a random LoRA adapter of a loaded model in PEFT's format, and returns its folder."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=targets)
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=targets, **settings)
     adapted = get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:

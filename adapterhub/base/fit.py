@@ -12,6 +12,7 @@ from pathlib import Path
 from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.further_fit import check_further_fit
 from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.base.parameters import ExpertPiece
 from adapterhub.base.plain_decoder import plain_decoder_shapes
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format.checks import AdapterInfo, LoraShape
@@ -85,15 +86,21 @@ def check_fit(
 
 
 def _find(module: str, layers: LinearLayers, settings: LoraSettings) -> str | None:
-    parameter = layers.find_adapted(module, settings)
-    return parameter[0] if parameter else layers.find(module)
+    if parameter := layers.find_adapted(module, settings):
+        return parameter[0]
+    name = layers.find(module)
+    return layers.find_before_joining(module) if name is None else name
 
 
 def _check_shape(
     module: str, shape: LoraShape, name: str, layers: LinearLayers, settings: LoraSettings
 ) -> None:
-    parameter = layers.parameter_shapes.get(name)
-    if parameter is None:
+    piece = ExpertPiece.of_key(name)
+    parameter = layers.parameter_shapes.get(piece.parameter if piece else name)
+    if piece and parameter:
+        has, experts = (parameter.out_features // piece.parts, parameter.in_features), 1
+        rank = settings.rank(module)
+    elif parameter is None:
         has, experts, rank = {**layers.shapes, **layers.beside}[name], 1, settings.rank(module)
     else:
         has, experts = (parameter.out_features, parameter.in_features), parameter.experts
@@ -110,6 +117,11 @@ def _check_shape(
             f"The adapter does not fit the base: {module!r} has {rows} rows of lora_A, not {rank * experts}, which is "
             f"rank {rank} for each of the {experts} experts in {name!r}.",
             hint="It was trained on a model with another number of experts; use the base that its config names.",
+        )
+    if parameter and settings.use_dora:
+        raise AdapterIncompatibleError(
+            f"The adapter changes {name!r}, of a mixture, by DoRA, which PEFT does not have for it.",
+            hint="Train the experts without DoRA, or LoRA with it on linear layers.",
         )
     if parameter and not parameter.served:
         raise AdapterIncompatibleError(
@@ -138,17 +150,18 @@ def _missing(missing: list[str], count: int, layers: LinearLayers) -> AdapterInc
 def _why_missing(module: str, layers: LinearLayers) -> str:
     if f"{layers.prefix}.{module}" in layers.shapes:
         return "It was trained on the inner model; train it on the causal language model."
-    if layers.is_fused(module):
-        return (
-            "The installed transformers joins such layers (a mixture's experts) into one parameter; load the adapter "
-            "on it with PEFT and save it again, which joins its weights too."
-        )
     return "The adapter was trained on another architecture; use the base that its config names."
 
 
 def _refuse_doubles(found: Mapping[str, str]) -> None:
     seen: dict[str, str] = {}
+    whole = set(found.values())
     for module, name in found.items():
+        if (piece := ExpertPiece.of_key(name)) and piece.parameter in whole:
+            raise AdapterInvalidError(
+                f"The adapter has weights for all of {piece.parameter!r} and for one of its experts, {module!r}.",
+                hint="Its file was put together from several adapters; save one of them alone.",
+            )
         if name in seen:
             raise AdapterInvalidError(
                 f"The adapter has weights for {seen[name]!r} and {module!r}, which are one layer of the base.",

@@ -92,9 +92,9 @@ def _check_saved(
 ) -> None:
     if has is None:
         raise AdapterIncompatibleError(
-            f"The adapter replaces {module!r} (modules_to_save), which is no linear layer, embedding or norm of the "
-            "base.",
-            hint="Train with modules_to_save of such layers only, or use the base that its config names.",
+            f"The adapter replaces {module!r} (modules_to_save), which is no linear layer, embedding or plain norm of "
+            "the base.",
+            hint="Train with modules_to_save of such modules only, or use the base that its config names.",
         )
     if parameters.keys() != has.keys():
         raise AdapterInvalidError(
@@ -135,5 +135,6 @@ def _refuse_two_ways(modules: list[str]) -> None:
 def _other_shape(module: str, has: tuple[int, ...], shape: tuple[int, ...]) -> AdapterIncompatibleError:
     return AdapterIncompatibleError(
         f"The adapter does not fit the base: {module!r} has shape {has}, not {shape}.",
-        hint="It was trained on a model of another size or vocabulary; use the base that its config names.",
+        hint="It was trained on a model of another size, or with added tokens (resize_token_embeddings); use that "
+        "base, saved with them.",
     )

@@ -189,9 +189,19 @@ class LinearLayers:
             leaves.setdefault(owner, []).append(leaf)
         return leaves
 
-    def is_fused(self, module: str) -> bool:
-        """Whether the model keeps a layer, such as one expert's, as a part of a larger parameter."""
-        return self._renamed(f"{module}.weight")[1] is not None
+    def find_before_joining(self, module: str) -> str | None:
+        """The model's name of an expert's layer or a router that was a linear layer of its own in transformers 4.
+
+        Returns:
+            The parameter that it has become, or for an expert the key of its part; None if no such one is served.
+        """
+        weight = f"{module}.weight"
+        piece = self.pieces_in([weight]).get(weight)
+        parameter = piece.parameter if piece else self.find_parameter(weight)
+        shape = self.parameter_shapes.get(parameter)
+        if shape is None or not shape.served or (piece is None and shape.experts > 1):
+            return None
+        return piece.key if piece else parameter
 
     def parameters_in(self, tensors: Iterable[str]) -> dict[str, str]:
         """Which tensors of a base's files are parameters of the model as they stand.
@@ -202,9 +212,9 @@ class LinearLayers:
         Returns:
             Parameter -> tensor, as transformers loads them; without those that it splits or joins.
         """
-        found, known = {}, dict.fromkeys(self.parameters, True)
+        found = {}
         for tensor in tensors:
-            name, converter = self._renamed(tensor, known)
+            name, converter = self._renamed(tensor, self._known)
             if name not in self.parameters and tensor in self.parameters:
                 name, converter = tensor, None
             if converter is None and name in self.parameters:
@@ -223,9 +233,9 @@ class LinearLayers:
         """
         from transformers.core_model_loading import apply_renamings
 
-        found, known = {}, dict.fromkeys(self.parameters, True)
+        found = {}
         for tensor in tensors:
-            name, pattern = self._renamed(tensor, known)
+            name, pattern = self._renamed(tensor, self._known)
             patterns = self._stacked.get(pattern or "")
             if patterns and name in self.parameter_shapes:
                 matrix = re.escape(pattern or "").replace(r"\*", r"(\d+)")
@@ -249,6 +259,10 @@ class LinearLayers:
             if len(parts) == len(further) and parts in ([], [1]):
                 stacked.update(dict.fromkeys(converter.source_patterns, converter.source_patterns))
         return stacked
+
+    @cached_property
+    def _known(self) -> dict[str, bool]:
+        return dict.fromkeys(self.parameters, True)
 
     def _renamed(self, tensor: str, known: Mapping[str, bool] | None = None) -> tuple[str, str | None]:
         """A tensor's name in the model; its prefix is added or removed where that gives a known name."""

@@ -8,12 +8,14 @@ dimension, but to the last but one where a module says that its parameters are t
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from torch import nn
 
+_KEY = re.compile(r"(.+)\[(\d+)\.(\d+)/(\d+)\]")
 _BEFORE_GATE = ("gate_up_proj", "up_proj")
 
 
@@ -36,7 +38,7 @@ class ParameterShape(NamedTuple):
 
 
 class ExpertPiece(NamedTuple):
-    """Which part of a mixture's parameter a tensor in the base's files is.
+    """Which part of a mixture's parameter a tensor in the base's files is, or a module of an adapter for one expert.
 
     Attributes:
         parameter: The parameter, by its name in the model.
@@ -49,6 +51,17 @@ class ExpertPiece(NamedTuple):
     expert: int
     part: int
     parts: int
+
+    @property
+    def key(self) -> str:
+        """A name of it."""
+        return f"{self.parameter}[{self.expert}.{self.part}/{self.parts}]"
+
+    @classmethod
+    def of_key(cls, name: str) -> Self | None:
+        """The part of this name; None for any other name."""
+        match = _KEY.fullmatch(name)
+        return cls(match[1], *map(int, match.groups()[1:])) if match else None
 
 
 def parameter_shapes(model: Any) -> dict[str, ParameterShape]:

@@ -103,8 +103,11 @@ def _four_bit(torch: Any) -> str:
 
 
 def _served(base: str, quantization: str | None, registry: Path | None) -> dict[str, Any]:
-    """How a base is served, and what proves that the engine computes it."""
+    """What kind of base it is, how it is served, and what proves that the engine computes it."""
+    from adapterhub.base.describing import describe_base
+
     try:
+        kind = describe_base(base)
         with open_hub(registry, base=base, quantization=quantization) as hub:
             stats = hub.stats()
     except AdapterHubError as error:
@@ -115,7 +118,7 @@ def _served(base: str, quantization: str | None, registry: Path | None) -> dict[
             f"logits differ by {stats.proof_difference:.2g} of their standard deviation from those of the model's own "
             f"forward pass, {stats.proof_bound:.2g} is rounding; {stats.proof_seconds:.1f} s"
         )
-    return {"base": base, "runner": stats.runner, "proof": proof}
+    return {"base": base, "kind": kind, "runner": stats.runner, "proof": proof}
 
 
 def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:

@@ -15,7 +15,7 @@ from adapterhub.cli.routes import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
-    from adapterhub.registry import AdapterCard
+    from adapterhub.registry import AdapterCard, PeftInfo
 
 
 @click.command("list")
@@ -218,6 +218,7 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
             f"{kind}, rank {peft.r}, alpha {peft.lora_alpha:g}, {peft.dtype}, {_size(peft.size_bytes)}",
         ),
         ("targets", targets),
+        ("replaces", _replaced(peft)),
         ("language", ", ".join(card.language)),
         ("license", card.license or ""),
         ("datasets", ", ".join(card.datasets)),
@@ -235,6 +236,13 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ("digest", card.digest),
         ("created", f"{card.created_at:%Y-%m-%d %H:%M}"),
     ]
+
+
+def _replaced(peft: PeftInfo) -> str:
+    """The modules and rows of tokens that an adapter replaces."""
+    tokens = peft.trainable_token_indices
+    rows = tokens if isinstance(tokens, dict) else {"the embedding": tokens} if tokens else {}
+    return ", ".join([*peft.modules_to_save, *(f"{len(ids)} rows of {name}" for name, ids in rows.items())])
 
 
 def _sampling(card: AdapterCard) -> str:

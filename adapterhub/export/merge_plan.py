@@ -141,7 +141,7 @@ class MergePlan:
 
     def _parameters(self, part: AdapterPart, module: str, name: str) -> tuple[str, ...]:
         """The parameters that an adapter changes of a module, by its name there and in the model."""
-        if name in self.layers.parameter_shapes:
+        if name in self.layers.parameter_shapes or ExpertPiece.of_key(name):
             return (name,)
         return tuple(f"{name}.{own_name}" for own_name in part.info.further.saved.get(module, ("weight",)))
 
@@ -158,7 +158,10 @@ class MergePlan:
         """The name of a tensor in the files -> the parameter that it is, for those that are not only copied."""
         wanted = dict.fromkeys((*self.changes, *sorted(self._round_tripped)))
         pieces = {
-            tensor: piece.parameter for tensor, piece in self._pieces.items() if piece.parameter in wanted
+            tensor: name
+            for tensor, piece in self._pieces.items()
+            for name in (piece.parameter, piece.key)
+            if name in wanted
         }
         whole = wanted.keys() - set(pieces.values())
         found = {name: self._tensor_of(name) for name in wanted if name in whole}
@@ -166,6 +169,12 @@ class MergePlan:
 
     def _change_of(self, tensor: str, parameter: str) -> WeightChange | None:
         change, shape = self.changes.get(parameter), self.layers.parameter_shapes.get(parameter)
+        piece = ExpertPiece.of_key(parameter)
+        if piece and piece.parameter in self.changes:
+            raise ExportError(
+                f"The adapters hold what they change about {piece.parameter!r} in different ways.",
+                hint="Load each on the base with PEFT and save it again, which joins the weights of single experts.",
+            )
         if change is None or shape is None or shape.experts == 1:
             return change
         part = ExpertsPart(parameter, shape, self._pieces.get(tensor), self._expert_reader)

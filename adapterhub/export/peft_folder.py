@@ -136,10 +136,10 @@ class _Export:
         check_same_base(self.adapter)
         check_files(self.registry, self.adapter)
         for card, _ in self.adapter.parts if self.form.plain else ():
-            if further := inspect_adapter(self.registry.folder(card)).further:
+            further = inspect_adapter(self.registry.folder(card)).further.names
+            if others := [*further, *card.peft.target_parameters]:
                 raise AdapterIncompatibleError(
-                    f"{card.ref} changes {further.names[0]!r} by more than LoRA on linear layers, which few readers "
-                    "take.",
+                    f"{card.ref} changes {others[0]!r} by more than LoRA on linear layers, which few readers take.",
                     hint="Merge it into its base with `adapterhub merge`, or keep the form (plain=False).",
                 )
 

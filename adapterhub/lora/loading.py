@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from adapterhub.base.fit import check_fit
 from adapterhub.base.linear_layers import LinearLayers
+from adapterhub.base.parameters import ExpertPiece
 from adapterhub.base.quantized_weights import dequantize_module_weight
 from adapterhub.errors import AdapterHubError, AdapterIncompatibleError
 from adapterhub.lora.blending.methods import weighted_sum
@@ -172,13 +173,13 @@ def read_deltas_without_base(
             whose change depends on the base's weights.
     """
     settings, header = AdapterConfig.read(folder).settings, _read_header(folder)
-    if settings.target_parameters:
-        raise AdapterIncompatibleError(
-            "An adapter of a mixture's experts (target_parameters) cannot be rewritten, nor blended into a stored one.",
-            hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
-        )
     shapes = check_shapes(settings, header)
     names = check_fit(shapes, layers, settings) if layers else {module: module for module in shapes}
+    if settings.target_parameters or (layers and _parameters_among(names.values(), layers)):
+        raise AdapterIncompatibleError(
+            "An adapter of a mixture's experts cannot be rewritten, nor blended into a stored one.",
+            hint="Ask for the blend in the request, adapter='name:0.7+other:0.3'; there it is exact.",
+        )
     if settings.use_dora and base_weight is None:
         raise AdapterIncompatibleError(
             "An adapter with DoRA cannot be blended into a stored one: its magnitudes belong to its own matrices "
@@ -242,20 +243,32 @@ def _pattern_name(module: str, layers: LinearLayers, settings: LoraSettings) -> 
     return found[1] if found else module
 
 
+def _parameters_among(names: Iterable[str], layers: LinearLayers) -> bool:
+    return any(name in layers.parameter_shapes or ExpertPiece.of_key(name) for name in names)
+
+
 def _parameter_deltas(
     modules: Mapping[str, Mapping[LoraParameter, torch.Tensor]],
     names: Mapping[str, str],
     layers: LinearLayers,
 ) -> dict[str, ModuleDelta]:
     """The changes of bare parameters, by the module that holds them."""
-    factors: dict[str, dict[str, ExpertFactors]] = {}
+    factors: dict[str, ExpertFactors] = {}
+    single: dict[str, list[tuple[ExpertPiece, torch.Tensor, torch.Tensor]]] = {}
     for module, name in names.items():
         if shape := layers.parameter_shapes.get(name):
-            owner, _, leaf = name.rpartition(".")
             parts = modules[module]
-            of_one = ExpertFactors.of_peft(parts["lora_A"], parts["lora_B"], shape.experts)
-            factors.setdefault(owner, {})[leaf] = of_one
-    return {owner: ParameterDelta(of_module) for owner, of_module in factors.items()}
+            factors[name] = ExpertFactors.of_peft(parts["lora_A"], parts["lora_B"], shape.experts)
+        elif piece := ExpertPiece.of_key(name):
+            parts = modules[module]
+            single.setdefault(piece.parameter, []).append((piece, parts["lora_A"], parts["lora_B"]))
+    for name, pieces in single.items():
+        factors[name] = ExpertFactors.of_single(layers.parameter_shapes[name], pieces)
+    deltas: dict[str, dict[str, ExpertFactors]] = {}
+    for name, of_parameter in factors.items():
+        owner, _, leaf = name.rpartition(".")
+        deltas.setdefault(owner, {})[leaf] = of_parameter
+    return {owner: ParameterDelta(of_module) for owner, of_module in deltas.items()}
 
 
 def _delta(

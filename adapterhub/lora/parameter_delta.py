@@ -9,6 +9,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import nn
 
+from adapterhub.base.parameters import ExpertPiece, ParameterShape
+
 
 class ExpertFactors(NamedTuple):
     """The change of one parameter: `b @ a` for each of its experts, in PEFT's orientation.
@@ -32,6 +34,26 @@ class ExpertFactors(NamedTuple):
         """
         rows, columns = a.reshape(experts, -1, a.shape[1]), b.T.reshape(-1, experts, len(b))
         return cls(rows.contiguous(), columns.transpose(0, 1).contiguous().transpose(1, 2))
+
+    @classmethod
+    def of_single(
+        cls, shape: ParameterShape, pieces: Sequence[tuple[ExpertPiece, torch.Tensor, torch.Tensor]]
+    ) -> Self:
+        """From the matrices of single experts, and of gate and up on their own, as transformers 4 had them.
+
+        Args:
+            shape: The parameter's shape.
+            pieces: The part of the parameter, `lora_A` of shape (r, in_features) and `lora_B`, with the scaling.
+        """
+        rank, parts = max(len(a) for _, a, _ in pieces), pieces[0][0].parts
+        rows, height = parts * rank, shape.out_features // parts
+        a_of_all = pieces[0][1].new_zeros(shape.experts, rows, shape.in_features)
+        b_of_all = a_of_all.new_zeros(shape.experts, rows, shape.out_features).transpose(1, 2)
+        for (_, expert, part, _), a, b in pieces:
+            own = slice(part * rank, part * rank + len(a))
+            a_of_all[expert, own] = a
+            b_of_all[expert, part * height : (part + 1) * height, own] = b
+        return cls(a_of_all, b_of_all)
 
     def dense(self, *, transposed: bool) -> torch.Tensor:
         """The change itself, shape (experts, out_features, in_features), or with the last two the other way round."""

@@ -14,9 +14,11 @@ from click.testing import CliRunner
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adapterhub.base import BaseFingerprint, load_base, locate_base
+from adapterhub.base.describing import describe_base
 from adapterhub.cli.main import cli
 from adapterhub.errors import ConfigError
 from tests.tiny import make_base, make_gguf
+from tests.vision import make_vision_base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -139,3 +141,20 @@ def test_a_gguf_file_answers_on_the_command_line(
     assert [one.exit_code for one in answers] == [0, 0], answers[0].output
     texts = [json.loads(one.stdout)["text"] for one in answers]
     assert texts[0] == texts[1] != ""
+
+
+def test_a_base_is_described(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "cache"))
+    file = make_gguf(tmp_path / "tiny.gguf", plain)
+    vision = make_vision_base(tmp_path / "vision", "qwen2_5_vl")
+    bits = load_base(plain, quantization="int8", compute_dtype="bfloat16", device="cpu", training=True)
+    for part in (bits.model, bits.tokenizer):
+        part.save_pretrained(tmp_path / "int8")
+    assert [describe_base(one) for one in (plain, file, vision, tmp_path / "int8")] == [
+        "LlamaForCausalLM",
+        "LlamaForCausalLM, a GGUF file in its 16-bit form",
+        "Qwen2_5_VLForConditionalGeneration, the text part of a checkpoint with more",
+        "LlamaForCausalLM, stored in int8",
+    ]
+    shown = CliRunner().invoke(cli, ["doctor", "--base", str(file), "--json"])
+    assert json.loads(shown.stdout)["kind"] == "LlamaForCausalLM, a GGUF file in its 16-bit form"

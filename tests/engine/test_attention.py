@@ -177,3 +177,9 @@ def test_a_mask_is_the_causal_one_up_to_a_length(function, causal_until: int):
 def test_a_mask_that_shows_later_tokens_is_refused():
     with pytest.raises(EngineError, match="attend to later ones"):
         AttentionMask.of_function(masking_utils.bidirectional_mask_function, CPU)
+
+
+def test_a_mask_of_the_blocks_of_one_prompt_is_refused():
+    blocks = masking_utils.blockwise_overlay(torch.tensor([[-1]]))
+    with pytest.raises(EngineError, match="made for one prompt"):
+        AttentionMask.of_function(masking_utils.or_masks(masking_utils.causal_mask_function, blocks), CPU)

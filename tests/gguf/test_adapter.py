@@ -17,6 +17,7 @@ from adapterhub.gguf.adapter import read_adapter, write_adapter
 from adapterhub.gguf.architectures import Architecture
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import read_deltas_without_base
+from adapterhub.lora.module_deltas import EmbeddingDelta
 from tests.tiny import ALL_LINEAR, make_adapter, make_base
 
 PATTERNS = {
@@ -111,6 +112,9 @@ def test_dora_and_tied_output_layers_are_refused(tmp_path: Path):
     a, b = torch.ones(2, 64), torch.ones(320, 2)
     with pytest.raises(AdapterIncompatibleError, match="embedding"):
         write_adapter(BytesIO(), architecture, {"lm_head": LoraDelta(a, b)})
+    embedding = EmbeddingDelta(torch.ones(2, 320), torch.ones(64, 2))
+    with pytest.raises(AdapterIncompatibleError, match="by more than LoRA on a linear layer"):
+        write_adapter(BytesIO(), architecture, {"model.embed_tokens": embedding})
     dora = LoraDelta(a, torch.ones(64, 2), torch.ones(64))
     with pytest.raises(AdapterIncompatibleError, match="DoRA"):
         write_adapter(BytesIO(), architecture, {"model.layers.0.self_attn.q_proj": dora})

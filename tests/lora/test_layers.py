@@ -141,6 +141,18 @@ def test_a_failing_forward_pass_does_not_affect_the_next_one(tiny_base: Path, ti
     assert torch.equal(logits(base, layers, None), before)
 
 
+def test_contexts_nest(tiny_base: Path, tiny_adapters: dict[str, Path]):
+    base = load_base(tiny_base)
+    layers = layers_of(base)
+    before = logits(base, layers, None)
+    load(base, layers, 0, tiny_adapters["json"])
+    adapted = logits(base, layers, 0)
+    with torch.inference_mode(), layers.using(LoraMapping([(0, IDS.numel())])):
+        assert torch.equal(logits(base, layers, None), before)
+        assert torch.equal(base.model(input_ids=IDS).logits, adapted)
+    assert not torch.equal(adapted, before)
+
+
 def test_an_adapter_for_another_architecture_is_refused(tmp_path: Path, tiny_base: Path):
     adapter = make_adapter(tmp_path / "a", make_base(tmp_path / "gpt2", "gpt2"))
     base = load_base(tiny_base)

@@ -19,13 +19,14 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.runner import Runner
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.row_by_row import RowRunner
-from adapterhub.errors import EngineError
+from adapterhub.errors import AdapterIncompatibleError, EngineError
 from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
 from adapterhub.lora.module_layers import _tokens_first
+from tests.engine.hybrids import hybrid_config
 from tests.engine.maker import prompt_of, request, stored_request
-from tests.tiny import ATTENTION, make_adapter, make_base
+from tests.tiny import ATTENTION, make_adapter, make_base, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
@@ -36,16 +37,17 @@ BASES = {
     "qwen3": {},
     "gemma3": {},  # its embeddings scale, its norms of heads get the heads before the tokens, the head is tied
     "gpt2": {},  # tied, its layers are Conv1D
+    "lfm2": {},  # convolutions, whose states lie beside keys and values; tied
 }
-EMBEDDING = {"gpt2": "wte"}
-NORM = {"gpt2": "ln_f"}
+TARGETS = {**ATTENTION, "lfm2": ["q_proj", "in_proj"]}
+# An embedding, a norm and a layer of the MLP.
+NAMES = {"gpt2": ("wte", "ln_f", "c_fc"), "lfm2": ("embed_tokens", "embedding_norm", "w1")}
 
 
 def settings_of(kind: str) -> dict[str, dict[str, Any]]:
     """Adapters of each kind, and several kinds in one."""
-    attention, embedding = ATTENTION[kind], EMBEDDING.get(kind, "embed_tokens")
-    norm, layer = NORM.get(kind, "norm"), "c_fc" if kind == "gpt2" else "up_proj"
-    return {
+    attention, (embedding, norm, layer) = TARGETS[kind], NAMES.get(kind, ("embed_tokens", "norm", "up_proj"))
+    adapters: dict[str, dict[str, Any]] = {
         "plain": {},
         "embedding": {"target_modules": [*attention, embedding]},
         "embedding-alone": {"target_modules": [embedding], "use_rslora": True},
@@ -61,6 +63,18 @@ def settings_of(kind: str) -> dict[str, dict[str, Any]]:
         "tokens-of-head": {"trainable_token_indices": {embedding: TOKENS, "lm_head": [5, 3]}},
         "tokens-and-norms": {"trainable_token_indices": {embedding: TOKENS}, "modules_to_save": [norm]},
     }
+    return {name: {"target_modules": attention, **settings} for name, settings in adapters.items()}
+
+
+def make_hybrid(folder: Path, kind: str) -> Path:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(hybrid_config(kind))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
 
 
 class World:
@@ -68,7 +82,8 @@ class World:
 
     def __init__(self, root: Path, name: str) -> None:
         kind = name.partition("-")[0]
-        self.folder = make_base(root / "base", kind, **BASES[name])
+        self.folder = root / "base"
+        make_hybrid(self.folder, kind) if kind == "lfm2" else make_base(self.folder, kind, **BASES[name])
         self.adapters = {
             adapter: make_adapter(root / adapter, self.folder, seed=seed, **settings)
             for seed, (adapter, settings) in enumerate(settings_of(kind).items())
@@ -208,3 +223,10 @@ def test_heads_before_tokens_are_told_from_tokens_before_heads():
             assert sorted(of_token.flatten().tolist()) == by_token[0, token].flatten().tolist()
     with pytest.raises(EngineError, match="the 7 tokens of the step"):
         _tokens_first(by_token, 7)
+
+
+def test_what_mixes_tokens_cannot_be_replaced(worlds, tmp_path: Path):
+    folder = worlds("lfm2").folder
+    adapter = make_adapter(tmp_path / "a", folder, target_modules=["q_proj"], modules_to_save=["conv.conv"])
+    with pytest.raises(AdapterIncompatibleError, match="no linear layer, embedding or plain norm"):
+        loaded(load_base(folder, quantization=None), adapter)

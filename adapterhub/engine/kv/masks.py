@@ -31,12 +31,19 @@ class AttentionMask:
         """The mask by a mask function of transformers: batch index, head index, query and key position -> bool.
 
         Raises:
-            EngineError: A token attends to later ones.
+            EngineError: A token attends to later ones, or the function knows the tokens of one prompt only.
         """
         visible = partial(function, 0, 0)
-        positions = torch.arange(_PROBED_POSITIONS, device=device)
-        if visible(positions[:1], positions[1:2]).any():
+        try:
+            # Single positions: PyTorch checks those also where it looks them up in a tensor on a GPU.
+            sees_later = bool(visible(torch.tensor(0), torch.tensor(1)))
+        except IndexError as error:
+            raise EngineError(
+                "The base's attention cannot be computed in a packed batch: its masks are made for one prompt."
+            ) from error
+        if sees_later:
             raise EngineError("The base cannot generate: its tokens attend to later ones.")
+        positions = torch.arange(_PROBED_POSITIONS, device=device)
         # Masks take away the oldest tokens first, so the first token tells.
         lost = (~visible(positions, positions[:1])).nonzero()
         return cls(visible, int(lost[0]) if len(lost) else _PROBED_POSITIONS)
