@@ -212,9 +212,9 @@ class LinearLayers:
         Returns:
             Parameter -> tensor, as transformers loads them; without those that it splits or joins.
         """
-        found, known = {}, dict.fromkeys(self.parameters, True)
+        found = {}
         for tensor in tensors:
-            name, converter = self._renamed(tensor, known)
+            name, converter = self._renamed(tensor, self._known)
             if name not in self.parameters and tensor in self.parameters:
                 name, converter = tensor, None
             if converter is None and name in self.parameters:
@@ -233,9 +233,9 @@ class LinearLayers:
         """
         from transformers.core_model_loading import apply_renamings
 
-        found, known = {}, dict.fromkeys(self.parameters, True)
+        found = {}
         for tensor in tensors:
-            name, pattern = self._renamed(tensor, known)
+            name, pattern = self._renamed(tensor, self._known)
             patterns = self._stacked.get(pattern or "")
             if patterns and name in self.parameter_shapes:
                 matrix = re.escape(pattern or "").replace(r"\*", r"(\d+)")
@@ -259,6 +259,10 @@ class LinearLayers:
             if len(parts) == len(further) and parts in ([], [1]):
                 stacked.update(dict.fromkeys(converter.source_patterns, converter.source_patterns))
         return stacked
+
+    @cached_property
+    def _known(self) -> dict[str, bool]:
+        return dict.fromkeys(self.parameters, True)
 
     def _renamed(self, tensor: str, known: Mapping[str, bool] | None = None) -> tuple[str, str | None]:
         """A tensor's name in the model; its prefix is added or removed where that gives a known name."""

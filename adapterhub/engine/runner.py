@@ -112,7 +112,7 @@ class SlotCache(Protocol):
     """The keys and values of the running sequences; `KVCache` is one. The thread that steps calls its methods.
 
     Attributes:
-        max_tokens: Maximum number of tokens that all slots together have room for.
+        max_tokens: Maximum number of tokens of a sequence that has all of its memory.
         num_slots: Number of slots in use; any thread may read it and what follows.
         allocated_tokens: Tokens that the allocated slots have room for, used or not.
         bytes: Bytes of all allocated slots.

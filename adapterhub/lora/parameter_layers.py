@@ -59,6 +59,13 @@ class ParametersWithLora(WrappedModule):
         super().__init__(base_layer, name, weights, current)
         self._weights = weights
 
+    def __getattr__(self, name: str) -> Any:
+        """What a model reads of the module, such as the bias of a router's choice."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
     @classmethod
     def new_weights(cls, layer: nn.Module, *, slots: int, dtype: torch.dtype) -> ParameterSlots:
         """Makes the weights of a module, without any adapter; they are added to its parameters, in their dtype."""

@@ -15,6 +15,7 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine, PackedRunner, ScheduledSequence
 from adapterhub.engine.kv.cache import KVCache, KVSlot, KVSlotPool
 from adapterhub.engine.kv.stateful_layers import find_stateful_layers
+from adapterhub.engine.kv.states import StateBatch
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.errors import EngineError
 from tests.engine.hybrids import LINEAR, hybrid_config
@@ -128,6 +129,21 @@ class TestStates:
 
         all_close(step(runner, slot, prompt[19:]), qwen.reference.logits(None, prompt)[-1])
 
+    def test_they_are_not_lost_when_they_cannot_be_written(self, qwen, monkeypatch):
+        runner, prompt = runner_of(qwen), prompt_of(3, 20)
+        slot = slot_of(KVCache(runner.kv_shape, 1000))
+        step(runner, slot, prompt[:19])
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StateBatch, "commit", fail)
+            with pytest.raises(MemoryError):
+                step(runner, slot, prompt[19:])
+
+        all_close(step(runner, slot, prompt[19:]), qwen.reference.logits(None, prompt)[-1])
+
     def test_the_last_step_can_be_taken_back(self, qwen):
         runner, prompt = runner_of(qwen), prompt_of(4, 12)
         slot = slot_of(KVCache(runner.kv_shape, 1000))
@@ -173,27 +189,28 @@ class TestStates:
 
 
 class TestMemory:
-    """States count among what the engine has memory for."""
+    """States count among what the engine has memory for: in the slots, and once more for what a step computed."""
 
     def test_a_slot_takes_what_its_states_take(self, qwen):
         shape = runner_of(qwen).kv_shape
-        states = sum(state.bytes for state in shape.states)
-        assert states == 4 * (
-            64 * 4 + 4 * 8 * 8
-        )  # one layer: the inputs of a convolution, and the recurrent state
+        # One layer: the inputs of a convolution, and the recurrent state.
+        states = 2 * 4 * (64 * 4 + 4 * 8 * 8)
+        assert shape.states_bytes == states
         assert shape.units_per_slot == -(-states // shape.bytes_per_token)
 
         cache = KVCache(shape, 64 + shape.units_per_slot)
+        assert cache.max_tokens == 64
         assert cache.can_ever_fit(64)
+        assert not cache.can_ever_fit(65)
         assert not KVCache(shape, 63 + shape.units_per_slot).can_ever_fit(64)
         assert cache.allocate(64) is not None
         assert cache.allocate(1) is None
         assert cache.bytes == 64 * shape.bytes_per_token + states
-        assert cache.bytes <= cache.max_tokens * shape.bytes_per_token
+        assert cache.bytes <= (64 + shape.units_per_slot) * shape.bytes_per_token
 
     def test_a_base_without_attention_needs_no_memory_for_tokens(self, worlds):
         runner = runner_of(worlds("mamba2"))
-        states = sum(state.bytes for state in runner.kv_shape.states)
+        states = runner.kv_shape.states_bytes
         cache, prefixes = runner.make_caches(3 * states)
 
         assert cache.can_ever_fit(100_000)
@@ -252,16 +269,26 @@ def test_modules_with_states_may_lie_within_one_another(worlds):
     all_close(runner.step(scheduled)[0], expected[11])
 
 
+def num_pools() -> int:
+    gc.collect()
+    return sum(isinstance(one, KVSlotPool) for one in gc.get_objects())
+
+
 def test_the_proof_leaves_no_states_in_memory(worlds):
     base = load_base(worlds("lfm2").base, quantization=None, device="cpu")
-
-    def pools() -> int:
-        gc.collect()
-        return sum(isinstance(one, KVSlotPool) for one in gc.get_objects())
-
-    before = pools()
+    before = num_pools()
     assert make_runner(base, max_loras=1).name == "packed"
-    assert pools() == before
+    assert num_pools() == before
+
+
+def test_scores_leave_nothing_in_memory_and_running_sequences_as_they_are(qwen):
+    runner, prompt = runner_of(qwen), prompt_of(7, 19)
+    slot = slot_of(KVCache(runner.kv_shape, 1000))
+    step(runner, slot, prompt[:18])
+    before = num_pools()
+    runner.score([prompt_of(8, 30)], [[29]], None)
+    assert num_pools() == before
+    all_close(step(runner, slot, prompt[18:]), qwen.reference.logits(None, prompt)[-1])
 
 
 def test_a_released_base_computes_as_before(worlds):

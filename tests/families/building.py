@@ -47,6 +47,8 @@ def make_family(family: str, folder: Path) -> Path:
     torch.manual_seed(1)
     config = family_config(family)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():  # or the last token decides alone where the output layer is tied to the embeddings
+        model.get_input_embeddings().weight.mul_(0.2)
     model.save_pretrained(folder)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)  # with the parts that a text decoder leaves out

@@ -145,15 +145,19 @@ def _joined(problems: Mapping[str, Sequence[str]]) -> str:
 
 
 def _answers(plain: Any, peft: Any) -> tuple[list[list[int]], list[Answer], list[Answer]]:
-    """Prompts without near ties, and the answers to them of transformers and, if there is an adapter, of PEFT."""
+    """Prompts without near ties whose answers the adapter changes; transformers' answers; PEFT's, if there is one."""
     for seed in range(_TRIES):
         asked = prompts(seed)
         base = [generated(plain, prompt) for prompt in asked]
         changed = [generated(peft, prompt) for prompt in asked] if peft else []
         answers, adapted_answers = _all(base), _all(changed)
-        if answers is not None and adapted_answers is not None:
+        if answers is None or adapted_answers is None:
+            continue
+        if not {one.token_ids for one in answers} & {one.token_ids for one in adapted_answers}:
             return asked, answers, adapted_answers
-    raise AssertionError(f"all of {_TRIES} sets of prompts have a near tie")
+    raise AssertionError(
+        f"all of {_TRIES} sets of prompts have a near tie, or an answer that nothing changes"
+    )
 
 
 def _all(answers: Sequence[Answer | None]) -> list[Answer] | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.families.comparing import compare
+from adapterhub.base.loading import Base
+from tests.families import comparing
 from tests.families.configs import FAMILIES, NO_DECODERS
 from tests.families.table import read_rows
 
@@ -55,10 +57,24 @@ def test_every_family_has_a_row_and_at_least_55_are_served() -> None:
     assert len(served) >= 55
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_another_weight_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = comparing.load_base
+
+    def load_changed(folder: Path, **settings: Any) -> Base:
+        base = load(folder, **settings)
+        base.model.model.layers[1].self_attn.k_proj.weight[3] += 0.05
+        return base
+
+    monkeypatch.setattr(comparing, "load_base", load_changed)
+    with pytest.raises(comparing.WrongAnswerError):
+        comparing.compare("llama", tmp_path)
+
+
 @pytest.mark.parametrize(
     "family",
     [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_family_is_served_as_its_row_says(family: str, tmp_path: Path) -> None:
-    assert compare(family, tmp_path) == read_rows()[family]
+    assert comparing.compare(family, tmp_path) == read_rows()[family]

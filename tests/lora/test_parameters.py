@@ -235,6 +235,19 @@ def test_what_does_not_fit_is_refused(module: str, shape: LoraShape, targets: st
         check_fit({module: shape}, layers, settings)
 
 
+def test_names_of_the_whole_model_are_found_in_its_text_part() -> None:
+    layers = LinearLayers.of_model(model_of("llama4_text"))
+    settings = LoraSettings(target_parameters=("experts.gate_up_proj", "experts.down_proj"))
+    for form in ("model.language_model.layers.1", "model.layers.1", "language_model.model.layers.1"):
+        for wrapped, leaf in ((".base_layer", "gate_up_proj"), ("", "down_proj")):
+            found = layers.find_adapted(f"{form}.feed_forward.experts{wrapped}", settings)
+            assert found == (
+                f"model.layers.1.feed_forward.experts.{leaf}",
+                f"{form}.feed_forward.experts.{leaf}",
+            )
+    assert layers.find_adapted("model.layers.9.feed_forward.experts", settings) is None
+
+
 def test_parameters_that_are_asked_for_must_have_weights() -> None:
     layers = LinearLayers.of_model(model_of("qwen3_moe"))
     settings = LoraSettings(r=2, target_parameters=("experts.down_proj",))

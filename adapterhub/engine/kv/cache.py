@@ -5,7 +5,7 @@ two. Slots of one capacity form a pool and the used ones come first, so one atte
 a step gathers and copies nothing. When a sequence ends, the last slot of its pool moves into the gap. That is one copy
 for each sequence, and not one for each token.
 
-Memory: the pools together, used slots or not, never hold more than `max_tokens`, and a sequence of more tokens never
+Memory: the pools together, used slots or not, never take more than `max_units`, and a sequence that needs more never
 fits. A resize replaces a pool tensor by tensor, the keys or the values of one layer, so the old and the new one exist
 together for a moment: the peak is above the bound by the largest of them.
 
@@ -102,8 +102,8 @@ class KVSlotPool:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the allocated slots."""
-        return sum(tensor.nbytes for tensor in (*self.tensors, *self.states))
+        """Bytes of the allocated slots; see `KVShape.states_bytes`."""
+        return sum(tensor.nbytes for tensor in (*self.tensors, *self.states, *self.states))
 
     @property
     def is_full(self) -> bool:
@@ -180,14 +180,18 @@ class KVCache:
 
     Args:
         shape: The shape of one token's keys and values.
-        max_tokens: Maximum number of tokens that all slots together have room for. A sequence's states count as
-            `KVShape.units_per_slot` tokens.
+        max_units: Maximum memory of all slots together, in `KVShape.unit_bytes`. Of attention alone it is a number of
+            tokens.
+
+    Attributes:
+        max_tokens: Maximum number of tokens of a sequence that has all of it.
     """
 
-    def __init__(self, shape: KVShape, max_tokens: int) -> None:
+    def __init__(self, shape: KVShape, max_units: int) -> None:
         self.shape = shape
-        self.max_tokens = max_tokens
+        self._max_units = max_units
         self._state_units = shape.units_per_slot
+        self.max_tokens = max(0, max_units - self._state_units)
         self._pools: dict[int, KVSlotPool] = {}
 
     # Other threads read these three, so they iterate over a copy of the pools.
@@ -209,7 +213,7 @@ class KVCache:
 
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this many tokens, its prompt included, fits the empty cache."""
-        return self._capacity(num_tokens) + self._state_units <= self.max_tokens
+        return self._capacity(num_tokens) + self._state_units <= self._max_units
 
     def allocate(self, num_tokens: int) -> KVSlot | None:
         """A slot for a sequence of at most this many tokens, its prompt included; None if there is no room now."""
@@ -232,14 +236,14 @@ class KVCache:
             return 0  # one pool for all: states alone
         power = 1 << (max(num_tokens, MIN_SLOT_TOKENS) - 1).bit_length()
         # The largest slot need not be a power of two: a sequence that fits the cache exactly gets all of it.
-        return min(power, max(num_tokens, self.max_tokens - self._state_units))
+        return min(power, max(num_tokens, self.max_tokens))
 
     def _grow(self, pool: KVSlotPool) -> bool:
         """Adds at least one slot, and doubles the pool if there is room."""
         used, per_slot = len(pool.slots), pool.capacity + self._state_units
-        if self._allocated_units + per_slot > self.max_tokens:
+        if self._allocated_units + per_slot > self._max_units:
             self._shrink()
-        room = (self.max_tokens - self._allocated_units) // per_slot
+        room = (self._max_units - self._allocated_units) // per_slot
         if room < 1:
             return False
         pool.resize(used + min(max(used, 1), room))

@@ -59,7 +59,7 @@ class RecurrentLayers:
                 module.forward = forward
 
     def forget(self) -> None:
-        """Drops what the last step computed, and with it the last reference to its slots; no sequence may go on."""
+        """Drops what the last step computed, and with it the last reference to its slots, which may not go on."""
         self._uncommitted = []
 
     @contextmanager
@@ -80,10 +80,10 @@ class RecurrentLayers:
             self._groups = []
 
     def _commit(self) -> None:
-        """Writes the states of the last step; see `StateBatch.commit`."""
-        computed, self._uncommitted = self._uncommitted, []
-        for group in computed:
+        """Writes the states of the last step; see `StateBatch.commit`. After an exception it can be tried again."""
+        for group in self._uncommitted:
             group.states.commit()
+        self._uncommitted = []
 
     def _make_groups(self, spans: Sequence[QuerySpan], lora_slots: Sequence[int | None]) -> list[_Group]:
         decoding, groups = [], []

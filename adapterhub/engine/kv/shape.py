@@ -81,6 +81,11 @@ class KVShape:
         return self.bytes_per_token or 1
 
     @property
+    def states_bytes(self) -> int:
+        """Bytes of a sequence's states: those in its slot, and those that its last step computed (see `states.py`)."""
+        return 2 * sum(state.bytes for state in self.states)
+
+    @property
     def units_per_slot(self) -> int:
-        """What a sequence's states take of those, rounded up."""
-        return -(-sum(state.bytes for state in self.states) // self.unit_bytes)
+        """What they take of those units, rounded up."""
+        return -(-self.states_bytes // self.unit_bytes)

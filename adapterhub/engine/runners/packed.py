@@ -119,7 +119,10 @@ class PackedRunner:
             if slot is None:
                 raise EngineError("The KV cache for an evaluation is too small.")
             scheduled.append(ScheduledSequence(slot, token_ids, lora_slot, needs_logits=True))
-        return self._forward(scheduled, positions)
+        logits = self._forward(scheduled, positions)
+        if self._recurrent:
+            self._recurrent.forget()
+        return logits
 
     @torch.inference_mode()
     def _forward(

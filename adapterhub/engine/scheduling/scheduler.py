@@ -76,7 +76,7 @@ class Scheduler:
 
     @property
     def max_tokens(self) -> int:
-        """Maximum number of tokens that all KV slots together have room for."""
+        """Maximum number of tokens of a sequence that has all of the KV cache."""
         return self._kv_cache.max_tokens
 
     @property
