@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from adapterhub import AdapterHub, AdapterIncompatibleError, AdapterRegistry, EchoEngine, InvalidRequestError
@@ -18,7 +21,7 @@ from adapterhub.base import LinearLayers, load_base
 from adapterhub.base.auto_class import text_class
 from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine
-from adapterhub.export import merge_adapter, merge_quantized
+from adapterhub.export import export_peft, merge_adapter, merge_quantized
 from adapterhub.training import FinetuneConfig, finetune
 from tests.engine.maker import Reference, prompt_of, request, stored_request
 from tests.vision import make_vision_adapter, make_vision_base
@@ -28,6 +31,8 @@ MORE = ["gemma3", "mistral3", "qwen2_vl", "qwen3_vl", "llava", "internvl", "smol
 KINDS = [*OFTEN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)]
 ONLY_WHOLE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
 """Those for whose decoder alone transformers has no class."""
+LOADED_ALONE = {"qwen3_5", "llama4"}
+"""Those whose decoder alone transformers loads from the whole checkpoint."""
 PROMPTS = [prompt_of(1, 1), prompt_of(2, 9), prompt_of(3, 30)]
 TOKENS = 12
 
@@ -119,6 +124,22 @@ def test_adapters_of_either_form_are_registered(world: World, tmp_path: Path):
     told = {name: [one for one in card.warnings if "no text passes" in one] for name, card in cards.items()}
     assert told.pop("whole")[0].startswith(f"{len(layers_of(world.base).beside)} of its ")
     assert not any(told.values())
+
+
+def test_an_exported_adapter_is_loaded_as_its_readme_says(world: World, tmp_path: Path):
+    registry, base = AdapterRegistry(tmp_path / "registry"), world.base
+    for name, folder in world.adapters.items():
+        if name == "text" and AutoConfig.from_pretrained(base).model_type not in LOADED_ALONE:
+            continue
+        registry.register(name, folder, base=base)
+        export_peft(registry, name, tmp_path / name)
+        readme = (tmp_path / name / "README.md").read_text()
+        auto_class = getattr(transformers, re.findall(r"base = (\w+)\.from_pretrained", readme)[0])
+        peft = PeftModel.from_pretrained(auto_class.from_pretrained(base), tmp_path / name)
+        # PEFT passes over weights that it finds no layer for, and lora_B is zero without them.
+        loaded = [one.count_nonzero() for layer, one in peft.named_parameters() if "lora_B" in layer]
+        assert len(loaded) == len(load_file(folder / "adapter_model.safetensors")) / 2
+        assert all(loaded)
 
 
 def test_a_merge_writes_the_whole_checkpoint(world: World, tmp_path: Path):

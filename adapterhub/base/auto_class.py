@@ -6,7 +6,11 @@ of the decoder alone; others (Gemma 3, Qwen2.5-VL, Mistral 3) are loaded whole, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+_DECODER_IN_WHOLE = "language_model"
+"""What transformers calls the decoder inside of a vision-language model."""
 
 
 def text_class(config: Any) -> Any:
@@ -30,6 +34,25 @@ def whole_class(config: Any) -> Any:
 
     kinds = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
     return next((one for one in kinds if _has_class(one, config)), AutoModelForCausalLM)
+
+
+def trained_class_name(model_type: str, modules: Iterable[str]) -> str:
+    """The name of the auto class that loads a base under the names that an adapter of it has.
+
+    Args:
+        model_type: Of the checkpoint.
+        modules: What the adapter changes, as it names them.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    whole = {
+        "AutoModelForImageTextToText": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        "AutoModelForMultimodalLM": auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    }
+    of_decoder = model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if of_decoder and not any(_DECODER_IN_WHOLE in module.split(".") for module in modules):
+        return "AutoModelForCausalLM"
+    return next((name for name, known in whole.items() if model_type in known), "AutoModelForCausalLM")
 
 
 def why_no_decoder(config: Any) -> str | None:

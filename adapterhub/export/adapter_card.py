@@ -5,8 +5,9 @@ The format: https://huggingface.co/docs/hub/model-cards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from adapterhub.base.auto_class import trained_class_name
 from adapterhub.export.base_name import base_link, public_base
 from adapterhub.export.model_card import card_metadata, common_license, prompt_sections, training_sections
 from adapterhub.lora.blending.resolving import ResolvedAdapter
@@ -14,9 +15,9 @@ from adapterhub.lora.blending.resolving import ResolvedAdapter
 _PEFT_USAGE = """\
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import {auto_class}
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = {auto_class}.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "{place}")
 ```"""
 _MLX_USAGE = """\
@@ -33,13 +34,16 @@ PLACE = "FOLDER_OR_REPOSITORY"
 """Stands in a model card for where the adapter will be."""
 
 
-def adapter_card(adapter: ResolvedAdapter, details: str = "", *, library: str = "peft") -> str:
+def adapter_card(
+    adapter: ResolvedAdapter, details: str = "", *, library: str = "peft", modules: Iterable[str] = ()
+) -> str:
     """The text of the model card.
 
     Args:
         adapter: The adapter, or the blend.
         details: How its weights were written, in sentences.
         library: What loads it, one of `USAGE`.
+        modules: What the adapter changes, as its file names them: they tell which class PEFT loads the base with.
     """
     cards, base = [card for card, _ in adapter.parts], public_base(adapter.main_card)
     metadata = card_metadata(
@@ -51,7 +55,9 @@ def adapter_card(adapter: ResolvedAdapter, details: str = "", *, library: str = 
         license=common_license([card.license for card in cards]),
     )
     parts = [f"---\n{metadata}\n---", f"# {adapter.ref}", *(card.description for card in cards)]
-    parts += [USAGE[library].format(base=base or "BASE", place=PLACE), details]
+    fingerprint = adapter.main_card.base.fingerprint
+    auto_class = trained_class_name(fingerprint.model_type if fingerprint else "unknown", modules)
+    parts += [USAGE[library].format(base=base or "BASE", place=PLACE, auto_class=auto_class), details]
     is_blend = adapter.version is None
     if is_blend:
         parts.append("\n".join(_parts(adapter)))

@@ -121,7 +121,9 @@ def export_peft(
                 worst_layer=error.worst_layer,
                 worst_error=error.worst_error,
             )
-            (folder / MODEL_CARD_FILE).write_text(adapter_card(resolved, report.details), encoding="utf-8")
+            modules = (*info.modules, *info.further.names)
+            text = adapter_card(resolved, report.details, modules=modules)
+            (folder / MODEL_CARD_FILE).write_text(text, encoding="utf-8")
     return report
 
 
