@@ -19,7 +19,7 @@ from typing import Any
 from adapterhub.base.loading import Base, load_base
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.packed import PackedRunner
-from adapterhub.engine.runners.proof import Reference, largest_difference, rounding_bound
+from adapterhub.engine.runners.proof import compute_reference, largest_difference, rounding_bound
 from benchmarks.common import parser, progress, report, settle, table
 from benchmarks.shapes import write_base
 
@@ -30,7 +30,7 @@ def folder_of(options: argparse.Namespace, scratch: Path) -> Path:
     """The base's folder; a random one is written if none is named."""
     if options.model:
         return Path(options.model)
-    folder = Path(options.base or scratch) / options.shape
+    folder: Path = Path(options.base or scratch) / options.shape
     if not (folder / "tokenizer.json").exists():  # which is written last
         progress(f"writing a random base of shape {options.shape}")
         write_base(folder, options.shape, options.device)
@@ -39,13 +39,18 @@ def folder_of(options: argparse.Namespace, scratch: Path) -> Path:
 
 def differences(base: Base, seeds: int) -> list[tuple[float, float]]:
     """For each of some prompts and adapters: the difference as it is, and if the adapter had no effect."""
-    references = [Reference.of(base, seed=seed) for seed in range(seeds)]
+    references = [compute_reference(base, seed=seed) for seed in range(seeds)]
     base.claim()
     runner = PackedRunner(base, max_loras=SLOTS)
     found = []
     for reference in references:
         without = replace(reference, deltas={})
-        found.append(tuple(largest_difference(runner, one, SLOTS - 1) for one in (reference, without)))
+        found.append(
+            (
+                largest_difference(runner, reference, SLOTS - 1),
+                largest_difference(runner, without, SLOTS - 1),
+            )
+        )
     return found
 
 
@@ -58,14 +63,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             folder, quantization=quantization, compute_dtype=options.compute_dtype, device=options.device
         )
 
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {"load": [], "without": [], "with": []}
     for number in range(options.rounds):
         for name in ("without", "with"):
-            started = time.perf_counter()
+            started = clock()
             base = load()
-            loaded = time.perf_counter()
+            loaded = clock()
             runner = make_runner(base, max_loras=SLOTS, prove_base=name == "with")
-            made = time.perf_counter()
+            made = clock()
             if number or options.rounds == 1:
                 seconds["load"].append(loaded - started)
                 seconds[name].append(made - loaded)

@@ -31,16 +31,16 @@ class RoutedTokens:
         order: The position of each among (tokens x k).
         tokens: Its token.
         weights: The weight of its expert.
-        runs: (expert, slot, start, stop) of each run with one expert and one adapter; the base's slot is one too high.
+        runs: (expert, slot, start, stop) of each run with one expert and one adapter; the base's slot is -1.
         experts: (expert, start, stop) of each run with one expert.
     """
 
     def __init__(
         self, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, mapping: LoraMapping, num_experts: int
     ) -> None:
-        k, slots = top_k_index.shape[-1], mapping.end_slot + 1
+        k, slots = top_k_index.shape[-1], mapping.end_slot + 1  # with the base
         runs = mapping.runs_of(len(top_k_index))
-        of_run = [slots - 1 if slot is None else slot for slot, _, _ in runs]
+        of_run = [0 if slot is None else slot + 1 for slot, _, _ in runs]
         lengths = [(stop - start) * k for _, start, stop in runs]
         of_token = torch.tensor(of_run).repeat_interleave(torch.tensor(lengths)).to(top_k_index.device)
         keys, self.order = torch.sort(top_k_index.reshape(-1) * slots + of_token, stable=True)
@@ -52,7 +52,7 @@ class RoutedTokens:
         for key, count in zip(present.tolist(), counts.tolist(), strict=True):
             expert, slot = divmod(key, slots)
             if expert < num_experts:
-                self.runs.append((expert, slot, start, start + count))
+                self.runs.append((expert, slot - 1, start, start + count))
             start += count
         self.experts: list[tuple[int, int, int]] = []
         for expert, grouped in groupby(self.runs, lambda run: run[0]):

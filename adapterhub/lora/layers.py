@@ -121,7 +121,10 @@ class LinearWithLora(WrappedModule):
     def new_weights(cls, layer: nn.Module, *, slots: int, dtype: torch.dtype) -> StackedLoraWeights:
         """Makes the stacked weights of the layers that share an input."""
         _, in_features = linear_shape(layer) or (0, 0)
-        return StackedLoraWeights(slots, in_features, dtype, next(layer.parameters()).device)
+        weight = next(layer.parameters())
+        # Some models keep a router in float32 and give it such inputs.
+        dtype = torch.float32 if weight.dtype == torch.float32 else dtype
+        return StackedLoraWeights(slots, in_features, dtype, weight.device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self._base_forward(x)

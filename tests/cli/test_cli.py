@@ -176,6 +176,13 @@ class TestReading:
         assert report["4-bit"] == "works (nf4)"
         assert str(tiny_registry) in report["registry"]
         assert "3 adapters" in run("doctor").out
+        assert "runner" not in report
+
+    def test_doctor_loads_a_base(self, run, tiny_base, tmp_path):
+        shown = run("doctor", "--base", str(tiny_base), "--quantization", "none", "--json").json
+        assert (shown["base"], shown["runner"]) == (str(tiny_base), "packed")
+        assert "0.0001 is rounding" in shown["proof"]
+        assert "is not served" in run("doctor", "--base", str(tmp_path), "--json").json["base"]
 
 
 class TestChanging:

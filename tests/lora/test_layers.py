@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from adapterhub.base.loading import Base, load_base
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
+from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import load_folder_deltas
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
@@ -58,6 +59,30 @@ def logits(base: Base, layers: LoraModelManager, slot: int | None) -> torch.Tens
 
 def load(base: Base, layers: LoraModelManager, slot: int, folder: Path) -> None:
     layers.load(slot, load_folder_deltas(folder, base.model, base.linear_layers, dtype=torch.float32))
+
+
+def test_a_layer_that_is_kept_in_float32_has_its_adapters_so_too(base_folder: Path):
+    """As some routers are in a model of bfloat16; their inputs are float32."""
+    base = load_base(base_folder, quantization=None, device="cpu")
+    name, (out_features, in_features) = next(iter(base.linear_layers.shapes.items()))
+    x, a, b = torch.randn(3, in_features), torch.randn(2, in_features), torch.randn(out_features, 2)
+    delta = LoraDelta(a, b).to(torch.bfloat16)
+    layers = LoraModelManager(base.model, slots=2, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = base.model.get_submodule(name)(x) + x @ delta.a.T.float() @ delta.b.T.float()
+        layers.load(1, {name: delta})
+        with layers.using(LoraMapping([(1, 3)])):
+            assert torch.allclose(base.model.get_submodule(name)(x), expected, atol=1e-4)
+
+
+def test_unwrapped_the_model_is_its_own(base_folder: Path, tmp_path: Path):
+    base = load_base(base_folder, quantization=None, device="cpu")
+    modules, layers = dict(base.model.named_modules()), layers_of(base)
+    load(base, layers, 0, make_adapter(tmp_path, base_folder))
+    assert layers.bytes
+    layers.unwrap()
+    assert dict(base.model.named_modules()) == modules
+    assert layers.bytes == 0
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

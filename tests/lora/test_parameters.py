@@ -165,6 +165,18 @@ def test_all_linear_of_peft_is_served(tmp_path: Path) -> None:
         torch.testing.assert_close(logits(model, ids), logits(adapted, ids), rtol=0, atol=1e-5)
 
 
+def test_the_base_is_untouched_by_adapters_of_other_steps(tmp_path: Path) -> None:
+    """Its tokens beside those of one adapter, while another adapter is in the next slot."""
+    tuned("qwen3_moe", tmp_path, 1, **TARGETS["experts"])
+    model, ids = copy_of("qwen3_moe"), prompts(2)
+    before, manager = logits(model, ids[:1]), LoraModelManager(model, slots=3, dtype=torch.float32)
+    deltas = load_folder_deltas(tmp_path, model, LinearLayers.of_model(model), dtype=torch.float32)
+    for slot in range(3):
+        manager.load(slot, deltas)
+    with manager.using(LoraMapping([(0, LENGTH)], num_base_tokens=LENGTH)):
+        torch.testing.assert_close(logits(model, ids)[:1], before, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["qwen3_moe", "llama4_text"])
 def test_an_emptied_slot_leaves_the_base(kind: str, tmp_path: Path) -> None:
     tuned(kind, tmp_path, 1, **TARGETS["experts"])

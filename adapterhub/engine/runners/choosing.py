@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.runner import ScoringRunner
 from adapterhub.engine.runners.packed import PackedRunner
-from adapterhub.engine.runners.proof import Reference, prove, rounding_bound
+from adapterhub.engine.runners.proof import Prover
 from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import EngineError
 
@@ -28,11 +29,12 @@ def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> Scori
         EngineError: Another engine owns the base, or no runner computes its model.
     """
     base.claim()
-    reference = _reference(base) if prove_base else None
+    prover = _prover(base, max_loras) if prove_base else None
     reasons: list[str] = []
     for kind in _FASTEST_FIRST:
+        make = partial(kind, base, max_loras=max_loras)
         try:
-            runner = _proved(kind(base, max_loras=max_loras), base, reference, max_loras)
+            runner = prover.prove(make) if prover else make()
         except Exception as error:  # noqa: BLE001  whatever a model raises that a runner does not know
             reasons.append(f"{kind.name}: {_reason(error)}")
             continue
@@ -44,29 +46,14 @@ def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> Scori
     )
 
 
-def _reference(base: Base) -> Reference:
+def _prover(base: Base, max_loras: int) -> Prover:
     try:
-        return Reference.of(base)
+        return Prover(base, max_loras - 1)
     except Exception as error:
         raise EngineError(
             f"A {type(base.model).__name__} cannot be served: `generate` of transformers fails. {_reason(error)}",
             hint=_hint(base),
         ) from error
-
-
-def _proved(
-    runner: PackedRunner | RowRunner, base: Base, reference: Reference | None, max_loras: int
-) -> PackedRunner | RowRunner:
-    """The runner with its proof; the model is as it was before if there is none."""
-    if reference is None:
-        return runner
-    try:
-        runner.proof = prove(runner, reference, max_loras - 1, rounding_bound(base))
-        runner.unwrap()
-    except BaseException:
-        runner.release()
-        raise
-    return runner
 
 
 def _tell(base: Base, runner: PackedRunner | RowRunner, reasons: list[str]) -> None:
