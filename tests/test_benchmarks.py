@@ -26,6 +26,7 @@ from benchmarks import (
     merge,
     prefill,
     profile_step,
+    proof,
     sampling,
     serving,
     slot_modules,
@@ -90,6 +91,12 @@ def test_slot_modules(run: Run):
         slot_modules.ROWS: 2 * (100 * 64 + 2 * 100),
     }
     assert all(one["milliseconds"] > 0 for one in found)
+
+
+def test_proof(run: Run):
+    found = run(proof.main, "--rounds", "1", "--seeds", "2", "--quantization", "none")
+    assert found["runner"] == "packed"
+    assert max(found["differences"]) < found["bound"] < min(found["without_the_adapter"])
 
 
 def test_decode_step(run: Run):

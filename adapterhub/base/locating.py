@@ -125,9 +125,24 @@ def locate_base_config(name: str | Path, *, revision: str | None = None) -> Path
     if folder := local_folder(name):
         return folder
     try:
-        return locate_base(name, revision=revision, local_files_only=True)
+        return stored_base_folder(name, revision=revision)
     except ConfigError:
         return _model_folder(_download(str(name), revision, ["config.json"]))
+
+
+def stored_base_folder(name: str | Path, *, revision: str | None = None) -> Path:
+    """Locates a base's own files without network: one in fp8 or mxfp4 is not converted, which takes minutes.
+
+    Args:
+        name: As in `locate_base`.
+        revision: As in `locate_base`.
+
+    Raises:
+        ConfigError: The base is not on this machine, or a GGUF file could not be converted.
+    """
+    if folder := local_folder(name):
+        return folder
+    return _model_folder(_download(str(name), revision, _SAFE_FILES, local_files_only=True))
 
 
 def is_local_base(name: str | Path) -> bool:
@@ -165,7 +180,7 @@ def tokenizer_chat_template(name: str | Path, *, revision: str | None = None) ->
     Raises:
         ConfigError: The base is not on this machine, or its files are damaged.
     """
-    files = TokenizerFiles(locate_base(name, revision=revision, local_files_only=True))
+    files = TokenizerFiles(stored_base_folder(name, revision=revision))
     try:
         return files.chat_templates.get("default")
     except ValueError as error:

@@ -253,7 +253,7 @@ def _sampling(card: AdapterCard) -> str:
 
 
 def _base_sampling(card: AdapterCard) -> dict[str, Any]:
-    from adapterhub.base.locating import locate_base
+    from adapterhub.base.locating import stored_base_folder
     from adapterhub.base.tokenizer_files import TokenizerFiles
     from adapterhub.config import HubConfig
     from adapterhub.engine.generation_config import default_sampling_params
@@ -261,7 +261,7 @@ def _base_sampling(card: AdapterCard) -> dict[str, Any]:
     if card.base.name is None or HubConfig.load().generation_config == "none":
         return {}
     with suppress(ConfigError, ValueError):  # not on this machine, or damaged
-        folder = locate_base(card.base.name, revision=card.base.revision, local_files_only=True)
+        folder = stored_base_folder(card.base.name, revision=card.base.revision)
         return default_sampling_params(TokenizerFiles(folder).generation_config)
     return {}
 

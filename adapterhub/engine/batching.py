@@ -216,9 +216,9 @@ class BatchingEngine:
         return replace(
             self._scheduler.stats(submitted=len(self._inbox)),
             runner=self._runner_name,
-            proof_difference=self._proof and self._proof.difference,
-            proof_bound=self._proof and self._proof.bound,
-            proof_seconds=self._proof and self._proof.seconds,
+            proof_difference=self._proof.difference if self._proof else None,
+            proof_bound=self._proof.bound if self._proof else None,
+            proof_seconds=self._proof.seconds if self._proof else None,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig
 
 from adapterhub import AdapterRegistry
 from adapterhub.base import BaseFingerprint, load_base, locate_base
+from adapterhub.base.locating import locate_base_config, stored_base_folder, tokenizer_chat_template
 from adapterhub.engine import BatchingEngine
 from adapterhub.errors import ConfigError
 from adapterhub.export import merge_adapter
@@ -129,6 +130,13 @@ def test_an_adapter_is_registered_served_and_merged_on_it(tmp_path: Path):
     engine.close()
     assert got == [reference.generate(name, prompt_of(3, 9), 12) for name in (None, "a")]
     assert merge_adapter(locate_base(stored), registry.folder(card), tmp_path / "merged").merged == 4
+
+
+def test_what_only_reads_the_tokenizer_converts_nothing(tmp_path: Path, cache: Path):
+    stored, exact = fp8_base(tmp_path)
+    assert tokenizer_chat_template(stored) == tokenizer_chat_template(exact)
+    assert locate_base_config(stored) == stored_base_folder(stored) == stored
+    assert not cache.exists()
 
 
 def test_damaged_weights_are_refused_and_leave_nothing(tmp_path: Path, cache: Path):

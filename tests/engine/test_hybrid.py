@@ -187,6 +187,19 @@ class TestStates:
 
         all_close(step(runner, slot, prompt), qwen.reference.logits(None, prompt)[-1])
 
+    def test_a_cleared_cache_is_not_written_to_and_takes_no_memory(self, qwen):
+        runner = runner_of(qwen)
+        cache = KVCache(runner.kv_shape, 1000)
+        slot = slot_of(cache)
+        step(
+            runner, slot, prompt_of(3, 9)
+        )  # the runner still has the slot: its states wait for the next step
+        cache.clear()
+        assert (slot.is_used, slot.pool.bytes, cache.bytes) == (False, 0, 0)
+
+        prompt = prompt_of(4, 12)
+        all_close(step(runner, slot_of(cache), prompt), qwen.reference.logits(None, prompt)[-1])
+
 
 class TestMemory:
     """States count among what the engine has memory for: in the slots, and once more for what a step computed."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adapterhub import AdapterHub
 from adapterhub.base.loading import Base, load_base
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.kv import packed_step
@@ -186,6 +187,13 @@ def test_without_the_proof_a_wrong_step_is_not_seen(llama: Base, monkeypatch):
     engine = BatchingEngine(llama, prove_base=False)
     assert (engine.stats().runner, engine.stats().proof_difference) == ("packed", None)
     engine.close()
+
+
+@pytest.mark.parametrize("proved", [True, False])
+def test_a_setting_switches_it_off(folders, monkeypatch, tmp_path, proved: bool):
+    monkeypatch.setenv("ADAPTERHUB_PROVE_BASE", str(proved).lower())
+    with AdapterHub.from_pretrained(folders["llama"], tmp_path, quantization=None, device="cpu") as hub:
+        assert (hub.stats().proof_difference is not None) == proved
 
 
 def test_where_no_runner_is_right_the_base_is_refused_with_both_numbers(llama: Base, monkeypatch):

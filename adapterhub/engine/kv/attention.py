@@ -144,9 +144,7 @@ def _attend(
         raise EngineError("The base was called outside its engine, which owns it.")
     for name in _UNSUPPORTED:
         if others.get(name) is not None:
-            raise EngineError(
-                f"The base's attention cannot be computed in a packed batch: it has {_UNSUPPORTED[name]}."
-            )
+            raise not_packed(f"it has {_UNSUPPORTED[name]}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     call = AttentionCall(module, query, key, value, scale, sliding_window, attention_mask, softcap, s_aux)
     return attention.step.attend(call), None

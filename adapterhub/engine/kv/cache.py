@@ -162,6 +162,13 @@ class KVSlotPool:
                 if last is not slot:
                     tensor[last.index, :, last.length :] = 0
 
+    def clear(self) -> None:
+        """Frees all slots and their memory; the pool is of no use afterwards."""
+        for slot in self.slots:
+            slot.index = -1
+        for one in (self.slots, self.tensors, self.states):
+            one.clear()
+
     def _empty_state(self, index: int, num_slots: int) -> torch.Tensor:
         # A sequence's first step does not read it.
         state = self._shape.states[index]
@@ -228,7 +235,9 @@ class KVCache:
         slot.pool.free(slot, zero=zero)
 
     def clear(self) -> None:
-        """Frees all slots and their memory."""
+        """Frees all slots and their memory, also where a slot is still referred to."""
+        for pool in self._pools.values():
+            pool.clear()
         self._pools.clear()
 
     def _capacity(self, num_tokens: int) -> int:
