@@ -33,8 +33,9 @@ class EngineLimits:
         max_loras: LoRA slots, and so different adapters in one batch.
         max_lora_rank: Maximum rank that is served; None serves every stored adapter (slots grow to the highest rank
             that was loaded) and blends of a rank up to 64.
-        max_slot_weights_mib: Maximum memory of what one adapter holds in its slot beside LoRA on linear layers, MiB:
-            whole modules (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts.
+        max_slot_weights_mib: Maximum memory of what the adapters in slots hold beside LoRA on linear layers, MiB: whole
+            modules (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts. One adapter that has
+            more is refused; others wait for each other.
         max_cpu_loras: Maximum number of adapters in host memory.
         adapter_cache_mib: Maximum memory of the adapters in host memory, MiB.
         max_batch_size: Maximum number of sequences in one step; also accepted as vLLM's `max_num_seqs`.
@@ -94,10 +95,10 @@ class EngineLimits:
         Raises:
             AdapterIncompatibleError: It is above the maximum.
         """
-        if size_bytes > self.max_slot_weights_mib * _MIB:
+        if size_bytes > self.slot_weights_bytes:
             raise AdapterIncompatibleError(
                 f"Its whole modules, embeddings and experts take {size_bytes / _MIB:,.0f} MiB of a LoRA slot, and the "
-                f"engine gives {self.max_slot_weights_mib:,}.",
+                f"engine gives {self.max_slot_weights_mib:,} to all of them.",
                 hint="Raise max_slot_weights_mib, or merge the adapter into its base.",
             )
 
@@ -106,6 +107,11 @@ class EngineLimits:
         if self.max_lora_rank is not None:
             return self.max_lora_rank
         return MAX_BLEND_RANK if blend else math.inf
+
+    @property
+    def slot_weights_bytes(self) -> int:
+        """Memory of the adapters in slots beside LoRA on linear layers."""
+        return self.max_slot_weights_mib * _MIB
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -153,8 +159,9 @@ class HubConfig(BaseModel):
     max_lora_rank: int | None = Field(None, ge=1)
     """Maximum rank that is served. Without it every stored adapter is, and blends of a rank up to 64."""
     max_slot_weights_mib: int = Field(2048, ge=1)
-    """Maximum memory of what one adapter holds in its slot beside LoRA on linear layers, MiB: whole modules
-    (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts."""
+    """Maximum memory of what the adapters in slots hold beside LoRA on linear layers, MiB: whole modules
+    (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts. One adapter that has more is refused;
+    others wait for each other."""
     max_cpu_loras: int = Field(64, ge=1)
     """Adapters in host memory; the least recently used one is dropped."""
     adapter_cache_mib: int = Field(2048, ge=1)

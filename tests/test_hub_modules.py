@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -301,8 +302,9 @@ def test_large_ones_are_refused_above_the_limit_and_have_a_warning(tmp_path: Pat
     monkeypatch.setattr("adapterhub.peft_format.checks.LARGE_SLOT_WEIGHTS", 2**18)
     base = make_base(tmp_path / "base", vocab_size=5000)
     registry = AdapterRegistry(tmp_path / "registry")
-    for name, settings in {"head": {"modules_to_save": ["lm_head"]}, "plain": {}}.items():
-        registry.register(name, make_adapter(tmp_path / name, base, **settings), base=base)
+    head = {"modules_to_save": ["lm_head"]}
+    for seed, (name, settings) in enumerate({"head": head, "other": head, "plain": {}}.items()):
+        registry.register(name, make_adapter(tmp_path / name, base, seed=seed, **settings), base=base)
     (warning,) = registry.resolve("head").warnings
     assert "'lm_head': 1 MiB of a LoRA slot in 16 bits" in warning
     options = {"quantization": None, "device": "cpu", "kv_cache_mib": 16}
@@ -314,4 +316,9 @@ def test_large_ones_are_refused_above_the_limit_and_have_a_warning(tmp_path: Pat
                 hub.generate(PROMPT, name, raw=True)
         assert ids_of(hub, "plain")
     with AdapterHub.from_pretrained(base, registry.root, max_slot_weights_mib=2, **options) as hub:
-        assert ids_of(hub, "head")
+        names = ["head", "other", "plain"] * 2
+        alone = [ids_of(hub, name) for name in names]
+        with ThreadPoolExecutor(6) as pool:  # the heads wait for each other: both would be too large
+            assert list(pool.map(partial(ids_of, hub), names)) == alone
+        assert len(set(map(tuple, alone))) == 3
+        assert hub.stats().adapter_bytes < 2**21

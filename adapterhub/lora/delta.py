@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -115,3 +115,12 @@ class LoraDelta:
             for (delta, weight), scale in zip(changes, scales, strict=True)
         ]
         return cls(a, torch.cat(b, dim=1), total)
+
+
+def unstacked_bytes(deltas: Mapping[str, ModuleDelta]) -> int:
+    """What an adapter holds in its slot alone, beside LoRA on linear layers, which all slots hold together.
+
+    Args:
+        deltas: Module name -> change.
+    """
+    return sum(delta.bytes for delta in deltas.values() if type(delta) is not LoraDelta)

@@ -53,6 +53,35 @@ def test_removing_an_adapter_frees_its_slot():
     assert {table.acquire("b")[0], table.acquire("c")[0]} == {0, 1}
 
 
+def test_idle_adapters_leave_their_slots_for_the_memory_of_another_one():
+    table = LoraSlotTable(4, max_bytes=100)
+    for digest, size in (("plain", 0), ("a", 40), ("b", 40)):
+        assert table.make_room(size) == []
+        table.acquire(digest, size)
+    assert not table.can_acquire("c", 60)  # a slot is free, but a and b are in use
+    assert table.can_acquire("d", 20)
+    for digest in ("plain", "a", "b"):
+        table.release(digest)
+    assert table.can_acquire("c", 60)
+    assert not table.has_room(60)
+    assert table.make_room(60) == [1]
+    table.acquire("c", 60)
+    assert table.resident == ("plain", "b", "c")
+    assert table.evictions == 1
+    table.remove("b")
+    assert table.has_room(40)
+
+
+def test_what_pinned_adapters_leave_no_room_for_is_refused():
+    table = LoraSlotTable(3, max_bytes=100)
+    table.pin("a")
+    table.acquire("a", 60)
+    with pytest.raises(CapacityError, match="Pinned adapters hold 60 bytes"):
+        table.can_acquire("b", 50)
+    assert table.can_acquire("b", 40)
+    assert table.can_acquire("plain")
+
+
 class Slots(RuleBasedStateMachine):
     """A table against a model of it: every adapter has at most one slot, and every slot at most one adapter."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from adapterhub.errors import CapacityError
 
@@ -16,6 +17,7 @@ class LoraSlotTable:
 
     Args:
         num_slots: Number of slots in the model.
+        max_bytes: Maximum memory of what the adapters in slots hold beside LoRA on linear layers.
 
     Attributes:
         hits: Sequences that found their adapter in a slot.
@@ -23,8 +25,9 @@ class LoraSlotTable:
         evictions: Adapters evicted from a slot.
     """
 
-    def __init__(self, num_slots: int) -> None:
-        self._num_slots = num_slots
+    def __init__(self, num_slots: int, max_bytes: float = math.inf) -> None:
+        self._num_slots, self._max_bytes = num_slots, max_bytes
+        self._bytes: dict[str, int] = {}  # by digest, of the adapters in slots
         self._free = list(reversed(range(num_slots)))
         self._slot_of: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._ref_counts: dict[str, int] = {}
@@ -50,12 +53,58 @@ class LoraSlotTable:
         """The slot of an adapter; None if it is in none."""
         return self._slot_of.get(digest)
 
-    def can_acquire(self, digest: str) -> bool:
-        """Whether an adapter is in a slot, or a slot is free or can be freed for it."""
-        return digest in self._slot_of or self.has_free or self._evictable() is not None
+    def can_acquire(self, digest: str, size: int = 0) -> bool:
+        """Whether an adapter is in a slot, or a slot and memory are free or can be freed for it.
 
-    def acquire(self, digest: str) -> tuple[int, bool]:
+        Args:
+            digest: The adapter.
+            size: What it holds in a slot beside LoRA on linear layers, in bytes.
+
+        Raises:
+            CapacityError: Pinned adapters hold so much that it can never be in a slot.
+        """
+        if digest in self._slot_of:
+            return True
+        pinned = self._bytes_of(self._pinned)
+        if size and pinned + size > self._max_bytes:
+            raise CapacityError(
+                f"Pinned adapters hold {pinned:,} bytes of the LoRA slots beside LoRA on linear layers, and it needs "
+                f"{size:,} of {self._max_bytes:,}.",
+                hint="Raise max_slot_weights_mib, or unpin an adapter.",
+            )
+        busy = self._bytes_of({*self._pinned, *self._ref_counts})
+        return (self.has_free or self._evictable() is not None) and (
+            not size or busy + size <= self._max_bytes
+        )
+
+    def has_room(self, size: int) -> bool:
+        """Whether an adapter of this size fits beside those in slots."""
+        return not size or sum(self._bytes.values()) + size <= self._max_bytes
+
+    def make_room(self, size: int) -> list[int]:
+        """Evicts idle adapters that hold such memory until another one's fits, the least recently used one first.
+
+        Args:
+            size: As in `can_acquire`.
+
+        Returns:
+            Their slots, for whoever calls to clear.
+        """
+        slots = []
+        for digest in [one for one in self._slot_of if self._bytes[one] and self._is_idle(one)]:
+            if self.has_room(size):
+                break
+            slots.append(self._slot_of[digest])
+            self.evictions += 1
+            self.remove(digest)
+        return slots
+
+    def acquire(self, digest: str, size: int = 0) -> tuple[int, bool]:
         """Takes the slot of an adapter for one sequence.
+
+        Args:
+            digest: The adapter.
+            size: As in `can_acquire`; call `make_room` first.
 
         Returns:
             The slot, and whether the adapter must be loaded into it.
@@ -72,6 +121,7 @@ class LoraSlotTable:
             self._evict()
         self.loads += 1
         self._slot_of[digest] = slot = self._free.pop()
+        self._bytes[digest] = size
         self._ref_counts[digest] = 1
         return slot, True
 
@@ -90,6 +140,7 @@ class LoraSlotTable:
         if digest in self._ref_counts or digest not in self._slot_of:
             return None
         slot = self._slot_of.pop(digest)
+        del self._bytes[digest]
         self._free.append(slot)
         return slot
 
@@ -110,7 +161,13 @@ class LoraSlotTable:
             )
 
     def _evictable(self) -> str | None:
-        return next((d for d in self._slot_of if d not in self._ref_counts and d not in self._pinned), None)
+        return next(filter(self._is_idle, self._slot_of), None)
+
+    def _is_idle(self, digest: str) -> bool:
+        return digest not in self._ref_counts and digest not in self._pinned
+
+    def _bytes_of(self, digests: Iterable[str]) -> int:
+        return sum(self._bytes.get(digest, 0) for digest in digests)
 
     def _evict(self) -> None:
         digest = self._evictable()

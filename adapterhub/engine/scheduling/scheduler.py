@@ -35,6 +35,7 @@ from adapterhub.errors import (
     GenerationError,
     is_interrupt,
 )
+from adapterhub.lora.delta import unstacked_bytes
 from adapterhub.lora.request import BlendedLoraRequest
 
 AdapterLoader = Callable[[LoraRequest], Deltas]
@@ -60,7 +61,7 @@ class Scheduler:
         self._runner = runner
         self._load_adapter = load_adapter
         self._kv_cache, self._prefix_cache = runner.make_caches(limits.kv_cache_bytes)
-        self._lora_slots = LoraSlotTable(limits.max_loras)
+        self._lora_slots = LoraSlotTable(limits.max_loras, limits.slot_weights_bytes)
         self._cpu_cache: CpuAdapterCache[LoraRequest] = CpuAdapterCache(
             self._load,
             lambda adapter: adapter.digest,
@@ -204,6 +205,7 @@ class Scheduler:
         deltas = self._load_adapter(adapter)
         rank = max((delta.rank for delta in deltas.values()), default=0)
         self._limits.check_rank(rank, blend=isinstance(adapter, BlendedLoraRequest))
+        self._limits.check_slot_weights(unstacked_bytes(deltas))
         return deltas
 
     def _prefetch(self) -> None:
@@ -240,7 +242,9 @@ class Scheduler:
         deltas = self._deltas(adapter)
         if deltas is None:
             return False
-        if self._lora_slots.slot_of(adapter.digest) is None and self._lora_slots.has_free:
+        slots = self._lora_slots
+        has_room = slots.has_free and slots.has_room(unstacked_bytes(deltas))
+        if slots.slot_of(adapter.digest) is None and has_room:
             self._acquire_slot(adapter, deltas)
             self._lora_slots.release(adapter.digest)
         return True
@@ -254,7 +258,10 @@ class Scheduler:
     def _acquire_slot(self, adapter: LoraRequest | None, deltas: Deltas) -> int | None:
         if adapter is None:
             return None
-        slot, is_new = self._lora_slots.acquire(adapter.digest)
+        size = unstacked_bytes(deltas)
+        for evicted in self._lora_slots.make_room(size):
+            self._runner.clear_adapter(evicted)
+        slot, is_new = self._lora_slots.acquire(adapter.digest, size)
         if is_new:
             try:
                 self._runner.load_adapter(slot, deltas)
@@ -296,7 +303,7 @@ class Scheduler:
         deltas = self._deltas(sequence.adapter)
         if deltas is None:
             return None
-        if sequence.adapter and not self._lora_slots.can_acquire(sequence.digest):
+        if sequence.adapter and not self._lora_slots.can_acquire(sequence.digest, unstacked_bytes(deltas)):
             return False
         kv_slot = self._kv_cache.allocate(sequence.max_length)
         if kv_slot is None:
