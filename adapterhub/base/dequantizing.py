@@ -6,6 +6,7 @@ serving, fine-tuning and merging take weights in transformers' layout, and 4-bit
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from adapterhub.base.stored_quantization import DEQUANTIZED, quantization_settin
 from adapterhub.config import cache_folder
 from adapterhub.errors import ConfigError
 
-_VERSION = 1
+_log = logging.getLogger(__name__)
+_VERSION = 2
 """Counts changes of what is written, so that an older form is not used."""
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*", "NOTICE*")
 
@@ -34,7 +36,7 @@ def sixteen_bit_folder(folder: Path) -> Path:
     Raises:
         ConfigError: The files are damaged, or the folder cannot be written.
     """
-    if (quantization_settings(folder) or {}).get("quant_method") not in DEQUANTIZED:
+    if _method(folder) not in DEQUANTIZED:
         return folder
     with os_errors_as(ConfigError, f"The base {str(folder)!r} could not be brought to 16 bits"):
         return converted_folder(
@@ -42,11 +44,16 @@ def sixteen_bit_folder(folder: Path) -> Path:
         )
 
 
+def _method(folder: Path) -> Any:
+    return (quantization_settings(folder) or {}).get("quant_method")
+
+
 def _sources(folder: Path) -> list[Path]:
     return [folder / "config.json", *weight_files(folder)]
 
 
 def _convert(folder: Path, out: Path) -> None:
+    _log.warning("Base %s is brought to 16 bits, once; that form is kept in %s.", folder, out.parent)
     for path in {path for pattern in _COPIED for path in folder.glob(pattern)}:
         if path.name != "config.json" and not path.name.endswith(".index.json"):
             shutil.copyfile(path, out / path.name)
@@ -67,7 +74,7 @@ def _load(folder: Path) -> Any:
     from transformers import AutoConfig, FineGrainedFP8Config, Mxfp4Config
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    kind = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[config.quantization_config["quant_method"]]
+    kind = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[_method(folder)]
     model, report = whole_class(config).from_pretrained(
         folder,
         quantization_config=kind(dequantize=True),
@@ -79,7 +86,11 @@ def _load(folder: Path) -> Any:
     )
     if report["missing_keys"]:
         raise ValueError(f"it lacks weights, such as {sorted(report['missing_keys'])[0]!r}")
+    stored = (name for name, weight in model.named_parameters() if weight.element_size() == 1)
+    if (name := next(stored, None)) is not None:
+        raise ValueError(f"its weight {name!r} has no scale that transformers knows")
     # The weights are plain ones by now; with these they would be saved in the format that they came in.
     model.hf_quantizer = model._weight_conversions = None
-    model.config.__dict__.pop("quantization_config", None)
+    for part in (model.config, model.config.get_text_config()):
+        part.__dict__.pop("quantization_config", None)
     return model

@@ -29,8 +29,16 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CONTEXT_SETTINGS = ("max_position_embeddings", "max_seq_len", "seq_length")
 _NO_LIMIT = 2**31 - 1
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError)
-"""What transformers raises on a base's damaged or unknown files."""
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    ZeroDivisionError,
+    StrictDataclassError,
+)
+"""What transformers raises on a base's damaged or unknown files, and for want of a package."""
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from adapterhub.errors import ConfigError
+from adapterhub._files import read_regular
+from adapterhub.errors import AdapterInvalidError, ConfigError
 
 DEQUANTIZED = ("fp8", "mxfp4")
 """Methods whose files are brought back to 16 bits; see `adapterhub/base/dequantizing.py`."""
 
+_MAX_CONFIG_BYTES = 32 * 2**20
+
 
 def quantization_settings(folder: Path) -> Mapping[str, Any] | None:
-    """The `quantization_config` in a base's `config.json`; None if it has none or cannot be read."""
+    """The `quantization_config` in a base's `config.json`, or that of its decoder; None if neither can be read."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = json.loads(read_regular(folder / "config.json", _MAX_CONFIG_BYTES, follow_links=True))
+    except (OSError, ValueError, RecursionError, AdapterInvalidError):
         return None
-    settings = config.get("quantization_config") if isinstance(config, dict) else None
-    return settings if isinstance(settings, dict) and settings else None
+    found = (_value(part, "quantization_config") for part in (config, _value(config, "text_config")))
+    return next((settings for settings in found if isinstance(settings, dict) and settings), None)
+
+
+def _value(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, dict) else None
 
 
 def stored_quantization(folder: Path) -> Literal["nf4", "fp4", "int8"] | None:

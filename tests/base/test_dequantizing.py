@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,12 @@ from adapterhub.errors import ConfigError
 from adapterhub.export import merge_adapter
 from tests.engine.maker import Reference, prompt_of, request, stored_request
 from tests.tiny import VOCABULARY, make_adapter, make_base, make_tokenizer
+from tests.vision import make_vision_base
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 """Values of 4-bit floats, by the OCP Microscaling Formats specification; the highest bit is the sign."""
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.fixture(autouse=True)
@@ -139,11 +143,42 @@ def test_what_only_reads_the_tokenizer_converts_nothing(tmp_path: Path, cache: P
     assert not cache.exists()
 
 
-def test_damaged_weights_are_refused_and_leave_nothing(tmp_path: Path, cache: Path):
+def without_weight(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: one for name, one in tensors.items() if name != Q_PROJ}
+
+
+def without_scale(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: one for name, one in tensors.items() if name != f"{Q_PROJ}_scale_inv"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(without_weight, "it lacks weights"), (without_scale, f"its weight '{Q_PROJ}' has no scale")],
+)
+def test_damaged_weights_are_refused_and_leave_nothing(
+    tmp_path: Path,
+    cache: Path,
+    damage: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    reason: str,
+):
     stored, _ = fp8_base(tmp_path)
-    tensors = load_file(stored / "model.safetensors")
-    del tensors["model.layers.0.self_attn.q_proj.weight"]
-    save_file(tensors, stored / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match="could not be brought to 16 bits: it lacks weights"):
+    save_file(damage(load_file(stored / "model.safetensors")), stored / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=f"could not be brought to 16 bits: {reason}"):
         locate_base(stored)
     assert not [path for path in (cache / "dequantized").iterdir() if path.is_dir()]
+
+
+def test_settings_of_the_decoder_alone_count_too(tmp_path: Path):
+    """As in vision-language checkpoints whose vision tower is not quantised."""
+    base = make_vision_base(tmp_path / "base", "qwen2_5_vl")
+    config = json.loads((base / "config.json").read_text())
+
+    def set_decoders_method(method: str) -> None:
+        config["text_config"]["quantization_config"] = {"quant_method": method}
+        (base / "config.json").write_text(json.dumps(config))
+
+    set_decoders_method("gptq")
+    with pytest.raises(ConfigError, match="quantised by 'gptq'"):
+        load_base(base, device="cpu")
+    set_decoders_method("fp8")
+    assert "quantization_config" not in (locate_base(base) / "config.json").read_text()
