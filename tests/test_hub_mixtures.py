@@ -20,7 +20,7 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine
 from adapterhub.errors import AdapterInvalidError, ConfigError
 from adapterhub.export import merge_adapter
-from adapterhub.lora.loading import slot_weights
+from adapterhub.lora.loading import load_folder_deltas, slot_weights
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.peft_format import LoraSettings, LoraShape
 from adapterhub.training import FinetuneConfig, finetune
@@ -169,6 +169,32 @@ def test_all_and_one_of_the_experts_are_refused(tmp_path: Path) -> None:
     }
     with pytest.raises(AdapterInvalidError, match="for one of its experts"):
         check_fit(adapter, layers, LoraSettings(r=2, target_parameters=("experts.down_proj",)))
+
+
+def test_an_expert_that_the_base_lacks_is_refused(tmp_path: Path) -> None:
+    layers = LinearLayers.of_folder(make_base(tmp_path / "base", "qwen3_moe"))
+    assert layers
+    name = "model.layers.0.mlp.experts.{}.down_proj"
+    last = {name.format(3): LoraShape(2, 64, 32)}
+    assert len(check_fit(last, layers, LoraSettings(r=2))) == 1
+    with pytest.raises(AdapterIncompatibleError, match=r"experts\.4\.down_proj' is missing"):
+        check_fit({**last, name.format(4): LoraShape(2, 64, 32)}, layers, LoraSettings(r=2))
+
+
+def test_single_experts_that_take_too_much_memory_when_joined_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(tmp_path / "base", "qwen3_moe")
+    old, layers = old_adapter(tmp_path / "old", "qwen3_moe", base), LinearLayers.of_folder(base)
+    assert layers
+    # rank 3 for each of 4 experts in 2 layers: twice that for gate and up (2 x 32 x 64), and down (64 x 32)
+    size = 4 * 2 * 4 * (6 * (64 + 64) + 3 * (64 + 32))
+    monkeypatch.setattr("adapterhub.peft_format.checks.MAX_WEIGHTS_BYTES", size)
+    deltas = load_folder_deltas(old, None, layers, dtype=torch.float32)
+    assert sum(one.bytes for name, one in deltas.items() if name.endswith("experts")) == size
+    monkeypatch.setattr("adapterhub.peft_format.checks.MAX_WEIGHTS_BYTES", size - 1)
+    with pytest.raises(AdapterIncompatibleError, match="once they are joined"):
+        load_folder_deltas(old, None, layers, dtype=torch.float32)
 
 
 def test_the_memory_of_experts_is_told_and_bounded(

@@ -212,6 +212,12 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], type[Exception], str]] = {
         AdapterInvalidError,
         "asks for 'model.norm.weight'",
     ),
+    "no replaced module at all": (
+        "plain",
+        partial(with_config, modules_to_save=["norm"]),
+        AdapterInvalidError,
+        "modules_to_save asks for .* which has no weights",
+    ),
     "NaN in a head": (
         "head",
         partial(with_tensor, ending="lm_head.weight", change=lambda one: one.fill_(torch.nan)),
@@ -241,6 +247,18 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], type[Exception], str]] = {
         partial(with_config, trainable_token_indices=[5, 6]),
         AdapterInvalidError,
         "names 2 tokens",
+    ),
+    "no rows": (
+        "tokens",
+        partial(with_tensor, ending="trainable_tokens_delta", change=lambda _: None),
+        AdapterInvalidError,
+        "rows of 'the embedding', which have no weights",
+    ),
+    "rows of one module of two": (
+        "tokens",
+        partial(with_config, trainable_token_indices={"embed_tokens": TOKENS, "q_proj": TOKENS}),
+        AdapterInvalidError,
+        "rows of 'q_proj', which have no weights",
     ),
     "a negative token": (
         "tokens",

@@ -172,10 +172,12 @@ def _refuse_doubles(found: Mapping[str, str]) -> None:
 
 def _fits_plain_decoder(info: AdapterInfo, adapter_folder: Path, base_folder: Path) -> bool:
     """Whether an adapter is seen to fit without transformers, which takes seconds to import; False decides nothing."""
-    shapes = plain_decoder_shapes(base_folder)
-    if shapes is None or info.further or copied_weights(read_header(adapter_folder / WEIGHTS_FILE)):
+    settings, shapes = info.config.settings, plain_decoder_shapes(base_folder)
+    if shapes is None or info.further or settings.modules_to_save or settings.trainable_token_indices:
         return False
-    asked = _named_targets(info.config.settings, shapes)
+    if copied_weights(read_header(adapter_folder / WEIGHTS_FILE)):
+        return False
+    asked = _named_targets(settings, shapes)
     fits = all(
         shapes.get(module) == (shape.out_features, shape.in_features) and shape.experts == 1
         for module, shape in info.modules.items()

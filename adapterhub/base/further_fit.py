@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError
 from adapterhub.peft_format.config import LoraSettings
-from adapterhub.peft_format.further_weights import FurtherWeights, TokenRows
+from adapterhub.peft_format.further_weights import FurtherWeights, TokenRows, contradiction
 
 
 def check_further_fit(
@@ -22,7 +22,8 @@ def check_further_fit(
         further: What the adapter changes.
         layers: The base's layers.
         adapted: The linear layers that the adapter changes by LoRA, from `check_fit`.
-        settings: If given, every module that their `modules_to_save` asks for must have weights in the adapter.
+        settings: If given, all that `modules_to_save` and `trainable_token_indices` ask for must have weights in the
+            adapter.
 
     Returns:
         Module name in the adapter -> its name in the model.
@@ -41,9 +42,11 @@ def check_further_fit(
         _check_rows(module, rows, layers, names[module])
     for module, parameters in further.saved.items():
         _check_saved(module, parameters, layers.replaceable.get(names[module]))
+    heads = tied_heads(further, layers, names)
     if settings:
         _check_complete(further, layers, settings, names)
-    _refuse_two_ways([*adapted.values(), *names.values(), *tied_heads(further, layers, names).values()])
+        _check_tokens([*further.tokens, *heads.values()], settings)
+    _refuse_two_ways([*adapted.values(), *names.values(), *heads.values()])
     return names
 
 
@@ -113,11 +116,17 @@ def _check_complete(
     replaced = {names[module] for module in further.saved}
     asked = (name for name in layers.parameters if settings.saves(name))
     if without := sorted(name for name in asked if name.rpartition(".")[0] not in replaced):
-        raise AdapterInvalidError(
-            f"The adapter's config and weights contradict each other: modules_to_save asks for {without[0]!r}, which "
-            "has no weights.",
-            hint="Take both files from the same training run.",
-        )
+        raise contradiction(f"modules_to_save asks for {without[0]!r}, which has no weights")
+
+
+def _check_tokens(modules: Sequence[str], settings: LoraSettings) -> None:
+    asked = settings.trainable_token_indices
+    endings = asked if isinstance(asked, dict) else ("",) if asked else ()  # a list is for the embedding
+    for ending in endings:
+        if not any(module.endswith(ending) for module in modules):
+            raise contradiction(
+                f"trainable_token_indices asks for rows of {ending or 'the embedding'!r}, which have no weights"
+            )
 
 
 def _refuse_two_ways(modules: list[str]) -> None:

@@ -201,6 +201,8 @@ class LinearLayers:
         shape = self.parameter_shapes.get(parameter)
         if shape is None or not shape.served or (piece is None and shape.experts > 1):
             return None
+        if piece and piece.expert >= shape.experts:
+            return None
         return piece.key if piece else parameter
 
     def parameters_in(self, tensors: Iterable[str]) -> dict[str, str]:

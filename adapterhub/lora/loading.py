@@ -36,6 +36,8 @@ from adapterhub.peft_format.config import (
 from adapterhub.peft_format.further_weights import FurtherWeights
 from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 
+_Pieces = list[tuple[ExpertPiece, torch.Tensor, torch.Tensor]]
+
 
 def load_adapter_deltas(
     request: LoraRequest, model: Any, layers: LinearLayers, *, dtype: torch.dtype
@@ -254,7 +256,7 @@ def _parameter_deltas(
 ) -> dict[str, ModuleDelta]:
     """The changes of bare parameters, by the module that holds them."""
     factors: dict[str, ExpertFactors] = {}
-    single: dict[str, list[tuple[ExpertPiece, torch.Tensor, torch.Tensor]]] = {}
+    single: dict[str, _Pieces] = {}
     for module, name in names.items():
         if shape := layers.parameter_shapes.get(name):
             parts = modules[module]
@@ -262,6 +264,7 @@ def _parameter_deltas(
         elif piece := ExpertPiece.of_key(name):
             parts = modules[module]
             single.setdefault(piece.parameter, []).append((piece, parts["lora_A"], parts["lora_B"]))
+    _check_joined(single, layers)
     for name, pieces in single.items():
         factors[name] = ExpertFactors.of_single(layers.parameter_shapes[name], pieces)
     deltas: dict[str, dict[str, ExpertFactors]] = {}
@@ -269,6 +272,21 @@ def _parameter_deltas(
         owner, _, leaf = name.rpartition(".")
         deltas.setdefault(owner, {})[leaf] = of_parameter
     return {owner: ParameterDelta(of_module) for owner, of_module in deltas.items()}
+
+
+def _check_joined(single: Mapping[str, _Pieces], layers: LinearLayers) -> None:
+    """A few experts of a high rank make a small file, and joined with all others much memory."""
+    size = 0
+    for name, pieces in single.items():
+        shape, (piece, a, _) = layers.parameter_shapes[name], max(pieces, key=lambda one: len(one[1]))
+        rows = piece.parts * len(a)
+        size += shape.experts * rows * (shape.in_features + shape.out_features) * a.itemsize
+    if size > checks.MAX_WEIGHTS_BYTES:
+        raise AdapterIncompatibleError(
+            f"The weights of single experts take {size:,} bytes once they are joined; at most "
+            f"{checks.MAX_WEIGHTS_BYTES:,} are accepted.",
+            hint="Merge it into the base with PEFT's merge_and_unload, or train all experts with a lower rank.",
+        )
 
 
 def _delta(
