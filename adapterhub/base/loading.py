@@ -79,6 +79,10 @@ class Base:
                 hint="Load it again with load_base for each engine.",
             )
 
+    def release(self) -> None:
+        """Lets another caller claim the model, which is as it was when it was claimed."""
+        self._claimed.release()
+
     @property
     def device(self) -> torch.device:
         """The device of the model."""

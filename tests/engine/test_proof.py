@@ -200,11 +200,13 @@ def test_where_no_runner_is_right_the_base_is_refused_with_both_numbers(llama: B
     def backwards(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return lambda *arguments: own(*arguments).flip(-1)
 
-    for kind in (PackedRunner, RowRunner):
-        monkeypatch.setattr(kind, "step", backwards(kind.step))
-    with pytest.raises(EngineError) as refused:
-        make_runner(llama, max_loras=2)
+    with monkeypatch.context() as patch:
+        for kind in (PackedRunner, RowRunner):
+            patch.setattr(kind, "step", backwards(kind.step))
+        with pytest.raises(EngineError) as refused:
+            make_runner(llama, max_loras=2)
     assert refused.value.message.count("of their standard deviation") == 2
+    assert make_runner(llama, max_loras=2).name == "packed", "the base is as before, and has no owner"
 
 
 def one_call_of_attention_in_each_layer(monkeypatch):

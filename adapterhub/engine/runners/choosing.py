@@ -26,9 +26,17 @@ def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> Scori
             differ by more than rounding. Without it, a runner that can be made is taken to be right.
 
     Raises:
-        EngineError: Another engine owns the base, or no runner computes its model.
+        EngineError: Another engine owns the base, or no runner computes its model; the base then has no owner.
     """
     base.claim()
+    try:
+        return _fastest(base, max_loras, prove_base=prove_base)
+    except Exception:
+        base.release()
+        raise
+
+
+def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
     prover = _prover(base, max_loras) if prove_base else None
     reasons: list[str] = []
     for kind in _FASTEST_FIRST:
