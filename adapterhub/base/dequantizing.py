@@ -15,7 +15,7 @@ from adapterhub._files import os_errors_as
 from adapterhub.base.auto_class import whole_class
 from adapterhub.base.conversion_cache import converted_folder
 from adapterhub.base.fingerprint import weight_files
-from adapterhub.base.stored_quantization import DEQUANTIZED, quantization_settings
+from adapterhub.base.stored_quantization import is_dequantized, quantization_settings
 from adapterhub.config import cache_folder
 from adapterhub.errors import ConfigError
 
@@ -36,16 +36,12 @@ def sixteen_bit_folder(folder: Path) -> Path:
     Raises:
         ConfigError: The files are damaged, or the folder cannot be written.
     """
-    if _method(folder) not in DEQUANTIZED:
+    if not is_dequantized(folder):
         return folder
     with os_errors_as(ConfigError, f"The base {str(folder)!r} could not be brought to 16 bits"):
         return converted_folder(
             cache_folder("dequantized"), folder, _sources, _VERSION, lambda out: _convert(folder, out)
         )
-
-
-def _method(folder: Path) -> Any:
-    return (quantization_settings(folder) or {}).get("quant_method")
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -74,7 +70,8 @@ def _load(folder: Path) -> Any:
     from transformers import AutoConfig, FineGrainedFP8Config, Mxfp4Config
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    kind = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[_method(folder)]
+    method = (quantization_settings(folder) or {})["quant_method"]
+    kind = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[method]
     model, report = whole_class(config).from_pretrained(
         folder,
         quantization_config=kind(dequantize=True),

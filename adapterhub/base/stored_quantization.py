@@ -30,6 +30,11 @@ def _value(config: Any, name: str) -> Any:
     return config.get(name) if isinstance(config, dict) else None
 
 
+def is_dequantized(folder: Path) -> bool:
+    """Whether a base's files are brought to 16 bits before they are loaded."""
+    return (quantization_settings(folder) or {}).get("quant_method") in DEQUANTIZED
+
+
 def stored_quantization(folder: Path) -> Literal["nf4", "fp4", "int8"] | None:
     """How bitsandbytes has stored the linear layers in a base's files; None if they are not quantised.
 

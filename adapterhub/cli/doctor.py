@@ -48,6 +48,8 @@ def doctor(base: str | None, quantization: str | None, registry: Path | None, as
       adapterhub doctor --json
       adapterhub doctor --base adapterhub-demo
     """
+    if quantization and not base:
+        raise click.UsageError("--quantization says how --base is loaded: give both.")
     report = {
         "adapterhub": __version__,
         "python": platform.python_version(),

@@ -20,6 +20,7 @@ from adapterhub.base.fingerprint import weight_files
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.loading import LOADING_ERRORS, training_dtype
 from adapterhub.base.locating import locate_base_config
+from adapterhub.base.stored_quantization import is_dequantized, stored_quantization
 from adapterhub.dataset.records import Record, read_records
 from adapterhub.dataset.stages import Progress
 from adapterhub.errors import ConfigError
@@ -91,7 +92,8 @@ def plan_finetune(
         composing: As for `finetune`.
 
     Raises:
-        ConfigError: The base cannot be found or read, or has no layer of a name in `lora.target_modules`.
+        ConfigError: The base cannot be found or read, another library than bitsandbytes quantised it, or it has no
+            layer of a name in `lora.target_modules`.
         DatasetError: The data is there, and cannot be used.
         TrainingError: A measured step failed, for example for want of memory.
     """
@@ -116,6 +118,8 @@ def _plan(
     config: FinetuneConfig, measure: int, progress: Callable[[TrainingStep], None] | None
 ) -> TrainingPlan:
     folder = locate_base_config(config.base, revision=config.revision)
+    if not is_dequantized(folder):
+        stored_quantization(folder)  # refuses files that are not read
     device, dtype = training_dtype(config.device, config.compute_dtype)
     records = _records(config)
     measured = None

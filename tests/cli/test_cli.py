@@ -184,6 +184,10 @@ class TestReading:
         assert "0.0001 is rounding" in shown["proof"]
         assert "is not served" in run("doctor", "--base", str(tmp_path), "--json").json["base"]
 
+    def test_doctor_quantises_nothing_without_a_base(self, run):
+        refused = run("doctor", "--quantization", "none")
+        assert (refused.code, "--base" in refused.err) == (2, True)
+
 
 class TestChanging:
     def test_add_alias_and_rm(self, own, tiny_base, tiny_adapters):

@@ -1,6 +1,7 @@
 """`finetune --plan`: the numbers of weights are the models' own, and the bytes are those of a real run's tensors."""
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -278,9 +279,19 @@ def test_composing_the_data_of_a_plan_is_reported(tiny_base: Path, tmp_path: Pat
     stages: list[tuple[str, int]] = []
     plan = plan_finetune(composed, measure=0, composing=lambda stage, done, _: stages.append((stage, done)))
     assert plan.records == 5
-    assert plan.records == 5
     assert len({stage for stage, _ in stages}) > 1
     assert max(done for _, done in stages) == 5
+
+
+def test_a_quantised_base_is_planned_if_its_files_are_read(tiny_base: Path, tmp_path: Path):
+    config = tiny_config(Path(shutil.copytree(tiny_base, tmp_path / "base")), tmp_path / "none.jsonl")
+    file = tmp_path / "base" / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "quantization_config": {"quant_method": "fp8"}}))
+    assert plan_finetune(config, measure=0).parameters > 0  # loading brings it to 16 bits
+    file.write_text(json.dumps({**settings, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ConfigError, match="quantised by 'gptq', which is not read"):
+        plan_finetune(config, measure=0)
 
 
 def test_nothing_is_measured_unasked_or_without_data(tiny_base: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What the slot of a sequence holds: keys and values of each token, whose widths differ by layer, and fixed-size states."""
+"""What the slot of a sequence holds: keys and values of each token, by layer, and states of a fixed size."""
 
 from __future__ import annotations
 
