@@ -41,7 +41,7 @@ class EngineLimits:
         max_batch_size: Maximum number of sequences in one step; also accepted as vLLM's `max_num_seqs`.
         max_num_batched_tokens: Maximum number of tokens in one step: one for each decoding sequence, the rest for
             prefill.
-        kv_cache_mib: Memory for keys and values, MiB; a quarter of it is for the prefix cache.
+        kv_cache_mib: Memory for keys, values and states, MiB; a quarter of it is for the prefix cache if there is one.
         max_queue: Maximum number of waiting sequences; beyond it requests are refused.
     """
 

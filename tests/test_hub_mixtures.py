@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from adapterhub import AdapterHub, AdapterIncompatibleError, AdapterRegistry
 from adapterhub.base import LinearLayers, check_fit, load_base
+from adapterhub.cli.registry import show
 from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine
 from adapterhub.errors import AdapterInvalidError, ConfigError
@@ -208,6 +210,8 @@ def test_the_memory_of_experts_is_told_and_bounded(
     (warning,) = registry.resolve("a").warnings
     assert "'model.layers.0.mlp.experts'" in warning
     assert "MiB of a LoRA slot in 16 bits" in warning
+    shown = CliRunner().invoke(show, ["a", "--registry", str(registry.root)]).output
+    assert "o_proj, experts.down_proj, experts.gate_up_proj" in shown
     folder = registry.folder(registry.resolve("a"))
     assert slot_weights(StoredLoraRequest("a", "", folder)) == weights
     with pytest.raises(

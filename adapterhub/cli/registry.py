@@ -204,7 +204,7 @@ def _summary(card: AdapterCard) -> tuple[str, str, str, str]:
 def _fields(card: AdapterCard) -> list[tuple[str, str]]:
     peft, base = card.peft, card.base
     kind = "DoRA" if peft.use_dora else "rsLoRA" if peft.use_rslora else "LoRA"
-    targets = peft.target_modules if isinstance(peft.target_modules, str) else ", ".join(peft.target_modules)
+    modules = [peft.target_modules] if isinstance(peft.target_modules, str) else peft.target_modules
     trained_on = f"{base.name or 'unknown'}{f', stored as {base.quantization}' if base.quantization else ''}"
     return [
         ("name", card.ref),
@@ -217,7 +217,7 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
             "adapter",
             f"{kind}, rank {peft.r}, alpha {peft.lora_alpha:g}, {peft.dtype}, {_size(peft.size_bytes)}",
         ),
-        ("targets", targets),
+        ("targets", ", ".join([*modules, *peft.target_parameters])),
         ("replaces", _replaced(peft)),
         ("language", ", ".join(card.language)),
         ("license", card.license or ""),

@@ -13,9 +13,10 @@ from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.fit import check_against_base, check_fit
 from adapterhub.base.further_fit import check_further_fit, tied_heads
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.errors import AdapterIncompatibleError, AdapterInvalidError, ExportError
+from adapterhub.errors import AdapterIncompatibleError, ExportError
 from adapterhub.export.round_trip import QUANT_TYPES, RoundTrip
 from adapterhub.lora.blending.resolving import check_weight, format_weight, resolve_adapter
+from adapterhub.lora.file_tensors import read_tensors
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.peft_format.checks import AdapterInfo, check_digest, inspect_adapter
 from adapterhub.peft_format.config import (
@@ -31,7 +32,6 @@ from adapterhub.peft_format.safetensors_header import TensorInfo, read_header
 from adapterhub.registry import AdapterRegistry
 from adapterhub.registry.cards import AdapterCard
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _COMPUTE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -138,13 +138,8 @@ class AdapterPart:
         return self._read(saved_weights(self._header, self.info.config.settings)[parameter])
 
     def _read(self, name: str) -> torch.Tensor:
-        path, info = self.folder / WEIGHTS_FILE, self._header[name]
-        data = bytearray(info.end - info.start)
-        with path.open("rb", buffering=0) as file:
-            file.seek(info.start)
-            if file.readinto(data) < len(data):
-                raise AdapterInvalidError(f"{path.name} became shorter while it was read.")
-        return torch.frombuffer(data, dtype=_DTYPES[info.dtype]).reshape(info.shape).float()
+        ((_, tensor),) = read_tensors(self.folder / WEIGHTS_FILE, {name: self._header[name]})
+        return tensor.float()
 
     @cached_property
     def _header(self) -> dict[str, TensorInfo]:

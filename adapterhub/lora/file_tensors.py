@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from io import RawIOBase
 from pathlib import Path
 
 import torch
@@ -37,6 +38,14 @@ def read_tensors(path: Path, header: Mapping[str, TensorInfo]) -> Iterator[tuple
         for name, info in header.items():  # in the order of the bytes
             file.seek(info.start)
             data = memory[: info.end - info.start]
-            if file.readinto(data) < len(data):
+            if not _fill(data, file):
                 raise AdapterInvalidError(f"{path.name} became shorter while it was read.")
             yield name, torch.frombuffer(data, dtype=_DTYPES[info.dtype]).view(info.shape)
+
+
+def _fill(data: memoryview, file: RawIOBase) -> bool:
+    """Reads a file into all of a block of memory; False if the file ends before. Linux reads 2 GiB at once at most."""
+    position = 0
+    while position < len(data) and (count := file.readinto(data[position:])):
+        position += count
+    return position == len(data)

@@ -1,8 +1,9 @@
 """Bases whose layers keep a state for each sequence: the packed batch gives what PEFT and transformers give."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,6 +99,30 @@ def test_a_mixed_batch_has_the_tokens_of_peft(kind: str, worlds):
     assert answers == expected
     assert len({tuple(tokens[:4]) for tokens in expected}) > len(LENGTHS)  # adapters change them
     assert counts(engine) == NOTHING
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "falcon_h1"])
+def test_steps_that_fail_change_no_answer(kind: str, worlds, monkeypatch):
+    """A step fails when it has computed everything, is run again in halves, and those fail too now and then."""
+    world = worlds(kind)
+    base = load_base(world.base, quantization=None, device="cpu")
+    runner = PackedRunner(base, max_loras=LIMITS.max_loras)
+    compute, failing = runner.step, cycle([False, True, True, False, False])
+
+    def fail(sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
+        logits = compute(sequences)
+        if len(sequences) > 1 and next(failing):
+            for one in sequences:
+                one.kv_slot.length -= len(one.token_ids)
+            raise RuntimeError("a passing fault")
+        return logits
+
+    monkeypatch.setattr(runner, "step", fail)
+    prompts = [prompt_of(length, length) for length in (30, 1, 3, 17, 40, 2)]
+    answers = BatchingEngine(base, LIMITS, runner=runner).generate([request(one) for one in prompts])
+    assert [list(one.token_ids) for (one,) in answers] == [
+        world.reference.generate(None, one, 12) for one in prompts
+    ]
 
 
 @pytest.mark.parametrize("kind", ALL)

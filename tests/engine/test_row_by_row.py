@@ -22,7 +22,7 @@ from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.row_by_row import RowRunner
-from adapterhub.engine.runners.row_forward import Continuation, state_bytes
+from adapterhub.engine.runners.row_forward import Continuation, RowForward, state_bytes
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import EngineError, GenerationError, RequestTooLongError
 from adapterhub.evaluation.measuring import Measurer
@@ -76,6 +76,7 @@ FAMILIES = {
     ),
     "openai-gpt": Family({**GPT}, ["c_attn", "c_fc"], Continuation.NOTHING),
 }  # fmt: skip
+LOGITS = 4 * VOCABULARY  # bytes of a token's
 PROMPTS = [prompt_of(seed, length) for seed, length in enumerate([30, 1, 11])]
 
 
@@ -208,6 +209,38 @@ def test_after_a_failed_step_every_sequence_goes_on(world: World):
     engine.close()
 
 
+@pytest.mark.parametrize("name", ["bloom", "jamba"])
+def test_what_a_failed_step_has_computed_is_not_computed_again(worlds, name: str, monkeypatch):
+    world, prompt = worlds(name), PROMPTS[2]
+    runner = RowRunner(world.load(), max_loras=1)
+    slots, _ = runner.make_caches(1 << 20)
+    rows = [ScheduledSequence(slots.allocate(20), prompt, None, True) for _ in range(3)]
+    computed, own = [], RowForward.__call__
+
+    def fail(forward: RowForward, token_ids: list[int], *arguments: Any, **options: Any) -> Any:
+        computed.append(len(token_ids))
+        if len(computed) == 2:
+            raise RuntimeError("a passing fault")
+        return own(forward, token_ids, *arguments, **options)
+
+    monkeypatch.setattr(RowForward, "__call__", fail)
+    with pytest.raises(RuntimeError):
+        runner.step(rows)
+    assert [one.kv_slot.length for one in rows] == [0, 0, 0]
+    logits = runner.step(rows).clone()
+    assert computed == [11] * 4
+    rows[0].kv_slot.length -= len(prompt)  # as after an interrupt
+    again = runner.step(rows[:1])
+    assert computed == [11] * 4
+    wanted = world.peft.logits(None, prompt)[-1]
+    assert torch.allclose(torch.cat([logits, again]), wanted.expand(4, -1), atol=1e-4)
+    # The same token once more is another one.
+    token = [ScheduledSequence(rows[0].kv_slot, [17], None, True)]
+    runner.step(token)
+    assert torch.allclose(runner.step(token)[0], world.peft.logits(None, [*prompt, 17, 17])[-1], atol=1e-4)
+    assert computed[4:] == [12, 13]
+
+
 def test_a_sequence_that_always_fails_ends_alone(bloom: World):
     base, poison = bloom.load(), VOCABULARY - 1
 
@@ -249,7 +282,7 @@ def test_a_slot_counts_the_bytes_that_transformers_cache_takes(worlds, name: str
     assert slot
     runner.step([ScheduledSequence(slot, prompt_of(0, 59), None, True)])
     runner.step([ScheduledSequence(slot, [5], None, True)])
-    assert slots.bytes == state_bytes(slot.take_state()) + 60 * 8
+    assert slots.bytes == state_bytes(slot.take_state()) + LOGITS + 60 * 8
     assert (slots.num_slots, slots.allocated_tokens) == (1, 60)
     slots.free(slot)
     assert (slots.num_slots, slots.allocated_tokens, slots.bytes) == (0, 0, 0)
@@ -257,7 +290,7 @@ def test_a_slot_counts_the_bytes_that_transformers_cache_takes(worlds, name: str
 
 def test_sequences_wait_until_there_is_room(bloom: World):
     runner = RowRunner(bloom.load(), max_loras=1)
-    slots, _ = runner.make_caches(100 * (1024 + 8))
+    slots, _ = runner.make_caches(100 * (1024 + 8) + LOGITS)
     assert slots.max_tokens == 100
     assert slots.can_ever_fit(100)
     assert not slots.can_ever_fit(101)
@@ -272,7 +305,7 @@ def test_sequences_wait_until_there_is_room(bloom: World):
 
 def test_a_request_that_never_fits_is_refused(bloom: World):
     engine = bloom.engine(kv_cache_mib=1)
-    with pytest.raises(RequestTooLongError, match="never fit the 1016 tokens"):
+    with pytest.raises(RequestTooLongError, match="never fit the 1014 tokens"):
         engine.generate([request([5] * 1010)])
     engine.close()
 

@@ -1,14 +1,14 @@
-"""What one token's keys and values look like, layer by layer: widths and head counts may differ."""
+"""What the slot of a sequence holds: keys and values of each token, by layer, and states of a fixed size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 import torch
 
-from adapterhub.engine.kv.states import StateShape
 from adapterhub.errors import EngineError
 
 
@@ -30,6 +30,30 @@ class LayerShape:
     def numel(self) -> int:
         """Number of elements."""
         return self.num_kv_heads * (self.key_width + self.value_width)
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """One state of one layer, as transformers' `LinearAttentionLayer` keeps it.
+
+    Attributes:
+        layer: Index of the layer.
+        kind: `"conv"` for the last inputs of a convolution, `"recurrent"` for the state of a recurrence.
+        index: Its number among the states of its kind in the layer.
+        shape: The shape for one sequence.
+        dtype: The dtype that it is kept in.
+    """
+
+    layer: int
+    kind: Literal["conv", "recurrent"]
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of it for one sequence."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from adapterhub.engine.kv.states import StateShape
+from adapterhub.engine.kv.shape import StateShape
 from adapterhub.errors import EngineError
 
 _PROBE_TOKENS = 6  # more than the inputs that most convolutions keep, and enough for two chunks

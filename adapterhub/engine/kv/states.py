@@ -8,40 +8,11 @@ that fails, or whose last token is taken back, leaves every state as it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from adapterhub.engine.kv.cache import KVSlot, KVSlotPool
 from adapterhub.errors import EngineError
-
-if TYPE_CHECKING:
-    from adapterhub.engine.kv.cache import KVSlot, KVSlotPool
-
-
-@dataclass(frozen=True)
-class StateShape:
-    """One state of one layer, as transformers' `LinearAttentionLayer` keeps it.
-
-    Attributes:
-        layer: Index of the layer.
-        kind: `"conv"` for the last inputs of a convolution, `"recurrent"` for the state of a recurrence.
-        index: Its number among the states of its kind in the layer.
-        shape: The shape for one sequence.
-        dtype: The dtype that it is kept in.
-    """
-
-    layer: int
-    kind: Literal["conv", "recurrent"]
-    index: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of it for one sequence."""
-        return prod(self.shape) * self.dtype.itemsize
 
 
 class StateBatch:

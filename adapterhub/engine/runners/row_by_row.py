@@ -13,7 +13,7 @@ import torch
 from adapterhub.base.loading import Base
 from adapterhub.engine.runner import Proof, ScheduledSequence
 from adapterhub.engine.runners.row_forward import TRIAL_TOKENS, Continuation, RowForward
-from adapterhub.engine.runners.row_slots import NoPromptCache, RowSlotCache
+from adapterhub.engine.runners.row_slots import NoPromptCache, RowSlot, RowSlotCache
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import OneAdapterMapping
@@ -103,16 +103,19 @@ class RowRunner:
 
     def _row(self, one: ScheduledSequence) -> torch.Tensor:
         """The logits of a sequence's last token; none if they are not needed."""
-        how, slot = self._continued.how, one.kv_slot
+        slot: RowSlot = one.kv_slot
+        how = self._continued.how
         if not one.needs_logits and how is not Continuation.CHUNKS:
             return self._together([])  # computed with the last chunk of the prompt
+        if (logits := slot.logits_of(one.token_ids)) is not None:
+            return logits
         state, computed = slot.take_state()
         token_ids = [*slot.token_ids, *one.token_ids]
         with self._lora.using(self._mapping(one.lora_slot)):
             logits, state = self._forward(
                 token_ids, state, computed, logits=1, use_cache=how is not Continuation.NOTHING
             )
-        slot.put_state(state, len(token_ids))
+        slot.put_state(state, one.token_ids, logits)
         return logits
 
     def _mapping(self, lora_slot: int | None) -> OneAdapterMapping | None:

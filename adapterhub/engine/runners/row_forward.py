@@ -46,7 +46,7 @@ class Continued:
     Attributes:
         how: What it can compute on top of a cache.
         bytes_per_token: Bytes by which a cache grows with a token.
-        bytes_per_sequence: Bytes of a cache apart from that.
+        bytes_per_sequence: Bytes of a cache apart from that, and of a token's logits, which are kept with it.
     """
 
     how: Continuation
@@ -167,7 +167,7 @@ class RowForward:
         # From one token to another, since the cache of a window is larger after a chunk.
         per_token = -(-(sizes[-1] - sizes[1]) // sum(pieces[2:]))
         per_sequence = max(0, sizes[-1] - per_token * len(token_ids))
-        return _Trial(torch.cat(logits[1:]), per_token, per_sequence)
+        return _Trial(torch.cat(logits[1:]), per_token, per_sequence + logits[-1][-1].nbytes)
 
 
 def state_bytes(state: object) -> int:

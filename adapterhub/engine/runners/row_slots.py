@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from adapterhub.engine.runners.row_forward import Continued, State
 
 _BYTES_PER_TOKEN_ID = 8
@@ -14,6 +16,8 @@ _BYTES_PER_TOKEN_ID = 8
 @dataclass(eq=False)
 class RowSlot:
     """One sequence. What was computed is an aid: the token ids are all that a later step needs.
+
+    After a step that failed or was taken back, a slot may have computed more tokens than are in it.
 
     Attributes:
         max_tokens: Maximum number of tokens in it.
@@ -24,6 +28,7 @@ class RowSlot:
     token_ids: list[int] = field(default_factory=list)
     _state: State = field(default_factory=dict)
     _computed: int = 0
+    _last_pass: tuple[Sequence[int], torch.Tensor] | None = None  # its tokens, and the logits of the last one
 
     @property
     def length(self) -> int:
@@ -33,6 +38,15 @@ class RowSlot:
     @length.setter
     def length(self, length: int) -> None:
         del self.token_ids[length:]
+        if self._last_pass and length < self._computed - len(self._last_pass[0]):
+            self.take_state()  # of tokens that are dropped
+
+    def logits_of(self, next_token_ids: Sequence[int]) -> torch.Tensor | None:
+        """The logits of the last of the next tokens, if a pass has computed them already."""
+        if self._last_pass is None or self._computed != self.length + len(next_token_ids):
+            return None
+        computed, logits = self._last_pass
+        return logits if computed == next_token_ids else None
 
     def take_state(self) -> tuple[State, int]:
         """Takes the cache out, and the number of tokens that it has.
@@ -41,12 +55,14 @@ class RowSlot:
         is of no use either: most caches cannot be shortened.
         """
         state, computed = self._state, self._computed
-        self._state, self._computed = {}, 0
+        self._state, self._computed, self._last_pass = {}, 0, None
         return (state, computed) if computed <= self.length else ({}, 0)
 
-    def put_state(self, state: State, computed: int) -> None:
-        """Keeps the cache of the first tokens; an empty one counts as none."""
-        self._state, self._computed = state, computed if state else 0
+    def put_state(self, state: State, next_token_ids: Sequence[int], logits: torch.Tensor) -> None:
+        """Keeps what a pass over all tokens up to the next ones has computed; an empty cache counts as none."""
+        if state:
+            self._state, self._computed = state, self.length + len(next_token_ids)
+            self._last_pass = next_token_ids, logits
 
 
 class RowSlotCache:
