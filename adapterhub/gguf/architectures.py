@@ -139,5 +139,6 @@ class Architecture:
 def _unknown(kind: str) -> ExportError:
     return ExportError(
         f"There is no GGUF writer for {kind!r}.",
-        hint=f"Known are {', '.join(sorted(_NAMES))}; for others give a checkout of llama.cpp: --llama-cpp-dir.",
+        hint=f"Known are {', '.join(sorted(_NAMES))}; of others `adapterhub export --format gguf` writes the merged "
+        "model with a checkout of llama.cpp: --llama-cpp-dir.",
     )

@@ -94,6 +94,7 @@ class _Worker:
             while not (await asyncio.wait({waiting}, timeout=patience))[0]:
                 self._replace_stuck(future)
         except BaseException:
+            future.cancel()  # at once; through `waiting` it would wait for the event loop, and the work might begin
             waiting.cancel()
             raise
         return waiting.result()

@@ -87,10 +87,10 @@ def generated(model: Any, prompt: Sequence[int]) -> Answer | None:
     return Answer(tuple(tokens.tolist()), tuple(chosen.tolist()))
 
 
-def prompts(seed: int) -> list[list[int]]:
-    """A prompt of each length, of random tokens that are not special."""
+def prompt_of(length: int, seed: int) -> list[int]:
+    """A prompt of random tokens that are not special."""
     random = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, VOCABULARY - 40, (length,), generator=random).tolist() for length in LENGTHS]
+    return torch.randint(3, VOCABULARY - 40, (length,), generator=random).tolist()
 
 
 def adapter_targets(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:

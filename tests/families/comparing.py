@@ -17,13 +17,14 @@ from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.peft_format import inspect_adapter
 from tests.engine.maker import request, stored_request
 from tests.families.building import (
+    LENGTHS,
     NEW_TOKENS,
     Answer,
     adapted,
     adapter_targets,
     generated,
     make_family,
-    prompts,
+    prompt_of,
 )
 
 LOGPROB_BOUND = 1e-3
@@ -145,24 +146,27 @@ def _joined(problems: Mapping[str, Sequence[str]]) -> str:
 
 
 def _answers(plain: Any, peft: Any) -> tuple[list[list[int]], list[Answer], list[Answer]]:
-    """Prompts without near ties whose answers the adapter changes; transformers' answers; PEFT's, if there is one."""
+    """A prompt of each length; transformers' answers; PEFT's, if there is an adapter."""
+    found = [_answered(plain, peft, length) for length in LENGTHS]
+    changed = [own for *_, own in found if own]
+    return [asked for asked, *_ in found], [answer for _, answer, _ in found], changed
+
+
+def _answered(plain: Any, peft: Any, length: int) -> tuple[list[int], Answer, Answer | None]:
+    """A prompt without near ties whose answer the adapter changes, that answer without it, and with it."""
     for seed in range(_TRIES):
-        asked = prompts(seed)
-        base = [generated(plain, prompt) for prompt in asked]
-        changed = [generated(peft, prompt) for prompt in asked] if peft else []
-        answers, adapted_answers = _all(base), _all(changed)
-        if answers is None or adapted_answers is None:
+        asked = prompt_of(length, seed)
+        answer = generated(plain, asked)
+        if answer is None:
             continue
-        if not {one.token_ids for one in answers} & {one.token_ids for one in adapted_answers}:
-            return asked, answers, adapted_answers
+        if peft is None:
+            return asked, answer, None
+        changed = generated(peft, asked)
+        if changed and changed.token_ids != answer.token_ids:
+            return asked, answer, changed
     raise AssertionError(
-        f"all of {_TRIES} sets of prompts have a near tie, or an answer that nothing changes"
+        f"all of {_TRIES} prompts of {length} tokens have a near tie, or an answer that the adapter does not change"
     )
-
-
-def _all(answers: Sequence[Answer | None]) -> list[Answer] | None:
-    known = [answer for answer in answers if answer is not None]
-    return known if len(known) == len(answers) else None
 
 
 def _model(base: Path) -> Any:

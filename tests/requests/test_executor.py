@@ -76,15 +76,17 @@ async def test_the_number_of_stuck_threads_is_bounded():
 
 
 async def test_cancelled_work_that_has_not_begun_never_does():
-    executor, release, ran = RequestExecutor(), threading.Event(), []
+    executor, release, passed, ran = RequestExecutor(), threading.Event(), threading.Event(), []
     first = asyncio.ensure_future(executor.run(release.wait))
     second = asyncio.ensure_future(executor.run(ran.append, 1))
+    third = asyncio.ensure_future(executor.run(passed.set))
     await asyncio.sleep(0)
     second.cancel()
     await asyncio.sleep(0)
     release.set()
-    await first
-    assert await executor.run(lambda: ran) == []
+    assert passed.wait(30)  # the event loop does nothing meanwhile
+    assert ran == []
+    await asyncio.gather(first, third)
     executor.close()
 
 

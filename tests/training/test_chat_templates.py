@@ -215,13 +215,12 @@ def test_a_template_that_leaves_reasoning_out_of_the_last_answer_is_refused(temp
     assert "reasoning" in (caught.value.hint or "")
 
 
-def test_a_template_that_takes_only_lists_of_blocks_does_not_lose_answers_in_silence():
+def test_a_template_that_takes_only_lists_of_blocks_learns_the_answers():
     template = (
         "{% for m in messages %}{{ m.role }}:{% for b in m.content %}{{ b.text }}{% endfor %}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    with pytest.raises(DatasetError, match="only in part"):
-        answers(template, TURNS)
+    assert answers(template, TURNS) == [["two<|im_end|>", "four<|im_end|>"]]
 
 
 def test_a_template_that_leaves_out_calls_does_not_teach_empty_answers():
