@@ -142,7 +142,7 @@ class _Export:
             if others := [*further, *card.peft.target_parameters]:
                 raise AdapterIncompatibleError(
                     f"{card.ref} changes {others[0]!r} by more than LoRA on linear layers, which few readers take.",
-                    hint="Merge it into its base with `adapterhub merge`; --format peft without --plain copies it as it is.",
+                    hint="Merge it into its base with `adapterhub merge`; --format peft without --plain copies it.",
                 )
 
     def write(self, folder: Path, progress: Callable[[int, int], None]) -> ChangeError:
