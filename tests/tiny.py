@@ -108,19 +108,23 @@ def make_sentencepiece_tokenizer(
     return tokenizer
 
 
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+"""The sizes of tiny decoders."""
+
+
 def _config(kind: str, **changes: Any) -> Any:
     if kind == "gpt2":
         sizes = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
         return GPT2Config(bos_token_id=0, eos_token_id=2, **{**sizes, **changes})
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT,
-    }
+    sizes: dict[str, Any] = dict(SIZES)
     if kind == "gemma3":  # its files name the layers otherwise than the model does
         text = Gemma3TextConfig(**{**sizes, "head_dim": 16, "sliding_window": 64, **changes})
         vision = {

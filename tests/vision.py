@@ -9,21 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.tiny import CONTEXT, VOCABULARY, make_tokenizer
+from tests.tiny import SIZES, VOCABULARY, make_tokenizer
 
-_DECODER = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": CONTEXT,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+_DECODER = {**SIZES, "head_dim": 16, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
 _TOWER = {
     "hidden_size": 64,
     "intermediate_size": 128,

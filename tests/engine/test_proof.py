@@ -23,7 +23,7 @@ from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import EngineError
 from adapterhub.lora.layers import WrappedModule
 from adapterhub.lora.mapping import LoraMapping
-from tests.tiny import CONTEXT, VOCABULARY, make_base, make_tokenizer
+from tests.tiny import SIZES, make_base, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -227,15 +227,6 @@ def no_states(monkeypatch):
     monkeypatch.setattr("adapterhub.engine.runners.packed.find_stateful_layers", lambda *_: ([], ()))
 
 
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-}
 MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 
 

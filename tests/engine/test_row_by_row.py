@@ -38,17 +38,8 @@ from tests.engine.maker import (
     request,
     sources_of,
 )
-from tests.tiny import CONTEXT, VOCABULARY, make_tokenizer
+from tests.tiny import CONTEXT, SIZES, VOCABULARY, make_tokenizer
 
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-}
 GPT = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
 MAMBA = {"mamba_d_state": 8, "mamba_dt_rank": 8, "num_experts": 2}
 
