@@ -7,6 +7,7 @@ once for each way, and each wrapper leaves the tokens of the other ones alone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -49,7 +50,7 @@ class CurrentMapping:
         self.mapping: LoraMapping | None = None
 
 
-class WrappedModule(nn.Module):
+class WrappedModule(nn.Module, ABC):
     """A module of the base with what adapters change about it; vLLM's `BaseLayerWithLoRA`.
 
     Args:
@@ -82,6 +83,7 @@ class WrappedModule(nn.Module):
         return name
 
     @classmethod
+    @abstractmethod
     def new_weights(cls, layer: nn.Module, *, slots: int, dtype: torch.dtype) -> SlotWeights:
         """Makes the weights of a group, without any adapter.
 
@@ -90,7 +92,6 @@ class WrappedModule(nn.Module):
             slots: Maximum number of resident adapters.
             dtype: The dtype of their weights.
         """
-        raise NotImplementedError
 
 
 def base_layer_of(module: nn.Module) -> nn.Module:
