@@ -43,7 +43,8 @@ def product_seconds(layer: PackedLinear4bit, tokens: int) -> tuple[float, float]
         tokens: Number of tokens.
     """
     x = torch.ones(tokens, layer.in_features, dtype=torch.bfloat16)
-    packed, dense = [], []
+    packed: list[float] = []
+    dense: list[float] = []
     for _ in range(_ROUNDS):
         for product, seconds in ((layer.multiply_packed, packed), (layer.multiply_densely, dense)):
             started = time.perf_counter()
@@ -115,9 +116,7 @@ class _Shape:
         return packed
 
 
-def _measure(
-    shape: _Shape, seconds: Callable[[PackedLinear4bit, int], tuple[float, float]]
-) -> int | None:
+def _measure(shape: _Shape, seconds: Callable[[PackedLinear4bit, int], tuple[float, float]]) -> int | None:
     """The least number of tokens from which the dense product is quicker; None if it never is."""
     layer, found = shape.layer(), None
     for tokens in _TOKENS:

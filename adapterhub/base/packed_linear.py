@@ -38,8 +38,11 @@ class PackedLinear4bit(Linear4bit):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T + bias`, computed in bfloat16; shape (..., out_features), in the dtype of `x`."""
-        if not is_packed(self) or not x.is_cpu or not x.numel():
-            return super().forward(x)
+        if not x.numel():  # bitsandbytes divides by the number of tokens, and the process ends
+            return x.new_empty((*x.shape[:-1], self.out_features))
+        if not is_packed(self) or not x.is_cpu:
+            own: torch.Tensor = super().forward(x)
+            return own
         dense = self.dense_threshold is not None and x.numel() >= self.dense_threshold * self.in_features
         product = self.multiply_densely if dense else self.multiply_packed
         y = product(x.to(torch.bfloat16)).to(x.dtype)
@@ -153,5 +156,4 @@ def _unpacked(packed: torch.Tensor, out_features: int, in_features: int) -> torc
 def _kernel(quant_type: str) -> Callable[..., None]:
     """bitsandbytes' C function; through its Python operator a small product takes 5 times as long."""
     function = getattr(lib, f"gemv_4bit_inference_cpu_{quant_type}_bf16")
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    return _SIGNATURE(address)
+    return _SIGNATURE(ctypes.cast(function, ctypes.c_void_p).value or 0)
