@@ -10,7 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
-if not Path("/dev/nvidiactl").exists():  # before anything imports Triton: without a GPU its kernels are interpreted
+# Before anything imports Triton: without a GPU its kernels are interpreted.
+if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
