@@ -1,8 +1,9 @@
 """Weights in 4 bits, in groups of 32 with a scale and an offset each, for torch's int4 kernel on CPUs.
 
-A weight is `(code - 8) * scale + offset`, with codes of 0 to 15, as llama.cpp's Q4_1 has it: weights that come from
-such a file keep their values. Where codes lie in memory depends on the processor, and torch has no function that reads
-them back. So the order is found by packing weights that are row numbers.
+A weight is `(code - 8) * scale + offset`, with codes of 0 to 15, as llama.cpp's Q4_0 and Q4_1 have it: weights that
+come from such a file keep their values, but that scale and offset are rounded to bfloat16. Where codes lie in memory
+depends on the processor, and torch has no function that reads them back. So the order is found by packing weights that
+are row numbers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _GROUP = 32
 """The smallest group that torch's kernel has, and the most accurate."""
 _ROWS = 16
 _MAX_CODE, _MIDDLE = 15, 8
-_CLIPPED = (1.0, 0.92, 0.84)
-"""The shares of a group's range that are tried; what is outside is rounded to its ends."""
+_SHARES = (0.92, 0.84)
+"""The shares of a group's range that are tried beside the whole; what is outside is rounded to its ends."""
 _BLOCK_ELEMENTS = 2**21
 """Weights that are quantised at a time, so that what is computed beside them stays small."""
 
@@ -27,6 +28,7 @@ _BLOCK_ELEMENTS = 2**21
 class Int4Linear(WeightOnlyLinear):
     """A weight in 4 bits; with scales and offsets in bfloat16 it takes 5."""
 
+    scales_and_offsets: torch.Tensor
     quantization = "int4"
 
     @classmethod
@@ -35,7 +37,9 @@ class Int4Linear(WeightOnlyLinear):
         return in_features % _GROUP == 0 and out_features % _ROWS == 0
 
     @classmethod
-    def _stored(cls, in_features: int, out_features: int) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _stored(
+        cls, in_features: int, out_features: int
+    ) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         return {
             "weight": ((out_features, in_features // 2), torch.uint8),
             "scales_and_offsets": ((in_features // _GROUP, out_features, 2), torch.bfloat16),
@@ -43,9 +47,9 @@ class Int4Linear(WeightOnlyLinear):
 
     @classmethod
     def quantized(cls, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Rounds each group to the 16 values, evenly spaced, that are nearest to it among those of a few ranges."""
+        """Rounds each group to 16 evenly spaced values, of a few ranges and their least-squares fits the nearest."""
         rows = max(1, _BLOCK_ELEMENTS // weight.shape[1])
-        codes, scales = zip(*map(_quantize, weight.split(rows)), strict=True)
+        codes, scales = zip(*map(_quantize, torch.split(weight, rows)), strict=True)
         return {
             "weight": torch._convert_weight_to_int4pack_for_cpu(torch.cat(codes), 1),
             "scales_and_offsets": torch.cat(scales).transpose(0, 1).contiguous(),
@@ -68,35 +72,49 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (rows, columns) in int32, and scales and offsets (rows, groups, 2) in bfloat16."""
     groups = weight.float().view(len(weight), -1, _GROUP)
     low, high = groups.aminmax(dim=-1, keepdim=True)
-    codes, scales, least = None, None, None
-    for share in _CLIPPED:
-        tried = _scales(low, high, share)
-        rounded = _round(groups, tried)
-        error = (_values(rounded, tried) - groups).square_().sum(-1, keepdim=True)
-        if codes is None or scales is None or least is None:
-            codes, scales, least = rounded, tried, error
-        else:
-            better = error < least
-            codes, scales = torch.where(better, rounded, codes), torch.where(better, tried, scales)
-            least = torch.where(better, error, least)
-    assert codes is not None and scales is not None
+    best = _fit(groups, _scales(low, high, 1.0))
+    for share in _SHARES:
+        best = _better(best, _fit(groups, _scales(low, high, share)))
+    _, codes, scales = best
     return codes.view(weight.shape).int(), scales.bfloat16()
 
 
 def _scales(low: torch.Tensor, high: torch.Tensor, share: float) -> torch.Tensor:
     """Scale and offset for a share of a range around its middle, rounded as they are stored."""
-    scale = ((high - low) * (share / _MAX_CODE)).clamp_(min=SMALLEST_SCALE).bfloat16().float()
+    scale = ((high - low) * (share / _MAX_CODE)).bfloat16().float()
     offset = (low + high) / 2 + scale / 2
-    return torch.cat((scale, offset.bfloat16().float()), -1)
+    return torch.cat((scale.clamp_(min=SMALLEST_SCALE), offset.bfloat16().float()), -1)
 
 
-def _round(groups: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    codes = (groups - scales[..., 1:]).div_(scales[..., :1]).round_().add_(_MIDDLE)
-    return codes.clamp_(0, _MAX_CODE)
+def _fit(groups: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """As `_rounded`, or with what fits its codes best, where that is nearer."""
+    rounded = _rounded(groups, scales)
+    return _better(rounded, _rounded(groups, _fitted(groups, rounded[1])))
 
 
-def _values(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return (codes - _MIDDLE).mul_(scales[..., :1]).add_(scales[..., 1:])
+def _fitted(groups: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Scale and offset of least squared error for given codes, rounded as they are stored."""
+    steps = codes - _MIDDLE
+    middle, mean = steps.mean(-1, keepdim=True), groups.mean(-1, keepdim=True)
+    steps -= middle
+    spread = steps.square().sum(-1, keepdim=True)
+    scale = (steps.mul_(groups - mean).sum(-1, keepdim=True) / spread.clamp_(min=1)).bfloat16().float()
+    offset = (mean - scale * middle).bfloat16().float()
+    return torch.cat((scale.clamp_(min=SMALLEST_SCALE), offset), -1)
+
+
+def _better(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Of each group what has the smaller error, the first of what `_rounded` returns."""
+    smaller = other[0] < one[0]
+    return tuple(torch.where(smaller, *both) for both in zip(other, one, strict=True))
+
+
+def _rounded(groups: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The squared error of each group with such scales and offsets, its codes, and the scales and offsets."""
+    scale, offset = scales[..., :1], scales[..., 1:]
+    codes = (groups - offset).div_(scale).round_().add_(_MIDDLE).clamp_(0, _MAX_CODE)
+    values = (codes - _MIDDLE).mul_(scale).add_(offset)
+    return values.sub_(groups).square_().sum(-1, keepdim=True), codes, scales
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
@@ -137,6 +155,8 @@ def _rows_together() -> int:
 def _packed_rows(rows: int) -> torch.Tensor:
     """The number of the row that each code belongs to, in the order in which they are packed."""
     digits = torch.arange(rows, dtype=torch.int32)[:, None].expand(rows, _GROUP)
-    packed = [torch._convert_weight_to_int4pack_for_cpu((digits >> shift & 0xF).contiguous(), 1) for shift in (0, 4)]
+    packed = [
+        torch._convert_weight_to_int4pack_for_cpu((digits >> shift & 0xF).contiguous(), 1) for shift in (0, 4)
+    ]
     low, high = (torch.stack((one & 0xF, one >> 4), -1).flatten().int() for one in packed)
     return low + (high << 4)

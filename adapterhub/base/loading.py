@@ -16,9 +16,11 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub.base.auto_class import text_class, whole_class, why_no_decoder
 from adapterhub.base.auto_quantization import auto_quantization
+from adapterhub.base.dense_threshold import choose_dense_thresholds
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
+from adapterhub.base.packed_linear import take_packed_layers
 from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing, matmul_dtype
 from adapterhub.base.stored_quantization import stored_quantization
 from adapterhub.base.tokenizer_files import TokenizerFiles
@@ -172,7 +174,7 @@ def load_base(
     # The kernels compute in bfloat16, whatever the dtype of activations.
     may_round = compute_dtype in ("auto", "bfloat16") and not training
     stored = stored_quantization(folder)
-    if quantization in get_args(WeightOnlyQuantization) and not stored:
+    if not stored:
         _refuse_weight_only(quantization, target_device, training=training)
     asked = _quantization_config(quantization, dtype, dense=not may_round)
     try:
@@ -199,6 +201,8 @@ def load_base(
         convert_unquantized(loaded, dtype)
     loaded.eval().requires_grad_(False)
     disable_weight_packing(loaded, only_unsupported=may_round)
+    if may_round:
+        choose_dense_thresholds(take_packed_layers(loaded))
     return Base(loaded, tokenizer, str(model), folder, fingerprint, stored or quantization, dtype)
 
 
@@ -286,7 +290,9 @@ def _quantization_config(quantization: Quantization | None, dtype: torch.dtype, 
     )
 
 
-def _refuse_weight_only(quantization: str, device: str, *, training: bool) -> None:
+def _refuse_weight_only(quantization: Quantization | None, device: str, *, training: bool) -> None:
+    if quantization not in get_args(WeightOnlyQuantization):
+        return
     if training:
         raise ConfigError(
             f"No gradient flows through weights that are stored in {quantization!r}.",

@@ -27,7 +27,7 @@ class WeightOnlyLinear(nn.Linear, ABC):
 
     quantization: WeightOnlyQuantization
     """Its kind."""
-    transposed = False
+    transposed: bool = False
     """Whether the files hold it as (in_features, out_features), as GPT-2's."""
     dense_dtype: torch.dtype | None = None
     """The dtype in which its dequantised weight is multiplied; None for the kernel, which takes bfloat16."""
@@ -50,7 +50,9 @@ class WeightOnlyLinear(nn.Linear, ABC):
 
     @classmethod
     @abstractmethod
-    def _stored(cls, in_features: int, out_features: int) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _stored(
+        cls, in_features: int, out_features: int
+    ) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         """The shapes and dtypes of the tensors that stand for a weight."""
 
     @classmethod
@@ -96,6 +98,7 @@ class WeightOnlyLinear(nn.Linear, ABC):
 class Int8WeightOnlyLinear(WeightOnlyLinear):
     """A weight in 8 bits, with one scale for each output."""
 
+    scales: torch.Tensor
     quantization = "int8_weight_only"
 
     @classmethod
@@ -104,7 +107,9 @@ class Int8WeightOnlyLinear(WeightOnlyLinear):
         return in_features % _INT8_STEP == 0
 
     @classmethod
-    def _stored(cls, in_features: int, out_features: int) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _stored(
+        cls, in_features: int, out_features: int
+    ) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         return {
             "weight": ((out_features, in_features), torch.int8),
             "scales": ((out_features,), torch.bfloat16),
@@ -120,8 +125,7 @@ class Int8WeightOnlyLinear(WeightOnlyLinear):
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, shape (out_features, in_features)."""
-        scales: torch.Tensor = self.get_buffer("scales")
-        return (self.weight.float() * scales.float()[:, None]).to(dtype)
+        return (self.weight.float() * self.scales.float()[:, None]).to(dtype)
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         return torch._weight_int8pack_mm(x, self.weight, self.scales)

@@ -27,7 +27,7 @@ _KINDS: dict[str, type[WeightOnlyLinear]] = {"int4": Int4Linear, "int8_weight_on
 
 
 @register_quantization_config(_METHOD)
-class WeightOnlyConfig(QuantizationConfigMixin):
+class WeightOnlyConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """What transformers' `from_pretrained` takes as `quantization_config`.
 
     Args:
@@ -41,7 +41,7 @@ class WeightOnlyConfig(QuantizationConfigMixin):
 
 
 @register_quantizer(_METHOD)
-class WeightOnlyQuantizer(HfQuantizer):
+class WeightOnlyQuantizer(HfQuantizer):  # type: ignore[misc]
     """Replaces linear layers before transformers reads the weights."""
 
     quantization_config: WeightOnlyConfig
@@ -72,26 +72,29 @@ class WeightOnlyQuantizer(HfQuantizer):
             for name, module in model.named_modules()
             if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, kept)
         ]
-        left = 0
+        left = []
         for name, module in modules:
             out_features, in_features = linear_shape(module) or (0, 0)
             if not kind.fits(in_features, out_features):
-                left += 1
+                left.append(name)
                 continue
             layer = kind(in_features, out_features, module.bias)
             layer.dense_dtype = self.quantization_config.dense_dtype
             layer.transposed = isinstance(module, Conv1D)
+            # Nothing is to be drawn at random where the files lack it: that is refused later.
+            setattr(layer, "_is_hf_initialized", True)  # noqa: B010  transformers' mark is no field of ours
             model.set_submodule(name, layer)
         if left:
             _log.warning(
-                "%d of %d linear layers stay unquantised: torch's %s kernel does not take their sizes.",
-                left,
+                "%d of %d linear layers stay unquantised, such as %s: torch's %s kernel does not take their sizes.",
+                len(left),
                 len(modules),
+                left[0],
                 kind.quantization,
             )
 
 
-class _Quantize(ConversionOps):
+class _Quantize(ConversionOps):  # type: ignore[misc]
     """One weight of the files -> what its layer stores."""
 
     def convert(self, input_dict: dict[str, Any], model: Any = None, **_: Any) -> dict[str, torch.Tensor]:
@@ -99,7 +102,6 @@ class _Quantize(ConversionOps):
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             module, _ = get_module_from_name(model, name)
-            stored = module.quantized(weight.T if module.transposed else weight)
+            stored = module.quantized(weight.T.contiguous() if module.transposed else weight)
             result.update({f"{name.removesuffix('weight')}{part}": tensor for part, tensor in stored.items()})
-            module._is_hf_initialized = True
         return result
