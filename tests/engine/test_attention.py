@@ -14,7 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from adapterhub.engine.kv.attention import AttentionCall, PackedAttention
 from adapterhub.engine.kv.cache import KVCache, KVSlot
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
-from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
+from adapterhub.engine.kv.packed_call import QuerySpan
+from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.engine.kv.probing import AttentionLayer, AttentionProbe
 from adapterhub.engine.kv.shape import KVShape, LayerShape
 from adapterhub.errors import EngineError

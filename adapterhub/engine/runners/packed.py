@@ -10,7 +10,8 @@ import torch
 from adapterhub.base.loading import Base
 from adapterhub.engine.kv.attention import AttentionStep, PackedAttention
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache
-from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
+from adapterhub.engine.kv.packed_call import QuerySpan
+from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.kv.probing import AttentionProbe
 from adapterhub.engine.kv.recurrent import RecurrentLayers
