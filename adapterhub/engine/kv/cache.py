@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from adapterhub.engine.kv.shape import KVShape
@@ -89,7 +90,9 @@ class KVSlotPool:
         # Heads and width of each tensor.
         self._sizes = [(layer.num_kv_heads, layer.key_width) for layer in shape.layers]
         self._sizes += [(layer.num_kv_heads, layer.value_width) for layer in shape.layers]
-        self._slot_bytes = np.array([h * w for h, w in self._sizes]) * capacity * shape.dtype.itemsize
+        self._slot_bytes = (
+            np.array([h * w for h, w in self._sizes], np.int64) * capacity * shape.dtype.itemsize
+        )
         self.tensors = [self._zeros(index, 0) for index in range(len(self._sizes))]
         alike: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(self._sizes):
@@ -117,10 +120,11 @@ class KVSlotPool:
         """Those of a layer, shape (slots, heads, capacity, width) each."""
         return self.tensors[layer], self.tensors[len(self.shape.layers) + layer]
 
-    def addresses(self, indices: Sequence[int]) -> np.ndarray:
-        """Where some slots begin in each of `tensors`, shape (tensors, slots), until the next resize."""
-        starts = [tensor.data_ptr() for tensor in self.tensors]
-        return np.array(starts)[:, None] + self._slot_bytes[:, None] * np.array(indices)
+    def addresses(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Where some slots begin in each of `tensors`, shape (tensors, slots); they change with the next `resize`."""
+        starts = np.array([tensor.data_ptr() for tensor in self.tensors], np.int64)
+        addresses: npt.NDArray[np.int64] = starts[:, None] + np.outer(self._slot_bytes, indices)
+        return addresses
 
     def resize(self, num_slots: int) -> None:
         """Changes the number of slots, which must not be below those in use.

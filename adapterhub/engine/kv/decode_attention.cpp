@@ -177,6 +177,7 @@ struct Step {
     const int64_t *lengths;     // tokens before it
     const int64_t *capacities;  // of its slot: the stride of heads in it
     int64_t longest;            // of `lengths`, with the new token
+    int64_t keys;               // of all sequences, with the new ones
     int64_t threads;
 };
 
@@ -231,7 +232,10 @@ static int attend(const Layer &layer, const Step &step, const void *q, const voi
     int64_t items = step.count * layer.kv_heads;
     int64_t room = 4 * (layer.key_width + layer.value_width + step.longest + LANES);
     int failed = 0;
-#pragma omp parallel num_threads(step.threads) if (step.threads > 1) reduction(| : failed)
+    // With less to do, the first thread is done before another has begun.
+    bool alone = step.keys * layer.kv_heads * layer.key_width < 1 << 16;
+    int threads = alone || step.threads < 2 ? 1 : (int)step.threads;
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
     {
         float *scratch = (float *)malloc(room * sizeof(float));
         failed |= !scratch;

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from adapterhub.config import cache_folder
@@ -108,7 +109,8 @@ class KernelDecode:
         if (self._lengths >= capacities).any():
             raise EngineError("A KV slot is full.")
         self._addresses = np.concatenate(
-            [pool.addresses([span.kv_slot.index for span in of_pool]) for pool, of_pool in decoding.items()], 1
+            [pool.addresses([span.kv_slot.index for span in of_pool]) for pool, of_pool in decoding.items()],
+            1,
         )
         self._shapes = spans[0].kv_slot.pool.shape.layers
         self._end, self._longest = int(tokens.max()) + 1, int(self._lengths.max()) + 1
@@ -151,7 +153,9 @@ class KernelDecode:
 
     def _rows(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype is not self._kernel.dtype:
-            raise EngineError(f"Attention is called in {tensor.dtype}, and the KV cache is {self._kernel.dtype}.")
+            raise EngineError(
+                f"Attention is called in {tensor.dtype}, and the KV cache is {self._kernel.dtype}."
+            )
         return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
     def _layer(self, call: PackedCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> _Layer:
@@ -167,10 +171,15 @@ class KernelDecode:
 
     def _check(self, shape: LayerShape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         tokens, heads, width = q.shape
-        stored = (tokens, shape.num_kv_heads, shape.key_width), (tokens, shape.num_kv_heads, shape.value_width)
+        stored = (
+            (tokens, shape.num_kv_heads, shape.key_width),
+            (tokens, shape.num_kv_heads, shape.value_width),
+        )
         fits = (k.shape, v.shape) == stored and width == shape.key_width and tokens >= self._end
         if not fits or heads % shape.num_kv_heads:
-            raise EngineError(f"Attention is called with {q.shape}, {k.shape}, {v.shape}, and the KV cache has {shape}.")
+            raise EngineError(
+                f"Attention is called with {q.shape}, {k.shape}, {v.shape}, and the KV cache has {shape}."
+            )
 
     def _mask(self, mask: AttentionMask) -> torch.Tensor | None:
         """What to add to scores, shape (sequences, longest); None if a token attends to all before it."""
@@ -186,11 +195,11 @@ class KernelDecode:
 def _compiled() -> Path | None:
     """The library, compiled at the first use on this machine."""
     try:
-        return compile_library(SOURCE, cache_folder() / "kernels")
+        return compile_library(SOURCE, cache_folder("kernels"))
     except CompilingError as error:
         _log.info("Attention of sequences that decode is computed by torch: %s.", error)
         return None
 
 
-def _address(array: np.ndarray) -> int:
+def _address(array: npt.NDArray[np.int64]) -> int:
     return int(array.__array_interface__["data"][0])

@@ -50,9 +50,7 @@ class AttentionMetadata:
         if decoding and kernel:
             self.groups.append(KernelDecode(kernel, decoding))
         else:
-            self.groups += [
-                _DecodeBatch(pool, of_pool, device, dtype) for pool, of_pool in decoding.items()
-            ]
+            self.groups += [_DecodeBatch(pool, of_pool, device, dtype) for pool, of_pool in decoding.items()]
         self.groups += [_PrefillChunk(span, device, dtype) for span in spans if span.count > 1]
         self._layers = iter(layers)
 
@@ -202,9 +200,7 @@ class _PrefillChunk:
         block = max(1, _MAX_SCORES // (heads * self._end))
         for rows, row_mask in zip(torch.split(queries, block, dim=2), torch.split(mask, block), strict=True):
             grouped = rows.reshape(1, kv_heads, -1, rows.shape[-1])
-            attended = attention_by_scores(
-                grouped, keys, values, row_mask.repeat(heads // kv_heads, 1), call
-            )
+            attended = attention_by_scores(grouped, keys, values, row_mask.repeat(heads // kv_heads, 1), call)
             parts.append(attended.reshape(1, heads, -1, values.shape[-1]))
         return torch.cat(parts, dim=2)
 
@@ -214,5 +210,3 @@ class _PrefillChunk:
             positions = torch.arange(self._end, device=self._device)
             self._masks[mask] = mask.additive(positions[self._past :, None], positions, self._dtype)
         return self._masks[mask]
-
-
