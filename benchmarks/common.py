@@ -74,10 +74,11 @@ def settle(options: argparse.Namespace) -> None:
 
 def base_folder(options: argparse.Namespace, scratch: Path) -> Path:
     """The folder of a random base as the options say, which is written if it is not there."""
-    folder = Path(options.base or scratch) / options.shape
+    shape: str = options.shape
+    folder = Path(options.base or scratch) / shape
     if not (folder / "tokenizer.json").exists():  # which is written last
-        progress(f"writing a random base of shape {options.shape}")
-        write_base(folder, options.shape, options.device)
+        progress(f"writing a random base of shape {shape}")
+        write_base(folder, shape, options.device)
     return folder
 
 

@@ -13,6 +13,7 @@ from benchmarks.versus.worker import Prompts, Task
 def make(task: Task) -> Vllm:
     """A vLLM engine; it is compiled where there is a C++ compiler, as it is by default."""
     os.environ |= {
+        "VLLM_TARGET_DEVICE": "cpu",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
