@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -13,6 +14,27 @@ MAX_TOKENS_PER_ADAPTER_FOR_BATCHED = 8
 """With more tokens for one adapter, a product's own work outweighs the cost of starting it."""
 MAX_PADDING_RATIO = 3
 """A batched product may read and compute this many times what the tokens need: unused slots and padding rows."""
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """The runs of a pass as compiled code reads them.
+
+    Attributes:
+        table: (slot, start, stop) of each run among all tokens of a layer, shape (runs, 3), int64, in host memory.
+        address: The address of `table`.
+        count: Number of runs.
+        tokens: Number of tokens in runs.
+        longest: Number of tokens of the longest run.
+        threads: Number of threads that torch uses.
+    """
+
+    table: torch.Tensor
+    address: int
+    count: int
+    tokens: int
+    longest: int
+    threads: int
 
 
 class LoraMapping:
@@ -59,6 +81,7 @@ class LoraMapping:
         self.needs_padding = padded != tokens
         self.batched = self._is_batched_faster(tokens, padded) if batched is None else batched
         self._last: tuple[object, torch.Tensor, Sequence[torch.Tensor]] | None = None
+        self._tables: dict[int, RunTable] = {}
 
     def compute_once(
         self,
@@ -104,6 +127,26 @@ class LoraMapping:
         """(slot, start, stop) of each run among all tokens of a layer; the base's, which come first, have no slot."""
         base: list[tuple[int | None, int, int]] = [(None, 0, self.start)] if self.start else []
         return [*base, *((slot, self.start + start, self.start + stop) for slot, start, stop in self.runs)]
+
+    def run_table(self, tokens: int) -> RunTable:
+        """The runs for compiled code, made once for each number of tokens that a layer of the pass gets.
+
+        Raises:
+            ValueError: The layer has fewer tokens than the runs, or a slot is negative.
+        """
+        if tokens not in self._tables:
+            self._tables[tokens] = self._make_run_table(tokens)
+        return self._tables[tokens]
+
+    def _make_run_table(self, tokens: int) -> RunTable:
+        runs = [(slot, start, stop) for slot, start, stop in self.runs_of(tokens) if slot is not None]
+        if any(slot < 0 or start < 0 or stop > tokens for slot, start, stop in runs):
+            raise ValueError(f"A layer has {tokens} tokens, and the runs are {runs}.")
+        lengths = [stop - start for _, start, stop in runs]
+        table = torch.tensor(runs, dtype=torch.int64)
+        return RunTable(
+            table, table.data_ptr(), len(runs), sum(lengths), max(lengths), torch.get_num_threads()
+        )
 
     @cached_property
     def _padding_indices(self) -> tuple[torch.Tensor, torch.Tensor]:
