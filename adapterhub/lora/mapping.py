@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 
@@ -12,6 +13,8 @@ MIN_ADAPTERS_FOR_BATCHED = 2
 """With fewer adapters, one product for each is at least as fast as a batched one."""
 MAX_TOKENS_PER_ADAPTER_FOR_BATCHED = 8
 """With more tokens for one adapter, a product's own work outweighs the cost of starting it."""
+TILE_TOKENS = 16
+"""Tokens that one program of a GPU's kernel computes: the fewest that its matrix units take."""
 MAX_PADDING_RATIO = 3
 """A batched product may read and compute this many times what the tokens need: unused slots and padding rows."""
 
@@ -35,6 +38,13 @@ class RunTable:
     tokens: int
     longest: int
     threads: int
+
+    @classmethod
+    def of(cls, runs: Sequence[tuple[int, int, int]]) -> Self:
+        """The table of runs (slot, start, stop), of which there is at least one."""
+        lengths = [stop - start for _, start, stop in runs]
+        table = torch.tensor(runs, dtype=torch.int64)
+        return cls(table, table.data_ptr(), len(runs), sum(lengths), max(lengths), torch.get_num_threads())
 
 
 class LoraMapping:
@@ -80,6 +90,7 @@ class LoraMapping:
         tokens, padded = self.end - self.start, (self.end_slot - self.first_slot) * self._longest_run
         self.needs_padding = padded != tokens
         self.batched = self._is_batched_faster(tokens, padded) if batched is None else batched
+        self._tiles: dict[int, torch.Tensor] = {}
         self._last: tuple[object, torch.Tensor, Sequence[torch.Tensor]] | None = None
         self._tables: dict[int, RunTable] = {}
 
@@ -128,6 +139,25 @@ class LoraMapping:
         base: list[tuple[int | None, int, int]] = [(None, 0, self.start)] if self.start else []
         return [*base, *((slot, self.start + start, self.start + stop) for slot, start, stop in self.runs)]
 
+    def tiles(self, tokens: int) -> torch.Tensor:
+        """The tokens with an adapter in pieces of at most `TILE_TOKENS` of one slot.
+
+        Args:
+            tokens: Number of tokens that a layer has.
+
+        Returns:
+            (slot, start, stop) of each among all tokens, shape (tiles, 3).
+        """
+        if tokens not in self._tiles:
+            tiles = [
+                (slot, first, min(first + TILE_TOKENS, stop))
+                for slot, start, stop in self.runs_of(tokens)
+                if slot is not None
+                for first in range(start, stop, TILE_TOKENS)
+            ]
+            self._tiles[tokens] = torch.tensor(tiles, dtype=torch.long, device=self._device).view(-1, 3)
+        return self._tiles[tokens]
+
     def run_table(self, tokens: int) -> RunTable:
         """The runs for compiled code, made once for each number of tokens that a layer of the pass gets.
 
@@ -135,18 +165,11 @@ class LoraMapping:
             ValueError: The layer has fewer tokens than the runs, or a slot is negative.
         """
         if tokens not in self._tables:
-            self._tables[tokens] = self._make_run_table(tokens)
+            runs = [(slot, start, stop) for slot, start, stop in self.runs_of(tokens) if slot is not None]
+            if any(slot < 0 or start < 0 or stop > tokens for slot, start, stop in runs):
+                raise ValueError(f"A layer has {tokens} tokens, and the runs are {runs}.")
+            self._tables[tokens] = RunTable.of(runs)
         return self._tables[tokens]
-
-    def _make_run_table(self, tokens: int) -> RunTable:
-        runs = [(slot, start, stop) for slot, start, stop in self.runs_of(tokens) if slot is not None]
-        if any(slot < 0 or start < 0 or stop > tokens for slot, start, stop in runs):
-            raise ValueError(f"A layer has {tokens} tokens, and the runs are {runs}.")
-        lengths = [stop - start for _, start, stop in runs]
-        table = torch.tensor(runs, dtype=torch.int64)
-        return RunTable(
-            table, table.data_ptr(), len(runs), sum(lengths), max(lengths), torch.get_num_threads()
-        )
 
     @cached_property
     def _padding_indices(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -243,10 +243,10 @@ def test_no_farther_from_float64_than_peft(dtype, rank: int, use_dora: bool):
 @needs_library
 def test_the_compiled_ones_are_chosen_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     assert choose_kernels(CPU)(make_stack(2, {"layer": 2}, 1, torch.float32)).name == "c++"
-    assert describe_kernels(CPU).startswith("c++: ")
+    assert describe_kernels(CPU).startswith("compiled, ")
     monkeypatch.setenv("ADAPTERHUB_LORA_KERNELS", "torch")
     assert choose_kernels(CPU) is TorchOps
-    assert describe_kernels(CPU) == "torch: ADAPTERHUB_LORA_KERNELS=torch"
+    assert describe_kernels(CPU) == "torch"
 
 
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch):
