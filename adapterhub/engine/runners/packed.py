@@ -56,7 +56,7 @@ class PackedRunner:
         self._attention_layers = probe.layers
         self._recurrent = RecurrentLayers(layers, self._lora, self._mapping, self._device) if layers else None
         self._kv_shape = KVShape(tuple(probe.shapes), base.compute_dtype, self._device, states)
-        self._decode_kernel = DecodeKernel.find(self._device, base.compute_dtype)
+        self._decode_kernel = DecodeKernel.find(self._device, base.compute_dtype) if probe.layers else None
 
     @property
     def kv_shape(self) -> KVShape:
