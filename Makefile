@@ -7,6 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 WORKERS ?= 2
 # What `make test-gguf` runs.
 LLAMA_TESTS ?= tests/gguf tests/llama_cpp $(wildcard tests/export/test_gguf*.py)
+# torch for GPUs brings a Triton of its own; for CPUs this one interprets the kernels in tests.
+TRITON ?= triton==3.6.0
 # How long `make fuzz` takes.
 MINUTES ?= 30
 DEFAULT := not slow and not gpu and not network
@@ -80,6 +82,7 @@ $(VENV)/installed-real: $(VENV)/installed
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) -e ".[dev,train]"
+	$(BIN)/python -c "import triton" 2>/dev/null || $(INSTALL) $(TRITON) || echo "No Triton here: its tests are skipped."
 	touch $@
 
 # Built for this CPU; the tests load files without llama.cpp's AMX kernels, which crash.

@@ -15,9 +15,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub.base.auto_class import text_class, whole_class, why_no_decoder
+from adapterhub.base.dense_threshold import choose_dense_thresholds
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
+from adapterhub.base.packed_linear import take_packed_layers
 from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing, matmul_dtype
 from adapterhub.base.stored_quantization import stored_quantization
 from adapterhub.base.tokenizer_files import TokenizerFiles
@@ -189,6 +191,8 @@ def load_base(
     # bitsandbytes' kernel for packed weights computes in bfloat16, whatever the compute dtype.
     may_pack = compute_dtype in ("auto", "bfloat16") and not training
     disable_weight_packing(loaded, only_unsupported=may_pack)
+    if may_pack:
+        choose_dense_thresholds(take_packed_layers(loaded))
     return Base(loaded, tokenizer, str(model), folder, fingerprint, stored or quantization, dtype)
 
 

@@ -11,6 +11,8 @@ MIN_ADAPTERS_FOR_BATCHED = 2
 """With fewer adapters, one product for each is at least as fast as a batched one."""
 MAX_TOKENS_PER_ADAPTER_FOR_BATCHED = 8
 """With more tokens for one adapter, a product's own work outweighs the cost of starting it."""
+TILE_TOKENS = 16
+"""Tokens that one program of a GPU's kernel computes: the fewest that its matrix units take."""
 MAX_PADDING_RATIO = 3
 """A batched product may read and compute this many times what the tokens need: unused slots and padding rows."""
 
@@ -58,6 +60,7 @@ class LoraMapping:
         tokens, padded = self.end - self.start, (self.end_slot - self.first_slot) * self._longest_run
         self.needs_padding = padded != tokens
         self.batched = self._is_batched_faster(tokens, padded) if batched is None else batched
+        self._tiles: dict[int, torch.Tensor] = {}
         self._last: tuple[object, torch.Tensor, Sequence[torch.Tensor]] | None = None
 
     def compute_once(
@@ -104,6 +107,25 @@ class LoraMapping:
         """(slot, start, stop) of each run among all tokens of a layer; the base's, which come first, have no slot."""
         base: list[tuple[int | None, int, int]] = [(None, 0, self.start)] if self.start else []
         return [*base, *((slot, self.start + start, self.start + stop) for slot, start, stop in self.runs)]
+
+    def tiles(self, tokens: int) -> torch.Tensor:
+        """The tokens with an adapter in pieces of at most `TILE_TOKENS` of one slot.
+
+        Args:
+            tokens: Number of tokens that a layer has.
+
+        Returns:
+            (slot, start, stop) of each among all tokens, shape (tiles, 3).
+        """
+        if tokens not in self._tiles:
+            tiles = [
+                (slot, first, min(first + TILE_TOKENS, stop))
+                for slot, start, stop in self.runs_of(tokens)
+                if slot is not None
+                for first in range(start, stop, TILE_TOKENS)
+            ]
+            self._tiles[tokens] = torch.tensor(tiles, dtype=torch.long, device=self._device).view(-1, 3)
+        return self._tiles[tokens]
 
     @cached_property
     def _padding_indices(self) -> tuple[torch.Tensor, torch.Tensor]:

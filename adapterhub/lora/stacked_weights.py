@@ -5,24 +5,19 @@ input (q, k and v; gate and up) share one shrink, `x @ lora_a`; each expands wit
 lower rank, or one that does not target a layer, has zeros there, so any adapters can share a batch. The terms shrink
 and expand are those of vLLM's Punica kernels (arXiv 2310.18547).
 
-There are two ways to compute the same sums, and `LoraMapping` chooses one for each forward pass:
-
-- per adapter: two products for every run of tokens with the same adapter. No weight is copied and nothing is padded;
-  faster for a few adapters and for long prompts.
-- batched: two batched products over a range of slots, read in place. The number of operations does not depend on the
-  number of adapters; faster when many adapters have a token or two each, as in decoding.
+The products themselves are in `adapterhub.lora.kernels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
 from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.kernels.choosing import choose_kernels
+from adapterhub.lora.kernels.interface import LoraKernels, LoraStack
 from adapterhub.lora.mapping import LoraMapping
-
-_LORA_A = ""  # the key of `lora_a` among views, where a layer's name is the key of its `lora_b`
 
 
 class StackedLoraWeights:
@@ -39,13 +34,11 @@ class StackedLoraWeights:
         self._slots = slots
         self._in_features = in_features
         self._dtype, self._device = dtype, device
-        self._layers: dict[str, int] = {}  # layer name -> index of its columns in `lora_a`
         self._out_features: dict[str, int] = {}
-        self._rank = 0
         self._loaded: dict[int, dict[str, LoraDelta]] = {}  # by slot
-        self._lora_a = self._zeros(0, 0, 0)
-        self._views: dict[tuple[str, int, int], torch.Tensor] = {}
-        self._lora_b: dict[str, torch.Tensor] = {}
+        self._make_kernels = choose_kernels(device)
+        self._stack = LoraStack(self._zeros(0, 0, 0), {}, {}, rank=0)
+        self._kernels: LoraKernels = self._make_kernels(self._stack)
         self._magnitude_scale: dict[str, torch.Tensor] = {}
         self._dora_slots: dict[str, set[int]] = {}
 
@@ -54,7 +47,7 @@ class StackedLoraWeights:
         """Memory of the stacked weights."""
         return sum(
             tensor.nbytes
-            for tensor in (self._lora_a, *self._lora_b.values(), *self._magnitude_scale.values())
+            for tensor in (self._stack.lora_a, *self._stack.lora_b.values(), *self._magnitude_scale.values())
         )
 
     def load(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
@@ -71,9 +64,9 @@ class StackedLoraWeights:
         for name, delta in list(self._loaded.get(slot, {}).items()):
             if name not in deltas or not deltas[name].covers(delta):
                 self._reset_layer(slot, name)
-        rank = max(self._rank, *(delta.a.shape[0] for delta in deltas.values()))
+        rank = max(self._stack.rank, *(delta.a.shape[0] for delta in deltas.values()))
         new = [name for name in deltas if name not in self._out_features]
-        if rank > self._rank or new:
+        if rank > self._stack.rank or new:
             self._reallocate(rank, {name: deltas[name].b.shape[0] for name in new})
         self._write(slot, deltas)
 
@@ -97,63 +90,22 @@ class StackedLoraWeights:
         Returns:
             `y`.
         """
-        if name not in self._lora_b:
+        if name not in self._out_features:
             return y
-        selected = mapping.select(y.view(-1, y.shape[-1]))
+        outputs = y.view(-1, y.shape[-1])
         # DoRA (arXiv 2402.09353) scales the rows of the adapted weight, and so the output without its bias.
         has_dora = not self._dora_slots[name].isdisjoint(mapping.slots)
-        if has_dora and bias is not None:
+        if not has_dora:
+            self._kernels.add_lora(name, x, outputs, mapping)
+            return y
+        selected = mapping.select(outputs)
+        if bias is not None:
             selected -= bias
-        shrunk = mapping.compute_once(self, x, self._shrink)[self._layers[name]]
-        self._expand(name, shrunk, selected, mapping)
-        if has_dora:
-            selected *= self._magnitude_scale[name].index_select(0, mapping.token_slots)
-            if bias is not None:
-                selected += bias
+        self._kernels.add_lora(name, x, outputs, mapping)
+        selected *= self._magnitude_scale[name].index_select(0, mapping.token_slots)
+        if bias is not None:
+            selected += bias
         return y
-
-    def _shrink(self, x: torch.Tensor, mapping: LoraMapping) -> Sequence[torch.Tensor]:
-        """`x @ lora_a`, one tensor for each layer: (tokens, rank), or (slots, longest run, rank) if batched."""
-        selected = mapping.select(x.reshape(-1, self._in_features))
-        if mapping.batched:
-            lora_a = self._slots_view(_LORA_A, mapping.first_slot, mapping.end_slot)
-            shrunk = torch.bmm(mapping.pad(selected), lora_a)
-        elif len(mapping.runs) == 1:
-            shrunk = selected.mm(self._slot_view(_LORA_A, mapping.first_slot))
-        else:
-            shrunk = selected.new_empty(len(selected), self._lora_a.shape[2])
-            for slot, start, stop in mapping.runs:
-                torch.mm(selected[start:stop], self._slot_view(_LORA_A, slot), out=shrunk[start:stop])
-        return (shrunk,) if len(self._layers) == 1 else torch.split(shrunk, self._rank, -1)
-
-    def _expand(self, name: str, shrunk: torch.Tensor, selected: torch.Tensor, mapping: LoraMapping) -> None:
-        """Adds `shrunk @ lora_b` to the selected tokens of the output, in place."""
-        if mapping.batched:
-            lora_b = self._slots_view(name, mapping.first_slot, mapping.end_slot)
-            if mapping.needs_padding:
-                selected += mapping.unpad(torch.bmm(shrunk, lora_b))
-            else:
-                num_slots = mapping.end_slot - mapping.first_slot
-                selected.view(num_slots, -1, selected.shape[1]).baddbmm_(shrunk, lora_b)
-        elif len(mapping.runs) == 1:
-            selected.addmm_(shrunk, self._slot_view(name, mapping.first_slot))
-        else:
-            for slot, start, stop in mapping.runs:
-                selected[start:stop].addmm_(shrunk[start:stop], self._slot_view(name, slot))
-
-    def _slot_view(self, name: str, slot: int) -> torch.Tensor:
-        """`lora_a` or a layer's `lora_b` of one slot, 2-D. Views are cached: one costs as much as a small product."""
-        key = (name, slot, slot)
-        if key not in self._views:
-            self._views[key] = (self._lora_a if name == _LORA_A else self._lora_b[name])[slot]
-        return self._views[key]
-
-    def _slots_view(self, name: str, low: int, high: int) -> torch.Tensor:
-        """The same of a range of slots, 3-D."""
-        key = (name, low, high)
-        if key not in self._views:
-            self._views[key] = (self._lora_a if name == _LORA_A else self._lora_b[name])[low:high]
-        return self._views[key]
 
     def _write(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
         # First, so that `clear` resets a slot that a failure left half written.
@@ -184,9 +136,9 @@ class StackedLoraWeights:
         lora_a = self._zeros(self._slots, len(out_features) * rank, self._in_features).transpose(1, 2)
         lora_b = {name: self._zeros(self._slots, rank, width) for name, width in out_features.items()}
         # Assigned only after all allocations succeeded, so that running out of memory changes nothing.
-        self._rank, self._out_features, self._lora_a, self._lora_b = rank, out_features, lora_a, lora_b
-        self._layers = {name: index for index, name in enumerate(out_features)}
-        self._views.clear()
+        columns = {name: index * rank for index, name in enumerate(out_features)}
+        self._out_features, self._stack = out_features, LoraStack(lora_a, lora_b, columns, rank)
+        self._kernels = self._make_kernels(self._stack)
         for name in layers:
             self._dora_slots[name] = set()
         for slot, deltas in resident.items():
@@ -194,8 +146,9 @@ class StackedLoraWeights:
 
     def _factors(self, slot: int, name: str, delta: LoraDelta) -> tuple[torch.Tensor, torch.Tensor]:
         """The views of a slot that hold a layer's change: (in, r) of `lora_a` and (r, out) of `lora_b`."""
-        start, rank = self._layers[name] * self._rank, delta.a.shape[0]
-        return self._slot_view(_LORA_A, slot)[:, start : start + rank], self._slot_view(name, slot)[:rank]
+        stack, rank = self._stack, delta.a.shape[0]
+        start = stack.columns[name]
+        return stack.lora_a[slot, :, start : start + rank], stack.lora_b[name][slot, :rank]
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(*shape, dtype=self._dtype, device=self._device)

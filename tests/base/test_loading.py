@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MptConfi
 from adapterhub import load_base
 from adapterhub.base.loading import Base
 from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
+from adapterhub.base.packed_linear import PackedLinear4bit
 from adapterhub.base.quantized_weights import dequantize_module_weight, disable_weight_packing, is_packed
 from adapterhub.errors import ConfigError, InvalidRequestError
 from tests.tiny import ALL_LINEAR, CHAT_TEMPLATE, make_base, make_tokenizer
 
+FourBit = PackedLinear4bit if has_avx512bf16() else Linear4bit
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 needs_packing = pytest.mark.skipif(
     not has_avx512bf16(), reason="only CPUs with AVX512-BF16 pack 4-bit weights"
@@ -32,7 +34,7 @@ def first_layer(base: Base) -> torch.nn.Module:
 
 @pytest.mark.parametrize(
     ("quantization", "layer"),
-    [("nf4", Linear4bit), ("fp4", Linear4bit), ("int8", Linear8bitLt), (None, torch.nn.Linear)],
+    [("nf4", FourBit), ("fp4", FourBit), ("int8", Linear8bitLt), (None, torch.nn.Linear)],
 )
 def test_every_quantisation_loads_and_answers(tiny_base: Path, quantization, layer):
     base = load_base(tiny_base, quantization=quantization, device="cpu")

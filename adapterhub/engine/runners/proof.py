@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from adapterhub.base.loading import Base
+from adapterhub.base.packed_linear import dense_from
 from adapterhub.engine.runner import Proof, Runner, ScheduledSequence
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.reference import Continuation, Reference
@@ -28,6 +29,8 @@ _PROMPTS = (12, 9)
 _ENDS = ((12, 13, 14), (4, 9, 10))
 """How far each step computes the two sequences: two prompts, one of them in part; a token beside the rest of a prompt;
 two tokens, at different lengths."""
+_DENSE_TOKENS = _PROMPTS[0]
+"""Layers with a dense product for many tokens take it for the prompts; the reference and the later steps are packed."""
 _CACHE_BYTES = 1 << 40
 """Caches allocate what their slots need, so this is no limit."""
 _BOUNDS = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
@@ -72,7 +75,8 @@ class Prover:
             runner = make()
             try:
                 started = time.perf_counter()
-                difference = largest_difference(runner, reference, self._lora_slot)
+                with dense_from(self._base.model, _DENSE_TOKENS):
+                    difference = largest_difference(runner, reference, self._lora_slot)
                 self._seconds += time.perf_counter() - started
                 if difference <= self._bound:
                     runner.unwrap()

@@ -1,0 +1,69 @@
+"""Which implementation of LoRA's products a device has."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+
+from adapterhub.errors import EngineError
+from adapterhub.lora.kernels.interface import LoraStack, MakeKernels
+from adapterhub.lora.kernels.torch_ops import TorchOps
+from adapterhub.lora.mapping import LoraMapping
+
+_log = logging.getLogger(__name__)
+_MAX_DIFFERENCE = 1e-4
+
+
+def choose_kernels(device: torch.device) -> MakeKernels:
+    """The fastest implementation that works on a device.
+
+    Args:
+        device: The device of the stacks.
+    """
+    return gpu_kernels(device) if device.type == "cuda" else TorchOps
+
+
+@cache  # compiling takes seconds
+def gpu_kernels(device: torch.device) -> MakeKernels:
+    """Triton's kernels if they are installed and right on a GPU, torch's operations otherwise; the log says why.
+
+    Args:
+        device: The GPU; also the CPU, under Triton's interpreter.
+    """
+    try:
+        from adapterhub.lora.kernels.triton import TritonKernels
+
+        check_kernels(TritonKernels, device)
+    except Exception as error:  # noqa: BLE001  whatever a compiler or a driver raises
+        _log.warning(
+            "LoRA on %s is computed by torch: Triton's kernels do not run there (%s).", device, error
+        )
+        return TorchOps
+    return TritonKernels
+
+
+def check_kernels(make: MakeKernels, device: torch.device) -> None:
+    """Compares an implementation with torch's operations on a small step: two adapters beside the base.
+
+    Args:
+        make: The implementation.
+        device: The device that it has to work on.
+
+    Raises:
+        EngineError: The two differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    stack = LoraStack(random(3, 8, 20).transpose(1, 2), {"layer": random(3, 8, 24)}, {"layer": 0}, rank=8)
+    mapping = LoraMapping([(0, 1), (2, 18)], num_base_tokens=1, device=device)
+    x, y = random(20, 20), random(20, 24)
+    wanted = y.clone()
+    make(stack).add_lora("layer", x, y, mapping)
+    TorchOps(stack).add_lora("layer", x, wanted, mapping)
+    if not torch.allclose(y, wanted, rtol=_MAX_DIFFERENCE, atol=_MAX_DIFFERENCE * float(wanted.abs().max())):
+        raise EngineError("its sums differ from those of torch")
