@@ -1,8 +1,8 @@
 """The forward pass of decoders of Llama's structure, written out.
 
 transformers' model spends much of a small step in Python and in operations on a few numbers. Here a step is 2-D tensors
-and a few operations for each layer; modules are called past `nn.Module.__call__`. The weights are those of transformers'
-modules, and adapters wrap them as ever. Which models have the structure is found out by `find_llama`.
+and a few operations for each layer; modules are called past `nn.Module.__call__`. The weights are those of its modules,
+and adapters wrap these as ever. Which models have the structure is found out by `find_llama`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.activations import SiLUActivation
 
 from adapterhub.engine.kv.attention import AttentionCall, AttentionStep
 from adapterhub.engine.models.norms import Norms
-from adapterhub.engine.models.observing import Rotation, RotaryCall
+from adapterhub.engine.models.observing import RotaryCall, Rotation
 
 Operation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -94,9 +94,7 @@ class LlamaForward:
     def rotations(self, hidden: torch.Tensor, positions: torch.Tensor) -> list[Rotation]:
         """The rotation of each call of the rotary module, as `rotate` takes it."""
         own = self._decoder.rotary_emb.forward
-        return [
-            prepared(own(hidden, positions[None], *one.arguments, **one.named)) for one in self._rotary
-        ]
+        return [prepared(own(hidden, positions[None], *one.arguments, **one.named)) for one in self._rotary]
 
     def logits(self, hidden: torch.Tensor, logit_indices: torch.Tensor) -> torch.Tensor:
         """The logits of some tokens, given the output of the last layer."""
@@ -139,7 +137,11 @@ class LlamaLayer:
         self._down: Operation = mlp.down_proj.forward
         self._activate: Operation = _activation(mlp.act_fn)
         call = kind.call
-        self._heads, self._kv_heads, self._width = call.query.shape[1], call.key.shape[1], call.query.shape[-1]
+        self._heads, self._kv_heads, self._width = (
+            call.query.shape[1],
+            call.key.shape[1],
+            call.query.shape[-1],
+        )
 
     def __call__(
         self, hidden: torch.Tensor, rotations: Sequence[Rotation], step: AttentionStep
@@ -151,9 +153,7 @@ class LlamaLayer:
         changed = self._down(self._activate(self._gate(x)).mul_(self._up(x)))
         return hidden.add_(self._after_mlp(changed) if self._after_mlp else changed)
 
-    def _attend(
-        self, x: torch.Tensor, rotations: Sequence[Rotation], step: AttentionStep
-    ) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, rotations: Sequence[Rotation], step: AttentionStep) -> torch.Tensor:
         tokens, kind = x.shape[0], self._kind
         q = self._q(x).view(tokens, self._heads, self._width)
         k = self._k(x).view(tokens, self._kv_heads, self._width)
@@ -175,14 +175,11 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Rotates pairs of a head's numbers, each of the first half with that of the second (arXiv 2104.09864).
 
     Args:
-        x: Shape (tokens, heads, width). Where the rotation is narrower, the last numbers are left as they are.
-        rotation: Cosine and signed sine, shape (tokens, 1, rotated width) each.
+        x: Shape (tokens, heads, width).
+        rotation: Cosine and signed sine, shape (tokens, 1, width) each.
     """
     cos, sin = rotation
-    width = cos.shape[-1]
-    if width != x.shape[-1]:
-        return torch.cat((rotate(x[..., :width], rotation), x[..., width:]), -1)
-    return (x * cos).addcmul_(x.roll(width // 2, -1), sin)
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def prepared(rotation: Rotation) -> Rotation:
