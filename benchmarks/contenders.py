@@ -93,6 +93,11 @@ class StaticBatch:
     def stop(self) -> None:
         del self._cache, self._tokens
 
+    @property
+    def tokens(self) -> list[int]:
+        """What the last step gave each row."""
+        return self._tokens[:, 0].tolist()
+
 
 class PeftSwitching:
     """PEFT without mixed batches: the rows of each adapter are a batch of their own, and every step switches."""
