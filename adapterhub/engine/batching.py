@@ -30,6 +30,7 @@ from adapterhub.engine.generation_config import GenerationConfigSource, default_
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
 from adapterhub.engine.runner import EngineBase, Runner
 from adapterhub.engine.runners.choosing import make_runner
+from adapterhub.engine.runners.cuda_graphs import graphs_of
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
@@ -64,6 +65,7 @@ class BatchingEngine:
             must have `limits.max_loras` LoRA slots.
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
         prove_base: Whether `make_runner` proves that the runner computes what the base's model computes.
+        use_cuda_graph: Whether steps that decode are captured in CUDA graphs on a GPU.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
     Raises:
@@ -79,6 +81,7 @@ class BatchingEngine:
         load_adapter: AdapterLoader | None = None,
         generation_config: GenerationConfigSource = "auto",
         prove_base: bool = True,
+        use_cuda_graph: bool = False,
     ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
@@ -88,7 +91,12 @@ class BatchingEngine:
                     "A base that is not of transformers needs a runner and a loader of its own."
                 )
             load_adapter = load_adapter or adapter_loader(base, self._limits)
-            runner = runner or make_runner(base, max_loras=self._limits.max_loras, prove_base=prove_base)
+            runner = runner or make_runner(
+                base,
+                max_loras=self._limits.max_loras,
+                prove_base=prove_base,
+                make_graph=graphs_of(base.device) if use_cuda_graph else None,
+            )
         self._builder = SequenceBuilder(base)
         self._defaults = (
             default_sampling_params(base.generation_config, base.vocabulary_size)

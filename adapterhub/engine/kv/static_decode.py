@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -127,8 +127,8 @@ class StaticInputs:
         is_cpu = device.type == "cpu"
         self._on_device = torch.zeros(sum(sizes), dtype=torch.long, device=device)
         self._on_host = self._on_device if is_cpu else torch.zeros(sum(sizes), dtype=torch.long).pin_memory()
-        self._copied = None if is_cpu else torch.cuda.Event()
-        self.token_ids, self.positions, self.attended, tiles, *others = self._on_device.split(sizes)
+        self._copied: Any = None if is_cpu else torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.token_ids, self.positions, self.attended, tiles, *others = torch.split(self._on_device, sizes)
         self.tiles = tiles.view(-1, _TILE)
         self.everything = torch.arange(shape.tokens, device=device)
         self.pools = [_PoolInputs(*others[i : i + 5]) for i in range(0, len(others), 5)]

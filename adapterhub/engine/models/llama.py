@@ -18,7 +18,7 @@ from transformers.activations import SiLUActivation
 
 from adapterhub.engine.kv.attention import AttentionCall, AttentionStep
 from adapterhub.engine.models.norms import Norms
-from adapterhub.engine.models.observing import Rotation, RotaryCall
+from adapterhub.engine.models.observing import RotaryCall, Rotation
 
 Operation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -94,9 +94,7 @@ class LlamaForward:
     def rotations(self, hidden: torch.Tensor, positions: torch.Tensor) -> list[Rotation]:
         """The rotation of each call of the rotary module, as `rotate` takes it."""
         own = self._decoder.rotary_emb.forward
-        return [
-            prepared(own(hidden, positions[None], *one.arguments, **one.named)) for one in self._rotary
-        ]
+        return [prepared(own(hidden, positions[None], *one.arguments, **one.named)) for one in self._rotary]
 
     def logits(self, hidden: torch.Tensor, logit_indices: torch.Tensor) -> torch.Tensor:
         """The logits of some tokens, given the output of the last layer."""
@@ -139,7 +137,11 @@ class LlamaLayer:
         self._down: Operation = mlp.down_proj.forward
         self._activate: Operation = _activation(mlp.act_fn)
         call = kind.call
-        self._heads, self._kv_heads, self._width = call.query.shape[1], call.key.shape[1], call.query.shape[-1]
+        self._heads, self._kv_heads, self._width = (
+            call.query.shape[1],
+            call.key.shape[1],
+            call.query.shape[-1],
+        )
 
     def __call__(
         self, hidden: torch.Tensor, rotations: Sequence[Rotation], step: AttentionStep
@@ -151,9 +153,7 @@ class LlamaLayer:
         changed = self._down(self._activate(self._gate(x)).mul_(self._up(x)))
         return hidden.add_(self._after_mlp(changed) if self._after_mlp else changed)
 
-    def _attend(
-        self, x: torch.Tensor, rotations: Sequence[Rotation], step: AttentionStep
-    ) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, rotations: Sequence[Rotation], step: AttentionStep) -> torch.Tensor:
         tokens, kind = x.shape[0], self._kind
         q = self._q(x).view(tokens, self._heads, self._width)
         k = self._k(x).view(tokens, self._kv_heads, self._width)

@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -47,7 +47,7 @@ class CudaGraphs:
     """Captures functions in CUDA graphs, which share their memory: only one of them may run at a time."""
 
     def __init__(self) -> None:
-        self._pool: object | None = None
+        self._pool: Any = None
 
     def __call__(self, function: Callable[[], object]) -> Graph:
         """The graph of a function that has run before, so that nothing in it has to be prepared."""
@@ -57,6 +57,16 @@ class CudaGraphs:
             function()
         self._pool = self._pool or graph.pool()
         return graph
+
+
+def graphs_of(device: torch.device) -> MakeGraph | None:
+    """What captures the steps of a base on a device; None, which is logged, where there are no graphs."""
+    if device.type == "cuda":
+        return CudaGraphs()
+    _log.warning(
+        "There are no CUDA graphs on a device of the kind %s: every step is computed anew.", device.type
+    )
+    return None
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,9 @@ class DecodeGraphs:
         lora: The adapters.
         layers: The calls of attention in a forward pass, from the probe.
         dtype: The dtype of keys and values.
+
+    Attributes:
+        works: Whether nothing has failed so far.
     """
 
     def __init__(
@@ -90,7 +103,7 @@ class DecodeGraphs:
         self._layers, self._dtype = layers, dtype
         self._captured: OrderedDict[StepShape, _Captured] = OrderedDict()  # the least recently used first
         self._outputs: dict[int, torch.Tensor] = {}  # by number of tokens; shared by graphs
-        self._works = True
+        self.works = True
 
     @torch.inference_mode()
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor | None:
@@ -101,13 +114,13 @@ class DecodeGraphs:
         """
         slots = {one.lora_slot for one in sequences if one.lora_slot is not None}
         decodes = all(len(one.token_ids) == 1 and one.needs_logits for one in sequences)
-        if not self._works or not decodes or not self._lora.can_replay(slots):
+        if not self.works or not decodes or not self._lora.can_replay(slots):
             return None
         try:
             captured = self._find(sequences)
         except Exception as error:  # noqa: BLE001  whatever a driver or a model raises that does not stand capture
             _log.warning("Steps are not captured in CUDA graphs: %s: %s", type(error).__name__, error)
-            self._works = False
+            self.works = False
             self.clear()
             return None
         captured.graph.replay()
@@ -123,7 +136,7 @@ class DecodeGraphs:
         pools = pools_of(sequences)
         shape = StepShape.of(sequences, pools)
         tiles = cut_into_tiles((one.lora_slot, 1) for one in sequences) if shape.has_adapters else []
-        stacks = self._lora.version if shape.has_adapters else None
+        stacks = self._lora.addresses if shape.has_adapters else None
         addresses = (stacks, *(pool.version for pool in pools))
         captured = self._captured.pop(shape, None)
         if captured is None or captured.addresses != addresses:
