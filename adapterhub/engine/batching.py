@@ -10,6 +10,7 @@ sequences, and commands such as `pin`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections import deque
@@ -46,10 +47,12 @@ from adapterhub.errors import (
     RequestTooLongError,
     is_interrupt,
 )
-from adapterhub.lora.delta import ModuleDelta
+from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import adapter_rank, load_adapter_deltas, slot_weights
 from adapterhub.lora.request import BlendedLoraRequest
+
+_log = logging.getLogger(__name__)
 
 
 class BatchingEngine:
@@ -410,9 +413,21 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
         check(adapter)
         deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile
-        return deltas
+        return pinned(deltas) if base.device.type == "cuda" else deltas
 
     return load
+
+
+def pinned(deltas: Mapping[str, ModuleDelta]) -> Mapping[str, ModuleDelta]:
+    """The changes of an adapter with LoRA in pinned memory, or as they are where the system has no more of it."""
+    try:
+        return {
+            name: delta.pin_memory() if isinstance(delta, LoraDelta) else delta
+            for name, delta in deltas.items()
+        }
+    except RuntimeError as error:
+        _log.warning("An adapter is copied to the GPU from memory that is not pinned: %s", error)
+        return deltas
 
 
 def _completions(groups: Sequence[Sequence[SequenceState]]) -> list[list[Completion]]:

@@ -129,8 +129,10 @@ class StackedLoraWeights:
         self._loaded[slot] = dict(deltas)
         for name, delta in deltas.items():
             lora_a, lora_b = self._factors(slot, name, delta)
-            lora_a.copy_(delta.a.T)
-            lora_b.copy_(delta.b.T)
+            # From pinned memory the host need not wait: the next step is behind the copies in the GPU's stream, and
+            # PyTorch keeps pinned memory until they are done.
+            lora_a.copy_(delta.a.T, non_blocking=True)
+            lora_b.copy_(delta.b.T, non_blocking=True)
             if delta.magnitude_scale is not None:
                 if name not in self._magnitude_scale:
                     self._magnitude_scale[name] = self._zeros(self._slots, self._out_features[name]).fill_(1)
