@@ -205,7 +205,7 @@ def test_where_no_runner_is_right_the_base_is_refused_with_both_numbers(llama: B
             patch.setattr(kind, "step", backwards(kind.step))
         with pytest.raises(EngineError) as refused:
             make_runner(llama, max_loras=2)
-    assert refused.value.message.count("of their standard deviation") == 2
+    assert refused.value.message.count("of their standard deviation") == 3
     assert make_runner(llama, max_loras=2).name == "packed", "the base is as before, and has no owner"
 
 

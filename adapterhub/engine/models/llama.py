@@ -1,8 +1,8 @@
 """The forward pass of decoders of Llama's structure, written out.
 
 transformers' model spends much of a small step in Python and in operations on a few numbers. Here a step is 2-D tensors
-and a few operations for each layer; modules are called past `nn.Module.__call__`. The weights are those of transformers'
-modules, and adapters wrap them as ever. Which models have the structure is found out by `find_llama`.
+and a few operations for each layer; modules are called past `nn.Module.__call__`. The weights are those of its modules,
+and adapters wrap these as ever. Which models have the structure is found out by `find_llama`.
 """
 
 from __future__ import annotations
@@ -175,14 +175,11 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Rotates pairs of a head's numbers, each of the first half with that of the second (arXiv 2104.09864).
 
     Args:
-        x: Shape (tokens, heads, width). Where the rotation is narrower, the last numbers are left as they are.
-        rotation: Cosine and signed sine, shape (tokens, 1, rotated width) each.
+        x: Shape (tokens, heads, width).
+        rotation: Cosine and signed sine, shape (tokens, 1, width) each.
     """
     cos, sin = rotation
-    width = cos.shape[-1]
-    if width != x.shape[-1]:
-        return torch.cat((rotate(x[..., :width], rotation), x[..., width:]), -1)
-    return (x * cos).addcmul_(x.roll(width // 2, -1), sin)
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def prepared(rotation: Rotation) -> Rotation:

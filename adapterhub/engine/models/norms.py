@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from adapterhub.lora.module_layers import ModuleWithSlots
+
 Norm = Callable[[torch.Tensor], torch.Tensor]
 
 _EPSILONS = ("variance_epsilon", "eps")
@@ -25,6 +27,10 @@ class Norms:
 
     def __call__(self, module: nn.Module) -> Norm:
         """What computes a norm, whatever a model has as such."""
+        if isinstance(module, ModuleWithSlots):
+            # Tokens that no adapter changes get bit for bit what they get before it is wrapped.
+            module.base_forward = self(module.base_layer)
+            return module.forward
         if module not in self._known:
             scale = norm_scale(module)
             self._known[module] = rms_norm(*scale) if scale else module.forward

@@ -40,6 +40,7 @@ class RowRunner:
 
     has_graphs = False
     name = "row by row"
+    forward = "transformers"
     proof: Proof | None = None
 
     def __init__(self, base: Base, *, max_loras: int) -> None:
