@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from adapterhub.engine.kv.attention import AttentionCall
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVSlotPool
 from adapterhub.engine.kv.masks import AttentionMask
-from adapterhub.engine.kv.packed_step import PackedCall, attention_by_scores
+from adapterhub.engine.kv.packed_call import PackedCall, attention_by_scores
 from adapterhub.engine.kv.probing import AttentionLayer
 from adapterhub.engine.runner import ScheduledSequence
 
@@ -207,12 +207,24 @@ class StaticDecode:
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """Computes the next call of the forward pass; see `AttentionStep.attend`."""
-        layer = next(self._layers)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
-        packed = PackedCall(layer, q, k, v, q, call.scale, call.softcap, call.sinks)
+        return self.attend_tokens(q, k, v, call.scale, softcap=call.softcap, sinks=call.sinks)[None]
+
+    def attend_tokens(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        *,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The same without views; see `AttentionMetadata.attend_tokens`."""
+        packed = PackedCall(next(self._layers), q, k, v, q, scale, softcap, sinks)
         parts = [pool.attend(packed) for pool in self._pools]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return attended.index_select(0, self._attended)[None]
+        return attended.index_select(0, self._attended)
 
 
 class _StaticPool:
