@@ -10,7 +10,9 @@ import torch
 from adapterhub.base.loading import Base
 from adapterhub.engine.kv.attention import AttentionStep, PackedAttention
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache
-from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
+from adapterhub.engine.kv.decode_kernel import DecodeKernel
+from adapterhub.engine.kv.packed_call import QuerySpan
+from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.kv.probing import AttentionProbe
 from adapterhub.engine.kv.recurrent import RecurrentLayers
@@ -66,6 +68,7 @@ class PackedRunner:
         self._attention_layers = probe.layers
         self._recurrent = RecurrentLayers(layers, self._lora, self._mapping, self._device) if layers else None
         self._kv_shape = KVShape(tuple(probe.shapes), base.compute_dtype, self._device, states)
+        self._decode_kernel = DecodeKernel.find(self._device, base.compute_dtype) if probe.layers else None
 
     @property
     def forward(self) -> str:
@@ -158,7 +161,9 @@ class PackedRunner:
             for sequence in sequences
             for offset in range(len(sequence.token_ids))
         ]
-        step = AttentionMetadata(spans, device, self._base.compute_dtype, self._attention_layers)
+        step = AttentionMetadata(
+            spans, device, self._base.compute_dtype, self._attention_layers, self._decode_kernel
+        )
         mapping = self._mapping([(one.lora_slot, len(one.token_ids)) for one in sequences])
         output_mapping = self._mapping(
             [(one.lora_slot, len(kept)) for one, kept in zip(sequences, positions_kept, strict=True) if kept]
