@@ -80,7 +80,7 @@ class BatchingEngine:
         generation_config: GenerationConfigSource = "auto",
         prove_base: bool = True,
     ) -> None:
-        self._base = base
+        self._base, self._arithmetic = base, base.arithmetic  # before layers are wrapped
         self._limits = limits or EngineLimits()
         if load_adapter is None or runner is None:
             if not isinstance(base, Base):
@@ -220,6 +220,7 @@ class BatchingEngine:
             proof_bound=self._proof.bound if self._proof else None,
             proof_seconds=self._proof.seconds if self._proof else None,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
+            arithmetic=self._arithmetic,
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )
 

@@ -182,6 +182,7 @@ class TestReading:
         shown = run("doctor", "--base", str(tiny_base), "--quantization", "none", "--json").json
         assert (shown["base"], shown["runner"]) == (str(tiny_base), "packed")
         assert "0.0001 is rounding" in shown["proof"]
+        assert "activations in float32" in shown["arithmetic"]
         assert "is not served" in run("doctor", "--base", str(tmp_path), "--json").json["base"]
 
     def test_doctor_quantises_nothing_without_a_base(self, run):
