@@ -127,6 +127,7 @@ def _served(base: str, quantization: str | None, registry: Path | None) -> dict[
         "base": base,
         "kind": kind,
         "runner": stats.runner,
+        "forward": stats.forward,
         "arithmetic": "\n".join(stats.arithmetic),
         "proof": proof,
     }
