@@ -18,12 +18,15 @@ def describe_arithmetic(model: Any, compute_dtype: torch.dtype, matmul_dtype: to
     Args:
         model: A model that no engine has wrapped.
         compute_dtype: The dtype of its activations.
-        matmul_dtype: The dtype in which its 4-bit layers multiply.
+        matmul_dtype: The dtype in which its quantised layers multiply.
     """
     lines = [f"activations in {_name(compute_dtype)}"]
     packed = [layer for layer in model.modules() if isinstance(layer, PackedLinear4bit)]
     if matmul_dtype != compute_dtype:
-        lines[0] += f", 4-bit products in {_name(matmul_dtype)}: bitsandbytes' kernel for AVX512-BF16"
+        kernel = (
+            "bitsandbytes' kernel for AVX512-BF16" if packed else "torch's kernel for weights of few bits"
+        )
+        lines[0] += f", quantised layers multiplied in {_name(matmul_dtype)} by {kernel}"
     if packed:
         lines.append(f"4-bit layers are dequantised once and multiplied densely {_thresholds(packed)}")
     if isinstance(head := model.get_output_embeddings(), nn.Linear):

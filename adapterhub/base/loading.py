@@ -23,7 +23,12 @@ from adapterhub.base.half_weights import halve_head
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
 from adapterhub.base.packed_linear import take_packed_layers
-from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing, matmul_dtype
+from adapterhub.base.quantized_weights import (
+    convert_unquantized,
+    disable_weight_packing,
+    matmul_dtype,
+    weight_bytes,
+)
 from adapterhub.base.stored_quantization import stored_quantization
 from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.base.weight_only import WeightOnlyQuantization
@@ -125,6 +130,11 @@ class Base:
     def arithmetic(self) -> tuple[str, ...]:
         """In words, how it is multiplied on this machine; found at the first use, as `linear_layers` are."""
         return describe_arithmetic(self.model, self.compute_dtype, self.matmul_dtype)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights, with the scales of those that are quantised."""
+        return weight_bytes(self.model)
 
     @cached_property
     def linear_layers(self) -> LinearLayers:

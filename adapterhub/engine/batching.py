@@ -231,6 +231,8 @@ class BatchingEngine:
             proof_difference=self._proof.difference if self._proof else None,
             proof_bound=self._proof.bound if self._proof else None,
             proof_seconds=self._proof.seconds if self._proof else None,
+            quantization=self._base.quantization,
+            weight_bytes=self._base.weight_bytes,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
             arithmetic=self._arithmetic,
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),

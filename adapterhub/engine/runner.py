@@ -39,6 +39,8 @@ class EngineBase(Protocol):
         compute_dtype: The dtype of activations, and of the adapters that it is given.
         matmul_dtype: The dtype in which it multiplies, or another name of it; for `EngineStats`.
         arithmetic: In words, how it multiplies and why; for `EngineStats`.
+        quantization: How its linear layers are stored; None if unquantised.
+        weight_bytes: Bytes of its weights.
     """
 
     @property
@@ -82,6 +84,12 @@ class EngineBase(Protocol):
 
     @property
     def arithmetic(self) -> tuple[str, ...]: ...
+
+    @property
+    def quantization(self) -> str | None: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
 
 
 class SequenceSlot(Protocol):
