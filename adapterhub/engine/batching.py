@@ -97,7 +97,7 @@ class BatchingEngine:
         )
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
-        self._runner_name, self._proof = runner.name, runner.proof
+        self._runner_name, self._forward_name, self._proof = runner.name, runner.forward, runner.proof
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
         self._inbox: deque[SequenceState] = deque()
@@ -216,6 +216,7 @@ class BatchingEngine:
         return replace(
             self._scheduler.stats(submitted=len(self._inbox)),
             runner=self._runner_name,
+            forward=self._forward_name,
             proof_difference=self._proof.difference if self._proof else None,
             proof_bound=self._proof.bound if self._proof else None,
             proof_seconds=self._proof.seconds if self._proof else None,

@@ -39,6 +39,9 @@ class LoraModelManager:
         model: The base; modules that adapters change are wrapped in place when first needed.
         slots: Maximum number of resident adapters.
         dtype: The dtype of the adapters' weights and of their products; that of the base's activations.
+
+    Attributes:
+        version: Changes whenever modules of the model are replaced: when one is wrapped, and when all are unwrapped.
     """
 
     def __init__(self, model: Any, *, slots: int, dtype: torch.dtype) -> None:
@@ -51,6 +54,7 @@ class LoraModelManager:
         # By kind, and by the group of modules that hold their weights together.
         self._weights: dict[tuple[type[WrappedModule], str], SlotWeights] = {}
         self._wrapped: set[tuple[type[WrappedModule], str]] = set()
+        self.version = 0
 
     @property
     def slots(self) -> int:
@@ -91,6 +95,7 @@ class LoraModelManager:
             self._model.set_submodule(name, base_layer_of(self._model.get_submodule(name)))
         self._wrapped.clear()
         self._weights.clear()
+        self.version += 1
 
     @contextmanager
     def using(self, mapping: LoraMapping | None, outputs: LoraMapping | None = None) -> Iterator[None]:
@@ -121,6 +126,7 @@ class LoraModelManager:
         current = self._current_outputs if self._is_output(name, layer) else self._current
         self._model.set_submodule(name, kind(layer, name, self._weights[kind, group], current))
         self._wrapped.add((kind, name))
+        self.version += 1
 
     def _is_output(self, name: str, layer: Any) -> bool:
         """Whether a layer is the output layer, or one before it that stands behind the backbone too."""

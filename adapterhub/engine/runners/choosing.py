@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 from adapterhub.base.loading import Base
+from adapterhub.engine.models.finding import has_llama_modules
 from adapterhub.engine.runner import ScoringRunner
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.proof import Prover
@@ -13,7 +15,6 @@ from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import EngineError
 
 _log = logging.getLogger(__name__)
-_FASTEST_FIRST: tuple[type[PackedRunner] | type[RowRunner], ...] = (PackedRunner, RowRunner)
 
 
 def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> ScoringRunner:
@@ -39,12 +40,12 @@ def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> Scori
 def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
     prover = _prover(base, max_loras) if prove_base else None
     reasons: list[str] = []
-    for kind in _FASTEST_FIRST:
+    for name, kind in _fastest_first(base).items():
         make = partial(kind, base, max_loras=max_loras)
         try:
             runner = prover.prove(make) if prover else make()
         except Exception as error:  # noqa: BLE001  whatever a model raises that a runner does not know
-            reasons.append(f"{kind.name}: {_reason(error)}")
+            reasons.append(f"{name}: {_reason(error)}")
             continue
         _tell(base, runner, reasons)
         return runner
@@ -52,6 +53,12 @@ def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
         f"A {type(base.model).__name__} cannot be served. {' '.join(reasons)}",
         hint=_hint(base),
     )
+
+
+def _fastest_first(base: Base) -> dict[str, Callable[..., PackedRunner | RowRunner]]:
+    """What may run a base; the native forward pass only where its model may have Llama's structure."""
+    others = {PackedRunner.name: partial(PackedRunner, native=False), RowRunner.name: RowRunner}
+    return {"packed, native": PackedRunner, **others} if has_llama_modules(base.model) else others
 
 
 def _prover(base: Base, max_loras: int) -> Prover:
@@ -74,7 +81,14 @@ def _tell(base: Base, runner: PackedRunner | RowRunner, reasons: list[str]) -> N
             " ".join(reasons),
         )
     else:
-        _log.info("Base %s is served %s; proof: %s", base.name, runner.name, runner.proof)
+        _log.info(
+            "Base %s is served %s, by the %s forward pass; proof: %s. %s",
+            base.name,
+            runner.name,
+            runner.forward,
+            runner.proof,
+            " ".join(reasons),
+        )
 
 
 def _hint(base: Base) -> str:

@@ -39,6 +39,7 @@ class RowRunner:
     """
 
     name = "row by row"
+    forward = "transformers"
     proof: Proof | None = None
 
     def __init__(self, base: Base, *, max_loras: int) -> None:
