@@ -4,9 +4,9 @@
 
 All contenders get the same prompts and give as many tokens, greedily. Each is a process of its own; they are asked in
 turn, round by round, after a short one that warms up and is dropped; the best round counts. A decode step is the time
-of an answer without that of its first token, divided by the other tokens. PEFT mixes adapters in one batch, and is asked
-for the bare base without its layers. llama.cpp has one adapter in a batch, so requests for several are answered one
-after the other. vLLM runs twice: without LoRA for the bare base, and with it for adapters. A contender that is not
+of an answer without that of its first token, divided by the other tokens. PEFT mixes adapters in one batch, and is
+asked for the bare base without its layers. llama.cpp has one adapter in a batch, so requests for several are answered
+one after the other. vLLM runs twice: without LoRA for the bare base, and with it for adapters. A contender that is not
 installed is named as missing.
 """
 
