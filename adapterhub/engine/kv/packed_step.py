@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -37,6 +38,14 @@ class QuerySpan:
     count: int
 
 
+class AttentionGroup(Protocol):
+    """Tokens of a step whose attention is computed together."""
+
+    def attend(self, call: PackedCall) -> None:
+        """Writes the attention of its tokens into `call.out`."""
+        ...
+
+
 class AttentionMetadata:
     """Which sequence each token of a step belongs to, and where its keys and values are.
 
@@ -58,7 +67,7 @@ class AttentionMetadata:
         for span in spans:
             if span.count == 1:
                 decoding.setdefault(span.kv_slot.pool, []).append(span)
-        self.groups: list[_DecodeBatch | _PrefillChunk] = [
+        self.groups: list[AttentionGroup] = [
             _DecodeBatch(pool, of_pool, device, dtype) for pool, of_pool in decoding.items()
         ]
         self.groups += [_PrefillChunk(span, device, dtype) for span in spans if span.count > 1]
@@ -69,14 +78,14 @@ class AttentionMetadata:
         layer = next(self._layers)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
         out = q.new_empty((*q.shape[:2], v.shape[-1]))
-        packed = _PackedCall(layer, q, k, v, out, call.scale, call.softcap, call.sinks)
+        packed = PackedCall(layer, q, k, v, out, call.scale, call.softcap, call.sinks)
         for group in self.groups:
             group.attend(packed)
         return out[None]
 
 
 @dataclass(slots=True)
-class _PackedCall:
+class PackedCall:
     """The inputs of one layer, packed tensors of shape (tokens, heads, width), and where its output goes."""
 
     layer: AttentionLayer
@@ -121,7 +130,7 @@ class _DecodeBatch:
         self._token_of_slot = torch.tensor(list(token_of_slot.values()), device=device)
         self._masks: dict[AttentionMask, torch.Tensor] = {}
 
-    def attend(self, call: _PackedCall) -> None:
+    def attend(self, call: PackedCall) -> None:
         keys, values = self._pool.keys_and_values(call.layer.kv_layer)
         if not call.layer.shares_kv:
             keys[self._slot_indices, :, self._positions] = self._select(call.k, self._token_indices)
@@ -135,7 +144,7 @@ class _DecodeBatch:
         if call.has_plain_scores:
             attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=call.scale)
         else:
-            attended = _attention_by_scores(grouped, keys, values, mask, call)
+            attended = attention_by_scores(grouped, keys, values, mask, call)
         attended = attended.reshape(self._num_slots, -1, values.shape[-1])
         if self._in_order:
             call.out[self._token_range] = attended
@@ -167,7 +176,7 @@ class _PrefillChunk:
         self._device, self._dtype = device, dtype
         self._masks: dict[AttentionMask, torch.Tensor] = {}
 
-    def attend(self, call: _PackedCall) -> None:
+    def attend(self, call: PackedCall) -> None:
         pool, index = self._slot.pool, self._slot.index
         keys, values = (tensor[index] for tensor in pool.keys_and_values(call.layer.kv_layer))
         if not call.layer.shares_kv:
@@ -198,14 +207,14 @@ class _PrefillChunk:
         keys: torch.Tensor,
         values: torch.Tensor,
         mask: torch.Tensor,
-        call: _PackedCall,
+        call: PackedCall,
     ) -> torch.Tensor:
         """Some tokens at a time: the scores of a long prompt would fill the memory."""
         heads, kv_heads, parts = queries.shape[1], keys.shape[1], []
         block = max(1, _MAX_SCORES // (heads * self._end))
         for rows, row_mask in zip(torch.split(queries, block, dim=2), torch.split(mask, block), strict=True):
             grouped = rows.reshape(1, kv_heads, -1, rows.shape[-1])
-            attended = _attention_by_scores(
+            attended = attention_by_scores(
                 grouped, keys, values, row_mask.repeat(heads // kv_heads, 1), call
             )
             parts.append(attended.reshape(1, heads, -1, values.shape[-1]))
@@ -219,8 +228,8 @@ class _PrefillChunk:
         return self._masks[mask]
 
 
-def _attention_by_scores(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, call: _PackedCall
+def attention_by_scores(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, call: PackedCall
 ) -> torch.Tensor:
     """Attention whose scores are capped or which has sinks; PyTorch's own has neither.
 
