@@ -154,6 +154,9 @@ class HubConfig(BaseModel):
     prove_base: bool = True
     """Before the first request, compare the engine's steps with the model's own forward pass on a short prompt. Without
     it the base loads a little faster, and one that the engine computes wrongly answers wrongly without a word."""
+    batch_invariant: bool = False
+    """Compute an answer bit for bit the same alone and in any company, whatever else is in the batch, wherever a prompt
+    is cut into chunks, and whatever the prefix cache has of it. It costs speed: see `docs/serving.md`."""
     max_loras: int = Field(16, ge=1)
     """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int | None = Field(None, ge=1)

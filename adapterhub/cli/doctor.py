@@ -81,12 +81,15 @@ def _device() -> dict[str, Any]:
     import torch
     from bitsandbytes.functional import has_avx512bf16
 
+    from adapterhub.lora.kernels.choosing import describe_kernels
+
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "device": gpu or f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "4-bit": _four_bit(torch),
         "AVX512-BF16 kernel": "yes" if has_avx512bf16() else "no",
+        "LoRA kernels": describe_kernels(torch.device("cuda" if gpu else "cpu")),
     }
 
 

@@ -29,6 +29,7 @@ from adapterhub.engine.decoding.compile_pool import CompilePool
 from adapterhub.engine.generation_config import GenerationConfigSource, default_sampling_params
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
 from adapterhub.engine.runner import EngineBase, Runner
+from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
@@ -64,6 +65,7 @@ class BatchingEngine:
             must have `limits.max_loras` LoRA slots.
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
         prove_base: Whether `make_runner` proves that the runner computes what the base's model computes.
+        batch_invariant: Whether `make_runner` makes one that computes an answer bit for bit the same in any company.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
     Raises:
@@ -79,6 +81,7 @@ class BatchingEngine:
         load_adapter: AdapterLoader | None = None,
         generation_config: GenerationConfigSource = "auto",
         prove_base: bool = True,
+        batch_invariant: bool = False,
     ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
@@ -88,7 +91,12 @@ class BatchingEngine:
                     "A base that is not of transformers needs a runner and a loader of its own."
                 )
             load_adapter = load_adapter or adapter_loader(base, self._limits)
-            runner = runner or make_runner(base, max_loras=self._limits.max_loras, prove_base=prove_base)
+            runner = runner or make_runner(
+                base,
+                max_loras=self._limits.max_loras,
+                prove_base=prove_base,
+                batch_invariant=batch_invariant,
+            )
         self._builder = SequenceBuilder(base)
         self._defaults = (
             default_sampling_params(base.generation_config, base.vocabulary_size)
@@ -98,6 +106,7 @@ class BatchingEngine:
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
         self._runner_name, self._proof = runner.name, runner.proof
+        self._batch_invariant = isinstance(runner, BatchInvariantRunner)
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
         self._inbox: deque[SequenceState] = deque()
@@ -216,6 +225,7 @@ class BatchingEngine:
         return replace(
             self._scheduler.stats(submitted=len(self._inbox)),
             runner=self._runner_name,
+            batch_invariant=self._batch_invariant,
             proof_difference=self._proof.difference if self._proof else None,
             proof_bound=self._proof.bound if self._proof else None,
             proof_seconds=self._proof.seconds if self._proof else None,

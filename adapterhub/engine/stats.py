@@ -45,6 +45,7 @@ class EngineStats:
             of float32 where `load_base` was left to choose and the CPU has bitsandbytes' fast kernel.
         runner: How steps are computed: `"packed"`, all sequences in one forward pass; `"row by row"`, one for each
             sequence, with transformers' own attention and cache; or `"llama.cpp"`.
+        batch_invariant: Whether an answer is bit for bit the same in any company.
         proof_difference: By how much the logits of the engine's steps differed from those of the model's own forward
             pass when the base was loaded, in their standard deviations; None if nothing was proved.
         proof_bound: By how much rounding may change them.
@@ -74,6 +75,7 @@ class EngineStats:
     compute_dtype: str = ""
     matmul_dtype: str = ""
     runner: str = ""
+    batch_invariant: bool = False
     proof_difference: float | None = None
     proof_bound: float | None = None
     proof_seconds: float | None = None

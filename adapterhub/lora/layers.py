@@ -111,6 +111,7 @@ class LinearWithLora(WrappedModule):
         # Not through `nn.Module.__call__`, so that a layer without an adapter costs what it did before wrapping.
         self._base_forward = base_layer.forward
         self._weights = weights
+        self._has_bias = self.bias is not None
 
     @classmethod
     def group(cls, name: str) -> str:
@@ -132,4 +133,5 @@ class LinearWithLora(WrappedModule):
         mapping = self._current.mapping
         if mapping is None:
             return y
-        return self._weights.apply(self._name, x, y, getattr(self.base_layer, "bias", None), mapping)
+        bias = self.bias if self._has_bias else None  # modules are slow to find what they do not have
+        return self._weights.apply(self._name, x, y, bias, mapping)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 
@@ -15,6 +17,34 @@ TILE_TOKENS = 16
 """Tokens that one program of a GPU's kernel computes: the fewest that its matrix units take."""
 MAX_PADDING_RATIO = 3
 """A batched product may read and compute this many times what the tokens need: unused slots and padding rows."""
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """The runs of a pass as compiled code reads them.
+
+    Attributes:
+        table: (slot, start, stop) of each run among all tokens of a layer, shape (runs, 3), int64, in host memory.
+        address: The address of `table`.
+        count: Number of runs.
+        tokens: Number of tokens in runs.
+        longest: Number of tokens of the longest run.
+        threads: Number of threads that torch uses.
+    """
+
+    table: torch.Tensor
+    address: int
+    count: int
+    tokens: int
+    longest: int
+    threads: int
+
+    @classmethod
+    def of(cls, runs: Sequence[tuple[int, int, int]]) -> Self:
+        """The table of runs (slot, start, stop), of which there is at least one."""
+        lengths = [stop - start for _, start, stop in runs]
+        table = torch.tensor(runs, dtype=torch.int64)
+        return cls(table, table.data_ptr(), len(runs), sum(lengths), max(lengths), torch.get_num_threads())
 
 
 class LoraMapping:
@@ -64,6 +94,7 @@ class LoraMapping:
         self.token_by_token = False
         self._tiles: dict[int, torch.Tensor] = {}
         self._last: tuple[object, torch.Tensor, Sequence[torch.Tensor]] | None = None
+        self._tables: dict[int, RunTable] = {}
 
     @classmethod
     def of_tokens(cls, slots: Sequence[int | None], *, device: torch.device | None = None) -> LoraMapping:
@@ -141,6 +172,19 @@ class LoraMapping:
             ]
             self._tiles[tokens] = torch.tensor(tiles, dtype=torch.long, device=self._device).view(-1, 3)
         return self._tiles[tokens]
+
+    def run_table(self, tokens: int) -> RunTable:
+        """The runs for compiled code, made once for each number of tokens that a layer of the pass gets.
+
+        Raises:
+            ValueError: The layer has fewer tokens than the runs, or a slot is negative.
+        """
+        if tokens not in self._tables:
+            runs = [(slot, start, stop) for slot, start, stop in self.runs_of(tokens) if slot is not None]
+            if any(slot < 0 or start < 0 or stop > tokens for slot, start, stop in runs):
+                raise ValueError(f"A layer has {tokens} tokens, and the runs are {runs}.")
+            self._tables[tokens] = RunTable.of(runs)
+        return self._tables[tokens]
 
     @cached_property
     def _padding_indices(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 
 from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.kernels.choosing import choose_kernels
-from adapterhub.lora.kernels.interface import LoraKernels, LoraStack
+from adapterhub.lora.kernels.interface import LoraKernels, LoraStack, MakeKernels
 from adapterhub.lora.mapping import LoraMapping
 
 
@@ -28,15 +28,23 @@ class StackedLoraWeights:
         in_features: The width of the input.
         dtype: The dtype of the weights and of their products.
         device: The device of the weights.
+        make_kernels: What computes the products; None chooses the fastest of the device.
     """
 
-    def __init__(self, slots: int, in_features: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        slots: int,
+        in_features: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        make_kernels: MakeKernels | None = None,
+    ) -> None:
         self._slots = slots
         self._in_features = in_features
         self._dtype, self._device = dtype, device
         self._out_features: dict[str, int] = {}
         self._loaded: dict[int, dict[str, LoraDelta]] = {}  # by slot
-        self._make_kernels = choose_kernels(device)
+        self._make_kernels = make_kernels or choose_kernels(device)
         self._ranks: dict[tuple[str, int], int] = {}
         self._stack = LoraStack(self._zeros(0, 0, 0), {}, {}, rank=0)
         self._kernels: LoraKernels = self._make_kernels(self._stack)
@@ -111,7 +119,8 @@ class StackedLoraWeights:
 
     def _bias_of_dora(self, name: str, bias: torch.Tensor, mapping: LoraMapping) -> torch.Tensor:
         """The bias for the tokens with DoRA and zeros for others, which rounding must not change."""
-        has_dora = [slot in self._dora_slots[name] for slot, start, stop in mapping.runs for _ in range(start, stop)]
+        slots = self._dora_slots[name]
+        has_dora = [slot in slots for slot, start, stop in mapping.runs for _ in range(start, stop)]
         return bias * torch.tensor(has_dora, device=bias.device)[:, None]
 
     def _write(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:

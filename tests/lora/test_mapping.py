@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.kernels.interface import MakeKernels
+from adapterhub.lora.kernels.torch_ops import TorchOps
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 
@@ -44,9 +46,11 @@ def delta(seed: int, rank: int, out: int, dora: bool) -> LoraDelta:
     return LoraDelta(torch.randn(rank, 5, generator=random), torch.randn(out, rank, generator=random), scale)
 
 
-def full_weights() -> tuple[StackedLoraWeights, dict[int, dict[str, LoraDelta]]]:
+def full_weights(
+    make_kernels: MakeKernels | None = None,
+) -> tuple[StackedLoraWeights, dict[int, dict[str, LoraDelta]]]:
     """Adapters of different ranks; some do not target a layer, some are DoRA."""
-    weights = StackedLoraWeights(SLOTS, 5, torch.float32, torch.device("cpu"))
+    weights = StackedLoraWeights(SLOTS, 5, torch.float32, torch.device("cpu"), make_kernels)
     adapters = {
         slot: {
             name: delta(10 * slot + number, slot + 1, out, dora=slot % 3 == 0)
@@ -61,6 +65,7 @@ def full_weights() -> tuple[StackedLoraWeights, dict[int, dict[str, LoraDelta]]]
 
 
 WEIGHTS, ADAPTERS = full_weights()
+OF_TORCH, _ = full_weights(TorchOps)
 
 
 def expected(
@@ -78,7 +83,7 @@ def expected(
 
 
 @given(runs, st.integers(0, 3), st.sampled_from([("q", 4), ("v", 7)]), st.booleans())
-def test_per_adapter_and_batched_are_the_same_sum(
+def test_per_adapter_batched_and_compiled_are_the_same_sum(
     runs: list[tuple[int, int]], base: int, layer: tuple[str, int], biased: bool
 ):
     name, out = layer
@@ -87,9 +92,9 @@ def test_per_adapter_and_batched_are_the_same_sum(
     x, y = torch.randn(len(slots), 5, generator=random), torch.randn(len(slots), out, generator=random)
     bias = torch.randn(out, generator=random) if biased else None
     wanted = expected(name, x, y, bias if biased else torch.zeros(out), slots)
-    for batched in (True, False):
+    for weights, batched in ((OF_TORCH, True), (OF_TORCH, False), (WEIGHTS, None)):
         mapping = LoraMapping(runs, num_base_tokens=base, batched=batched)
-        got = WEIGHTS.apply(name, x, y.clone(), bias, mapping)
+        got = weights.apply(name, x, y.clone(), bias, mapping)
         assert torch.allclose(got, wanted, atol=1e-4), f"batched={batched}"
         assert torch.equal(got[:base], y[:base]), "the bare base gets exactly what its layer returns"
 

@@ -214,9 +214,7 @@ class _PrefillChunk:
         block = max(1, _MAX_SCORES // (heads * self._end))
         for rows, row_mask in zip(torch.split(queries, block, dim=2), torch.split(mask, block), strict=True):
             grouped = rows.reshape(1, kv_heads, -1, rows.shape[-1])
-            attended = attention_by_scores(
-                grouped, keys, values, row_mask.repeat(heads // kv_heads, 1), call
-            )
+            attended = attention_by_scores(grouped, keys, values, row_mask.repeat(heads // kv_heads, 1), call)
             parts.append(attended.reshape(1, heads, -1, values.shape[-1]))
         return torch.cat(parts, dim=2)
 

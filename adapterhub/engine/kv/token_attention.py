@@ -1,9 +1,9 @@
 """Attention that computes each token alike, whatever tokens are computed beside it and however a prompt is cut.
 
 Each query is a sequence of one token, over as many keys as its own position asks for: rounded up to whole blocks of
-keys, of which it does not see those behind it. So the shapes of its products, and the order of their sums, depend on its
-position alone. It is for batch invariance; a prompt costs more than in `packed_step`, since no two of its tokens share
-the reading of a key.
+keys, of which it does not see those behind it. So the shapes of its products, and the order of their sums, depend on
+its position alone. It is for batch invariance; a prompt costs more than in `packed_step`, since no two of its tokens
+share the reading of a key.
 """
 
 from __future__ import annotations
@@ -71,11 +71,15 @@ class _Tokens:
         for index, query in enumerate(queries):
             by_pool.setdefault(query.kv_slot.pool, []).append(index)
         self._stores = [
-            _Store(pool, [queries[index] for index in indices], [padding + index for index in indices], device)
+            _Store(
+                pool, [queries[index] for index in indices], [padding + index for index in indices], device
+            )
             for pool, indices in by_pool.items()
         ]
         self._reads = [
-            _Read([queries[index] for index in indices], [padding + index for index in indices], device, dtype)
+            _Read(
+                [queries[index] for index in indices], [padding + index for index in indices], device, dtype
+            )
             for indices in _alike(queries)
         ]
 

@@ -1,10 +1,10 @@
 """Steps whose result for a sequence is bit for bit the same alone and in any company; vLLM's batch invariance.
 
 What makes a token's numbers depend on its company is that a product of matrices is computed otherwise for other numbers
-of rows, and attention for other lengths. So a step is cut into blocks of a few sizes, filled up with padding, which are
-found when the runner is made: sizes at which the model computes the same bits. Attention (`token_attention`) and LoRA
-(`LoraMapping.of_tokens`) are computed token by token. So it does not matter what else is in the batch, where a prompt was
-cut, or what the prefix cache had of it.
+of rows, and attention for other lengths. So a step is cut into blocks of a few sizes, filled up with padding: sizes at
+which the model computes the same bits, found when the runner is made. Attention (`token_attention`) and LoRA
+(`LoraMapping.of_tokens`) are computed token by token. So it does not matter what else is in the batch, where a prompt
+was cut, or what the prefix cache had of it.
 
 It holds within a process: other threads or another processor may round otherwise.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from adapterhub.base.loading import Base
+from adapterhub.base.parameters import parameter_shapes
 from adapterhub.engine.kv.token_attention import Query, TokenAttention
 from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.runners.packed import PackedRunner
@@ -149,6 +150,6 @@ class BatchInvariantRunner(PackedRunner):
 
 def _shapes_depend_on_tokens(base: Base) -> bool:
     """Whether a product's rows, or what they are rounded to, depend on what the tokens are: mixtures, 8-bit layers."""
-    names, parameters = base.linear_layers.shapes, base.model.parameters()
-    has_experts = any(sum(part.isdigit() for part in name.split(".")) > 1 for name in names)
-    return base.quantization == "int8" or has_experts or any(one.ndim == 3 for one in parameters)
+    experts = any(sum(part.isdigit() for part in name.split(".")) > 1 for name in base.linear_layers.shapes)
+    fused_experts = any(shape.experts > 1 for shape in parameter_shapes(base.model).values())
+    return base.quantization == "int8" or experts or fused_experts

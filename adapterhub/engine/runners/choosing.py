@@ -7,6 +7,7 @@ from functools import partial
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.runner import ScoringRunner
+from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.proof import Prover
 from adapterhub.engine.runners.row_by_row import RowRunner
@@ -16,7 +17,14 @@ _log = logging.getLogger(__name__)
 _FASTEST_FIRST: tuple[type[PackedRunner] | type[RowRunner], ...] = (PackedRunner, RowRunner)
 
 
-def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> ScoringRunner:
+_INVARIANT_HINT = (
+    "Without batch_invariant it may be served: that is only for bases whose sequences fit one forward pass."
+)
+
+
+def make_runner(
+    base: Base, *, max_loras: int, prove_base: bool = True, batch_invariant: bool = False
+) -> ScoringRunner:
     """Makes the fastest runner that computes what a base's model computes, and claims the base for it.
 
     Args:
@@ -24,22 +32,24 @@ def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> Scori
         max_loras: Number of LoRA slots.
         prove_base: Compare each runner with the model's own forward pass, and take the next slower one where they
             differ by more than rounding. Without it, a runner that can be made is taken to be right.
+        batch_invariant: Only a runner whose logits of a sequence do not depend on its company; see
+            `BatchInvariantRunner`.
 
     Raises:
         EngineError: Another engine owns the base, or no runner computes its model; the base then has no owner.
     """
     base.claim()
     try:
-        return _fastest(base, max_loras, prove_base=prove_base)
+        return _fastest(base, max_loras, prove_base=prove_base, batch_invariant=batch_invariant)
     except Exception:
         base.release()
         raise
 
 
-def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
+def _fastest(base: Base, max_loras: int, *, prove_base: bool, batch_invariant: bool) -> ScoringRunner:
     prover = _prover(base, max_loras) if prove_base else None
     reasons: list[str] = []
-    for kind in _FASTEST_FIRST:
+    for kind in (BatchInvariantRunner,) if batch_invariant else _FASTEST_FIRST:
         make = partial(kind, base, max_loras=max_loras)
         try:
             runner = prover.prove(make) if prover else make()
@@ -50,7 +60,7 @@ def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
         return runner
     raise EngineError(
         f"A {type(base.model).__name__} cannot be served. {' '.join(reasons)}",
-        hint=_hint(base),
+        hint=_INVARIANT_HINT if batch_invariant else _hint(base),
     )
 
 

@@ -3,26 +3,68 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
+import os
+from functools import cache, partial
 
 import torch
 
-from adapterhub.errors import EngineError
+from adapterhub.config import cache_folder
+from adapterhub.errors import ConfigError, EngineError
+from adapterhub.lora.kernels.compiling import CompilingError, compile_library
+from adapterhub.lora.kernels.cpu import SOURCE, CpuKernels, CpuLibrary
 from adapterhub.lora.kernels.interface import LoraStack, MakeKernels
 from adapterhub.lora.kernels.torch_ops import TorchOps
 from adapterhub.lora.mapping import LoraMapping
 
 _log = logging.getLogger(__name__)
 _MAX_DIFFERENCE = 1e-4
+_VARIABLE = "ADAPTERHUB_LORA_KERNELS"
 
 
 def choose_kernels(device: torch.device) -> MakeKernels:
-    """The fastest implementation that works on a device.
+    """The fastest implementation that works on a device, or torch's where `ADAPTERHUB_LORA_KERNELS=torch`.
 
     Args:
         device: The device of the stacks.
+
+    Raises:
+        ConfigError: The variable has another value than "auto" and "torch".
     """
+    wanted = os.environ.get(_VARIABLE) or "auto"
+    if wanted not in ("auto", "torch"):
+        raise ConfigError(f"{_VARIABLE}={wanted} is not known.", hint="It can be auto or torch.")
+    if wanted == "torch":
+        return TorchOps
+    if device.type == "cpu":
+        library, _ = compiled_library()
+        return partial(CpuKernels, library) if library else TorchOps
     return gpu_kernels(device) if device.type == "cuda" else TorchOps
+
+
+def describe_kernels(device: torch.device) -> str:
+    """Which implementation `choose_kernels` returns for a device, and on a CPU why.
+
+    Raises:
+        ConfigError: As there.
+    """
+    make = choose_kernels(device)
+    if make is not TorchOps:
+        return f"compiled, {make.args[0].path}" if isinstance(make, partial) else "triton"
+    if device.type != "cpu" or os.environ.get(_VARIABLE) == "torch":
+        return "torch"
+    return f"torch: {compiled_library()[1]}"
+
+
+@cache
+def compiled_library() -> tuple[CpuLibrary | None, str]:
+    """The compiled functions for CPUs, or the reason why there are none; a process has them once."""
+    try:
+        library = CpuLibrary(compile_library(SOURCE, cache_folder("kernels")))
+        check_kernels(partial(CpuKernels, library), torch.device("cpu"))
+    except (CompilingError, OSError, AttributeError, EngineError) as error:
+        _log.info("LoRA on the CPU is computed by torch, which is slower: %s.", error)
+        return None, str(error)
+    return library, ""
 
 
 @cache  # compiling takes seconds

@@ -42,7 +42,9 @@ class TorchOps:
         shrunk = mapping.compute_once(self, x, self._shrink)[self._index[layer]]
         self._expand(layer, shrunk, mapping.select(y), mapping)
 
-    def _add_by_token(self, layer: str, x: torch.Tensor, selected: torch.Tensor, mapping: LoraMapping) -> None:
+    def _add_by_token(
+        self, layer: str, x: torch.Tensor, selected: torch.Tensor, mapping: LoraMapping
+    ) -> None:
         stack = self._stack
         inputs, column = mapping.select(x.reshape(-1, stack.lora_a.shape[1])), stack.columns[layer]
         for slot, start, stop in mapping.runs:

@@ -1,0 +1,141 @@
+"""Compiles a C++ file for this processor, once, into a folder that belongs to the user alone.
+
+What is compiled becomes code of this process. So the folder and the file must belong to the user and be writable by
+nobody else, and the file's name has the digest of its content: one that was cut short or changed is compiled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapterhub._files import write_atomic
+
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-march=native")
+_TIMEOUT_S = 120
+
+
+class CompilingError(Exception):
+    """It cannot be compiled here, for the reason in the message."""
+
+
+def compile_library(source: Path, folder: Path) -> Path:
+    """The shared library of a C++ file, compiled at the first use on this machine.
+
+    With GCC on Linux it is linked to the OpenMP runtime that this process has already, so that it runs in the threads
+    of torch; elsewhere it has no OpenMP.
+
+    Args:
+        source: The C++ file.
+        folder: Where libraries are kept; made if need be, for the user alone.
+
+    Raises:
+        CompilingError: There is no compiler, it fails, or others may write into the folder.
+    """
+    compiler = shutil.which(os.environ.get("CXX") or "c++")
+    if compiler is None:
+        raise CompilingError("there is no C++ compiler")
+    try:
+        _make_private_folder(folder)
+        openmp = _loaded_openmp()
+        key = _digest(source.read_bytes(), _run([compiler, "--version"]), str(openmp).encode(), _processor())
+        for found in folder.glob(f"{source.stem}-{key}-*.so"):
+            if _is_private(found) and _digest(found.read_bytes()) == found.stem.rpartition("-")[2]:
+                return found
+            found.unlink(missing_ok=True)
+        content = _compile(compiler, source, openmp)
+        library = folder / f"{source.stem}-{key}-{_digest(content)}.so"
+        write_atomic(library, content)
+        library.chmod(0o700)
+    except OSError as error:
+        raise CompilingError(str(error)) from error
+    return library
+
+
+def _compile(compiler: str, source: Path, openmp: Path | None) -> bytes:
+    """The library's content. Each try asks less of the compiler; what the first one says is the reason."""
+    tries = [(_FLAGS, openmp), (_FLAGS, None), (_FLAGS[:-1], None)]
+    first: CompilingError | None = None
+    for flags, runtime in tries:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            compiled, library = Path(scratch, "compiled.o"), Path(scratch, "library.so")
+            try:
+                # In two steps: `-fopenmp` at linking would name the compiler's own runtime, perhaps a second one.
+                _run(
+                    [
+                        compiler,
+                        *flags,
+                        *(["-fopenmp"] * bool(runtime)),
+                        "-c",
+                        str(source),
+                        "-o",
+                        str(compiled),
+                    ]
+                )
+                link = [str(runtime), "-Wl,-z,defs"] if runtime else []
+                _run([compiler, "-shared", str(compiled), "-o", str(library), *link])
+                return library.read_bytes()
+            except CompilingError as error:
+                first = first or error
+    raise first or CompilingError("nothing was tried")
+
+
+def _run(command: Sequence[str]) -> bytes:
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT_S)  # noqa: S603
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines() or [
+            f"exit status {error.returncode}"
+        ]
+        raise CompilingError(f"{command[0]} fails: {said[0]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise CompilingError(f"{command[0]} takes longer than {_TIMEOUT_S} s") from error
+    return done.stdout
+
+
+def _loaded_openmp() -> Path | None:
+    """The GNU OpenMP runtime of this process, which torch has brought."""
+    if sys.platform != "linux":
+        return None
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"(/\S.*/libgomp[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE)
+    return Path(found[1]) if found else None
+
+
+def _processor() -> bytes:
+    """What the processor can do, as far as it tells: a folder may be shared by several machines."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+    kinds = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", text, re.MULTILINE)
+    return "\n".join([platform.machine(), *sorted(set(kinds))]).encode()
+
+
+def _make_private_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(folder):
+        raise CompilingError(f"{folder} belongs to another user, or others may write into it")
+
+
+def _is_private(path: Path) -> bool:
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode) or not hasattr(os, "getuid"):
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _digest(*contents: bytes) -> str:
+    whole = hashlib.sha256()
+    for content in contents:
+        whole.update(hashlib.sha256(content).digest())
+    return whole.hexdigest()[:16]

@@ -1,0 +1,112 @@
+"""Compiled libraries are kept where nobody else can write, are whole, and are compiled again where they are not."""
+
+import ctypes
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from adapterhub.lora.kernels.compiling import CompilingError, compile_library
+
+needs_compiler = pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX") or "c++") or not hasattr(os, "getuid"),
+    reason="needs a C++ compiler",
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "answer.cpp"
+    path.write_text('extern "C" int answer() { return 42; }\n')
+    return path
+
+
+def answer(library: Path) -> int:
+    result: int = ctypes.CDLL(str(library)).answer()
+    return result
+
+
+@needs_compiler
+def test_a_library_is_compiled_once(source: Path, tmp_path: Path):
+    library = compile_library(source, tmp_path / "kept")
+    written = library.stat().st_mtime_ns
+    assert compile_library(source, tmp_path / "kept") == library
+    assert library.stat().st_mtime_ns == written
+    assert answer(library) == 42
+    assert not (tmp_path / "kept").stat().st_mode & 0o077
+
+
+@needs_compiler
+def test_another_source_is_another_library(source: Path, tmp_path: Path):
+    before = compile_library(source, tmp_path / "kept")
+    source.write_text(source.read_text().replace("42", "43"))
+    after = compile_library(source, tmp_path / "kept")
+    assert (answer(before), answer(after)) == (42, 43)
+
+
+@needs_compiler
+@pytest.mark.parametrize("damaged", [b"", b"\x7fELF", b"no library"])
+def test_a_damaged_library_is_compiled_again(source: Path, tmp_path: Path, damaged: bytes):
+    library = compile_library(source, tmp_path / "kept")
+    library.write_bytes(damaged)
+    assert answer(compile_library(source, tmp_path / "kept")) == 42
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="a link to a file is changed with it")
+def test_a_link_to_a_library_is_not_followed(source: Path, tmp_path: Path):
+    library = compile_library(source, tmp_path / "kept")
+    elsewhere = library.rename(tmp_path / "elsewhere.so")
+    library.symlink_to(elsewhere)
+    assert not compile_library(source, tmp_path / "kept").is_symlink()
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_folder_that_others_may_write_to_is_refused(source: Path, tmp_path: Path, mode: int):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(CompilingError, match="others may write"):
+        compile_library(source, folder)
+    assert not list(folder.iterdir())
+
+
+@needs_compiler
+def test_a_library_that_others_may_write_to_is_compiled_again(source: Path, tmp_path: Path):
+    library = compile_library(source, tmp_path / "kept")
+    library.chmod(0o777)
+    assert not compile_library(source, tmp_path / "kept").stat().st_mode & 0o022
+
+
+@needs_compiler
+def test_two_processes_may_compile_at_once(source: Path, tmp_path: Path):
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        tasks = [pool.submit(compile_library, source, tmp_path / "kept") for _ in range(4)]
+        libraries = {task.result() for task in tasks}
+    assert {answer(library) for library in libraries} == {42}
+    assert set((tmp_path / "kept").iterdir()) >= libraries
+
+
+@needs_compiler
+def test_what_the_compiler_says_is_the_reason(source: Path, tmp_path: Path):
+    source.write_text("this is not C++\n")
+    with pytest.raises(CompilingError, match="error"):
+        compile_library(source, tmp_path / "kept")
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_without_a_compiler(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    with pytest.raises(CompilingError, match="no C\\+\\+ compiler"):
+        compile_library(source, tmp_path / "kept")
+
+
+@needs_compiler
+def test_a_folder_that_cannot_be_made(source: Path, tmp_path: Path):
+    with pytest.raises(CompilingError, match="Not a directory"):
+        compile_library(source, source / "kept")
