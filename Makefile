@@ -7,6 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 WORKERS ?= 2
 # What `make test-gguf` runs.
 LLAMA_TESTS ?= tests/gguf tests/llama_cpp $(wildcard tests/export/test_gguf*.py)
+# Options of `make bench`.
+BENCH ?=
 # torch for GPUs brings a Triton of its own; for CPUs this one interprets the kernels in tests.
 TRITON ?= triton==3.6.0
 # How long `make fuzz` takes.
@@ -20,7 +22,7 @@ export TOKENIZERS_PARALLELISM = false
 VENV_MIN := .venv-min
 INSTALL_MIN := $(VENV_MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt
 
-.PHONY: help demo demo-real test test-all test-min fuzz test-gguf lint format docs scores scores-real clean
+.PHONY: help demo demo-real test test-all test-min fuzz test-gguf bench lint format docs scores scores-real clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | while IFS="$$(printf '\t')" read -r name text; do \
@@ -47,6 +49,9 @@ test-gguf: $(VENV)/installed-llama  ## the tests of GGUF files in llama.cpp itse
 
 fuzz: $(VENV)/installed-fuzz  ## fuzz what comes from outside, with hypothesis and atheris (MINUTES=30)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+bench: $(VENV)/installed-dev  ## ratios of times, which must not be worse than the recorded ones (BENCH="--record")
+	$(BIN)/python -m benchmarks.ratios $(BENCH)
 
 lint: $(VENV)/installed-dev  ## ruff, formatting, mypy
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConf
 from benchmarks.shapes import SHAPES, write_adapter, write_base
 
 Times = dict[str, list[float]]
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -71,14 +72,20 @@ def settle(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
 
 
+def base_folder(options: argparse.Namespace, scratch: Path) -> Path:
+    """The folder of a random base as the options say, which is written if it is not there."""
+    shape: str = options.shape
+    folder = Path(options.base or scratch) / shape
+    if not (folder / "tokenizer.json").exists():  # which is written last
+        progress(f"writing a random base of shape {shape}")
+        write_base(folder, shape, options.device)
+    return folder
+
+
 def random_base(options: argparse.Namespace, scratch: Path) -> Base:
     """A random base as the options say."""
     quantization = None if options.quantization == "none" else options.quantization
-    folder = Path(options.base or scratch) / options.shape
-    if not (folder / "tokenizer.json").exists():  # which is written last
-        progress(f"writing a random base of shape {options.shape}")
-        write_base(folder, options.shape, options.device)
-    return load_base(folder, quantization=quantization, device=options.device)
+    return load_base(base_folder(options, scratch), quantization=quantization, device=options.device)
 
 
 def random_adapters(
@@ -137,6 +144,7 @@ def machine(device: str) -> dict[str, Any]:
         "processor": next(names, platform.processor()),
         "cores": os.cpu_count(),
         "avx512_bf16": "avx512_bf16" in flags,
+        "instructions": [name for name in INSTRUCTIONS if f" {name}" in flags],
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],

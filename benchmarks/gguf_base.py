@@ -9,68 +9,36 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
-import llama_cpp
-import numpy as np
+from adapterhub.gguf.architectures import Architecture
+from adapterhub.gguf.hyperparameters import hyperparameters
+from adapterhub.gguf.model import write_gguf
+from adapterhub.gguf.weights import model_weights
+from adapterhub.llama_cpp.bindings import library
+from benchmarks.shapes import SHAPES, write_base
 
-from benchmarks.shapes import SHAPES, VOCABULARY
 
+def write_q4_0(folder: Path, file: Path) -> None:
+    """Writes a base for llama.cpp: in 16 bits, which llama.cpp then brings to 4.
 
-def write_gguf(file: Path, shape: str) -> None:
-    """Writes the base in 16 bits, and has llama.cpp bring it to 4."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "f16.gguf"
-        _write(whole, **SHAPES[shape])
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
-        if llama_cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), settings):
+    Args:
+        folder: The base, in transformers' format.
+        file: The new file.
+    """
+    llama = library()
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        whole, architecture = Path(scratch) / "f16.gguf", Architecture.of_folder(folder)
+        fields = {
+            "general.type": "model",
+            **hyperparameters(architecture),
+            "tokenizer.ggml.model": "no_vocab",
+        }
+        write_gguf(whole, architecture.name, fields, model_weights(folder, architecture), "f16")
+        settings = llama.llama_model_quantize_default_params()
+        settings.ftype = llama.LLAMA_FTYPE_MOSTLY_Q4_0
+        if llama.llama_model_quantize(str(whole).encode(), str(file).encode(), settings):
             raise RuntimeError("llama.cpp could not quantise the base.")
-
-
-def _write(
-    file: Path,
-    hidden_size: int,
-    intermediate_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-) -> None:
-    writer = gguf.GGUFWriter(str(file), "llama")
-    writer.add_context_length(2048)
-    writer.add_embedding_length(hidden_size)
-    writer.add_feed_forward_length(intermediate_size)
-    writer.add_block_count(num_hidden_layers)
-    writer.add_head_count(num_attention_heads)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("none")
-    for name, tensor in _tensors(hidden_size, intermediate_size, num_hidden_layers):
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _tensors(hidden: int, intermediate: int, layers: int) -> Iterator[tuple[str, np.ndarray]]:
-    random = np.random.default_rng(0)
-
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return (random.standard_normal((rows, columns), np.float32) * 0.02).astype(np.float16)
-
-    norm = np.ones(hidden, np.float32)
-    yield "token_embd.weight", matrix(VOCABULARY, hidden)
-    yield "output_norm.weight", norm
-    for layer in range(layers):
-        yield f"blk.{layer}.attn_norm.weight", norm
-        yield f"blk.{layer}.ffn_norm.weight", norm
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            yield f"blk.{layer}.{name}.weight", matrix(hidden, hidden)
-        for name in ("ffn_gate", "ffn_up"):
-            yield f"blk.{layer}.{name}.weight", matrix(intermediate, hidden)
-        yield f"blk.{layer}.ffn_down.weight", matrix(hidden, intermediate)
 
 
 def main() -> None:
@@ -81,7 +49,8 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="200m")
     args = parser.parse_args()
-    write_gguf(args.file, args.shape)
+    with tempfile.TemporaryDirectory() as folder:
+        write_q4_0(write_base(Path(folder), args.shape), args.file)
 
 
 if __name__ == "__main__":

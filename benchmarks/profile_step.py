@@ -26,7 +26,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from adapterhub.engine.decoding.sampler import Logits
-from adapterhub.engine.kv import packed_step
+from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 from benchmarks.common import parser, progress, random_adapters, random_base, report, settle, table, timed
 from benchmarks.contenders import Contender, Ours, StaticBatch, twin
@@ -64,7 +64,7 @@ def _named_parts() -> Iterator[None]:
     """Makes the profiler see which part of a step something belongs to."""
     with (
         patch.object(StackedLoraWeights, "apply", _named(ADAPTERS, StackedLoraWeights.apply)),
-        patch.object(packed_step._DecodeBatch, "attend", _named(ATTENTION, packed_step._DecodeBatch.attend)),
+        patch.object(AttentionMetadata, "attend_tokens", _named(ATTENTION, AttentionMetadata.attend_tokens)),
         patch.object(Logits, "of", _named(SAMPLING, Logits.of)),
         patch.object(torch.nn.functional, "linear", _named(LINEAR, torch.nn.functional.linear)),
         patch.object(bitsandbytes, "matmul_4bit", _named(LINEAR, bitsandbytes.matmul_4bit)),

@@ -123,7 +123,7 @@ def _served(base: str, quantization: str | None, registry: Path | None) -> dict[
             f"logits differ by {stats.proof_difference:.2g} of their standard deviation from those of the model's own "
             f"forward pass, {stats.proof_bound:.2g} is rounding; {stats.proof_seconds:.1f} s"
         )
-    return {"base": base, "kind": kind, "runner": stats.runner, "proof": proof}
+    return {"base": base, "kind": kind, "runner": stats.runner, "forward": stats.forward, "proof": proof}
 
 
 def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:

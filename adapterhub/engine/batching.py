@@ -10,6 +10,7 @@ sequences, and commands such as `pin`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections import deque
@@ -31,6 +32,7 @@ from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenO
 from adapterhub.engine.runner import EngineBase, Runner
 from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.choosing import make_runner
+from adapterhub.engine.runners.cuda_graphs import graphs_of
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
@@ -46,10 +48,12 @@ from adapterhub.errors import (
     RequestTooLongError,
     is_interrupt,
 )
-from adapterhub.lora.delta import ModuleDelta
+from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import adapter_rank, load_adapter_deltas, slot_weights
 from adapterhub.lora.request import BlendedLoraRequest
+
+_log = logging.getLogger(__name__)
 
 
 class BatchingEngine:
@@ -66,6 +70,7 @@ class BatchingEngine:
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
         prove_base: Whether `make_runner` proves that the runner computes what the base's model computes.
         batch_invariant: Whether `make_runner` makes one that computes an answer bit for bit the same in any company.
+        use_cuda_graph: Whether steps that decode are captured in CUDA graphs on a GPU.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
     Raises:
@@ -82,6 +87,7 @@ class BatchingEngine:
         generation_config: GenerationConfigSource = "auto",
         prove_base: bool = True,
         batch_invariant: bool = False,
+        use_cuda_graph: bool = False,
     ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
@@ -96,6 +102,7 @@ class BatchingEngine:
                 max_loras=self._limits.max_loras,
                 prove_base=prove_base,
                 batch_invariant=batch_invariant,
+                make_graph=graphs_of(base.device) if use_cuda_graph else None,
             )
         self._builder = SequenceBuilder(base)
         self._defaults = (
@@ -105,8 +112,8 @@ class BatchingEngine:
         )
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
-        self._runner_name, self._proof = runner.name, runner.proof
         self._batch_invariant = isinstance(runner, BatchInvariantRunner)
+        self._runner_name, self._forward_name, self._proof = runner.name, runner.forward, runner.proof
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
         self._inbox: deque[SequenceState] = deque()
@@ -226,6 +233,7 @@ class BatchingEngine:
             self._scheduler.stats(submitted=len(self._inbox)),
             runner=self._runner_name,
             batch_invariant=self._batch_invariant,
+            forward=self._forward_name,
             proof_difference=self._proof.difference if self._proof else None,
             proof_bound=self._proof.bound if self._proof else None,
             proof_seconds=self._proof.seconds if self._proof else None,
@@ -412,9 +420,21 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
         check(adapter)
         deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile
-        return deltas
+        return pinned(deltas) if base.device.type == "cuda" else deltas
 
     return load
+
+
+def pinned(deltas: Mapping[str, ModuleDelta]) -> Mapping[str, ModuleDelta]:
+    """The changes of an adapter with LoRA in pinned memory, or as they are where the system has no more of it."""
+    try:
+        return {
+            name: delta.pin_memory() if isinstance(delta, LoraDelta) else delta
+            for name, delta in deltas.items()
+        }
+    except RuntimeError as error:
+        _log.warning("An adapter is copied to the GPU from memory that is not pinned: %s", error)
+        return deltas
 
 
 def _completions(groups: Sequence[Sequence[SequenceState]]) -> list[list[Completion]]:

@@ -199,12 +199,16 @@ class Runner(Protocol):
 
     Attributes:
         name: How it computes a step, for `EngineStats.runner`.
+        forward: What computes the layers, for `EngineStats.forward`.
         proof: What shows that it computes the model; None if nothing was proved.
         adapter_bytes: Bytes of the adapters in LoRA slots; any thread may read it.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def forward(self) -> str: ...
 
     @property
     def proof(self) -> Proof | None: ...

@@ -46,7 +46,7 @@ class LlamaCppRunner:
         EngineError: Another engine owns the model.
     """
 
-    name = "llama.cpp"
+    name = forward = "llama.cpp"
     proof = None
 
     def __init__(self, base: GgufBase, limits: EngineLimits) -> None:

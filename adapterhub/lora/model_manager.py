@@ -6,7 +6,7 @@ weights, and an exception leaves no state behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,9 @@ class LoraModelManager:
         model: The base; modules that adapters change are wrapped in place when first needed.
         slots: Maximum number of resident adapters.
         dtype: The dtype of the adapters' weights and of their products; that of the base's activations.
+
+    Attributes:
+        version: Changes whenever modules of the model are replaced: when one is wrapped, and when all are unwrapped.
     """
 
     def __init__(self, model: Any, *, slots: int, dtype: torch.dtype) -> None:
@@ -51,6 +54,7 @@ class LoraModelManager:
         # By kind, and by the group of modules that hold their weights together.
         self._weights: dict[tuple[type[WrappedModule], str], SlotWeights] = {}
         self._wrapped: set[tuple[type[WrappedModule], str]] = set()
+        self.version = 0
 
     @property
     def slots(self) -> int:
@@ -61,6 +65,15 @@ class LoraModelManager:
     def bytes(self) -> int:
         """Memory of the adapters in slots."""
         return sum(weights.bytes for weights in list(self._weights.values()))  # a copy: see the class
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Another value whenever modules have been replaced, or the tensors of adapters may have moved."""
+        return self.version, sum(weights.version for weights in self._weights.values())
+
+    def can_replay(self, slots: Collection[int]) -> bool:
+        """Whether a step of adapters in these slots can be captured in a graph; see `StaticLoraMapping`."""
+        return not slots or all(weights.can_replay(slots) for weights in self._weights.values())
 
     def load(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Writes an adapter into a slot, replacing its content.
@@ -91,6 +104,7 @@ class LoraModelManager:
             self._model.set_submodule(name, base_layer_of(self._model.get_submodule(name)))
         self._wrapped.clear()
         self._weights.clear()
+        self.version += 1
 
     @contextmanager
     def using(self, mapping: LoraMapping | None, outputs: LoraMapping | None = None) -> Iterator[None]:
@@ -101,9 +115,9 @@ class LoraModelManager:
             outputs: The adapters of the tokens that the output layer gets, if those are not all.
         """
         before = self._current.mapping, self._current_outputs.mapping
-        self._current.mapping = mapping if mapping and mapping.runs else None
+        self._current.mapping = mapping if mapping and mapping.has_adapters else None
         if outputs:
-            self._current_outputs.mapping = outputs if outputs.runs else None
+            self._current_outputs.mapping = outputs if outputs.has_adapters else None
         else:
             self._current_outputs.mapping = self._current.mapping
         try:
@@ -121,6 +135,7 @@ class LoraModelManager:
         current = self._current_outputs if self._is_output(name, layer) else self._current
         self._model.set_submodule(name, kind(layer, name, self._weights[kind, group], current))
         self._wrapped.add((kind, name))
+        self.version += 1
 
     def _is_output(self, name: str, layer: Any) -> bool:
         """Whether a layer is the output layer, or one before it that stands behind the backbone too."""

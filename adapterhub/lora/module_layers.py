@@ -7,7 +7,7 @@ for adapters without them, and a step computes them adapter by adapter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -26,6 +26,8 @@ class SlotModules:
     Args:
         make: Makes it from an adapter's change of the module.
     """
+
+    version = 0
 
     def __init__(self, make: Callable[[Any], nn.Module]) -> None:
         self._make = make
@@ -47,6 +49,10 @@ class SlotModules:
         """Empties a slot; an empty one is not touched."""
         self._modules.pop(slot, None)
 
+    def can_replay(self, slots: Collection[int]) -> bool:
+        """Never: Python looks up which tokens an adapter has."""
+        return False
+
     def get(self, slot: int) -> nn.Module | None:
         """What a slot holds; None if its adapter does not change the module."""
         return self._modules.get(slot)
@@ -56,6 +62,9 @@ class ModuleWithSlots(WrappedModule):
     """A module that maps each token apart, and a module for each slot that changes its output.
 
     It takes the place of PEFT's `lora.Embedding`, `ModulesToSaveWrapper` and `TrainableTokensWrapper`.
+
+    Attributes:
+        base_forward: What computes the base's output; another may compute it in fewer operations.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class ModuleWithSlots(WrappedModule):
     ) -> None:
         super().__init__(base_layer, name, weights, current)
         self._weights = weights
+        self.base_forward: Callable[[torch.Tensor], torch.Tensor] = base_layer.__call__
 
     @classmethod
     def new_weights(cls, layer: nn.Module, *, slots: int, dtype: torch.dtype) -> SlotModules:
@@ -75,7 +85,7 @@ class ModuleWithSlots(WrappedModule):
             return self._of_one_adapter(x, mapping.only_slot)
         found = [(self._weights.get(slot), run) for slot, *run in mapping.runs] if mapping else []
         changed = [(module, start, stop) for module, (start, stop) in found if module is not None]
-        y: torch.Tensor = self.base_layer(x)
+        y: torch.Tensor = self.base_forward(x)
         if mapping is None or not changed:
             return y
         first = _tokens_first(x, mapping.end)
@@ -90,7 +100,7 @@ class ModuleWithSlots(WrappedModule):
         module = self._weights.get(slot)
         if isinstance(module, _Replacement):  # nobody needs the base's output
             return module.compute(x)
-        y: torch.Tensor = self.base_layer(x)
+        y: torch.Tensor = self.base_forward(x)
         return y if module is None else module(x, y)
 
 

@@ -220,7 +220,7 @@ class RunnerSeam:
         self.before_step: Callable[[Sequence[ScheduledSequence]], object] = lambda _: None
         self.after_load: Callable[[int, Mapping[str, ModuleDelta]], object] = lambda *_: None
         self.make_caches = inner.make_caches
-        self.name, self.proof = inner.name, inner.proof
+        self.name, self.forward, self.proof = inner.name, inner.forward, inner.proof
 
     @property
     def adapter_bytes(self) -> int:

@@ -13,8 +13,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adapterhub.engine.kv.attention import AttentionCall, PackedAttention
 from adapterhub.engine.kv.cache import KVCache, KVSlot
+from adapterhub.engine.kv.decode_kernel import DecodeKernel
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
-from adapterhub.engine.kv.packed_step import AttentionMetadata, QuerySpan
+from adapterhub.engine.kv.packed_call import QuerySpan
+from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.engine.kv.probing import AttentionLayer, AttentionProbe
 from adapterhub.engine.kv.shape import KVShape, LayerShape
 from adapterhub.errors import EngineError
@@ -72,10 +74,14 @@ scorings = st.builds(
 )
 
 
+@pytest.mark.parametrize("kernel", [None, DecodeKernel.find(CPU, torch.float32)], ids=["torch", "c++"])
 @settings(max_examples=60)
 @given(sequences, scorings, st.integers(0, 100))
 def test_every_sequence_attends_to_its_own_tokens(
-    sequences: list[tuple[int, int, bool, bool]], scoring: Scoring, seed: int
+    kernel: DecodeKernel | None,
+    sequences: list[tuple[int, int, bool, bool]],
+    scoring: Scoring,
+    seed: int,
 ):
     """(tokens before, tokens now, a large slot, takes part) for each; other slots may even hold NaN."""
     random = torch.Generator().manual_seed(seed)
@@ -100,7 +106,7 @@ def test_every_sequence_attends_to_its_own_tokens(
         for count, width in ((HEADS, WIDTH), (KV_HEADS, WIDTH), (KV_HEADS, VALUE_WIDTH))
     )
     mask = AttentionMask.of_window(scoring.window) if scoring.window else CAUSAL
-    step = AttentionMetadata(spans, CPU, torch.float32, [AttentionLayer(LAYER, mask=mask)])
+    step = AttentionMetadata(spans, CPU, torch.float32, [AttentionLayer(LAYER, mask=mask)], kernel)
     sinks = torch.tensor(scoring.sinks) if scoring.sinks else None
     got = step.attend(
         AttentionCall(torch.nn.Module(), q, k, v, WIDTH**-0.5, softcap=scoring.softcap, sinks=sinks)

@@ -110,7 +110,8 @@ def make_model(kind: str, **changes: Any) -> Any:
 
 
 def base_of(model: Any) -> Any:
-    return SimpleNamespace(model=model, device=torch.device("cpu"), compute_dtype=torch.float32)
+    dtypes = {"compute_dtype": torch.float32, "matmul_dtype": torch.float32}
+    return SimpleNamespace(model=model, device=torch.device("cpu"), **dtypes)
 
 
 def prompts() -> list[list[int]]:

@@ -35,6 +35,17 @@ def test_tokens_come_as_often_as_they_are_likely():
     assert ((counts / 20_000 - shares).abs() < 4 * (shares * (1 - shares) / 20_000).sqrt()).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_maximum_of_each_row_is_found_the_first_of_equal_ones_and_nan_if_there_is_one(dtype: torch.dtype):
+    rows = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rows[0, [7, 400]], rows[1, 999], rows[2, 3] = 50.0, torch.inf, torch.nan
+    first, second, third, last = Logits.of(rows)
+    assert (first.argmax, first.maximum) == (7, 50.0)
+    assert (second.argmax, second.maximum) == (999, float("inf"))
+    assert third.maximum != third.maximum
+    assert rows[3, last.argmax] == last.maximum == rows[3].max()
+
+
 @pytest.mark.parametrize("size", [2, 3000, 128_000])
 def test_what_is_not_allowed_is_never_drawn(size: int):
     allowed = torch.zeros(size, dtype=torch.bool)

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from adapterhub.engine.kv.shape import KVShape
@@ -73,37 +75,48 @@ class KVSlotPool:
         capacity: Maximum number of tokens in a slot.
 
     Attributes:
+        shape: The shape of one token's keys and values.
         slots: The used slots, by index.
         tensors: The keys of each layer, shape (slots, heads, capacity, width), then the values.
         alike: Indices of the tensors of each shape; most models have one.
+        version: Another object whenever tensors may have moved.
         states: Each of `KVShape.states` of all slots, shape (slots, *state).
     """
 
     def __init__(self, shape: KVShape, capacity: int) -> None:
         self.capacity = capacity
         self.slots: list[KVSlot] = []
-        self._shape = shape
+        self.shape = shape
         self._num_slots = 0
         # Heads and width of each tensor.
         self._sizes = [(layer.num_kv_heads, layer.key_width) for layer in shape.layers]
         self._sizes += [(layer.num_kv_heads, layer.value_width) for layer in shape.layers]
+        self._slot_bytes = (
+            np.array([h * w for h, w in self._sizes], np.int64) * capacity * shape.dtype.itemsize
+        )
         self.tensors = [self._zeros(index, 0) for index in range(len(self._sizes))]
         alike: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(self._sizes):
             alike.setdefault(size, []).append(index)
         self.alike = list(alike.values())
+        self.version = object()
         self.states = [self._empty_state(index, 0) for index in range(len(shape.states))]
 
     @property
     def allocated_tokens(self) -> int:
         """Tokens whose keys and values the allocated slots have room for, used or not."""
         # An average, rounded up: after a resize that ran out of memory the layers may differ.
-        return -(-sum(tensor.numel() for tensor in self.tensors) // (self._shape.numel_per_token or 1))
+        return -(-sum(tensor.numel() for tensor in self.tensors) // (self.shape.numel_per_token or 1))
 
     @property
     def bytes(self) -> int:
         """Bytes of the allocated slots; see `KVShape.states_bytes`."""
         return sum(tensor.nbytes for tensor in (*self.tensors, *self.states, *self.states))
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots, used or not."""
+        return self._num_slots
 
     @property
     def is_full(self) -> bool:
@@ -112,14 +125,20 @@ class KVSlotPool:
 
     def keys_and_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of a layer, shape (slots, heads, capacity, width) each."""
-        return self.tensors[layer], self.tensors[len(self._shape.layers) + layer]
+        return self.tensors[layer], self.tensors[len(self.shape.layers) + layer]
+
+    def addresses(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Where some slots begin in each of `tensors`, shape (tensors, slots); they change with the next `resize`."""
+        starts = np.array([tensor.data_ptr() for tensor in self.tensors], np.int64)
+        addresses: npt.NDArray[np.int64] = starts[:, None] + np.outer(self._slot_bytes, indices)
+        return addresses
 
     def resize(self, num_slots: int) -> None:
         """Changes the number of slots, which must not be below those in use.
 
         If memory runs out half-way, the used slots are as they were and the pool can be resized again.
         """
-        used = len(self.slots)
+        used, self.version = len(self.slots), object()
         self._num_slots = min(self._num_slots, num_slots)
         for index, old in enumerate(self.tensors):
             if old.shape[0] != num_slots:
@@ -171,14 +190,14 @@ class KVSlotPool:
 
     def _empty_state(self, index: int, num_slots: int) -> torch.Tensor:
         # A sequence's first step does not read it.
-        state = self._shape.states[index]
-        return torch.empty(num_slots, *state.shape, dtype=state.dtype, device=self._shape.device)
+        state = self.shape.states[index]
+        return torch.empty(num_slots, *state.shape, dtype=state.dtype, device=self.shape.device)
 
     def _zeros(self, index: int, num_slots: int) -> torch.Tensor:
         # Not `torch.empty`: see `free` about NaN.
         heads, width = self._sizes[index]
         return torch.zeros(
-            num_slots, heads, self.capacity, width, dtype=self._shape.dtype, device=self._shape.device
+            num_slots, heads, self.capacity, width, dtype=self.shape.dtype, device=self.shape.device
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,11 @@ class AttentionMask:
         """A token attends to itself and the last ones before, `window` in all."""
         return cls(lambda queries, keys: (keys <= queries) & (keys > queries - window), window)
 
+    @property
+    def hides_nothing(self) -> bool:
+        """Whether every query attends to all tokens before it."""
+        return self.causal_until == math.inf
+
     def up_to(self, length: int) -> AttentionMask:
         """The mask of a sequence of this length, the causal one where that is the same."""
         return CAUSAL if length <= self.causal_until else self
@@ -63,7 +69,7 @@ class AttentionMask:
         return torch.zeros(masked.shape, dtype=dtype, device=masked.device).masked_fill_(masked, -torch.inf)
 
 
-CAUSAL = AttentionMask(lambda queries, keys: keys <= queries, float("inf"))
+CAUSAL = AttentionMask(lambda queries, keys: keys <= queries, math.inf)
 
 
 def note_mask_function(*, mask_function: Callable[..., Any], device: torch.device, **_: Any) -> torch.Tensor:

@@ -2,48 +2,25 @@
 
 The tokens of a step are packed: ids of shape (1, tokens), sequence after sequence, most of them one token long (decode)
 and some a chunk of a prompt (prefill). All other layers treat tokens alike, so only this module knows which sequence a
-token belongs to. Sequences that decode are computed together, one call for each pool of KV slots; prefill chunks are
-computed one by one.
+token belongs to. Sequences that decode are computed together: all in one call of our own kernel where there is one, and
+with torch's operations in one call for each pool of KV slots. Prefill chunks are computed one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from adapterhub.engine.kv.attention import AttentionCall
-from adapterhub.engine.kv.cache import KVSlot, KVSlotPool
+from adapterhub.engine.kv.cache import KVSlotPool
+from adapterhub.engine.kv.decode_kernel import DecodeKernel, KernelDecode
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
+from adapterhub.engine.kv.packed_call import AttentionGroup, PackedCall, QuerySpan, attention_by_scores
 from adapterhub.engine.kv.probing import AttentionLayer
 
 _MAX_SCORES = 1 << 25  # 128 MiB in float32
-
-
-@dataclass(frozen=True)
-class QuerySpan:
-    """The tokens of one sequence in a step.
-
-    Attributes:
-        kv_slot: Its keys and values; the length is that before the step.
-        start: Index of its first token among the tokens of the step.
-        count: Number of tokens.
-    """
-
-    kv_slot: KVSlot
-    start: int
-    count: int
-
-
-class AttentionGroup(Protocol):
-    """Tokens of a step whose attention is computed together."""
-
-    def attend(self, call: PackedCall) -> None:
-        """Writes the attention of its tokens into `call.out`."""
-        ...
 
 
 class AttentionMetadata:
@@ -54,6 +31,7 @@ class AttentionMetadata:
         device: The device of the tokens.
         dtype: The dtype of keys and values.
         layers: The calls of attention in a forward pass, from the probe.
+        kernel: What computes sequences that decode; torch's operations if not given.
     """
 
     def __init__(
@@ -62,45 +40,53 @@ class AttentionMetadata:
         device: torch.device,
         dtype: torch.dtype,
         layers: Sequence[AttentionLayer],
+        kernel: DecodeKernel | None = None,
     ) -> None:
         decoding: dict[KVSlotPool, list[QuerySpan]] = {}
         for span in spans:
             if span.count == 1:
                 decoding.setdefault(span.kv_slot.pool, []).append(span)
-        self.groups: list[AttentionGroup] = [
-            _DecodeBatch(pool, of_pool, device, dtype) for pool, of_pool in decoding.items()
-        ]
+        self.groups: list[AttentionGroup] = []
+        if decoding and kernel:
+            self.groups.append(KernelDecode(kernel, decoding))
+        else:
+            self.groups += [_DecodeBatch(pool, of_pool, device, dtype) for pool, of_pool in decoding.items()]
         self.groups += [_PrefillChunk(span, device, dtype) for span in spans if span.count > 1]
         self._layers = iter(layers)
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """Computes the next call of the forward pass; see `AttentionStep.attend`."""
-        layer = next(self._layers)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
+        return self.attend_tokens(q, k, v, call.scale, softcap=call.softcap, sinks=call.sinks)[None]
+
+    def attend_tokens(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        *,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The same without views.
+
+        Args:
+            q: Shape (tokens, heads, key_width).
+            k: Shape (tokens, kv_heads, key_width).
+            v: Shape (tokens, kv_heads, value_width).
+            scale: As in `AttentionCall`, and the rest too.
+            softcap: Bound of the scores.
+            sinks: Shape (heads,).
+
+        Returns:
+            Shape (tokens, heads, value_width), contiguous.
+        """
         out = q.new_empty((*q.shape[:2], v.shape[-1]))
-        packed = PackedCall(layer, q, k, v, out, call.scale, call.softcap, call.sinks)
+        packed = PackedCall(next(self._layers), q, k, v, out, scale, softcap, sinks)
         for group in self.groups:
             group.attend(packed)
-        return out[None]
-
-
-@dataclass(slots=True)
-class PackedCall:
-    """The inputs of one layer, packed tensors of shape (tokens, heads, width), and where its output goes."""
-
-    layer: AttentionLayer
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    out: torch.Tensor
-    scale: float
-    softcap: float | None
-    sinks: torch.Tensor | None
-
-    @property
-    def has_plain_scores(self) -> bool:
-        """Whether PyTorch's own attention computes it."""
-        return self.softcap is None and self.sinks is None
+        return out
 
 
 class _DecodeBatch:
@@ -224,32 +210,3 @@ class _PrefillChunk:
             positions = torch.arange(self._end, device=self._device)
             self._masks[mask] = mask.additive(positions[self._past :, None], positions, self._dtype)
         return self._masks[mask]
-
-
-def attention_by_scores(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, call: PackedCall
-) -> torch.Tensor:
-    """Attention whose scores are capped or which has sinks; PyTorch's own has neither.
-
-    Args:
-        queries: Shape (batch, kv_heads, rows, key_width); the rows are the tokens of each head that shares a key head.
-        keys: Shape (batch, kv_heads, length, key_width).
-        values: Shape (batch, kv_heads, length, value_width).
-        mask: What is added to the scores, of a shape that broadcasts to (batch, 1, rows, length).
-        call: The rest.
-
-    Returns:
-        Shape (batch, kv_heads, rows, value_width).
-    """
-    scores = queries @ keys.transpose(-1, -2) * call.scale
-    if call.softcap is not None:
-        scores = scores.div_(call.softcap).tanh_().mul_(call.softcap)
-    scores = scores.float().add_(mask)
-    if call.sinks is None:
-        return scores.softmax(-1).to(values.dtype) @ values
-    kv_heads, rows = queries.shape[1:3]
-    sinks = (
-        call.sinks.float().repeat_interleave(kv_heads * rows // len(call.sinks)).view(1, kv_heads, rows, 1)
-    )
-    scores = torch.cat([scores, sinks.expand(len(scores), -1, -1, -1)], dim=-1)
-    return scores.softmax(-1)[..., :-1].to(values.dtype) @ values

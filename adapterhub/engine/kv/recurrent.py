@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adapterhub.engine.kv.packed_step import QuerySpan
+from adapterhub.engine.kv.packed_call import QuerySpan
 from adapterhub.engine.kv.stateful_layers import StatefulLayer, is_of_tokens
 from adapterhub.engine.kv.states import StateBatch
 from adapterhub.errors import EngineError

@@ -16,7 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVSlot, KVSlotPool
 from adapterhub.engine.kv.masks import AttentionMask
-from adapterhub.engine.kv.packed_step import AttentionMetadata, PackedCall, attention_by_scores
+from adapterhub.engine.kv.packed_call import AttentionGroup, PackedCall, attention_by_scores
+from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.engine.kv.probing import AttentionLayer
 
 _KEY_BLOCK = MIN_SLOT_TOKENS
@@ -57,7 +58,7 @@ class TokenAttention(AttentionMetadata):
         layers: Sequence[AttentionLayer],
     ) -> None:
         super().__init__([], device, dtype, layers)
-        self.groups = [_Tokens(queries, padding, device, dtype)]
+        self.groups: list[AttentionGroup] = [_Tokens(queries, padding, device, dtype)]
 
 
 class _Tokens:

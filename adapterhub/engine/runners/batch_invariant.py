@@ -44,12 +44,22 @@ class _Token:
     needs_logits: bool
 
 
+@dataclass(frozen=True)
+class _Outputs:
+    """Rows of logits in a forward pass: the token and the LoRA slot of each, and which of them are wanted."""
+
+    indices: Sequence[int]
+    slots: Sequence[int | None]
+    wanted: Sequence[int]
+
+
 class BatchInvariantRunner(PackedRunner):
     """A `PackedRunner` whose logits for a sequence do not depend on what else is in the batch.
 
     Args:
         base: As for `PackedRunner`.
         max_loras: As there.
+        native: As there.
 
     Raises:
         EngineError: As there, or the model keeps a state for each sequence.
@@ -58,8 +68,8 @@ class BatchInvariantRunner(PackedRunner):
         sizes: The numbers of tokens in a forward pass, rising.
     """
 
-    def __init__(self, base: Base, *, max_loras: int) -> None:
-        super().__init__(base, max_loras=max_loras)
+    def __init__(self, base: Base, *, max_loras: int, native: bool = True) -> None:
+        super().__init__(base, max_loras=max_loras, native=native)
         self.sizes: tuple[int, ...] = (1,)
         try:
             if self._recurrent:
@@ -91,8 +101,9 @@ class BatchInvariantRunner(PackedRunner):
     def _compute(self, tokens: Sequence[_Token]) -> torch.Tensor:
         """The logits of those tokens that need them. The padding comes first: it has no adapter."""
         padding = self._padding(len(tokens))
-        kept = [index for index, token in enumerate(tokens) if token.needs_logits]
-        output_padding = self._padding(len(kept))
+        slots = [None] * padding + [token.lora_slot for token in tokens]
+        kept = [padding + index for index, token in enumerate(tokens) if token.needs_logits]
+        outputs = self._outputs(slots, kept)
         step = TokenAttention(
             [token.query for token in tokens],
             padding,
@@ -100,24 +111,26 @@ class BatchInvariantRunner(PackedRunner):
             self._base.compute_dtype,
             self._attention_layers,
         )
-        slots = [token.lora_slot for token in tokens]
-        mapping = self._token_mapping([None] * padding + slots)
-        outputs = self._token_mapping([None] * output_padding + [slots[index] for index in kept])
-        with self._lora.using(mapping, outputs):
+        mapping = LoraMapping.of_tokens(slots, device=self._device)
+        with self._lora.using(mapping, LoraMapping.of_tokens(outputs.slots, device=self._device)):
             logits = self._run_model(
                 [0] * padding + [token.token_id for token in tokens],
                 [0] * padding + [token.query.position for token in tokens],
-                [0] * output_padding + [padding + index for index in kept],
+                list(outputs.indices),
                 step,
             )
-        return logits[output_padding:]
+        return logits[torch.tensor(outputs.wanted, dtype=torch.long, device=self._device)]
+
+    def _outputs(self, slots: Sequence[int | None], kept: Sequence[int]) -> _Outputs:
+        padding = self._padding(len(kept))
+        if padding + len(kept) == len(slots):  # a forward pass takes as many for all of them, in their order
+            return _Outputs(range(len(slots)), slots, kept)
+        indices, of_kept = [0] * padding + [*kept], [slots[index] for index in kept]
+        return _Outputs(indices, [None] * padding + of_kept, range(padding, len(indices)))
 
     def _padding(self, count: int) -> int:
         """How many rows fill a product of `count` rows up to one of the sizes; none if there is nothing to compute."""
         return next(size for size in self.sizes if size >= count) - count if count else 0
-
-    def _token_mapping(self, slots: Sequence[int | None]) -> LoraMapping:
-        return LoraMapping.of_tokens(slots, device=self._device)
 
     def _find_sizes(self) -> tuple[int, ...]:
         """The sizes at which the model computes the same bits; the best ones, if there are several such sets."""

@@ -38,7 +38,9 @@ class RowRunner:
         EngineError: The model is no decoder, or `generate` cannot run it.
     """
 
+    has_graphs = False
     name = "row by row"
+    forward = "transformers"
     proof: Proof | None = None
 
     def __init__(self, base: Base, *, max_loras: int) -> None:

@@ -46,20 +46,19 @@ class CpuLibrary:
 
     Attributes:
         path: The library.
-        functions: By the dtypes of factors and of inputs and outputs.
+        functions: By the dtype of factors, inputs and outputs.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         library = ctypes.CDLL(str(path))
-        self.functions: dict[tuple[torch.dtype, torch.dtype], Callable[..., None]] = {}
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        for factor, factor_name in _NAMES.items():
-            for value, value_name in _NAMES.items():
-                function = getattr(library, f"add_lora_{factor_name}_{value_name}")
-                function.argtypes = (pointer, pointer, number, pointer, number, pointer, number, number)
-                function.restype = None
-                self.functions[factor, value] = function
+        self.functions: dict[torch.dtype, Callable[..., None]] = {}
+        for dtype, name in _NAMES.items():
+            function = getattr(library, f"add_lora_{name}")
+            function.argtypes = (pointer, pointer, number, pointer, number, pointer, number, number)
+            function.restype = None
+            self.functions[dtype] = function
 
 
 class CpuKernels:
@@ -71,13 +70,12 @@ class CpuKernels:
     """
 
     name = "c++"
+    can_replay = False
 
     def __init__(self, library: CpuLibrary, stack: LoraStack) -> None:
         self._torch = TorchOps(stack)
-        dtype = stack.lora_a.dtype
-        self._functions = {
-            value: run for (factor, value), run in library.functions.items() if factor is dtype
-        }
+        self._dtype = stack.lora_a.dtype
+        self._function = library.functions.get(self._dtype)
         self._slots, self._in, self._rank = len(stack.lora_a), stack.lora_a.shape[1], stack.rank
         # The structures hold addresses in the stack, which lives as long as they do.
         self._stack = stack
@@ -88,16 +86,14 @@ class CpuKernels:
 
     def add_lora(self, layer: str, x: torch.Tensor, y: torch.Tensor, mapping: LoraMapping) -> None:
         """Adds the adapters' products to a layer's output; see `LoraKernels.add_lora`."""
-        run = self._functions.get(x.dtype)
-        if run is None or y.dtype is not x.dtype or y.requires_grad:
+        tokens, width = y.shape
+        table = mapping.run_table(tokens)
+        run = self._function
+        long = table.longest > _MAX_TOKENS_PER_ADAPTER
+        if run is None or long or not x.dtype is y.dtype is self._dtype or y.requires_grad:
             self._torch.add_lora(layer, x, y, mapping)
             return
         structure, out = self._layers[layer]
-        tokens, width = y.shape
-        table = mapping.run_table(tokens)
-        if table.longest > _MAX_TOKENS_PER_ADAPTER:
-            self._torch.add_lora(layer, x, y, mapping)
-            return
         if x.ndim != 2:
             x = x.reshape(-1, x.shape[-1])
         if x.stride(1) != 1:

@@ -55,8 +55,7 @@ def product(stack: LoraStack, layer: str, x: torch.Tensor, slots: list[int | Non
 
 
 @needs_library
-@pytest.mark.parametrize("value", DTYPES, ids=str)
-@pytest.mark.parametrize("factor", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(
     runs=runs.map(sorted),
     base=st.integers(0, 3),
@@ -65,18 +64,18 @@ def product(stack: LoraStack, layer: str, x: torch.Tensor, slots: list[int | Non
     rank=st.integers(1, 9),
     gap=st.integers(0, 3),
 )
-def test_sums_are_those_of_float64_rounded_once(factor, value, runs, base, width, out, rank, gap):
-    stack = make_stack(width, {"other": 3, "layer": out}, rank, factor)
+def test_sums_are_those_of_float64_rounded_once(dtype, runs, base, width, out, rank, gap):
+    stack = make_stack(width, {"other": 3, "layer": out}, rank, dtype)
     slots = [None] * base + [slot for slot, count in runs for _ in range(count)]
     random = torch.Generator().manual_seed(1)
-    x = torch.randn(len(slots), width, generator=random).to(value)
+    x = torch.randn(len(slots), width, generator=random).to(dtype)
     # The rows of the output lie in a wider tensor, as those of one of several layers that are computed together.
-    around = torch.randn(len(slots), out + 2 * gap, generator=random).to(value)
+    around = torch.randn(len(slots), out + 2 * gap, generator=random).to(dtype)
     y, before = around[:, gap : gap + out], around.clone()
     compiled()(stack).add_lora("layer", x, y, LoraMapping(runs, num_base_tokens=base))
     added = product(stack, "layer", x, slots)
     exact = before[:, gap : gap + out].double() + added
-    rounding = torch.finfo(value).eps / 2 * exact.abs() if value is torch.bfloat16 else 0
+    rounding = torch.finfo(dtype).eps / 2 * exact.abs() if dtype is torch.bfloat16 else 0
     terms = product(
         LoraStack(
             stack.lora_a.abs(), {name: b.abs() for name, b in stack.lora_b.items()}, stack.columns, rank
