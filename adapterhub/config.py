@@ -138,9 +138,9 @@ class HubConfig(BaseModel):
     """A branch, tag or commit, where `base` is a hub id."""
     engine: Literal["transformers", "llama.cpp"] = "transformers"
     """What computes: `transformers` or `llama.cpp`."""
-    quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
-    """Quantisation of the base's linear layers; `none` leaves them unquantised. llama.cpp has `int8`, its default, and
-    `none`."""
+    quantization: Literal["auto", "nf4", "fp4", "int4", "int8", "int8_weight_only"] | None = "auto"
+    """Quantisation of the base's linear layers; `none` leaves them unquantised. `auto` is `int4` on a CPU that torch
+    has a 4-bit kernel for and bitsandbytes has not, else `nf4`; llama.cpp's is `int8`, and it has `none` besides."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The dtype of activations; `auto` is float32 on a CPU, bfloat16 on a GPU. With `auto` a CPU with AVX512-BF16
     multiplies 4-bit weights in bfloat16, which is fast; `float32` is float32 throughout."""

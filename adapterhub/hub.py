@@ -699,8 +699,10 @@ def _file_type(config: HubConfig, name: str) -> FileType:
             raise _no_setting(
                 setting, given[setting], "It computes as the types of the file's weights ask for."
             )
-    quantization = given.get("quantization", "int8")
-    if given.get("quantization") and gguf_file(name):
+    quantization = given.get("quantization", "auto")
+    if quantization == "auto":
+        return "q8_0"
+    if quantization and gguf_file(name):
         raise _no_setting("quantization", quantization, "The weights are stored as the GGUF file has them.")
     if quantization not in ("int8", None):
         raise _no_setting(

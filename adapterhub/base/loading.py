@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from bitsandbytes.functional import has_avx512bf16
@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub.base.auto_class import text_class, whole_class, why_no_decoder
+from adapterhub.base.auto_quantization import auto_quantization
 from adapterhub.base.dense_threshold import choose_dense_thresholds
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
@@ -23,9 +24,10 @@ from adapterhub.base.packed_linear import take_packed_layers
 from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing, matmul_dtype
 from adapterhub.base.stored_quantization import stored_quantization
 from adapterhub.base.tokenizer_files import TokenizerFiles
+from adapterhub.base.weight_only import WeightOnlyQuantization
 from adapterhub.errors import ConfigError, EngineError
 
-Quantization = Literal["nf4", "fp4", "int8"]
+Quantization = Literal["nf4", "fp4", "int8"] | WeightOnlyQuantization
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -133,7 +135,7 @@ def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
 def load_base(
     model: str | Path,
     *,
-    quantization: Quantization | None = "nf4",
+    quantization: Quantization | Literal["auto"] | None = "auto",
     compute_dtype: ComputeDtype = "auto",
     device: str = "auto",
     revision: str | None = None,
@@ -145,12 +147,15 @@ def load_base(
 
     Args:
         model: `"adapterhub-demo"`, a folder, a GGUF file, or a hub id.
-        quantization: `"nf4"` or `"fp4"` (4 bits, double quantisation), `"int8"`, or None for unquantised weights. A
-            base whose files are quantised by bitsandbytes stays as it is stored, whatever is asked for.
+        quantization: `"auto"` is 4 bits: `"int4"` on a CPU that torch has a kernel for and bitsandbytes has not, else
+            `"nf4"`. `"nf4"` and `"fp4"` (double quantisation) and `"int8"` are bitsandbytes'; `"int4"` (groups of 32
+            with a scale and an offset) and `"int8_weight_only"` are multiplied by torch's kernels, on CPUs. None leaves
+            weights unquantised. A base whose files are quantised by bitsandbytes stays as it is stored, whatever is
+            asked for.
         compute_dtype: `"auto"` is bfloat16 on a GPU that has it, else float16; on a CPU it is float32
             (`benchmarks/compute_dtype.py` has the figures), but bitsandbytes' fast kernel multiplies 4-bit weights in
-            bfloat16 where the CPU has AVX512-BF16. `"float32"` and `"float16"` are kept, without that kernel. For
-            training it is bfloat16 on such a CPU.
+            bfloat16 where the CPU has AVX512-BF16, and so do torch's for `"int4"` and `"int8_weight_only"`.
+            `"float32"` and `"float16"` are kept, without those kernels. For training it is bfloat16 on such a CPU.
         device: `"auto"` (the first GPU if there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
         revision: A branch, tag or commit, where `model` is a hub id.
         trust_remote_code: Run Python code of the repository.
@@ -164,7 +169,14 @@ def load_base(
     fingerprint = BaseFingerprint.of(folder)
     target_device = _device(device)
     dtype = _dtype(compute_dtype, target_device, training=training)
-    stored, asked = stored_quantization(folder), _quantization_config(quantization, dtype)
+    if quantization == "auto":
+        quantization = auto_quantization(target_device, training=training).quantization
+    # The kernels compute in bfloat16, whatever the dtype of activations.
+    may_round = compute_dtype in ("auto", "bfloat16") and not training
+    stored = stored_quantization(folder)
+    if not stored:
+        _refuse_weight_only(quantization, target_device, training=training)
+    asked = _quantization_config(quantization, dtype, dense=not may_round)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if reason := why_no_decoder(config):
@@ -188,10 +200,8 @@ def load_base(
     if stored:
         convert_unquantized(loaded, dtype)
     loaded.eval().requires_grad_(False)
-    # bitsandbytes' kernel for packed weights computes in bfloat16, whatever the compute dtype.
-    may_pack = compute_dtype in ("auto", "bfloat16") and not training
-    disable_weight_packing(loaded, only_unsupported=may_pack)
-    if may_pack:
+    disable_weight_packing(loaded, only_unsupported=may_round)
+    if may_round:
         choose_dense_thresholds(take_packed_layers(loaded))
     return Base(loaded, tokenizer, str(model), folder, fingerprint, stored or quantization, dtype)
 
@@ -257,8 +267,12 @@ def _not_loaded(model: str | Path, error: Exception) -> ConfigError:
     )
 
 
-def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def _quantization_config(quantization: Quantization | None, dtype: torch.dtype, *, dense: bool) -> Any:
     match quantization:
+        case "int4" | "int8_weight_only":
+            from adapterhub.base.weight_only_loading import WeightOnlyConfig
+
+            return WeightOnlyConfig(quantization, dtype if dense else None)
         case "nf4" | "fp4":
             return BitsAndBytesConfig(
                 load_in_4bit=True,
@@ -270,7 +284,25 @@ def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) 
             return BitsAndBytesConfig(load_in_8bit=True)
         case None:
             return None
-    raise ConfigError(f"There is no quantisation {quantization!r}.", hint="Use 'nf4', 'fp4', 'int8' or None.")
+    names = ("auto", *(name for one in get_args(Quantization) for name in get_args(one) or [one]))
+    raise ConfigError(
+        f"There is no quantisation {quantization!r}.", hint=f"Use {', '.join(map(repr, names))} or None."
+    )
+
+
+def _refuse_weight_only(quantization: Quantization | None, device: str, *, training: bool) -> None:
+    if quantization not in get_args(WeightOnlyQuantization):
+        return
+    if training:
+        raise ConfigError(
+            f"No gradient flows through weights that are stored in {quantization!r}.",
+            hint="Train with 'nf4', 'int8' or None; the adapter can be served on any quantisation of its base.",
+        )
+    if device != "cpu":
+        raise ConfigError(
+            f"{quantization!r} is multiplied by kernels for CPUs, not on {device!r}.",
+            hint="Use 'nf4' or 'int8', or device='cpu'.",
+        )
 
 
 def _refuse_missing_weights(base: str, missing: list[str]) -> None:

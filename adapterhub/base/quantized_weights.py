@@ -20,6 +20,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from adapterhub.base.weight_only import WeightOnlyLinear
 from adapterhub.errors import InvalidRequestError
 
 _PACKED_ROWS = 32
@@ -59,18 +60,22 @@ def convert_unquantized(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def matmul_dtype(model: nn.Module, compute_dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which linear layers multiply: bfloat16 where bitsandbytes packs or will pack 4-bit weights.
+    """The dtype in which linear layers multiply: bfloat16 where the kernel of quantised weights takes nothing else.
 
     Args:
         model: Any module tree.
         compute_dtype: The dtype of its activations.
     """
-    packing = any(
-        layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu"
-        for layer in model.modules()
-        if isinstance(layer, Linear4bit)
-    )
-    return torch.bfloat16 if packing else compute_dtype
+    return torch.bfloat16 if any(map(_rounds_to_bfloat16, model.modules())) else compute_dtype
+
+
+def _rounds_to_bfloat16(layer: nn.Module) -> bool:
+    """Whether bitsandbytes packs or will pack the layer's weights, or torch's kernel multiplies them."""
+    if isinstance(layer, WeightOnlyLinear):
+        return layer.dense_dtype is None
+    if not isinstance(layer, Linear4bit):
+        return False
+    return bool(layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu")
 
 
 def is_packed(layer: Linear4bit) -> bool:
@@ -82,8 +87,8 @@ def dequantize_module_weight(layer: nn.Module) -> torch.Tensor:
     """The weight of a linear layer in float32, dequantised if need be, as PEFT's function of this name.
 
     Args:
-        layer: `nn.Linear`, `Conv1D`, `Linear4bit` (packed or not) or `Linear8bitLt`. It is not changed. Accelerate may
-            have left its weight on disk.
+        layer: `nn.Linear`, `Conv1D`, `WeightOnlyLinear`, `Linear4bit` (packed or not) or `Linear8bitLt`. It is not
+            changed. Accelerate may have left its weight on disk.
 
     Returns:
         A matrix of shape (out_features, in_features).
@@ -91,6 +96,8 @@ def dequantize_module_weight(layer: nn.Module) -> torch.Tensor:
     Raises:
         InvalidRequestError: The module is not a linear layer.
     """
+    if isinstance(layer, WeightOnlyLinear):
+        return layer.dequantize(torch.float32)
     if isinstance(layer, Linear4bit):
         return _dequantize_4bit(layer)
     if isinstance(layer, Linear8bitLt):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _PARAMETERS = {"weight", "bias"}
-_PLAIN = ("torch.nn.", "bitsandbytes.nn.")
+_PLAIN = ("torch.nn.", "bitsandbytes.nn.", "adapterhub.base.")
 
 
 def embedding_shape(module: Any) -> tuple[int, int] | None:

@@ -30,8 +30,8 @@ class ChatConfig(BaseModel):
     """`adapterhub-demo`, a folder, a GGUF file or a hub id. Without it, the one that the cards name."""
     engine: Literal["transformers", "llama.cpp"] | None = None
     """What computes; transformers if nothing says otherwise."""
-    quantization: Literal["nf4", "fp4", "int8", "none"] | None = None
-    """How the base is stored; nf4 if nothing says otherwise."""
+    quantization: Literal["auto", "nf4", "fp4", "int4", "int8", "int8_weight_only", "none"] | None = None
+    """How the base is stored; auto if nothing says otherwise."""
     device: str | None = None
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     trust_remote_code: bool | None = None

@@ -47,8 +47,8 @@ class SuggestingGroup(click.Group):
 
 quantization_option = click.option(
     "--quantization",
-    type=click.Choice(["nf4", "fp4", "int8", "none"]),
-    help="How the base is stored.  [default: nf4]",
+    type=click.Choice(["auto", "nf4", "fp4", "int4", "int8", "int8_weight_only", "none"]),
+    help="How the base is stored; auto is nf4 or int4, by the processor.  [default: auto]",
 )
 
 

@@ -226,7 +226,7 @@ def test_a_stop_string_ends_the_text_before_it(engine):
 def test_a_special_token_can_be_a_stop_string(seams, engine):
     number = engine.tokenizer.convert_tokens_to_ids("<|im_start|>")
     certain = torch.nn.functional.one_hot(torch.tensor(number), 320).float()
-    handle = seams.base.model.lm_head.register_forward_hook(lambda *_: certain.expand(1, 1, -1))
+    handle = seams.base.model.lm_head.register_forward_hook(lambda _, __, out: certain.expand_as(out))
     answer = engine.generate([request(PROMPTS[0], stop="<|im_start|>")])[0][0]
     handle.remove()
     assert (answer.token_ids, answer.text, answer.finish_reason) == ((number,), "", "stop")
@@ -450,16 +450,16 @@ def test_a_step_that_fails_once_fails_no_sequence_of_a_batch(seams: Seams, engin
     assert len(calls) > at
 
 
-def test_a_forward_that_fails_within_a_layer_leaves_the_kv_slots_right(seams: Seams, engine, batch):
-    """Keys and values of the first layer are written by then."""
+def test_a_forward_that_fails_after_a_layer_leaves_the_kv_slots_right(seams: Seams, engine, batch):
+    """Keys and values are written by then."""
     wanted, calls = [tokens(engine, one) for one in batch], []
 
     def fails(*_: object) -> None:
         calls.append(1)
         if len(calls) in (1, 4):
-            raise RuntimeError("in the last layer")
+            raise RuntimeError("in the output layer")
 
-    handle = seams.base.model.model.layers[-1].register_forward_pre_hook(fails)
+    handle = seams.base.model.lm_head.register_forward_pre_hook(fails)
     got = [list(one[0].token_ids) for one in engine.generate(batch)]
     handle.remove()
     assert got == wanted

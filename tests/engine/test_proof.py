@@ -57,7 +57,16 @@ def test_what_is_packed_is_proved(folders, kind: str):
 
 @pytest.mark.parametrize(
     ("quantization", "dtype"),
-    [("nf4", "auto"), ("nf4", "float32"), ("int8", "float32"), (None, "bfloat16"), (None, "float16")],
+    [
+        ("nf4", "auto"),
+        ("nf4", "float32"),
+        ("int8", "float32"),
+        ("int4", "auto"),
+        ("int4", "float32"),
+        ("int8_weight_only", "bfloat16"),
+        (None, "bfloat16"),
+        (None, "float16"),
+    ],
 )
 def test_the_proof_holds_in_every_precision(folders, quantization: Any, dtype: Any):
     base = load_base(folders["llama"], quantization=quantization, compute_dtype=dtype, device="cpu")

@@ -65,8 +65,8 @@ class LlamaForward:
     def bind(self) -> None:
         """Looks up the modules; to be called when some have been replaced."""
         decoder = self._decoder
-        self._embed, self._norm = decoder.embed_tokens.forward, self._norms(decoder.norm)
-        self._head: Operation = self._model.get_output_embeddings().forward
+        self._embed, self._norm = decoder.embed_tokens, self._norms(decoder.norm)
+        self._head: Operation = self._model.get_output_embeddings()
         self.layers = [
             LlamaLayer(layer, kind, self._norms)
             for layer, kind in zip(decoder.layers, self._kinds, strict=True)
