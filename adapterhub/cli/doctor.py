@@ -81,6 +81,7 @@ def _device() -> dict[str, Any]:
     import torch
     from bitsandbytes.functional import has_avx512bf16
 
+    from adapterhub.engine.kv.decode_kernel import describe_decode_attention
     from adapterhub.lora.kernels.choosing import describe_kernels
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
@@ -90,6 +91,7 @@ def _device() -> dict[str, Any]:
         "4-bit": _four_bit(torch),
         "AVX512-BF16 kernel": "yes" if has_avx512bf16() else "no",
         "LoRA kernels": describe_kernels(torch.device("cuda" if gpu else "cpu")),
+        "decode attention": describe_decode_attention(torch.device("cuda" if gpu else "cpu")),
     }
 
 
