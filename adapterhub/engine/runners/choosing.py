@@ -57,8 +57,10 @@ def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
 
 def _fastest_first(base: Base) -> dict[str, Callable[..., PackedRunner | RowRunner]]:
     """What may run a base; the native forward pass only where its model may have Llama's structure."""
-    others = {PackedRunner.name: partial(PackedRunner, native=False), RowRunner.name: RowRunner}
-    return {"packed, native": PackedRunner, **others} if has_llama_modules(base.model) else others
+    kinds: dict[str, Callable[..., PackedRunner | RowRunner]] = {}
+    if has_llama_modules(base.model):
+        kinds["packed, native"] = PackedRunner
+    return kinds | {PackedRunner.name: partial(PackedRunner, native=False), RowRunner.name: RowRunner}
 
 
 def _prover(base: Base, max_loras: int) -> Prover:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from adapterhub.base.loading import Base
-from adapterhub.engine.kv.attention import AttentionStep, PackedAttention
+from adapterhub.engine.kv.attention import PackedAttention
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache
 from adapterhub.engine.kv.decode_kernel import DecodeKernel
 from adapterhub.engine.kv.packed_call import QuerySpan
@@ -176,19 +176,19 @@ class PackedRunner:
 
     @torch.inference_mode()
     def _run_model(
-        self, token_ids: list[int], positions: list[int], logit_indices: list[int], step: AttentionStep
+        self, token_ids: list[int], positions: list[int], logit_indices: list[int], step: AttentionMetadata
     ) -> torch.Tensor:
         """One forward pass; the logits at some of its tokens."""
-        given = (
+        ids, at, kept = (
             torch.tensor(values, dtype=torch.long, device=self._device)
             for values in (token_ids, positions, logit_indices)
         )
         if self._native is None:
-            return self._transformers(*given, step)
+            return self._transformers(ids, at, kept, step)
         if self._bound != self._lora.version:
             self._native.bind()
             self._bound = self._lora.version
-        return self._native(*given, step)
+        return self._native(ids, at, kept, step)
 
     def _mapping(self, counts: Sequence[tuple[int | None, int]]) -> LoraMapping:
         """The LoRA slot of each token, given (slot, number of tokens) of sequences sorted by slot."""
@@ -199,11 +199,13 @@ class PackedRunner:
         runs = [(slot, count) for slot, count in total.items() if slot is not None]
         return LoraMapping(runs, num_base_tokens=base, device=self._device)
 
+    @torch.inference_mode()
     def _probe(self) -> AttentionProbe:
         """Runs one token, and finds what the model's attention is like."""
         model, probe = self._base.model, AttentionProbe()
+        first = torch.zeros(1, dtype=torch.long, device=self._device)
         with self._attention.noting_masks():
-            self._run_model([0], [0], [0], probe)
+            self._transformers(first, first, first, probe)
         probe.check_cache(model.config)
         attending, num_layers = len(probe.layers), num_attention_layers(model)
         if attending < num_layers:
