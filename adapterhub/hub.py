@@ -686,7 +686,7 @@ def _load_base(config: HubConfig, name: str, revision: str | None) -> Callable[.
         revision=revision,
         trust_remote_code=config.trust_remote_code,
     )
-    return partial(BatchingEngine, loaded, prove_base=config.prove_base)
+    return partial(BatchingEngine, loaded, prove_base=config.prove_base, use_cuda_graph=config.use_cuda_graph)
 
 
 def _file_type(config: HubConfig, name: str) -> FileType:

@@ -131,6 +131,7 @@ class Ours:
         rows: Maximum rows of a batch.
         tokens: Maximum tokens of each row, prompt included.
         row_by_row: As for a base that cannot be computed in packed steps.
+        use_cuda_graph: Steps that decode are captured in CUDA graphs.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Ours:
         tokens: int,
         *,
         row_by_row: bool = False,
+        use_cuda_graph: bool = False,
     ) -> None:
         limits = EngineLimits(
             max_loras=max(1, len(adapters)),
@@ -150,7 +152,7 @@ class Ours:
             kv_cache_mib=kv_room_mib(base, rows, tokens),
         )
         runner = RowRunner(base, max_loras=limits.max_loras) if row_by_row else None
-        self.engine = BatchingEngine(base, limits, runner=runner)
+        self.engine = BatchingEngine(base, limits, runner=runner, use_cuda_graph=use_cuda_graph)
         once = SamplingParams(max_tokens=1)
         self.engine.generate([Request([1, 2, 3], adapter, once) for adapter in adapters])
         self._streams: list[Iterator[TokenOutput]] = []

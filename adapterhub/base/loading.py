@@ -21,7 +21,12 @@ from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
 from adapterhub.base.packed_linear import take_packed_layers
-from adapterhub.base.quantized_weights import convert_unquantized, disable_weight_packing, matmul_dtype
+from adapterhub.base.quantized_weights import (
+    convert_unquantized,
+    disable_weight_packing,
+    matmul_dtype,
+    weight_bytes,
+)
 from adapterhub.base.stored_quantization import stored_quantization
 from adapterhub.base.tokenizer_files import TokenizerFiles
 from adapterhub.base.weight_only import WeightOnlyQuantization
@@ -118,6 +123,11 @@ class Base:
     def matmul_dtype(self) -> torch.dtype:
         """The dtype in which 4-bit and unquantised layers multiply; see `compute_dtype` of `load_base`."""
         return matmul_dtype(self.model, self.compute_dtype)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights, with the scales of those that are quantised."""
+        return weight_bytes(self.model)
 
     @cached_property
     def linear_layers(self) -> LinearLayers:

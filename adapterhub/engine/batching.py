@@ -10,6 +10,7 @@ sequences, and commands such as `pin`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections import deque
@@ -30,6 +31,7 @@ from adapterhub.engine.generation_config import GenerationConfigSource, default_
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
 from adapterhub.engine.runner import EngineBase, Runner
 from adapterhub.engine.runners.choosing import make_runner
+from adapterhub.engine.runners.cuda_graphs import graphs_of
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
@@ -45,10 +47,12 @@ from adapterhub.errors import (
     RequestTooLongError,
     is_interrupt,
 )
-from adapterhub.lora.delta import ModuleDelta
+from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import adapter_rank, load_adapter_deltas, slot_weights
 from adapterhub.lora.request import BlendedLoraRequest
+
+_log = logging.getLogger(__name__)
 
 
 class BatchingEngine:
@@ -64,6 +68,7 @@ class BatchingEngine:
             must have `limits.max_loras` LoRA slots.
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
         prove_base: Whether `make_runner` proves that the runner computes what the base's model computes.
+        use_cuda_graph: Whether steps that decode are captured in CUDA graphs on a GPU.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
     Raises:
@@ -79,6 +84,7 @@ class BatchingEngine:
         load_adapter: AdapterLoader | None = None,
         generation_config: GenerationConfigSource = "auto",
         prove_base: bool = True,
+        use_cuda_graph: bool = False,
     ) -> None:
         self._base = base
         self._limits = limits or EngineLimits()
@@ -88,7 +94,12 @@ class BatchingEngine:
                     "A base that is not of transformers needs a runner and a loader of its own."
                 )
             load_adapter = load_adapter or adapter_loader(base, self._limits)
-            runner = runner or make_runner(base, max_loras=self._limits.max_loras, prove_base=prove_base)
+            runner = runner or make_runner(
+                base,
+                max_loras=self._limits.max_loras,
+                prove_base=prove_base,
+                make_graph=graphs_of(base.device) if use_cuda_graph else None,
+            )
         self._builder = SequenceBuilder(base)
         self._defaults = (
             default_sampling_params(base.generation_config, base.vocabulary_size)
@@ -220,6 +231,8 @@ class BatchingEngine:
             proof_difference=self._proof.difference if self._proof else None,
             proof_bound=self._proof.bound if self._proof else None,
             proof_seconds=self._proof.seconds if self._proof else None,
+            quantization=self._base.quantization,
+            weight_bytes=self._base.weight_bytes,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )
@@ -403,9 +416,21 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
         check(adapter)
         deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile
-        return deltas
+        return pinned(deltas) if base.device.type == "cuda" else deltas
 
     return load
+
+
+def pinned(deltas: Mapping[str, ModuleDelta]) -> Mapping[str, ModuleDelta]:
+    """The changes of an adapter with LoRA in pinned memory, or as they are where the system has no more of it."""
+    try:
+        return {
+            name: delta.pin_memory() if isinstance(delta, LoraDelta) else delta
+            for name, delta in deltas.items()
+        }
+    except RuntimeError as error:
+        _log.warning("An adapter is copied to the GPU from memory that is not pinned: %s", error)
+        return deltas
 
 
 def _completions(groups: Sequence[Sequence[SequenceState]]) -> list[list[Completion]]:

@@ -38,6 +38,8 @@ class EngineBase(Protocol):
         device: The device of its logits.
         compute_dtype: The dtype of activations, and of the adapters that it is given.
         matmul_dtype: The dtype in which it multiplies, or another name of it; for `EngineStats`.
+        quantization: How its linear layers are stored; None if unquantised.
+        weight_bytes: Bytes of its weights.
     """
 
     @property
@@ -78,6 +80,12 @@ class EngineBase(Protocol):
 
     @property
     def matmul_dtype(self) -> torch.dtype | str: ...
+
+    @property
+    def quantization(self) -> str | None: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
 
 
 class SequenceSlot(Protocol):

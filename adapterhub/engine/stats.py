@@ -40,6 +40,8 @@ class EngineStats:
         kv_bytes: Bytes of the allocated KV slots.
         prefix_cache_tokens: Tokens in the prefix cache.
         prefix_cache_hit_tokens: Tokens of prompts taken from the prefix cache since the start.
+        quantization: How the base's linear layers are stored, such as `"nf4"`; None if unquantised.
+        weight_bytes: Bytes of the base's weights.
         compute_dtype: The dtype of activations.
         matmul_dtype: The dtype in which 4-bit and unquantised layers multiply. It is bfloat16 beside a `compute_dtype`
             of float32 where `load_base` was left to choose and the CPU has bitsandbytes' fast kernel.
@@ -73,6 +75,8 @@ class EngineStats:
     kv_bytes: int = 0
     prefix_cache_tokens: int = 0
     prefix_cache_hit_tokens: int = 0
+    quantization: str | None = None
+    weight_bytes: int = 0
     compute_dtype: str = ""
     matmul_dtype: str = ""
     runner: str = ""

@@ -60,6 +60,16 @@ class GgufBase:
     device = torch.device("cpu")
 
     @property
+    def quantization(self) -> str:
+        """How most of its weights are stored."""
+        return self.matmul_dtype
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights, which are most of the file."""
+        return self.file.stat().st_size
+
+    @property
     def linear_layers(self) -> LinearLayers:
         """The linear layers of transformers' model of the same weights."""
         return self.architecture.layers

@@ -81,6 +81,11 @@ class LoraDelta:
         scale = None if self.magnitude_scale is None else self.magnitude_scale.to(dtype)
         return type(self)(self.a.to(dtype), self.b.to(dtype), scale)
 
+    def pin_memory(self) -> Self:
+        """The same change in pinned memory, laid out as in a LoRA slot: a GPU copies it while the host goes on."""
+        scale = None if self.magnitude_scale is None else self.magnitude_scale.pin_memory()
+        return type(self)(self.a.contiguous().pin_memory(), self.b.T.contiguous().pin_memory().T, scale)
+
     @classmethod
     def weighted_sum(cls, changes: Sequence[tuple[Self, float]], base: nn.Module | None = None) -> Self:
         """The exact weighted sum of changes in one layer; its rank is the sum of theirs.

@@ -8,7 +8,7 @@ once for each way, and each wrapper leaves the tokens of the other ones alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -27,13 +27,20 @@ class SlotWeights(Protocol):
 
     Attributes:
         bytes: Its memory; any thread may read it.
+        version: Another number whenever tensors that a step reads may have moved.
     """
+
+    version: int
 
     @property
     def bytes(self) -> int: ...
 
     def load(self, slot: int, deltas: Mapping[str, Any]) -> None:
         """Writes an adapter into a slot, replacing its content: module name -> change."""
+        ...
+
+    def can_replay(self, slots: Collection[int]) -> bool:
+        """Whether a step of adapters in these slots, by a `StaticLoraMapping`, can be captured in a graph."""
         ...
 
     def clear(self, slot: int) -> None:

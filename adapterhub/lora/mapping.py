@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Self
 
 import torch
@@ -109,6 +110,11 @@ class LoraMapping:
             self._last = owner, x, compute(x, self)
         return self._last[2]
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether any token has an adapter."""
+        return bool(self.runs)
+
     def select(self, tokens: torch.Tensor) -> torch.Tensor:
         """The tokens with an adapter: a view of (tokens, features)."""
         return tokens if self.end - self.start == len(tokens) else tokens[self.start : self.end]
@@ -149,13 +155,8 @@ class LoraMapping:
             (slot, start, stop) of each among all tokens, shape (tiles, 3).
         """
         if tokens not in self._tiles:
-            tiles = [
-                (slot, first, min(first + TILE_TOKENS, stop))
-                for slot, start, stop in self.runs_of(tokens)
-                if slot is not None
-                for first in range(start, stop, TILE_TOKENS)
-            ]
-            self._tiles[tokens] = torch.tensor(tiles, dtype=torch.long, device=self._device).view(-1, 3)
+            flat = cut_into_tiles((slot, stop - start) for slot, start, stop in self.runs_of(tokens))
+            self._tiles[tokens] = torch.tensor(flat, dtype=torch.long, device=self._device).view(-1, 3)
         return self._tiles[tokens]
 
     def run_table(self, tokens: int) -> RunTable:
@@ -213,3 +214,42 @@ class OneAdapterMapping(LoraMapping):
     def runs_of(self, tokens: int) -> list[tuple[int | None, int, int]]:
         """One run, of all tokens."""
         return [(self.first_slot, 0, tokens)]
+
+
+class StaticLoraMapping(LoraMapping):
+    """The adapters of a step that is replayed: which ones those are is read on the device, and known to no Python.
+
+    Args:
+        tiles: What `tiles` returns, refilled before each replay; tiles at the end may be empty.
+    """
+
+    def __init__(self, tiles: torch.Tensor) -> None:
+        super().__init__([], device=tiles.device)
+        self._static_tiles = tiles
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whatever the tiles are."""
+        return True
+
+    def tiles(self, tokens: int) -> torch.Tensor:
+        """The static ones."""
+        return self._static_tiles
+
+
+def cut_into_tiles(runs: Iterable[tuple[int | None, int]]) -> list[int]:
+    """(slot, start, stop) of tiles of at most `TILE_TOKENS` tokens, one after the other.
+
+    Args:
+        runs: (slot, number of tokens) of successive tokens; None for the base, which gets no tile. Neighbours of one
+            slot share their tiles.
+    """
+    tiles: list[int] = []
+    start = 0
+    for slot, of_slot in groupby(runs, key=lambda run: run[0]):
+        stop = start + sum(count for _, count in of_slot)
+        if slot is not None:
+            for first in range(start, stop, TILE_TOKENS):
+                tiles += (slot, first, min(first + TILE_TOKENS, stop))
+        start = stop
+    return tiles

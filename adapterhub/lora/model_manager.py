@@ -6,7 +6,7 @@ weights, and an exception leaves no state behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +66,15 @@ class LoraModelManager:
         """Memory of the adapters in slots."""
         return sum(weights.bytes for weights in list(self._weights.values()))  # a copy: see the class
 
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Another value whenever modules have been replaced, or the tensors of adapters may have moved."""
+        return self.version, sum(weights.version for weights in self._weights.values())
+
+    def can_replay(self, slots: Collection[int]) -> bool:
+        """Whether a step of adapters in these slots can be captured in a graph; see `StaticLoraMapping`."""
+        return not slots or all(weights.can_replay(slots) for weights in self._weights.values())
+
     def load(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         """Writes an adapter into a slot, replacing its content.
 
@@ -106,9 +115,9 @@ class LoraModelManager:
             outputs: The adapters of the tokens that the output layer gets, if those are not all.
         """
         before = self._current.mapping, self._current_outputs.mapping
-        self._current.mapping = mapping if mapping and mapping.runs else None
+        self._current.mapping = mapping if mapping and mapping.has_adapters else None
         if outputs:
-            self._current_outputs.mapping = outputs if outputs.runs else None
+            self._current_outputs.mapping = outputs if outputs.has_adapters else None
         else:
             self._current_outputs.mapping = self._current.mapping
         try:

@@ -7,7 +7,7 @@ for adapters without them, and a step computes them adapter by adapter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -26,6 +26,8 @@ class SlotModules:
     Args:
         make: Makes it from an adapter's change of the module.
     """
+
+    version = 0
 
     def __init__(self, make: Callable[[Any], nn.Module]) -> None:
         self._make = make
@@ -46,6 +48,10 @@ class SlotModules:
     def clear(self, slot: int) -> None:
         """Empties a slot; an empty one is not touched."""
         self._modules.pop(slot, None)
+
+    def can_replay(self, slots: Collection[int]) -> bool:
+        """Never: Python looks up which tokens an adapter has."""
+        return False
 
     def get(self, slot: int) -> nn.Module | None:
         """What a slot holds; None if its adapter does not change the module."""

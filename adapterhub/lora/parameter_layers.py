@@ -7,7 +7,7 @@ the tokens of one adapter after the other, with changed parameters, as PEFT does
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class ParameterSlots:
         loaded: By slot.
     """
 
+    version = 0
+
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device
         self.loaded: dict[int, ParameterDelta] = {}
@@ -46,6 +48,10 @@ class ParameterSlots:
     def clear(self, slot: int) -> None:
         """Empties a slot."""
         self.loaded.pop(slot, None)
+
+    def can_replay(self, slots: Collection[int]) -> bool:
+        """Never: Python looks up which tokens an adapter has."""
+        return False
 
 
 class ParametersWithLora(WrappedModule):

@@ -10,7 +10,7 @@ The products themselves are in `adapterhub.lora.kernels`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -29,6 +29,9 @@ class StackedLoraWeights:
         dtype: The dtype of the weights and of their products.
         device: The device of the weights.
         make_kernels: What computes the products; None chooses the fastest of the device.
+
+    Attributes:
+        version: Another number whenever the stacks may have moved.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class StackedLoraWeights:
         self._make_kernels = make_kernels or choose_kernels(device)
         self._stack = LoraStack(self._zeros(0, 0, 0), {}, {}, rank=0)
         self._kernels: LoraKernels = self._make_kernels(self._stack)
+        self.version = 0
         self._magnitude_scale: dict[str, torch.Tensor] = {}
         self._dora_slots: dict[str, set[int]] = {}
 
@@ -82,6 +86,11 @@ class StackedLoraWeights:
         """Empties a slot; an empty one is not touched."""
         for name in list(self._loaded.get(slot, ())):
             self._reset_layer(slot, name)
+
+    def can_replay(self, slots: Collection[int]) -> bool:
+        """Whether their kernels can, and none of the adapters has DoRA, whose scales Python looks up."""
+        has_dora = any(not with_dora.isdisjoint(slots) for with_dora in self._dora_slots.values())
+        return self._kernels.can_replay and not has_dora
 
     def apply(
         self, name: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None, mapping: LoraMapping
@@ -120,8 +129,10 @@ class StackedLoraWeights:
         self._loaded[slot] = dict(deltas)
         for name, delta in deltas.items():
             lora_a, lora_b = self._factors(slot, name, delta)
-            lora_a.copy_(delta.a.T)
-            lora_b.copy_(delta.b.T)
+            # From pinned memory the host need not wait: the next step is behind the copies in the GPU's stream, and
+            # PyTorch keeps pinned memory until they are done.
+            lora_a.copy_(delta.a.T, non_blocking=True)
+            lora_b.copy_(delta.b.T, non_blocking=True)
             if delta.magnitude_scale is not None:
                 if name not in self._magnitude_scale:
                     self._magnitude_scale[name] = self._zeros(self._slots, self._out_features[name]).fill_(1)
@@ -147,6 +158,7 @@ class StackedLoraWeights:
         columns = {name: index * rank for index, name in enumerate(out_features)}
         self._out_features, self._stack = out_features, LoraStack(lora_a, lora_b, columns, rank)
         self._kernels = self._make_kernels(self._stack)
+        self.version += 1
         for name in layers:
             self._dora_slots[name] = set()
         for slot, deltas in resident.items():

@@ -17,6 +17,7 @@ from adapterhub.engine.interface import Request
 from adapterhub.engine.kv.cache import KVCache
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.runner import ScheduledSequence
+from adapterhub.engine.runners.cuda_graphs import CudaGraphs, MakeGraph
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.loading import load_folder_deltas
@@ -74,9 +75,11 @@ def _device() -> str:
     return "cuda"
 
 
-def ours(base: Base, names: Sequence[str | None], world: World) -> torch.Tensor:
+def ours(
+    base: Base, names: Sequence[str | None], world: World, make_graph: MakeGraph | None = None
+) -> torch.Tensor:
     """Logits of greedy decoding, one sequence for each name in one batch: (steps, sequences, vocabulary)."""
-    runner = PackedRunner(base, max_loras=len(names))
+    runner = PackedRunner(base, max_loras=len(names), make_graph=make_graph)
     slots = {name: index for index, name in enumerate(names) if name}
     for name, slot in slots.items():
         deltas = load_folder_deltas(
@@ -94,6 +97,7 @@ def ours(base: Base, names: Sequence[str | None], world: World) -> torch.Tensor:
             if kv_slot
         ]
         steps.append(runner.step(scheduled).clone())
+        assert runner.has_graphs == (make_graph is not None)
         new = [[token] for token in steps[-1].argmax(-1).tolist()]
     return torch.stack(steps)
 
@@ -199,6 +203,36 @@ def test_every_request_keeps_its_own_settings(world: World, engine: BatchingEngi
             about_equal(one, other)
     assert engine.stats().evictions > 0
     assert engine.stats().prefix_cache_hit_tokens > 0
+
+
+@gpu
+@pytest.mark.parametrize(("dtype", "quantization"), KINDS, ids=lambda value: str(value))
+def test_steps_in_cuda_graphs_are_computed_ones(
+    world: World, dtype: ComputeDtype, quantization: Quantization | None
+):
+    """What is captured, replayed and captured again, with the adapters that graphs can have."""
+    names = [None, *(name for name in world.names if name and "dora" not in name and name != "everything-64")]
+    graphs, plain = (
+        load_base(world.base, quantization=quantization, compute_dtype=dtype, device=_device())
+        for _ in range(2)
+    )
+    made = CudaGraphs()
+    got, wanted = ours(graphs, names, world, made), ours(plain, names, world)
+    largest, typical = BOUNDS[dtype]
+    apart = (got - wanted).float()
+    assert float(apart.abs().max()) <= largest
+    assert float(apart.square().mean().sqrt()) <= typical
+
+
+@gpu
+def test_an_engine_with_cuda_graphs_answers_as_generate_does(world: World):
+    base = load_base(world.base, quantization=None, compute_dtype="float32", device=_device())
+    engine = BatchingEngine(base, EngineLimits(max_loras=6, kv_cache_mib=64), use_cuda_graph=True)
+    prompts = [prompt_of(n, 4 + n) for n in range(9)]
+    got = [list(one.token_ids) for (one,) in engine.generate([request(p, None) for p in prompts])]
+    engine.close()
+    with torch.device(_device()):
+        assert got == [world.peft.generate(None, p, 12) for p in prompts]
 
 
 @gpu

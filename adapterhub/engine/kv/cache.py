@@ -79,6 +79,7 @@ class KVSlotPool:
         slots: The used slots, by index.
         tensors: The keys of each layer, shape (slots, heads, capacity, width), then the values.
         alike: Indices of the tensors of each shape; most models have one.
+        version: Another object whenever tensors may have moved.
         states: Each of `KVShape.states` of all slots, shape (slots, *state).
     """
 
@@ -98,6 +99,7 @@ class KVSlotPool:
         for index, size in enumerate(self._sizes):
             alike.setdefault(size, []).append(index)
         self.alike = list(alike.values())
+        self.version = object()
         self.states = [self._empty_state(index, 0) for index in range(len(shape.states))]
 
     @property
@@ -110,6 +112,11 @@ class KVSlotPool:
     def bytes(self) -> int:
         """Bytes of the allocated slots; see `KVShape.states_bytes`."""
         return sum(tensor.nbytes for tensor in (*self.tensors, *self.states, *self.states))
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots, used or not."""
+        return self._num_slots
 
     @property
     def is_full(self) -> bool:
@@ -131,7 +138,7 @@ class KVSlotPool:
 
         If memory runs out half-way, the used slots are as they were and the pool can be resized again.
         """
-        used = len(self.slots)
+        used, self.version = len(self.slots), object()
         self._num_slots = min(self._num_slots, num_slots)
         for index, old in enumerate(self.tensors):
             if old.shape[0] != num_slots:

@@ -9,6 +9,7 @@ from functools import partial
 from adapterhub.base.loading import Base
 from adapterhub.engine.models.finding import has_llama_modules
 from adapterhub.engine.runner import ScoringRunner
+from adapterhub.engine.runners.cuda_graphs import MakeGraph
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.proof import Prover
 from adapterhub.engine.runners.row_by_row import RowRunner
@@ -17,7 +18,9 @@ from adapterhub.errors import EngineError
 _log = logging.getLogger(__name__)
 
 
-def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> ScoringRunner:
+def make_runner(
+    base: Base, *, max_loras: int, prove_base: bool = True, make_graph: MakeGraph | None = None
+) -> ScoringRunner:
     """Makes the fastest runner that computes what a base's model computes, and claims the base for it.
 
     Args:
@@ -25,22 +28,23 @@ def make_runner(base: Base, *, max_loras: int, prove_base: bool = True) -> Scori
         max_loras: Number of LoRA slots.
         prove_base: Compare each runner with the model's own forward pass, and take the next slower one where they
             differ by more than rounding. Without it, a runner that can be made is taken to be right.
+        make_graph: Captures steps that decode, where the runner can be replayed; see `CudaGraphs`.
 
     Raises:
         EngineError: Another engine owns the base, or no runner computes its model; the base then has no owner.
     """
     base.claim()
     try:
-        return _fastest(base, max_loras, prove_base=prove_base)
+        return _fastest(base, max_loras, make_graph, prove_base=prove_base)
     except Exception:
         base.release()
         raise
 
 
-def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
+def _fastest(base: Base, max_loras: int, make_graph: MakeGraph | None, *, prove_base: bool) -> ScoringRunner:
     prover = _prover(base, max_loras) if prove_base else None
     reasons: list[str] = []
-    for name, kind in _fastest_first(base).items():
+    for name, kind in _fastest_first(base, make_graph).items():
         make = partial(kind, base, max_loras=max_loras)
         try:
             runner = prover.prove(make) if prover else make()
@@ -48,6 +52,8 @@ def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
             reasons.append(f"{name}: {_reason(error)}")
             continue
         _tell(base, runner, reasons)
+        if make_graph and not runner.has_graphs:
+            _log.warning("Base %s is served without CUDA graphs. %s", base.name, " ".join(reasons))
         return runner
     raise EngineError(
         f"A {type(base.model).__name__} cannot be served. {' '.join(reasons)}",
@@ -55,12 +61,15 @@ def _fastest(base: Base, max_loras: int, *, prove_base: bool) -> ScoringRunner:
     )
 
 
-def _fastest_first(base: Base) -> dict[str, Callable[..., PackedRunner | RowRunner]]:
+def _fastest_first(
+    base: Base, make_graph: MakeGraph | None
+) -> dict[str, Callable[..., PackedRunner | RowRunner]]:
     """What may run a base; the native forward pass only where its model may have Llama's structure."""
-    kinds: dict[str, Callable[..., PackedRunner | RowRunner]] = {}
+    packed: dict[str, Callable[..., PackedRunner]] = {PackedRunner.name: partial(PackedRunner, native=False)}
     if has_llama_modules(base.model):
-        kinds["packed, native"] = PackedRunner
-    return kinds | {PackedRunner.name: partial(PackedRunner, native=False), RowRunner.name: RowRunner}
+        packed = {f"{PackedRunner.name}, native": PackedRunner, **packed}
+    graphs = {f"{name}, CUDA graphs": partial(make, make_graph=make_graph) for name, make in packed.items()}
+    return {**(graphs if make_graph else {}), **packed, RowRunner.name: RowRunner}
 
 
 def _prover(base: Base, max_loras: int) -> Prover:

@@ -19,9 +19,11 @@ from adapterhub.engine.kv.recurrent import RecurrentLayers
 from adapterhub.engine.kv.shape import KVShape
 from adapterhub.engine.kv.stateful_layers import find_stateful_layers, num_attention_layers
 from adapterhub.engine.models.finding import find_llama
+from adapterhub.engine.models.interface import ModelForward
 from adapterhub.engine.models.llama import LlamaForward
 from adapterhub.engine.models.transformers import TransformersForward
 from adapterhub.engine.runner import PROMPT_CACHE_SHARE, Proof, ScheduledSequence
+from adapterhub.engine.runners.cuda_graphs import DecodeGraphs, MakeGraph
 from adapterhub.errors import EngineError
 from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import LoraMapping
@@ -42,6 +44,7 @@ class PackedRunner:
         base: From `load_base`; the runner replaces its attention, wraps its layers and owns it from then on.
         max_loras: Number of LoRA slots.
         native: Compute a model that has Llama's structure by `LlamaForward`, and not by transformers.
+        make_graph: Captures steps that decode; None computes every step anew.
 
     Raises:
         EngineError: A part of its model is not supported; the model has its own attention then.
@@ -50,7 +53,9 @@ class PackedRunner:
     name = "packed"
     proof: Proof | None = None
 
-    def __init__(self, base: Base, *, max_loras: int, native: bool = True) -> None:
+    def __init__(
+        self, base: Base, *, max_loras: int, native: bool = True, make_graph: MakeGraph | None = None
+    ) -> None:
         self._base, self._device = base, base.device
         layers, states = find_stateful_layers(base.model, self._device)
         self._attention = PackedAttention(base.model)
@@ -68,12 +73,22 @@ class PackedRunner:
         self._attention_layers = probe.layers
         self._recurrent = RecurrentLayers(layers, self._lora, self._mapping, self._device) if layers else None
         self._kv_shape = KVShape(tuple(probe.shapes), base.compute_dtype, self._device, states)
+        self._graphs: DecodeGraphs | None = None
+        if make_graph and not layers:  # layers with states look up their sequences in Python
+            self._graphs = DecodeGraphs(
+                make_graph, self._bound_forward, self._lora, self._attention_layers, base.compute_dtype
+            )
         self._decode_kernel = DecodeKernel.find(self._device, base.compute_dtype) if probe.layers else None
 
     @property
     def forward(self) -> str:
         """How it computes a forward pass; see `Runner.forward`."""
         return (self._native or self._transformers).name
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether steps that decode are captured in graphs."""
+        return self._graphs is not None and self._graphs.works
 
     @property
     def kv_shape(self) -> KVShape:
@@ -104,6 +119,8 @@ class PackedRunner:
     def unwrap(self) -> None:
         """Empties all LoRA slots, frees their memory, and leaves no layer wrapped; no sequence may go on."""
         self._lora.unwrap()
+        if self._graphs:
+            self._graphs.clear()
         if self._recurrent:
             self._recurrent.forget()
 
@@ -118,7 +135,9 @@ class PackedRunner:
         """Computes the next tokens of some sequences; see `Runner.step`."""
         order = sorted(range(len(sequences)), key=lambda index: _sort_key(sequences[index]))
         ordered = [sequences[index] for index in order]
-        logits = self._forward(ordered, [(len(one.token_ids) - 1,) * one.needs_logits for one in ordered])
+        logits = self._graphs.step(ordered) if self._graphs else None
+        if logits is None:
+            logits = self._forward(ordered, [(len(one.token_ids) - 1,) * one.needs_logits for one in ordered])
         for sequence in sequences:
             sequence.kv_slot.length += len(sequence.token_ids)
         with_logits = [index for index in order if sequences[index].needs_logits]
@@ -179,16 +198,20 @@ class PackedRunner:
         self, token_ids: list[int], positions: list[int], logit_indices: list[int], step: AttentionMetadata
     ) -> torch.Tensor:
         """One forward pass; the logits at some of its tokens."""
-        ids, at, kept = (
+        tokens, places, kept = (
             torch.tensor(values, dtype=torch.long, device=self._device)
             for values in (token_ids, positions, logit_indices)
         )
+        return self._bound_forward()(tokens, places, kept, step)
+
+    def _bound_forward(self) -> ModelForward:
+        """The forward pass, bound to the modules of the model as they are now."""
         if self._native is None:
-            return self._transformers(ids, at, kept, step)
+            return self._transformers
         if self._bound != self._lora.version:
             self._native.bind()
             self._bound = self._lora.version
-        return self._native(ids, at, kept, step)
+        return self._native
 
     def _mapping(self, counts: Sequence[tuple[int | None, int]]) -> LoraMapping:
         """The LoRA slot of each token, given (slot, number of tokens) of sequences sorted by slot."""

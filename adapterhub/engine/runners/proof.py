@@ -26,9 +26,9 @@ from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import EngineError
 
 _PROMPTS = (12, 9)
-_ENDS = ((12, 13, 14), (4, 9, 10))
+_ENDS = ((12, 13, 14, 15), (4, 9, 10, 11))
 """How far each step computes the two sequences: two prompts, one of them in part; a token beside the rest of a prompt;
-two tokens, at different lengths."""
+two tokens, at different lengths, and two more, for which a captured graph is replayed."""
 _DENSE_TOKENS = _PROMPTS[0]
 """Layers with a dense product for many tokens take it for the prompts; the reference and the later steps are packed."""
 _CACHE_BYTES = 1 << 40

@@ -38,6 +38,7 @@ class RowRunner:
         EngineError: The model is no decoder, or `generate` cannot run it.
     """
 
+    has_graphs = False
     name = "row by row"
     forward = "transformers"
     proof: Proof | None = None

@@ -70,6 +70,7 @@ class CpuKernels:
     """
 
     name = "c++"
+    can_replay = False
 
     def __init__(self, library: CpuLibrary, stack: LoraStack) -> None:
         self._torch = TorchOps(stack)

@@ -34,9 +34,12 @@ class LoraKernels(Protocol):
 
     Attributes:
         name: Which implementation it is.
+        can_replay: Whether it reads the adapters of tokens on the device alone, from `LoraMapping.tiles`, so that a
+            captured graph can be replayed with others.
     """
 
     name: str
+    can_replay: bool
 
     def add_lora(self, layer: str, x: torch.Tensor, y: torch.Tensor, mapping: LoraMapping) -> None:
         """Adds `x @ lora_a[slot] @ lora_b[slot]` to a layer's output, in place; vLLM's `add_lora_linear`.

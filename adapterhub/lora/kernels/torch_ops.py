@@ -26,6 +26,7 @@ class TorchOps:
     """`LoraKernels` of torch."""
 
     name = "torch"
+    can_replay = False
 
     def __init__(self, stack: LoraStack) -> None:
         self._stack = stack

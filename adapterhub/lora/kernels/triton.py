@@ -29,6 +29,7 @@ class TritonKernels:
     """`LoraKernels` of Triton."""
 
     name = "triton"
+    can_replay = True
 
     def __init__(self, stack: LoraStack) -> None:
         self._stack = stack

@@ -17,7 +17,7 @@ from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.kernels.choosing import check_kernels, choose_kernels, gpu_kernels
 from adapterhub.lora.kernels.interface import LoraStack
 from adapterhub.lora.kernels.torch_ops import TorchOps
-from adapterhub.lora.mapping import LoraMapping, OneAdapterMapping
+from adapterhub.lora.mapping import LoraMapping, OneAdapterMapping, StaticLoraMapping, cut_into_tiles
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 
 needs_triton = pytest.mark.skipif(
@@ -142,6 +142,26 @@ def test_one_adapter_for_as_many_tokens_as_come():
         TritonKernels(stack).add_lora("0", x, y, mapping)
         wanted = x.double() @ stack.lora_a[2].double() @ stack.lora_b["0"][2].double()
         torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+@needs_triton
+def test_tiles_that_are_filled_anew_bring_other_adapters():
+    """What a replayed graph does: the same memory, and what runs of a step are left at the end are empty."""
+    from adapterhub.lora.kernels.triton import TritonKernels
+
+    stack = make_stack(torch.float32)
+    kernels, tiles = TritonKernels(stack), torch.zeros(6, 3, dtype=torch.long, device=DEVICE)
+    x = torch.randn(6, 40, device=DEVICE)
+    for slots in ([0, 0, 2, 3], [None, 1, 1, 1, 1, 2], [None]):
+        flat = cut_into_tiles((slot, 1) for slot in slots)
+        tiles.zero_().view(-1)[: len(flat)] = torch.tensor(flat, dtype=torch.long)
+        y = torch.zeros(6, 70, device=DEVICE)
+        kernels.add_lora("0", x, y, StaticLoraMapping(tiles))
+        for token, slot in enumerate([*slots, *[None] * (6 - len(slots))]):
+            mapping = LoraMapping([] if slot is None else [(slot, 1)], num_base_tokens=int(slot is None))
+            of_token = slice(token, token + 1)
+            wanted = exact(stack, "0", x[of_token], torch.zeros(1, 70, device=DEVICE), mapping)
+            torch.testing.assert_close(y[of_token].double(), wanted, rtol=1e-5, atol=1e-4)
 
 
 @needs_triton
