@@ -134,6 +134,7 @@ def _served(base: str, quantization: str | None, registry: Path | None) -> dict[
         "weights": f"{stats.quantization or 'unquantised'}, {stats.weight_bytes / 2**20:.0f} MiB",
         "runner": stats.runner,
         "forward": stats.forward,
+        "arithmetic": "\n".join(stats.arithmetic),
         "proof": proof,
     }
 

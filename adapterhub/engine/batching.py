@@ -86,7 +86,7 @@ class BatchingEngine:
         prove_base: bool = True,
         use_cuda_graph: bool = False,
     ) -> None:
-        self._base = base
+        self._base, self._arithmetic = base, base.arithmetic  # before layers are wrapped
         self._limits = limits or EngineLimits()
         if load_adapter is None or runner is None:
             if not isinstance(base, Base):
@@ -234,6 +234,7 @@ class BatchingEngine:
             quantization=self._base.quantization,
             weight_bytes=self._base.weight_bytes,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
+            arithmetic=self._arithmetic,
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )
 

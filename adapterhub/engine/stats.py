@@ -45,6 +45,8 @@ class EngineStats:
         compute_dtype: The dtype of activations.
         matmul_dtype: The dtype in which 4-bit and unquantised layers multiply. It is bfloat16 beside a `compute_dtype`
             of float32 where `load_base` was left to choose and the CPU has bitsandbytes' fast kernel.
+        arithmetic: In words, how the base is multiplied on this machine and why: dtypes, from how many tokens of a step
+            packed 4-bit layers are dense, the output layer.
         runner: How steps are computed: `"packed"`, all sequences in one forward pass; `"row by row"`, one for each
             sequence, with transformers' own attention and cache; or `"llama.cpp"`.
         forward: What computes the layers: `"native"`, a forward pass that is written out for decoders of Llama's
@@ -79,6 +81,7 @@ class EngineStats:
     weight_bytes: int = 0
     compute_dtype: str = ""
     matmul_dtype: str = ""
+    arithmetic: tuple[str, ...] = ()
     runner: str = ""
     forward: str = ""
     proof_difference: float | None = None
