@@ -89,7 +89,7 @@ class BatchingEngine:
         batch_invariant: bool = False,
         use_cuda_graph: bool = False,
     ) -> None:
-        self._base = base
+        self._base, self._arithmetic = base, base.arithmetic  # before layers are wrapped
         self._limits = limits or EngineLimits()
         if load_adapter is None or runner is None:
             if not isinstance(base, Base):
@@ -237,7 +237,10 @@ class BatchingEngine:
             proof_difference=self._proof.difference if self._proof else None,
             proof_bound=self._proof.bound if self._proof else None,
             proof_seconds=self._proof.seconds if self._proof else None,
+            quantization=self._base.quantization,
+            weight_bytes=self._base.weight_bytes,
             compute_dtype=str(self._base.compute_dtype).removeprefix("torch."),
+            arithmetic=self._arithmetic,
             matmul_dtype=str(self._base.matmul_dtype).removeprefix("torch."),
         )
 
