@@ -78,6 +78,18 @@ def _rounds_to_bfloat16(layer: nn.Module) -> bool:
     return bool(layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu")
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """The memory of a model's weights, with the scales of those that are quantised.
+
+    Args:
+        model: Any module tree.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    states = (getattr(tensor, "quant_state", None) for tensor in tensors)
+    scales = (one.absmax for state in states if state for one in (state, state.state2) if one)
+    return sum(tensor.nbytes for tensor in (*tensors, *scales))
+
+
 def is_packed(layer: Linear4bit) -> bool:
     """Whether bitsandbytes has packed the layer's weights for its CPU kernel."""
     return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))

@@ -117,7 +117,9 @@ def _report(
 
 
 def _show_hub(hub: AdapterHub, loaded: float) -> None:
-    output.emit(f"Loaded {hub.engine.base_name} in 4 bits (nf4) in {loaded:.1f} s. Its adapters:\n")
+    output.emit(
+        f"Loaded {hub.engine.base_name} in 4 bits ({hub.stats().quantization}) in {loaded:.1f} s. Its adapters:\n"
+    )
     cards = hub.registry.list()
     output.table(
         ["adapter", "rank", "size", "right (base)", "what it does"],

@@ -81,15 +81,20 @@ def _device() -> dict[str, Any]:
     import torch
     from bitsandbytes.functional import has_avx512bf16
 
+    from adapterhub.base.auto_quantization import auto_quantization
+    from adapterhub.engine.kv.decode_kernel import describe_decode_attention
     from adapterhub.lora.kernels.choosing import describe_kernels
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    auto = auto_quantization("cuda" if gpu else "cpu")
     return {
         "device": gpu or f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "4-bit": _four_bit(torch),
         "AVX512-BF16 kernel": "yes" if has_avx512bf16() else "no",
+        "quantization=auto": f"{auto.quantization}: {auto.reason}",
         "LoRA kernels": describe_kernels(torch.device("cuda" if gpu else "cpu")),
+        "decode attention": describe_decode_attention(torch.device("cuda" if gpu else "cpu")),
     }
 
 
@@ -123,7 +128,15 @@ def _served(base: str, quantization: str | None, registry: Path | None) -> dict[
             f"logits differ by {stats.proof_difference:.2g} of their standard deviation from those of the model's own "
             f"forward pass, {stats.proof_bound:.2g} is rounding; {stats.proof_seconds:.1f} s"
         )
-    return {"base": base, "kind": kind, "runner": stats.runner, "forward": stats.forward, "proof": proof}
+    return {
+        "base": base,
+        "kind": kind,
+        "weights": f"{stats.quantization or 'unquantised'}, {stats.weight_bytes / 2**20:.0f} MiB",
+        "runner": stats.runner,
+        "forward": stats.forward,
+        "arithmetic": "\n".join(stats.arithmetic),
+        "proof": proof,
+    }
 
 
 def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:

@@ -40,11 +40,16 @@ class EngineStats:
         kv_bytes: Bytes of the allocated KV slots.
         prefix_cache_tokens: Tokens in the prefix cache.
         prefix_cache_hit_tokens: Tokens of prompts taken from the prefix cache since the start.
+        quantization: How the base's linear layers are stored, such as `"nf4"`; None if unquantised.
+        weight_bytes: Bytes of the base's weights.
         compute_dtype: The dtype of activations.
         matmul_dtype: The dtype in which 4-bit and unquantised layers multiply. It is bfloat16 beside a `compute_dtype`
             of float32 where `load_base` was left to choose and the CPU has bitsandbytes' fast kernel.
+        arithmetic: In words, how the base is multiplied on this machine and why: dtypes, from how many tokens of a step
+            packed 4-bit layers are dense, the output layer.
         runner: How steps are computed: `"packed"`, all sequences in one forward pass; `"row by row"`, one for each
             sequence, with transformers' own attention and cache; or `"llama.cpp"`.
+        batch_invariant: Whether an answer is bit for bit the same in any company.
         forward: What computes the layers: `"native"`, a forward pass that is written out for decoders of Llama's
             structure; `"transformers"`; or `"llama.cpp"`.
         proof_difference: By how much the logits of the engine's steps differed from those of the model's own forward
@@ -73,9 +78,13 @@ class EngineStats:
     kv_bytes: int = 0
     prefix_cache_tokens: int = 0
     prefix_cache_hit_tokens: int = 0
+    quantization: str | None = None
+    weight_bytes: int = 0
     compute_dtype: str = ""
     matmul_dtype: str = ""
+    arithmetic: tuple[str, ...] = ()
     runner: str = ""
+    batch_invariant: bool = False
     forward: str = ""
     proof_difference: float | None = None
     proof_bound: float | None = None

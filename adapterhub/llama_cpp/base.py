@@ -58,6 +58,17 @@ class GgufBase:
     model = None
     compute_dtype = torch.float32
     device = torch.device("cpu")
+    arithmetic = ()
+
+    @property
+    def quantization(self) -> str:
+        """How most of its weights are stored."""
+        return self.matmul_dtype
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights, which are most of the file."""
+        return self.file.stat().st_size
 
     @property
     def linear_layers(self) -> LinearLayers:

@@ -126,6 +126,19 @@ def test_a_base_is_quantised_as_it_is_loaded(tmp_path: Path, quantization, archi
         assert layer.bias is None or torch.equal(layer.bias, own.bias)
 
 
+def test_the_memory_of_weights(tmp_path: Path):
+    """Of a linear layer: 4 bytes a weight; 1, and a scale for each output; 4 bits, and 2 x 16 for each group of 32."""
+    folder = make_base(tmp_path / "base", "llama", tie_word_embeddings=False)
+    bases = {one: load_base(folder, quantization=one, device="cpu") for one in (None, "nf4", *KINDS)}
+    bytes_of = {name: base.weight_bytes for name, base in bases.items()}
+    linear = bases[None].linear_layers
+    shapes = [shape for name, shape in linear.shapes.items() if name != linear.head]
+    weights, outputs = sum(n * k for n, k in shapes), sum(n for n, _ in shapes)
+    assert bytes_of[None] - bytes_of["int4"] == weights * 4 - weights * 5 // 8
+    assert bytes_of[None] - bytes_of["int8_weight_only"] == weights * 3 - outputs * 2
+    assert bytes_of["int4"] > bytes_of["nf4"] > bytes_of["int4"] - weights // 8
+
+
 def test_layers_of_other_sizes_stay_as_they_are(tmp_path: Path, caplog):
     folder = make_base(tmp_path / "base", "llama", intermediate_size=40)
     with caplog.at_level(logging.WARNING, "adapterhub"):

@@ -174,6 +174,7 @@ class TestReading:
     def test_doctor(self, run, tiny_registry):
         report = run("doctor", "--json").json
         assert report["4-bit"] == "works (nf4)"
+        assert re.match(r"(nf4|int4): .*\w{4}", report["quantization=auto"])
         assert str(tiny_registry) in report["registry"]
         assert "3 adapters" in run("doctor").out
         assert "runner" not in report
@@ -182,6 +183,8 @@ class TestReading:
         shown = run("doctor", "--base", str(tiny_base), "--quantization", "none", "--json").json
         assert (shown["base"], shown["runner"]) == (str(tiny_base), "packed")
         assert "0.0001 is rounding" in shown["proof"]
+        assert "activations in float32" in shown["arithmetic"]
+        assert re.fullmatch(r"unquantised, \d+ MiB", shown["weights"])
         assert "is not served" in run("doctor", "--base", str(tmp_path), "--json").json["base"]
 
     def test_doctor_quantises_nothing_without_a_base(self, run):

@@ -75,7 +75,9 @@ def test_greedy_tokens_are_those_of_peft_where_nothing_is_rounded(world: World, 
     assert {name: list(one[0].token_ids) for name, one in zip(NAMES, got, strict=True)} == {
         name: peft.generate(name, PROMPTS[name], 12) for name in NAMES
     }
-    assert engine.stats().matmul_dtype == "float32"
+    stats = engine.stats()
+    assert (stats.matmul_dtype, stats.quantization) == ("float32", quantization)
+    assert stats.weight_bytes == base.weight_bytes
     engine.close()
 
 
