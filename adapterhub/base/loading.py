@@ -14,10 +14,12 @@ from bitsandbytes.functional import has_avx512bf16
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
+from adapterhub.base.arithmetic import describe_arithmetic
 from adapterhub.base.auto_class import text_class, whole_class, why_no_decoder
 from adapterhub.base.auto_quantization import auto_quantization
 from adapterhub.base.dense_threshold import choose_dense_thresholds
 from adapterhub.base.fingerprint import BaseFingerprint
+from adapterhub.base.half_weights import halve_head
 from adapterhub.base.linear_layers import LinearLayers
 from adapterhub.base.locating import locate_base
 from adapterhub.base.packed_linear import take_packed_layers
@@ -125,6 +127,11 @@ class Base:
         return matmul_dtype(self.model, self.compute_dtype)
 
     @cached_property
+    def arithmetic(self) -> tuple[str, ...]:
+        """In words, how it is multiplied on this machine; found at the first use, as `linear_layers` are."""
+        return describe_arithmetic(self.model, self.compute_dtype, self.matmul_dtype)
+
+    @cached_property
     def weight_bytes(self) -> int:
         """Bytes of its weights, with the scales of those that are quantised."""
         return weight_bytes(self.model)
@@ -213,6 +220,8 @@ def load_base(
     disable_weight_packing(loaded, only_unsupported=may_round)
     if may_round:
         choose_dense_thresholds(take_packed_layers(loaded))
+    if not training:
+        halve_head(loaded)
     return Base(loaded, tokenizer, str(model), folder, fingerprint, stored or quantization, dtype)
 
 

@@ -27,7 +27,7 @@ PACKED_ROWS = 32
 _EACH_LOW_NIBBLE = 0x0F0F
 
 
-class PackedLinear4bit(Linear4bit):
+class PackedLinear4bit(Linear4bit):  # type: ignore[misc]  # bitsandbytes has no types
     """A layer of bitsandbytes whose weight is packed; until it is, and where it cannot be, it is as the original.
 
     Attributes:

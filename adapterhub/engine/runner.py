@@ -38,6 +38,7 @@ class EngineBase(Protocol):
         device: The device of its logits.
         compute_dtype: The dtype of activations, and of the adapters that it is given.
         matmul_dtype: The dtype in which it multiplies, or another name of it; for `EngineStats`.
+        arithmetic: In words, how it multiplies and why; for `EngineStats`.
         quantization: How its linear layers are stored; None if unquantised.
         weight_bytes: Bytes of its weights.
     """
@@ -80,6 +81,9 @@ class EngineBase(Protocol):
 
     @property
     def matmul_dtype(self) -> torch.dtype | str: ...
+
+    @property
+    def arithmetic(self) -> tuple[str, ...]: ...
 
     @property
     def quantization(self) -> str | None: ...

@@ -45,8 +45,11 @@ class EngineStats:
         compute_dtype: The dtype of activations.
         matmul_dtype: The dtype in which 4-bit and unquantised layers multiply. It is bfloat16 beside a `compute_dtype`
             of float32 where `load_base` was left to choose and the CPU has bitsandbytes' fast kernel.
+        arithmetic: In words, how the base is multiplied on this machine and why: dtypes, from how many tokens of a step
+            packed 4-bit layers are dense, the output layer.
         runner: How steps are computed: `"packed"`, all sequences in one forward pass; `"row by row"`, one for each
             sequence, with transformers' own attention and cache; or `"llama.cpp"`.
+        batch_invariant: Whether an answer is bit for bit the same in any company.
         forward: What computes the layers: `"native"`, a forward pass that is written out for decoders of Llama's
             structure; `"transformers"`; or `"llama.cpp"`.
         proof_difference: By how much the logits of the engine's steps differed from those of the model's own forward
@@ -79,7 +82,9 @@ class EngineStats:
     weight_bytes: int = 0
     compute_dtype: str = ""
     matmul_dtype: str = ""
+    arithmetic: tuple[str, ...] = ()
     runner: str = ""
+    batch_invariant: bool = False
     forward: str = ""
     proof_difference: float | None = None
     proof_bound: float | None = None

@@ -58,6 +58,7 @@ class GgufBase:
     model = None
     compute_dtype = torch.float32
     device = torch.device("cpu")
+    arithmetic = ()
 
     @property
     def quantization(self) -> str:

@@ -201,6 +201,9 @@ class TestProof:
         assert set(tokens) == {16}
         assert len(tokens) == 14  # once for each layer
 
+    def test_the_base_says_from_how_many_tokens(self, base: Base):
+        assert "densely from 512 tokens (64 x 64, 32 x 64, 128 x 64, 64 x 128)" in base.arithmetic[1]
+
     def test_a_wrong_dense_product_is_found(self, base: Base, monkeypatch):
         monkeypatch.setattr(PackedLinear4bit, "multiply_densely", lambda self, x: -self.multiply_packed(x))
         with pytest.raises(EngineError, match="differ"):

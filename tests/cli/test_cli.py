@@ -183,6 +183,7 @@ class TestReading:
         shown = run("doctor", "--base", str(tiny_base), "--quantization", "none", "--json").json
         assert (shown["base"], shown["runner"]) == (str(tiny_base), "packed")
         assert "0.0001 is rounding" in shown["proof"]
+        assert "activations in float32" in shown["arithmetic"]
         assert re.fullmatch(r"unquantised, \d+ MiB", shown["weights"])
         assert "is not served" in run("doctor", "--base", str(tmp_path), "--json").json["base"]
 

@@ -9,6 +9,23 @@ import torch
 from adapterhub.engine.kv.attention import AttentionStep
 
 
+class PackedStep(AttentionStep, Protocol):
+    """Attention over packed tokens; `AttentionMetadata` is one."""
+
+    def attend_tokens(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        *,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The next layer's output, given tensors of shape (tokens, heads, width); so is what it returns."""
+        ...
+
+
 class ModelForward(Protocol):
     """A forward pass over packed tokens.
 
@@ -24,7 +41,7 @@ class ModelForward(Protocol):
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         logit_indices: torch.Tensor,
-        step: AttentionStep,
+        step: PackedStep,
     ) -> torch.Tensor:
         """The logits at some of the tokens.
 

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
-from adapterhub.engine.kv.attention import AttentionCall, AttentionStep
+from adapterhub.engine.kv.attention import AttentionCall
+from adapterhub.engine.models.interface import PackedStep
 from adapterhub.engine.models.norms import Norms
 from adapterhub.engine.models.observing import RotaryCall, Rotation
 
@@ -77,7 +78,7 @@ class LlamaForward:
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         logit_indices: torch.Tensor,
-        step: AttentionStep,
+        step: PackedStep,
     ) -> torch.Tensor:
         """See `ModelForward`."""
         hidden = self.embed(token_ids)
@@ -143,9 +144,7 @@ class LlamaLayer:
             call.query.shape[-1],
         )
 
-    def __call__(
-        self, hidden: torch.Tensor, rotations: Sequence[Rotation], step: AttentionStep
-    ) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, rotations: Sequence[Rotation], step: PackedStep) -> torch.Tensor:
         """The layer's output, which takes the place of its input, shape (tokens, hidden)."""
         attended = self._attend(self._before_attention(hidden), rotations, step)
         hidden.add_(self._after_attention(attended) if self._after_attention else attended)
@@ -153,7 +152,7 @@ class LlamaLayer:
         changed = self._down(self._activate(self._gate(x)).mul_(self._up(x)))
         return hidden.add_(self._after_mlp(changed) if self._after_mlp else changed)
 
-    def _attend(self, x: torch.Tensor, rotations: Sequence[Rotation], step: AttentionStep) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, rotations: Sequence[Rotation], step: PackedStep) -> torch.Tensor:
         tokens, kind = x.shape[0], self._kind
         q = self._q(x).view(tokens, self._heads, self._width)
         k = self._k(x).view(tokens, self._kv_heads, self._width)
@@ -163,12 +162,9 @@ class LlamaLayer:
         if kind.rotation is not None:
             rotation = rotations[kind.rotation]
             q, k = rotate(q, rotation), rotate(k, rotation)
-        noted = kind.call
-        q, k, v = (one.transpose(0, 1)[None] for one in (q, k, v))
-        attended = step.attend(
-            AttentionCall(noted.module, q, k, v, noted.scale, softcap=noted.softcap, sinks=noted.sinks)
-        )
-        return self._o(attended.reshape(tokens, -1))
+        call = kind.call
+        attended = step.attend_tokens(q, k, v, call.scale, softcap=call.softcap, sinks=call.sinks)
+        return self._o(attended.view(tokens, -1))
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:

@@ -77,14 +77,30 @@ def each_to_itself(call: AttentionCall) -> torch.Tensor:
 
 
 class NotedCalls:
-    """An `AttentionStep` that keeps its calls."""
+    """A `PackedStep` that keeps its calls."""
 
     def __init__(self) -> None:
         self.calls: list[AttentionCall] = []
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
+        """Attention of each token to itself."""
         self.calls.append(call)
         return each_to_itself(call)
+
+    def attend_tokens(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        *,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The same of tensors of shape (tokens, heads, width)."""
+        query, key, value = (one.transpose(0, 1)[None] for one in (q, k, v))
+        call = AttentionCall(nn.Identity(), query, key, value, scale, softcap=softcap, sinks=sinks)
+        return self.attend(call)[0].contiguous()
 
 
 @torch.inference_mode()

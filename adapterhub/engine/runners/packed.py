@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from adapterhub.base.loading import Base
-from adapterhub.engine.kv.attention import AttentionStep, PackedAttention
+from adapterhub.engine.kv.attention import PackedAttention
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVCache
 from adapterhub.engine.kv.decode_kernel import DecodeKernel
 from adapterhub.engine.kv.packed_call import QuerySpan
@@ -195,7 +195,7 @@ class PackedRunner:
 
     @torch.inference_mode()
     def _run_model(
-        self, token_ids: list[int], positions: list[int], logit_indices: list[int], step: AttentionStep
+        self, token_ids: list[int], positions: list[int], logit_indices: list[int], step: AttentionMetadata
     ) -> torch.Tensor:
         """One forward pass; the logits at some of its tokens."""
         tokens, places, kept = (
@@ -222,11 +222,13 @@ class PackedRunner:
         runs = [(slot, count) for slot, count in total.items() if slot is not None]
         return LoraMapping(runs, num_base_tokens=base, device=self._device)
 
+    @torch.inference_mode()
     def _probe(self) -> AttentionProbe:
         """Runs one token, and finds what the model's attention is like."""
         model, probe = self._base.model, AttentionProbe()
+        first = torch.zeros(1, dtype=torch.long, device=self._device)
         with self._attention.noting_masks():
-            self._run_model([0], [0], [0], probe)
+            self._transformers(first, first, first, probe)
         probe.check_cache(model.config)
         attending, num_layers = len(probe.layers), num_attention_layers(model)
         if attending < num_layers:
