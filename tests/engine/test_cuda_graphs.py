@@ -193,7 +193,8 @@ def test_the_proof_replays_steps(folders: dict[str, Path], monkeypatch: pytest.M
     graphs = Graphs()
     base = load_base(folders["base"], quantization=None, compute_dtype="float32", device="cpu")
     runner = make_runner(base, max_loras=2, make_graph=graphs)
-    assert runner.name == "packed"
+    assert isinstance(runner, PackedRunner)
+    assert runner.has_graphs
     assert runner.proof is not None
     assert runner.proof.difference <= runner.proof.bound
     assert graphs.made[0].replays == 2  # what was captured, and the same operations with other tokens
