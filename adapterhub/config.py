@@ -154,6 +154,9 @@ class HubConfig(BaseModel):
     prove_base: bool = True
     """Before the first request, compare the engine's steps with the model's own forward pass on a short prompt. Without
     it the base loads a little faster, and one that the engine computes wrongly answers wrongly without a word."""
+    batch_invariant: bool = False
+    """Compute an answer bit for bit the same alone and in any company, whatever else is in the batch, wherever a prompt
+    is cut into chunks, and whatever the prefix cache has of it. It costs speed: see `docs/serving.md`."""
     use_cuda_graph: bool = False
     """On a GPU, capture steps that decode in CUDA graphs, so that Python launches no kernels in them. Off until it has
     been measured on a GPU. What cannot be captured is computed as without it, which the log says."""

@@ -686,7 +686,13 @@ def _load_base(config: HubConfig, name: str, revision: str | None) -> Callable[.
         revision=revision,
         trust_remote_code=config.trust_remote_code,
     )
-    return partial(BatchingEngine, loaded, prove_base=config.prove_base, use_cuda_graph=config.use_cuda_graph)
+    return partial(
+        BatchingEngine,
+        loaded,
+        prove_base=config.prove_base,
+        batch_invariant=config.batch_invariant,
+        use_cuda_graph=config.use_cuda_graph,
+    )
 
 
 def _file_type(config: HubConfig, name: str) -> FileType:
@@ -694,6 +700,8 @@ def _file_type(config: HubConfig, name: str) -> FileType:
     from adapterhub.base.locating import gguf_file
 
     given = config.model_dump(include=config.model_fields_set)
+    if given.get("batch_invariant"):
+        raise _no_setting("batch_invariant", True, "llama.cpp rounds by what else is in its batch.")
     for setting in ("compute_dtype", "trust_remote_code"):
         if given.get(setting) not in (None, "auto", False):
             raise _no_setting(

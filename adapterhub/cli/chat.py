@@ -13,6 +13,7 @@ import click
 from adapterhub.cli import output
 from adapterhub.cli.options import (
     base_options,
+    batch_invariant_option,
     complete_adapter,
     engine_option,
     named_card,
@@ -32,7 +33,15 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_BASE_SETTINGS = ("base", "engine", "quantization", "device", "trust_remote_code", "prove_base")
+_BASE_SETTINGS = (
+    "base",
+    "engine",
+    "quantization",
+    "device",
+    "trust_remote_code",
+    "prove_base",
+    "batch_invariant",
+)
 _SETTINGS = (
     *_BASE_SETTINGS, "registry", "system_prompt", "system_prompt_file", "history_limit", "history_tokens",
 )  # fmt: skip
@@ -66,6 +75,7 @@ def chat_options(function: F) -> F:
         engine_option,
         quantization_option,
         proof_option,
+        batch_invariant_option,
     ]
     for option in reversed(options):
         function = option(function)

@@ -38,6 +38,8 @@ class ChatConfig(BaseModel):
     """Run the base's own Python code."""
     prove_base: bool | None = None
     """Compare what serves with the model's own forward pass before the first answer; so if nothing says otherwise."""
+    batch_invariant: bool | None = None
+    """Compute the same bits alone and in any company, which is slower; not if nothing says otherwise."""
     system_prompt: str | None = None
     """The system prompt, in place of the card's."""
     system_prompt_file: UserPath | None = None

@@ -82,6 +82,7 @@ def _device() -> dict[str, Any]:
     from bitsandbytes.functional import has_avx512bf16
 
     from adapterhub.base.auto_quantization import auto_quantization
+    from adapterhub.engine.kv.decode_kernel import describe_decode_attention
     from adapterhub.lora.kernels.choosing import describe_kernels
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
@@ -93,6 +94,7 @@ def _device() -> dict[str, Any]:
         "AVX512-BF16 kernel": "yes" if has_avx512bf16() else "no",
         "quantization=auto": f"{auto.quantization}: {auto.reason}",
         "LoRA kernels": describe_kernels(torch.device("cuda" if gpu else "cpu")),
+        "decode attention": describe_decode_attention(torch.device("cuda" if gpu else "cpu")),
     }
 
 

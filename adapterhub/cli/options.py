@@ -67,6 +67,14 @@ proof_option = click.option(
 )
 
 
+batch_invariant_option = click.option(
+    "--batch-invariant/--no-batch-invariant",
+    "batch_invariant",
+    default=None,
+    help="Compute the same bits alone and in any company, which is slower.  [default: --no-batch-invariant]",
+)
+
+
 def base_options(function: F) -> F:
     """The options of the base: its name, its device, and whether its code may run."""
     options = [

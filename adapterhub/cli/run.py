@@ -14,6 +14,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import (
     MAX_INPUT_BYTES,
     base_options,
+    batch_invariant_option,
     complete_adapter,
     engine_option,
     json_option,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @engine_option
 @quantization_option
 @proof_option
+@batch_invariant_option
 @json_option
 def run(
     words: tuple[str, ...],
@@ -68,6 +70,7 @@ def run(
     device: str | None,
     trust_remote_code: bool | None,
     prove_base: bool | None,
+    batch_invariant: bool | None,
     **options: Any,
 ) -> None:
     """Answer TEXT (or standard input, with -) with an adapter, the router's choice (auto) or the bare base.
@@ -92,6 +95,7 @@ def run(
         "device": device,
         "trust_remote_code": trust_remote_code,
         "prove_base": prove_base,
+        "batch_invariant": batch_invariant,
     }
     if given.get("logprobs") is not None and not as_json:
         raise click.UsageError("Log-probabilities are part of the JSON: give --json too.")

@@ -30,6 +30,7 @@ from adapterhub.engine.decoding.compile_pool import CompilePool
 from adapterhub.engine.generation_config import GenerationConfigSource, default_sampling_params
 from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
 from adapterhub.engine.runner import EngineBase, Runner
+from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.cuda_graphs import graphs_of
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
@@ -68,6 +69,7 @@ class BatchingEngine:
             must have `limits.max_loras` LoRA slots.
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
         prove_base: Whether `make_runner` proves that the runner computes what the base's model computes.
+        batch_invariant: Whether `make_runner` makes one that computes an answer bit for bit the same in any company.
         use_cuda_graph: Whether steps that decode are captured in CUDA graphs on a GPU.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
@@ -84,6 +86,7 @@ class BatchingEngine:
         load_adapter: AdapterLoader | None = None,
         generation_config: GenerationConfigSource = "auto",
         prove_base: bool = True,
+        batch_invariant: bool = False,
         use_cuda_graph: bool = False,
     ) -> None:
         self._base, self._arithmetic = base, base.arithmetic  # before layers are wrapped
@@ -98,6 +101,7 @@ class BatchingEngine:
                 base,
                 max_loras=self._limits.max_loras,
                 prove_base=prove_base,
+                batch_invariant=batch_invariant,
                 make_graph=graphs_of(base.device) if use_cuda_graph else None,
             )
         self._builder = SequenceBuilder(base)
@@ -108,6 +112,7 @@ class BatchingEngine:
         )
         self._compile_pool = CompilePool(self._builder.compiler)
         self._scheduler = Scheduler(self._limits, runner, load_adapter)
+        self._batch_invariant = isinstance(runner, BatchInvariantRunner)
         self._runner_name, self._forward_name, self._proof = runner.name, runner.forward, runner.proof
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
         # empties them in the same thread.
@@ -227,6 +232,7 @@ class BatchingEngine:
         return replace(
             self._scheduler.stats(submitted=len(self._inbox)),
             runner=self._runner_name,
+            batch_invariant=self._batch_invariant,
             forward=self._forward_name,
             proof_difference=self._proof.difference if self._proof else None,
             proof_bound=self._proof.bound if self._proof else None,

@@ -49,6 +49,7 @@ class EngineStats:
             packed 4-bit layers are dense, the output layer.
         runner: How steps are computed: `"packed"`, all sequences in one forward pass; `"row by row"`, one for each
             sequence, with transformers' own attention and cache; or `"llama.cpp"`.
+        batch_invariant: Whether an answer is bit for bit the same in any company.
         forward: What computes the layers: `"native"`, a forward pass that is written out for decoders of Llama's
             structure; `"transformers"`; or `"llama.cpp"`.
         proof_difference: By how much the logits of the engine's steps differed from those of the model's own forward
@@ -83,6 +84,7 @@ class EngineStats:
     matmul_dtype: str = ""
     arithmetic: tuple[str, ...] = ()
     runner: str = ""
+    batch_invariant: bool = False
     forward: str = ""
     proof_difference: float | None = None
     proof_bound: float | None = None

@@ -68,6 +68,7 @@ class LoraMapping:
         start: Position of the first token with an adapter among all tokens.
         end: One behind the last.
         batched: Whether all adapters are computed in one batched product.
+        token_by_token: Whether what is added to a token must not depend on any other token, nor on other adapters.
         needs_padding: Whether `pad` adds rows, since runs differ in length or leave out slots.
     """
 
@@ -91,9 +92,23 @@ class LoraMapping:
         tokens, padded = self.end - self.start, (self.end_slot - self.first_slot) * self._longest_run
         self.needs_padding = padded != tokens
         self.batched = self._is_batched_faster(tokens, padded) if batched is None else batched
+        self.token_by_token = False
         self._tiles: dict[int, torch.Tensor] = {}
         self._last: tuple[object, torch.Tensor, Sequence[torch.Tensor]] | None = None
         self._tables: dict[int, RunTable] = {}
+
+    @classmethod
+    def of_tokens(cls, slots: Sequence[int | None], *, device: torch.device | None = None) -> LoraMapping:
+        """The mapping that computes each token apart, so that its company changes no bit of it.
+
+        Args:
+            slots: The slot of each token, rising; None for those of the base, which come first.
+            device: The device of the tokens.
+        """
+        runs = [(slot, 1) for slot in slots if slot is not None]
+        mapping = cls(runs, num_base_tokens=len(slots) - len(runs), device=device, batched=False)
+        mapping.token_by_token = True
+        return mapping
 
     def compute_once(
         self,

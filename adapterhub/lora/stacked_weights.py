@@ -48,6 +48,7 @@ class StackedLoraWeights:
         self._out_features: dict[str, int] = {}
         self._loaded: dict[int, dict[str, LoraDelta]] = {}  # by slot
         self._make_kernels = make_kernels or choose_kernels(device)
+        self._ranks: dict[tuple[str, int], int] = {}
         self._stack = LoraStack(self._zeros(0, 0, 0), {}, {}, rank=0)
         self._kernels: LoraKernels = self._make_kernels(self._stack)
         self.version = 0
@@ -107,27 +108,35 @@ class StackedLoraWeights:
         Returns:
             `y`.
         """
-        if name not in self._out_features:
+        dora_slots = self._dora_slots.get(name)
+        if dora_slots is None:
             return y
-        outputs = y.view(-1, y.shape[-1])
+        outputs = y if y.ndim == 2 else y.view(-1, y.shape[-1])
         # DoRA (arXiv 2402.09353) scales the rows of the adapted weight, and so the output without its bias.
-        has_dora = not self._dora_slots[name].isdisjoint(mapping.slots)
-        if not has_dora:
+        if not dora_slots or dora_slots.isdisjoint(mapping.slots):
             self._kernels.add_lora(name, x, outputs, mapping)
             return y
         selected = mapping.select(outputs)
-        if bias is not None:
-            selected -= bias
+        own_bias = None if bias is None else self._bias_of_dora(name, bias, mapping)
+        if own_bias is not None:
+            selected -= own_bias
         self._kernels.add_lora(name, x, outputs, mapping)
         selected *= self._magnitude_scale[name].index_select(0, mapping.token_slots)
-        if bias is not None:
-            selected += bias
+        if own_bias is not None:
+            selected += own_bias
         return y
+
+    def _bias_of_dora(self, name: str, bias: torch.Tensor, mapping: LoraMapping) -> torch.Tensor:
+        """The bias for the tokens with DoRA and zeros for others, which rounding must not change."""
+        slots = self._dora_slots[name]
+        has_dora = [slot in slots for slot, start, stop in mapping.runs for _ in range(start, stop)]
+        return bias * torch.tensor(has_dora, device=bias.device)[:, None]
 
     def _write(self, slot: int, deltas: Mapping[str, LoraDelta]) -> None:
         # First, so that `clear` resets a slot that a failure left half written.
         self._loaded[slot] = dict(deltas)
         for name, delta in deltas.items():
+            self._ranks[name, slot] = delta.a.shape[0]
             lora_a, lora_b = self._factors(slot, name, delta)
             # From pinned memory the host need not wait: the next step is behind the copies in the GPU's stream, and
             # PyTorch keeps pinned memory until they are done.
@@ -143,6 +152,7 @@ class StackedLoraWeights:
         """Resets one layer of a slot to no change."""
         for factor in self._factors(slot, name, self._loaded[slot].pop(name)):
             factor.zero_()
+        self._ranks.pop((name, slot), None)
         if slot in self._dora_slots[name]:
             self._magnitude_scale[name][slot].fill_(1)
             self._dora_slots[name].discard(slot)
@@ -156,7 +166,7 @@ class StackedLoraWeights:
         lora_b = {name: self._zeros(self._slots, rank, width) for name, width in out_features.items()}
         # Assigned only after all allocations succeeded, so that running out of memory changes nothing.
         columns = {name: index * rank for index, name in enumerate(out_features)}
-        self._out_features, self._stack = out_features, LoraStack(lora_a, lora_b, columns, rank)
+        self._out_features, self._stack = out_features, LoraStack(lora_a, lora_b, columns, rank, self._ranks)
         self._kernels = self._make_kernels(self._stack)
         self.version += 1
         for name in layers:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterhub.engine.kv import decode_kernel
 from adapterhub.engine.kv.cache import KVCache, KVSlot
-from adapterhub.engine.kv.decode_kernel import DecodeKernel
+from adapterhub.engine.kv.decode_kernel import DecodeKernel, describe_decode_attention
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
 from adapterhub.engine.kv.packed_call import QuerySpan
 from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.engine.kv.probing import AttentionLayer
 from adapterhub.engine.kv.shape import KVShape, LayerShape
 from adapterhub.errors import ConfigError, EngineError
+from adapterhub.lora.kernels.compiling import CompilingError
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -213,6 +217,28 @@ def test_the_kernel_is_for_host_memory_and_can_be_switched_off(monkeypatch):
     assert DecodeKernel.find(CPU, torch.float16) is None
     monkeypatch.setenv("ADAPTERHUB_ATTENTION_KERNEL", "torch")
     assert DecodeKernel.find(CPU, torch.float32) is None
+    assert describe_decode_attention(CPU) == "torch"
     monkeypatch.setenv("ADAPTERHUB_ATTENTION_KERNEL", "fast")
     with pytest.raises(ConfigError, match="ADAPTERHUB_ATTENTION_KERNEL=fast"):
         DecodeKernel.find(CPU, torch.float32)
+
+
+@pytest.mark.parametrize("failure", ["a compiler that fails", "a library that does not load"])
+def test_without_a_library_torch_computes_and_the_reason_is_told(tmp_path, monkeypatch, failure: str):
+    def compile_library(source: Path, folder: Path) -> Path:
+        if failure == "a compiler that fails":
+            raise CompilingError("there is no C++ compiler")
+        broken = tmp_path / "broken.so"
+        broken.write_bytes(b"no library")
+        return broken
+
+    monkeypatch.setattr(decode_kernel, "compile_library", compile_library)
+    monkeypatch.setattr(decode_kernel, "_compiled", decode_kernel._compiled.__wrapped__)
+    assert DecodeKernel.find(CPU, torch.float32) is None
+    reason = "no C.. compiler" if failure == "a compiler that fails" else "broken.so"
+    assert re.match(f"torch: .*{reason}", describe_decode_attention(CPU))
+
+
+@needs_compiler
+def test_a_library_is_named():
+    assert re.match(r"compiled, .*decode_attention.*\.so$", describe_decode_attention(CPU))

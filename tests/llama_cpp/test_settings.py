@@ -21,6 +21,7 @@ from adapterhub.llama_cpp.bindings import library
         {"quantization": "int8"},
         {"compute_dtype": "bfloat16"},
         {"trust_remote_code": True},
+        {"batch_invariant": True},
     ],
 )
 def test_settings_that_llama_cpp_does_not_have_are_refused(gguf_file: Path, setting: dict[str, Any]):

@@ -75,6 +75,11 @@ class Sampler:
         else:
             self._generator.manual_seed((params.seed + index) % 2**63)
 
+    @property
+    def reads_history(self) -> bool:
+        """Whether `draw` reads the tokens before."""
+        return bool(self._bans) or self._params.repetition_penalty != 1
+
     def draw(
         self, logits: Logits, history: Sequence[int], allowed: torch.Tensor | None = None
     ) -> tuple[int, TokenLogprob | None]:
@@ -82,7 +87,7 @@ class Sampler:
 
         Args:
             logits: The logits of all tokens.
-            history: Token ids of the prompt and the answer so far, for the repetition penalty.
+            history: Token ids of the prompt and the answer so far, where `reads_history`.
             allowed: Mask of the tokens to sample from, bool of shape (vocabulary,); None allows all. Log-probabilities
                 are the model's own either way.
 

@@ -90,10 +90,12 @@ static inline Vec pair_sums(Vec a, Vec b) {
     return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
 }
 
-// scores[h][j] = query[h] . keys[j] for GROUP heads that share the keys.
-template <int GROUP, typename T>
-static void scores_of(const float *query, const T *keys, int64_t length, int64_t width, float *scores, int64_t stride) {
-    int64_t whole = width - width % LANES;
+// scores[h][j] = query[h] . keys[j] for GROUP heads that share the keys. WIDTH is their width where the compiler may
+// know it, and keep the queries in registers; otherwise 0.
+template <int GROUP, int WIDTH, typename T>
+static void scores_of(const float *query, const T *keys, int64_t length, int64_t any_width, float *scores,
+                      int64_t stride) {
+    const int64_t width = WIDTH ? WIDTH : any_width, whole = width - width % LANES;
     for (int64_t start = 0; start < length; start += LANES) {
         // As many keys as a vector has lanes: then all of their sums over lanes are taken together.
         Vec sums[GROUP][LANES];
@@ -184,7 +186,10 @@ struct Step {
 template <int GROUP, typename T>
 static void attend_group(const Layer &layer, const float *query, const T *keys, const T *values, int64_t length,
                          const float *mask, const float *sinks, float *scores, int64_t stride, float *mixed, T *out) {
-    scores_of<GROUP>(query, keys, length, layer.key_width, scores, stride);
+    auto score = layer.key_width == 64 ? scores_of<GROUP, 64, T>
+                 : layer.key_width == 128 ? scores_of<GROUP, 128, T>
+                                          : scores_of<GROUP, 0, T>;
+    score(query, keys, length, layer.key_width, scores, stride);
     float totals[GROUP];
     for (int h = 0; h < GROUP; h++)
         totals[h] = weigh(scores + h * stride, length, mask, layer.softcap, sinks ? sinks + h : nullptr);

@@ -54,23 +54,15 @@ class _Step(ctypes.Structure):
 
 
 class DecodeKernel:
-    """The compiled function.
+    """The compiled function for one dtype.
 
     Args:
-        library: The shared library of `SOURCE`.
+        run: The function.
         dtype: The dtype of queries, keys and values.
-
-    Raises:
-        OSError: The library cannot be loaded.
     """
 
-    def __init__(self, library: Path, dtype: torch.dtype) -> None:
-        function = ctypes.CDLL(str(library)).decode_attention
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        function.argtypes = (ctypes.c_int, *[pointer] * 8, number, pointer, pointer)
-        function.restype = ctypes.c_int
-        self.run: Callable[..., int] = function
-        self.dtype = dtype
+    def __init__(self, run: Callable[..., int], dtype: torch.dtype) -> None:
+        self.run, self.dtype = run, dtype
 
     @classmethod
     def find(cls, device: torch.device, dtype: torch.dtype) -> DecodeKernel | None:
@@ -79,13 +71,22 @@ class DecodeKernel:
         Raises:
             ConfigError: The variable has another value than "auto" and "torch".
         """
-        wanted = os.environ.get(_VARIABLE) or "auto"
-        if wanted not in ("auto", "torch"):
-            raise ConfigError(f"{_VARIABLE}={wanted} is not known.", hint="It can be auto or torch.")
-        if wanted == "torch" or device.type != "cpu" or dtype not in _DTYPES:
+        if _is_switched_off() or device.type != "cpu" or dtype not in _DTYPES:
             return None
-        library = _compiled()
-        return cls(library, dtype) if library else None
+        function, _ = _compiled()
+        return cls(function, dtype) if function else None
+
+
+def describe_decode_attention(device: torch.device) -> str:
+    """What computes the attention of sequences that decode on a device, and on a CPU why.
+
+    Raises:
+        ConfigError: As for `DecodeKernel.find`.
+    """
+    if _is_switched_off() or device.type != "cpu":
+        return "torch"
+    function, said = _compiled()
+    return f"compiled, {said}" if function else f"torch: {said}"
 
 
 class KernelDecode:
@@ -191,14 +192,26 @@ class KernelDecode:
         return self._masks[mask]
 
 
+def _is_switched_off() -> bool:
+    wanted = os.environ.get(_VARIABLE) or "auto"
+    if wanted not in ("auto", "torch"):
+        raise ConfigError(f"{_VARIABLE}={wanted} is not known.", hint="It can be auto or torch.")
+    return wanted == "torch"
+
+
 @cache
-def _compiled() -> Path | None:
-    """The library, compiled at the first use on this machine."""
+def _compiled() -> tuple[Callable[..., int] | None, str]:
+    """The function and its library, or the reason why there is none; it is compiled at the first use on a machine."""
     try:
-        return compile_library(SOURCE, cache_folder("kernels"))
-    except CompilingError as error:
-        _log.info("Attention of sequences that decode is computed by torch: %s.", error)
-        return None
+        library = compile_library(SOURCE, cache_folder("kernels"))
+        function = ctypes.CDLL(str(library)).decode_attention
+    except (CompilingError, OSError, AttributeError) as error:
+        _log.info("Attention of sequences that decode is computed by torch, which is slower: %s.", error)
+        return None, str(error)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = (ctypes.c_int, *[pointer] * 8, number, pointer, pointer)
+    function.restype = ctypes.c_int
+    return function, str(library)
 
 
 def _address(array: npt.NDArray[np.int64]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -42,6 +43,14 @@ class PackedCall:
     def has_plain_scores(self) -> bool:
         """Whether PyTorch's own attention computes it."""
         return self.softcap is None and self.sinks is None
+
+
+class AttentionGroup(Protocol):
+    """Tokens of a step whose attention is computed together."""
+
+    def attend(self, call: PackedCall) -> None:
+        """Writes the attention of its tokens into `call.out`."""
+        ...
 
 
 def attention_by_scores(

@@ -17,7 +17,7 @@ from adapterhub.engine.kv.attention import AttentionCall
 from adapterhub.engine.kv.cache import KVSlotPool
 from adapterhub.engine.kv.decode_kernel import DecodeKernel, KernelDecode
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
-from adapterhub.engine.kv.packed_call import PackedCall, QuerySpan, attention_by_scores
+from adapterhub.engine.kv.packed_call import AttentionGroup, PackedCall, QuerySpan, attention_by_scores
 from adapterhub.engine.kv.probing import AttentionLayer
 
 _MAX_SCORES = 1 << 25  # 128 MiB in float32
@@ -46,7 +46,7 @@ class AttentionMetadata:
         for span in spans:
             if span.count == 1:
                 decoding.setdefault(span.kv_slot.pool, []).append(span)
-        self.groups: list[KernelDecode | _DecodeBatch | _PrefillChunk] = []
+        self.groups: list[AttentionGroup] = []
         if decoding and kernel:
             self.groups.append(KernelDecode(kernel, decoding))
         else:

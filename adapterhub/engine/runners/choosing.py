@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from adapterhub.base.loading import Base
 from adapterhub.engine.models.finding import has_llama_modules
 from adapterhub.engine.runner import ScoringRunner
+from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.cuda_graphs import MakeGraph
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.proof import Prover
@@ -17,9 +18,20 @@ from adapterhub.errors import EngineError
 
 _log = logging.getLogger(__name__)
 
+Kinds = Mapping[str, Callable[..., PackedRunner | RowRunner]]
+"""What may run a base, by what it is called in reasons; the first one that is right is taken."""
+_INVARIANT_HINT = (
+    "Without batch_invariant it may be served; a base must be packed for it, and keep no states."
+)
+
 
 def make_runner(
-    base: Base, *, max_loras: int, prove_base: bool = True, make_graph: MakeGraph | None = None
+    base: Base,
+    *,
+    max_loras: int,
+    prove_base: bool = True,
+    batch_invariant: bool = False,
+    make_graph: MakeGraph | None = None,
 ) -> ScoringRunner:
     """Makes the fastest runner that computes what a base's model computes, and claims the base for it.
 
@@ -28,6 +40,8 @@ def make_runner(
         max_loras: Number of LoRA slots.
         prove_base: Compare each runner with the model's own forward pass, and take the next slower one where they
             differ by more than rounding. Without it, a runner that can be made is taken to be right.
+        batch_invariant: Only a runner whose logits of a sequence do not depend on its company; see
+            `BatchInvariantRunner`. It has no graphs.
         make_graph: Captures steps that decode, where the runner can be replayed; see `CudaGraphs`.
 
     Raises:
@@ -35,16 +49,25 @@ def make_runner(
     """
     base.claim()
     try:
-        return _fastest(base, max_loras, make_graph, prove_base=prove_base)
+        if batch_invariant:
+            kinds, hint = _batch_invariant(base), _INVARIANT_HINT
+        else:
+            kinds, hint = _fastest_first(base, make_graph), _hint(base)
+        runner = _first_right(base, kinds, max_loras, prove_base=prove_base, hint=hint)
+        if make_graph and not runner.has_graphs:
+            _log.warning("Base %s is served without CUDA graphs.", base.name)
+        return runner
     except Exception:
         base.release()
         raise
 
 
-def _fastest(base: Base, max_loras: int, make_graph: MakeGraph | None, *, prove_base: bool) -> ScoringRunner:
+def _first_right(
+    base: Base, kinds: Kinds, max_loras: int, *, prove_base: bool, hint: str
+) -> PackedRunner | RowRunner:
     prover = _prover(base, max_loras) if prove_base else None
     reasons: list[str] = []
-    for name, kind in _fastest_first(base, make_graph).items():
+    for name, kind in kinds.items():
         make = partial(kind, base, max_loras=max_loras)
         try:
             runner = prover.prove(make) if prover else make()
@@ -52,24 +75,27 @@ def _fastest(base: Base, max_loras: int, make_graph: MakeGraph | None, *, prove_
             reasons.append(f"{name}: {_reason(error)}")
             continue
         _tell(base, runner, reasons)
-        if make_graph and not runner.has_graphs:
-            _log.warning("Base %s is served without CUDA graphs. %s", base.name, " ".join(reasons))
         return runner
     raise EngineError(
         f"A {type(base.model).__name__} cannot be served. {' '.join(reasons)}",
-        hint=_hint(base),
+        hint=hint,
     )
 
 
-def _fastest_first(
-    base: Base, make_graph: MakeGraph | None
-) -> dict[str, Callable[..., PackedRunner | RowRunner]]:
+def _fastest_first(base: Base, make_graph: MakeGraph | None) -> Kinds:
     """What may run a base; the native forward pass only where its model may have Llama's structure."""
     packed: dict[str, Callable[..., PackedRunner]] = {PackedRunner.name: partial(PackedRunner, native=False)}
     if has_llama_modules(base.model):
         packed = {f"{PackedRunner.name}, native": PackedRunner, **packed}
     graphs = {f"{name}, CUDA graphs": partial(make, make_graph=make_graph) for name, make in packed.items()}
     return {**(graphs if make_graph else {}), **packed, RowRunner.name: RowRunner}
+
+
+def _batch_invariant(base: Base) -> Kinds:
+    name = f"{PackedRunner.name}, batch invariant"
+    by_transformers: Kinds = {name: partial(BatchInvariantRunner, native=False)}
+    native: Kinds = {f"{name}, native": BatchInvariantRunner} if has_llama_modules(base.model) else {}
+    return {**native, **by_transformers}
 
 
 def _prover(base: Base, max_loras: int) -> Prover:

@@ -138,7 +138,8 @@ class SequenceState:
         return self.constraint.finished if self.constraint else len(self.output_token_ids) >= self.max_tokens
 
     def _sample(self, logits: Logits) -> tuple[int, TokenLogprob | None]:
-        token_ids = [*self.request.prompt, *self.output_token_ids]
+        # Copied for those alone that read it: a long one in each step costs as much as the sampling.
+        token_ids = [*self.request.prompt, *self.output_token_ids] if self.sampler.reads_history else ()
         if self.constraint is None:
             return self.sampler.draw(logits, token_ids)
         return self.constraint.choose(

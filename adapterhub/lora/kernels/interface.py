@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -21,12 +21,14 @@ class LoraStack:
         lora_b: The up-projection of each layer, shape (slots, rank, out), contiguous.
         columns: The first column of each layer in `lora_a`.
         rank: The highest rank of a resident adapter; lower ones are filled up with zeros.
+        ranks: The rank of each layer's adapter in a slot: (layer, slot) -> rank.
     """
 
     lora_a: torch.Tensor
     lora_b: Mapping[str, torch.Tensor]
     columns: Mapping[str, int]
     rank: int
+    ranks: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 class LoraKernels(Protocol):
@@ -48,7 +50,8 @@ class LoraKernels(Protocol):
             layer: The layer.
             x: Its input, shape (..., in); the tokens that `mapping` has, in its order.
             y: Its output, shape (tokens, out), the last dimension contiguous.
-            mapping: The slot of each token; those without an adapter are not touched.
+            mapping: The slot of each token; those without an adapter are not touched. If it is `token_by_token`, the
+                order of each sum depends on nothing but the token's own adapter.
         """
         ...
 

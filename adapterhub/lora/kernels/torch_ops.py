@@ -7,6 +7,8 @@ There are two ways to compute the same sums, and `LoraMapping` chooses one for e
 - batched: two batched products over a range of slots, read in place. The number of operations does not depend on the
   number of adapters; faster when many adapters have a token or two each, as in decoding.
 
+For batch invariance there is a third one: token by token, with the adapter's own rank.
+
 Layers with a common input share one shrink.
 """
 
@@ -35,8 +37,21 @@ class TorchOps:
 
     def add_lora(self, layer: str, x: torch.Tensor, y: torch.Tensor, mapping: LoraMapping) -> None:
         """Adds the adapters' products to a layer's output; see `LoraKernels.add_lora`."""
+        if mapping.token_by_token:
+            self._add_by_token(layer, x, mapping.select(y), mapping)
+            return
         shrunk = mapping.compute_once(self, x, self._shrink)[self._index[layer]]
         self._expand(layer, shrunk, mapping.select(y), mapping)
+
+    def _add_by_token(
+        self, layer: str, x: torch.Tensor, selected: torch.Tensor, mapping: LoraMapping
+    ) -> None:
+        stack = self._stack
+        inputs, column = mapping.select(x.reshape(-1, stack.lora_a.shape[1])), stack.columns[layer]
+        for slot, start, stop in mapping.runs:
+            if rank := stack.ranks.get((layer, slot)):
+                lora_a = stack.lora_a[slot, :, column : column + rank]
+                selected[start:stop].addmm_(inputs[start:stop].mm(lora_a), stack.lora_b[layer][slot, :rank])
 
     def _shrink(self, x: torch.Tensor, mapping: LoraMapping) -> Sequence[torch.Tensor]:
         """`x @ lora_a`, one tensor for each layer: (tokens, rank), or (slots, longest run, rank) if batched."""
