@@ -25,6 +25,7 @@ from benchmarks import (
     hybrid_step,
     memory,
     merge,
+    perplexity,
     prefill,
     profile_step,
     proof,
@@ -462,6 +463,27 @@ def test_structured_with_a_generated_vocabulary():
         for row in rows
         for cost in ("vocabulary_ms", "compile_ms", "constraint_us", "sampler_us")
     )
+
+
+def test_perplexity_of_every_quantisation(tiny_base: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--windows", "2", "--tokens", "32", "--shift", "16"]
+    perplexity.main(["--model", str(tiny_base), *options, "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    errors = {name: row["error"] for name, row in rows.items()}
+    assert (
+        errors["none"]
+        == 0
+        < errors["int8_weight_only"]
+        < 0.01
+        < errors["int4"]
+        < errors["nf4"]
+        < errors["fp4"]
+        < 0.15
+    )
+    # A random base: its perplexity is near the size of its vocabulary, whatever the weights are rounded to.
+    own = rows["none"]["perplexity"]
+    assert abs(rows["int8_weight_only"]["perplexity"] / own - 1) < 0.01
+    assert all(0.5 < row["perplexity"] / own < 2 for row in rows.values())
 
 
 @pytest.mark.slow  # starts two processes for each

@@ -3,11 +3,11 @@
     python -m benchmarks.versus --models smollm2 200m --threads 1 2 --vllm-python VENV/bin/python --markdown
 
 All contenders get the same prompts and give as many tokens, greedily. Each is a process of its own; they are asked in
-turn, round by round, after one round that warms up and is dropped. A decode step is the time of an answer without that
-of its first token, divided by the other tokens. PEFT mixes adapters in one batch, and is asked for the bare base
-without its layers. llama.cpp has one adapter in a batch, so requests for several are answered one after the other. vLLM
-runs twice: without LoRA for the bare base, and with it for adapters. A contender that is not installed is named as
-missing.
+turn, round by round, after a short one that warms up and is dropped; the best round counts. A decode step is the time
+of an answer without that of its first token, divided by the other tokens. PEFT mixes adapters in one batch, and is
+asked for the bare base without its layers. llama.cpp has one adapter in a batch, so requests for several are answered
+one after the other. vLLM runs twice: without LoRA for the bare base, and with it for adapters. A contender that is not
+installed is named as missing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from benchmarks.versus.process import LABELS, Entry, Process, start
 from benchmarks.versus.tables import markdown, missing, tables
 from benchmarks.versus.worker import Task
 
+WARM_UP = 3
+"""Tokens of an answer in the first round."""
 _PLAIN = {True: "bfloat16", False: "float32"}
 
 
@@ -86,6 +88,10 @@ def measure(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
                     task, engine=entry.engine, weights=entry.weights, compute_dtype=entry.compute_dtype
                 )
                 processes.append((entry, start(entry, own, options.vllm_python, log)))
+            for process in (
+                process for entry, own in processes for process in own if entry.engine != "adapterhub"
+            ):
+                process.wait()
             return _rounds(processes, task, options)
         finally:
             for _, own_processes in processes:
@@ -102,7 +108,8 @@ def _rounds(
     answers: list[dict[str, list[list[int]]]] = [defaultdict(list) for _ in processes]
     for number in range(options.rounds + 1):
         progress(f"round {number} of {options.rounds}")
-        for run in options.plan.runs(["base", "adapters"]):
+        plan = options.plan if number else replace(options.plan, tokens=WARM_UP)
+        for run in plan.runs(["base", "adapters"]):
             prompts, names = run.prompts(vocabulary, number), run.names()
             for (_, own), times, given in zip(processes, seconds, answers, strict=True):
                 for process in own:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,17 +74,17 @@ class Plan:
         return max(self.prefill + 1, self.prompt + self.tokens)
 
     def figures(self, seconds: Seconds) -> dict[str, float]:
-        """Title of a column -> figure, for the runs that there are: medians over the rounds."""
+        """Title of a column -> figure, for the runs that there are: of the best round, which others disturbed least."""
         found = {}
         for name, *_ in _BATCHES:
             if name in seconds:
-                steps = (whole - first for whole, first in _pairs(seconds, name))
-                found[f"{name}, ms"] = 1000 * statistics.median(steps) / (self.tokens - 1)
+                steps = min(seconds[name]) - min(seconds[f"{name} first"])
+                found[f"{name}, ms"] = 1000 * steps / (self.tokens - 1)
         if "prefill" in seconds:
-            found[f"prefill {self.prefill}, ms"] = 1000 * statistics.median(seconds["prefill"])
+            found[f"prefill {self.prefill}, ms"] = 1000 * min(seconds["prefill"])
         for name, rows, _ in _BATCHES:
             if rows > 1 and name in seconds:
-                found[f"{name}, tokens/s"] = rows * self.tokens / statistics.median(seconds[name])
+                found[f"{name}, tokens/s"] = rows * self.tokens / min(seconds[name])
         return found
 
     def titles(self) -> list[str]:
@@ -100,10 +99,6 @@ _BATCHES = [
     (f"{ROWS} rows", ROWS, 0),
     (f"{ROWS} rows, {ROWS} adapters", ROWS, ROWS),
 ]
-
-
-def _pairs(seconds: Seconds, name: str) -> zip[tuple[float, float]]:
-    return zip(seconds[name], seconds[f"{name} first"], strict=True)
 
 
 def agreement(answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
@@ -64,15 +64,21 @@ class Process:
         log: Where its stderr goes.
 
     Attributes:
-        about: What it computes with.
+        kinds: As in `Task`.
+        about: What it computes with, once it is ready.
         missing: Why it cannot be asked; None if it can.
     """
+
+    about: Mapping[str, str]
+    missing: str | None
 
     def __init__(self, task: Task, python: str, log: IO[Any]) -> None:
         self.kinds = task.kinds
         environment = os.environ | {"OMP_NUM_THREADS": str(task.threads)}
         if python != sys.executable:
             environment["PYTHONPATH"] = str(_ROOT)
+        self._process: subprocess.Popen[str] | None = None
+        self._error = ""
         try:
             self._process = subprocess.Popen(  # noqa: S603
                 [python, "-m", "benchmarks.versus.worker", json.dumps(asdict(task))],
@@ -83,11 +89,13 @@ class Process:
                 cwd=_ROOT,
                 text=True,
             )
-            ready = self._reply()
         except OSError as error:
-            ready = {"missing": str(error)}
-        self.about: dict[str, str] = ready.get("about", {})
-        self.missing: str | None = ready.get("missing")
+            self._error = str(error)
+
+    def wait(self) -> None:
+        """Returns when it is ready, or has told why it is not."""
+        ready = self._reply()
+        self.about, self.missing = ready.get("about", {}), ready.get("missing")
 
     def ask(
         self, prompts: Sequence[Sequence[int]], adapters: Sequence[str | None], tokens: int
@@ -98,7 +106,7 @@ class Process:
             RuntimeError: The process has ended, or has not given the tokens that were asked for.
         """
         asked = {"prompts": prompts, "adapters": adapters, "tokens": tokens}
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        print(json.dumps(asked), file=self._process.stdin, flush=True)  # type: ignore[union-attr]
         reply = self._reply()
         if "seconds" not in reply or {len(answer) for answer in reply["tokens"]} != {tokens}:
             raise RuntimeError(f"{reply.get('missing', 'other tokens than were asked for')}; see --log.")
@@ -106,15 +114,19 @@ class Process:
 
     def close(self) -> None:
         """Ends it."""
-        if hasattr(self, "_process"):
+        if self._process:
             self._process.communicate()
 
     def _reply(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()  # type: ignore[union-attr]
-        return json.loads(line) if line else {"missing": "its process has ended; see --log"}
+        line = self._process.stdout.readline() if self._process and self._process.stdout else ""
+        return json.loads(line) if line else {"missing": self._error or "its process has ended; see --log"}
 
 
 def start(entry: Entry, task: Task, vllm_python: str | None, log: IO[Any]) -> list[Process]:
-    """Starts the processes of a contender. A contender that is not installed has one, which says why."""
+    """Starts the processes of a contender; they are ready after `wait`."""
     python = vllm_python if entry.engine == "vllm" and vllm_python else sys.executable
-    return [Process(replace(task, kinds=kinds), python, log) for kinds in entry.processes()]
+    started = [Process(replace(task, kinds=kinds), python, log) for kinds in entry.processes()]
+    if entry.engine == "adapterhub":  # it measures its products while it loads
+        for process in started:
+            process.wait()
+    return started

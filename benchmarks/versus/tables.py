@@ -83,7 +83,7 @@ def _machine(results: Sequence[Mapping[str, Any]]) -> str:
         f"{where['processor']}, {where['cores']} cores, {instructions}; load {where['load']:.1f} at the end. "
         f"{', '.join(f'{name} {version}' for name, version in versions.items() if version)}. "
         f"Adapters of rank {options['rank']} on all seven projections; prompts of {options['prompt']} tokens, "
-        f"answers of {options['tokens']}; medians of {options['rounds']} rounds."
+        f"answers of {options['tokens']}; the best of {options['rounds']} rounds."
     )
 
 

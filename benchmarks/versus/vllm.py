@@ -52,6 +52,7 @@ class Vllm:
             for number, (name, folder) in enumerate(task.adapters.items(), 1)
         }
         self.about: Mapping[str, str] = {
+            "weights": dtype,
             "computes": dtype,
             "vllm": importlib.metadata.version("vllm"),
             "torch": torch.__version__,
