@@ -18,12 +18,14 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.kv.shape import KVShape
 from benchmarks import (
     adapter_load,
+    batch_invariance,
     decode_step,
     experts,
     finetune,
     hybrid_step,
     memory,
     merge,
+    perplexity,
     prefill,
     profile_step,
     proof,
@@ -91,6 +93,19 @@ def test_slot_modules(run: Run):
         slot_modules.ROWS: 2 * (100 * 64 + 2 * 100),
     }
     assert all(one["milliseconds"] > 0 for one in found)
+
+
+def test_batch_invariance(run: Run):
+    found = run(batch_invariance.main, "--rounds", "2", "--quantization", "none", "--prefill", "20")
+    assert found["sizes"] == sorted(set(found["sizes"]))
+    assert [what for what, *_ in found["steps"]] == [
+        "1 row",
+        "1 row, 1 adapter",
+        "16 rows",
+        "16 rows, 16 adapters",
+        "prefill of 20 tokens",
+    ]
+    assert all(value > 0 for _, *values in found["steps"] for value in values)
 
 
 def test_proof(run: Run):
@@ -448,6 +463,27 @@ def test_structured_with_a_generated_vocabulary():
         for row in rows
         for cost in ("vocabulary_ms", "compile_ms", "constraint_us", "sampler_us")
     )
+
+
+def test_perplexity_of_every_quantisation(tiny_base: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--windows", "2", "--tokens", "32", "--shift", "16"]
+    perplexity.main(["--model", str(tiny_base), *options, "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    errors = {name: row["error"] for name, row in rows.items()}
+    assert (
+        errors["none"]
+        == 0
+        < errors["int8_weight_only"]
+        < 0.01
+        < errors["int4"]
+        < errors["nf4"]
+        < errors["fp4"]
+        < 0.15
+    )
+    # A random base: its perplexity is near the size of its vocabulary, whatever the weights are rounded to.
+    own = rows["none"]["perplexity"]
+    assert abs(rows["int8_weight_only"]["perplexity"] / own - 1) < 0.01
+    assert all(0.5 < row["perplexity"] / own < 2 for row in rows.values())
 
 
 @pytest.mark.slow  # starts two processes for each

@@ -26,6 +26,11 @@ class HalfWeightLinear(nn.Linear):
     _packed: tuple[nn.Parameter, Any]
     """The weight, and what it is packed to; a copy of the layer may get another weight."""
 
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the weight in half precision, beside that of `weight`."""
+        return 2 * self.weight.numel()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T + bias` in float32; as `nn.Linear` for other dtypes, and for a copy with another weight."""
         weight, packed = self._packed

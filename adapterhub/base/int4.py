@@ -21,7 +21,7 @@ _ROWS = 16
 _MAX_CODE, _MIDDLE = 15, 8
 _SHARES = (0.92, 0.84)
 """The shares of a group's range that are tried beside the whole; what is outside is rounded to its ends."""
-_BLOCK_ELEMENTS = 2**21
+_BLOCK_ELEMENTS = 2**18
 """Weights that are quantised at a time, so that what is computed beside them stays small."""
 
 

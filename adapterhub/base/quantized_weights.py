@@ -20,6 +20,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from adapterhub.base.half_weights import HalfWeightLinear
 from adapterhub.base.weight_only import WeightOnlyLinear
 from adapterhub.errors import InvalidRequestError
 
@@ -79,7 +80,7 @@ def _rounds_to_bfloat16(layer: nn.Module) -> bool:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """The memory of a model's weights, with the scales of those that are quantised.
+    """The memory of a model's weights, with the scales of quantised ones and the half-precision form of a head.
 
     Args:
         model: Any module tree.
@@ -87,7 +88,9 @@ def weight_bytes(model: nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     states = (getattr(tensor, "quant_state", None) for tensor in tensors)
     scales = (one.absmax for state in states if state for one in (state, state.state2) if one)
-    return sum(tensor.nbytes for tensor in (*tensors, *scales))
+    halved = (layer.packed_bytes for layer in model.modules() if isinstance(layer, HalfWeightLinear))
+    size: int = sum(tensor.nbytes for tensor in (*tensors, *scales)) + sum(halved)
+    return size
 
 
 def is_packed(layer: Linear4bit) -> bool:

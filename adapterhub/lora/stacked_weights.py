@@ -108,12 +108,12 @@ class StackedLoraWeights:
         Returns:
             `y`.
         """
-        if name not in self._out_features:
+        dora_slots = self._dora_slots.get(name)
+        if dora_slots is None:
             return y
-        outputs = y.view(-1, y.shape[-1])
+        outputs = y if y.ndim == 2 else y.view(-1, y.shape[-1])
         # DoRA (arXiv 2402.09353) scales the rows of the adapted weight, and so the output without its bias.
-        has_dora = not self._dora_slots[name].isdisjoint(mapping.slots)
-        if not has_dora:
+        if not dora_slots or dora_slots.isdisjoint(mapping.slots):
             self._kernels.add_lora(name, x, outputs, mapping)
             return y
         selected = mapping.select(outputs)

@@ -117,6 +117,9 @@ def test_a_base_in_float32_has_it(folder: Path, dtype):
     base = load_base(folder, quantization=None, compute_dtype=dtype, device="cpu")
     head = base.model.get_output_embeddings()
     assert isinstance(head, HalfWeightLinear) == (dtype == "auto")
+    plain = sum(parameter.nbytes for parameter in base.model.parameters())
+    buffers = sum(buffer.nbytes for buffer in base.model.buffers())
+    assert base.weight_bytes - plain - buffers == (2 * 8192 * 128 if dtype == "auto" else 0)
     assert any("half precision" in line for line in base.arithmetic) == (dtype == "auto")
 
 

@@ -22,6 +22,8 @@ from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.proof import largest_difference, rounding_bound
 from adapterhub.engine.runners.row_by_row import RowRunner
 from adapterhub.errors import EngineError
+from adapterhub.lora.kernels.choosing import compiled_library
+from adapterhub.lora.kernels.cpu import CpuKernels
 from adapterhub.lora.layers import WrappedModule
 from adapterhub.lora.mapping import LoraMapping
 from tests.tiny import SIZES, make_base, make_tokenizer
@@ -191,6 +193,22 @@ def test_a_packed_step_that_is_wrong_goes_row_by_row(
     assert base.model.config._attn_implementation == own_attention
     assert not [one for one in base.model.modules() if isinstance(one, WrappedModule)]
     assert ("IndexError" if defect is an_exception else "rounding explains") in reasons(caplog)
+
+
+@pytest.mark.parametrize("settings", [FLOAT32, NF4], ids=["float32", "nf4"])
+def test_products_of_adapters_that_are_wrong_are_served_by_no_runner(
+    folders, monkeypatch, settings: dict[str, Any]
+):
+    if compiled_library()[0] is None:
+        pytest.skip("lora.cpp cannot be compiled here")
+    own = CpuKernels.add_lora
+
+    def halved(self: CpuKernels, layer: str, x: torch.Tensor, *others: Any) -> None:
+        own(self, layer, x / 2, *others)
+
+    monkeypatch.setattr(CpuKernels, "add_lora", halved)
+    with pytest.raises(EngineError):
+        make_runner(load_base(folders["llama"], device="cpu", **settings), max_loras=2)
 
 
 def test_a_token_that_rounds_to_another_expert_is_no_defect(folders, monkeypatch):
