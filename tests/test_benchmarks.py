@@ -18,6 +18,7 @@ from adapterhub.config import EngineLimits
 from adapterhub.engine.kv.shape import KVShape
 from benchmarks import (
     adapter_load,
+    batch_invariance,
     decode_step,
     experts,
     finetune,
@@ -92,6 +93,19 @@ def test_slot_modules(run: Run):
         slot_modules.ROWS: 2 * (100 * 64 + 2 * 100),
     }
     assert all(one["milliseconds"] > 0 for one in found)
+
+
+def test_batch_invariance(run: Run):
+    found = run(batch_invariance.main, "--rounds", "2", "--quantization", "none", "--prefill", "20")
+    assert found["sizes"] == sorted(set(found["sizes"]))
+    assert [what for what, *_ in found["steps"]] == [
+        "1 row",
+        "1 row, 1 adapter",
+        "16 rows",
+        "16 rows, 16 adapters",
+        "prefill of 20 tokens",
+    ]
+    assert all(value > 0 for _, *values in found["steps"] for value in values)
 
 
 def test_proof(run: Run):

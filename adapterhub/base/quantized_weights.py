@@ -89,7 +89,8 @@ def weight_bytes(model: nn.Module) -> int:
     states = (getattr(tensor, "quant_state", None) for tensor in tensors)
     scales = (one.absmax for state in states if state for one in (state, state.state2) if one)
     halved = (layer.packed_bytes for layer in model.modules() if isinstance(layer, HalfWeightLinear))
-    return sum(tensor.nbytes for tensor in (*tensors, *scales)) + sum(halved)
+    size: int = sum(tensor.nbytes for tensor in (*tensors, *scales)) + sum(halved)
+    return size
 
 
 def is_packed(layer: Linear4bit) -> bool:

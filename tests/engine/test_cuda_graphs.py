@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from adapterhub.base.loading import load_base
+from adapterhub.engine.batching import BatchingEngine, pinned
 from adapterhub.engine.kv.static_decode import bucket
 from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.cuda_graphs import MakeGraph
 from adapterhub.engine.runners.packed import PackedRunner
+from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import load_folder_deltas
-from tests.engine.maker import prompt_of
+from tests.engine.maker import prompt_of, request
 from tests.engine.recorded_graph import GatherOps, Graphs
 from tests.tiny import make_adapter, make_base
 
@@ -191,7 +193,8 @@ def test_the_proof_replays_steps(folders: dict[str, Path], monkeypatch: pytest.M
     graphs = Graphs()
     base = load_base(folders["base"], quantization=None, compute_dtype="float32", device="cpu")
     runner = make_runner(base, max_loras=2, make_graph=graphs)
-    assert runner.name == "packed"
+    assert isinstance(runner, PackedRunner)
+    assert runner.has_graphs
     assert runner.proof is not None
     assert runner.proof.difference <= runner.proof.bound
     assert graphs.made[0].replays == 2  # what was captured, and the same operations with other tokens
@@ -221,3 +224,37 @@ def test_a_graph_that_computes_something_else_is_not_taken(
 )
 def test_buckets(count: int, rounded: int):
     assert bucket(count) == rounded
+
+
+def test_a_cpu_has_no_graphs_which_is_said(tiny_base: Path, caplog: pytest.LogCaptureFixture):
+    base = load_base(tiny_base, quantization=None, device="cpu")
+    with caplog.at_level(logging.WARNING):
+        engine = BatchingEngine(base, use_cuda_graph=True)
+    ((answer,),) = engine.generate([request(prompt_of(1, 4), None, max_tokens=3)])
+    assert len(answer.token_ids) == 3
+    assert "no CUDA graphs on a device of the kind cpu" in caplog.text
+    engine.close()
+
+
+def test_pinned_adapters_are_laid_out_as_slots_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    delta = LoraDelta(torch.randn(4, 12), torch.randn(8, 4), torch.rand(8))
+    (got,) = pinned({"layer": delta}).values()
+    assert isinstance(got, LoraDelta)
+    assert got.a.is_contiguous()
+    assert got.b.T.is_contiguous()
+    for name in ("a", "b", "magnitude_scale"):
+        assert torch.equal(getattr(got, name), getattr(delta, name))
+
+
+def test_an_adapter_without_pinned_memory_is_still_loaded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    deltas = {"layer": LoraDelta(torch.randn(4, 12), torch.randn(8, 4))}
+    with caplog.at_level(logging.WARNING):
+        assert pinned(deltas) is deltas
+    assert "not pinned" in caplog.text

@@ -138,7 +138,9 @@ class _Read:
             attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=call.scale)
         else:
             pieces = (torch.split(tensor, _MAX_QUERIES_BY_SCORES) for tensor in (queries, keys, values, mask))
-            attended = torch.cat([attention_by_scores(*piece, call) for piece in zip(*pieces, strict=True)])
+            attended = torch.cat(
+                [attention_by_scores(q, k, v, m, call) for q, k, v, m in zip(*pieces, strict=True)]
+            )
         call.out.index_copy_(0, self._tokens, attended.reshape(len(attended), -1, values.shape[-1]))
 
     def _mask(self, mask: AttentionMask) -> torch.Tensor:
