@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shutil
 import stat
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapterhub._files import write_atomic
+from adapterhub._processor import processor
 
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-march=native")
 _TIMEOUT_S = 120
@@ -47,7 +47,9 @@ def compile_library(source: Path, folder: Path) -> Path:
     try:
         _make_private_folder(folder)
         openmp = _loaded_openmp()
-        key = _digest(source.read_bytes(), _run([compiler, "--version"]), str(openmp).encode(), _processor())
+        key = _digest(
+            source.read_bytes(), _run([compiler, "--version"]), str(openmp).encode(), processor().encode()
+        )
         for found in folder.glob(f"{source.stem}-{key}-*.so"):
             if _is_private(found) and _digest(found.read_bytes()) == found.stem.rpartition("-")[2]:
                 return found
@@ -109,16 +111,6 @@ def _loaded_openmp() -> Path | None:
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     found = re.search(r"(/\S.*/libgomp[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE)
     return Path(found[1]) if found else None
-
-
-def _processor() -> bytes:
-    """What the processor can do, as far as it tells: a folder may be shared by several machines."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}".encode()
-    kinds = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", text, re.MULTILINE)
-    return "\n".join([platform.machine(), *sorted(set(kinds))]).encode()
 
 
 def _make_private_folder(folder: Path) -> None:
