@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapterhub._files import write_atomic
+from adapterhub._processor import processor
 
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-march=native")
 _TIMEOUT_S = 120
@@ -33,8 +33,8 @@ class CompilingError(Exception):
 def compile_library(source: Path, folder: Path) -> Path:
     """The shared library of a C++ file, compiled at the first use on this machine.
 
-    With GCC on Linux it is linked to torch's OpenMP runtime, so that it runs in the same
-    threads; elsewhere it has no OpenMP.
+    With GCC on Linux it is linked to torch's OpenMP runtime, so that it runs in the same threads; elsewhere it
+    has no OpenMP.
 
     Args:
         source: The C++ file.
@@ -50,9 +50,8 @@ def compile_library(source: Path, folder: Path) -> Path:
         _make_private_folder(folder)
         openmp = _openmp_of_torch()
         version = _run([*compiler, "--version"])
-        key = _digest(
-            source.read_bytes(), shlex.join(compiler).encode(), version, str(openmp).encode(), _processor()
-        )
+        made_for = (shlex.join(compiler), str(openmp), processor())
+        key = _digest(source.read_bytes(), version, *(one.encode() for one in made_for))
         for found in folder.glob(f"{source.stem}-{key}-*.so"):
             if _is_sound(found):
                 return found
@@ -117,16 +116,6 @@ def _openmp_of_torch() -> Path | None:
     except (StopIteration, OSError, AttributeError):
         return None
     return next((Path(path) for low, high, path in loaded if int(low, 16) <= address < int(high, 16)), None)
-
-
-def _processor() -> bytes:
-    """What the processor can do, as far as it tells: a folder may be shared by several machines."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}".encode()
-    kinds = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", text, re.MULTILINE)
-    return "\n".join([platform.machine(), *sorted(set(kinds))]).encode()
 
 
 def _make_private_folder(folder: Path) -> None:
