@@ -11,7 +11,7 @@ PACKAGE = Path(adapterhub.__file__).parent
 
 # Each layer may import the layers below it and modules of its own room; rooms in one layer are peers.
 LAYERS = [
-    {"errors", "_lazy", "_deadline", "_user_code"},
+    {"errors", "_lazy", "_deadline", "_user_code", "_processor"},
     {"_files", "_patterns", "_yaml"},
     {"config"},
     {"agent_tools", "configs", "peft_format", "reports"},

@@ -9,7 +9,8 @@ from adapterhub._lazy import lazy_exports
 if TYPE_CHECKING:
     from adapterhub.base.fingerprint import BaseFingerprint
     from adapterhub.base.fit import check_against_base, check_fit
-    from adapterhub.base.linear_layers import LinearLayers, linear_shape
+    from adapterhub.base.linear_layers import LinearLayers
+    from adapterhub.base.linear_modules import linear_shape
     from adapterhub.base.loading import Base, load_base
     from adapterhub.base.locating import DEMO_BASE, demo_base_folder, locate_base, tokenizer_chat_template
     from adapterhub.base.quantized_weights import dequantize_module_weight, disable_weight_packing, is_packed
@@ -44,7 +45,7 @@ __getattr__, __dir__ = lazy_exports(
         "dequantize_module_weight": "adapterhub.base.quantized_weights",
         "disable_weight_packing": "adapterhub.base.quantized_weights",
         "is_packed": "adapterhub.base.quantized_weights",
-        "linear_shape": "adapterhub.base.linear_layers",
+        "linear_shape": "adapterhub.base.linear_modules",
         "load_base": "adapterhub.base.loading",
         "locate_base": "adapterhub.base.locating",
         "tokenizer_chat_template": "adapterhub.base.locating",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 
 from adapterhub._files import read_regular, write_atomic
+from adapterhub._processor import processor
 from adapterhub.base.packed_linear import PACKED_ROWS, PackedLinear4bit, take_packed_layers
 from adapterhub.config import cache_folder
 from adapterhub.errors import AdapterHubError
@@ -97,11 +97,10 @@ class _Shape:
     @property
     def key(self) -> str:
         """Its name in the file, with the processor, the number of threads and the versions."""
-        processor = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
         libraries = f"torch {torch.__version__}, bitsandbytes {version('bitsandbytes')}"
         capability = torch.backends.cpu.get_cpu_capability()
         return (
-            f"{processor}, {capability}, {torch.get_num_threads()} threads, {libraries}, "
+            f"{processor()}, {capability}, {torch.get_num_threads()} threads, {libraries}, "
             f"{self.quant_type} {self.rows} x {self.in_features}"
         )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.auto_class import text_class, whole_class
+from adapterhub.base.linear_modules import linear_shape
 from adapterhub.base.parameters import ExpertPiece, ParameterShape, parameter_shapes
 from adapterhub.base.replaceable import embedding_shape, replaceable_parameters
 from adapterhub.errors import ConfigError
@@ -275,24 +276,6 @@ class LinearLayers:
             tensor, list(self._renamings), list(self._converters), *prefix
         )
         return renamed
-
-
-def linear_shape(module: Any) -> tuple[int, int] | None:
-    """(out_features, in_features) of a linear layer; None for any other module."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    if isinstance(module, nn.Linear) and not _is_router(module):  # bitsandbytes' layers are subclasses
-        return module.out_features, module.in_features
-    return None
-
-
-def _is_router(module: Any) -> bool:
-    """Whether a subclass of `nn.Linear` returns its choice of experts too; Falcon's, which is none, only rounds."""
-    kind = type(module)
-    return "forward" in vars(kind) and kind.__name__.endswith("Router")
 
 
 def _beside_the_decoder(model: Any, linear: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from adapterhub.base.quantized_weights import (
 )
 from adapterhub.base.stored_quantization import stored_quantization
 from adapterhub.base.tokenizer_files import TokenizerFiles
-from adapterhub.base.weight_only import WeightOnlyQuantization
+from adapterhub.base.weight_only import WeightOnlyLinear, WeightOnlyQuantization
 from adapterhub.errors import ConfigError, EngineError
 
 Quantization = Literal["nf4", "fp4", "int8"] | WeightOnlyQuantization
@@ -213,7 +214,7 @@ def load_base(
         tokenizer = _tokenizer(folder, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
         raise _not_loaded(model, error) from error
-    _refuse_missing_weights(str(model), sorted(report["missing_keys"]))
+    _refuse_missing_weights(str(model), loaded, report["missing_keys"])
     if stored:
         convert_unquantized(loaded, dtype)
     loaded.eval().requires_grad_(False)
@@ -324,13 +325,18 @@ def _refuse_weight_only(quantization: Quantization | None, device: str, *, train
         )
 
 
-def _refuse_missing_weights(base: str, missing: list[str]) -> None:
-    # transformers initialises missing weights at random.
-    if missing:
+def _refuse_missing_weights(base: str, model: Any, names: Iterable[str]) -> None:
+    # transformers initialises missing weights at random. Scales are in no file.
+    if missing := sorted(name for name in names if not _is_scale(model, name)):
         raise ConfigError(
             f"The files of base {base!r} lack {len(missing)} weights, such as {missing[0]!r}.",
             hint="Its config.json is of another model, or it is not a causal language model.",
         )
+
+
+def _is_scale(model: Any, name: str) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return leaf not in ("weight", "bias") and isinstance(model.get_submodule(owner), WeightOnlyLinear)
 
 
 def _device(device: str) -> str:

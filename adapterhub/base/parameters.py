@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from adapterhub.base.linear_modules import linear_shape
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -73,8 +75,6 @@ def parameter_shapes(model: Any) -> dict[str, ParameterShape]:
     Returns:
         Parameter -> shape.
     """
-    from adapterhub.base.linear_layers import linear_shape
-
     served = set(_served_modules(model))
     return {
         f"{name}.{leaf}": _shape(parameter, module, name in served)

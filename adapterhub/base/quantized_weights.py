@@ -87,7 +87,9 @@ def weight_bytes(model: nn.Module) -> int:
     """
     tensors = [*model.parameters(), *model.buffers()]
     states = (getattr(tensor, "quant_state", None) for tensor in tensors)
-    scales = (one.absmax for state in states if state for one in (state, state.state2) if one)
+    # Packed weights have no nested scales.
+    nested = ((state, getattr(state, "state2", None)) for state in states if state)
+    scales = (one.absmax for both in nested for one in both if one)
     halved = (layer.packed_bytes for layer in model.modules() if isinstance(layer, HalfWeightLinear))
     size: int = sum(tensor.nbytes for tensor in (*tensors, *scales)) + sum(halved)
     return size

@@ -111,7 +111,8 @@ class Int8WeightOnlyLinear(WeightOnlyLinear):
         cls, in_features: int, out_features: int
     ) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         return {
-            "weight": ((out_features, in_features), torch.int8),
+            # Not a matrix, or code of a model that reads the weight itself would take the codes for it.
+            "weight": ((out_features, in_features, 1), torch.int8),
             "scales": ((out_features,), torch.bfloat16),
         }
 
@@ -121,14 +122,14 @@ class Int8WeightOnlyLinear(WeightOnlyLinear):
         weight = weight.float()
         scales = (weight.abs().amax(1) / _INT8_MAX).clamp_(min=SMALLEST_SCALE).bfloat16()
         codes = (weight / scales.float()[:, None]).round_().clamp_(-_INT8_MAX, _INT8_MAX)
-        return {"weight": codes.to(torch.int8), "scales": scales}
+        return {"weight": codes.to(torch.int8)[..., None], "scales": scales}
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, shape (out_features, in_features)."""
-        return (self.weight.float() * self.scales.float()[:, None]).to(dtype)
+        return (self.weight[..., 0].float() * self.scales.float()[:, None]).to(dtype)
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        return torch._weight_int8pack_mm(x, self.weight, self.scales)
+        return torch._weight_int8pack_mm(x, self.weight.view(self.out_features, -1), self.scales)
 
 
 _INT8_MAX, _INT8_STEP = 127, 16

@@ -18,7 +18,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name, shoul
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from adapterhub.base.int4 import Int4Linear
-from adapterhub.base.linear_layers import linear_shape
+from adapterhub.base.linear_modules import linear_shape
 from adapterhub.base.weight_only import Int8WeightOnlyLinear, WeightOnlyLinear, WeightOnlyQuantization
 
 _log = logging.getLogger(__name__)

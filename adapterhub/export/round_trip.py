@@ -114,7 +114,7 @@ def quantized_modules(folder: Path) -> frozenset[str]:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     from adapterhub.base.auto_class import text_class
-    from adapterhub.base.linear_layers import linear_shape
+    from adapterhub.base.linear_modules import linear_shape
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from adapterhub.base.linear_layers import linear_shape
+from adapterhub.base.linear_modules import linear_shape
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adapterhub.base.linear_layers import linear_shape
+from adapterhub.base.linear_modules import linear_shape
 from adapterhub.errors import EngineError
 from adapterhub.lora.layers import CurrentMapping, WrappedModule
 from adapterhub.lora.module_deltas import EmbeddingDelta, SavedModuleDelta, TokenRowsDelta

@@ -14,7 +14,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from adapterhub.base.dense_threshold import choose_dense_thresholds, product_seconds
 from adapterhub.base.loading import Base, load_base
 from adapterhub.base.packed_linear import PackedLinear4bit, dense_from, take_packed_layers
-from adapterhub.base.quantized_weights import dequantize_module_weight
+from adapterhub.base.quantized_weights import dequantize_module_weight, weight_bytes
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.errors import EngineError
 from tests.tiny import make_base
@@ -202,7 +202,17 @@ class TestProof:
         assert len(tokens) == 14  # once for each layer
 
     def test_the_base_says_from_how_many_tokens(self, base: Base):
-        assert "densely from 512 tokens (64 x 64, 32 x 64, 128 x 64, 64 x 128)" in base.arithmetic[1]
+        shapes = "64 x 64, 32 x 64, 128 x 64, 64 x 128"
+        assert (
+            f"layers of {shapes} are dequantised and multiplied densely from 512 tokens" in base.arithmetic[1]
+        )
+
+    def test_the_memory_of_weights_is_known_after_they_were_packed(self, base: Base):
+        """bitsandbytes dequantises the scales then, from 1 byte a block of 64 weights to 2."""
+        before = weight_bytes(base.model)
+        base.model(torch.tensor([[5]]))
+        scales = sum(layer.weight.quant_state.absmax.numel() for layer in take_packed_layers(base.model))
+        assert scales < weight_bytes(base.model) - before + scales <= 2 * scales
 
     def test_a_wrong_dense_product_is_found(self, base: Base, monkeypatch):
         monkeypatch.setattr(PackedLinear4bit, "multiply_densely", lambda self, x: -self.multiply_packed(x))

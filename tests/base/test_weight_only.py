@@ -68,6 +68,14 @@ def test_a_dense_product_rounds_nothing(kind):
     assert (layer(x).double() - expected).abs().max() <= 1e-5
 
 
+@every_kind
+def test_a_models_own_code_cannot_take_the_codes_for_a_weight(kind):
+    """As the router of LongCat-Flash would, which multiplies by the weight of its linear layer itself."""
+    layer = make_layer(kind, torch.randn(32, 64))
+    with pytest.raises(RuntimeError):
+        torch.nn.functional.linear(torch.randn(3, 64), layer.weight.float())
+
+
 def test_weights_of_16_even_steps_keep_their_values():
     """As those of llama.cpp's Q4_1 and Q4_0."""
     torch.manual_seed(0)
@@ -159,7 +167,9 @@ def test_missing_weights_are_refused(tmp_path: Path):
     weights = load_file(file)
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"up_proj"):
+    with pytest.raises(
+        ConfigError, match=r"lack 1 weights, such as 'model\.layers\.0\.mlp\.up_proj\.weight'"
+    ):
         load_base(folder, quantization="int4", device="cpu")
 
 
@@ -174,6 +184,10 @@ def test_it_is_refused_for_training(tiny_base: Path, quantization):
 def test_a_dtype_that_was_asked_for_is_kept(tiny_base: Path, dtype):
     base = load_base(tiny_base, quantization="int4", compute_dtype=dtype, device="cpu")
     assert base.matmul_dtype == base.compute_dtype == getattr(torch, dtype)
+    assert base.arithmetic[:2] == (
+        f"activations in {dtype}",
+        "layers of few bits are dequantised at every step",
+    )
 
 
 @pytest.mark.parametrize(

@@ -434,22 +434,27 @@ def test_exit_under_a_running_answer_does_not_abort(kind: str):
 AT_EXIT = """
 import atexit
 def at_exit():
-    # Called after what torch has registered, so it cannot compute any more: an error of ours, and no thread waits.
+    # Called after what torch has registered, so a model may not compute any more: then an error of ours, and no thread
+    # waits. The thread that ends the process may lead; the engine's own may not.
     for one in (ask, lambda: asyncio.run(hub.agenerate("Hi", name))):
         try:
             one()
         except AdapterHubError:
             print("refused")
+        else:
+            print("answered")
     hub.close()
     print("closed")
 atexit.register(at_exit)
 """
 
 
-def test_functions_that_run_at_exit_are_refused_and_may_close():
+def test_functions_that_run_at_exit_are_answered_or_refused_and_may_close():
     done = run("ask(); threading.Thread(target=ask, args=(400,), daemon=True).start(); ask()", AT_EXIT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["refused", "refused", "closed"]
+    own, *others = done.stdout.split()
+    assert own in ("answered", "refused")
+    assert others == ["refused", "closed"]
 
 
 FORKED = """
