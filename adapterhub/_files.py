@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,28 +43,30 @@ _HINTS = {
 }
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Replaces the content of a file atomically.
 
     Args:
         path: The file; its folder must exist.
         data: The new content.
+        mode: The file's permissions, less those that the process's umask takes away.
     """
-    with atomic_file(path) as file:
+    with atomic_file(path, mode=mode) as file:
         file.write(data)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yields a file to write, which at the end replaces the one at `path`; after an exception that one stays.
 
     Args:
         path: The file; its folder must exist.
+        mode: See `write_atomic`.
     """
     _remove_abandoned_siblings(path)
     temporary = path.parent / _temporary_name(path)
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             hold(file.fileno())
             yield file
             _flush(file)

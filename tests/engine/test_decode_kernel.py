@@ -206,10 +206,31 @@ def test_what_does_not_fit_the_cache_is_refused_and_writes_nothing():
         with pytest.raises(EngineError, match="Attention is called"):
             attention.attend_tokens(*wrong, 1.0)
     step.q, step.k, step.v = right
+    step.sinks = torch.zeros(3)
+    with pytest.raises(EngineError, match="4 heads, and has 3 sinks"):
+        step.attend()
+    step.sinks, length = None, step.slots[1].length
     step.slots[1].length = step.slots[1].pool.capacity
     with pytest.raises(EngineError, match="full"):
         step.attend()
+    step.slots[1].length = length
+    for index in (-1, 2):  # what a freed slot has, and one that no sequence has
+        step.slots[1].index = index
+        with pytest.raises(EngineError, match="freed"):
+            step.attend()
     assert all(map(torch.equal, before, bits(step.slots[0].pool.tensors)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("of", ["keys", "queries"])
+def test_a_mask_may_depend_on_keys_or_queries_alone(of: str):
+    step = Step(Layer(1, 1, 16, 16, (3, 5)))
+    expected = step.attend()
+    visible = {"keys": lambda _, keys: keys >= 0, "queries": lambda queries, _: queries >= 0}[of]
+    step.mask = AttentionMask(visible, 0)
+    for slot in step.slots:  # the longest sequence's keys are masked for the shorter one by its length
+        assert slot.length < slot.pool.capacity
+    assert torch.equal(step.attend(), expected)
 
 
 def test_the_kernel_is_for_host_memory_and_can_be_switched_off(monkeypatch):

@@ -108,6 +108,15 @@ def test_a_model_that_uses_its_modules_otherwise_is_left_to_transformers(family:
     assert runner_of(make_model(family, OTHERS[family])).forward == "transformers"
 
 
+def test_products_in_bfloat16_hide_no_layer_that_is_computed_otherwise():
+    """4-bit weights that are multiplied in bfloat16, between activations in float32."""
+    model = make_model("granite", {"residual_multiplier": 0.98})
+    base = SimpleNamespace(
+        model=model, device=model.device, compute_dtype=torch.float32, matmul_dtype=torch.bfloat16
+    )
+    assert PackedRunner(base, max_loras=1).forward == "transformers"
+
+
 @pytest.mark.parametrize("where", ["model.layers.1", "model.layers.0.mlp.up_proj", "lm_head"])
 def test_a_model_with_hooks_is_left_to_transformers(where: str):
     model = make_model("llama", {})

@@ -21,7 +21,7 @@ from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.proof import largest_difference, rounding_bound
 from adapterhub.engine.runners.row_by_row import RowRunner
-from adapterhub.errors import EngineError
+from adapterhub.errors import ConfigError, EngineError
 from adapterhub.lora.kernels.choosing import compiled_library
 from adapterhub.lora.kernels.cpu import CpuKernels
 from adapterhub.lora.layers import WrappedModule
@@ -297,3 +297,14 @@ def test_architectures_that_were_served_wrongly_go_row_by_row(
     runner = make_runner(load_base(tmp_path, quantization=None, device="cpu"), max_loras=2)
     assert isinstance(runner, PackedRunner)
     assert runner.proof
+
+
+@pytest.mark.parametrize("variable", ["ADAPTERHUB_ATTENTION_KERNEL", "ADAPTERHUB_LORA_KERNELS"])
+def test_a_variable_with_an_unknown_value_is_named_and_the_base_can_be_used_after(
+    llama, monkeypatch, variable: str
+):
+    with monkeypatch.context() as patched:
+        patched.setenv(variable, "fast")
+        with pytest.raises(ConfigError, match=f"{variable}=fast is not known"):
+            make_runner(llama, max_loras=2)
+    assert make_runner(llama, max_loras=2).name == "packed"

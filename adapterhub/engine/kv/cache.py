@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from adapterhub.engine.kv.shape import KVShape
+from adapterhub.errors import EngineError
 
 MIN_SLOT_TOKENS = 64
 
@@ -128,7 +129,13 @@ class KVSlotPool:
         return self.tensors[layer], self.tensors[len(self.shape.layers) + layer]
 
     def addresses(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Where some slots begin in each of `tensors`, shape (tensors, slots); they change with the next `resize`."""
+        """Where some slots begin in each of `tensors`, shape (tensors, slots); they change with the next `resize`.
+
+        Raises:
+            EngineError: One of them is not in use.
+        """
+        if not all(0 <= index < len(self.slots) for index in indices):
+            raise EngineError("A KV slot has been freed.")
         starts = np.array([tensor.data_ptr() for tensor in self.tensors], np.int64)
         addresses: npt.NDArray[np.int64] = starts[:, None] + np.outer(self._slot_bytes, indices)
         return addresses

@@ -97,7 +97,7 @@ class KernelDecode:
         decoding: Their tokens, by the pool of their slots.
 
     Raises:
-        EngineError: A slot has no room for its token.
+        EngineError: A slot has no room for its token, or has been freed.
     """
 
     def __init__(self, kernel: DecodeKernel, decoding: Mapping[KVSlotPool, Sequence[QuerySpan]]) -> None:
@@ -113,6 +113,8 @@ class KernelDecode:
             [pool.addresses([span.kv_slot.index for span in of_pool]) for pool, of_pool in decoding.items()],
             1,
         )
+        # Whose addresses these are: they stay, even if the cache is cleared meanwhile.
+        self._tensors = [tensor for pool in decoding for tensor in pool.tensors]
         self._shapes = spans[0].kv_slot.pool.shape.layers
         self._end, self._longest = int(tokens.max()) + 1, int(self._lengths.max()) + 1
         start, row = _address(self._table), self._table.strides[0]
@@ -163,6 +165,10 @@ class KernelDecode:
         """Most layers of a model are alike."""
         shape = self._shapes[call.layer.kv_layer]
         key = shape, q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), call.scale, call.softcap
+        if call.sinks is not None and call.sinks.shape != q.shape[1:2]:
+            raise EngineError(
+                f"Attention is called with {q.shape[1]} heads, and has {len(call.sinks)} sinks."
+            )
         if key not in self._layers:
             self._check(shape, q, k, v)
             strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
@@ -188,7 +194,8 @@ class KernelDecode:
             return None
         if mask not in self._masks:
             queries, keys = torch.from_numpy(self._lengths)[:, None], torch.arange(self._longest)
-            self._masks[mask] = mask.additive(queries, keys, torch.float32)
+            added = mask.additive(queries, keys, torch.float32)
+            self._masks[mask] = added.broadcast_to(len(queries), self._longest).contiguous()
         return self._masks[mask]
 
 

@@ -14,7 +14,7 @@ from adapterhub.engine.runners.cuda_graphs import MakeGraph
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.proof import Prover
 from adapterhub.engine.runners.row_by_row import RowRunner
-from adapterhub.errors import EngineError
+from adapterhub.errors import ConfigError, EngineError
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def make_runner(
 
     Raises:
         EngineError: Another engine owns the base, or no runner computes its model; the base then has no owner.
+        ConfigError: A variable such as `ADAPTERHUB_LORA_KERNELS` has a value that is not known.
     """
     base.claim()
     try:
@@ -71,6 +72,8 @@ def _first_right(
         make = partial(kind, base, max_loras=max_loras)
         try:
             runner = prover.prove(make) if prover else make()
+        except ConfigError:  # a setting that no runner can be made with
+            raise
         except Exception as error:  # noqa: BLE001  whatever a model raises that a runner does not know
             reasons.append(f"{name}: {_reason(error)}")
             continue

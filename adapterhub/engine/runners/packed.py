@@ -30,7 +30,9 @@ from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
 
 _TOLERANCES = {torch.float32: 1e-5, torch.float16: 6e-3, torch.bfloat16: 0.05}
-"""By how much a layer's numbers may differ by rounding, relative to their size."""
+"""By how much a layer's numbers may differ by rounding, relative to their size, by the dtype of activations."""
+_BFLOAT16_PRODUCTS_TOLERANCE = 5e-3
+"""The same of float32 that is rounded to bfloat16 in products alone: few inputs are rounded apart."""
 
 
 class PackedRunner:
@@ -66,7 +68,11 @@ class PackedRunner:
         try:
             probe = self._probe()
             if native:
-                self._native = find_llama(base.model, self._transformers, _TOLERANCES[base.matmul_dtype])
+                self._native = find_llama(base.model, self._transformers, layer_tolerance(base))
+            # All that may raise is within: the model gets its own attention back then.
+            self._decode_kernel = (
+                DecodeKernel.find(self._device, base.compute_dtype) if probe.layers else None
+            )
         except BaseException:
             self._attention.undo()
             raise
@@ -78,7 +84,6 @@ class PackedRunner:
             self._graphs = DecodeGraphs(
                 make_graph, self._bound_forward, self._lora, self._attention_layers, base.compute_dtype
             )
-        self._decode_kernel = DecodeKernel.find(self._device, base.compute_dtype) if probe.layers else None
 
     @property
     def forward(self) -> str:
@@ -237,6 +242,13 @@ class PackedRunner:
                 "attention layers go through transformers' AttentionInterface.",
             )
         return probe
+
+
+def layer_tolerance(base: Base) -> float:
+    """By how much a layer's numbers may differ by rounding, relative to their size."""
+    if base.compute_dtype == torch.float32 and base.matmul_dtype == torch.bfloat16:
+        return _BFLOAT16_PRODUCTS_TOLERANCE
+    return _TOLERANCES[base.compute_dtype]
 
 
 def _sort_key(sequence: ScheduledSequence) -> tuple[int, int]:

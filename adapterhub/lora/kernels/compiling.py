@@ -6,9 +6,11 @@ nobody else, and the file's name has the digest of its content: one that was cut
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -31,8 +33,8 @@ class CompilingError(Exception):
 def compile_library(source: Path, folder: Path) -> Path:
     """The shared library of a C++ file, compiled at the first use on this machine.
 
-    With GCC on Linux it is linked to the OpenMP runtime that this process has already, so that it runs in the threads
-    of torch; elsewhere it has no OpenMP.
+    With GCC on Linux it is linked to torch's OpenMP runtime, so that it runs in the same threads; elsewhere it
+    has no OpenMP.
 
     Args:
         source: The C++ file.
@@ -41,50 +43,49 @@ def compile_library(source: Path, folder: Path) -> Path:
     Raises:
         CompilingError: There is no compiler, it fails, or others may write into the folder.
     """
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX") or "c++")  # as for make, it may have arguments: "ccache g++"
+    if not compiler or shutil.which(compiler[0]) is None:
         raise CompilingError("there is no C++ compiler")
     try:
         _make_private_folder(folder)
-        openmp = _loaded_openmp()
-        key = _digest(
-            source.read_bytes(), _run([compiler, "--version"]), str(openmp).encode(), processor().encode()
-        )
+        openmp = _openmp_of_torch()
+        version = _run([*compiler, "--version"])
+        made_for = (shlex.join(compiler), str(openmp), processor())
+        key = _digest(source.read_bytes(), version, *(one.encode() for one in made_for))
         for found in folder.glob(f"{source.stem}-{key}-*.so"):
-            if _is_private(found) and _digest(found.read_bytes()) == found.stem.rpartition("-")[2]:
+            if _is_sound(found):
                 return found
-            found.unlink(missing_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise CompilingError(f"{folder} cannot be written")
         content = _compile(compiler, source, openmp)
         library = folder / f"{source.stem}-{key}-{_digest(content)}.so"
-        write_atomic(library, content)
-        library.chmod(0o700)
+        write_atomic(library, content, mode=0o700)
     except OSError as error:
         raise CompilingError(str(error)) from error
     return library
 
 
-def _compile(compiler: str, source: Path, openmp: Path | None) -> bytes:
+def _is_sound(library: Path) -> bool:
+    """Whether nobody else can have written a library, and it is whole. Another process may be replacing it."""
+    try:
+        return _is_private(library) and _digest(library.read_bytes()) == library.stem.rpartition("-")[2]
+    except FileNotFoundError:
+        return False
+
+
+def _compile(compiler: Sequence[str], source: Path, openmp: Path | None) -> bytes:
     """The library's content. Each try asks less of the compiler; what the first one says is the reason."""
-    tries = [(_FLAGS, openmp), (_FLAGS, None), (_FLAGS[:-1], None)]
+    tries = [(_FLAGS, openmp), (_FLAGS, None), (_FLAGS[:-1], openmp), (_FLAGS[:-1], None)]
     first: CompilingError | None = None
     for flags, runtime in tries:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             compiled, library = Path(scratch, "compiled.o"), Path(scratch, "library.so")
             try:
                 # In two steps: `-fopenmp` at linking would name the compiler's own runtime, perhaps a second one.
-                _run(
-                    [
-                        compiler,
-                        *flags,
-                        *(["-fopenmp"] * bool(runtime)),
-                        "-c",
-                        str(source),
-                        "-o",
-                        str(compiled),
-                    ]
-                )
+                parallel = ["-fopenmp"] if runtime else []
+                _run([*compiler, *flags, *parallel, "-c", str(source), "-o", str(compiled)])
                 link = [str(runtime), "-Wl,-z,defs"] if runtime else []
-                _run([compiler, "-shared", str(compiled), "-o", str(library), *link])
+                _run([*compiler, "-shared", str(compiled), "-o", str(library), *link])
                 return library.read_bytes()
             except CompilingError as error:
                 first = first or error
@@ -95,22 +96,26 @@ def _run(command: Sequence[str]) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT_S)  # noqa: S603
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip().splitlines() or [
-            f"exit status {error.returncode}"
-        ]
+        said = error.stderr.decode(errors="replace").strip().splitlines()
+        said = [line for line in said if "error" in line] or said or [f"exit status {error.returncode}"]
         raise CompilingError(f"{command[0]} fails: {said[0]}") from error
     except subprocess.TimeoutExpired as error:
         raise CompilingError(f"{command[0]} takes longer than {_TIMEOUT_S} s") from error
     return done.stdout
 
 
-def _loaded_openmp() -> Path | None:
-    """The GNU OpenMP runtime of this process, which torch has brought."""
+def _openmp_of_torch() -> Path | None:
+    """The OpenMP runtime that torch runs in; others, such as scikit-learn, may have brought one too."""
     if sys.platform != "linux":
         return None
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"(/\S.*/libgomp[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE)
-    return Path(found[1]) if found else None
+    loaded = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .*?(/\S.*)$", maps, re.MULTILINE)
+    try:
+        of_torch = ctypes.CDLL(next(path for _, _, path in loaded if path.endswith("/libtorch_cpu.so")))
+        address = ctypes.cast(of_torch.GOMP_parallel, ctypes.c_void_p).value or 0
+    except (StopIteration, OSError, AttributeError):
+        return None
+    return next((Path(path) for low, high, path in loaded if int(low, 16) <= address < int(high, 16)), None)
 
 
 def _make_private_folder(folder: Path) -> None:

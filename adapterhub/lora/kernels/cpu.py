@@ -21,8 +21,8 @@ SOURCE = Path(__file__).with_name("lora.cpp")
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _MAX_TOKENS_PER_ADAPTER = 32
 """With more tokens for one adapter, torch's products of matrices are faster."""
-_MIN_WORK_PER_THREAD = 1 << 16
-"""With fewer products of numbers, a thread is done before another has begun."""
+_MIN_PARALLEL_WORK = 1 << 17
+"""With fewer products of numbers, one thread is done before the others have begun."""
 
 
 class _Layer(ctypes.Structure):
@@ -103,7 +103,8 @@ class CpuKernels:
             raise ValueError(
                 f"The layer {layer} has an input of {tuple(x.shape)} and an output of {tuple(y.shape)}."
             )
-        threads = min(table.threads, table.tokens * self._rank * (self._in + out) // _MIN_WORK_PER_THREAD)
+        # All threads or one: GNU OpenMP ends the threads that a smaller team leaves out, and torch makes them anew.
+        threads = table.threads if table.tokens * self._rank * (self._in + out) >= _MIN_PARALLEL_WORK else 1
         run(
             structure,
             table.address,

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shlex
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -9,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 from adapterhub.lora.kernels.compiling import CompilingError, compile_library
 
@@ -81,6 +83,53 @@ def test_a_library_that_others_may_write_to_is_compiled_again(source: Path, tmp_
     library = compile_library(source, tmp_path / "kept")
     library.chmod(0o777)
     assert not compile_library(source, tmp_path / "kept").stat().st_mode & 0o022
+
+
+@needs_compiler
+def test_a_library_is_private_from_its_first_moment(source: Path, tmp_path: Path, monkeypatch):
+    """Another process that looks for it then finds it sound."""
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)
+    before = os.umask(0o002)
+    try:
+        library = compile_library(source, tmp_path / "kept")
+    finally:
+        os.umask(before)
+    assert not library.stat().st_mode & 0o077
+
+
+@needs_compiler
+def test_a_library_may_vanish_while_it_is_looked_at(source: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda folder, _: [folder / "answer-of-another-process.so"])
+    assert answer(compile_library(source, tmp_path / "kept")) == 42
+
+
+@needs_compiler
+def test_a_compiler_may_have_arguments(source: Path, tmp_path: Path, monkeypatch):
+    source.write_text(source.read_text().replace("42", "ANSWER"))
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    for number in (43, 44):
+        monkeypatch.setenv("CXX", shlex.join([*compiler, f"-DANSWER={number}"]))
+        assert answer(compile_library(source, tmp_path / "kept")) == number
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="only there libraries have OpenMP")
+def test_threads_are_those_of_torch(source: Path, tmp_path: Path):
+    import sklearn.linear_model  # noqa: F401  brings a runtime of its own
+
+    def runtime(library: ctypes.CDLL) -> int | None:
+        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
+
+    torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not hasattr(ctypes.CDLL(str(torch_cpu)), "GOMP_parallel"):
+        pytest.skip("torch has another OpenMP runtime")
+    source.write_text(
+        'extern "C" int answer() { int sum = 0;\n#pragma omp parallel for reduction(+ : sum)\n'
+        "for (int i = 0; i < 42; i++) sum++;\nreturn sum; }\n"
+    )
+    library = compile_library(source, tmp_path / "kept")
+    assert answer(library) == 42
+    assert runtime(ctypes.CDLL(str(library))) == runtime(ctypes.CDLL(str(torch_cpu)))
 
 
 @needs_compiler

@@ -107,7 +107,7 @@ def test_a_token_is_computed_alike_in_any_company(dtype):
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads_do_not_change_the_sums(dtype, monkeypatch):
-    monkeypatch.setattr("adapterhub.lora.kernels.cpu._MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr("adapterhub.lora.kernels.cpu._MIN_PARALLEL_WORK", 1)
     stack = make_stack(40, {"layer": 200}, 11, dtype)
     counts = [(0, 1), (1, 6), (3, 2)]
     x, y = torch.randn(9, 40).to(dtype), torch.randn(9, 200).to(dtype)
@@ -121,6 +121,23 @@ def test_threads_do_not_change_the_sums(dtype, monkeypatch):
         torch.set_num_threads(before)
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     assert not torch.equal(outputs[0], y)
+
+
+@needs_library
+def test_a_call_has_all_of_torchs_threads_or_one(monkeypatch):
+    """A team between would make OpenMP end and start threads at every layer."""
+    kernels = compiled()(make_stack(1000, {"layer": 1000}, 8, torch.float32))
+    teams = []
+    monkeypatch.setattr(kernels, "_function", lambda *arguments: teams.append(arguments[-1]))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        for tokens in (1, 8, 12, 32):
+            x, y = torch.zeros(tokens, 1000), torch.zeros(tokens, 1000)
+            kernels.add_lora("layer", x, y, LoraMapping([(0, tokens)]))
+    finally:
+        torch.set_num_threads(before)
+    assert teams == [1, 1, 5, 5]
 
 
 def inputs() -> dict[str, torch.Tensor]:
