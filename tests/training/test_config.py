@@ -144,7 +144,7 @@ def test_invalid_values(tmp_path: Path, field: str, text: str):
 
 @pytest.mark.parametrize("quantization", get_args(WeightOnlyQuantization))
 def test_a_quantisation_that_no_gradient_flows_through_is_refused(tmp_path: Path, quantization: str):
-    with pytest.raises(ConfigError, match="no gradient flows through .*train with 'nf4'"):
+    with pytest.raises(ConfigError, match=r"no gradient flows through .*train with 'nf4'"):
         FinetuneConfig.load(write(tmp_path, f"{MINIMAL}quantization: {quantization}\n"))
 
 
