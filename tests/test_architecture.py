@@ -13,7 +13,7 @@ PACKAGE = Path(adapterhub.__file__).parent
 LAYERS = [
     {"errors", "_lazy", "_deadline", "_user_code", "_processor"},
     {"_files", "_patterns", "_yaml"},
-    {"config"},
+    {"config", "_compiling"},
     {"agent_tools", "configs", "peft_format", "reports"},
     {"base"},
     {"registry"},

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterhub._compiling import CompilingError
 from adapterhub.engine.kv import decode_kernel
 from adapterhub.engine.kv.cache import KVCache, KVSlot
 from adapterhub.engine.kv.decode_kernel import DecodeKernel, describe_decode_attention
@@ -21,7 +22,6 @@ from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.engine.kv.probing import AttentionLayer
 from adapterhub.engine.kv.shape import KVShape, LayerShape
 from adapterhub.errors import ConfigError, EngineError
-from adapterhub.lora.kernels.compiling import CompilingError
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]

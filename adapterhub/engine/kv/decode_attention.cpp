@@ -80,6 +80,17 @@ static inline Vec exp_of(Vec x) {
 
 // The sums of neighbouring lanes of `a`, then those of `b`.
 static inline Vec pair_sums(Vec a, Vec b) {
+#ifdef __clang__
+#if LANES == 16
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif LANES == 8
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+#else  // GCC has the other one from version 12 on only
 #if LANES == 16
     const IntVec even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
 #elif LANES == 8
@@ -88,6 +99,7 @@ static inline Vec pair_sums(Vec a, Vec b) {
     const IntVec even = {0, 2, 4, 6};
 #endif
     return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
+#endif
 }
 
 // scores[h][j] = query[h] . keys[j] for GROUP heads that share the keys. WIDTH is their width where the compiler may

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from adapterhub._compiling import CompilingError, compile_library, is_switched_off
 from adapterhub.config import cache_folder
 from adapterhub.engine.kv.cache import KVSlotPool
 from adapterhub.engine.kv.masks import AttentionMask
 from adapterhub.engine.kv.packed_call import PackedCall, QuerySpan
 from adapterhub.engine.kv.shape import LayerShape
-from adapterhub.errors import ConfigError, EngineError
-from adapterhub.lora.kernels.compiling import CompilingError, compile_library
+from adapterhub.errors import EngineError
 
 SOURCE = Path(__file__).with_name("decode_attention.cpp")
 _VARIABLE = "ADAPTERHUB_ATTENTION_KERNEL"
@@ -71,7 +70,7 @@ class DecodeKernel:
         Raises:
             ConfigError: The variable has another value than "auto" and "torch".
         """
-        if _is_switched_off() or device.type != "cpu" or dtype not in _DTYPES:
+        if is_switched_off(_VARIABLE) or device.type != "cpu" or dtype not in _DTYPES:
             return None
         function, _ = _compiled()
         return cls(function, dtype) if function else None
@@ -83,7 +82,7 @@ def describe_decode_attention(device: torch.device) -> str:
     Raises:
         ConfigError: As for `DecodeKernel.find`.
     """
-    if _is_switched_off() or device.type != "cpu":
+    if is_switched_off(_VARIABLE) or device.type != "cpu":
         return "torch"
     function, said = _compiled()
     return f"compiled, {said}" if function else f"torch: {said}"
@@ -197,13 +196,6 @@ class KernelDecode:
             added = mask.additive(queries, keys, torch.float32)
             self._masks[mask] = added.broadcast_to(len(queries), self._longest).contiguous()
         return self._masks[mask]
-
-
-def _is_switched_off() -> bool:
-    wanted = os.environ.get(_VARIABLE) or "auto"
-    if wanted not in ("auto", "torch"):
-        raise ConfigError(f"{_VARIABLE}={wanted} is not known.", hint="It can be auto or torch.")
-    return wanted == "torch"
 
 
 @cache

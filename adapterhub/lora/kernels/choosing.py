@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import cache, partial
 
 import torch
 
+from adapterhub._compiling import CompilingError, compile_library, is_switched_off
 from adapterhub.config import cache_folder
-from adapterhub.errors import ConfigError, EngineError
-from adapterhub.lora.kernels.compiling import CompilingError, compile_library
+from adapterhub.errors import EngineError
 from adapterhub.lora.kernels.cpu import SOURCE, CpuKernels, CpuLibrary
 from adapterhub.lora.kernels.interface import LoraStack, MakeKernels
 from adapterhub.lora.kernels.torch_ops import TorchOps
@@ -30,10 +29,7 @@ def choose_kernels(device: torch.device) -> MakeKernels:
     Raises:
         ConfigError: The variable has another value than "auto" and "torch".
     """
-    wanted = os.environ.get(_VARIABLE) or "auto"
-    if wanted not in ("auto", "torch"):
-        raise ConfigError(f"{_VARIABLE}={wanted} is not known.", hint="It can be auto or torch.")
-    if wanted == "torch":
+    if is_switched_off(_VARIABLE):
         return TorchOps
     if device.type == "cpu":
         library, _ = compiled_library()
@@ -50,7 +46,7 @@ def describe_kernels(device: torch.device) -> str:
     make = choose_kernels(device)
     if make is not TorchOps:
         return f"compiled, {make.args[0].path}" if isinstance(make, partial) else "triton"
-    if device.type != "cpu" or os.environ.get(_VARIABLE) == "torch":
+    if device.type != "cpu" or is_switched_off(_VARIABLE):
         return "torch"
     return f"torch: {compiled_library()[1]}"
 

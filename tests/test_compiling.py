@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapterhub.lora.kernels.compiling import CompilingError, compile_library
+from adapterhub._compiling import CompilingError, compile_library
 
 needs_compiler = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX") or "c++") or not hasattr(os, "getuid"),

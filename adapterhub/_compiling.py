@@ -21,9 +21,22 @@ from pathlib import Path
 
 from adapterhub._files import write_atomic
 from adapterhub._processor import processor
+from adapterhub.errors import ConfigError
 
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-march=native")
 _TIMEOUT_S = 120
+
+
+def is_switched_off(variable: str) -> bool:
+    """Whether an environment variable chooses torch in place of what is compiled.
+
+    Raises:
+        ConfigError: It has another value than "auto" and "torch".
+    """
+    wanted = os.environ.get(variable) or "auto"
+    if wanted not in ("auto", "torch"):
+        raise ConfigError(f"{variable}={wanted} is not known.", hint="It can be auto or torch.")
+    return wanted == "torch"
 
 
 class CompilingError(Exception):
