@@ -36,6 +36,8 @@ class HalfWeightLinear(nn.Linear):
         weight, packed = self._packed
         if self.weight is not weight or not x.dtype == weight.dtype == torch.float32:
             return super().forward(x)
+        if x.ndim < 2 or x.requires_grad:  # FBGEMM takes no vector, and no gradient flows through it
+            return super().forward(x)
         y: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x, packed)
         if self.bias is not None:
             y += self.bias

@@ -25,6 +25,7 @@ from adapterhub.registry.references import check_name
 from adapterhub.training.foreign_config import ForeignConfig
 from adapterhub.training.impruver import is_impruver, read_impruver
 
+_WITHOUT_GRADIENT = ("int4", "int8_weight_only")
 _DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -34,6 +35,15 @@ def _full_name(dtype: object) -> object:
         return dtype
     name = dtype.removeprefix("torch.")
     return _DTYPES.get(name, name)
+
+
+def _trainable(quantization: object) -> object:
+    """How the base is stored; refused with the reason if training cannot go through it."""
+    if quantization in _WITHOUT_GRADIENT:
+        raise ValueError(
+            f"no gradient flows through {quantization!r}; train with 'nf4', 'fp4', 'int8' or null"
+        )
+    return quantization
 
 
 class _Options(BaseModel):
@@ -231,7 +241,7 @@ class FinetuneConfig(_Options):
     file."""
     train: TrainOptions = TrainOptions()
     """The schedule."""
-    quantization: Literal["nf4", "fp4", "int8"] | None = "nf4"
+    quantization: Annotated[Literal["nf4", "fp4", "int8"] | None, BeforeValidator(_trainable)] = "nf4"
     """Quantisation of the frozen base during training."""
     compute_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_full_name)

@@ -55,6 +55,15 @@ def test_the_product_is_that_of_float32(dtype: torch.dtype, bias: bool):
     assert float((got.double() - right).std() / right.std()) < 1e-6
     assert torch.equal(model.head(inputs(40, 257)[:1]), got[:1])
     assert model.head(inputs(2, 0, 257)).shape == (2, 0, 4096)
+    torch.testing.assert_close(model.head(inputs(257)), model.head(inputs(1, 257))[0])
+
+
+def test_gradients_of_inputs_are_those_of_a_plain_layer():
+    model = Model(stored_in(torch.bfloat16))
+    assert halve_head(model)
+    x = inputs(3, 257).requires_grad_()
+    model.head(x).sum().backward()
+    torch.testing.assert_close(x.grad, model.head.weight.sum(0).expand(3, -1))
 
 
 def test_a_weight_that_half_precision_does_not_hold_stays():

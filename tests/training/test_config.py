@@ -1,10 +1,12 @@
 """Configurations of training runs: what YAML sets, what is refused, and that one error names every wrong field."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
+from adapterhub.base.weight_only import WeightOnlyQuantization
 from adapterhub.config import HubConfig
 from adapterhub.errors import ConfigError
 from adapterhub.training.config import FinetuneConfig
@@ -138,6 +140,12 @@ card: {descripton: typo, routing: {exmples: [a]}}
 def test_invalid_values(tmp_path: Path, field: str, text: str):
     with pytest.raises(ConfigError, match=field):
         FinetuneConfig.load(write(tmp_path, MINIMAL + text))
+
+
+@pytest.mark.parametrize("quantization", get_args(WeightOnlyQuantization))
+def test_a_quantisation_that_no_gradient_flows_through_is_refused(tmp_path: Path, quantization: str):
+    with pytest.raises(ConfigError, match=r"no gradient flows through .*train with 'nf4'"):
+        FinetuneConfig.load(write(tmp_path, f"{MINIMAL}quantization: {quantization}\n"))
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "", "a: [\n", "x: !!python/object/apply:os.getcwd []\n"])
