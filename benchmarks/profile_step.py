@@ -25,6 +25,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from adapterhub.base.packed_linear import PackedLinear4bit
 from adapterhub.engine.decoding.sampler import Logits
 from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.lora.stacked_weights import StackedLoraWeights
@@ -68,6 +69,7 @@ def _named_parts() -> Iterator[None]:
         patch.object(Logits, "of", _named(SAMPLING, Logits.of)),
         patch.object(torch.nn.functional, "linear", _named(LINEAR, torch.nn.functional.linear)),
         patch.object(bitsandbytes, "matmul_4bit", _named(LINEAR, bitsandbytes.matmul_4bit)),
+        patch.object(PackedLinear4bit, "forward", _named(LINEAR, PackedLinear4bit.forward)),
     ):
         yield
 

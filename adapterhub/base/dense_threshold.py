@@ -20,7 +20,8 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 
 from adapterhub._files import read_regular, write_atomic
 from adapterhub._processor import processor
-from adapterhub.base.packed_linear import PACKED_ROWS, PackedLinear4bit, take_packed_layers
+from adapterhub.base.packed_linear import PackedLinear4bit, take_packed_layers
+from adapterhub.base.quantized_weights import PACKED_ROWS
 from adapterhub.config import cache_folder
 from adapterhub.errors import AdapterHubError
 

@@ -17,13 +17,11 @@ from bitsandbytes.functional import lib
 from bitsandbytes.nn import Linear4bit
 from torch import nn
 
-from adapterhub.base.quantized_weights import is_packed
+from adapterhub.base.quantized_weights import PACKED_ROWS, is_packed
 
 _SIZE, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _SIGNATURE = ctypes.CFUNCTYPE(None, *(_SIZE,) * 3, *(_POINTER,) * 4, *(_SIZE,) * 3)
 """Tokens, out, in; x, weight, scales, y; block of weights with one scale, stride of x, stride of y."""
-PACKED_ROWS = 32
-"""Rows of a weight that are packed together: in each byte one of the first half is below one of the second half."""
 _EACH_LOW_NIBBLE = 0x0F0F
 
 
@@ -139,7 +137,7 @@ def _unpacked(packed: torch.Tensor, out_features: int, in_features: int) -> torc
     """4-bit weights in bitsandbytes' plain layout, shape (out_features, in_features / 2), from its packed one.
 
     The packed bytes have shape (out / 32, in / 2, 16, 2): a pair of neighbours of one row is a pair of bytes, which
-    hold that of another row too. So one transposition of pairs does, and neighbours are brought into one byte.
+    hold that of the row 16 below too. So one transposition of pairs does, and neighbours are brought into one byte.
     """
     groups, pairs = out_features // PACKED_ROWS, in_features // 2
     both = packed.view(torch.int16).view(groups, pairs, PACKED_ROWS // 2).transpose(1, 2).contiguous()

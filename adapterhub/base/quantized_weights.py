@@ -24,7 +24,8 @@ from adapterhub.base.half_weights import HalfWeightLinear
 from adapterhub.base.weight_only import WeightOnlyLinear
 from adapterhub.errors import InvalidRequestError
 
-_PACKED_ROWS = 32
+PACKED_ROWS = 32
+"""Rows of a weight that bitsandbytes packs together."""
 _QUANTIZATION_BLOCK = 64
 
 
@@ -146,5 +147,5 @@ def _dequantize_4bit(layer: Linear4bit) -> torch.Tensor:
 
 
 def _can_be_packed(layer: Linear4bit) -> bool:
-    packable: bool = layer.out_features % _PACKED_ROWS == 0 and layer.in_features % _QUANTIZATION_BLOCK == 0
+    packable: bool = layer.out_features % PACKED_ROWS == 0 and layer.in_features % _QUANTIZATION_BLOCK == 0
     return packable

@@ -16,6 +16,11 @@ from adapterhub.base.loading import Base, load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Completion, Request
+from adapterhub.engine.kv.cache import KVCache
+from adapterhub.engine.kv.decode_kernel import DecodeKernel
+from adapterhub.engine.kv.probing import AttentionLayer
+from adapterhub.engine.kv.shape import KVShape, LayerShape
+from adapterhub.engine.kv.token_attention import Query, TokenAttention
 from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.errors import EngineError
@@ -155,6 +160,38 @@ def test_logits_are_those_of_another_batch_bit_for_bit(made):
     )
 
 
+@pytest.mark.parametrize("variable", ["auto", "torch"])
+def test_threads_change_no_bit(monkeypatch, variable: str):
+    """Heads of SmolLM2's shape, whose scratch memory is laid out otherwise for the second thread in torch."""
+    monkeypatch.setenv("ADAPTERHUB_ATTENTION_KERNEL", variable)
+    shape, layer = LayerShape(3, 64, 64), AttentionLayer(0)
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(60, heads, 64, generator=random) for heads in (9, 3, 3))
+    cpu, kernel = torch.device("cpu"), DecodeKernel.find(torch.device("cpu"), torch.float32)
+
+    def attend(chunk: int) -> torch.Tensor:
+        cache = KVCache(KVShape((shape,), torch.float32, cpu), 1 << 12)
+        slot, parts = cache.allocate(60), []
+        for tokens in torch.arange(60).split(chunk):
+            queries = [Query(slot, int(position)) for position in tokens]
+            step = TokenAttention(queries, 0, cpu, torch.float32, [layer], kernel)
+            parts.append(step.attend_tokens(q[tokens], k[tokens], v[tokens], 0.125))
+        return torch.cat(parts)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        whole = attend(60)
+        for chunk in (1, 5, 8, 16, 31):
+            assert torch.equal(attend(chunk), whole), chunk
+    finally:
+        torch.set_num_threads(before)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        *(one.transpose(0, 1) for one in (q, k, v)), is_causal=True, scale=0.125, enable_gqa=True
+    )
+    torch.testing.assert_close(whole, wanted.transpose(0, 1))
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
 def test_its_answers_are_those_of_peft(made, world, kind: str):
     base, sources = made(kind)
@@ -231,6 +268,13 @@ def test_a_model_with_a_state_is_refused_and_left_as_it_was(tmp_path):
     assert "keeps a state for each sequence" in refused.value.message
     assert "batch_invariant" in (refused.value.hint or "")
     BatchingEngine(base).close()
+
+
+def test_rotations_that_depend_on_the_longest_sequence_are_refused(made):
+    base, _ = made("llama")
+    base.model.model.rotary_emb.rope_type = "dynamic"
+    with pytest.raises(EngineError, match="rotary embeddings depend on the longest sequence"):
+        BatchInvariantRunner(base, max_loras=1)
 
 
 @pytest.mark.parametrize("asked", [True, False])

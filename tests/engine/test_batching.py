@@ -466,7 +466,9 @@ def test_a_forward_that_fails_after_a_layer_leaves_the_kv_slots_right(seams: Sea
 
 
 def test_an_error_in_one_sampler_fails_its_sequence(engine, batch, monkeypatch):
-    one, other = (request(prompt, temperature=1.0, seed=7) for prompt in ([6, 6, 6], PROMPTS[0]))
+    one, other = (  # with a penalty, a sampler gets the tokens before
+        request(prompt, temperature=1.0, seed=7, repetition_penalty=1.1) for prompt in ([6, 6, 6], PROMPTS[0])
+    )
     wanted, draw = [tokens(engine, each) for each in [*batch, other]], Sampler.draw
 
     def fails(self, logits, token_ids, *args):

@@ -296,7 +296,7 @@ class PanicException(BaseException):
 
 
 def test_a_panic_while_sampling_ends_that_sequence(engine: BatchingEngine, monkeypatch: pytest.MonkeyPatch):
-    batch = [request(prompt_of(number, 5)) for number in range(6)]
+    batch = [request(prompt_of(number, 5), repetition_penalty=1.1) for number in range(6)]
     wanted, draw = [tokens(engine, one) for one in batch], Sampler.draw
 
     def panics(self: Sampler, logits: Any, history: Any, *args: Any) -> Any:

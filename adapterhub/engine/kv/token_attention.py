@@ -1,28 +1,27 @@
 """Attention that computes each token alike, whatever tokens are computed beside it and however a prompt is cut.
 
-Each query is a sequence of one token, over as many keys as its own position asks for: rounded up to whole blocks of
-keys, of which it does not see those behind it. So the shapes of its products, and the order of their sums, depend on
-its position alone. It is for batch invariance; a prompt costs more than in `packed_step`, since no two of its tokens
-share the reading of a key.
+Each query is a sequence of one token. Our own kernel for those sums over its keys in an order of its own. With torch's
+operations it has as many keys as its own position asks for: rounded up to whole blocks of keys, of which it does not
+see those behind it. So the shapes of its products, and the order of their sums, depend on its position alone. It is for
+batch invariance; a prompt costs more than in `packed_step`, since no two of its tokens share the reading of a key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVSlot, KVSlotPool
+from adapterhub.engine.kv.decode_kernel import DecodeKernel, KernelDecode
 from adapterhub.engine.kv.masks import AttentionMask
-from adapterhub.engine.kv.packed_call import AttentionGroup, PackedCall, attention_by_scores
+from adapterhub.engine.kv.packed_call import AttentionGroup, PackedCall, QuerySpan, attention_by_scores
 from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.engine.kv.probing import AttentionLayer
 
 _KEY_BLOCK = MIN_SLOT_TOKENS
-_MAX_QUERIES_BY_SCORES = 8
-"""Without PyTorch's own attention, each query of a call has a copy of the keys."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class TokenAttention(AttentionMetadata):
         device: The device of the tokens.
         dtype: The dtype of keys and values.
         layers: The calls of attention in a forward pass, from the probe.
+        kernel: What computes sequences that decode; torch's operations if not given.
     """
 
     def __init__(
@@ -56,16 +56,22 @@ class TokenAttention(AttentionMetadata):
         device: torch.device,
         dtype: torch.dtype,
         layers: Sequence[AttentionLayer],
+        kernel: DecodeKernel | None = None,
     ) -> None:
         super().__init__([], device, dtype, layers)
-        self.groups: list[AttentionGroup] = [_Tokens(queries, padding, device, dtype)]
+        self.groups: list[AttentionGroup] = [_Tokens(queries, padding, device, dtype, kernel)]
 
 
 class _Tokens:
     """All tokens of a step: their keys and values are stored first, so that those of one prompt see each other."""
 
     def __init__(
-        self, queries: Sequence[Query], padding: int, device: torch.device, dtype: torch.dtype
+        self,
+        queries: Sequence[Query],
+        padding: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernel: DecodeKernel | None,
     ) -> None:
         self._padding = padding
         by_pool: dict[KVSlotPool, list[int]] = {}
@@ -77,7 +83,16 @@ class _Tokens:
             )
             for pool, indices in by_pool.items()
         ]
-        self._reads = [
+        self._reads: list[AttentionGroup] = (
+            [_kernel_read(kernel, queries, padding)]
+            if kernel
+            else self._torch_reads(queries, padding, device, dtype)
+        )
+
+    def _torch_reads(
+        self, queries: Sequence[Query], padding: int, device: torch.device, dtype: torch.dtype
+    ) -> list[AttentionGroup]:
+        return [
             _Read(
                 [queries[index] for index in indices], [padding + index for index in indices], device, dtype
             )
@@ -90,8 +105,19 @@ class _Tokens:
         if not call.layer.shares_kv:
             for store in self._stores:
                 store.write(call)
+        stored = replace(call, layer=replace(call.layer, shares_kv=True))
         for read in self._reads:
-            read.attend(call)
+            read.attend(stored)
+
+
+def _kernel_read(kernel: DecodeKernel, queries: Sequence[Query], padding: int) -> KernelDecode:
+    """Each token as a sequence that decodes it, up to its own position."""
+    spans: dict[KVSlotPool, list[QuerySpan]] = {}
+    for token, query in enumerate(queries, padding):
+        pool = query.kv_slot.pool
+        slot = KVSlot(pool, query.kv_slot.index, length=query.position)
+        spans.setdefault(pool, []).append(QuerySpan(slot, token, 1))
+    return KernelDecode(kernel, spans)
 
 
 class _Store:
@@ -134,10 +160,12 @@ class _Read:
         queries = call.q.index_select(0, self._tokens)
         queries = queries.reshape(len(queries), keys.shape[1], -1, queries.shape[-1])
         mask = self._mask(call.layer.mask)
-        if call.has_plain_scores:
+        # On a CPU torch's own attention in float32 rounds by which thread computes it, and products of several
+        # queries by their number.
+        if call.has_plain_scores and (queries.is_cuda or queries.dtype != torch.float32):
             attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=call.scale)
         else:
-            pieces = (torch.split(tensor, _MAX_QUERIES_BY_SCORES) for tensor in (queries, keys, values, mask))
+            pieces = (torch.split(tensor, 1) for tensor in (queries, keys, values, mask))
             attended = torch.cat(
                 [attention_by_scores(q, k, v, m, call) for q, k, v, m in zip(*pieces, strict=True)]
             )

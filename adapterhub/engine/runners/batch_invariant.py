@@ -62,7 +62,8 @@ class BatchInvariantRunner(PackedRunner):
         native: As there.
 
     Raises:
-        EngineError: As there, or the model keeps a state for each sequence.
+        EngineError: As there, or the model keeps a state for each sequence, or rotates its tokens by the longest
+            sequence of a batch.
 
     Attributes:
         sizes: The numbers of tokens in a forward pass, rising.
@@ -76,6 +77,8 @@ class BatchInvariantRunner(PackedRunner):
                 raise EngineError(
                     "It keeps a state for each sequence, which depends on where a prompt is cut.",
                 )
+            if _rotations_depend_on_lengths(base):
+                raise EngineError("Its rotary embeddings depend on the longest sequence in a batch.")
             if not _shapes_depend_on_tokens(base):
                 self.sizes = self._find_sizes()
         except BaseException:
@@ -110,6 +113,7 @@ class BatchInvariantRunner(PackedRunner):
             self._device,
             self._base.compute_dtype,
             self._attention_layers,
+            self._decode_kernel,
         )
         mapping = LoraMapping.of_tokens(slots, device=self._device)
         with self._lora.using(mapping, LoraMapping.of_tokens(outputs.slots, device=self._device)):
@@ -166,3 +170,10 @@ def _shapes_depend_on_tokens(base: Base) -> bool:
     experts = any(sum(part.isdigit() for part in name.split(".")) > 1 for name in base.linear_layers.shapes)
     fused_experts = any(shape.experts > 1 for shape in parameter_shapes(base.model).values())
     return base.quantization == "int8" or experts or fused_experts
+
+
+def _rotations_depend_on_lengths(base: Base) -> bool:
+    """Whether transformers chooses a token's rotation by the longest sequence beside it."""
+    by_layer_type = [getattr(module, "rope_type", None) for module in base.model.modules()]
+    kinds = [kind for one in by_layer_type for kind in (one.values() if isinstance(one, dict) else [one])]
+    return any(kind == "longrope" or "dynamic" in kind for kind in kinds if isinstance(kind, str))
