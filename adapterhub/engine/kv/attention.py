@@ -6,6 +6,7 @@ that calls, and not in keyword arguments: some models hand those no further than
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,40 @@ class AttentionStep(Protocol):
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """The next layer's output, shape (1, tokens, heads, value_width)."""
         ...
+
+
+class PackedStep(ABC):
+    """An `AttentionStep` that is given its tensors tokens first, without views."""
+
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        """Computes the next call of the forward pass; see `AttentionStep.attend`."""
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
+        return self.attend_tokens(q, k, v, call.scale, softcap=call.softcap, sinks=call.sinks)[None]
+
+    @abstractmethod
+    def attend_tokens(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        *,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The next layer's output.
+
+        Args:
+            q: Shape (tokens, heads, key_width).
+            k: Shape (tokens, kv_heads, key_width).
+            v: Shape (tokens, kv_heads, value_width).
+            scale: As in `AttentionCall`, and the rest too.
+            softcap: Bound of the scores.
+            sinks: Shape (heads,).
+
+        Returns:
+            Shape (tokens, heads, value_width), contiguous.
+        """
 
 
 class PackedAttention:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from adapterhub.engine.kv.attention import AttentionCall
+from adapterhub.engine.kv.attention import PackedStep
 from adapterhub.engine.kv.cache import KVSlotPool
 from adapterhub.engine.kv.decode_kernel import DecodeKernel, KernelDecode
 from adapterhub.engine.kv.masks import CAUSAL, AttentionMask
@@ -23,7 +23,7 @@ from adapterhub.engine.kv.probing import AttentionLayer
 _MAX_SCORES = 1 << 25  # 128 MiB in float32
 
 
-class AttentionMetadata:
+class AttentionMetadata(PackedStep):
     """Which sequence each token of a step belongs to, and where its keys and values are.
 
     Args:
@@ -54,11 +54,6 @@ class AttentionMetadata:
         self.groups += [_PrefillChunk(span, device, dtype) for span in spans if span.count > 1]
         self._layers = iter(layers)
 
-    def attend(self, call: AttentionCall) -> torch.Tensor:
-        """Computes the next call of the forward pass; see `AttentionStep.attend`."""
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
-        return self.attend_tokens(q, k, v, call.scale, softcap=call.softcap, sinks=call.sinks)[None]
-
     def attend_tokens(
         self,
         q: torch.Tensor,
@@ -69,19 +64,7 @@ class AttentionMetadata:
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The same without views.
-
-        Args:
-            q: Shape (tokens, heads, key_width).
-            k: Shape (tokens, kv_heads, key_width).
-            v: Shape (tokens, kv_heads, value_width).
-            scale: As in `AttentionCall`, and the rest too.
-            softcap: Bound of the scores.
-            sinks: Shape (heads,).
-
-        Returns:
-            Shape (tokens, heads, value_width), contiguous.
-        """
+        """Computes the next call of the forward pass; see `PackedStep.attend_tokens`."""
         out = q.new_empty((*q.shape[:2], v.shape[-1]))
         packed = PackedCall(next(self._layers), q, k, v, out, scale, softcap, sinks)
         for group in self.groups:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from adapterhub.engine.kv.attention import AttentionCall
+from adapterhub.engine.kv.attention import PackedStep
 from adapterhub.engine.kv.cache import MIN_SLOT_TOKENS, KVSlotPool
 from adapterhub.engine.kv.masks import AttentionMask
 from adapterhub.engine.kv.packed_call import PackedCall, attention_by_scores
@@ -179,8 +179,8 @@ def _pool_inputs(sequences: Sequence[ScheduledSequence], pool: KVSlotPool, slots
     ]
 
 
-class StaticDecode:
-    """An `AttentionStep` of static inputs; made anew for each run.
+class StaticDecode(PackedStep):
+    """The attention of static inputs; made anew for each run.
 
     Args:
         inputs: The inputs.
@@ -205,11 +205,6 @@ class StaticDecode:
             for pool, one, of_pool in zip(pools, inputs.pools, shape.pools, strict=True)
         ]
 
-    def attend(self, call: AttentionCall) -> torch.Tensor:
-        """Computes the next call of the forward pass; see `AttentionStep.attend`."""
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
-        return self.attend_tokens(q, k, v, call.scale, softcap=call.softcap, sinks=call.sinks)[None]
-
     def attend_tokens(
         self,
         q: torch.Tensor,
@@ -220,7 +215,7 @@ class StaticDecode:
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The same without views; see `AttentionMetadata.attend_tokens`."""
+        """Computes the next call of the forward pass; see `PackedStep.attend_tokens`."""
         packed = PackedCall(next(self._layers), q, k, v, q, scale, softcap, sinks)
         parts = [pool.attend(packed) for pool in self._pools]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)

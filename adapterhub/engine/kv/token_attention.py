@@ -38,7 +38,7 @@ class Query:
 
 
 class TokenAttention(AttentionMetadata):
-    """The attention of one forward pass, token by token; an `AttentionStep`.
+    """The attention of one forward pass, token by token.
 
     Args:
         queries: The tokens.

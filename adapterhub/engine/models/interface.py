@@ -6,24 +6,7 @@ from typing import Protocol
 
 import torch
 
-from adapterhub.engine.kv.attention import AttentionStep
-
-
-class PackedStep(AttentionStep, Protocol):
-    """Attention over packed tokens; `AttentionMetadata` is one."""
-
-    def attend_tokens(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        *,
-        softcap: float | None = None,
-        sinks: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The next layer's output, given tensors of shape (tokens, heads, width); so is what it returns."""
-        ...
+from adapterhub.engine.kv.attention import PackedStep
 
 
 class ModelForward(Protocol):

@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
-from adapterhub.engine.kv.attention import AttentionCall
-from adapterhub.engine.models.interface import PackedStep
+from adapterhub.engine.kv.attention import AttentionCall, PackedStep
 from adapterhub.engine.models.norms import Norms
 from adapterhub.engine.models.observing import RotaryCall, Rotation
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterhub.engine.kv.attention import AttentionCall
+from adapterhub.engine.kv.attention import AttentionCall, PackedStep
 from adapterhub.engine.models.transformers import TransformersForward
 
 _POSITIONS = (1, 4, 9)
@@ -76,7 +76,7 @@ def each_to_itself(call: AttentionCall) -> torch.Tensor:
     return call.value.repeat_interleave(groups, dim=1).transpose(1, 2)
 
 
-class NotedCalls:
+class NotedCalls(PackedStep):
     """A `PackedStep` that keeps its calls."""
 
     def __init__(self) -> None:
