@@ -7,6 +7,7 @@ multiplies float32 inputs by weights in half precision and sums in float32.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -47,12 +48,8 @@ class HalfWeightLinear(nn.Linear):
         """A plain layer: what is packed cannot be copied."""
         copied = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         memo[id(self)] = copied
-        copied._parameters = {
-            name: nn.Parameter(own.detach().clone(), requires_grad=own.requires_grad)
-            if own is not None
-            else None
-            for name, own in self._parameters.items()
-        }
+        # With `memo`: a weight that is shared with the embedding stays so.
+        copied._parameters = copy.deepcopy(self._parameters, memo)
         return copied
 
 

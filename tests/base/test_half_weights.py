@@ -91,6 +91,9 @@ def test_it_stays_tied_and_has_no_further_parameters():
     assert halve_head(model)
     assert [(name, id(one)) for name, one in model.named_parameters(remove_duplicate=False)] == before
     assert list(model.state_dict()) == ["embedding.weight", "head.weight"]
+    copied = copy.deepcopy(model)
+    assert copied.head.weight is copied.embedding.weight
+    assert copied.head.weight is not model.head.weight
 
 
 @torch.inference_mode()
