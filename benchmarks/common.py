@@ -162,9 +162,9 @@ def report(options: argparse.Namespace, results: Mapping[str, Any], show: Callab
     if options.json:
         print(json.dumps({"options": vars(options), "machine": machine(options.device), **results}, indent=2))
         return
-    where = machine(options.device)
+    where, base = machine(options.device), getattr(options, "model", None) or options.shape
     print(
-        f"{options.shape}, {options.quantization}, {options.device}; {where['gpu'] or where['processor']}, "
+        f"{base}, {options.quantization}, {options.device}; {where['gpu'] or where['processor']}, "
         f"{where['threads']} threads, load {where['load']:.1f}"
     )
     show()

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
+from adapterhub.base.half_weights import HalfWeightLinear, halve_head
 from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
@@ -48,7 +49,10 @@ class Contender(Protocol):
 def twin(base: Base) -> Base:
     """The same weights in a model of its own, which an engine or PEFT may wrap."""
     shared = {id(parameter): parameter for parameter in base.model.parameters()}
-    return dataclasses.replace(base, model=copy.deepcopy(base.model, shared))
+    model = copy.deepcopy(base.model, shared)
+    if isinstance(base.model.get_output_embeddings(), HalfWeightLinear):
+        halve_head(model)  # a copied layer is a plain one
+    return dataclasses.replace(base, model=model)
 
 
 def load_peft(base: Base, adapters: Sequence[StoredLoraRequest]) -> PeftModel:
