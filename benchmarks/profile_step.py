@@ -25,6 +25,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from adapterhub.base.half_weights import HalfWeightLinear
 from adapterhub.base.packed_linear import PackedLinear4bit
 from adapterhub.engine.decoding.sampler import Logits
 from adapterhub.engine.kv.packed_step import AttentionMetadata
@@ -69,7 +70,10 @@ def _named_parts() -> Iterator[None]:
         patch.object(Logits, "of", _named(SAMPLING, Logits.of)),
         patch.object(torch.nn.functional, "linear", _named(LINEAR, torch.nn.functional.linear)),
         patch.object(bitsandbytes, "matmul_4bit", _named(LINEAR, bitsandbytes.matmul_4bit)),
-        patch.object(PackedLinear4bit, "forward", _named(LINEAR, PackedLinear4bit.forward)),
+        # Not their `forward`, which the engine has looked up before.
+        patch.object(PackedLinear4bit, "multiply_packed", _named(LINEAR, PackedLinear4bit.multiply_packed)),
+        patch.object(PackedLinear4bit, "multiply_densely", _named(LINEAR, PackedLinear4bit.multiply_densely)),
+        patch.object(HalfWeightLinear, "forward", _named(LINEAR, HalfWeightLinear.forward)),
     ):
         yield
 
