@@ -11,6 +11,7 @@ LLAMA_TESTS ?= tests/gguf tests/llama_cpp $(wildcard tests/export/test_gguf*.py)
 BENCH ?=
 # torch for GPUs brings a Triton of its own; for CPUs this one interprets the kernels in tests.
 TRITON ?= triton==3.6.0
+LITELLM ?= litellm==1.110.2
 # How long `make fuzz` takes.
 MINUTES ?= 30
 DEFAULT := not slow and not gpu and not network
@@ -88,6 +89,7 @@ $(VENV)/installed-real: $(VENV)/installed
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) -e ".[dev,train]"
 	$(BIN)/python -c "import triton" 2>/dev/null || $(INSTALL) $(TRITON) || echo "No Triton here: its tests are skipped."
+	$(INSTALL) --no-deps $(LITELLM)  # alone: it asks for boto3, whose releases pip searches for minutes
 	touch $@
 
 # Built for this CPU; the tests load files without llama.cpp's AMX kernels, which crash.
