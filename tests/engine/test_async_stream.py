@@ -82,6 +82,11 @@ async def completions(stream: TokenStream, count: int) -> list[Completion]:
     return [Completion.of(outputs) for outputs in received]
 
 
+async def read_into(outputs: list[TokenOutput], stream: TokenStream) -> None:
+    while some := await stream.get():
+        outputs += some
+
+
 def test_n_completions_come_side_by_side_and_are_those_of_generate(engine: BatchingEngine):
     one = request(prompt_of(1, 9), n=3, temperature=1.0, seed=5, logprobs=2)
     expected = engine.generate([one])[0]
@@ -258,10 +263,9 @@ def test_a_completion_that_fails_raises_after_what_it_had(seams: Seams, engine: 
     async def main() -> None:
         seams.runner.before_step = broken
         stream = engine.astream(request(prompt_of(7, 5)))
-        seen = []
+        seen: list[TokenOutput] = []
         with pytest.raises(GenerationError, match="broken"):
-            while outputs := await stream.get():
-                seen += outputs
+            await read_into(seen, stream)
         assert len(seen) == 5
         assert await stream.get() == []
 
