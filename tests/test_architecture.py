@@ -21,7 +21,7 @@ LAYERS = [
     {"gguf"},
     {"engine"},
     {"requests", "llama_cpp"},
-    {"dataset"},
+    {"dataset", "tool_calling"},
     {"training", "export"},
     {"evaluation"},
     {"hub"},

@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 from adapterhub.langchain.adapter_selection import without_adapter
 from adapterhub.langchain.base import MODEL_CONFIG, BaseHubModel
 from adapterhub.langchain.batching import with_concurrency
-from adapterhub.langchain.chat_request import ChatRequest, response_schema
+from adapterhub.langchain.chat_request import chat_request, response_schema
 from adapterhub.langchain.context_overflow import context_overflow
 from adapterhub.langchain.results import create_chat_chunk, create_chat_result, create_last_chunk
 from adapterhub.langchain.structured_output import (
@@ -30,11 +30,10 @@ from adapterhub.langchain.structured_output import (
     tracing_format,
 )
 from adapterhub.langchain.timeouts import aiterate_with_timeout, await_with_timeout, iterate_with_timeout
-from adapterhub.langchain.tool_call_format_detection import ToolCallFormats
-from adapterhub.langchain.tool_call_parser import ToolCallParser
-from adapterhub.langchain.tool_choice import ToolChoice, arguments_grammar
 from adapterhub.langchain.tool_schema import functions_of
 from adapterhub.requests.generation import Generation
+from adapterhub.tool_calling import ChatRequest, ToolCallFormats, ToolCallParser, ToolChoice
+from adapterhub.tool_calling.tool_choice import arguments_grammar
 
 Converted = TypeVar("Converted", ChatResult, ChatGenerationChunk)
 
@@ -235,7 +234,7 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: dict[str, Any]
     ) -> ChatRequest:
         given = self._arguments(stop, kwargs)
-        return ChatRequest.from_call(self.hub, self._adapter(kwargs), messages, given, self._formats)
+        return chat_request(self.hub, self._adapter(kwargs), messages, given, self._formats)
 
     # Description of the model
 
@@ -259,7 +258,5 @@ class ChatAdapterHub(BaseHubModel[AIMessage], BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """The number of prompt tokens of messages and tools in the adapter's chat template, with its system prompt."""
-        request = ChatRequest.from_call(
-            self.hub, self.model, messages, {"tools": list(tools or ())}, self._formats
-        )
+        request = chat_request(self.hub, self.model, messages, {"tools": list(tools or ())}, self._formats)
         return self.hub._count_prompt_tokens(request.messages, self.model, request.tools)

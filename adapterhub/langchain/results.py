@@ -7,14 +7,12 @@ from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, AIMessageChunk, UsageMetadata
-from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, GenerationChunk
 
-from adapterhub.langchain.chat_request import ChatRequest
-from adapterhub.langchain.tool_call_parser import parse_tool_calls
-from adapterhub.langchain.tool_choice import argument_violation
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.routing.decision import RouteDecision
+from adapterhub.tool_calling import ChatRequest, ToolCallChunk, argument_violations, parse_tool_calls
 
 PROVIDER = "adapterhub"
 
@@ -34,7 +32,7 @@ def create_chat_result(generation: Generation, request: ChatRequest, base: str) 
     )
     message = AIMessage(
         content=text,
-        tool_calls=calls,
+        tool_calls=[tool_call(**call) for call in calls],
         usage_metadata=create_usage_metadata(generation.usage),
         response_metadata=_metadata(generation, request, base, bool(calls)),
     )
@@ -45,7 +43,9 @@ def create_chat_chunk(delta: str | ToolCallChunk) -> ChatGenerationChunk:
     """Converts a delta of an answer: text, or a chunk of a tool call."""
     if isinstance(delta, str):
         return ChatGenerationChunk(message=AIMessageChunk(content=delta))
-    return ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=[delta]))
+    return ChatGenerationChunk(
+        message=AIMessageChunk(content="", tool_call_chunks=[tool_call_chunk(**delta)])
+    )
 
 
 def create_last_chunk(
@@ -105,18 +105,11 @@ def _metadata(generation: Generation, request: ChatRequest, base: str, has_calls
     metadata = create_response_metadata(generation, request.adapter, base)
     if not has_calls:
         return metadata
-    violations = _argument_violations(generation.text, request)
+    _, calls = parse_tool_calls(generation.text, request.call_format)
+    violations = argument_violations(request.callable_tools, calls)
     return (
         metadata | {"finish_reason": "tool_calls"} | ({"invalid_arguments": violations} if violations else {})
     )
-
-
-def _argument_violations(answer: str, request: ChatRequest) -> list[str]:
-    """What the calls of an answer violate that no grammar enforces. Most tools say so themselves, so it is no error."""
-    functions = {tool["function"]["name"]: tool["function"] for tool in request.callable_tools}
-    _, calls = parse_tool_calls(answer, request.call_format)
-    found = (argument_violation(functions[call["name"]], call["args"]) for call in calls)
-    return [violation for violation in found if violation]
 
 
 def _route(route: RouteDecision) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing_extensions import is_typeddict
 
 from adapterhub.engine.output_format import type_adapter
 from adapterhub.errors import InvalidRequestError
+from adapterhub.tool_calling.tool_choice import arguments_schema
 
 Function = dict[str, Any]
 _SCHEMA_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -61,12 +62,6 @@ def openai_tool(tool: Any) -> Function:
     if parameters is None:
         return converted
     return {**converted, "function": {**converted["function"], "parameters": parameters}}
-
-
-def arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments, which are an object whatever else it says."""
-    parameters = function.get("parameters") or {"properties": {}}
-    return {"type": "object", **parameters}
 
 
 def json_schema_of(schema: Any) -> Mapping[str, Any]:

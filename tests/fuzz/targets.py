@@ -708,8 +708,8 @@ _calls = changed({"name": "f", "arguments": {"a": 1}}).map(json.dumps).map("{}\n
 
 @target(st.tuples(texts, st.lists(st.one_of(_calls, texts), max_size=4)))
 def fuzz_tool_calls(example: tuple[str, list[str]]) -> None:
-    from adapterhub.langchain.tool_call_format import HERMES
-    from adapterhub.langchain.tool_call_parser import parse_tool_calls
+    from adapterhub.tool_calling.call_format import HERMES
+    from adapterhub.tool_calling.call_parser import parse_tool_calls
 
     start, rest = example
     content, calls = parse_tool_calls("<tool_call>\n".join([start, *rest]), HERMES)

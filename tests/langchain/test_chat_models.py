@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import AdapterNotFoundError, DeadlineError, InvalidRequestError
 from adapterhub.langchain import ChatAdapterHub
-from adapterhub.langchain.message_conversion import convert_messages, inline_tool_calls
+from adapterhub.langchain.message_conversion import convert_messages
+from adapterhub.tool_calling.call_messages import inline_tool_calls
 from tests.langchain import helpers
 from tests.langchain.helpers import config
 

@@ -12,9 +12,9 @@ from typing_extensions import TypedDict
 from adapterhub import AdapterHub
 from adapterhub.errors import GenerationError, InvalidRequestError
 from adapterhub.langchain import AdapterHubLLM, ChatAdapterHub
-from adapterhub.langchain.tool_call_format import HERMES
-from adapterhub.langchain.tool_call_parser import ToolCallParser, parse_tool_calls
-from adapterhub.langchain.tool_choice import ToolChoice
+from adapterhub.tool_calling.call_format import HERMES
+from adapterhub.tool_calling.call_parser import ToolCallParser, parse_tool_calls
+from adapterhub.tool_calling.tool_choice import ToolChoice
 from tests.langchain.helpers import Person, add, idle, now
 
 TOKENS = 24

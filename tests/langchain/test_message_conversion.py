@@ -19,8 +19,9 @@ from langchain_core.tools import tool
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import InvalidRequestError, RequestTooLongError
 from adapterhub.langchain import AdapterHubLLM, AdapterToolkit, ChatAdapterHub, huggingface_pipeline
-from adapterhub.langchain.message_conversion import convert_messages, fit_tool_calls, inline_tool_calls
-from adapterhub.langchain.tool_call_format import HERMES
+from adapterhub.langchain.message_conversion import convert_messages
+from adapterhub.tool_calling.call_format import HERMES
+from adapterhub.tool_calling.call_messages import fit_tool_calls, inline_tool_calls
 from tests.langchain.helpers import add
 from tests.tiny import make_tokenizer
 

@@ -25,14 +25,15 @@ from transformers import AddedToken, AutoModelForCausalLM, PreTrainedTokenizerFa
 from adapterhub import AdapterHub
 from adapterhub.errors import GenerationError
 from adapterhub.langchain import ChatAdapterHub
-from adapterhub.langchain.chat_request import ChatRequest
-from adapterhub.langchain.message_conversion import convert_messages, fit_tool_calls
-from adapterhub.langchain.tool_call_format import HERMES, ToolCallFormat
-from adapterhub.langchain.tool_call_format_detection import ToolCallFormats, detect_format
-from adapterhub.langchain.tool_call_parser import ToolCallParser, parse_tool_calls
-from adapterhub.langchain.tool_choice import ToolChoice
-from adapterhub.langchain.tool_prompt import prompt_tools
+from adapterhub.langchain.chat_request import chat_request
+from adapterhub.langchain.message_conversion import convert_messages
 from adapterhub.requests.prompts import choose_style, render
+from adapterhub.tool_calling.call_format import HERMES, ToolCallFormat
+from adapterhub.tool_calling.call_format_detection import ToolCallFormats, detect_format
+from adapterhub.tool_calling.call_messages import fit_tool_calls
+from adapterhub.tool_calling.call_parser import ToolCallParser, parse_tool_calls
+from adapterhub.tool_calling.tool_choice import ToolChoice
+from adapterhub.tool_calling.tool_prompt import prompt_tools
 from tests.langchain.helpers import Person, add, now
 from tests.tiny import make_adapter, make_base, make_tokenizer
 
@@ -251,14 +252,14 @@ class TestDetection:
         formats, style = ToolCallFormats(), choose_style(LLAMA)
         found = formats.of(style, PLAIN)
         assert formats.of(choose_style(WITHOUT_FORMAT["raises"]), PLAIN) is None
-        monkeypatch.setattr("adapterhub.langchain.tool_call_format_detection.detect_format", None)
+        monkeypatch.setattr("adapterhub.tool_calling.call_format_detection.detect_format", None)
         assert formats.of(style, PLAIN) is found
         assert formats.of(choose_style(WITHOUT_FORMAT["raises"]), PLAIN) is None
 
     def test_once_for_a_model_and_its_copies(self, hub: AdapterHub, monkeypatch: pytest.MonkeyPatch):
         model = ChatAdapterHub(hub=hub, model="llama", max_tokens=80)
         model.bind_tools([now], tool_choice="any").invoke("Hi")
-        monkeypatch.setattr("adapterhub.langchain.tool_call_format_detection.detect_format", None)
+        monkeypatch.setattr("adapterhub.tool_calling.call_format_detection.detect_format", None)
         again = model.with_adapter("args").with_adapter("llama").bind_tools([now], tool_choice="any")
         assert again.invoke("Hi").tool_calls
         assert ChatAdapterHub(hub=hub, model="llama", max_tokens=80) == model
@@ -427,7 +428,7 @@ class TestAnswers:
 
     def test_the_answer_is_what_the_template_renders(self, model: ChatAdapterHub, hub: AdapterHub, name: str):
         call_format = FORMATS[name][1]
-        request = ChatRequest.from_call(
+        request = chat_request(
             hub,
             model.model,
             [HumanMessage("Hi")],
@@ -458,7 +459,7 @@ class TestAnswers:
             AIMessage(content="", tool_calls=calls),
             ToolMessage("noon", tool_call_id="call_of_another_model"),
         ]
-        request = ChatRequest.from_call(model.hub, model.model, history, {"tools": TOOLS}, ToolCallFormats())
+        request = chat_request(model.hub, model.model, history, {"tools": TOOLS}, ToolCallFormats())
         shown = render(request.messages, model.hub.prompt_style(model.model), PLAIN, tools=request.tools)
         _, turn, result = request.messages
         assert call_format.prefix in shown
@@ -478,14 +479,13 @@ class TestAnswers:
 def test_calls_that_the_template_cannot_render_are_plain_text(hub: AdapterHub):
     calls = [made("now", {}), made("now", {}, 2)]
     history = [HumanMessage("Hi"), AIMessage(content="", tool_calls=calls)]
-    request = ChatRequest.from_call(hub, "llama", history, {"tools": TOOLS}, ToolCallFormats())
+    request = chat_request(hub, "llama", history, {"tools": TOOLS}, ToolCallFormats())
     assert request.call_format is HERMES
     assert request.tools is None
     assert request.messages[1]["content"].count("<tool_call>") == 2
-    one = ChatRequest.from_call(hub, "llama", [HumanMessage("Hi")], {"tools": TOOLS}, ToolCallFormats())
+    one = chat_request(hub, "llama", [HumanMessage("Hi")], {"tools": TOOLS}, ToolCallFormats())
     assert one.call_format.only_at_start
     object_too = {"tools": TOOLS, "response_format": Person}
     assert (
-        ChatRequest.from_call(hub, "llama", [HumanMessage("Hi")], object_too, ToolCallFormats()).call_format
-        is HERMES
+        chat_request(hub, "llama", [HumanMessage("Hi")], object_too, ToolCallFormats()).call_format is HERMES
     )

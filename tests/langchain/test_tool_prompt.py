@@ -10,9 +10,9 @@ from langchain_core.tools import tool
 from adapterhub import AdapterHub
 from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain import AdapterToolkit, ChatAdapterHub
-from adapterhub.langchain.tool_prompt import prompt_tools
 from adapterhub.langchain.tool_schema import openai_tool
 from adapterhub.langchain.tools import content_validator
+from adapterhub.tool_calling.tool_prompt import prompt_tools
 from tests.langchain.test_tool_schema import walk
 
 # With the tokenizer of the demo base; what they took when schemas were written out whole was 2,343 and 3,680.

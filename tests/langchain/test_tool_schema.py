@@ -21,9 +21,9 @@ from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat
 from adapterhub.errors import InvalidRequestError
 from adapterhub.langchain import AdapterToolkit, ChatAdapterHub
 from adapterhub.langchain.structured_output import SchemaOutputParser
-from adapterhub.langchain.tool_call_format import HERMES
-from adapterhub.langchain.tool_choice import ToolChoice, argument_violation
 from adapterhub.langchain.tool_schema import json_schema_of, openai_tool
+from adapterhub.tool_calling.call_format import HERMES
+from adapterhub.tool_calling.tool_choice import ToolChoice, argument_violation
 from tests.tiny import VOCABULARY, make_tokenizer
 
 
@@ -222,11 +222,11 @@ class TestTools:
     async def test_they_are_checked_off_the_event_loop(self, model, monkeypatch: pytest.MonkeyPatch):
         threads: list[threading.Thread] = []
 
-        def record(*_: Any) -> str:
+        def record(*_: Any) -> list[str]:
             threads.append(threading.current_thread())
-            return "wrong"
+            return ["wrong"]
 
-        monkeypatch.setattr("adapterhub.langchain.results.argument_violation", record)
+        monkeypatch.setattr("adapterhub.langchain.results.argument_violations", record)
         bound = model.bind_tools([raw_tool("f", type="integer", enum=[1])], tool_choice="f")
         streamed = sum_of([chunk async for chunk in bound.astream("x")])
         for answer in (await bound.ainvoke("x"), streamed):

@@ -8,16 +8,44 @@ import secrets
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypedDict
 from uuid import uuid4
 
-from langchain_core.messages import ToolCall
-from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
-
 from adapterhub.errors import GenerationError
-from adapterhub.langchain.tool_call_format import ID_LENGTH, ToolCallFormat
+from adapterhub.tool_calling.call_format import ID_LENGTH, ToolCallFormat
 
 _QUOTED_NAME = re.compile(r'(?:[^"\\]|\\.)*(?=")')
 _LETTERS = string.ascii_letters + string.digits
+
+
+class ToolCall(TypedDict):
+    """A whole call.
+
+    Attributes:
+        name: The function.
+        args: Its arguments.
+        id: The call's id, which its result names.
+    """
+
+    name: str
+    args: dict[str, Any]
+    id: str
+
+
+class ToolCallChunk(TypedDict):
+    """A part of a call; those of one index, joined in order, are the call.
+
+    Attributes:
+        name: The function, in the first part; then None.
+        args: A part of the arguments' JSON.
+        id: The call's id, in the first part; then None.
+        index: Which call of the answer it is, from 0.
+    """
+
+    name: str | None
+    args: str
+    id: str | None
+    index: int
 
 
 @dataclass
@@ -195,7 +223,7 @@ class ToolCallParser:
         return f"call_{uuid4().hex[:24]}"
 
     def _chunk(self, *, args: str = "", name: str | None = None, id: str | None = None) -> ToolCallChunk:  # noqa: A002
-        return tool_call_chunk(name=name, args=args, id=id, index=self.count - 1)
+        return ToolCallChunk(name=name, args=args, id=id, index=self.count - 1)
 
 
 def _overlap(text: str, marker: str) -> int:
@@ -222,5 +250,5 @@ def parse_tool_calls(answer: str, call_format: ToolCallFormat) -> tuple[str, lis
 
 def _merge(chunks: Sequence[ToolCallChunk], index: int) -> ToolCall:
     own = [chunk for chunk in chunks if chunk["index"] == index]
-    arguments = "".join(chunk["args"] or "" for chunk in own)
-    return ToolCall(name=own[0]["name"] or "", args=json.loads(arguments), id=own[0]["id"], type="tool_call")
+    arguments = "".join(chunk["args"] for chunk in own)
+    return ToolCall(name=own[0]["name"] or "", args=json.loads(arguments), id=own[0]["id"] or "")

@@ -14,8 +14,8 @@ from typing import Any
 
 from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import InvalidRequestError
-from adapterhub.langchain.tool_call_format import CallField, ToolCallFormat
 from adapterhub.requests.prompts import PromptStyle, render
+from adapterhub.tool_calling.call_format import CallField, ToolCallFormat
 
 _TEXT = "\u00b6text\u00b6"  # no template contains this character, so that no common prefix reaches into it
 _USER = {"role": "user", "content": "question"}

@@ -13,8 +13,7 @@ from adapterhub.engine.decoding.schema_grammar import STYLE, unenforceable_part
 from adapterhub.engine.output_format import MAX_CHARACTERS, OutputFormat
 from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import GenerationError, InvalidRequestError
-from adapterhub.langchain.tool_call_format import ID_LENGTH, ToolCallFormat
-from adapterhub.langchain.tool_schema import arguments_schema
+from adapterhub.tool_calling.call_format import ID_LENGTH, ToolCallFormat
 
 _MAX_NAMED_TOOLS = 5
 
@@ -54,16 +53,16 @@ class ToolChoice:
         if choice in (True, "any", "required"):
             if not tools:
                 raise InvalidRequestError(
-                    f"tool_choice is {choice!r}, and no such tool is bound: there are no tools at all.",
-                    hint="Give bind_tools the tools, or leave tool_choice out.",
+                    f"tool_choice is {choice!r}, and there is no such tool: there are no tools at all.",
+                    hint="Give tools (`bind_tools`), or leave tool_choice out.",
                 )
             return cls(tuple(tools), required=True, parallel=parallel)
         named = tuple(tool for tool in tools if tool["function"]["name"] == choice)
         if not named:
             known = ", ".join(tool["function"]["name"] for tool in tools) or "none"
             raise InvalidRequestError(
-                f"tool_choice is {choice!r}, and no such tool is bound.",
-                hint=f"Bound tools: {known}. It may also be 'none', 'auto' or 'any'.",
+                f"tool_choice is {choice!r}, and there is no such tool.",
+                hint=f"Tools: {known}. It may also be 'none', 'auto' or 'any'.",
             )
         return cls(named[:1], required=True, parallel=False)
 
@@ -109,7 +108,7 @@ class ToolChoice:
         return InvalidRequestError(
             f"The argument schemas of {len(self.tools)} tools ({names}...) have {size} characters, more than "
             f"{MAX_CHARACTERS}; descriptions do not count.",
-            hint="Bind fewer tools, or tools with smaller schemas.",
+            hint="Give fewer tools, or tools with smaller schemas.",
         )
 
 
@@ -160,6 +159,12 @@ def _call(name: str, function: Mapping[str, Any], call_format: ToolCallFormat, w
     ]
 
 
+def arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a function's arguments, which are an object whatever else it says."""
+    parameters = function.get("parameters") or {"properties": {}}
+    return {"type": "object", **parameters}
+
+
 def arguments_grammar(function: Mapping[str, Any]) -> str:
     """The JSON Schema of a function's arguments, for a grammar.
 
@@ -170,9 +175,23 @@ def arguments_grammar(function: Mapping[str, Any]) -> str:
     if schema["type"] != "object":
         raise InvalidRequestError(
             f"{owner} cannot be enforced: they are an object, and the schema is one of {schema['type']}.",
-            hint="For structured output use the method 'json_schema'.",
+            hint="For structured output use a response_format of the type 'json_schema'.",
         )
     return _schema(schema, owner)
+
+
+def argument_violations(
+    functions: Sequence[Mapping[str, Any]], calls: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What the calls of an answer violate that no grammar enforces; most tools say so themselves.
+
+    Args:
+        functions: The functions that it may call, in OpenAI's format.
+        calls: From `parse_tool_calls`.
+    """
+    by_name = {tool["function"]["name"]: tool["function"] for tool in functions}
+    found = (argument_violation(by_name[call["name"]], call["args"]) for call in calls)
+    return [violation for violation in found if violation]
 
 
 def argument_violation(function: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
