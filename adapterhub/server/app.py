@@ -9,10 +9,10 @@ from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.errors import add_error_handlers
 from adapterhub.server.openapi_document import openapi_document
-from adapterhub.server.routes import chat, models
+from adapterhub.server.routes import chat, models, page
 from adapterhub.server.state import ServerState
 
-_ROUTERS = (chat.router, models.router)
+_ROUTERS = (chat.router, models.router, page.router)
 
 
 def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:
