@@ -9,10 +9,10 @@ from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.errors import add_error_handlers
 from adapterhub.server.openapi_document import openapi_document
-from adapterhub.server.routes import chat, models, page
+from adapterhub.server.routes import chat, completions, models, not_implemented, page
 from adapterhub.server.state import ServerState
 
-_ROUTERS = (chat.router, models.router, page.router)
+_ROUTERS = (chat.router, completions.router, models.router, page.router, not_implemented.router)
 
 
 def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:
