@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from fastapi import Depends, Request
 
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
+from adapterhub.server.metrics import ServerMetrics
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class ServerState:
     def base_model(self) -> str:
         """The id of the bare base, without the path of a folder."""
         return self.config.base_model or PurePath(self.hub.engine.base_name).name
+
+    @cached_property
+    def metrics(self) -> ServerMetrics:
+        """What counts, and makes spans."""
+        return ServerMetrics(self.hub, self.base_model, max_adapters=self.config.max_metrics_adapters)
 
 
 def server_state(request: Request) -> ServerState:

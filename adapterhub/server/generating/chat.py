@@ -36,6 +36,7 @@ class ChatCall:
         """The whole answer, and who gave it; errors as of `AdapterHub.generate`."""
         prompt, adapter, options = self._arguments()
         generation = await self.state.hub.agenerate(prompt, adapter, **options)
+        self.head.answered(generation)
         by = AnsweredBy.of(generation)
         return self._answer(generation, by), by
 
@@ -61,6 +62,7 @@ class ChatCall:
                     yield self._chunk(by, [_delta(chunk.index, {"content": chunk.text})])
                 if chunk.finish_reason:
                     yield self._chunk(by, [_delta(chunk.index, {}, chunk.finish_reason)])
+            self.head.answered(stream.result)
             yield DONE
 
     def _arguments(self) -> tuple[Any, str | None, dict[str, Any]]:
