@@ -14,10 +14,10 @@ from adapterhub.server.config import ServerConfig
 from adapterhub.server.errors import add_error_handlers
 from adapterhub.server.middleware.observing import ObservingMiddleware
 from adapterhub.server.openapi_document import openapi_document
-from adapterhub.server.routes import chat, metrics, models
+from adapterhub.server.routes import chat, metrics, models, page
 from adapterhub.server.state import ServerState
 
-_ROUTERS = (chat.router, models.router, metrics.router)
+_ROUTERS = (chat.router, models.router, metrics.router, page.router)
 
 
 def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
+from adapterhub.server.generating.token_texts import TokenTexts
 from adapterhub.server.metrics import ServerMetrics
 
 
@@ -35,6 +36,11 @@ class ServerState:
     def metrics(self) -> ServerMetrics:
         """What counts, and makes spans."""
         return ServerMetrics(self.hub, self.base_model, max_adapters=self.config.max_metrics_adapters)
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """The texts of the base's tokens."""
+        return TokenTexts(self.hub.engine.tokenizer)
 
 
 def server_state(request: Request) -> ServerState:
