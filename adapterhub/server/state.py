@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.generating.token_texts import TokenTexts
+from adapterhub.server.metrics import ServerMetrics
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class ServerState:
     def base_model(self) -> str:
         """The id of the bare base, without the path of a folder."""
         return self.config.base_model or PurePath(self.hub.engine.base_name).name
+
+    @cached_property
+    def metrics(self) -> ServerMetrics:
+        """What counts, and makes spans."""
+        return ServerMetrics(self.hub, self.base_model, max_adapters=self.config.max_metrics_adapters)
 
     @cached_property
     def token_texts(self) -> TokenTexts:

@@ -38,6 +38,7 @@ class ChatCall:
         """The whole answer, and who gave it; errors as of `AdapterHub.generate`."""
         prompt, adapter, options = self._arguments()
         generation = await self.state.hub.agenerate(prompt, adapter, **options)
+        self.head.answered(generation)
         by = AnsweredBy.of(generation)
         if self.body.logprobs:  # thousands of tokens to decode
             return await self.state.hub._run_off_loop(self._answer, generation, by), by
@@ -69,6 +70,7 @@ class ChatCall:
                 if chunk.finish_reason:
                     last = _choice(chunk.index, {}, chunk.finish_reason)
                     yield event({**head, "choices": [last], **counted, "adapterhub": by.field})
+        self.head.answered(stream.result)
         if usage.last_chunk:
             yield event({**head, **usage.last_chunk})
         yield DONE
