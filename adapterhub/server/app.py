@@ -21,6 +21,7 @@ from adapterhub.server.routes import (
     models,
     not_implemented,
     page,
+    stats,
 )
 from adapterhub.server.state import ServerState
 
@@ -31,6 +32,7 @@ _ROUTERS = (
     models.router,
     not_implemented.router,
     page.router,
+    stats.router,
 )
 
 
