@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
+from adapterhub.server.lifecycle import Lifecycle
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class ServerState:
     Attributes:
         hub: Answers.
         config: The settings.
+        lifecycle: How far the server is.
     """
 
     hub: AdapterHub
     config: ServerConfig
+    lifecycle: Lifecycle
 
     @property
     def base_model(self) -> str:
