@@ -56,11 +56,19 @@ def server_options(function: F) -> F:
         click.option("--api-key-file", type=key_file, help="Keys for requests, one `name key` a line."),
         click.option("--admin-key-file", type=key_file, help="Keys for changing adapters."),
         click.option("--insecure", is_flag=True, help="Listen anywhere without keys: anybody may use it."),
-        click.option("--drain-seconds", type=seconds, help="For running answers after SIGTERM.  [default: 60]"),
-        click.option("--ping-seconds", type=seconds, help="Between comments in silent streams.  [default: 15]"),
-        click.option("--max-body-mib", type=click.IntRange(min=1), help="Largest request body.  [default: 8]"),
+        click.option(
+            "--drain-seconds", type=seconds, help="For running answers after SIGTERM.  [default: 60]"
+        ),
+        click.option(
+            "--ping-seconds", type=seconds, help="Between comments in silent streams.  [default: 15]"
+        ),
+        click.option(
+            "--max-body-mib", type=click.IntRange(min=1), help="Largest request body.  [default: 8]"
+        ),
         click.option("--max-connections", type=click.IntRange(min=1), help="At a time.  [default: 4096]"),
-        click.option("--cors-origin", "cors_origins", multiple=True, help="A web page that may call the server."),
+        click.option(
+            "--cors-origin", "cors_origins", multiple=True, help="A web page that may call the server."
+        ),
         click.option(
             "--access-log/--no-access-log", "access_log", default=None, help="A line for each request."
         ),

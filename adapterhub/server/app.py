@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -16,12 +20,31 @@ from adapterhub.server.middleware.body_limit import BodyLimitMiddleware
 from adapterhub.server.middleware.disconnect import DisconnectMiddleware
 from adapterhub.server.middleware.draining import DrainingMiddleware
 from adapterhub.server.middleware.failures import FailureMiddleware
+from adapterhub.server.middleware.observing import ObservingMiddleware
 from adapterhub.server.middleware.request_id import RequestIdMiddleware
 from adapterhub.server.openapi_document import openapi_document
-from adapterhub.server.routes import chat, health, models
+from adapterhub.server.routes import (
+    chat,
+    completions,
+    health,
+    metrics,
+    models,
+    not_implemented,
+    page,
+    stats,
+)
 from adapterhub.server.state import ServerState
 
-_ROUTERS = (health.router, chat.router, models.router)
+_ROUTERS = (
+    chat.router,
+    completions.router,
+    health.router,
+    metrics.router,
+    models.router,
+    not_implemented.router,
+    page.router,
+    stats.router,
+)
 _GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 """What a client that leaves cancels."""
 
@@ -38,6 +61,7 @@ def create_app(
     """
     state = ServerState(hub, config or ServerConfig(), lifecycle or Lifecycle())
     app = FastAPI(
+        lifespan=_lifespan,
         title="adapterhub",
         summary="OpenAI's API over one base and its adapters.",
         version=adapterhub.__version__,
@@ -54,10 +78,17 @@ def create_app(
     return app
 
 
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await asyncio.to_thread(app.state.server.close)
+
+
 def _middleware(state: ServerState) -> list[Middleware]:
     """What every request passes, the outermost first."""
     config = state.config
     return [
+        Middleware(ObservingMiddleware, state.metrics),
         Middleware(RequestIdMiddleware),
         *([Middleware(AccessLogMiddleware)] if config.access_log else []),
         *([_cors(config.cors_origins)] if config.cors_origins else []),

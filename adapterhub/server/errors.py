@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from adapterhub.errors import AdapterHubError, InvalidRequestError, describe_validation
 from adapterhub.server.middleware.request_id import request_id
@@ -35,6 +36,7 @@ _CODES = {
 _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
+_NAME = re.compile(r"(?!(?:str|int|float|bool)$)[a-z_][a-z0-9_]*")
 # Not what begins a path of this API.
 _PATH = re.compile(r"(?<![\w:/.])/(?!v1\b)[\w.@+-]+(?:/[\w.@+-]+)+|\b[A-Za-z]:\\[\w.@+\\-]+")
 
@@ -59,8 +61,11 @@ class FieldError(InvalidRequestError):
     @classmethod
     def of(cls, error: ValidationError) -> FieldError:
         """From pydantic's; values are left out, for they may be confidential or huge."""
-        location = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
-        return cls(f"{describe_validation(error)}.", ".".join(map(str, location))[:100] or None)
+        location = _written(
+            error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
+        )
+        message = describe_validation(error, written=_written)
+        return cls(f"{message}.", ".".join(map(str, location))[:100] or None)
 
 
 def error_object(error: Exception) -> dict[str, Any]:
@@ -92,10 +97,22 @@ def http_status(error: Exception) -> int:
     return error.http_status if isinstance(error, AdapterHubError) else 500
 
 
+def note_error(scope: Scope, error: Exception) -> None:
+    """Leaves the code of the error that ended a request in its state, for the span.
+
+    Args:
+        scope: The request's.
+        error: What happened.
+    """
+    code = error.code if isinstance(error, AdapterHubError) else "internal_error"
+    scope.setdefault("state", {})["error_code"] = code
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Makes every error of an application OpenAI's error object."""
 
-    async def answer(_: Request, error: Exception) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
+        note_error(request.scope, error)
         return error_response(error)
 
     for kind in (AdapterHubError, Exception):
@@ -128,6 +145,11 @@ def _param(error: AdapterHubError) -> str | None:
     cause = error.__cause__
     location = cause.errors(include_input=False)[0]["loc"] if isinstance(cause, ValidationError) else ()
     return str(location[0]) if location else None
+
+
+def _written(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A location without pydantic's names for the members of a union, which are no part of the body."""
+    return tuple(part for part in location if isinstance(part, int) or _NAME.fullmatch(part))
 
 
 def _last_part(path: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with the bounds that it lacks: on connections, on headers, and on clients that do not read."""
+"""uvicorn's HTTP protocol with the bounds it lacks: on connections, on headers, and on clients that do not read."""
 
 from __future__ import annotations
 

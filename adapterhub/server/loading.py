@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from fastapi import FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -31,14 +32,17 @@ class LoadingApp:
     """
 
     def __init__(
-        self, open_hub: Callable[[], AdapterHub], make_app: Callable[[AdapterHub], ASGIApp], lifecycle: Lifecycle
+        self,
+        open_hub: Callable[[], AdapterHub],
+        make_app: Callable[[AdapterHub], FastAPI],
+        lifecycle: Lifecycle,
     ) -> None:
         self.error: BaseException | None = None
         self._open_hub = open_hub
         self._make_app = make_app
         self._lifecycle = lifecycle
         self._hub: AdapterHub | None = None
-        self._app: ASGIApp | None = None
+        self._app: FastAPI | None = None
         # A daemon: loading cannot be interrupted, and a shutdown does not wait for it.
         self._thread = threading.Thread(target=self._load, name="adapterhub-load", daemon=True)
 
@@ -50,6 +54,12 @@ class LoadingApp:
         """Ends running answers with an error and frees the engine."""
         if self._hub is not None:
             self._hub.close()
+
+    def close(self) -> None:
+        """Closes the hub and the application."""
+        self.close_hub()
+        if self._app is not None:
+            self._app.state.server.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""

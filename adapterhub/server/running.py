@@ -57,7 +57,7 @@ def serve(
         try:
             server.run(sockets=[listening])
         finally:
-            app.close_hub()
+            app.close()
     if app.error:
         raise app.error
     return server.cut_off
@@ -92,9 +92,7 @@ def _listen(config: ServerConfig) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server(
-            (config.host, config.port), family=family, backlog=config.max_connections
-        )
+        return socket.create_server((config.host, config.port), family=family, backlog=config.max_connections)
     except OSError as error:
         raise ConfigError(
             f"Cannot listen on {config.host}, port {config.port}: {error.strerror or error}.",

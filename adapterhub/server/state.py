@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 from typing import Annotated
 
@@ -10,7 +11,9 @@ from fastapi import Depends, Request
 
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
+from adapterhub.server.generating.token_texts import TokenTexts
 from adapterhub.server.lifecycle import Lifecycle
+from adapterhub.server.metrics import ServerMetrics
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,20 @@ class ServerState:
     def base_model(self) -> str:
         """The id of the bare base, without the path of a folder."""
         return self.config.base_model or PurePath(self.hub.engine.base_name).name
+
+    @cached_property
+    def metrics(self) -> ServerMetrics:
+        """What counts, and makes spans."""
+        return ServerMetrics(self.hub, self.base_model, max_adapters=self.config.max_metrics_adapters)
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """The texts of the base's tokens."""
+        return TokenTexts(self.hub.engine.tokenizer)
+
+    def close(self) -> None:
+        """Sends the spans that are left; blocks until then. The hub stays open."""
+        self.metrics.close()
 
 
 def server_state(request: Request) -> ServerState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -24,7 +25,9 @@ def calling(hub: AdapterHub) -> Calling:
     """A client of an application with settings of its own."""
 
     @asynccontextmanager
-    async def calling(lifecycle: Lifecycle | None = None, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+    async def calling(
+        lifecycle: Lifecycle | None = None, **settings: object
+    ) -> AsyncIterator[httpx.AsyncClient]:
         app = create_app(hub, ServerConfig(**settings), lifecycle=lifecycle)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
@@ -94,7 +97,7 @@ class TestBodies:
 
 
 class TestCors:
-    ASKING = {"origin": "https://chat.example.org", "access-control-request-method": "POST"}
+    ASKING: ClassVar = {"origin": "https://chat.example.org", "access-control-request-method": "POST"}
 
     async def test_is_off(self, client: httpx.AsyncClient):
         asked = await client.options(PATH, headers=self.ASKING)
@@ -105,14 +108,18 @@ class TestCors:
     async def test_allows_listed_origins_only(self, calling: Calling):
         async with calling(cors_origins=("https://chat.example.org",)) as client:
             asked = await client.options(PATH, headers=self.ASKING)
-            refused = await client.options(PATH, headers={**self.ASKING, "origin": "https://evil.example.org"})
+            refused = await client.options(
+                PATH, headers={**self.ASKING, "origin": "https://evil.example.org"}
+            )
         assert asked.headers["access-control-allow-origin"] == "https://chat.example.org"
         assert "access-control-allow-credentials" not in asked.headers
         assert "access-control-allow-origin" not in refused.headers
 
 
 class TestFailures:
-    async def test_an_unexpected_one_tells_nothing(self, hub: AdapterHub, calling: Calling, monkeypatch, caplog):
+    async def test_an_unexpected_one_tells_nothing(
+        self, hub: AdapterHub, calling: Calling, monkeypatch, caplog
+    ):
         async def fail(*_: object, **__: object) -> None:
             raise LookupError("a secret of the machine")
 
