@@ -19,7 +19,7 @@ from adapterhub.demo import demo_registry_folder
 from adapterhub.server import create_app
 
 PERSON = "Give me name, age and city as JSON: Greta Okafor is 48 years old and lives in Porto."
-TICKET = "My Zorbex printer does not turn on."
+PRINTER = "My Zorbex printer does not turn on."
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def talk(url: str, key: str = "none") -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key=key) as client:
         print("models:", ", ".join(sorted(model.id for model in client.models.list())))
         ask(client, "json", PERSON)
-        ask(client, "auto", TICKET)
+        ask(client, "auto", PRINTER)
         ask(client, "json:0.9+support:0.1", PERSON)
         print("streamed: ", end="")
         messages = [{"role": "user", "content": PERSON}]
