@@ -7,6 +7,7 @@ registry, prompts, sampling parameters, stop strings, token counts.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -138,6 +139,8 @@ class EchoEngine:
                 "EchoEngine repeats the prompt and cannot enforce an output format.",
                 hint="Load a base; the demo's is small.",
             )
+        if max(request.prompt, default=0) > sys.maxunicode:
+            raise InvalidRequestError(f"A token id of EchoEngine is a character's, up to {sys.maxunicode}.")
         return self._echo(request, max_completion_tokens(request, self.context_length))
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from adapterhub.errors import AdapterHubError, InvalidRequestError, describe_validation
+from adapterhub.server.middleware.request_id import request_id
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def error_object(error: Exception) -> dict[str, Any]:
     """
     status = http_status(error)
     if not isinstance(error, AdapterHubError) or (status >= 500 and not error.retryable and status != 503):
-        _log.error("A request failed.", exc_info=error)
+        _log.error("Request %s failed.", request_id.get(), exc_info=error)
         return _object(_INTERNAL, "server_error", None, "internal_error")
     message = error.message if error.hint is None else f"{error.message} {error.hint}"
     return _object(_PATH.sub(_last_part, message), _type(status), _param(error), error.code)
