@@ -9,6 +9,7 @@ export function Load({ stats, rate }) {
     ["running", stats.running],
     ["waiting", stats.waiting],
     ["slots", `${stats.resident} / ${stats.max_loras}`],
+    ["KV cache", `${Math.round(100 * stats.kv_cache_usage)} %`],
     ["tokens/s", rate.toFixed(0)],
   ];
   return html`
