@@ -1,12 +1,13 @@
 """Errors in OpenAI's form: every error of the tree, what HTTP itself refuses, and what must not be told."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from adapterhub import AdapterHub, EchoEngine, errors
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine, errors
 from adapterhub.server import create_app
 
 PATH = "/v1/completions"
@@ -132,6 +133,15 @@ async def test_what_http_refuses(client: httpx.AsyncClient, method: str, path: s
 async def test_clients_do_not_repeat_what_is_not_built(client: httpx.AsyncClient):
     """OpenAI's send a 5xx again, unless this header says no."""
     assert (await client.post("/v1/embeddings", json={})).headers["x-should-retry"] == "false"
+
+
+async def test_auto_is_no_model_where_the_router_has_nothing_to_choose_by(tmp_path: Path):
+    with AdapterHub(EchoEngine(), AdapterRegistry(tmp_path)) as empty:
+        transport = httpx.ASGITransport(create_app(empty))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            answer = await client.post(PATH, json={**ASKED, "model": "auto"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (404, "model", "model_not_found")
 
 
 async def test_values_are_not_repeated(client: httpx.AsyncClient):
