@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapterhub.requests.template_options import TEMPLATE_ARGUMENTS
 from adapterhub.server.errors import FieldError
 from adapterhub.server.protocol.sampling import GenerationBody
 
@@ -59,6 +60,12 @@ class ChatCompletionRequest(GenerationBody):
     """Return the log-probability of each token of the answer."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """And those of this many most probable tokens; needs `logprobs`."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables of the chat template, such as `enable_thinking`."""
+    add_generation_prompt: bool | None = None
+    """End the prompt with the start of the assistant's message; true unless `continue_final_message` is."""
+    continue_final_message: bool | None = None
+    """The answer continues the last message."""
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages as the hub takes them.
@@ -80,7 +87,9 @@ class ChatCompletionRequest(GenerationBody):
         Raises:
             FieldError: `top_logprobs` was sent without `logprobs`.
         """
-        options = self.sampling_options()
+        template = {name: getattr(self, name) for name in TEMPLATE_ARGUMENTS}
+        options = {name: value for name, value in template.items() if value is not None}
+        options |= self.sampling_options()
         if self.max_completion_tokens is not None:
             options["max_tokens"] = self.max_completion_tokens
         if self.logprobs:
