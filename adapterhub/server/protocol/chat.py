@@ -61,11 +61,11 @@ class ChatCompletionRequest(GenerationBody):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """And those of this many most probable tokens; needs `logprobs`."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Further variables of the chat template, such as `enable_thinking`."""
-    add_generation_prompt: bool | None = None
-    """End the prompt with the start of the assistant's message; true unless `continue_final_message` is."""
+    """Further variables of the adapter's chat template, such as `enable_thinking`; vLLM's."""
     continue_final_message: bool | None = None
-    """The answer continues the last message."""
+    """The answer goes on with the last message; vLLM's."""
+    add_generation_prompt: bool | None = None
+    """Begin a message of the assistant; true if not sent, but for `continue_final_message`; vLLM's."""
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages as the hub takes them.
@@ -87,16 +87,15 @@ class ChatCompletionRequest(GenerationBody):
         Raises:
             FieldError: `top_logprobs` was sent without `logprobs`.
         """
-        template = {name: getattr(self, name) for name in TEMPLATE_ARGUMENTS}
-        options = {name: value for name, value in template.items() if value is not None}
-        options |= self.sampling_options()
+        options = self.sampling_options()
         if self.max_completion_tokens is not None:
             options["max_tokens"] = self.max_completion_tokens
         if self.logprobs:
             options["logprobs"] = self.top_logprobs or 0
         elif self.top_logprobs:
             raise FieldError("top_logprobs needs logprobs=true.", "top_logprobs")
-        return options
+        template = {name: getattr(self, name) for name in TEMPLATE_ARGUMENTS}
+        return options | {name: value for name, value in template.items() if value is not None}
 
 
 def _text(part: ContentPart, location: str) -> str:
