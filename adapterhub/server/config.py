@@ -47,6 +47,8 @@ class ServerConfig(BaseModel):
     """Connections at a time; more get 503."""
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
     """Fields of a body that no API defines: refuse them, or ignore them and name them in `x-adapterhub-ignored`."""
+    helper_prompts: Literal["route", "base"] = "route"
+    """Title, tag and follow-up prompts of chat front ends to `auto`: route them as others, or answer with the base."""
     base_model: str | None = Field(None, min_length=1, max_length=200)
     """The id of the bare base in `/v1/models`; if not given, its name, or the last part of it if that is a path."""
     first_output_seconds: float = Field(1.0, ge=0, le=60)
