@@ -69,6 +69,17 @@ def server_options(function: F) -> F:
         click.option(
             "--cors-origin", "cors_origins", multiple=True, help="A web page that may call the server."
         ),
+        click.option("--base-model", help="The name of the bare base in /v1/models."),
+        click.option(
+            "--unknown-fields",
+            type=click.Choice(["refuse", "ignore"]),
+            help="What becomes of fields that no API has.  [default: refuse]",
+        ),
+        click.option(
+            "--helper-prompts",
+            type=click.Choice(["route", "base"]),
+            help="Where prompts of front ends for titles and tags go if the model is auto.  [default: route]",
+        ),
         click.option(
             "--access-log/--no-access-log", "access_log", default=None, help="A line for each request."
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Scope
 
 from adapterhub.errors import AdapterHubError, InvalidRequestError, describe_validation
@@ -89,7 +90,7 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
         headers: Further headers.
     """
     retry = {"retry-after": _RETRY_SECONDS} if getattr(error, "retryable", False) else {}
-    return JSONResponse(error_object(error), http_status(error), headers={**retry, **(headers or {})})
+    return _response(error_object(error), http_status(error), {**retry, **(headers or {})})
 
 
 def http_status(error: Exception) -> int:
@@ -125,7 +126,12 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
     if message == "Not Found":
         message = f"There is no {request.method} {request.url.path[:200]}."
     body = _object(message, _type(status), None, _CODES.get(status, "error"))
-    return JSONResponse(body, status, headers=error.headers)
+    return _response(body, status, error.headers)
+
+
+def _response(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None) -> Response:
+    # With a space after each colon, as OpenAI writes it: litellm looks for `"code": "context_length_exceeded"`.
+    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 def _object(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:

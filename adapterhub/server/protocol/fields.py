@@ -119,5 +119,9 @@ def _unsupported(message: str, name: str, hint: str) -> FieldError:
 
 def _unknown(name: str, known: tuple[str, ...]) -> FieldError:
     near = difflib.get_close_matches(name[:100], known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else "A server with unknown_fields='ignore' ignores it."
+    hint = (
+        f"Did you mean {near[0]!r}?"
+        if near
+        else "A server that runs with `--unknown-fields ignore` ignores it."
+    )
     return FieldError(f"There is no field {name[:100]!r}.", name[:100], "unknown_parameter", hint=hint)
