@@ -136,6 +136,13 @@ async def test_a_client_that_leaves_cancels_its_answer():
     assert client.answers == []
 
 
+async def test_a_client_that_leaves_within_its_body_has_sent_no_bad_one():
+    client = Client(part(b"0", more=True), path="/generate")
+    client.leave()
+    await client.ask(DisconnectMiddleware(echo, ["/generate"]))
+    assert client.answers == []
+
+
 async def test_a_client_that_leaves_cancels_nothing_that_changes_adapters():
     client, waiting = Client(path="/registry"), Waiting()
     asking = asyncio.ensure_future(client.ask(DisconnectMiddleware(waiting, ["/generate"])))
