@@ -97,12 +97,12 @@ def _first_text(sides: dict[str, Side], options: argparse.Namespace) -> dict[str
 
 
 def _show(throughput: Sequence[dict[str, Any]], first: dict[str, float]) -> None:
-    rows = [
-        [one["answers"], *one["tokens_per_second"].values(), 100 * one["overhead"]] for one in throughput
-    ]
+    rows = [[one["answers"], *one["tokens_per_second"].values(), 100 * one["overhead"]] for one in throughput]
     table(["answers", "hub tokens/s", "server tokens/s", "overhead %"], rows)
     difference = first["server"] - first["hub"]
-    table(["first text", "hub ms", "server ms", "difference ms"], [["one client", *first.values(), difference]])
+    table(
+        ["first text", "hub ms", "server ms", "difference ms"], [["one client", *first.values(), difference]]
+    )
 
 
 # The hub
@@ -199,9 +199,7 @@ async def _client(url: str) -> None:
         requests = json.loads(line)
         while len(connections) < len(requests):
             connections.append(await _Connection.open(url))
-        asking = (
-            connection.ask(request) for connection, request in zip(connections, requests, strict=False)
-        )
+        asking = (connection.ask(request) for connection, request in zip(connections, requests, strict=False))
         print(json.dumps(await asyncio.gather(*asking)), flush=True)
 
 

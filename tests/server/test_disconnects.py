@@ -40,9 +40,7 @@ def asking(path: str, text: str = "Hi", **fields: Any) -> Client:
     """A client of an answer that takes thousands of steps."""
     prompt = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
     body = {"model": "base", "max_tokens": MAX_TOKENS, "ignore_eos": True, **prompt, **fields}
-    return Client(
-        part(json.dumps(body).encode()), path=path, headers={"content-type": "application/json"}
-    )
+    return Client(part(json.dumps(body).encode()), path=path, headers={"content-type": "application/json"})
 
 
 async def leaves(client: Client, asked: asyncio.Future[None], hub: AdapterHub) -> None:

@@ -107,9 +107,7 @@ async def settled(app: FastAPI) -> None:
         await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    ("clients", "requests"), [(16, 160), pytest.param(64, 2000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("clients", "requests"), [(16, 160), pytest.param(64, 2000, marks=pytest.mark.slow)])
 def test_every_answer_is_right_or_aborted(
     hub: AdapterHub, right: dict[tuple[str, str], str], clients: int, requests: int
 ):
@@ -134,7 +132,9 @@ def test_every_answer_is_right_or_aborted(
     assert sum(done.values()) == after.submitted - before.submitted <= requests
     assert done["length"] >= ended["answered"]  # some left when all was on its way
     assert done["length"] + done["abort"] == after.submitted - before.submitted
-    lines = [line for line in metrics.splitlines() if line.startswith("http_requests_total{") and PATH in line]
+    lines = [
+        line for line in metrics.splitlines() if line.startswith("http_requests_total{") and PATH in line
+    ]
     counted = sum(float(line.split()[-1]) for line in lines)
     assert after.submitted - before.submitted <= counted <= requests  # some left before they had asked
     assert {re.findall('status="(.*?)"', line)[0] for line in lines} <= {"200", "499"}

@@ -1,4 +1,4 @@
-"""A thousand connections, idle or streaming, in little memory; and an event loop that fifty clients do not hold up."""
+"""A thousand connections, idle or streaming, in little memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def enough_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (CONNECTIONS + 100, hard))
 
 
-async def connect(url: str, request: bytes, until: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(
+    url: str, request: bytes, until: bytes
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection that has asked, and whose answer has come so far."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)

@@ -17,6 +17,7 @@ from adapterhub.server.middleware.disconnect import DisconnectMiddleware
 from adapterhub.server.middleware.request_id import RequestIdMiddleware
 from tests.server.asgi_client import Client, part
 
+
 async def body_of(receive: Receive) -> bytes:
     body = b""
     while True:
