@@ -147,6 +147,28 @@ class TestChatOnly:
         error = await refused(client, "/v1/chat/completions", top_logprobs=3)
         assert error["param"] == "top_logprobs"
 
+    async def test_the_last_message_is_continued(self, client: httpx.AsyncClient, engine: RecordingEngine):
+        begun = [*CHAT["messages"], {"role": "assistant", "content": "One, "}]
+        request = await sent(
+            client, engine, "/v1/chat/completions", messages=begun, continue_final_message=True
+        )
+        prompt = engine.tokenizer.decode(request.prompt)
+        assert prompt.endswith("### Response:\nOne, ")
+        request = await sent(
+            client, engine, "/v1/chat/completions", messages=begun, add_generation_prompt=False
+        )
+        assert engine.tokenizer.decode(request.prompt) == prompt, "there is no end token"
+
+    async def test_variables_of_the_chat_template_are_checked(
+        self, client: httpx.AsyncClient, engine: RecordingEngine
+    ):
+        path = "/v1/chat/completions"
+        await sent(client, engine, path, chat_template_kwargs={"enable_thinking": False})
+        for wrong in ({"messages": []}, {"a b": 1}, {"a": "x" * 20_000}):
+            error = await refused(client, path, chat_template_kwargs=wrong)
+            assert error["code"] == "invalid_value"
+            assert "chat_template_kwargs" in error["message"]
+
 
 class TestCompletionsOnly:
     async def test_logprobs_is_a_number(self, client: httpx.AsyncClient, engine: RecordingEngine):
