@@ -3,9 +3,9 @@
     python -m benchmarks.server --rounds 6
     python -m benchmarks.server --engine echo --rounds 6
 
-`hub` is a task for each client in one event loop; `server` is the same requests over HTTP, sent by a second process, so that
-with `--clock cpu` what clients cost does not count. The echo engine takes 10 ms a token and hardly any processor time, as a
-GPU does; the demo's base takes what its steps take. Each request's text differs, so the prefix cache helps neither.
+`hub` is a task for each client in one event loop; `server` is the same requests over HTTP, sent by a second process, so
+that with `--clock cpu` what clients cost does not count. The echo engine takes 10 ms a token and hardly any processor
+time, as a GPU does; the demo's base takes what its steps take. No two requests have the same text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -173,20 +173,21 @@ def _serve(hub: AdapterHub) -> Iterator[str]:
 @contextmanager
 def _over_http(url: str) -> Iterator[Side]:
     command = [sys.executable, "-m", "benchmarks.server", "--client", url]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
+    with subprocess.Popen(  # noqa: S603  this module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        requests_to, answers = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
 
         def ask(clients: int, tokens: int, *, stream: bool) -> list[float]:
             requests = [
                 {**_request(next(_numbers), tokens), "ignore_eos": True, "stream": stream}
                 for _ in range(clients)
             ]
-            print(json.dumps(requests), file=process.stdin, flush=True)
-            return json.loads(process.stdout.readline())
+            print(json.dumps(requests), file=requests_to, flush=True)
+            return json.loads(answers.readline())
 
         yield ask
-        process.stdin.close()
+        requests_to.close()
 
 
 # The process of the clients
@@ -195,7 +196,7 @@ def _over_http(url: str) -> Iterator[Side]:
 async def _client(url: str) -> None:
     """Sends each line's requests at once, over connections that stay open; prints the seconds to each first text."""
     connections: list[_Connection] = []
-    for line in sys.stdin:  # noqa: ASYNC251  nothing else runs meanwhile
+    for line in sys.stdin:
         requests = json.loads(line)
         while len(connections) < len(requests):
             connections.append(await _Connection.open(url))

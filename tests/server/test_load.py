@@ -1,4 +1,4 @@
-"""Many clients of many adapters, of whom a third leaves at random: every answer is right or aborted, nothing is leaked."""
+"""Many clients of many adapters, of whom a third leaves: every answer is right or aborted, nothing is leaked."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ with AdapterHub.from_pretrained(base, registry, quantization=None, device="cpu",
 
 
 async def use(url: str, requests: int) -> None:
-    """Fifty clients; some ask for what takes long to prepare: large bodies, formats, the router, models that are not."""
+    """Fifty clients; some ask for what takes long to prepare: large bodies, formats, the router."""
 
     async def client(number: int) -> None:
         chance = random.Random(number)
