@@ -12,8 +12,8 @@ from adapterhub.requests.generation import Generation
 from adapterhub.requests.streaming import AsyncGenerationStream, CompletionChunk
 from adapterhub.server.generating.answered_by import AnsweredBy
 from adapterhub.server.generating.head import AnswerHead
+from adapterhub.server.generating.helper_prompts import chat_adapter
 from adapterhub.server.generating.logprobs import chat_logprobs
-from adapterhub.server.generating.model_names import adapter_of
 from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.usage import StreamUsage, usage_object
 from adapterhub.server.protocol.chat import ChatCompletionRequest
@@ -76,7 +76,8 @@ class ChatCall:
         yield DONE
 
     def _arguments(self) -> tuple[Any, str | None, dict[str, Any]]:
-        return self.body.conversation(), adapter_of(self.body.model, self.state), self.body.options()
+        messages = self.body.conversation()
+        return messages, chat_adapter(self.body.model, messages, self.state), self.body.options()
 
     def _answer(self, generation: Generation, by: AnsweredBy) -> dict[str, Any]:
         choices = [self._whole(index, each) for index, each in enumerate(generation.completions)]
