@@ -10,6 +10,7 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
 )
 from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
@@ -99,6 +100,20 @@ def engine_families(stats: EngineStats, model_name: str) -> Iterator[Metric]:
             distribution = HistogramMetricFamily(f"vllm:{name}", meaning, labels=names)
             distribution.add_metric(values, _buckets(histogram), histogram.sum)
             yield distribution
+    if stats.kv_max_tokens:
+        yield _cache_config(stats, labels)
+
+
+def _cache_config(stats: EngineStats, labels: dict[str, str]) -> Metric:
+    """How many prompts a gateway may take for cached: blocks of the prefix cache that fit the memory."""
+    from adapterhub.engine.kv.prefix_cache import (
+        BLOCK_SIZE,  # torch, which an engine with such a cache has loaded
+    )
+
+    family = InfoMetricFamily("vllm:cache_config", "The memory for keys and values, in blocks of tokens.")
+    blocks = {"block_size": str(BLOCK_SIZE), "num_gpu_blocks": str(stats.kv_max_tokens // BLOCK_SIZE)}
+    family.add_metric((), {**blocks, **labels})
+    return family
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
