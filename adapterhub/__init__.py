@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from adapterhub.requests import (
         AsyncGenerationStream,
         BatchGenerationOptions,
+        CompletionChunk,
         Generation,
         GenerationOptions,
         GenerationStream,
@@ -80,6 +81,7 @@ _EXPORTS = {
     "BatchingEngine": "adapterhub.engine",
     "CapacityError": "adapterhub.errors",
     "Completion": "adapterhub.engine",
+    "CompletionChunk": "adapterhub.requests",
     "ConfigError": "adapterhub.errors",
     "DatasetError": "adapterhub.errors",
     "DeadlineError": "adapterhub.errors",
@@ -127,6 +129,7 @@ __all__ = [
     "BatchingEngine",
     "CapacityError",
     "Completion",
+    "CompletionChunk",
     "ConfigError",
     "DatasetError",
     "DeadlineError",

@@ -10,7 +10,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -29,10 +29,11 @@ from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.registry.references import check_reference
 from adapterhub.requests.executor import RequestExecutor
-from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream
+from adapterhub.requests.generation import Generation
 from adapterhub.requests.options import BatchGenerationOptions, GenerationOptions, RequestOptions
 from adapterhub.requests.preparing import PreparedRequest, Prompt, RequestPreparer, names_adapter
 from adapterhub.requests.prompts import PromptStyle
+from adapterhub.requests.streaming import AsyncGenerationStream, GenerationStream
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.router import AdapterRouter
@@ -336,12 +337,13 @@ class AdapterHub:
         """As `stream`, without blocking the event loop; leaving its `async with` block aborts the answer.
 
         Returns:
-            An asynchronous iterator of text; its `result` is the `Generation` once it has ended.
+            An asynchronous iterator of text; its `result` is the `Generation` once it has ended. `await start()` queues
+            the request, so that what is wrong with it raises before the first text; `chunks()` gives all `n`
+            completions side by side, with token ids, log-probabilities and finish reasons.
         """
         request_options = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
-        request_options.check_single_completion()
         prepare = partial(self._prepare_off_loop, self._prepare, prompt, adapter, request_options)
-        return AsyncGenerationStream(_astream(prepare, self._engine))
+        return AsyncGenerationStream(prepare, self._engine)
 
     # Adapters
 
@@ -649,18 +651,6 @@ def _generations(
 def _stream(prepared: PreparedRequest, outputs: Iterator[TokenOutput]) -> Generator[str | Generation]:
     started, received = time.perf_counter(), []
     for output in outputs:
-        received.append(output)
-        if output.text:
-            yield output.text
-    yield prepared.generation([Completion.of(received)], time.perf_counter() - started)
-
-
-async def _astream(
-    prepare: Callable[[], Awaitable[PreparedRequest]], engine: Engine
-) -> AsyncGenerator[str | Generation]:
-    prepared = await prepare()
-    started, received = time.perf_counter(), []
-    async for output in engine.astream(prepared.request):
         received.append(output)
         if output.text:
             yield output.text

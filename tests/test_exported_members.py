@@ -19,6 +19,7 @@ EXPORTED = [
     "BatchingEngine",
     "CapacityError",
     "Completion",
+    "CompletionChunk",
     "ConfigError",
     "DatasetError",
     "DeadlineError",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Request,
         TokenLogprob,
         TokenOutput,
+        TokenStream,
     )
     from adapterhub.engine.output_format import OutputFormat
     from adapterhub.engine.runner import EngineBase, Runner, ScheduledSequence
@@ -41,6 +42,7 @@ __all__ = [
     "ScheduledSequence",
     "TokenLogprob",
     "TokenOutput",
+    "TokenStream",
     "adapter_loader",
 ]
 
@@ -63,6 +65,7 @@ __getattr__, __dir__ = lazy_exports(
         "ScheduledSequence": "adapterhub.engine.runner",
         "TokenLogprob": "adapterhub.engine.interface",
         "TokenOutput": "adapterhub.engine.interface",
+        "TokenStream": "adapterhub.engine.interface",
         "adapter_loader": "adapterhub.engine.batching",
     },
 )

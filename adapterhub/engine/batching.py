@@ -9,14 +9,12 @@ sequences, and commands such as `pin`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -33,6 +31,7 @@ from adapterhub.engine.runner import EngineBase, Runner
 from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.cuda_graphs import graphs_of
+from adapterhub.engine.scheduling.async_stream import AsyncTokenStream, LoopEvent
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
@@ -174,7 +173,7 @@ class BatchingEngine:
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """As `generate`, without blocking the event loop; see `Engine.agenerate`."""
         await self._compile(requests)
-        event = _LoopEvent()
+        event = LoopEvent()
         groups = [self._build(one, one.sampling.n, event.wake, stream=False) for one in requests]
         sequences = list(chain.from_iterable(groups))
         try:
@@ -187,23 +186,20 @@ class BatchingEngine:
         finally:
             self._abort(sequences)
 
-    async def astream(self, request: Request) -> AsyncGenerator[TokenOutput]:
-        """As `stream`, without blocking the event loop; see `Engine.astream`."""
+    def astream(self, request: Request) -> AsyncTokenStream:
+        """Completes one request, token by token, without blocking the event loop; see `Engine.astream`."""
+        return AsyncTokenStream(partial(self._submit, request), self._abort)
+
+    async def _submit(self, request: Request, wake: Callable[[], None]) -> list[SequenceState]:
         await self._compile([request])
-        event = _LoopEvent()
-        (sequence,) = self._build(request, 1, event.wake, stream=True)
+        sequences = self._build(request, request.sampling.n, wake, stream=True)
+        self._enqueue(sequences)
         try:
-            self._enqueue([sequence])
-            self._background.run([sequence.output])
-            finished = False
-            while not finished:
-                while not sequence.output.has_output:
-                    await event.wait()
-                output = sequence.output.get()
-                finished = output.finish_reason is not None
-                yield output
-        finally:
-            self._abort([sequence])
+            self._background.run(sequence.output for sequence in sequences)
+        except BaseException:
+            self._abort(sequences)
+            raise
+        return sequences
 
     # Adapters and the engine's life
 
@@ -386,23 +382,6 @@ class BatchingEngine:
         while self._commands:
             self._commands.popleft()()
         self._scheduler.reap()
-
-
-class _LoopEvent:
-    """An event of the running event loop that any thread may set."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-
-    def wake(self) -> None:
-        # A closed loop has no task left that waits.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self) -> None:
-        await self._event.wait()
-        self._event.clear()
 
 
 def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> AdapterLoader:

@@ -6,8 +6,11 @@ registry, prompts, sampling parameters, stop strings, token counts.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
@@ -57,21 +60,68 @@ class EchoTokenizer:
         return {}
 
 
+class EchoStream:
+    """See `TokenStream`.
+
+    Args:
+        complete: Checks the request and starts one completion.
+        count: Number of completions.
+        seconds: Time before each character.
+    """
+
+    def __init__(self, complete: Callable[[], Iterator[TokenOutput]], count: int, seconds: float) -> None:
+        self._complete, self._count, self._seconds = complete, count, seconds
+        self._outputs: Iterator[TokenOutput] | None = None
+
+    async def start(self) -> None:
+        """Checks the request."""
+        if self._outputs is None:
+            completions = [self._complete() for _ in range(self._count)]
+            self._outputs = (
+                replace(output, index=index)
+                for outputs in zip(*completions, strict=True)
+                for index, output in enumerate(outputs)
+            )
+
+    async def get(self) -> list[TokenOutput]:
+        """The next output; none at the end."""
+        output = await anext(self, None)
+        return [output] if output else []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        await self.start()
+        await asyncio.sleep(self._seconds)
+        for output in self._outputs or ():
+            return output
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Ends the completions."""
+        self._outputs = iter(())
+
+
 class EchoEngine:
     """Completes every prompt with `[adapter] prompt`, one character for each token.
 
     Args:
         base_name: The name of its base.
         context_length: Maximum number of characters of a prompt and its completion together.
+        token_seconds: What each character takes for callers in an event loop, as a real base would.
     """
 
     fingerprint: BaseFingerprint | None = None
 
-    def __init__(self, base_name: str = "echo", context_length: int = 8192) -> None:
+    def __init__(
+        self, base_name: str = "echo", context_length: int = 8192, *, token_seconds: float = 0.0
+    ) -> None:
         self.base_name = base_name
         self.context_length = context_length
         self.tokenizer = EchoTokenizer()
         self.default_sampling_params: Mapping[str, Any] = {}
+        self._token_seconds = token_seconds
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completes all requests; see `Engine.generate`."""
@@ -92,12 +142,14 @@ class EchoEngine:
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """As `generate`."""
-        return self.generate(requests)
+        completions = self.generate(requests)
+        longest = max((len(one.token_ids) for of_one in completions for one in of_one), default=0)
+        await asyncio.sleep(self._token_seconds * longest)
+        return completions
 
-    async def astream(self, request: Request) -> AsyncGenerator[TokenOutput]:
-        """As `stream`."""
-        for output in self.stream(request):
-            yield output
+    def astream(self, request: Request) -> EchoStream:
+        """Completes one request `sampling.n` times, a character at a time; see `Engine.astream`."""
+        return EchoStream(partial(self.stream, request), request.sampling.n, self._token_seconds)
 
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
         """Does nothing: there are no slots."""

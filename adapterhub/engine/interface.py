@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -94,12 +94,14 @@ class TokenOutput:
         token_id: The token.
         logprob: Its log-probability, if requested.
         finish_reason: Set on the last output: `"stop"` or `"length"`.
+        index: Which of the request's `n` completions it belongs to.
     """
 
     text: str
     token_id: int
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,34 @@ class Completion:
             finish_reason=outputs[-1].finish_reason or "length",
             logprobs=logprobs or None,
         )
+
+
+class TokenStream(Protocol):
+    """The outputs of one request's `n` completions, side by side; an asynchronous iterator. One task uses it."""
+
+    async def start(self) -> None:
+        """Checks the request and queues it, unless that was done; returns before there is an output.
+
+        Raises:
+            AdapterHubError: As `Engine.generate`, but for what depends on the adapter's files.
+        """
+        ...
+
+    async def get(self) -> list[TokenOutput]:
+        """Waits for outputs and returns all that have come, in the order of each completion; none at the end.
+
+        Raises:
+            AdapterHubError: A completion failed; what it had before has been returned.
+        """
+        ...
+
+    def __aiter__(self) -> AsyncIterator[TokenOutput]: ...
+
+    async def __anext__(self) -> TokenOutput: ...
+
+    async def aclose(self) -> None:
+        """Aborts what has not finished: it runs in no further step."""
+        ...
 
 
 class Engine(Protocol):
@@ -183,8 +213,11 @@ class Engine(Protocol):
         """As `generate`, without blocking the event loop; cancelling the task aborts the requests."""
         ...
 
-    def astream(self, request: Request) -> AsyncGenerator[TokenOutput]:
-        """As `stream`, without blocking the event loop; everything is checked at the first `anext`."""
+    def astream(self, request: Request) -> TokenStream:
+        """Completes one request, token by token, `sampling.n` times side by side, without blocking the event loop.
+
+        The request is checked and queued by `start`, or at the first `anext`.
+        """
         ...
 
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:

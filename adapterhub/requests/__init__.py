@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 from adapterhub._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from adapterhub.requests.generation import AsyncGenerationStream, Generation, GenerationStream, Usage
+    from adapterhub.requests.generation import Generation, Usage
     from adapterhub.requests.options import BatchGenerationOptions, GenerationOptions
     from adapterhub.requests.preparing import RequestPreparer
     from adapterhub.requests.prompts import PromptStyle, choose_style, render
+    from adapterhub.requests.streaming import AsyncGenerationStream, CompletionChunk, GenerationStream
 
 __all__ = [
     "AsyncGenerationStream",
     "BatchGenerationOptions",
+    "CompletionChunk",
     "Generation",
     "GenerationOptions",
     "GenerationStream",
@@ -28,11 +30,12 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "AsyncGenerationStream": "adapterhub.requests.generation",
+        "AsyncGenerationStream": "adapterhub.requests.streaming",
         "BatchGenerationOptions": "adapterhub.requests.options",
+        "CompletionChunk": "adapterhub.requests.streaming",
         "Generation": "adapterhub.requests.generation",
         "GenerationOptions": "adapterhub.requests.options",
-        "GenerationStream": "adapterhub.requests.generation",
+        "GenerationStream": "adapterhub.requests.streaming",
         "PromptStyle": "adapterhub.requests.prompts",
         "RequestPreparer": "adapterhub.requests.preparing",
         "Usage": "adapterhub.requests.generation",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from adapterhub.engine.interface import Completion, FinishReason
 from adapterhub.engine.output_format import OutputFormat
@@ -70,77 +68,3 @@ class Generation:
             GenerationError: The text passes the grammar but not the type's own checks; see `OutputFormat.parse`.
         """
         return self.output_format.parse(self.text) if self.output_format else self.text
-
-
-class GenerationStream(Iterator[str]):
-    """A streamed answer: iterate over its text deltas, then read `result`.
-
-    Closing it, or leaving its `with` block, aborts the request.
-
-    Args:
-        deltas: The text deltas, and last the `Generation`.
-    """
-
-    def __init__(self, deltas: Generator[str | Generation]) -> None:
-        self._deltas = deltas
-        self._result: Generation | None = None
-        # A task may be cancelled while a thread still waits for the next delta: `close` has to wait for it.
-        self._lock = threading.Lock()
-
-    @property
-    def result(self) -> Generation | None:
-        """The whole answer once the stream has ended; None before, or if it was aborted."""
-        return self._result
-
-    def __next__(self) -> str:
-        with self._lock:
-            for delta in self._deltas:
-                if isinstance(delta, str):
-                    return delta
-                self._result = delta
-            raise StopIteration
-
-    def close(self) -> None:
-        """Aborts the rest of the answer."""
-        with self._lock:
-            self._deltas.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class AsyncGenerationStream(AsyncIterator[str]):
-    """As `GenerationStream`, for `async for` and `async with`.
-
-    Args:
-        deltas: The text deltas, and last the `Generation`.
-    """
-
-    def __init__(self, deltas: AsyncGenerator[str | Generation]) -> None:
-        self._deltas = deltas
-        self._result: Generation | None = None
-
-    @property
-    def result(self) -> Generation | None:
-        """The whole answer once the stream has ended; None before, or if it was aborted."""
-        return self._result
-
-    async def __anext__(self) -> str:
-        async for delta in self._deltas:
-            if isinstance(delta, str):
-                return delta
-            self._result = delta
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        """Aborts the rest of the answer."""
-        await self._deltas.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()

@@ -28,6 +28,7 @@ class SequenceState:
         detokenizer: Turns them into text.
         constraint: Enforces the output format; None for free text.
         output: Where its tokens go.
+        index: Which of the request's completions it is.
         first: The first sequence of the request, if this is a later one: it waits for that one's prefill, to find the
             prompt in the prefix cache.
         output_token_ids: The completion so far.
@@ -41,6 +42,7 @@ class SequenceState:
     detokenizer: IncrementalDetokenizer
     constraint: GrammarConstraint | None
     output: OutputQueue
+    index: int = 0
     first: SequenceState | None = None
     output_token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -130,7 +132,7 @@ class SequenceState:
         elif self._is_complete:
             text += self.detokenizer.flush()
             self.finish_reason = "stop" if self.detokenizer.stopped or self.constraint else "length"
-        return TokenOutput(text, token_id, logprob, self.finish_reason)
+        return TokenOutput(text, token_id, logprob, self.finish_reason, self.index)
 
     @property
     def _is_complete(self) -> bool:

@@ -78,6 +78,7 @@ class SequenceBuilder:
                     detokenizer=detokenizer,
                     constraint=constraint,
                     output=OutputQueue(wake, every_token=stream),
+                    index=index,
                     first=sequences[0] if sequences else None,
                 )
             )

@@ -1,0 +1,115 @@
+"""The outputs of one request for a task of an event loop, which another thread must never wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Self
+
+from adapterhub.engine.interface import TokenOutput
+from adapterhub.engine.scheduling.sequence import SequenceState
+from adapterhub.errors import AdapterHubError
+
+
+class LoopEvent:
+    """An event of the running event loop that any thread may set."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        """Ends the current or the next `wait`."""
+        # A closed loop has no task left that waits.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        """Returns once `wake` has been called since the last `wait`."""
+        await self._event.wait()
+        self._event.clear()
+
+
+class AsyncTokenStream:
+    """See `TokenStream`. A slow reader finds all that has come meanwhile, at most `max_tokens` of each completion.
+
+    Args:
+        submit: Checks and queues the request; what it is given is called for each output.
+        abort: Ends the sequences that have not finished.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[Callable[[], None]], Awaitable[Sequence[SequenceState]]],
+        abort: Callable[[Sequence[SequenceState]], None],
+    ) -> None:
+        self._submit, self._abort = submit, abort
+        self._event: LoopEvent | None = None
+        self._sequences: Sequence[SequenceState] = ()
+        self._unread: deque[TokenOutput] = deque()
+        self._error: AdapterHubError | None = None
+        self._closed = False
+
+    async def start(self) -> None:
+        """Checks the request and queues it, unless that was done; see `TokenStream.start`."""
+        if self._event is None and not self._closed:
+            event = LoopEvent()
+            self._sequences = await self._submit(event.wake)
+            self._event = event
+            if self._closed:  # meanwhile, by another task
+                self._close()
+
+    async def get(self) -> list[TokenOutput]:
+        """Waits for outputs and returns all that have come; none at the end. Cancelling it aborts the request."""
+        await self.start()
+        try:
+            while not self._closed and self._event:
+                finished = all(
+                    sequence.output.finished for sequence in self._sequences
+                )  # before they are read
+                if (outputs := self._read()) or finished:
+                    return outputs
+                await self._event.wait()
+        except BaseException:
+            self._close()
+            raise
+        return []
+
+    def _read(self) -> list[TokenOutput]:
+        if self._error:
+            raise self._error
+        outputs: list[TokenOutput] = []
+        try:
+            for sequence in self._sequences:
+                while sequence.output.has_output:
+                    outputs.append(sequence.output.get())
+        except AdapterHubError as error:
+            if not outputs:
+                raise
+            self._error = error  # what came before it is returned first
+        return outputs
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        if not self._unread:
+            self._unread.extend(await self.get())
+        if self._closed or not self._unread:
+            raise StopAsyncIteration
+        return self._unread.popleft()
+
+    async def aclose(self) -> None:
+        """Aborts what has not finished."""
+        self._close()
+        if self._event:
+            self._event.wake()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._abort(self._sequences)
+
+    def __del__(self) -> None:
+        self._close()
