@@ -6,7 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from adapterhub.server.protocol.tools import CHOICE_KINDS, Function, Mode
+from adapterhub.server.errors import FieldError
+from adapterhub.server.protocol.sampling import GenerationBody
+from adapterhub.server.protocol.tools import CHOICE_KINDS, Chosen, Function, Mode
+
+_STORED = frozenset({"background", "conversation", "previous_response_id", "prompt", "store"})
 
 
 class TextPart(BaseModel):
@@ -90,6 +94,10 @@ class ResponseNamedFunction(BaseModel):
     type: Literal["function"]
     name: str
 
+    def chosen(self) -> Chosen:
+        """That function, which must be called."""
+        return Chosen("required", (self.name,), single=True)
+
 
 class ResponseAllowedTools(BaseModel):
     """Restricts the tools of one request, while the prompt stays the same."""
@@ -97,6 +105,10 @@ class ResponseAllowedTools(BaseModel):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: list[ResponseNamedFunction] = Field(min_length=1)
+
+    def chosen(self) -> Chosen:
+        """Those functions."""
+        return Chosen(self.mode, tuple(tool.name for tool in self.tools))
 
 
 ResponseToolChoice = Annotated[
@@ -134,3 +146,78 @@ class TextConfig(BaseModel):
     )
     verbosity: Literal["low", "medium", "high"] | None = None
     """No effect."""
+
+
+class ResponseRequest(GenerationBody):
+    """The body of `POST /v1/responses`. Nothing is stored: each request brings its whole conversation."""
+
+    input: str | list[InputItem] = Field(min_length=1)
+    """A question, or the items of a conversation."""
+    instructions: str | None = None
+    """The system prompt; the adapter's own if not given."""
+    max_output_tokens: int | None = None
+    """Maximum number of tokens of the answer; 256 if not sent, or what the context leaves."""
+    tools: list[ResponseFunctionTool] | None = None
+    """The functions that the answer may call."""
+    tool_choice: ResponseToolChoice | None = None
+    """Which of them it may or must call; `auto` if there are tools."""
+    parallel_tool_calls: bool | None = None
+    """Whether it may call several; true if not sent."""
+    text: TextConfig = TextConfig()
+    """The form of the answer's text."""
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    """Return the log-probabilities of this many most probable tokens at each position of a text."""
+    include: list[str] | None = None
+    """`message.output_text.logprobs` returns the log-probabilities of the text's tokens; others have no effect."""
+    metadata: dict[str, str] | None = None
+    """Comes back with the answer."""
+    store: bool | None = None
+    """Nothing is stored, so true is refused."""
+    background: bool | None = None
+    """True is refused."""
+    truncation: Literal["auto", "disabled"] | None = None
+    """A conversation beyond the context is refused, so `auto` is."""
+    previous_response_id: str | None = None
+    """Refused: nothing is stored."""
+    conversation: Any = None
+    """Refused: nothing is stored."""
+    prompt: Any = None
+    """Refused: nothing is stored."""
+
+    def options(self) -> dict[str, Any]:
+        """The options of a call of the hub that were sent.
+
+        Raises:
+            FieldError: A field asks for what only a server with a store has, or for several answers.
+        """
+        self._check()
+        options = self.sampling_options()
+        if self.max_output_tokens is not None:
+            options["max_tokens"] = self.max_output_tokens
+        if self.has_logprobs:
+            options["logprobs"] = self.top_logprobs or 0
+        return options
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether the answer has the log-probabilities of its tokens."""
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
+
+    def _check(self) -> None:
+        for name in sorted(_STORED):
+            if getattr(self, name):
+                raise FieldError(
+                    f"{name} is not supported: nothing is stored.",
+                    name,
+                    "unsupported_parameter",
+                    hint="Send the whole conversation as input.",
+                )
+        if self.truncation == "auto":
+            raise FieldError(
+                "truncation='auto' is not supported.",
+                "truncation",
+                "unsupported_parameter",
+                hint="Shorten the input instead.",
+            )
+        if self.n not in (None, 1):
+            raise FieldError("A response has one answer, so n must be 1.", "n")

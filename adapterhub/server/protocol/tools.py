@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 Mode = Literal["none", "auto", "required"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The functions that a `tool_choice` names.
+
+    Attributes:
+        mode: Whether one must be called.
+        names: The functions.
+        single: Whether there is one call at most.
+    """
+
+    mode: Literal["auto", "required"]
+    names: tuple[str, ...]
+    single: bool = False
 
 
 class Function(BaseModel):
@@ -42,6 +58,10 @@ class NamedFunction(BaseModel):
     type: Literal["function"]
     function: FunctionName
 
+    def chosen(self) -> Chosen:
+        """That function, which must be called."""
+        return Chosen("required", (self.function.name,), single=True)
+
 
 class AllowedTools(BaseModel):
     """The functions that the answer may call, of those that the prompt describes."""
@@ -55,6 +75,10 @@ class AllowedToolsChoice(BaseModel):
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
+
+    def chosen(self) -> Chosen:
+        """Those functions."""
+        return Chosen(self.allowed_tools.mode, tuple(tool.function.name for tool in self.allowed_tools.tools))
 
 
 def kind_of_choice(choice: Any) -> str | None:
