@@ -19,6 +19,7 @@ from adapterhub.lora.module_deltas import EmbeddingDelta, SavedModuleDelta, Toke
 from adapterhub.lora.module_layers import ModuleWithSlots
 from adapterhub.lora.parameter_delta import ParameterDelta
 from adapterhub.lora.parameter_layers import ParametersWithLora
+from adapterhub.lora.slot_copies import SlotCopies
 
 _WRAPPERS: Mapping[type, type[WrappedModule]] = {
     LoraDelta: LinearWithLora,
@@ -39,13 +40,17 @@ class LoraModelManager:
         model: The base; modules that adapters change are wrapped in place when first needed.
         slots: Maximum number of resident adapters.
         dtype: The dtype of the adapters' weights and of their products; that of the base's activations.
+        copies: Writes slots beside the steps of a GPU; in order with them if not given.
 
     Attributes:
         version: Changes whenever modules of the model are replaced: when one is wrapped, and when all are unwrapped.
     """
 
-    def __init__(self, model: Any, *, slots: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: Any, *, slots: int, dtype: torch.dtype, copies: SlotCopies | None = None
+    ) -> None:
         self._model = model
+        self._copies = copies or SlotCopies(torch.device("cpu"))
         self._slots = slots
         self._dtype = dtype
         self._current = CurrentMapping()
@@ -82,6 +87,19 @@ class LoraModelManager:
             slot: The slot.
             deltas: Module name -> the adapter's change of that module.
         """
+        before = self.addresses
+        try:
+            with self._copies.writing(slot):
+                self._load(slot, deltas)
+        finally:
+            if self.addresses != before:  # with new stacks, all slots have been written
+                self._copies.wait_for_all()
+
+    def wait_for(self, slots: Collection[int]) -> None:
+        """The operations that follow begin once these slots are written; `using` sees to it by itself."""
+        self._copies.wait_for(slots)
+
+    def _load(self, slot: int, deltas: Mapping[str, ModuleDelta]) -> None:
         groups: dict[tuple[type[WrappedModule], str], dict[str, ModuleDelta]] = {}
         for name, delta in deltas.items():
             kind = _WRAPPERS[type(delta)]
@@ -95,8 +113,9 @@ class LoraModelManager:
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
-        for weights in self._weights.values():
-            weights.clear(slot)
+        with self._copies.writing(slot):
+            for weights in self._weights.values():
+                weights.clear(slot)
 
     def unwrap(self) -> None:
         """Removes all adapters and their memory, and gives the model its own modules back."""
@@ -114,6 +133,8 @@ class LoraModelManager:
             mapping: The adapters of the tokens; None means that all tokens are the bare base's.
             outputs: The adapters of the tokens that the output layer gets, if those are not all.
         """
+        if mapping and mapping.slots:
+            self._copies.wait_for(mapping.slots)
         before = self._current.mapping, self._current_outputs.mapping
         self._current.mapping = mapping if mapping and mapping.has_adapters else None
         if outputs:

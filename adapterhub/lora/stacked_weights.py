@@ -138,8 +138,7 @@ class StackedLoraWeights:
         for name, delta in deltas.items():
             self._ranks[name, slot] = delta.a.shape[0]
             lora_a, lora_b = self._factors(slot, name, delta)
-            # From pinned memory the host need not wait: the next step is behind the copies in the GPU's stream, and
-            # PyTorch keeps pinned memory until they are done.
+            # From pinned memory the host need not wait: see `SlotCopies`. PyTorch keeps it until the copies are done.
             lora_a.copy_(delta.a.T, non_blocking=True)
             lora_b.copy_(delta.b.T, non_blocking=True)
             if delta.magnitude_scale is not None:

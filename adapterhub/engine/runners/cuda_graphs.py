@@ -116,6 +116,7 @@ class DecodeGraphs:
         decodes = all(len(one.token_ids) == 1 and one.needs_logits for one in sequences)
         if not self.works or not decodes or not self._lora.can_replay(slots):
             return None
+        self._lora.wait_for(slots)
         try:
             captured = self._find(sequences)
         except Exception as error:  # noqa: BLE001  whatever a driver or a model raises that does not stand capture

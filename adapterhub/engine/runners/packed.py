@@ -28,6 +28,7 @@ from adapterhub.errors import EngineError
 from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.model_manager import LoraModelManager
+from adapterhub.lora.slot_copies import SlotCopies
 
 _TOLERANCES = {torch.float32: 1e-5, torch.float16: 6e-3, torch.bfloat16: 0.05}
 """By how much a layer's numbers may differ by rounding, relative to their size, by the dtype of activations."""
@@ -61,7 +62,9 @@ class PackedRunner:
         self._base, self._device = base, base.device
         layers, states = find_stateful_layers(base.model, self._device)
         self._attention = PackedAttention(base.model)
-        self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
+        self._lora = LoraModelManager(
+            base.model, slots=max_loras, dtype=base.compute_dtype, copies=SlotCopies(base.device)
+        )
         self._transformers = TransformersForward(base.model, self._attention)
         self._native: LlamaForward | None = None
         self._bound = self._lora.version

@@ -18,6 +18,7 @@ from adapterhub.errors import EngineError
 from adapterhub.lora.delta import ModuleDelta
 from adapterhub.lora.mapping import OneAdapterMapping
 from adapterhub.lora.model_manager import LoraModelManager
+from adapterhub.lora.slot_copies import SlotCopies
 
 _TRIAL_TEXT = (
     "The library keeps the tools that read, sort and print the names of 12 rivers, in any order. " * 4
@@ -51,7 +52,9 @@ class RowRunner:
         except EngineError as error:
             message = f"A {type(base.model).__name__} cannot be served row by row: {error.message}."
             raise EngineError(message, hint="Choose a causal language model as base.") from error
-        self._lora = LoraModelManager(base.model, slots=max_loras, dtype=base.compute_dtype)
+        self._lora = LoraModelManager(
+            base.model, slots=max_loras, dtype=base.compute_dtype, copies=SlotCopies(base.device)
+        )
 
     @property
     def continuation(self) -> Continuation:
