@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Annotated
 
@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
+from adapterhub.tool_calling import ToolCallFormats
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class ServerState:
     Attributes:
         hub: Answers.
         config: The settings.
+        call_formats: The tool call formats of chat templates.
     """
 
     hub: AdapterHub
     config: ServerConfig
+    call_formats: ToolCallFormats = field(default_factory=ToolCallFormats)
 
     @property
     def base_model(self) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, Self
 
 from adapterhub.server.errors import FieldError
 from adapterhub.server.state import ServerState
 from adapterhub.tool_calling import (
     ChatRequest,
-    ToolCall,
     ToolCallChunk,
     ToolCallParser,
     ToolChoice,
     argument_violations,
-    parse_tool_calls,
 )
 
 
@@ -64,6 +64,27 @@ def chat_request(
     )
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of an answer.
+
+    Attributes:
+        id: What its result names.
+        name: The function.
+        arguments: The text of a JSON object.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    @classmethod
+    def of(cls, chunks: Sequence[ToolCallChunk]) -> Self:
+        """The call whose parts these are."""
+        arguments = "".join(chunk["args"] for chunk in chunks)
+        return cls(chunks[0]["id"] or "", chunks[0]["name"] or "", arguments)
+
+
 @dataclass
 class AnswerParser:
     """Separates text and calls of a streamed answer.
@@ -83,30 +104,36 @@ class AnswerParser:
         """Whether a call has begun."""
         return self._parser.count > 0
 
-    def push(self, text: str) -> Sequence[str | ToolCallChunk]:
-        """The parts that are certain after some more text."""
-        if self.request.may_call_tools:
-            return self._parser.push(text)
-        return [text] if text else []
+    def push(self, text: str, *, ended: bool = False) -> Sequence[str | ToolCallChunk]:
+        """The parts that are certain after some more text.
 
-    def flush(self) -> Sequence[str]:
-        """The rest, at the end of the answer.
+        Args:
+            text: The text.
+            ended: Whether it is the last.
 
         Raises:
             GenerationError: It ended within a call.
         """
-        return self._parser.flush()
+        if not self.request.may_call_tools:
+            return [text] if text else []
+        certain = self._parser.push(text)
+        return [*certain, *self._parser.flush()] if ended else certain
 
 
-def split_answer(text: str, request: ChatRequest) -> tuple[str, list[ToolCall]]:
+def split_answer(text: str, request: ChatRequest) -> tuple[str, list[Call]]:
     """The text and the calls of a whole answer.
 
     Raises:
         GenerationError: It ended within a call.
     """
-    return parse_tool_calls(text, request.call_format) if request.may_call_tools else (text, [])
+    parser = AnswerParser(request)
+    parts = parser.push(text, ended=True)
+    chunks = [part for part in parts if not isinstance(part, str)]
+    calls = [list(of_one) for _, of_one in groupby(chunks, key=lambda chunk: chunk["index"])]
+    return "".join(part for part in parts if isinstance(part, str)), list(map(Call.of, calls))
 
 
-def violations_of(calls: Sequence[ToolCall], request: ChatRequest) -> list[str]:
+def violations_of(calls: Sequence[Call], request: ChatRequest) -> list[str]:
     """What the arguments of calls violate of their schemas, where no grammar enforces it; takes long."""
-    return argument_violations(request.callable_tools, calls) if calls else []
+    read = [{"name": call.name, "args": json.loads(call.arguments)} for call in calls]
+    return argument_violations(request.callable_tools, read)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adapterhub.server.generating.tools import tool_call
 from adapterhub.server.protocol.responses import (
     Content,
     FunctionCallItem,
@@ -14,6 +13,7 @@ from adapterhub.server.protocol.responses import (
     MessageItem,
     RefusalPart,
 )
+from adapterhub.server.protocol.tools import call_part
 
 
 def to_messages(given: str | Sequence[InputItem], instructions: str | None) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def _add_call(messages: list[dict[str, Any]], item: FunctionCallItem) -> None:
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": ""})
     calls = messages[-1].setdefault("tool_calls", [])
-    calls.append(tool_call(item.call_id, item.name, item.arguments))
+    calls.append(call_part(item.call_id, item.name, item.arguments))
 
 
 def _text(content: Content) -> str:

@@ -1,8 +1,7 @@
-"""Tools of a request: what may be called, and calls of earlier answers."""
+"""The tools of a request, and which of them an answer may call."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -55,21 +54,3 @@ def tool_choice_of(
         raise FieldError(f"There is no tool {unknown[0]!r}.", "tool_choice", hint=f"Tools: {known:.500}.")
     allowed = [by_name[name] for name in dict.fromkeys(chosen.names)]
     return ToolChoice.of(allowed, chosen.mode, parallel and not chosen.single)
-
-
-def tool_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
-    """A call of an earlier answer, for a chat template."""
-    return {
-        "type": "function",
-        "id": call_id,
-        "function": {"name": name, "arguments": _object(arguments)},
-    }
-
-
-def _object(arguments: str) -> Any:
-    """Arguments as an object; as they are if another model wrote no object."""
-    try:
-        read = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        return arguments
-    return read if isinstance(read, dict) else arguments

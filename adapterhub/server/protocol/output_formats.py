@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapterhub.server.protocol.sampling import GenerationBody
+
 
 class JsonSchemaFormat(BaseModel):
     """A named JSON Schema."""
@@ -55,3 +57,20 @@ class StructuredOutputs(BaseModel):
         if sum(each is not None for each in given) != 1:
             raise ValueError("exactly one of json, regex, choice, grammar and json_object is needed")
         return self
+
+
+class FormattedBody(GenerationBody):
+    """A request whose answer may have to match something. At most one of the fields asks for it."""
+
+    response_format: ResponseFormat | None = None
+    """OpenAI's: any text, any JSON object, or JSON of a schema."""
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's: JSON of a schema, a regular expression, a grammar or a choice."""
+    guided_json: str | dict[str, Any] | None = None
+    """An older name of `structured_outputs.json`."""
+    guided_regex: str | None = None
+    """An older name of `structured_outputs.regex`."""
+    guided_choice: list[str] | None = Field(None, min_length=1)
+    """An older name of `structured_outputs.choice`."""
+    guided_grammar: str | None = None
+    """An older name of `structured_outputs.grammar`."""

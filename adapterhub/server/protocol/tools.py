@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Mode = Literal["none", "auto", "required"]
 
@@ -102,3 +103,40 @@ ToolChoiceOption = Annotated[
     CHOICE_KINDS,
 ]
 """`tool_choice` of Chat Completions."""
+
+
+class CalledFunction(BaseModel):
+    """The function of a call."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    arguments: str = "{}"
+    """The text of a JSON object."""
+
+
+class FunctionCall(BaseModel):
+    """A call of an earlier answer."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+def call_part(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    """A call of an earlier answer, as chat templates take it; arguments that are no object stay text."""
+    return {
+        "type": "function",
+        "id": call_id,
+        "function": {"name": name, "arguments": _object(arguments)},
+    }
+
+
+def _object(arguments: str) -> Any:
+    try:
+        read = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return read if isinstance(read, dict) else arguments
