@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 
 import adapterhub
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.errors import add_error_handlers
+from adapterhub.server.middleware.observing import ObservingMiddleware
 from adapterhub.server.openapi_document import openapi_document
-from adapterhub.server.routes import chat, models
+from adapterhub.server.routes import chat, metrics, models, page
 from adapterhub.server.state import ServerState
 
-_ROUTERS = (chat.router, models.router)
+_ROUTERS = (chat.router, models.router, metrics.router, page.router)
 
 
 def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:
@@ -22,7 +27,9 @@ def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:
         hub: Answers; the caller closes it.
         config: The settings.
     """
+    state = ServerState(hub, config or ServerConfig())
     app = FastAPI(
+        lifespan=_lifespan,
         title="adapterhub",
         summary="OpenAI's API over one base and its adapters.",
         version=adapterhub.__version__,
@@ -30,9 +37,16 @@ def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.server = ServerState(hub, config or ServerConfig())
+    app.state.server = state
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
     add_error_handlers(app)
     for router in _ROUTERS:
         app.include_router(router)
+    app.add_middleware(ObservingMiddleware, state.metrics)  # the outermost: the last that is added
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await asyncio.to_thread(app.state.server.metrics.close)

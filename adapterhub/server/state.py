@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from fastapi import Depends, Request
 
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
+from adapterhub.server.generating.token_texts import TokenTexts
+from adapterhub.server.metrics import ServerMetrics
 from adapterhub.tool_calling import ToolCallFormats
 
 
@@ -20,17 +23,30 @@ class ServerState:
     Attributes:
         hub: Answers.
         config: The settings.
-        call_formats: The tool call formats of chat templates.
     """
 
     hub: AdapterHub
     config: ServerConfig
-    call_formats: ToolCallFormats = field(default_factory=ToolCallFormats)
 
     @property
     def base_model(self) -> str:
         """The id of the bare base, without the path of a folder."""
         return self.config.base_model or PurePath(self.hub.engine.base_name).name
+
+    @cached_property
+    def metrics(self) -> ServerMetrics:
+        """What counts, and makes spans."""
+        return ServerMetrics(self.hub, self.base_model, max_adapters=self.config.max_metrics_adapters)
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """The texts of the base's tokens."""
+        return TokenTexts(self.hub.engine.tokenizer)
+
+    @cached_property
+    def call_formats(self) -> ToolCallFormats:
+        """The tool call formats of chat templates."""
+        return ToolCallFormats()
 
 
 def server_state(request: Request) -> ServerState:

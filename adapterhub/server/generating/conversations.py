@@ -95,14 +95,16 @@ class AnswerParser:
 
     request: ChatRequest
     _parser: ToolCallParser = field(init=False, repr=False)
+    _chunks: list[ToolCallChunk] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._parser = ToolCallParser(self.request.call_format)
 
     @property
-    def has_calls(self) -> bool:
-        """Whether a call has begun."""
-        return self._parser.count > 0
+    def calls(self) -> list[Call]:
+        """The calls so far."""
+        by_index = groupby(self._chunks, key=lambda chunk: chunk["index"])
+        return [Call.of(list(chunks)) for _, chunks in by_index]
 
     def push(self, text: str, *, ended: bool = False) -> Sequence[str | ToolCallChunk]:
         """The parts that are certain after some more text.
@@ -117,6 +119,7 @@ class AnswerParser:
         if not self.request.may_call_tools:
             return [text] if text else []
         certain = self._parser.push(text)
+        self._chunks += [part for part in certain if not isinstance(part, str)]
         return [*certain, *self._parser.flush()] if ended else certain
 
 
@@ -128,12 +131,15 @@ def split_answer(text: str, request: ChatRequest) -> tuple[str, list[Call]]:
     """
     parser = AnswerParser(request)
     parts = parser.push(text, ended=True)
-    chunks = [part for part in parts if not isinstance(part, str)]
-    calls = [list(of_one) for _, of_one in groupby(chunks, key=lambda chunk: chunk["index"])]
-    return "".join(part for part in parts if isinstance(part, str)), list(map(Call.of, calls))
+    return "".join(part for part in parts if isinstance(part, str)), parser.calls
 
 
-def violations_of(calls: Sequence[Call], request: ChatRequest) -> list[str]:
-    """What the arguments of calls violate of their schemas, where no grammar enforces it; takes long."""
+def violations_of(calls: Sequence[Call], request: ChatRequest) -> dict[str, Any]:
+    """What the arguments of calls violate of their schemas, where no grammar enforces it; takes long.
+
+    Returns:
+        `invalid_arguments`, for the `adapterhub` field of the answer; empty if they violate nothing.
+    """
     read = [{"name": call.name, "args": json.loads(call.arguments)} for call in calls]
-    return argument_violations(request.callable_tools, read)
+    violations = argument_violations(request.callable_tools, read)
+    return {"invalid_arguments": violations} if violations else {}
