@@ -166,8 +166,13 @@ class TestArguments:
         described = {"type": "object", "properties": {"v": one}, "required": ["v"]}
         tool = {"type": "function", "function": {"name": "f", "parameters": described}}
         answer = await client.chat.completions.create(**asked(tools=[tool], tool_choice=NAMED_F))
-        (violation,) = answer.adapterhub["invalid_arguments"]
-        assert violation.startswith("f: ")
+        streamed = await client.chat.completions.create(
+            **asked(tools=[tool], tool_choice=NAMED_F), stream=True
+        )
+        *_, last = [chunk async for chunk in streamed]
+        for said in (answer.adapterhub, last.adapterhub):
+            (violation,) = said["invalid_arguments"]
+            assert violation.startswith("f: ")
 
 
 @pytest.mark.parametrize(
