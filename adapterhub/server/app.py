@@ -14,10 +14,26 @@ from adapterhub.server.config import ServerConfig
 from adapterhub.server.errors import add_error_handlers
 from adapterhub.server.middleware.observing import ObservingMiddleware
 from adapterhub.server.openapi_document import openapi_document
-from adapterhub.server.routes import chat, metrics, models, page
+from adapterhub.server.routes import (
+    chat,
+    completions,
+    metrics,
+    models,
+    not_implemented,
+    page,
+    stats,
+)
 from adapterhub.server.state import ServerState
 
-_ROUTERS = (chat.router, models.router, metrics.router, page.router)
+_ROUTERS = (
+    chat.router,
+    completions.router,
+    metrics.router,
+    models.router,
+    not_implemented.router,
+    page.router,
+    stats.router,
+)
 
 
 def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:
