@@ -139,7 +139,7 @@ class JsonSchemaTextFormat(BaseModel):
 
 
 class TextConfig(BaseModel):
-    """The form of the answer's text."""
+    """What the answer's text has to match."""
 
     format: Annotated[TextFormat | JsonSchemaTextFormat, Field(discriminator="type")] = TextFormat(
         type="text"
@@ -164,7 +164,7 @@ class ResponseRequest(GenerationBody):
     parallel_tool_calls: bool | None = None
     """Whether it may call several; true if not sent."""
     text: TextConfig = TextConfig()
-    """The form of the answer's text."""
+    """What the answer's text has to match."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Return the log-probabilities of this many most probable tokens at each position of a text."""
     include: list[str] | None = None
