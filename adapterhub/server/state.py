@@ -14,6 +14,7 @@ from adapterhub.server.config import ServerConfig
 from adapterhub.server.generating.token_texts import TokenTexts
 from adapterhub.server.lifecycle import Lifecycle
 from adapterhub.server.metrics import ServerMetrics
+from adapterhub.tool_calling import ToolCallFormats
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class ServerState:
     def token_texts(self) -> TokenTexts:
         """The texts of the base's tokens."""
         return TokenTexts(self.hub.engine.tokenizer)
+
+    @cached_property
+    def call_formats(self) -> ToolCallFormats:
+        """The tool call formats of chat templates."""
+        return ToolCallFormats()
 
     def close(self) -> None:
         """Sends the spans that are left; blocks until then. The hub stays open."""

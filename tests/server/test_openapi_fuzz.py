@@ -74,10 +74,10 @@ def fuzz(api: OpenApiSchema, examples: int) -> Counter[int]:
 
 def test_nothing_ends_in_a_500(api: OpenApiSchema):
     statuses = fuzz(api, 10)
-    assert min(statuses[200], statuses[400], statuses[404]) >= 5
+    assert min(statuses[200], statuses[400]) >= 5
 
 
 @pytest.mark.slow
 def test_nothing_ends_in_a_500_on_a_base(api_of_a_base: OpenApiSchema):
     statuses = fuzz(api_of_a_base, 200)
-    assert min(statuses[200], statuses[400], statuses[404]) >= 20
+    assert min(statuses[200], statuses[400]) >= 20
