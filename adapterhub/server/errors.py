@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -11,10 +12,11 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Scope
 
 from adapterhub.errors import AdapterHubError, InvalidRequestError, describe_validation
+from adapterhub.server.middleware.request_id import request_id
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def error_object(error: Exception) -> dict[str, Any]:
     """
     status = http_status(error)
     if not isinstance(error, AdapterHubError) or (status >= 500 and not error.retryable and status != 503):
-        _log.error("A request failed.", exc_info=error)
+        _log.error("Request %s failed.", request_id.get(), exc_info=error)
         return _object(_INTERNAL, "server_error", None, "internal_error")
     message = error.message if error.hint is None else f"{error.message} {error.hint}"
     return _object(_PATH.sub(_last_part, message), _type(status), _param(error), error.code)
@@ -88,7 +90,7 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
         headers: Further headers.
     """
     retry = {"retry-after": _RETRY_SECONDS} if getattr(error, "retryable", False) else {}
-    return JSONResponse(error_object(error), http_status(error), headers={**retry, **(headers or {})})
+    return _response(error_object(error), http_status(error), {**retry, **(headers or {})})
 
 
 def http_status(error: Exception) -> int:
@@ -124,7 +126,12 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
     if message == "Not Found":
         message = f"There is no {request.method} {request.url.path[:200]}."
     body = _object(message, _type(status), None, _CODES.get(status, "error"))
-    return JSONResponse(body, status, headers=error.headers)
+    return _response(body, status, error.headers)
+
+
+def _response(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None) -> Response:
+    # With a space after each colon, as OpenAI writes it: litellm looks for `"code": "context_length_exceeded"`.
+    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 def _object(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:

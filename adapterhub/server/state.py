@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.generating.token_texts import TokenTexts
+from adapterhub.server.lifecycle import Lifecycle
 from adapterhub.server.metrics import ServerMetrics
 from adapterhub.tool_calling import ToolCallFormats
 
@@ -23,10 +24,12 @@ class ServerState:
     Attributes:
         hub: Answers.
         config: The settings.
+        lifecycle: How far the server is.
     """
 
     hub: AdapterHub
     config: ServerConfig
+    lifecycle: Lifecycle
 
     @property
     def base_model(self) -> str:
@@ -47,6 +50,10 @@ class ServerState:
     def call_formats(self) -> ToolCallFormats:
         """The tool call formats of chat templates."""
         return ToolCallFormats()
+
+    def close(self) -> None:
+        """Sends the spans that are left; blocks until then. The hub stays open."""
+        self.metrics.close()
 
 
 def server_state(request: Request) -> ServerState:

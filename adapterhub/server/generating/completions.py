@@ -40,6 +40,7 @@ class CompletionCall:
         """The whole answer, and who gave it to the first prompt; errors as of `AdapterHub.generate`."""
         adapter, options = self._arguments()
         generations = await self.state.hub.agenerate_batch(self.body.prompts, adapter, raw=True, **options)
+        self._note(generations)
         return await self.state.hub._run_off_loop(self._answer, generations), AnsweredBy.of(generations[0])
 
     async def start(self) -> list[AsyncGenerationStream]:
@@ -73,6 +74,7 @@ class CompletionCall:
                 counted = usage.count(len(chunk.token_ids))
                 for fields in writer.write(at, chunk):
                     yield event({**heads[at], **fields, **counted})
+        self._note([stream.result for stream in streams])
         if usage.last_chunk:
             yield event({**heads[0], **usage.last_chunk})
         yield DONE
@@ -94,6 +96,10 @@ class CompletionCall:
 
     def _arguments(self) -> tuple[str | None, dict[str, Any]]:
         return adapter_of(self.body.model, self.state), self.body.options()
+
+    def _note(self, generations: Sequence[Generation | None]) -> None:
+        if len(generations) == 1:  # a span tells of one answer
+            self.head.answered(generations[0])
 
     def _answer(self, generations: Sequence[Generation]) -> dict[str, Any]:
         answered_by = [AnsweredBy.of(generation) for generation in generations]

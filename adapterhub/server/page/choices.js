@@ -55,7 +55,8 @@ function Choice({ adapters, choice, label, change, remove }) {
         </select>
         <button type="button" class="quiet" aria-label=${`Remove ${label.toLowerCase()}`} onClick=${remove}>✕</button>
       </div>
-      ${choice.parts && html`<${Blend} adapters=${adapters} parts=${choice.parts} change=${(parts) => change({ parts })} />`}
+      ${choice.parts &&
+      html`<${Blend} adapters=${adapters} parts=${choice.parts} change=${(parts) => change({ parts })} />`}
     </div>
   `;
 }
