@@ -88,7 +88,7 @@ def choose_style(
 
 
 def conversation(
-    prompt: str | Sequence[Message], system: str | None = None, *, may_be_empty: bool = False
+    prompt: str | Sequence[Any], system: str | None = None, *, may_be_empty: bool = False
 ) -> list[Message]:
     """Normalises a prompt to messages, with the card's system prompt unless they bring their own.
 
@@ -100,7 +100,7 @@ def conversation(
     Raises:
         InvalidRequestError: There is nothing to answer, or a message has no known role or no text.
     """
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    given: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(given, Sequence) or not all(isinstance(message, Mapping) for message in given):
         raise InvalidRequestError(
             "A prompt is a text or a list of messages.",

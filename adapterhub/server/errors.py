@@ -15,7 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from adapterhub.errors import AdapterHubError, InvalidRequestError, describe_validation
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterNotFoundError,
+    InvalidRequestError,
+    RoutingError,
+    describe_validation,
+)
 from adapterhub.server.middleware.request_id import request_id
 
 _log = logging.getLogger(__name__)
@@ -34,6 +40,7 @@ _CODES = {
     501: "not_implemented",
     503: "overloaded",
 }
+_NO_MODEL = AdapterNotFoundError.code
 _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
@@ -75,6 +82,11 @@ def error_object(error: Exception) -> dict[str, Any]:
     What clients cannot have caused is logged, and not told.
     """
     status = http_status(error)
+    if isinstance(error, RoutingError):
+        _log.warning("Request %s: the router cannot choose: %s", request_id.get(), error)
+        return _object(
+            "The model 'auto' is not available: the router cannot choose.", _type(status), "model", _NO_MODEL
+        )
     if not isinstance(error, AdapterHubError) or (status >= 500 and not error.retryable and status != 503):
         _log.error("Request %s failed.", request_id.get(), exc_info=error)
         return _object(_INTERNAL, "server_error", None, "internal_error")
@@ -95,6 +107,8 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
 
 def http_status(error: Exception) -> int:
     """The status of the answer to a request that failed."""
+    if isinstance(error, RoutingError):
+        return 404  # of the model `auto`, which is none without anything to route by
     return error.http_status if isinstance(error, AdapterHubError) else 500
 
 
@@ -146,7 +160,7 @@ def _param(error: AdapterHubError) -> str | None:
     """The field of the body that is wrong, if that is known."""
     if isinstance(error, FieldError):
         return error.param
-    if error.code == "model_not_found":
+    if error.code == _NO_MODEL:
         return "model"
     cause = error.__cause__
     location = cause.errors(include_input=False)[0]["loc"] if isinstance(cause, ValidationError) else ()

@@ -24,6 +24,8 @@ from adapterhub.server.loading import LoadingApp
 _CUT_OFF_SECONDS = 5
 """In which answers that are cut off have to say so."""
 _SECONDS_BETWEEN_REPORTS = 5.0
+_OTHER_FILES = 512
+"""Files that are no connections: weights, adapters that are being read, logs."""
 
 
 def serve(
@@ -49,6 +51,7 @@ def serve(
     """
     check_exposure(config.host, has_keys=bool(config.api_key_file), insecure=config.insecure)
     lifecycle = Lifecycle("loading the base")
+    _raise_file_limit(config.max_connections)
     with _listen(config) as listening:
         app = LoadingApp(open_hub, partial(create_app, config=config, lifecycle=lifecycle), lifecycle)
         server = _Server(app, lifecycle, config, report)
@@ -98,6 +101,19 @@ def _listen(config: ServerConfig) -> socket.socket:
             f"Cannot listen on {config.host}, port {config.port}: {error.strerror or error}.",
             hint="If another server has the port, give another one with --port.",
         ) from error
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Lets this process have a file for each connection, which shells often limit to 1024 files, as far as it may."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _address(listening: socket.socket) -> str:

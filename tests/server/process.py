@@ -35,7 +35,7 @@ def report(text):
 
 def open_hub():
     {before_loading}
-    return AdapterHub(Engine(token_seconds=0.02), AdapterRegistry(sys.argv[1]))
+    return AdapterHub(Engine(token_seconds={token_seconds}), AdapterRegistry(sys.argv[1]))
 
 sys.exit(1 if serve(open_hub, ServerConfig(port=0, drain_seconds={drain_seconds}), report) else 0)
 """
@@ -55,15 +55,24 @@ class Server:
 
 
 @contextmanager
-def serving(registry: Path, *, drain_seconds: float = 60, before_loading: str = "pass") -> Iterator[Server]:
-    """Starts a server whose answers take 20 ms a token; it is killed at the end if it has not ended by itself.
+def serving(
+    registry: Path,
+    *,
+    token_seconds: float = 0.02,
+    drain_seconds: float = 60,
+    before_loading: str = "pass",
+) -> Iterator[Server]:
+    """Starts a server on an echo engine; it is killed at the end if it has not ended by itself.
 
     Args:
         registry: The adapters.
+        token_seconds: What a token takes.
         drain_seconds: As in `ServerConfig`.
         before_loading: What it does first in the thread that loads.
     """
-    code = _SERVE.format(drain_seconds=drain_seconds, before_loading=before_loading)
+    code = _SERVE.format(
+        token_seconds=token_seconds, drain_seconds=drain_seconds, before_loading=before_loading
+    )
     command = [sys.executable, "-c", code, str(registry)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -9,7 +9,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from adapterhub import AdapterHub
+from adapterhub import AdapterHub, EchoEngine
 from adapterhub.errors import ConfigError
 from adapterhub.server import ServerConfig, create_app
 from adapterhub.server.exposure import check_exposure
@@ -94,6 +94,24 @@ class TestBodies:
         async with calling(max_body_bytes=100) as client:
             answer = await client.post(PATH, content=parts(), headers={"content-type": "application/json"})
         assert answer.status_code == 413
+
+
+class TestStreams:
+    async def test_say_that_they_are_not_to_be_kept_or_buffered(self, client: httpx.AsyncClient):
+        answer = await client.post(PATH, json={**ASKED, "stream": True})
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-accel-buffering"] == "no"
+
+    async def test_send_comments_while_nothing_comes(self, hub: AdapterHub):
+        slow = AdapterHub(EchoEngine(token_seconds=0.1), hub.registry)
+        app = create_app(slow, ServerConfig(first_output_seconds=0, ping_seconds=0.01))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            frames = (await client.post(PATH, json={**ASKED, "stream": True})).text.split("\n\n")
+        assert frames[0] == ": ping"
+        assert frames.count(": ping") > 9  # there are nine tokens
+        assert len([frame for frame in frames if '"content":' in frame]) == 10
+        assert frames[-2:] == ["data: [DONE]", ""]
 
 
 class TestCors:

@@ -98,6 +98,12 @@ class TestHonoured:
     ):
         assert (await sent(client, engine, path, priority=5)).priority == 5
 
+    async def test_the_seed_minus_one_is_as_if_not_sent(
+        self, client: httpx.AsyncClient, engine: RecordingEngine, path: str
+    ):
+        assert (await sent(client, engine, path, seed=-1)).sampling.seed is None
+        assert (await refused(client, path, seed=-2))["param"] == "seed"
+
     @pytest.mark.parametrize("name", sorted({*SAMPLING, "stop", "priority", "stream_options"}))
     async def test_null_is_as_if_not_sent(
         self, client: httpx.AsyncClient, engine: RecordingEngine, path: str, name: str
@@ -143,9 +149,35 @@ class TestChatOnly:
         request = await sent(client, engine, "/v1/chat/completions", **fields)
         assert request.sampling.logprobs == expected
 
+    async def test_a_new_message_and_the_last_one_cannot_both_be_written(self, client: httpx.AsyncClient):
+        both = {"add_generation_prompt": True, "continue_final_message": True}
+        assert "continue_final_message" in (await refused(client, "/v1/chat/completions", **both))["message"]
+
     async def test_top_logprobs_alone_is_refused(self, client: httpx.AsyncClient):
         error = await refused(client, "/v1/chat/completions", top_logprobs=3)
         assert error["param"] == "top_logprobs"
+
+    async def test_the_last_message_is_continued(self, client: httpx.AsyncClient, engine: RecordingEngine):
+        begun = [*CHAT["messages"], {"role": "assistant", "content": "One, "}]
+        request = await sent(
+            client, engine, "/v1/chat/completions", messages=begun, continue_final_message=True
+        )
+        prompt = engine.tokenizer.decode(request.prompt)
+        assert prompt.endswith("### Response:\nOne, ")
+        request = await sent(
+            client, engine, "/v1/chat/completions", messages=begun, add_generation_prompt=False
+        )
+        assert engine.tokenizer.decode(request.prompt) == prompt, "there is no end token"
+
+    async def test_variables_of_the_chat_template_are_checked(
+        self, client: httpx.AsyncClient, engine: RecordingEngine
+    ):
+        path = "/v1/chat/completions"
+        await sent(client, engine, path, chat_template_kwargs={"enable_thinking": False})
+        for wrong in ({"messages": []}, {"a b": 1}, {"a": "x" * 20_000}):
+            error = await refused(client, path, chat_template_kwargs=wrong)
+            assert error["code"] == "invalid_value"
+            assert "chat_template_kwargs" in error["message"]
 
 
 class TestCompletionsOnly:

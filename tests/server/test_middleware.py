@@ -15,39 +15,7 @@ from adapterhub.server.middleware.access_log import AccessLogMiddleware
 from adapterhub.server.middleware.body_limit import BodyLimitMiddleware
 from adapterhub.server.middleware.disconnect import DisconnectMiddleware
 from adapterhub.server.middleware.request_id import RequestIdMiddleware
-
-GONE: Message = {"type": "http.disconnect"}
-
-
-def part(body: bytes, *, more: bool = False) -> Message:
-    return {"type": "http.request", "body": body, "more_body": more}
-
-
-class Client:
-    """One request to an application, without a server: `messages` is what it sends, `answers` what it got."""
-
-    def __init__(self, *messages: Message, path: str = "/", headers: dict[str, str] | None = None) -> None:
-        self.scope: Scope = {
-            "type": "http",
-            "method": "POST",
-            "path": path,
-            "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
-            "client": ("127.0.0.1", 1),
-        }
-        self.inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self.answers: list[Message] = []
-        for message in messages or (part(b""),):
-            self.inbox.put_nowait(message)
-
-    async def ask(self, app: ASGIApp) -> None:
-        await app(self.scope, self.inbox.get, self._send)
-
-    async def _send(self, message: Message) -> None:
-        self.answers.append(message)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {name.decode(): value.decode() for name, value in self.answers[0]["headers"]}
+from tests.server.asgi_client import Client, part
 
 
 async def body_of(receive: Receive) -> bytes:
@@ -163,9 +131,16 @@ async def test_a_client_that_leaves_cancels_its_answer():
     asking = asyncio.ensure_future(client.ask(DisconnectMiddleware(waiting, ["/generate"])))
     await waiting.asked.wait()
     assert not waiting.cancelled
-    client.inbox.put_nowait(GONE)
+    client.leave()
     await asking
     assert waiting.cancelled
+    assert client.answers == []
+
+
+async def test_a_client_that_leaves_within_its_body_has_sent_no_bad_one():
+    client = Client(part(b"0", more=True), path="/generate")
+    client.leave()
+    await client.ask(DisconnectMiddleware(echo, ["/generate"]))
     assert client.answers == []
 
 
@@ -173,7 +148,7 @@ async def test_a_client_that_leaves_cancels_nothing_that_changes_adapters():
     client, waiting = Client(path="/registry"), Waiting()
     asking = asyncio.ensure_future(client.ask(DisconnectMiddleware(waiting, ["/generate"])))
     await waiting.asked.wait()
-    client.inbox.put_nowait(GONE)
+    client.leave()
     await asyncio.sleep(0)
     assert not waiting.cancelled
     asking.cancel()
@@ -232,6 +207,6 @@ async def test_a_client_that_left_is_in_the_log(caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO, "adapterhub.server.access")
     client, waiting = Client(path="/generate"), Waiting()
     app = RequestIdMiddleware(AccessLogMiddleware(DisconnectMiddleware(waiting, ["/generate"])))
-    client.inbox.put_nowait(GONE)
+    client.leave()
     await client.ask(app)
     assert '"POST /generate" 499 ' in caplog.messages[0]

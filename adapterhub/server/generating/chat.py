@@ -19,8 +19,8 @@ from adapterhub.server.generating.conversations import (
     violations_of,
 )
 from adapterhub.server.generating.head import AnswerHead
+from adapterhub.server.generating.helper_prompts import chat_adapter
 from adapterhub.server.generating.logprobs import chat_logprobs
-from adapterhub.server.generating.model_names import adapter_of
 from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.tool_calls import message_of, part_delta
@@ -100,11 +100,12 @@ class ChatCall:
         return self._request()
 
     def _request(self) -> ChatRequest:
-        body, functions = self.body, functions_of(tool.function for tool in self.body.tools or ())
+        body, messages = self.body, self.body.conversation()
+        functions = functions_of(tool.function for tool in body.tools or ())
         return chat_request(
             self.state,
-            adapter_of(body.model, self.state) or "base",
-            body.conversation(),
+            chat_adapter(body.model, messages, self.state) or "base",
+            messages,
             body.options(),
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),

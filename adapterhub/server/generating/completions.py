@@ -150,15 +150,16 @@ class _ChunkWriter:
             chunk: The tokens.
         """
         index = self._call.index(prompt, chunk.index)
-        written = []
+        written: list[dict[str, Any]] = []
         if self._call.body.echo and index not in self._begun:
             self._begun.add(index)
             echoed = self._call.echoed(self._call.body.prompts[prompt])
             written.append({"choices": [_choice(index, echoed)]})
         if chunk.text or chunk.logprobs or chunk.finish_reason:
             choice = _choice(index, chunk.text, self._logprobs(index, chunk), chunk.finish_reason)
-            by = {"adapterhub": self._answered_by[prompt].field} if chunk.finish_reason else {}
-            written.append({"choices": [choice], **by})
+            written.append({"choices": [choice]})
+            if chunk.finish_reason:
+                written[-1]["adapterhub"] = self._answered_by[prompt].field
         return written
 
     def _logprobs(self, index: int, chunk: CompletionChunk) -> dict[str, Any] | None:

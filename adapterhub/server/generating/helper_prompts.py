@@ -13,7 +13,7 @@ from typing import Any
 from adapterhub.server.generating.model_names import AUTO, adapter_of
 from adapterhub.server.state import ServerState
 
-_OPEN_WEBUI = re.compile(r"\s*### Task:\s.*<chat_history>", re.DOTALL)
+_OPEN_WEBUI = re.compile(r"\s*### Task:\s")
 _LIBRE_CHAT = re.compile(r".{0,200}\b5-word-or-less title\b", re.DOTALL)
 
 
@@ -40,4 +40,5 @@ def is_helper_prompt(messages: Sequence[Mapping[str, Any]]) -> bool:
         messages: The conversation.
     """
     content = messages[-1]["content"] if messages and messages[-1]["role"] == "user" else ""
-    return any(helper.match(content) for helper in (_OPEN_WEBUI, _LIBRE_CHAT))
+    of_open_webui = _OPEN_WEBUI.match(content) and "<chat_history>" in content
+    return bool(of_open_webui or _LIBRE_CHAT.match(content))

@@ -63,6 +63,6 @@ class _Inbox:
             except Exception as error:  # noqa: BLE001  the route's to answer
                 self._messages.put_nowait(error)
                 return False
-            self._messages.put_nowait(message)
             if message["type"] == "http.disconnect":
-                return True
+                return True  # the route is cancelled; told of it, it would take half a body for a bad one
+            self._messages.put_nowait(message)

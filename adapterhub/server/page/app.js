@@ -40,7 +40,7 @@ function App() {
     <header class="bar">
       <h1>adapterhub</h1>
       <span class="base">${server.base}</span>
-      <${Load} stats=${server.stats} />
+      <${Load} stats=${server.stats} rate=${server.rate} />
       <${Key} value=${key} change=${setKey} refused=${server.error?.status === 401} />
     </header>
     ${server.error && html`<p class="banner" role="alert">${server.error.message}</p>`}

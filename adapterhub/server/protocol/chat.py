@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapterhub.requests.template_options import TEMPLATE_ARGUMENTS
 from adapterhub.server.errors import FieldError
 from adapterhub.server.protocol.output_formats import FormattedBody
 from adapterhub.server.protocol.tools import FunctionCall, FunctionTool, ToolChoiceOption, call_part
@@ -80,6 +81,12 @@ class ChatCompletionRequest(FormattedBody):
     """Return the log-probability of each token of the answer."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """And those of this many most probable tokens; needs `logprobs`."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables of the adapter's chat template, such as `enable_thinking`; vLLM's."""
+    continue_final_message: bool | None = None
+    """The answer goes on with the last message; vLLM's."""
+    add_generation_prompt: bool | None = None
+    """Begin a message of the assistant; true if not sent, but for `continue_final_message`; vLLM's."""
 
     @property
     def has_calls(self) -> bool:
@@ -107,7 +114,8 @@ class ChatCompletionRequest(FormattedBody):
             options["logprobs"] = self.top_logprobs or 0
         elif self.top_logprobs:
             raise FieldError("top_logprobs needs logprobs=true.", "top_logprobs")
-        return options
+        template = {name: getattr(self, name) for name in TEMPLATE_ARGUMENTS}
+        return options | {name: value for name, value in template.items() if value is not None}
 
 
 def _text(part: ContentPart, location: str) -> str:

@@ -59,7 +59,7 @@ class GenerationBody(Body):
     ignore_eos: bool | None = None
     """Continue past the base's end token."""
     seed: int | None = None
-    """Makes sampling repeatable."""
+    """Makes sampling repeatable; -1 is as if not sent, as in vLLM."""
     n: int | None = None
     """Number of answers."""
     priority: int | None = None
@@ -74,4 +74,6 @@ class GenerationBody(Body):
         """The options of a call of the hub that were sent."""
         names = [name for name in (*SamplingParams.model_fields, "priority") if name != "logprobs"]
         sent = {name: getattr(self, name, None) for name in names}
+        if self.seed == -1:
+            sent["seed"] = None
         return {name: value for name, value in sent.items() if value is not None}
