@@ -12,13 +12,14 @@ from adapterhub.engine.interface import check_priority
 from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, Schema
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import InvalidRequestError
+from adapterhub.routing.filters import RouteFilter
 
 VLLM_NAMES = {"json": "schema", "choice": "choices"}
 """Names of vLLM's structured outputs -> ours."""
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Fields of `SamplingParams`, and the priority."""
+    """Fields of `SamplingParams`, the priority, and what the router may choose."""
 
     max_tokens: int | None
     temperature: float
@@ -35,6 +36,7 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     logprobs: int | None
     priority: int
+    where: RouteFilter | None
 
 
 class GenerationOptions(SamplingOptions, total=False):
@@ -72,6 +74,7 @@ class RequestOptions:
         priority: Higher ones start first where requests wait; None means the card's.
         raw: The prompt is taken without chat template or system prompt.
         tools: JSON-Schema descriptions of functions for the chat template.
+        where: Narrows the adapters that `"auto"` may choose.
     """
 
     sampling: Mapping[str, Any]
@@ -79,6 +82,7 @@ class RequestOptions:
     priority: int | None = None
     raw: bool = False
     tools: Sequence[Mapping[str, Any]] | None = None
+    where: RouteFilter | None = None
 
     @classmethod
     def of(
@@ -110,6 +114,7 @@ class RequestOptions:
         priority = rest.pop("priority", None)
         if priority is not None:
             check_priority(priority)
+        where = rest.pop("where", None)
         if tools is not None:
             _check_tools(tools)
         fields = sampling_params.model_fields_set if sampling_params else ()
@@ -119,6 +124,7 @@ class RequestOptions:
             priority,
             raw,
             tools,
+            where,
         )
 
     def check_single_completion(self) -> None:

@@ -120,7 +120,7 @@ class RequestPreparer:
                 hint="Leave stop out; the output format ends the answer.",
             )
         self._check_lengths(prompt)
-        route = self.route(prompt) if adapter == "auto" else None
+        route = self.route(prompt, options.where) if adapter == "auto" else None
         reference = route.adapter if route else adapter
         resolved = resolve_adapter(reference, self._resolve_for_base) if names_adapter(reference) else None
         card = resolved.main_card if resolved else None

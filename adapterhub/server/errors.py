@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -100,6 +101,7 @@ def add_error_handlers(app: FastAPI) -> None:
     for kind in (AdapterHubError, Exception):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, _answer_http)  # type: ignore[arg-type]  # of this class only
+    app.add_exception_handler(RequestValidationError, _answer_validation)  # type: ignore[arg-type]
 
 
 async def _answer_http(request: Request, error: HTTPException) -> Response:
@@ -108,6 +110,14 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
         message = f"There is no {request.method} {request.url.path[:200]}."
     body = _object(message, _type(status), None, _CODES.get(status, "error"))
     return JSONResponse(body, status, headers=error.headers)
+
+
+async def _answer_validation(_: Request, error: RequestValidationError) -> Response:
+    """Bodies and parameters that FastAPI checks: 400, as OpenAI answers, not 422."""
+    problem = error.errors()[0]
+    location = ".".join(map(str, problem["loc"][1:]))[:100]  # without `body`, `query` or `path`
+    message = f"{location}: {problem['msg']}." if location else f"{problem['msg']}."
+    return error_response(FieldError(message, location or None))
 
 
 def _object(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:

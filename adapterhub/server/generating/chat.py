@@ -64,7 +64,8 @@ class ChatCall:
             yield DONE
 
     def _arguments(self) -> tuple[Any, str | None, dict[str, Any]]:
-        return self.body.conversation(), adapter_of(self.body.model, self.state), self.body.options()
+        options = {**self.body.options(), "where": self.state.caller.route_filter}
+        return self.body.conversation(), adapter_of(self.body.model, self.state), options
 
     def _answer(self, generation: Generation, by: AnsweredBy) -> dict[str, Any]:
         choices = [

@@ -15,7 +15,7 @@ _STARTED = int(time.time())
 
 
 def list_models(state: ServerState) -> list[dict[str, Any]]:
-    """The base, `auto`, and the adapters that can be served, by name; reads the registry.
+    """The base, `auto`, and the adapters that can be served and that exist for the caller, by name; reads the registry.
 
     Args:
         state: The server's parts.
@@ -45,7 +45,7 @@ def find_model(model: str, state: ServerState) -> dict[str, Any]:
 
 
 def _is_served(card: AdapterCard, state: ServerState) -> bool:
-    return card.status == "ready" and state.hub._preparer.fits_base(card)
+    return card.status == "ready" and state.caller.may_use(card.name) and state.hub._preparer.fits_base(card)
 
 
 def _base(state: ServerState) -> dict[str, Any]:
