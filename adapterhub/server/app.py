@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 
 import adapterhub
 from adapterhub.hub import AdapterHub
-from adapterhub.server.access.audit import AUDIT_FILE, AuditLog
-from adapterhub.server.access.control import AccessControl
-from adapterhub.server.adapters.serving import AdapterServing
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.errors import add_error_handlers
 from adapterhub.server.middleware.access import AccessMiddleware
+from adapterhub.server.middleware.observing import ObservingMiddleware
 from adapterhub.server.openapi_document import openapi_document
-from adapterhub.server.routes import chat, lora_adapters, models, registry, router, server_info
+from adapterhub.server.routes import (
+    chat,
+    lora_adapters,
+    metrics,
+    models,
+    page,
+    registry,
+    router,
+    server_info,
+)
 from adapterhub.server.state import ServerState
 
 _ROUTERS = (
@@ -23,6 +34,8 @@ _ROUTERS = (
     registry.router,
     router.router,
     server_info.router,
+    metrics.router,
+    page.router,
 )
 
 
@@ -33,7 +46,9 @@ def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:
         hub: Answers; the caller closes it.
         config: The settings.
     """
+    state = ServerState.of(hub, config or ServerConfig())
     app = FastAPI(
+        lifespan=_lifespan,
         title="adapterhub",
         summary="OpenAI's API over one base and its adapters.",
         version=adapterhub.__version__,
@@ -41,20 +56,18 @@ def create_app(hub: AdapterHub, config: ServerConfig | None = None) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.server = state = _state(hub, config or ServerConfig())
+    app.state.server = state
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
     add_error_handlers(app)
     for one in _ROUTERS:
         app.include_router(one)
-    app.add_middleware(AccessMiddleware, access=state.access)
+    # The outermost is the last that is added.
+    app.add_middleware(AccessMiddleware, state.access)
+    app.add_middleware(ObservingMiddleware, state.metrics)
     return app
 
 
-def _state(hub: AdapterHub, config: ServerConfig) -> ServerState:
-    return ServerState(
-        hub,
-        config,
-        access=AccessControl(config.api_key_file, config.admin_key_file),
-        audit=AuditLog(config.audit_log or hub.registry.root / AUDIT_FILE),
-        serving=AdapterServing(hub),
-    )
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await asyncio.to_thread(app.state.server.metrics.close)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from adapterhub.errors import AdapterHubError, InvalidRequestError, describe_validation
 
@@ -92,10 +93,22 @@ def http_status(error: Exception) -> int:
     return error.http_status if isinstance(error, AdapterHubError) else 500
 
 
+def note_error(scope: Scope, error: Exception) -> None:
+    """Leaves the code of the error that ended a request in its state, for the span.
+
+    Args:
+        scope: The request's.
+        error: What happened.
+    """
+    code = error.code if isinstance(error, AdapterHubError) else "internal_error"
+    scope.setdefault("state", {})["error_code"] = code
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Makes every error of an application OpenAI's error object."""
 
-    async def answer(_: Request, error: Exception) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
+        note_error(request.scope, error)
         return error_response(error)
 
     for kind in (AdapterHubError, Exception):

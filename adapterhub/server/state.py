@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
 from adapterhub.hub import AdapterHub
-from adapterhub.server.access.audit import AuditLog
+from adapterhub.server.access.audit import AUDIT_FILE, AuditLog
 from adapterhub.server.access.caller import NOBODY, Caller
 from adapterhub.server.access.control import AccessControl
 from adapterhub.server.adapters.serving import AdapterServing
 from adapterhub.server.config import ServerConfig
+from adapterhub.server.generating.token_texts import TokenTexts
+from adapterhub.server.metrics import ServerMetrics
 
 
 @dataclass(frozen=True)
@@ -23,23 +25,47 @@ class ServerState:
     Attributes:
         hub: Answers.
         config: The settings.
+        base_model: The id of the bare base, without the path of a folder.
         access: The keys.
         audit: The log of what admins do.
         serving: Loads and unloads adapters for admins.
+        metrics: What counts, and makes spans.
+        token_texts: The texts of the base's tokens.
         caller: Who sends the request, in a route.
     """
 
     hub: AdapterHub
     config: ServerConfig
+    base_model: str
     access: AccessControl
     audit: AuditLog
     serving: AdapterServing
+    metrics: ServerMetrics
+    token_texts: TokenTexts
     caller: Caller = NOBODY
 
-    @property
-    def base_model(self) -> str:
-        """The id of the bare base, without the path of a folder."""
-        return self.config.base_model or PurePath(self.hub.engine.base_name).name
+    @classmethod
+    def of(cls, hub: AdapterHub, config: ServerConfig) -> Self:
+        """The parts of a server of this hub.
+
+        Args:
+            hub: Answers.
+            config: The settings.
+
+        Raises:
+            ConfigError: A key file is not valid.
+        """
+        base_model = config.base_model or PurePath(hub.engine.base_name).name
+        return cls(
+            hub,
+            config,
+            base_model,
+            access=AccessControl(config.api_key_file, config.admin_key_file),
+            audit=AuditLog(config.audit_log or hub.registry.root / AUDIT_FILE),
+            serving=AdapterServing(hub),
+            metrics=ServerMetrics(hub, base_model, max_adapters=config.max_metrics_adapters),
+            token_texts=TokenTexts(hub.engine.tokenizer),
+        )
 
 
 def server_state(request: Request) -> ServerState:

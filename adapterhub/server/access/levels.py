@@ -18,7 +18,7 @@ class Level(IntEnum):
     """The holder of an admin's key."""
 
 
-_OPEN = frozenset({"/", "/health", "/ping", "/ready", "/favicon.ico"})
+_OPEN = frozenset({"/", "/health", "/ping", "/ready"})
 _OPEN_FOLDER = "/page/"
 _INFERENCE = frozenset(
     {
@@ -31,9 +31,6 @@ _INFERENCE = frozenset(
         "/load",
         "/version",
         "/openapi.json",
-        "/docs",
-        "/redoc",
-        "/docs/oauth2-redirect",
         "/v1/adapterhub/route",
         "/v1/adapterhub/stats",
     }

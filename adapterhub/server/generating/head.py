@@ -10,7 +10,9 @@ from typing import Any
 from fastapi import Request
 
 import adapterhub
+from adapterhub.requests.generation import Generation
 from adapterhub.server.generating.answered_by import AnsweredBy
+from adapterhub.server.metrics import RequestSpan, span_of
 from adapterhub.server.state import ServerState
 
 
@@ -22,12 +24,14 @@ class AnswerHead:
         id: The answer's id, which holds the request's.
         base_model: The id of the bare base.
         fingerprint: Which server and base answer; with the same one, a seed gives the same answer.
+        span: The request's span, if there is one.
         created: When the answer began, seconds since 1970.
     """
 
     id: str
     base_model: str
     fingerprint: str
+    span: RequestSpan | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -42,7 +46,12 @@ class AnswerHead:
         request_id = getattr(request.state, "request_id", None) or uuid.uuid4().hex
         base = state.hub.engine.fingerprint
         digest = base.digest[-12:] if base else state.base_model
-        return cls(f"{prefix}{request_id}", state.base_model, f"adapterhub-{adapterhub.__version__}-{digest}")
+        return cls(
+            f"{prefix}{request_id}",
+            state.base_model,
+            f"adapterhub-{adapterhub.__version__}-{digest}",
+            span_of(request.scope),
+        )
 
     def of(self, kind: str, by: AnsweredBy) -> dict[str, Any]:
         """The first fields of an answer or a chunk.
@@ -58,3 +67,8 @@ class AnswerHead:
             "model": by.model(self.base_model),
             "system_fingerprint": self.fingerprint,
         }
+
+    def answered(self, generation: Generation | None) -> None:
+        """Notes an answer that is whole, in the request's span; None is one that was aborted."""
+        if self.span and generation:
+            self.span.answered(self.id, AnsweredBy.of(generation).model(self.base_model), generation)

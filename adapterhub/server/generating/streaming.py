@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapterhub.server.config import ServerConfig
-from adapterhub.server.errors import error_object
+from adapterhub.server.errors import error_object, note_error
 
 DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
@@ -83,20 +83,21 @@ class EventStream(Response):
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
-            await self._send_events(send)
+            await self._send_events(scope, send)
             pinging.cancel()
             await send({"type": "http.response.body", "body": b""})
         finally:
             pinging.cancel()
             await _close(self._events, self._first)
 
-    async def _send_events(self, send: Send) -> None:
+    async def _send_events(self, scope: Scope, send: Send) -> None:
         try:
             one = await self._first
             while one is not None:
                 await self._send(send, one)
                 one = await anext(self._events, None)
         except Exception as error:  # noqa: BLE001  the status has been sent
+            note_error(scope, error)
             await self._send(send, event(error_object(error)) + DONE)
 
     async def _send(self, send: Send, body: bytes) -> None:

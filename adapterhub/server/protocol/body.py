@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from adapterhub.server.errors import FieldError
+from adapterhub.server.metrics import span_of
 from adapterhub.server.protocol.fields import Body, check_fields
 from adapterhub.server.state import server_state
 
@@ -43,8 +44,12 @@ class JsonBody(Generic[AnyBody]):
             raise FieldError("The body has not come whole.", None) from error
         unknown_fields = server_state(request).config.unknown_fields
         if len(content) <= _INLINE_BYTES:
-            return self._parse(content, unknown_fields)
-        return await asyncio.to_thread(self._parse, content, unknown_fields)
+            body = self._parse(content, unknown_fields)
+        else:
+            body = await asyncio.to_thread(self._parse, content, unknown_fields)
+        if span := span_of(request.scope):
+            span.asked({name: getattr(body, name) for name in body.model_fields_set})
+        return body
 
     def _parse(self, content: bytes, unknown_fields: str) -> AnyBody:
         try:
