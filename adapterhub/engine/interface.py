@@ -259,16 +259,17 @@ def max_completion_tokens(request: Request, context_length: int) -> int:
 
     Raises:
         InvalidRequestError: The prompt is empty.
-        RequestTooLongError: The prompt leaves no room in the context, or less than `max_tokens`.
+        RequestTooLongError: The prompt leaves no room in the context, or less than `max_tokens` or `min_tokens`.
     """
     if not request.prompt:
         raise InvalidRequestError("The prompt is empty: the base's tokenizer makes no token of it.")
     room = context_length - len(request.prompt)
-    max_tokens = request.sampling.max_tokens
-    if room < (max_tokens or 1):
+    max_tokens, min_tokens = request.sampling.max_tokens, request.sampling.min_tokens
+    if room < (max_tokens or max(min_tokens, 1)):
         suffix = f" and max_tokens={max_tokens}" if max_tokens else ""
+        suffix = suffix or (f" and min_tokens={min_tokens}" if min_tokens else "")
         raise RequestTooLongError(
             f"A prompt of {len(request.prompt)} tokens{suffix} does not fit the context of {context_length} tokens.",
             hint="Shorten the prompt or lower max_tokens.",
         )
-    return max_tokens or min(DEFAULT_MAX_TOKENS, room)
+    return max_tokens or min(max(DEFAULT_MAX_TOKENS, min_tokens), room)

@@ -27,10 +27,15 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     suppress_tokens: Sequence[int] | None
     bad_words_ids: Sequence[Sequence[int]] | None
+    bad_words: str | Sequence[str] | None
+    min_tokens: int
     seed: int | None
     ignore_eos: bool
     n: int

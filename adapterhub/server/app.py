@@ -17,25 +17,31 @@ from adapterhub.server.middleware.observing import ObservingMiddleware
 from adapterhub.server.openapi_document import openapi_document
 from adapterhub.server.routes import (
     chat,
+    completions,
     lora_adapters,
     metrics,
     models,
+    not_implemented,
     page,
     registry,
     router,
     server_info,
+    stats,
 )
 from adapterhub.server.state import ServerState
 
 _ROUTERS = (
     chat.router,
-    models.router,
+    completions.router,
     lora_adapters.router,
+    metrics.router,
+    models.router,
+    not_implemented.router,
+    page.router,
     registry.router,
     router.router,
     server_info.router,
-    metrics.router,
-    page.router,
+    stats.router,
 )
 
 

@@ -36,6 +36,7 @@ _CODES = {
 _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
+_NAME = re.compile(r"(?!(?:str|int|float|bool)$)[a-z_][a-z0-9_]*")
 # Not what begins a path of this API.
 _PATH = re.compile(r"(?<![\w:/.])/(?!v1\b)[\w.@+-]+(?:/[\w.@+-]+)+|\b[A-Za-z]:\\[\w.@+\\-]+")
 
@@ -60,8 +61,11 @@ class FieldError(InvalidRequestError):
     @classmethod
     def of(cls, error: ValidationError) -> FieldError:
         """From pydantic's; values are left out, for they may be confidential or huge."""
-        location = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
-        return cls(f"{describe_validation(error)}.", ".".join(map(str, location))[:100] or None)
+        location = _written(
+            error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
+        )
+        message = describe_validation(error, written=_written)
+        return cls(f"{message}.", ".".join(map(str, location))[:100] or None)
 
 
 def error_object(error: Exception) -> dict[str, Any]:
@@ -150,6 +154,11 @@ def _param(error: AdapterHubError) -> str | None:
     cause = error.__cause__
     location = cause.errors(include_input=False)[0]["loc"] if isinstance(cause, ValidationError) else ()
     return str(location[0]) if location else None
+
+
+def _written(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A location without pydantic's names for the members of a union, which are no part of the body."""
+    return tuple(part for part in location if isinstance(part, int) or _NAME.fullmatch(part))
 
 
 def _last_part(path: re.Match[str]) -> str:

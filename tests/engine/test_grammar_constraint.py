@@ -157,7 +157,7 @@ def write(
     sampler, tokens = Sampler(SamplingParams(temperature=temperature, seed=seed), 0, torch.device("cpu")), []
     while not constraint.finished:
         (logits,) = Logits.of(torch.randn(1, lengths, generator=random))
-        token, _ = constraint.choose(lambda allowed, row=logits: sampler.draw(row, [], allowed), lengths)
+        token, _ = constraint.choose(lambda allowed, row=logits: sampler.draw(row, allowed), lengths)
         tokens += [] if constraint.ended else [token]
     return tokens
 
@@ -385,7 +385,7 @@ class TestCompiler:
         sampler, tokens = Sampler(SamplingParams(temperature=1.0), 0, torch.device("cpu")), []
         (logits,) = Logits.of(torch.full((1, VOCABULARY), -torch.inf))
         while not constraint.finished:
-            tokens.append(constraint.choose(lambda allowed: sampler.draw(logits, [], allowed), VOCABULARY)[0])
+            tokens.append(constraint.choose(lambda allowed: sampler.draw(logits, allowed), VOCABULARY)[0])
         assert make_tokenizer().decode(tokens) == "yes"
 
 

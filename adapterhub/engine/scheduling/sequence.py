@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
@@ -125,6 +126,7 @@ class SequenceState:
         """Samples the next token, and sets `finish_reason` if the completion ends with it."""
         token_id, logprob = self._sample(logits)
         self.output_token_ids.append(token_id)
+        self.sampler.accept(token_id)
         ended = self.constraint.ended if self.constraint else token_id in self.end_token_ids
         text = self.detokenizer.flush() if ended else self.detokenizer.push(token_id)
         if ended or self.detokenizer.stopped:
@@ -140,10 +142,6 @@ class SequenceState:
         return self.constraint.finished if self.constraint else len(self.output_token_ids) >= self.max_tokens
 
     def _sample(self, logits: Logits) -> tuple[int, TokenLogprob | None]:
-        # Copied for those alone that read it: a long one in each step costs as much as the sampling.
-        token_ids = [*self.request.prompt, *self.output_token_ids] if self.sampler.reads_history else ()
         if self.constraint is None:
-            return self.sampler.draw(logits, token_ids)
-        return self.constraint.choose(
-            lambda allowed: self.sampler.draw(logits, token_ids, allowed), len(logits.values)
-        )
+            return self.sampler.draw(logits)
+        return self.constraint.choose(partial(self.sampler.draw, logits), len(logits.values))

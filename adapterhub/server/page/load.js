@@ -9,7 +9,6 @@ export function Load({ stats }) {
     ["running", stats.running],
     ["waiting", stats.waiting],
     ["slots", `${stats.resident} / ${stats.max_loras}`],
-    ["KV cache", `${Math.round(100 * stats.kv_cache_usage)} %`],
     ["tokens/s", stats.tokens_per_second.toFixed(0)],
   ];
   return html`
