@@ -111,6 +111,17 @@ def test_per_user(run: Run):
     assert [int(count) for count in re.findall(r"(\d) messages", printed)] == [2, 2, 4]
 
 
+def test_openai_client(run: Run):
+    listed, by_name, *routed, blended, streamed, refused = run("openai_client").splitlines()
+    assert listed == "models: adapterhub-demo, auto, code, json, support, tools"
+    assert by_name == f"json -> json: {json.dumps(PERSON)}"
+    assert routed[0] == "auto -> support: Category: power"
+    assert blended == f"json:0.9+support:0.1 -> json@1:0.9+support@1:0.1: {json.dumps(PERSON)}"
+    assert streamed.count("|") > 10
+    assert streamed.removeprefix("streamed: ").replace("|", "") == json.dumps(PERSON)
+    assert refused == "refused: There is no adapter 'jsn'. Did you mean 'json'?"
+
+
 def test_quest_5_2(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Its contract is tested in tests/specs/test_specification_0.py; here the shipped demo learns two steps."""
     monkeypatch.setenv("ADAPTERHUB_REGISTRY", "registry")

@@ -18,6 +18,7 @@ from pydantic import (
 from adapterhub.errors import InvalidRequestError, describe_validation
 
 _StopString = Annotated[str, StringConstraints(min_length=1)]
+_BadWord = Annotated[str, StringConstraints(min_length=1, max_length=100)]  # each is encoded, twice
 _TokenId = Annotated[int, Field(ge=0)]
 _Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 _TokenIds = Annotated[tuple[_TokenId, ...], Field(min_length=1, max_length=64)]
@@ -81,7 +82,7 @@ class SamplingParams(BaseModel):
     """Tokens that are never generated, but where an output format allows no other."""
     bad_words_ids: Annotated[tuple[_TokenIds, ...], BeforeValidator(_as_tuple)] = Field((), max_length=1024)
     """Sequences of tokens that are never generated, but where an output format allows nothing else."""
-    bad_words: Annotated[tuple[_StopString, ...], BeforeValidator(_as_tuple)] = Field((), max_length=256)
+    bad_words: Annotated[tuple[_BadWord, ...], BeforeValidator(_as_tuple)] = Field((), max_length=256)
     """Texts whose tokens, as they are encoded alone or behind a space, are never generated, but where an output format
     allows nothing else."""
     min_tokens: int = Field(0, ge=0, le=_MAX_INT)

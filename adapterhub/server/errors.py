@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -12,10 +13,17 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Scope
 
-from adapterhub.errors import AdapterHubError, InvalidRequestError, describe_validation
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterNotFoundError,
+    InvalidRequestError,
+    RoutingError,
+    describe_validation,
+)
+from adapterhub.server.middleware.request_id import request_id
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +41,7 @@ _CODES = {
     501: "not_implemented",
     503: "overloaded",
 }
+_NO_MODEL = AdapterNotFoundError.code
 _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
@@ -74,8 +83,13 @@ def error_object(error: Exception) -> dict[str, Any]:
     What clients cannot have caused is logged, and not told.
     """
     status = http_status(error)
+    if isinstance(error, RoutingError):
+        _log.warning("Request %s: the router cannot choose: %s", request_id.get(), error)
+        return _object(
+            "The model 'auto' is not available: the router cannot choose.", _type(status), "model", _NO_MODEL
+        )
     if not isinstance(error, AdapterHubError) or (status >= 500 and not error.retryable and status != 503):
-        _log.error("A request failed.", exc_info=error)
+        _log.error("Request %s failed.", request_id.get(), exc_info=error)
         return _object(_INTERNAL, "server_error", None, "internal_error")
     message = error.message if error.hint is None else f"{error.message} {error.hint}"
     return _object(_PATH.sub(_last_part, message), _type(status), _param(error), error.code)
@@ -89,11 +103,13 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
         headers: Further headers.
     """
     retry = {"retry-after": _RETRY_SECONDS} if getattr(error, "retryable", False) else {}
-    return JSONResponse(error_object(error), http_status(error), headers={**retry, **(headers or {})})
+    return _response(error_object(error), http_status(error), {**retry, **(headers or {})})
 
 
 def http_status(error: Exception) -> int:
     """The status of the answer to a request that failed."""
+    if isinstance(error, RoutingError):
+        return 404  # of the model `auto`, which is none without anything to route by
     return error.http_status if isinstance(error, AdapterHubError) else 500
 
 
@@ -126,7 +142,12 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
     if message == "Not Found":
         message = f"There is no {request.method} {request.url.path[:200]}."
     body = _object(message, _type(status), None, _CODES.get(status, "error"))
-    return JSONResponse(body, status, headers=error.headers)
+    return _response(body, status, error.headers)
+
+
+def _response(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None) -> Response:
+    # With a space after each colon, as OpenAI writes it: litellm looks for `"code": "context_length_exceeded"`.
+    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 async def _answer_validation(_: Request, error: RequestValidationError) -> Response:
@@ -149,7 +170,7 @@ def _param(error: AdapterHubError) -> str | None:
     """The field of the body that is wrong, if that is known."""
     if isinstance(error, FieldError):
         return error.param
-    if error.code == "model_not_found":
+    if error.code == _NO_MODEL:
         return "model"
     cause = error.__cause__
     location = cause.errors(include_input=False)[0]["loc"] if isinstance(cause, ValidationError) else ()

@@ -15,7 +15,9 @@ from adapterhub.server.access.control import AccessControl
 from adapterhub.server.adapters.serving import AdapterServing
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.generating.token_texts import TokenTexts
+from adapterhub.server.lifecycle import Lifecycle
 from adapterhub.server.metrics import ServerMetrics
+from adapterhub.tool_calling import ToolCallFormats
 
 
 @dataclass(frozen=True)
@@ -26,31 +28,36 @@ class ServerState:
         hub: Answers.
         config: The settings.
         base_model: The id of the bare base, without the path of a folder.
+        lifecycle: How far the server is.
         access: The keys.
         audit: The log of what admins do.
         serving: Loads and unloads adapters for admins.
         metrics: What counts, and makes spans.
         token_texts: The texts of the base's tokens.
+        call_formats: The tool call formats of chat templates.
         caller: Who sends the request, in a route.
     """
 
     hub: AdapterHub
     config: ServerConfig
     base_model: str
+    lifecycle: Lifecycle
     access: AccessControl
     audit: AuditLog
     serving: AdapterServing
     metrics: ServerMetrics
     token_texts: TokenTexts
+    call_formats: ToolCallFormats
     caller: Caller = NOBODY
 
     @classmethod
-    def of(cls, hub: AdapterHub, config: ServerConfig) -> Self:
+    def of(cls, hub: AdapterHub, config: ServerConfig, lifecycle: Lifecycle) -> Self:
         """The parts of a server of this hub.
 
         Args:
             hub: Answers.
             config: The settings.
+            lifecycle: How far the server is.
 
         Raises:
             ConfigError: A key file is not valid.
@@ -60,12 +67,18 @@ class ServerState:
             hub,
             config,
             base_model,
+            lifecycle,
             access=AccessControl(config.api_key_file, config.admin_key_file),
             audit=AuditLog(config.audit_log or hub.registry.root / AUDIT_FILE),
             serving=AdapterServing(hub),
             metrics=ServerMetrics(hub, base_model, max_adapters=config.max_metrics_adapters),
             token_texts=TokenTexts(hub.engine.tokenizer),
+            call_formats=ToolCallFormats(),
         )
+
+    def close(self) -> None:
+        """Sends the spans that are left; blocks until then. The hub stays open."""
+        self.metrics.close()
 
 
 def server_state(request: Request) -> ServerState:

@@ -25,12 +25,12 @@ from adapterhub.engine.decoding.sampler import Sampler
 from adapterhub.engine.interface import Request
 from adapterhub.engine.kv.cache import KVCache
 from adapterhub.engine.kv.prefix_cache import PrefixCache
+from adapterhub.engine.meter import Meter
 from adapterhub.engine.scheduling.deferred_signals import DeferredSignals
 from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.engine.scheduling.waiting_queue import WaitingQueue
-from adapterhub.engine.stats import Meter
 from adapterhub.errors import AdapterHubError, EngineError, GenerationError
 from tests.engine.maker import (
     NOTHING,

@@ -268,6 +268,7 @@ def test_biases_and_bans_hold_within_a_grammar_and_never_break_it(engine: Batchi
         {"logit_bias": dict.fromkeys(range(1025), 1.0)},
         {"min_tokens": -1},
         {"bad_words": [""]},
+        {"bad_words": ["x" * 101]},
         {"bad_words": 5},
     ],
 )

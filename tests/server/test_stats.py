@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.testclient import TestClient
@@ -13,7 +14,8 @@ from adapterhub.server import create_app
 
 class BusyEngine(EchoEngine):
     def stats(self) -> EngineStats:
-        return EngineStats(running=3, waiting=1, tokens=70, tokens_per_second=412.5, resident=2, max_loras=8)
+        busy = EngineStats(running=3, waiting=1, tokens=70, tokens_per_second=412.5)
+        return replace(busy, resident=2, max_loras=8, kv_cache_usage=0.37)
 
 
 def test_the_engines_figures_are_shown(tmp_path: Path):
@@ -31,4 +33,5 @@ def test_the_engines_figures_are_shown(tmp_path: Path):
         "tokens_per_second": 412.5,
         "resident": 2,
         "max_loras": 8,
+        "kv_cache_usage": 0.37,
     }

@@ -1,56 +1,15 @@
 """What earlier tokens change about the logits of the next one, and what a request adds to them.
 
-Tokens are counted as they come: a step costs what the answer's distinct tokens cost, not what its length does.
+Tokens are noted as they come: a step costs what the distinct tokens cost, not what reading all of them again would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 _FIRST_CAPACITY = 64
-
-
-class TokenCounts:
-    """Distinct tokens in the order of their first occurrence, with how often each occurred; it grows by doubling.
-
-    Args:
-        device: The device of the tensors.
-        tokens: The first ones.
-    """
-
-    def __init__(self, device: torch.device, tokens: Iterable[int] = ()) -> None:
-        counted: dict[int, int] = {}
-        for token in tokens:
-            counted[token] = counted.get(token, 0) + 1
-        self._places = {token: place for place, token in enumerate(counted)}
-        size = max(_FIRST_CAPACITY, len(counted))
-        self._ids = torch.zeros(size, dtype=torch.long, device=device)
-        self._counts = torch.zeros(size, device=device)
-        self._ids[: len(counted)] = torch.tensor(list(counted), dtype=torch.long, device=device)
-        self._counts[: len(counted)] = torch.tensor(
-            list(counted.values()), dtype=torch.float32, device=device
-        )
-
-    def add(self, token: int) -> None:
-        """Counts one token."""
-        place = self._places.setdefault(token, len(self._places))
-        if place == len(self._ids):
-            self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
-            self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
-        self._ids[place] = token
-        self._counts[place] += 1
-
-    @property
-    def ids(self) -> torch.Tensor:
-        """The tokens, shape (distinct tokens,)."""
-        return self._ids[: len(self._places)]
-
-    @property
-    def counts(self) -> torch.Tensor:
-        """How often each occurred, float32 of the same shape."""
-        return self._counts[: len(self._places)]
 
 
 class LogitBias:
@@ -82,18 +41,31 @@ class RepetitionPenalty:
         device: The device of the logits.
     """
 
-    def __init__(self, penalty: float, prompt: Iterable[int], device: torch.device) -> None:
-        self._penalty, self._seen = penalty, TokenCounts(device, prompt)
+    def __init__(self, penalty: float, prompt: Sequence[int], device: torch.device) -> None:
+        self._penalty, self._device = penalty, device
+        self._prompt: Sequence[int] | None = prompt
+        self._new: list[int] = []
+        self._ids = torch.empty(0, dtype=torch.long, device=device)
 
     def add(self, token: int) -> None:
         """Notes a token of the answer."""
-        self._seen.add(token)
+        self._new.append(token)
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores of all tokens, shape (vocabulary,), with the penalty."""
-        seen = scores[self._seen.ids]
+        ids = self._seen()
+        seen = scores[ids]
         penalised = torch.where(seen < 0, seen * self._penalty, seen / self._penalty)
-        return scores.index_copy(0, self._seen.ids, penalised)
+        return scores.index_copy(0, ids, penalised)  # an id that is there twice gets the same value twice
+
+    def _seen(self) -> torch.Tensor:
+        if self._prompt is not None:  # a long one takes a while, so not where a request is queued
+            self._new = [*dict.fromkeys(self._prompt), *self._new]
+            self._prompt = None
+        if self._new:
+            new = torch.tensor(self._new, device=self._device)
+            self._ids, self._new = torch.cat([self._ids, new]), []
+        return self._ids
 
 
 class CountPenalty:
@@ -106,13 +78,22 @@ class CountPenalty:
     """
 
     def __init__(self, frequency: float, presence: float, device: torch.device) -> None:
-        self._frequency, self._presence, self._counts = frequency, presence, TokenCounts(device)
+        self._frequency, self._presence = frequency, presence
+        self._places: dict[int, int] = {}  # of each distinct token in the tensors, which grow by doubling
+        self._ids = torch.zeros(_FIRST_CAPACITY, dtype=torch.long, device=device)
+        self._counts = torch.zeros(_FIRST_CAPACITY, device=device)
 
     def add(self, token: int) -> None:
         """Counts a token of the answer."""
-        self._counts.add(token)
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._ids):
+            self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
+            self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
+        self._ids[place] = token
+        self._counts[place] += 1
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores of all tokens, shape (vocabulary,), with the penalties."""
-        penalty = self._frequency * self._counts.counts + self._presence
-        return scores.index_add(0, self._counts.ids, penalty, alpha=-1)
+        used = len(self._places)
+        penalty = self._frequency * self._counts[:used] + self._presence
+        return scores.index_add(0, self._ids[:used], penalty, alpha=-1)

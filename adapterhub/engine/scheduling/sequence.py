@@ -10,6 +10,7 @@ from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import FinishReason, LoraRequest, Request, TokenLogprob, TokenOutput
+from adapterhub.engine.meter import SequenceTimes
 from adapterhub.engine.runner import SequenceSlot
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.errors import EngineError
@@ -34,6 +35,7 @@ class SequenceState:
             prompt in the prefix cache.
         output_token_ids: The completion so far.
         finish_reason: Why the completion ended; None while it has not.
+        times: When it was queued, started and so on.
     """
 
     request: Request
@@ -47,6 +49,7 @@ class SequenceState:
     first: SequenceState | None = None
     output_token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    times: SequenceTimes = field(default_factory=SequenceTimes)
     _kv_slot: SequenceSlot | None = None
     _lora_slot: int | None = None
 
@@ -127,6 +130,7 @@ class SequenceState:
         token_id, logprob = self._sample(logits)
         self.output_token_ids.append(token_id)
         self.sampler.accept(token_id)
+        self.times.token()
         ended = self.constraint.ended if self.constraint else token_id in self.end_token_ids
         text = self.detokenizer.flush() if ended else self.detokenizer.push(token_id)
         if ended or self.detokenizer.stopped:
@@ -134,7 +138,8 @@ class SequenceState:
         elif self._is_complete:
             text += self.detokenizer.flush()
             self.finish_reason = "stop" if self.detokenizer.stopped or self.constraint else "length"
-        return TokenOutput(text, token_id, logprob, self.finish_reason, self.index)
+        timings = self.times.timings() if self.finish_reason else None
+        return TokenOutput(text, token_id, logprob, self.finish_reason, self.index, timings)
 
     @property
     def _is_complete(self) -> bool:

@@ -40,6 +40,7 @@ class CompletionCall:
         """The whole answer, and who gave it to the first prompt; errors as of `AdapterHub.generate`."""
         adapter, options = self._arguments()
         generations = await self.state.hub.agenerate_batch(self.body.prompts, adapter, raw=True, **options)
+        self._note(generations)
         return await self.state.hub._run_off_loop(self._answer, generations), AnsweredBy.of(generations[0])
 
     async def start(self) -> list[AsyncGenerationStream]:
@@ -73,6 +74,7 @@ class CompletionCall:
                 counted = usage.count(len(chunk.token_ids))
                 for fields in writer.write(at, chunk):
                     yield event({**heads[at], **fields, **counted})
+        self._note([stream.result for stream in streams])
         if usage.last_chunk:
             yield event({**heads[0], **usage.last_chunk})
         yield DONE
@@ -93,8 +95,11 @@ class CompletionCall:
         return prompt if isinstance(prompt, str) else self.state.hub.engine.tokenizer.decode(prompt)
 
     def _arguments(self) -> tuple[str | None, dict[str, Any]]:
-        options = {**self.body.options(), "where": self.state.caller.route_filter}
-        return adapter_of(self.body.model, self.state), options
+        return adapter_of(self.body.model, self.state), self.body.options() | self.state.caller.options
+
+    def _note(self, generations: Sequence[Generation | None]) -> None:
+        if len(generations) == 1:  # a span tells of one answer
+            self.head.answered(generations[0])
 
     def _answer(self, generations: Sequence[Generation]) -> dict[str, Any]:
         answered_by = [AnsweredBy.of(generation) for generation in generations]
@@ -145,15 +150,16 @@ class _ChunkWriter:
             chunk: The tokens.
         """
         index = self._call.index(prompt, chunk.index)
-        written = []
+        written: list[dict[str, Any]] = []
         if self._call.body.echo and index not in self._begun:
             self._begun.add(index)
             echoed = self._call.echoed(self._call.body.prompts[prompt])
             written.append({"choices": [_choice(index, echoed)]})
         if chunk.text or chunk.logprobs or chunk.finish_reason:
             choice = _choice(index, chunk.text, self._logprobs(index, chunk), chunk.finish_reason)
-            by = {"adapterhub": self._answered_by[prompt].field} if chunk.finish_reason else {}
-            written.append({"choices": [choice], **by})
+            written.append({"choices": [choice]})
+            if chunk.finish_reason:
+                written[-1]["adapterhub"] = self._answered_by[prompt].field
         return written
 
     def _logprobs(self, index: int, chunk: CompletionChunk) -> dict[str, Any] | None:

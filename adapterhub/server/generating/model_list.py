@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import Any
 
 from adapterhub.lora.blending.resolving import resolve_adapter
 from adapterhub.registry import AdapterCard
 from adapterhub.server.generating.model_names import AUTO, adapter_of
+from adapterhub.server.protocol.models import Model
 from adapterhub.server.state import ServerState
 
 _STARTED = int(time.time())
 
 
-def list_models(state: ServerState) -> list[dict[str, Any]]:
-    """The base, `auto`, and the adapters that can be served and that exist for the caller, by name; reads the registry.
+def describe_models(state: ServerState) -> list[Model]:
+    """The base, `auto`, and the adapters that can be served and that exist for the caller, by name.
+
+    Reads the registry.
 
     Args:
         state: The server's parts.
@@ -24,7 +26,7 @@ def list_models(state: ServerState) -> list[dict[str, Any]]:
     return [_base(state), *([_auto(state)] if cards else []), *(_adapter(card, state) for card in cards)]
 
 
-def find_model(model: str, state: ServerState) -> dict[str, Any]:
+def describe_model(model: str, state: ServerState) -> Model:
     """One model; reads the registry.
 
     Args:
@@ -48,27 +50,25 @@ def _is_served(card: AdapterCard, state: ServerState) -> bool:
     return card.status == "ready" and state.caller.may_use(card.name) and state.hub._preparer.fits_base(card)
 
 
-def _base(state: ServerState) -> dict[str, Any]:
+def _base(state: ServerState) -> Model:
     return _model(state.base_model, None, root=state.base_model, parent=None, state=state)
 
 
-def _auto(state: ServerState) -> dict[str, Any]:
+def _auto(state: ServerState) -> Model:
     return _model(AUTO, None, root=AUTO, parent=state.base_model, state=state)
 
 
-def _adapter(card: AdapterCard, state: ServerState) -> dict[str, Any]:
+def _adapter(card: AdapterCard, state: ServerState) -> Model:
     return _model(card.name, card.created_at, root=card.ref, parent=state.base_model, state=state)
 
 
 def _model(
     model: str, created: datetime | None, *, root: str, parent: str | None, state: ServerState
-) -> dict[str, Any]:
-    return {
-        "id": model,
-        "object": "model",
-        "created": int(created.timestamp()) if created else _STARTED,
-        "owned_by": "adapterhub",
-        "root": root,
-        "parent": parent,
-        "max_model_len": state.hub.engine.context_length,
-    }
+) -> Model:
+    return Model(
+        id=model,
+        created=int(created.timestamp()) if created else _STARTED,
+        root=root,
+        parent=parent,
+        max_model_len=state.hub.engine.context_length,
+    )

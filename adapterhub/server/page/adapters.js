@@ -25,9 +25,11 @@ export function Adapters({ api, adapters, compare }) {
           onInput=${({ target }) => setWanted(target.value)}
         />`}
       </header>
-      ${adapters.length === 0 && html`<p class="muted">None is registered yet: <code>adapterhub register</code> adds one.</p>`}
+      ${adapters.length === 0 && html`<p class="muted">None yet: <code>adapterhub register</code> adds one.</p>`}
       <ul>
-        ${shown.map((adapter) => html`<${Adapter} key=${adapter.name} api=${api} adapter=${adapter} compare=${compare} />`)}
+        ${shown.map(
+          (adapter) => html`<${Adapter} key=${adapter.name} api=${api} adapter=${adapter} compare=${compare} />`,
+        )}
       </ul>
     </section>
   `;
@@ -95,7 +97,9 @@ function Versions({ api, name, compare }) {
       <span>Compare</span>
       ${[name, ...references].map(
         (reference) => html`
-          <button type="button" aria-label=${`Compare ${reference}`} onClick=${() => compare(reference)}>${reference}</button>
+          <button type="button" aria-label=${`Compare ${reference}`} onClick=${() => compare(reference)}>
+            ${reference}
+          </button>
         `,
       )}
     </p>

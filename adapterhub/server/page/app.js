@@ -20,21 +20,27 @@ function App() {
   const decision = useDecision(api, settings.prompt);
   const { answers, asking, start, stop } = useAnswers(api);
 
-  const askAll = () => start(["base", ...choices.map(modelOf)].map((model) => new Answer(model, requestFor(model, settings))));
+  const askAll = () => {
+    const models = ["base", ...choices.map(modelOf)];
+    start(models.map((model) => new Answer(model, requestFor(model, settings))));
+  };
   const compare = (name) => {
     setChoices((choices) => [...choices.slice(0, MOST_CHOICES - 1), { model: name }]);
     document.getElementById("prompt").focus();
   };
 
   // A thousand of them need not be looked through at each key and each frame.
-  const list = useMemo(() => html`<${Adapters} api=${api} adapters=${server.adapters} compare=${compare} />`, [api, server.adapters]);
+  const list = useMemo(
+    () => html`<${Adapters} api=${api} adapters=${server.adapters} compare=${compare} />`,
+    [api, server.adapters],
+  );
 
   return html`
     <a class="skip" href="#prompt">Skip to the prompt</a>
     <header class="bar">
       <h1>adapterhub</h1>
       <span class="base">${server.base}</span>
-      <${Load} stats=${server.stats} />
+      <${Load} stats=${server.stats} rate=${server.rate} />
       <${Key} value=${key} change=${setKey} refused=${server.error?.status === 401} />
     </header>
     ${server.error && html`<p class="banner" role="alert">${server.error.message}</p>`}
@@ -44,7 +50,10 @@ function App() {
           <${Composer} settings=${settings} change=${setSettings} asking=${asking} ask=${askAll} stop=${stop}>
             <${Choices} adapters=${server.adapters} choices=${choices} change=${setChoices} />
           <//>
-          <section class="decision" aria-label="Router"><h2>Router</h2><${Decision} decision=${decision} /></section>
+          <section class="decision" aria-label="Router">
+            <h2>Router</h2>
+            <${Decision} decision=${decision} />
+          </section>
         </div>
         <p class="visually-hidden" role="status">${summary(answers)}</p>
         <${Columns} answers=${answers} hasKey=${key !== ""} />
@@ -64,7 +73,10 @@ function Key({ value, change, refused }) {
   };
   return html`
     <form class="key" onSubmit=${submit}>
-      <label><span>API key</span> <input ref=${field} type="password" autocomplete="off" placeholder="none" aria-invalid=${refused} /></label>
+      <label>
+        <span>API key</span>${" "}
+        <input ref=${field} type="password" autocomplete="off" placeholder="none" aria-invalid=${refused} />
+      </label>
       <button type="submit" class="quiet">${value ? "Change" : "Use"}</button>
     </form>
   `;

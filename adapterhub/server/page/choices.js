@@ -3,6 +3,7 @@
 import { html, useMemo } from "./vendor/htm-preact-3.1.1.js";
 
 export const MOST_CHOICES = 3;
+const MOST_PARTS = 4; // of a blend
 const BLEND = "blend";
 
 /** The name of a choice in `model`, as the API takes it. */
@@ -55,7 +56,8 @@ function Choice({ adapters, choice, label, change, remove }) {
         </select>
         <button type="button" class="quiet" aria-label=${`Remove ${label.toLowerCase()}`} onClick=${remove}>✕</button>
       </div>
-      ${choice.parts && html`<${Blend} adapters=${adapters} parts=${choice.parts} change=${(parts) => change({ parts })} />`}
+      ${choice.parts &&
+      html`<${Blend} adapters=${adapters} parts=${choice.parts} change=${(parts) => change({ parts })} />`}
     </div>
   `;
 }
@@ -64,33 +66,47 @@ const evenParts = (adapters) => adapters.slice(0, 2).map(({ name }) => ({ name, 
 
 function Blend({ adapters, parts, change }) {
   const set = (index, field) => change(parts.with(index, { ...parts[index], ...field }));
+  const free = adapters.filter(({ name }) => !parts.some((part) => part.name === name));
   return html`
     <div class="blend">
       ${parts.map(
-        ({ name, weight }, index) => html`
-          <div class="part">
-            <select
-              aria-label=${`Adapter ${index + 1} of the blend`}
-              value=${name}
-              onChange=${({ target }) => set(index, { name: target.value })}
-            >
-              ${adapters
-                .filter((adapter) => adapter.name === name || !parts.some((part) => part.name === adapter.name))
-                .map((adapter) => html`<option value=${adapter.name}>${adapter.name}</option>`)}
-            </select>
-            <output>${weight.toFixed(2)}</output>
-            <input
-              type="range"
-              min="0.05"
-              max="1.5"
-              step="0.05"
-              aria-label=${`Weight of ${name}`}
-              value=${weight}
-              onInput=${({ target }) => set(index, { weight: Number(target.value) })}
-            />
-          </div>
+        (part, index) => html`
+          <${Part}
+            part=${part}
+            label=${`Adapter ${index + 1} of the blend`}
+            names=${[part, ...free].map(({ name }) => name)}
+            set=${(field) => set(index, field)}
+            remove=${parts.length > 2 && (() => change(parts.toSpliced(index, 1)))}
+          />
         `,
       )}
+      ${parts.length < MOST_PARTS &&
+      free.length > 0 &&
+      html`<button type="button" class="quiet" onClick=${() => change([...parts, { name: free[0].name, weight: 0.5 }])}>
+        + Blend in
+      </button>`}
+    </div>
+  `;
+}
+
+function Part({ part: { name, weight }, label, names, set, remove }) {
+  return html`
+    <div class="part">
+      <select aria-label=${label} value=${name} onChange=${({ target }) => set({ name: target.value })}>
+        ${names.map((name) => html`<option value=${name}>${name}</option>`)}
+      </select>
+      <output>${weight.toFixed(2)}</output>
+      <input
+        type="range"
+        min="0.05"
+        max="1.5"
+        step="0.05"
+        aria-label=${`Weight of ${name}`}
+        value=${weight}
+        onInput=${({ target }) => set({ weight: Number(target.value) })}
+      />
+      ${remove &&
+      html`<button type="button" class="quiet" aria-label=${`Remove ${name} from the blend`} onClick=${remove}>✕</button>`}
     </div>
   `;
 }

@@ -25,7 +25,7 @@ function Column({ answer, reference, hasKey }) {
     <article class=${`column ${answer.state}`} aria-label=${`Answer of ${answer.choice}`} aria-busy=${!answer.ended}>
       <header>
         <h2>${answer.choice}</h2>
-        ${answer.answeredBy && answer.answeredBy !== answer.choice && html`<span class="who">answered by ${answer.answeredBy}</span>`}
+        ${isNews(answer) && html`<span class="who">answered by ${answer.answeredBy}</span>`}
         <span class="state">${STATES[answer.state]}</span>
       </header>
       <${Figures} answer=${answer} />
@@ -42,6 +42,7 @@ function Column({ answer, reference, hasKey }) {
   `;
 }
 
+const isNews = ({ answeredBy, choice }) => answeredBy !== null && answeredBy !== choice;
 const server = () => new URL(".", document.baseURI).href.replace(/\/$/, "");
 
 function Figures({ answer }) {
@@ -125,8 +126,9 @@ function Copy({ label, text }) {
       show("text"); // no clipboard, as on a page that came over plain http from another machine
     }
   };
+  const forget = () => shown === "copied" && show(null);
   return html`
-    <button type="button" class="quiet" aria-label=${`Copy as ${label}`} onClick=${copy} onBlur=${() => shown === "copied" && show(null)}>
+    <button type="button" class="quiet" aria-label=${`Copy as ${label}`} onClick=${copy} onBlur=${forget}>
       ${shown === "copied" ? "✓ copied" : label}
     </button>
     ${shown === "text" && html`<pre class="snippet" tabindex="0">${text()}</pre>`}

@@ -55,7 +55,7 @@ export function Decision({ decision }) {
     </label>
     <${Scores} scores=${scores} />
     ${matched && html`<p class="matched"><span>${reason === "rule" ? "rule" : "nearest example"}</span> ${matched}</p>`}
-    ${evidence.length > 0 && html`<${Evidence} evidence=${evidence} names=${scores.slice(0, 2).map((route) => route.adapter)} />`}
+    ${evidence.length > 0 && html`<${Evidence} evidence=${evidence} routes=${scores.slice(0, 2)} />`}
   `;
 }
 
@@ -82,20 +82,20 @@ function Scores({ scores }) {
 }
 
 /** What parts of words add to the scores of the first two routes. */
-function Evidence({ evidence, names }) {
+function Evidence({ evidence, routes }) {
   return html`
     <details class="evidence">
       <summary>What decided</summary>
       <table>
         <thead>
-          <tr><th scope="col">letters</th>${names.map((name) => html`<th scope="col">${name}</th>`)}</tr>
+          <tr><th scope="col">letters</th>${routes.map(({ adapter }) => html`<th scope="col">${adapter}</th>`)}</tr>
         </thead>
         <tbody>
           ${evidence.slice(0, MOST_NGRAMS).map(
             ({ ngram, best, second }) => html`
               <tr>
                 <th scope="row"><code>${ngram.replaceAll(" ", "␣")}</code></th>
-                ${[best, second].slice(0, names.length).map((adds) => html`<td>${signed(adds)}</td>`)}
+                ${[best, second].slice(0, routes.length).map((adds) => html`<td>${signed(adds)}</td>`)}
               </tr>
             `,
           )}

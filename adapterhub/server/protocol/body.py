@@ -72,6 +72,19 @@ def describe_body(model: type[Body], example: Mapping[str, Any]) -> dict[str, An
     return {"requestBody": {"required": True, "content": content}}
 
 
+def describe_answer(example: Mapping[str, Any], *, streams: bool = True) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route whose answers are made by hand.
+
+    Args:
+        example: An answer.
+        streams: Whether it may also be a stream of events.
+    """
+    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}, "example": example}}
+    if streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {200: {"description": "The answer.", "content": content}}
+
+
 def _check_content_type(request: Request) -> None:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):

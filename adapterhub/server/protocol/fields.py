@@ -33,7 +33,7 @@ IGNORED: Final = frozenset(
 """Fields that have no effect on the answer."""
 
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
-    "allowed_token_ids": ([],),
+    "add_special_tokens": (True,),
     "best_of": (1,),
     "detokenize": (True,),
     "include_reasoning": (True,),
@@ -46,20 +46,23 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "suffix": ("",),
-    "truncate_prompt_tokens": (-1,),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
 }
 """Fields with an effect that is not built -> their values without one."""
 
 REFUSED: Final[Mapping[str, str]] = {
+    "allowed_token_ids": "Use logit_bias, or an output format.",
     "audio": "Answers are texts.",
+    "chat_template": "An adapter's card has it.",
     "documents": "Put documents into the messages.",
     "function_call": "Use tool_choice.",
     "functions": "Use tools.",
     "moderation": "Nothing is moderated here.",
     "prediction": "Leave it out; the answer is the same without.",
+    "prompt_embeds": "Prompts are texts or token ids.",
     "prompt_logprobs": "Log-probabilities are those of the answer.",
+    "truncate_prompt_tokens": "Shorten the prompt.",
     "web_search_options": "The server does not reach the web.",
 }
 """Fields that are refused -> what to do instead."""
@@ -116,5 +119,9 @@ def _unsupported(message: str, name: str, hint: str) -> FieldError:
 
 def _unknown(name: str, known: tuple[str, ...]) -> FieldError:
     near = difflib.get_close_matches(name[:100], known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else "A server with unknown_fields='ignore' ignores it."
+    hint = (
+        f"Did you mean {near[0]!r}?"
+        if near
+        else "A server that runs with `--unknown-fields ignore` ignores it."
+    )
     return FieldError(f"There is no field {name[:100]!r}.", name[:100], "unknown_parameter", hint=hint)

@@ -42,14 +42,24 @@ class GenerationBody(Body):
     """Keep tokens whose probability is at least this share of the most probable one's."""
     repetition_penalty: float | None = None
     """Above 1 makes tokens that prompt and answer contain less probable."""
+    frequency_penalty: float | None = None
+    """Subtracted from a token's logit for each time that the answer contains it; -2 to 2."""
+    presence_penalty: float | None = None
+    """Subtracted from the logit of each token that the answer contains; -2 to 2."""
+    logit_bias: dict[int, float] | None = Field(None, max_length=1024)
+    """Token id -> what is added to its logit, -100 to 100."""
+    bad_words: list[str] | None = None
+    """Texts that are never generated, but where an output format allows nothing else."""
     stop: str | list[str] | None = None
     """Texts that end the answer and are not part of it."""
     stop_token_ids: list[int] | None = None
     """Tokens that end the answer."""
+    min_tokens: int | None = None
+    """The answer does not end before it has this many tokens."""
     ignore_eos: bool | None = None
     """Continue past the base's end token."""
     seed: int | None = None
-    """Makes sampling repeatable."""
+    """Makes sampling repeatable; -1 is as if not sent, as in vLLM."""
     n: int | None = None
     """Number of answers."""
     priority: int | None = None
@@ -64,4 +74,6 @@ class GenerationBody(Body):
         """The options of a call of the hub that were sent."""
         names = [name for name in (*SamplingParams.model_fields, "priority") if name != "logprobs"]
         sent = {name: getattr(self, name, None) for name in names}
+        if self.seed == -1:
+            sent["seed"] = None
         return {name: value for name, value in sent.items() if value is not None}

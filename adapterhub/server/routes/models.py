@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 
-from adapterhub.server.generating.model_list import find_model, list_models
+from adapterhub.server.generating.model_list import describe_model, describe_models
+from adapterhub.server.protocol.models import Model, ModelList
 from adapterhub.server.state import State
 
 router = APIRouter(tags=["OpenAI"])
 
 
 @router.get("/v1/models")
-async def list_served_models(state: State) -> dict[str, Any]:
+async def list_models(state: State) -> ModelList:
     """Lists the models."""
-    return {"object": "list", "data": await state.hub._run_off_loop(list_models, state)}
+    return ModelList(data=await state.hub._run_off_loop(describe_models, state))
 
 
 @router.get("/v1/models/{model:path}")
-async def retrieve_model(model: str, state: State) -> dict[str, Any]:
+async def retrieve_model(model: str, state: State) -> Model:
     """Describes one model, which any `model` of a request names."""
-    return await state.hub._run_off_loop(find_model, model, state)
+    return await state.hub._run_off_loop(describe_model, model, state)

@@ -49,13 +49,13 @@ _FILES = _read(files("adapterhub.server") / "page")
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 async def page(if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """The page."""
     return _response("index.html", if_none_match)
 
 
-@router.get("/page/{name:path}")
+@router.api_route("/page/{name:path}", methods=["GET", "HEAD"])
 async def page_file(name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """A script, style sheet or picture of the page."""
     return _response(name, if_none_match)

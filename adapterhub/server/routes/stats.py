@@ -33,6 +33,8 @@ class Stats(BaseModel):
     """Adapters in LoRA slots."""
     max_loras: int
     """Number of LoRA slots."""
+    kv_cache_usage: float
+    """The share of the memory for keys and values that running sequences have, 0 to 1."""
 
 
 @router.get("/stats", operation_id="stats")
@@ -47,4 +49,5 @@ def show_stats(state: State) -> Stats:
         tokens_per_second=stats.tokens_per_second,
         resident=stats.resident,
         max_loras=stats.max_loras,
+        kv_cache_usage=stats.kv_cache_usage,
     )

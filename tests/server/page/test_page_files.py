@@ -79,6 +79,7 @@ def test_an_unchanged_file_is_not_sent_again(client: TestClient):
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["etag"] == etag
     assert client.get("/page/app.js", headers={"If-None-Match": '"another"'}).status_code == 200
+    assert client.head("/page/app.js").headers["etag"] == etag
 
 
 @pytest.mark.parametrize(
