@@ -39,7 +39,6 @@ from adapterhub.server.routes import (
     server_info,
     stats,
 )
-from adapterhub.server.routes.registry import UPLOAD
 from adapterhub.server.state import ServerState
 
 _ROUTERS = (
@@ -105,15 +104,15 @@ def _middleware(state: ServerState) -> list[Middleware]:
         *([_cors(config.cors_origins)] if config.cors_origins else []),
         Middleware(DrainingMiddleware, lifecycle=state.lifecycle),
         Middleware(AccessMiddleware, state.access),
-        Middleware(BodyLimitMiddleware, max_bytes=partial(_max_body, config), seconds=config.body_seconds),
+        Middleware(BodyLimitMiddleware, max_bytes=partial(_max_bytes, config), seconds=config.body_seconds),
         Middleware(DisconnectMiddleware, paths=_GENERATING),
         Middleware(FailureMiddleware),
     ]
 
 
-def _max_body(config: ServerConfig, path: str) -> int:
-    """The size of the largest body that a path takes."""
-    return config.max_upload_bytes if path.endswith(UPLOAD) else config.max_body_bytes
+def _max_bytes(config: ServerConfig, path: str) -> int:
+    """The largest body that a path takes."""
+    return config.max_upload_bytes if registry.takes_uploads(path) else config.max_body_bytes
 
 
 def _cors(origins: tuple[str, ...]) -> Middleware:

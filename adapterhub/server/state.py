@@ -27,8 +27,8 @@ class ServerState:
     Attributes:
         hub: Answers.
         config: The settings.
-        base_model: The id of the bare base, without the path of a folder.
         lifecycle: How far the server is.
+        base_model: The id of the bare base, without the path of a folder.
         access: The keys.
         audit: The log of what admins do.
         serving: Loads and unloads adapters for admins.
@@ -40,8 +40,8 @@ class ServerState:
 
     hub: AdapterHub
     config: ServerConfig
-    base_model: str
     lifecycle: Lifecycle
+    base_model: str
     access: AccessControl
     audit: AuditLog
     serving: AdapterServing
@@ -66,8 +66,8 @@ class ServerState:
         return cls(
             hub,
             config,
-            base_model,
             lifecycle,
+            base_model,
             access=AccessControl(config.api_key_file, config.admin_key_file),
             audit=AuditLog(config.audit_log or hub.registry.root / AUDIT_FILE),
             serving=AdapterServing(hub),

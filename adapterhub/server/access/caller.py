@@ -57,11 +57,6 @@ class Caller:
         """What the router may choose for them."""
         return RouteFilter(allow=self.adapters)
 
-    @property
-    def options(self) -> dict[str, RouteFilter]:
-        """The options of every call of the hub for them."""
-        return {"where": self.route_filter}
-
 
 NOBODY = Caller("nobody", Level.OPEN, frozenset())
 """A caller for whom no adapter exists."""

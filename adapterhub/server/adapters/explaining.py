@@ -62,7 +62,7 @@ def _visible_match(router: AdapterRouter, decision: RouteDecision, caller: Calle
     known = (
         text for route in visible for text in (*route.examples, *route.about, *route.phrases, *route.patterns)
     )
-    return decision.matched if decision.matched in known else None
+    return next((text for text in known if text == decision.matched), None)
 
 
 def router_state(hub: AdapterHub) -> RouterState:

@@ -15,9 +15,7 @@ _STARTED = int(time.time())
 
 
 def describe_models(state: ServerState) -> list[Model]:
-    """The base, `auto`, and the adapters that can be served and that exist for the caller, by name.
-
-    Reads the registry.
+    """The base, `auto`, and the adapters that can be served, by name; reads the registry.
 
     Args:
         state: The server's parts.

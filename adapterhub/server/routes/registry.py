@@ -22,10 +22,14 @@ from adapterhub.server.protocol.registry import (
 from adapterhub.server.routes.dependencies import Audited
 from adapterhub.server.state import ServerState, State
 
-router = APIRouter(prefix="/v1/adapterhub/adapters", tags=["registry"])
-UPLOAD = "/upload"
-"""The end of the path that takes larger bodies than the others."""
+_PREFIX = "/v1/adapterhub/adapters"
+router = APIRouter(prefix=_PREFIX, tags=["registry"])
 _ZIP = {"requestBody": {"required": True, "content": {"application/zip": {"schema": {"type": "string"}}}}}
+
+
+def takes_uploads(path: str) -> bool:
+    """Whether bodies to this path are archives of adapters."""
+    return path.startswith(f"{_PREFIX}/") and path.endswith("/upload")
 
 
 @router.get("")
@@ -59,7 +63,7 @@ def add_adapter(body: AddAdapterRequest, state: State, audited: Audited) -> Adap
     return _shown(state, card)
 
 
-@router.post(f"/{{name}}{UPLOAD}", status_code=201, openapi_extra=_ZIP)
+@router.post("/{name}/upload", status_code=201, openapi_extra=_ZIP)
 async def upload_adapter(name: str, request: Request, state: State, audited: Audited) -> AdapterSummary:
     """Checks a zip archive of an adapter's files and registers it as the next version of a name."""
     root, limit = state.hub.registry.root, state.config.max_upload_bytes
