@@ -60,7 +60,7 @@ class ServerMetrics:
         if "application/openmetrics-text" not in accept:
             return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
         # Its other ways of escaping turn the colon of vLLM's names into an underscore, in samples alone.
-        text = openmetrics.generate_latest(self._registry, escaping=openmetrics.ALLOWUTF8)
+        text = openmetrics.generate_latest(self._registry, escaping=openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
         return text, openmetrics.CONTENT_TYPE_LATEST
 
     def close(self) -> None:
