@@ -22,6 +22,18 @@ def hub(tiny_registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield hub
 
 
+@pytest.fixture(scope="package")
+def model_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
+    """A random base of one layer with a random adapter, json, for what needs a tokenizer; tests leave it as it is."""
+    from tests.tiny import make_adapter, make_base
+
+    root = tmp_path_factory.mktemp("model")
+    base = make_base(root / "base", num_hidden_layers=1, max_position_embeddings=8192)
+    with AdapterHub.from_pretrained(base, root / "registry", quantization=None) as hub:
+        hub.registry.register("json", make_adapter(root / "json", base), base=base)
+        yield hub
+
+
 @pytest.fixture(scope="module")
 def app(hub: AdapterHub) -> FastAPI:
     """The application on that hub, with the default settings."""

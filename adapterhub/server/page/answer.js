@@ -14,6 +14,7 @@ export class Answer {
     this.route = null; // {reason, confidence}, where the router chose
     this.finishReason = null;
     this.completionTokens = null;
+    this.firstTokens = 1; // of the first output
     this.error = null;
     this.sent = this.first = this.last = null; // in milliseconds
   }
@@ -27,10 +28,11 @@ export class Answer {
     return this.first === null ? null : this.first - this.sent;
   }
 
-  /** Of decoding: the first token, which waits for the prompt, does not count. */
+  /** Of decoding: what the first output had, which waited for the prompt or for a whole call, does not count. */
   get tokensPerSecond() {
     const seconds = (this.last - this.first) / 1000;
-    return this.completionTokens > 1 && seconds > 0 ? (this.completionTokens - 1) / seconds : null;
+    const tokens = this.completionTokens - this.firstTokens;
+    return tokens > 0 && seconds > 0 ? tokens / seconds : null;
   }
 
   /** Takes the headers, which say who answers and why. */
@@ -50,6 +52,7 @@ export class Answer {
     const { content, tool_calls: calls = [] } = choice.delta;
     if (content || calls.length) {
       this.state = "streaming";
+      if (this.first === null) this.firstTokens = this.completionTokens ?? 1;
       this.first ??= now;
       this.last = now;
     }

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adapterhub.requests.template_options import TEMPLATE_ARGUMENTS
 from adapterhub.server.errors import FieldError
-from adapterhub.server.protocol.sampling import GenerationBody
+from adapterhub.server.protocol.output_formats import FormattedBody
+from adapterhub.server.protocol.tools import FunctionCall, FunctionTool, ToolChoiceOption, call_part
 
 _TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
@@ -34,26 +35,46 @@ class ChatMessage(BaseModel):
     """A text, or parts of the type `text`; may be null in a message with tool calls."""
     name: str | None = None
     """Who wrote it, for chat templates that tell."""
+    tool_calls: list[FunctionCall] | None = None
+    """The calls of an earlier answer."""
+    tool_call_id: str | None = None
+    """The call that a message of the role `tool` is the result of."""
 
-    def text(self, location: str) -> str:
-        """The content as one text, its parts as lines.
+    def converted(self, location: str) -> dict[str, Any]:
+        """The message as the hub takes it; parts of its content are lines.
 
         Args:
-            location: Where the content is, for the error.
+            location: Where the message is, for the error.
 
         Raises:
-            FieldError: A part is no text.
+            FieldError: A part of its content is no text.
         """
-        if not isinstance(self.content, list):
-            return self.content or ""
-        return "\n".join(_text(part, f"{location}.{at}") for at, part in enumerate(self.content))
+        content = self.content or ""
+        if isinstance(content, list):
+            content = "\n".join(_text(part, f"{location}.content.{at}") for at, part in enumerate(content))
+        message: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": content,
+        }
+        if self.role == "assistant" and self.tool_calls:
+            calls = [(call.id, call.function.name, call.function.arguments) for call in self.tool_calls]
+            message["tool_calls"] = [call_part(*call) for call in calls]
+        if self.role == "tool":
+            message["tool_call_id"] = self.tool_call_id or ""
+        return message
 
 
-class ChatCompletionRequest(GenerationBody):
+class ChatCompletionRequest(FormattedBody):
     """The body of `POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     """The conversation."""
+    tools: list[FunctionTool] | None = None
+    """The functions that the answer may call; an empty list is none."""
+    tool_choice: ToolChoiceOption | None = None
+    """Which of them it may or must call; `auto` if there are tools."""
+    parallel_tool_calls: bool | None = None
+    """Whether it may call several; true if not sent."""
     max_completion_tokens: int | None = None
     """`max_tokens` under its newer name, which wins."""
     logprobs: bool | None = None
@@ -67,19 +88,18 @@ class ChatCompletionRequest(GenerationBody):
     add_generation_prompt: bool | None = None
     """Begin a message of the assistant; true if not sent, but for `continue_final_message`; vLLM's."""
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether the conversation has calls or their results."""
+        return any(message.role == "tool" or message.tool_calls for message in self.messages)
+
     def conversation(self) -> list[dict[str, Any]]:
         """The messages as the hub takes them.
 
         Raises:
             FieldError: A part of a message's content is no text.
         """
-        return [
-            {
-                "role": "system" if message.role == "developer" else message.role,
-                "content": message.text(f"messages.{at}.content"),
-            }
-            for at, message in enumerate(self.messages)
-        ]
+        return [message.converted(f"messages.{at}") for at, message in enumerate(self.messages)]
 
     def options(self) -> dict[str, Any]:
         """The options of a call of the hub that were sent.

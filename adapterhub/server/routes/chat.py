@@ -37,7 +37,7 @@ _ANSWER = {
     "adapterhub": {
         "adapter": "haiku",
         "version": 2,
-        "route": {"reason": "matched", "confidence": 0.97, "threshold": 0.5, "matched": "write a haiku"},
+        "route": {"reason": "matched", "confidence": 0.97, "threshold": 0.5},
     },
 }
 
@@ -57,6 +57,6 @@ async def create_chat_completion(
     if not body.streams:
         answer, by = await call.generate()
         return json_answer(answer, answer_headers(by, body))
-    stream = await call.start()
+    chat_request, stream = await call.start()
     headers = answer_headers(AnsweredBy.of(stream), body)
-    return await EventStream.begin(call.events(stream), headers, state.config)
+    return await EventStream.begin(call.events(chat_request, stream), headers, state.config)

@@ -214,6 +214,15 @@ def test_the_headers_say_who_answers_and_why(call: Callable[..., Any]):
     assert call("answer", HEADERS, {"x-adapterhub-adapter": "base"}) == ["base", None]
 
 
+def test_tokens_that_came_with_the_first_output_are_not_timed(call: Callable[..., Any]):
+    steps = call(
+        "answer",
+        TAKE,
+        [[1500, chunk({"content": "a whole call"}, tokens=20)], [1700, chunk({"content": "."}, tokens=22)]],
+    )
+    assert steps[1]["tokensPerSecond"] == 10
+
+
 def test_tool_calls_grow_by_their_index(call: Callable[..., Any]):
     def delta(index: int, **function: str) -> dict[str, Any]:
         return chunk({"tool_calls": [{"index": index, "function": function}]})
