@@ -73,8 +73,8 @@ def fuzz(api: OpenApiSchema, examples: int) -> Counter[int]:
 
 
 def test_nothing_ends_in_a_500(api: OpenApiSchema):
-    statuses = fuzz(api, 10)
-    assert min(statuses[200], statuses[400]) >= 5
+    statuses = fuzz(api, 5)
+    assert min(statuses[200], statuses[400]) >= 3
 
 
 @pytest.mark.slow
