@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from adapterhub.server.routes.not_implemented import NOT_IMPLEMENTED
+
 
 class Level(IntEnum):
     """What a caller has to be to call a path."""
@@ -49,11 +51,17 @@ def level_of(method: str, path: str) -> Level:
     """
     if path in _OPEN or path.startswith(_OPEN_FOLDER):
         return Level.OPEN
-    if path in _INFERENCE:
+    if path in _INFERENCE or _is_refused(path):
         return Level.INFERENCE
     if method in ("GET", "HEAD") and (path == _ADAPTERS or path.startswith(_READING)):
         return Level.INFERENCE
     return Level.OPERATOR if path in _OPERATOR else Level.ADMIN
+
+
+def _is_refused(path: str) -> bool:
+    """Whether the path only says that this server has not got it, which every key may hear."""
+    _, version, name, *_ = f"{path}//".split("/")
+    return version == "v1" and name in NOT_IMPLEMENTED
 
 
 def counts(method: str, level: Level) -> bool:
