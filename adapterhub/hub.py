@@ -34,6 +34,7 @@ from adapterhub.requests.options import BatchGenerationOptions, GenerationOption
 from adapterhub.requests.preparing import PreparedRequest, Prompt, RequestPreparer, names_adapter
 from adapterhub.requests.prompts import PromptStyle
 from adapterhub.requests.streaming import AsyncGenerationStream, GenerationStream
+from adapterhub.requests.template_options import TemplateArguments
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.router import AdapterRouter
@@ -208,17 +209,21 @@ class AdapterHub:
         """Answers one prompt.
 
         Args:
-            prompt: A text (one user message) or a conversation as a list of `{"role", "content"}` messages.
+            prompt: A text (one user message) or a conversation as a list of `{"role", "content"}` messages; with `raw`
+                also a list of token ids.
             adapter: `"name"`, `"name@3"`, `"name@alias"`, a blend such as `"json:0.7+support:0.3"` (the weighted sum),
                 `"auto"` (the router chooses), None or `"base"` (the bare base); if not given, the active adapter.
             sampling_params: Sampling settings; of these only the fields that were set count. They win over the defaults
                 of the adapter's card, and those over the base's `generation_config.json`; stop strings add up.
-            raw: Take the text without chat template or system prompt.
+            raw: Take the text or token ids without chat template or system prompt.
             tools: JSON-Schema descriptions of functions for the chat template.
-            **options: Fields of `SamplingParams`, which win over `sampling_params`. For structured output one of
+            **options: Fields of `SamplingParams`, which win over `sampling_params`. Of the chat template:
+                `chat_template_kwargs` (variables such as `enable_thinking`), `continue_final_message` (the answer goes
+                on with the last message), `add_generation_prompt`. For structured output one of
                 `schema` (a pydantic model or another type, or a JSON Schema), `regex`, `grammar` (Lark) or `choices`
                 (a list of texts), see `OutputFormat.of`; vLLM's names `json` and `choice` are accepted. `priority`:
                 a whole number, higher ones start first where requests wait; the card's `serving.priority` if not given.
+                `where`: a `RouteFilter` that narrows the adapters that `"auto"` may choose.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
@@ -344,6 +349,30 @@ class AdapterHub:
         request_options = RequestOptions.of(options, sampling_params, raw=raw, tools=tools)
         prepare = partial(self._prepare_off_loop, self._prepare, prompt, adapter, request_options)
         return AsyncGenerationStream(prepare, self._engine)
+
+    def encode_prompt(
+        self,
+        prompt: Prompt,
+        adapter: AdapterChoice = ACTIVE,
+        *,
+        raw: bool = False,
+        tools: Tools = None,
+        **options: Unpack[TemplateArguments],
+    ) -> list[int]:
+        """The token ids that `generate` sends to the base, for counting tokens or for another engine.
+
+        Args:
+            prompt: As in `generate`.
+            adapter: As in `generate`; its card's prompt profile counts.
+            raw: As in `generate`.
+            tools: As in `generate`.
+            **options: The options of the chat template, as in `generate`.
+
+        Raises:
+            AdapterHubError: As `generate`; whether an answer fits the context is not checked.
+        """
+        request_options = RequestOptions.of(options, raw=raw, tools=tools)
+        return self._preparer.encode(prompt, self._chosen(adapter), request_options)
 
     # Adapters
 

@@ -37,7 +37,7 @@ def ours(values: torch.Tensor, settings: dict[str, Any]) -> Callable[[], object]
     """The engine's sampler."""
     sampler = Sampler(SamplingParams(temperature=TEMPERATURE, seed=0, **settings), 0, torch.device("cpu"))
     (logits,) = Logits.of(values)
-    return lambda: [sampler.draw(logits, [0]) for _ in range(DRAWS)]
+    return lambda: [sampler.draw(logits) for _ in range(DRAWS)]
 
 
 def transformers_sampling(values: torch.Tensor, settings: dict[str, Any]) -> Callable[[], object]:

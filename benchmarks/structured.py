@@ -73,7 +73,7 @@ class TimedSampler:
     def draw(self, logits: Logits, allowed: torch.Tensor) -> tuple[int, Any]:
         """Samples a token and adds the time."""
         started = clock()
-        drawn = self._sampler.draw(logits, [], allowed)
+        drawn = self._sampler.draw(logits, allowed)
         self.seconds += clock() - started
         return drawn
 

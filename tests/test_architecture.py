@@ -25,7 +25,7 @@ LAYERS = [
     {"training", "export"},
     {"evaluation"},
     {"hub"},
-    {"demo", "langchain"},
+    {"demo", "langchain", "server"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

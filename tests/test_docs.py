@@ -34,7 +34,7 @@ FACES = {
     "adapterhub.engine", "adapterhub.errors", "adapterhub.evaluation", "adapterhub.export", "adapterhub.export.ollama",
     "adapterhub.langchain", "adapterhub.langchain.tools", "adapterhub.llama_cpp",
     "adapterhub.lora", "adapterhub.peft_format", "adapterhub.registry", "adapterhub.requests", "adapterhub.routing",
-    "adapterhub.dataset", "adapterhub.training",
+    "adapterhub.dataset", "adapterhub.server", "adapterhub.training",
 }  # fmt: skip
 # They set up or need a machine of their own; `make test` and `make demo` run as a whole in CI or take too long here.
 NOT_RUN = ("make ", "pip ", "git ", "python -m ", "export ", ".venv/", "sh examples/demo")

@@ -110,6 +110,7 @@ EXPORTED = {
         "Source",
     },
     "reports": {"bar_chart", "histogram", "line_chart"},
+    "server": {"ServerConfig", "create_app", "serve"},
     "tool_calling": {
         "HERMES",
         "ChatRequest",

@@ -18,7 +18,7 @@ from adapterhub.errors import InvalidRequestError, RequestTooLongError
 
 if TYPE_CHECKING:
     from adapterhub.hub import AdapterHub
-    from adapterhub.requests.generation import GenerationStream
+    from adapterhub.requests.streaming import GenerationStream
 
 # An answer must not rewrite the terminal: all but tab and line break.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

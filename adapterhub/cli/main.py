@@ -31,6 +31,7 @@ from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
 from adapterhub.cli.route import route
 from adapterhub.cli.router import router
 from adapterhub.cli.run import run
+from adapterhub.cli.serve import serve
 from adapterhub.cli.streams import discard_output, open_streams
 from adapterhub.errors import AdapterHubError
 
@@ -78,6 +79,7 @@ for command in (
     doctor,
     run,
     chat,
+    serve,
     route,
     router,
     compose_dataset,

@@ -101,6 +101,16 @@ def _token_ids(
         raise click.BadParameter("Give token ids with commas between them: 12,7.") from error
 
 
+def _logit_bias(
+    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[int, float] | None:
+    try:
+        pairs = (one.split("=") for one in given)
+        return {int(token): float(bias) for token, bias in pairs} or None
+    except ValueError as error:
+        raise click.BadParameter("Give a token id and what is added: 12=-5.") from error
+
+
 def sampling_options(function: F) -> F:
     """The fields of `SamplingParams` for one answer; it checks their values."""
     options = [
@@ -114,6 +124,18 @@ def sampling_options(function: F) -> F:
         click.option("--top-k", type=int, help="Keep only this many most probable tokens."),
         click.option("--min-p", type=float, help="Keep tokens of this share of the most probable one's."),
         click.option("--repetition-penalty", type=float, help="Above 1 makes used tokens less probable."),
+        click.option(
+            "--frequency-penalty",
+            type=float,
+            help="Above 0 makes a token less probable each time it is used.",
+        ),
+        click.option("--presence-penalty", type=float, help="Above 0 makes used tokens less probable."),
+        click.option(
+            "--logit-bias",
+            multiple=True,
+            callback=_logit_bias,
+            help="A token id and what is added to its logit, as 12=-5; may be given several times.",
+        ),
         click.option("--seed", type=int, help="Makes sampling repeatable."),
         click.option(
             "--stop", multiple=True, help="A text that ends the answer; may be given several times."
@@ -135,6 +157,10 @@ def sampling_options(function: F) -> F:
             callback=_token_ids,
             help="Tokens, as 12,7, that are never generated one after the other.",
         ),
+        click.option(
+            "--bad-word", "bad_words", multiple=True, help="A word that is never generated as its own tokens."
+        ),
+        click.option("--min-tokens", type=int, help="The answer does not end before so many tokens."),
         click.option("--ignore-eos", is_flag=True, default=None, help="Continue past the end token."),
     ]
     for option in reversed(options):

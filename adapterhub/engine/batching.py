@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -42,6 +43,7 @@ from adapterhub.engine.scheduling.sequence_builder import SequenceBuilder
 from adapterhub.engine.stats import EngineStats
 from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import (
+    AdapterHubError,
     CapacityError,
     EngineClosedError,
     EngineError,
@@ -119,7 +121,8 @@ class BatchingEngine:
         # empties them in the same thread.
         self._inbox: deque[SequenceState] = deque()
         self._commands: deque[Callable[[], None]] = deque()
-        self._lock = threading.RLock()  # guards both, and `_closed`
+        self._rejected: Counter[str] = Counter()  # by the error's code
+        self._lock = threading.RLock()  # guards these three, and `_closed`
         self._closed = False
         self._process_id = os.getpid()
         self._stepping = LeaderFollower(self._step, self._reap, self._has_pending)
@@ -207,7 +210,7 @@ class BatchingEngine:
 
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
         """Excludes an adapter from eviction, or includes it again; see `Engine.pin`."""
-        self._call(partial(self._scheduler.pin, adapter.digest, pinned))
+        self._call(partial(self._scheduler.pin, adapter, pinned))
 
     def preload(self, adapter: LoraRequest) -> None:
         """Loads an adapter ahead of requests; see `Engine.preload`."""
@@ -228,7 +231,8 @@ class BatchingEngine:
     def stats(self) -> EngineStats:
         """A snapshot of what the engine runs and holds."""
         return replace(
-            self._scheduler.stats(submitted=len(self._inbox)),
+            self._scheduler.stats(submitted=list(self._inbox)),
+            rejected=dict(self._rejected),
             runner=self._runner_name,
             batch_invariant=self._batch_invariant,
             forward=self._forward_name,
@@ -259,22 +263,33 @@ class BatchingEngine:
         self, request: Request, num_sequences: int, wake: Callable[[], None], *, stream: bool
     ) -> list[SequenceState]:
         self._refuse_if_forked()
-        sequences = self._builder.build(request, num_sequences, wake, stream=stream)
-        max_length = sequences[0].max_length
-        if not self._scheduler.can_ever_fit(max_length):
-            raise RequestTooLongError(
-                f"A prompt and completion of up to {max_length} tokens never fit the {self._scheduler.max_tokens} "
-                "tokens that the engine has memory for.",
-                hint="Shorten the prompt, lower max_tokens, or raise kv_cache_mib.",
-            )
+        with self._counting_rejections(num_sequences):
+            sequences = self._builder.build(request, num_sequences, wake, stream=stream)
+            max_length = sequences[0].max_length
+            if not self._scheduler.can_ever_fit(max_length):
+                raise RequestTooLongError(
+                    f"A prompt and completion of up to {max_length} tokens never fit the "
+                    f"{self._scheduler.max_tokens} tokens that the engine has memory for.",
+                    hint="Shorten the prompt, lower max_tokens, or raise kv_cache_mib.",
+                )
         return sequences
+
+    @contextmanager
+    def _counting_rejections(self, num_sequences: int) -> Iterator[None]:
+        try:
+            yield
+        except AdapterHubError as error:
+            with self._lock:
+                self._rejected[error.code] += num_sequences
+            raise
 
     async def _compile(self, requests: Sequence[Request]) -> None:
         """Compiles output formats in other threads, since it may take seconds."""
         self._refuse_if_forked()
         for request in requests:
             if request.output_format:
-                await self._compile_pool.compile(request.output_format)
+                with self._counting_rejections(request.sampling.n):
+                    await self._compile_pool.compile(request.output_format)
 
     def _stream(self, sequence: SequenceState, waiter: Waiter) -> Generator[TokenOutput]:
         try:
@@ -291,7 +306,7 @@ class BatchingEngine:
     def _enqueue(self, sequences: Sequence[SequenceState]) -> None:
         """Queues all of the sequences or none of them."""
         max_queue = self._limits.max_queue
-        with self._lock:
+        with self._lock, self._counting_rejections(len(sequences)):
             self._refuse_if_closed()
             if len(sequences) > max_queue:
                 raise InvalidRequestError(

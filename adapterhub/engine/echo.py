@@ -7,8 +7,10 @@ registry, prompts, sampling parameters, stop strings, token counts.
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
@@ -22,6 +24,7 @@ from adapterhub.engine.interface import (
     TokenOutput,
     max_completion_tokens,
 )
+from adapterhub.engine.meter import EndReason, Meter, Residency, SequenceTimes
 from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import InvalidRequestError
 
@@ -58,6 +61,21 @@ class EchoTokenizer:
     def get_vocab(self) -> Mapping[str, int]:
         """None that are longer than a character."""
         return {}
+
+
+@dataclass(eq=False)
+class _EchoSequence:
+    request: Request
+    output_token_ids: list[int] = field(default_factory=list)
+    times: SequenceTimes = field(default_factory=SequenceTimes)
+
+    @property
+    def adapter(self) -> LoraRequest | None:
+        return self.request.adapter
+
+    @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        return self.request.prompt
 
 
 class EchoStream:
@@ -122,14 +140,13 @@ class EchoEngine:
         self.tokenizer = EchoTokenizer()
         self.default_sampling_params: Mapping[str, Any] = {}
         self._token_seconds = token_seconds
+        self._meter, self._running = Meter(), list[_EchoSequence]()
+        self._lock = threading.Lock()  # guards both: each caller's thread steps its own sequence
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completes all requests; see `Engine.generate`."""
-        streams = [self.stream(request) for request in requests]
-        return [
-            [Completion.of(list(stream))] * request.sampling.n
-            for request, stream in zip(requests, streams, strict=True)
-        ]
+        streams = [[self.stream(one) for _ in range(one.sampling.n)] for one in requests]
+        return [[Completion.of(list(stream)) for stream in of_one] for of_one in streams]
 
     def stream(self, request: Request) -> Generator[TokenOutput]:
         """Completes one request, a character at a time; see `Engine.stream`."""
@@ -138,6 +155,8 @@ class EchoEngine:
                 "EchoEngine repeats the prompt and cannot enforce an output format.",
                 hint="Load a base; the demo's is small.",
             )
+        if max(request.prompt, default=0) > sys.maxunicode:
+            raise InvalidRequestError(f"A token id of EchoEngine is a character's, up to {sys.maxunicode}.")
         return self._echo(request, max_completion_tokens(request, self.context_length))
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -161,13 +180,42 @@ class EchoEngine:
         """Does nothing: there are no weights."""
 
     def stats(self) -> EngineStats:
-        """Zeros: it holds nothing."""
-        return EngineStats()
+        """What it answers and has answered; it holds nothing."""
+        with self._lock:
+            running = list(self._running)
+            return EngineStats(running=len(running), **self._meter.figures(running, (), 0, Residency()))
 
     def close(self) -> None:
         """Does nothing: it holds nothing."""
 
     def _echo(self, request: Request, max_tokens: int) -> Generator[TokenOutput]:
+        sequence = _EchoSequence(request)
+        with self._lock:
+            self._running.append(sequence)
+            self._meter.submit(sequence)
+            self._meter.start(sequence)
+        reason: EndReason = "abort"
+        try:
+            for output in self._outputs(request, max_tokens):
+                sequence.output_token_ids.append(output.token_id)
+                sequence.times.token()
+                with self._lock:
+                    self._meter.token(sequence)
+                    if output.finish_reason:
+                        reason = output.finish_reason
+                        self._end(sequence, reason)
+                timings = sequence.times.timings() if output.finish_reason else None
+                yield replace(output, timings=timings)
+        finally:
+            with self._lock:
+                self._end(sequence, reason)
+
+    def _end(self, sequence: _EchoSequence, reason: EndReason) -> None:
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._meter.end(sequence, reason)
+
+    def _outputs(self, request: Request, max_tokens: int) -> Generator[TokenOutput]:
         name = request.adapter.name if request.adapter else "base"
         characters = f"[{name}] {self.tokenizer.decode(request.prompt)}"[:max_tokens]
         detokenizer = IncrementalDetokenizer(self.tokenizer, request.sampling.stop)

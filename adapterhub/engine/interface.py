@@ -86,6 +86,31 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class Timings:
+    """How long the parts of one completion took.
+
+    Attributes:
+        queue_seconds: From when it was queued until it took part in steps.
+        prefill_seconds: From then until its first token.
+        decode_seconds: From its first token to its last.
+    """
+
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def time_to_first_token(self) -> float:
+        """Seconds from when it was queued to its first token."""
+        return self.queue_seconds + self.prefill_seconds
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds from when it was queued to its last token."""
+        return self.time_to_first_token + self.decode_seconds
+
+
+@dataclass(frozen=True)
 class TokenOutput:
     """What one token adds to a completion.
 
@@ -95,6 +120,7 @@ class TokenOutput:
         logprob: Its log-probability, if requested.
         finish_reason: Set on the last output: `"stop"` or `"length"`.
         index: Which of the request's `n` completions it belongs to.
+        timings: Set on the last output, if the engine takes them.
     """
 
     text: str
@@ -102,6 +128,7 @@ class TokenOutput:
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
     index: int = 0
+    timings: Timings | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -113,12 +140,14 @@ class Completion:
         token_ids: All generated tokens, with the end token.
         finish_reason: `"stop"` (end token or stop string) or `"length"`.
         logprobs: One entry for each token, if requested.
+        timings: How long it took, if the engine takes the time; no part of what two completions are compared by.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
+    timings: Timings | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, outputs: Sequence[TokenOutput]) -> Completion:
@@ -129,6 +158,7 @@ class Completion:
             token_ids=tuple(output.token_id for output in outputs),
             finish_reason=outputs[-1].finish_reason or "length",
             logprobs=logprobs or None,
+            timings=outputs[-1].timings,
         )
 
 
@@ -259,16 +289,17 @@ def max_completion_tokens(request: Request, context_length: int) -> int:
 
     Raises:
         InvalidRequestError: The prompt is empty.
-        RequestTooLongError: The prompt leaves no room in the context, or less than `max_tokens`.
+        RequestTooLongError: The prompt leaves no room in the context, or less than `max_tokens` or `min_tokens`.
     """
     if not request.prompt:
         raise InvalidRequestError("The prompt is empty: the base's tokenizer makes no token of it.")
     room = context_length - len(request.prompt)
-    max_tokens = request.sampling.max_tokens
-    if room < (max_tokens or 1):
+    max_tokens, min_tokens = request.sampling.max_tokens, request.sampling.min_tokens
+    if room < (max_tokens or max(min_tokens, 1)):
         suffix = f" and max_tokens={max_tokens}" if max_tokens else ""
+        suffix = suffix or (f" and min_tokens={min_tokens}" if min_tokens else "")
         raise RequestTooLongError(
             f"A prompt of {len(request.prompt)} tokens{suffix} does not fit the context of {context_length} tokens.",
             hint="Shorten the prompt or lower max_tokens.",
         )
-    return max_tokens or min(DEFAULT_MAX_TOKENS, room)
+    return max_tokens or min(max(DEFAULT_MAX_TOKENS, min_tokens), room)

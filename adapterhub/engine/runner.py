@@ -128,6 +128,7 @@ class SlotCache(Protocol):
         num_slots: Number of slots in use; any thread may read it and what follows.
         allocated_tokens: Tokens that the allocated slots have room for, used or not.
         bytes: Bytes of all allocated slots.
+        usage: The share of its memory that running sequences have, 0 to 1.
     """
 
     max_tokens: int
@@ -140,6 +141,9 @@ class SlotCache(Protocol):
 
     @property
     def bytes(self) -> int: ...
+
+    @property
+    def usage(self) -> float: ...
 
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this many tokens, its prompt included, fits the empty cache; any thread may ask."""

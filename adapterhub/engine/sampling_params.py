@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from adapterhub.errors import InvalidRequestError, describe_validation
 
 _StopString = Annotated[str, StringConstraints(min_length=1)]
+_BadWord = Annotated[str, StringConstraints(min_length=1, max_length=100)]  # each is encoded, twice
 _TokenId = Annotated[int, Field(ge=0)]
+_Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 _TokenIds = Annotated[tuple[_TokenId, ...], Field(min_length=1, max_length=64)]
 _MAX_INT = 2**31 - 1
 _SAMPLING_EPS = 1e-5  # as in vLLM: dividing by less overflows
@@ -23,6 +33,10 @@ def _as_tuple(value: Any) -> Any:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else value
+
+
+def _as_dict(value: Any) -> Any:
+    return {} if value is None else value
 
 
 def _joined(earlier: Any, later: Any) -> Any:
@@ -53,6 +67,12 @@ class SamplingParams(BaseModel):
     """Keep tokens whose probability is at least this share of the most probable one's."""
     repetition_penalty: float = Field(1.0, ge=0.01, le=10.0)
     """Above 1 makes tokens that the prompt and the answer contain less probable, below 1 more; 0.01 to 10."""
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    """Subtracted from a token's logit for each time that the answer contains it; -2 to 2."""
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    """Subtracted from the logit of each token that the answer contains; -2 to 2."""
+    logit_bias: Annotated[dict[_TokenId, _Bias], BeforeValidator(_as_dict)] = Field({}, max_length=1024)
+    """Token id -> what is added to its logit, -100 to 100."""
     stop: Annotated[tuple[_StopString, ...], BeforeValidator(_as_tuple)] = Field((), max_length=64)
     """Strings or special tokens that end the answer, none of them empty; they are not part of it. Those of the request,
     of the adapter's card and of its prompt format add up."""
@@ -62,6 +82,12 @@ class SamplingParams(BaseModel):
     """Tokens that are never generated, but where an output format allows no other."""
     bad_words_ids: Annotated[tuple[_TokenIds, ...], BeforeValidator(_as_tuple)] = Field((), max_length=1024)
     """Sequences of tokens that are never generated, but where an output format allows nothing else."""
+    bad_words: Annotated[tuple[_BadWord, ...], BeforeValidator(_as_tuple)] = Field((), max_length=256)
+    """Texts whose tokens, as they are encoded alone or behind a space, are never generated, but where an output format
+    allows nothing else."""
+    min_tokens: int = Field(0, ge=0, le=_MAX_INT)
+    """End tokens, stop tokens and stop strings end the answer only after this many tokens, but where an output format
+    allows nothing but the end."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling reproducible for this request; None uses a new seed each time."""
     ignore_eos: bool = False
@@ -70,6 +96,12 @@ class SamplingParams(BaseModel):
     """Number of answers to sample for the prompt."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Return each token's log-probability and those of this many most probable tokens."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens, {self.min_tokens}, is above max_tokens, {self.max_tokens}")
+        return self
 
     @property
     def greedy(self) -> bool:

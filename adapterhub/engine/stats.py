@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-if TYPE_CHECKING:
-    from adapterhub.engine.runner import PromptCache, SlotCache
-    from adapterhub.engine.scheduling.cpu_adapter_cache import CpuAdapterCache
-    from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
+from adapterhub.engine.histogram import Histogram
 
-_RECENT_STEPS = 100
+
+@dataclass(frozen=True)
+class AdapterStats:
+    """What an engine does with one adapter, or with the base alone.
+
+    Attributes:
+        running: Its running sequences.
+        waiting: Its waiting sequences.
+        prompt_tokens: Tokens of its prompts since the start.
+        tokens: Tokens generated since the start.
+        finished: Its sequences that have ended since the start, as in `EngineStats`.
+        in_slot: Whether it is in a LoRA slot.
+        in_host_memory: Whether it is in host memory.
+        pinned: Whether it is excluded from eviction.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    finished: Mapping[str, int] = field(default_factory=dict)
+    in_slot: bool = False
+    in_host_memory: bool = False
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,7 +40,11 @@ class EngineStats:
     Attributes:
         running: Running sequences.
         waiting: Waiting sequences.
+        submitted: Sequences that were queued since the start; those of `finished`, `running` and `waiting` together.
+        finished: Sequences that have ended since the start: `"stop"`, `"length"`, `"abort"` or `"error"` -> number.
+        rejected: Sequences that were refused since the start: code of the error -> number.
         tokens: Tokens generated since the start.
+        prompt_tokens: Tokens since the start of prompts whose first token was generated, cached ones too.
         steps: Steps since the start.
         tokens_per_second: Generated tokens for each second of the last 100 steps.
         max_loras: Number of LoRA slots.
@@ -36,9 +58,12 @@ class EngineStats:
         adapter_bytes: Bytes of the LoRA slots.
         host_bytes: Bytes of the adapters in host memory.
         kv_slots: KV slots in use.
+        kv_cache_usage: The share of the memory for keys and values that running sequences have, 0 to 1.
+        kv_max_tokens: Tokens that there is memory for, of all running sequences together.
         kv_tokens: Tokens that the allocated KV slots have room for.
         kv_bytes: Bytes of the allocated KV slots.
         prefix_cache_tokens: Tokens in the prefix cache.
+        prefix_cache_query_tokens: Tokens of prompts that were looked for in the prefix cache since the start.
         prefix_cache_hit_tokens: Tokens of prompts taken from the prefix cache since the start.
         quantization: How the base's linear layers are stored, such as `"nf4"`; None if unquantised.
         weight_bytes: Bytes of the base's weights.
@@ -56,11 +81,21 @@ class EngineStats:
             pass when the base was loaded, in their standard deviations; None if nothing was proved.
         proof_bound: By how much rounding may change them.
         proof_seconds: How long the proof took.
+        adapters: What is done with each adapter: `"name@version"`, a blend's reference, or `"base"`. It has the 1,024
+            adapters that were used last.
+        histograms: Under vLLM's names, with its buckets: `time_to_first_token_seconds`, from the queue on, and
+            `inter_token_latency_seconds` of all tokens; of completed answers `request_queue_time_seconds`,
+            `request_prefill_time_seconds`, `request_decode_time_seconds`, `e2e_request_latency_seconds`,
+            `request_prompt_tokens` and `request_generation_tokens`.
     """
 
     running: int = 0
     waiting: int = 0
+    submitted: int = 0
+    finished: Mapping[str, int] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
     tokens: int = 0
+    prompt_tokens: int = 0
     steps: int = 0
     tokens_per_second: float = 0.0
     max_loras: int = 0
@@ -74,9 +109,12 @@ class EngineStats:
     adapter_bytes: int = 0
     host_bytes: int = 0
     kv_slots: int = 0
+    kv_cache_usage: float = 0.0
+    kv_max_tokens: int = 0
     kv_tokens: int = 0
     kv_bytes: int = 0
     prefix_cache_tokens: int = 0
+    prefix_cache_query_tokens: int = 0
     prefix_cache_hit_tokens: int = 0
     quantization: str | None = None
     weight_bytes: int = 0
@@ -89,56 +127,5 @@ class EngineStats:
     proof_difference: float | None = None
     proof_bound: float | None = None
     proof_seconds: float | None = None
-
-
-class Meter:
-    """Counts steps and tokens. The thread that steps calls `record`; any thread may call `stats`."""
-
-    def __init__(self) -> None:
-        self._tokens = self._steps = 0
-        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
-
-    def record(self, tokens: int, seconds: float) -> None:
-        """Counts one step: the tokens it generated and the time it took."""
-        self._tokens += tokens
-        self._steps += 1
-        self._recent.append((tokens, seconds))
-
-    def stats(
-        self,
-        *,
-        running: int,
-        waiting: int,
-        lora_slots: LoraSlotTable,
-        max_loras: int,
-        cpu_cache: CpuAdapterCache[Any],
-        kv_cache: SlotCache,
-        prefix_cache: PromptCache,
-        adapter_bytes: int,
-    ) -> EngineStats:
-        """A snapshot of the counts and of the parts of an engine."""
-        recent = list(self._recent)
-        seconds = sum(second for _, second in recent)
-        load_seconds = list(cpu_cache.load_seconds)
-        return EngineStats(
-            running=running,
-            waiting=waiting,
-            tokens=self._tokens,
-            steps=self._steps,
-            tokens_per_second=sum(tokens for tokens, _ in recent) / seconds if seconds else 0.0,
-            max_loras=max_loras,
-            resident=len(lora_slots.resident),
-            slot_users=sum(lora_slots.ref_counts.values()),
-            hits=lora_slots.hits,
-            loads=lora_slots.loads,
-            evictions=lora_slots.evictions,
-            host_adapters=cpu_cache.num_adapters,
-            load_seconds=statistics.median(load_seconds) if load_seconds else 0.0,
-            adapter_bytes=adapter_bytes,
-            host_bytes=cpu_cache.bytes,
-            kv_slots=kv_cache.num_slots,
-            kv_tokens=kv_cache.allocated_tokens,
-            kv_bytes=kv_cache.bytes,
-            prefix_cache_tokens=prefix_cache.num_tokens,
-            prefix_cache_hit_tokens=prefix_cache.hit_tokens,
-        )
+    adapters: Mapping[str, AdapterStats] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from adapterhub.langchain.adapter_selection import cache_identity, check_adapter
 from adapterhub.langchain.arguments import check_arguments
 from adapterhub.langchain.context_overflow import context_overflow
 from adapterhub.langchain.results import create_text_chunks
-from adapterhub.requests.generation import GenerationStream
+from adapterhub.requests.streaming import GenerationStream
 
 _PARAMETERS = {
     "max_new_tokens": "max_tokens",
@@ -30,6 +30,7 @@ _PARAMETERS = {
     "repetition_penalty": "repetition_penalty",
     "suppress_tokens": "suppress_tokens",
     "bad_words_ids": "bad_words_ids",
+    "min_new_tokens": "min_tokens",
     "stop_strings": "stop",
     "num_return_sequences": "n",
 }
@@ -51,8 +52,8 @@ def huggingface_pipeline(hub: AdapterHub, adapter: str, **pipeline_kwargs: Any) 
         hub: The hub that serves the calls.
         adapter: As in `AdapterHub.generate`.
         **pipeline_kwargs: Defaults of every call: `max_new_tokens`, `do_sample`, `temperature`, `top_p`, `top_k`,
-            `min_p`, `repetition_penalty`, `suppress_tokens`, `bad_words_ids`, `stop_strings`, `num_return_sequences`,
-            `return_full_text`.
+            `min_p`, `repetition_penalty`, `suppress_tokens`, `bad_words_ids`, `min_new_tokens`, `stop_strings`,
+            `num_return_sequences`, `return_full_text`.
 
     Raises:
         AdapterNotFoundError: There is no such adapter.

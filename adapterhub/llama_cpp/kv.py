@@ -76,6 +76,12 @@ class LlamaKVCache:
         """Bytes of that memory."""
         return self.allocated_tokens * self._bytes_per_token
 
+    @property
+    def usage(self) -> float:
+        """The share of that memory that running sequences may take, 0 to 1."""
+        reserved = sum(sequence.capacity for sequence in list(self._used.values()))
+        return reserved / self.max_tokens if self.max_tokens else 0.0
+
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this many tokens fits the empty cache."""
         return num_tokens <= self.max_tokens

@@ -77,15 +77,27 @@ class PromptEncoder:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         max_characters: int | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> RenderedPrompt:
-        """Renders a conversation; arguments and errors as in `prompts.render`."""
+        """Renders a conversation; arguments and errors as in `prompts.render`.
+
+        Raises:
+            InvalidRequestError: Also where a variable has the name of one of the tokenizer's special tokens.
+        """
         options: dict[str, Any] = {
             "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
             "max_characters": max_characters,
         }
+        special = sorted((variables or {}).keys() & self._tokenizer.special_tokens_map.keys())
+        if special:
+            raise InvalidRequestError(
+                f"chat_template_kwargs cannot set {', '.join(special)}, a special token."
+            )
         try:
-            return self._render(messages, style, tools, options)
+            return self._render(messages, style, tools, variables, options)
         except RecursionError as error:
             raise InvalidRequestError(
                 "A message or a tool contains itself, or is nested too deeply."
@@ -96,6 +108,7 @@ class PromptEncoder:
         messages: Sequence[Message],
         style: PromptStyle,
         tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any] | None,
         options: Mapping[str, Any],
     ) -> RenderedPrompt:
         control = self.control_tokens(style)
@@ -109,9 +122,9 @@ class PromptEncoder:
             return text
 
         control.map_messages(messages, collect)
-        control.map_texts(tools, collect)
+        control.map_texts([tools, variables], collect)
         if not spelled:
-            text = render(messages, style, self._tokenizer, tools=tools, **options)
+            text = render(messages, style, self._tokenizer, tools=tools, variables=variables, **options)
             if not control.may_complete(texts, text):
                 return RenderedPrompt(text, control.spans(text), control, style.format != "chat")
         marks = Marks.unused_in(*texts)
@@ -124,6 +137,7 @@ class PromptEncoder:
             style,
             self._tokenizer,
             tools=control.map_texts(tools, mark),
+            variables=control.map_texts(variables, mark),
             **options,
         )
         return RenderedPrompt(*control.unmarked(marked, marks), control, style.format != "chat")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.engine.interface import Completion, FinishReason
+from adapterhub.engine.interface import Completion, FinishReason, Timings
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.routing.decision import RouteDecision
 
@@ -59,6 +59,11 @@ class Generation:
     finish_reason: FinishReason
     completions: tuple[Completion, ...]
     output_format: OutputFormat | None = None
+
+    @property
+    def timings(self) -> Timings | None:
+        """How long the parts of the first completion took; None if the engine takes no times."""
+        return self.completions[0].timings
 
     @property
     def parsed(self) -> Any:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
 from adapterhub.engine.interface import check_priority
 from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS, Schema
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import InvalidRequestError
+from adapterhub.requests.template_options import (
+    TEMPLATE_ARGUMENTS,
+    TemplateArguments,
+    TemplateOptions,
+    as_json,
+)
+from adapterhub.routing.filters import RouteFilter
 
 VLLM_NAMES = {"json": "schema", "choice": "choices"}
 """Names of vLLM's structured outputs -> ours."""
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Fields of `SamplingParams`, and the priority."""
+    """Fields of `SamplingParams`, the priority, and what the router may choose."""
 
     max_tokens: int | None
     temperature: float
@@ -26,18 +32,24 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     suppress_tokens: Sequence[int] | None
     bad_words_ids: Sequence[Sequence[int]] | None
+    bad_words: str | Sequence[str] | None
+    min_tokens: int
     seed: int | None
     ignore_eos: bool
     n: int
     logprobs: int | None
     priority: int
+    where: RouteFilter | None
 
 
-class GenerationOptions(SamplingOptions, total=False):
+class GenerationOptions(SamplingOptions, TemplateArguments, total=False):
     """The options of one request. At most one output format; `json` is `schema`, `choice` is `choices`."""
 
     schema: Schema | None
@@ -48,7 +60,7 @@ class GenerationOptions(SamplingOptions, total=False):
     choice: Sequence[str] | None
 
 
-class BatchGenerationOptions(SamplingOptions, total=False):
+class BatchGenerationOptions(SamplingOptions, TemplateArguments, total=False):
     """The options of a batch; an output format is one for all prompts, or a list with one or None for each."""
 
     schema: Schema | Sequence[Schema | None] | None
@@ -72,6 +84,8 @@ class RequestOptions:
         priority: Higher ones start first where requests wait; None means the card's.
         raw: The prompt is taken without chat template or system prompt.
         tools: JSON-Schema descriptions of functions for the chat template.
+        template: How the chat template is rendered.
+        where: Narrows the adapters that `"auto"` may choose.
     """
 
     sampling: Mapping[str, Any]
@@ -79,6 +93,8 @@ class RequestOptions:
     priority: int | None = None
     raw: bool = False
     tools: Sequence[Mapping[str, Any]] | None = None
+    template: TemplateOptions = field(default_factory=TemplateOptions)
+    where: RouteFilter | None = None
 
     @classmethod
     def of(
@@ -107,9 +123,13 @@ class RequestOptions:
             )
         rest = _canonical(options)
         output_format = {name: rest.pop(name) for name in OUTPUT_FORMAT_ARGUMENTS if name in rest}
+        template = {name: rest.pop(name) for name in TEMPLATE_ARGUMENTS if name in rest}
+        if raw and any(template.values()):
+            raise InvalidRequestError(f"raw=True takes no chat template, so no {', '.join(template)}.")
         priority = rest.pop("priority", None)
         if priority is not None:
             check_priority(priority)
+        where = rest.pop("where", None)
         if tools is not None:
             _check_tools(tools)
         fields = sampling_params.model_fields_set if sampling_params else ()
@@ -119,6 +139,8 @@ class RequestOptions:
             priority,
             raw,
             tools,
+            TemplateOptions.of(template),
+            where,
         )
 
     def check_single_completion(self) -> None:
@@ -135,10 +157,7 @@ def _check_tools(tools: object) -> None:
     valid = isinstance(tools, Sequence) and all(isinstance(tool, Mapping) for tool in tools)
     if not valid:
         raise InvalidRequestError("tools= takes a list of JSON-Schema descriptions of functions.")
-    try:
-        json.dumps(tools, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:  # a chat template would raise it, or write it
-        raise InvalidRequestError(f"tools= is not JSON: {type(error).__name__}: {error!s:.100}.") from error
+    as_json(tools, "tools")
 
 
 def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from adapterhub.engine.interface import Completion, Engine, LoraRequest, Request
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.tokenizer import Message
-from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
+from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError, RequestTooLongError
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
@@ -31,7 +31,7 @@ from adapterhub.routing.router import AdapterRouter
 
 _log = logging.getLogger(__name__)
 
-Prompt = str | Sequence[Message]
+Prompt = str | Sequence[Message] | Sequence[int]
 BASE_NAMES = frozenset({"base", "__base__"})
 """References to the bare base; the second is PEFT's."""
 
@@ -39,6 +39,11 @@ BASE_NAMES = frozenset({"base", "__base__"})
 def names_adapter(adapter: str | None) -> TypeGuard[str]:
     """Whether a reference names an adapter, a blend or the router's choice, and not the bare base."""
     return adapter is not None and check_reference(adapter) not in BASE_NAMES
+
+
+def is_token_ids(prompt: Prompt) -> TypeGuard[Sequence[int]]:
+    """Whether a prompt is a list of token ids, which is not empty."""
+    return isinstance(prompt, list | tuple) and set(map(type, prompt)) == {int}
 
 
 @dataclass(frozen=True)
@@ -119,13 +124,9 @@ class RequestPreparer:
                 "A stop string could cut structured output short.",
                 hint="Leave stop out; the output format ends the answer.",
             )
-        self._check_lengths(prompt)
-        route = self.route(prompt) if adapter == "auto" else None
-        reference = route.adapter if route else adapter
-        resolved = resolve_adapter(reference, self._resolve_for_base) if names_adapter(reference) else None
-        card = resolved.main_card if resolved else None
-        profile = self._profile(card) if card else PromptProfile()
+        route, resolved, profile = self._choose(prompt, adapter, options.where)
         token_ids, style_stop = self._tokenize(prompt, profile, options)
+        card = resolved.main_card if resolved else None
         stop = {"stop": (*style_stop, *profile.stop)}
         request = Request(
             prompt=token_ids,
@@ -137,6 +138,11 @@ class RequestPreparer:
             priority=_priority(options, card),
         )
         return PreparedRequest(request, resolved, route)
+
+    def encode(self, prompt: Prompt, adapter: str | None, options: RequestOptions) -> list[int]:
+        """The token ids of a prompt; see `AdapterHub.encode_prompt`."""
+        _, _, profile = self._choose(prompt, adapter, options.where)
+        return self._tokenize(prompt, profile, options)[0]
 
     @property
     def has_router(self) -> bool:
@@ -150,7 +156,8 @@ class RequestPreparer:
 
     def route(self, prompt: Prompt, where: RouteFilter | None = None) -> RouteDecision:
         """Chooses an adapter; see `AdapterHub.route`."""
-        return self.router.route(conversation(prompt), where=where or RouteFilter())
+        text = self._decoded(prompt) if is_token_ids(prompt) else prompt
+        return self.router.route(conversation(text), where=where or RouteFilter())
 
     def prompt_style(self, adapter: str | None) -> PromptStyle:
         """The prompt style of an adapter; see `AdapterHub.prompt_style`."""
@@ -200,8 +207,25 @@ class RequestPreparer:
         """Whether an adapter was made for this base, as far as both are known."""
         return self._base_mismatch(card) is None
 
+    def _choose(
+        self, prompt: Prompt, adapter: str | None, where: RouteFilter | None
+    ) -> tuple[RouteDecision | None, ResolvedAdapter | None, PromptProfile]:
+        """The router's decision if the adapter is `"auto"`, the adapter, and its prompt profile."""
+        self._check_lengths(prompt)
+        route = self.route(prompt, where) if adapter == "auto" else None
+        reference = route.adapter if route else adapter
+        if not names_adapter(reference):
+            return route, None, PromptProfile()
+        resolved = resolve_adapter(reference, self._resolve_for_base)
+        return route, resolved, self._profile(resolved.main_card)
+
     def _check_lengths(self, prompt: Prompt) -> None:
         """Refuses a text beyond the context before it is routed, rendered or encoded, which takes long."""
+        if is_token_ids(prompt) and len(prompt) > self._engine.context_length:
+            raise RequestTooLongError(
+                f"A prompt of {len(prompt)} tokens does not fit the context of {self._engine.context_length} tokens.",
+                hint="Shorten the prompt.",
+            )
         messages: Sequence[Any] = [{"content": prompt}] if isinstance(prompt, str) else prompt
         for message in messages if isinstance(messages, Sequence) else ():
             content = message.get("content") if isinstance(message, Mapping) else None
@@ -209,20 +233,37 @@ class RequestPreparer:
             if isinstance(content, str) and message.get("role") != "assistant":
                 check_length(content, self._max_characters)
 
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        try:
+            return self._engine.tokenizer.decode(token_ids)
+        except (OverflowError, ValueError, IndexError, TypeError) as error:  # as tokenizers differ
+            raise InvalidRequestError(
+                "A token id of the prompt is not one of the base's.", hint="Take ids of its own tokenizer."
+            ) from error
+
     def _tokenize(
         self, prompt: Prompt, profile: PromptProfile, options: RequestOptions
     ) -> tuple[list[int], tuple[str, ...]]:
         """The prompt's token ids, and the stop strings of its style."""
         if options.raw:
+            if is_token_ids(prompt):
+                return list(prompt), ()
             if not isinstance(prompt, str) or not prompt:
-                raise InvalidRequestError("raw=True takes a text that is not empty, not messages.")
+                raise InvalidRequestError("raw=True takes a text or token ids, not empty, and not messages.")
             return self._encoder.encode_raw(check_text(prompt)), ()
+        if is_token_ids(prompt):
+            raise InvalidRequestError(
+                "Token ids stand for a whole prompt, without a chat template.", hint="Give raw=True."
+            )
         style = self._style(profile)
         rendered = self._encoder.render(
             conversation(prompt, profile.system),
             style,
             tools=options.tools,
+            add_generation_prompt=options.template.add_generation_prompt,
+            continue_final_message=options.template.continue_final_message,
             max_characters=self._max_characters,
+            variables=options.template.variables,
         )
         check_text(rendered.text)
         return self._encoder.encode(rendered), style.stop

@@ -19,6 +19,8 @@ from adapterhub.errors import ConfigError, InvalidRequestError, RequestTooLongEr
 from adapterhub.registry.cards import PromptFormat
 
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Behind the text to continue while a template is rendered, as in transformers; its space shows whether one strips."""
 ROLES = ("system", "user", "assistant", "tool")
 _MAX_REASON = 500
 """Characters of a template's own error, which may be of any length."""
@@ -86,7 +88,7 @@ def choose_style(
 
 
 def conversation(
-    prompt: str | Sequence[Message], system: str | None = None, *, may_be_empty: bool = False
+    prompt: str | Sequence[Any], system: str | None = None, *, may_be_empty: bool = False
 ) -> list[Message]:
     """Normalises a prompt to messages, with the card's system prompt unless they bring their own.
 
@@ -98,7 +100,7 @@ def conversation(
     Raises:
         InvalidRequestError: There is nothing to answer, or a message has no known role or no text.
     """
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    given: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(given, Sequence) or not all(isinstance(message, Mapping) for message in given):
         raise InvalidRequestError(
             "A prompt is a text or a list of messages.",
@@ -168,6 +170,7 @@ def render(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     max_characters: int | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> str:
@@ -182,13 +185,18 @@ def render(
         tokenizer: The base's tokenizer, which knows its special tokens.
         tools: JSON-Schema descriptions of functions that the assistant may call; only chat templates can show them.
         add_generation_prompt: End with the start of the assistant's message, as transformers does.
+        continue_final_message: End within the last message, as transformers does, so that an answer continues it; give
+            it without `add_generation_prompt`.
         max_characters: The longest text that may fit the context; 64 million if not given.
         variables: Further variables of a chat template, such as `enable_thinking`.
 
     Raises:
-        InvalidRequestError: Tools without a chat template, or a template that refuses these messages or a limit.
+        InvalidRequestError: Tools without a chat template, a template that refuses these messages or a limit, or a
+            last message that cannot be continued.
         RequestTooLongError: The text is longer than `max_characters`.
     """
+    if continue_final_message:
+        messages = [*messages[:-1], _continued(messages[-1])]
     if style.format == "chat":
         template = (style.tool_template if tools else None) or style.template
         known = {
@@ -199,14 +207,30 @@ def render(
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        return _render_chat(template, known, max_characters)
+        text = _render_chat(template, known, max_characters)
+        return _cut_at_tag(text) if continue_final_message else text
     if tools:
         raise InvalidRequestError(
             "Tools can only be shown to a base through a chat template, and there is none.",
             hint="Set prompt.chat_template on the adapter's card.",
         )
     text = _render_turns(messages, style, tokenizer.eos_token or "", add_generation_prompt)
-    return check_length(text, max_characters)
+    return check_length(_cut_at_tag(text) if continue_final_message else text, max_characters)
+
+
+def _continued(message: Message) -> Message:
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise InvalidRequestError("continue_final_message needs a last message with a text.")
+    return {**message, "content": content + _CONTINUED}
+
+
+def _cut_at_tag(text: str) -> str:
+    """The text up to the tag; without the space before it where the template has stripped the tag's own."""
+    before, found, after = text.rpartition(_CONTINUED.rstrip())
+    if not found:
+        raise InvalidRequestError("The chat template changes the last message, so it cannot be continued.")
+    return before if after.startswith(" ") else before.rstrip()
 
 
 def check_length(text: str, max_characters: int | None) -> str:

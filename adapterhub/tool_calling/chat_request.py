@@ -67,7 +67,7 @@ class ChatRequest:
         Raises:
             InvalidRequestError: No grammar can enforce a schema, or a tool is not JSON.
         """
-        options = {**options, "schema": schema} if schema and not choice.tools else options
+        options = {**options, "schema": schema} if schema is not None and not choice.tools else options
         if not tools and not any(each["role"] == "tool" or "tool_calls" in each for each in messages):
             return cls(adapter, messages, None, options)
         detected = detect_format()
@@ -84,7 +84,7 @@ def _can_write(
     call_format: ToolCallFormat, messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None
 ) -> bool:
     """Whether a template with this format can write the conversation and its answer."""
-    if call_format.only_at_start and schema:  # an object may begin like a call
+    if call_format.only_at_start and schema is not None:  # an object may begin like a call
         return False
     several = any(len(each.get("tool_calls", ())) > 1 for each in messages)
     return not (several and call_format.call_separator is None)

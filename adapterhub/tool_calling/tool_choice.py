@@ -85,7 +85,7 @@ class ToolChoice:
         )
         rest = call_format.prefix.removeprefix(call_format.start_marker)
         lines = [
-            "start: calls" if self.required else f"start: calls | {'answer' if answer else 'text'}",
+            "start: calls" if self.required else f"start: calls | {'text' if answer is None else 'answer'}",
             f"calls: {write(call_format.start_marker)} calls_rest",
             f"calls_rest: {write(rest)} call{more} {write(call_format.suffix)}",
             f"call: {' | '.join(names)}",
@@ -94,7 +94,7 @@ class ToolChoice:
             lines += _call(name, tool["function"], call_format, write)
         if "id" in call_format.fields:
             lines.append(f"ID: /[a-zA-Z0-9]{{{ID_LENGTH}}}/")
-        if answer and not self.required:
+        if answer is not None and not self.required:
             lines.append(f"answer: %json {_schema(answer, 'The schema of the answer')}")
         elif not self.required:
             lines += _text_rules(call_format, write)

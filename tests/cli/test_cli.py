@@ -411,6 +411,10 @@ class TestRun:
         first, second, *_ = token_ids("--bad-word-ids", f"{plain[0]},{plain[1]}")
         assert (first, second) != (plain[0], plain[1])
         assert run("run", "base", "x", "--bad-word-ids", "1,x").code == 2
+        biased = token_ids("--logit-bias", "50=100", "--logit-bias", "60=-100", "--min-tokens", 4)
+        assert biased == [50] * 4
+        assert len(set(token_ids("--logit-bias", "50=100", "--frequency-penalty", 2))) == 1
+        assert run("run", "base", "x", "--logit-bias", "50").code == 2
 
     def test_sampling_parameters_reach_the_request(self, run):
         options = (

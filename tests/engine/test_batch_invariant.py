@@ -81,7 +81,8 @@ def engine_of(base: Base, **limits: Any) -> BatchingEngine:
 def questions(sources: dict[str, StoredLoraRequest]) -> list[Request]:
     """Those whose answers are compared: prompts of some lengths, with adapters of several kinds and without."""
     asked = zip(LENGTHS, (None, sources["all-16"], sources["dora-16"]), strict=True)
-    return [request(prompt_of(length, length), adapter, logprobs=3) for length, adapter in asked]
+    settings = {"logprobs": 3, "frequency_penalty": 0.5, "logit_bias": {7: 1.0}}
+    return [request(prompt_of(length, length), adapter, **settings) for length, adapter in asked]
 
 
 def company(sources: dict[str, StoredLoraRequest], count: int) -> list[Request]:

@@ -38,7 +38,7 @@ def answers(compiler: GrammarCompiler, schema: Any, count: int = 12) -> list[Any
         while not constraint.finished:
             (logits,) = Logits.of(torch.randn(1, VOCABULARY, generator=random))
             token, _ = constraint.choose(
-                lambda allowed, row=logits, sampler=sampler: sampler.draw(row, [], allowed), VOCABULARY
+                lambda allowed, row=logits, sampler=sampler: sampler.draw(row, allowed), VOCABULARY
             )
             tokens += [] if constraint.ended else [token]
         written.append(json.loads(make_tokenizer().decode(tokens)))

@@ -15,12 +15,12 @@ from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import TokenOutput
+from adapterhub.engine.meter import Meter
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.engine.scheduling.waiting_queue import WaitingQueue
-from adapterhub.engine.stats import Meter
 from adapterhub.errors import AdapterHubError, EngineError
 from tests.engine.maker import (
     NOTHING,

@@ -133,7 +133,7 @@ def test_extreme_sampling_takes_the_most_probable_token(extreme: dict[str, Any],
     params = SamplingParams.of({"temperature": 1.0, "seed": 0}, extreme)
     allowed = torch.ones(VOCABULARY, dtype=torch.bool)
     for mask in (None, allowed):
-        token, _ = Sampler(params, 0, torch.device("cpu")).draw(row, [3], mask)
+        token, _ = Sampler(params, 0, torch.device("cpu")).draw(row, mask)
         assert token == VOCABULARY - 1
 
 
@@ -145,7 +145,7 @@ def test_a_repetition_penalty_that_overflows_is_refused(wrong: float):
 
 def test_more_log_probabilities_than_tokens_are_all_of_them():
     (row,) = Logits.of(torch.randn(1, 8))
-    _, logprob = Sampler(SamplingParams(logprobs=20), 0, torch.device("cpu")).draw(row, [1])
+    _, logprob = Sampler(SamplingParams(logprobs=20), 0, torch.device("cpu")).draw(row)
     assert logprob is not None
     assert math.isclose(sum(map(math.exp, logprob.top.values())), 1, rel_tol=1e-5)
 

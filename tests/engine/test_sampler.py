@@ -24,7 +24,7 @@ def drawn(
 ) -> torch.Tensor:
     """How often each token is drawn."""
     (logits,) = Logits.of(values[None])
-    tokens = [own.draw(logits, [0], allowed)[0] for _ in range(count)]
+    tokens = [own.draw(logits, allowed)[0] for _ in range(count)]
     return torch.bincount(torch.tensor(tokens), minlength=len(values))
 
 
@@ -65,7 +65,7 @@ def test_minus_infinity_is_never_drawn():
 def test_infinity_is_an_error_and_no_token():
     (logits,) = Logits.of(torch.tensor([[0.0, float("inf")]]))
     with pytest.raises(GenerationError, match="NaN"):
-        sampler().draw(logits, [0])
+        sampler().draw(logits)
 
 
 @pytest.mark.spec("2-I1")

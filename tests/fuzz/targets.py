@@ -604,8 +604,11 @@ _TOOL = {
 }
 _token_ids = st.lists(st.integers(-1, 300), max_size=3)
 _OPTIONS: dict[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(("max_tokens", "top_k", "seed", "n", "logprobs", "priority"), numbers),
+    **dict.fromkeys(("max_tokens", "min_tokens", "top_k", "seed", "n", "logprobs", "priority"), numbers),
     **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), numbers),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), numbers),
+    "logit_bias": st.dictionaries(st.one_of(st.integers(-1, 300), texts), numbers, max_size=3),
+    "bad_words": st.one_of(texts, st.lists(texts, max_size=3)),
     **dict.fromkeys(("ignore_eos", "raw"), st.booleans()),
     **dict.fromkeys(("schema", "json"), json_schemas),
     **dict.fromkeys(("regex", "grammar"), texts),

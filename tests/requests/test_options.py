@@ -9,6 +9,7 @@ from adapterhub.engine.output_format import OUTPUT_FORMAT_ARGUMENTS
 from adapterhub.errors import InvalidRequestError
 from adapterhub.requests import BatchGenerationOptions, GenerationOptions
 from adapterhub.requests.options import VLLM_NAMES, RequestOptions
+from adapterhub.requests.template_options import TEMPLATE_ARGUMENTS
 
 
 @pytest.mark.parametrize("options", [GenerationOptions, BatchGenerationOptions])
@@ -17,7 +18,9 @@ def test_the_typed_options_are_the_sampling_parameters_and_output_formats(option
         *SamplingParams.model_fields,
         *OUTPUT_FORMAT_ARGUMENTS,
         *VLLM_NAMES,
+        *TEMPLATE_ARGUMENTS,
         "priority",
+        "where",
     }
     assert not options.__required_keys__
 

@@ -19,14 +19,20 @@ class IncrementalDetokenizer:
         tokenizer: Decodes the tokens.
         stop: Strings that end the answer.
         skip_special_tokens: Leave special tokens out of the text.
+        min_tokens: Stop strings end the answer in the text of later tokens only.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        skip_special_tokens: bool = True,
+        min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._stop = tuple(stop)
+        self._stop, self._min_tokens = tuple(stop), min_tokens
         self._token_ids: list[int] = []
         # The text of tokens before `_read_offset` is decoded; those from `_prefix_offset` on are its context.
         self._prefix_offset = self._read_offset = 0
@@ -37,12 +43,15 @@ class IncrementalDetokenizer:
         """Takes one token and returns the text that it releases."""
         self._token_ids.append(token_id)
         self._held_back += self._decode_new(final=False)
+        if len(self._token_ids) <= self._min_tokens:
+            return self._release(final=True)
         return self._release(final=self._cut_at_stop())
 
     def flush(self) -> str:
         """Returns the text held back when the answer ends for another reason."""
         self._held_back += self._decode_new(final=True)
-        self._cut_at_stop()
+        if len(self._token_ids) > self._min_tokens:
+            self._cut_at_stop()
         return self._release(final=True)
 
     def _decode_new(self, *, final: bool) -> str:

@@ -7,7 +7,7 @@ transformers sorts the whole vocabulary, and `torch.multinomial` draws a random 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,12 @@ from transformers.generation.logits_process import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
 )
 
+from adapterhub.engine.decoding.bans import Bans
+from adapterhub.engine.decoding.penalties import CountPenalty, LogitBias, RepetitionPenalty
 from adapterhub.engine.interface import TokenLogprob
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import GenerationError
@@ -64,30 +63,42 @@ class Sampler:
         params: The request's sampling parameters.
         index: Which of the request's `n` answers this is; each has its own random generator.
         device: The device of the logits.
+        prompt: Token ids of the prompt.
+        end_token_ids: Tokens that end the answer.
+        bad_words: The token ids of `params.bad_words`, each in one or two ways.
     """
 
-    def __init__(self, params: SamplingParams, index: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        index: int,
+        device: torch.device,
+        *,
+        prompt: Sequence[int] = (),
+        end_token_ids: Collection[int] = (),
+        bad_words: Sequence[Sequence[int]] = (),
+    ) -> None:
         self._params = params
-        self._bans, self._processors = _bans(params), _processors(params)
+        self._bans = Bans(params, prompt, end_token_ids, bad_words) if _has_bans(params) else None
+        self._penalties, self._warpers = _penalties(params, prompt, device), _warpers(params)
         self._generator = torch.Generator(device)
         if params.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed((params.seed + index) % 2**63)
 
-    @property
-    def reads_history(self) -> bool:
-        """Whether `draw` reads the tokens before."""
-        return bool(self._bans) or self._params.repetition_penalty != 1
+    def accept(self, token: int) -> None:
+        """Notes the answer's next token, which penalties and bad words of later ones depend on."""
+        if self._bans:
+            self._bans.add(token)
+        for penalty in self._penalties:
+            penalty.add(token)
 
-    def draw(
-        self, logits: Logits, history: Sequence[int], allowed: torch.Tensor | None = None
-    ) -> tuple[int, TokenLogprob | None]:
+    def draw(self, logits: Logits, allowed: torch.Tensor | None = None) -> tuple[int, TokenLogprob | None]:
         """Samples the next token.
 
         Args:
             logits: The logits of all tokens.
-            history: Token ids of the prompt and the answer so far, where `reads_history`.
             allowed: Mask of the tokens to sample from, bool of shape (vocabulary,); None allows all. Log-probabilities
                 are the model's own either way.
 
@@ -100,26 +111,24 @@ class Sampler:
         if math.isnan(logits.maximum):
             # argmax would return the same token for ever, without an error.
             raise _nan_error()
-        if self._params.greedy and not self._bans and not self._processors and allowed is None:
+        banned = self._bans.banned() if self._bans else ()
+        if self._params.greedy and not banned and not self._penalties and allowed is None:
             return logits.argmax, self._logprob(logits.values, logits.argmax)
-        scores = logits.values.float()[None]
+        scores = logits.values.float()
         if allowed is not None:
             # Allowed tokens stay finite, so they differ from the masked ones even where the base gives -inf.
             scores = scores.clamp(-_MAX_ABS_LOGIT, _MAX_ABS_LOGIT).masked_fill_(
                 ~allowed.to(scores.device), -torch.inf
             )
-        if self._bans or self._processors:
-            ids = torch.tensor([list(history)], device=scores.device)
-            scores = self._processors(ids, self._without_banned(ids, scores))
-        token = int(scores.argmax()) if self._params.greedy else self._sample(scores.softmax(-1)[0])
+        if banned:
+            scores = _without(banned, scores)
+        for penalty in self._penalties:
+            scores = penalty(scores)
+        if self._params.greedy:
+            token = int(scores.argmax())
+        else:
+            token = self._sample(self._warpers(None, scores[None]).softmax(-1)[0])
         return token, self._logprob(logits.values, token)
-
-    def _without_banned(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not self._bans:
-            return scores
-        banned: torch.Tensor = self._bans(ids, scores)
-        # A grammar may leave banned tokens only.
-        return banned if banned.isfinite().any() else scores
 
     def _sample(self, probabilities: torch.Tensor) -> int:
         if probabilities.device.type != "cpu":  # a cumulative sum is not deterministic there
@@ -151,19 +160,31 @@ def _maxima(rows: torch.Tensor) -> tuple[Any, Any]:
     return values[np.arange(len(values)), argmax], argmax
 
 
-def _bans(params: SamplingParams) -> LogitsProcessorList:
-    chain = LogitsProcessorList()
-    if params.bad_words_ids:
-        chain.append(NoBadWordsLogitsProcessor([list(word) for word in params.bad_words_ids]))
-    if params.suppress_tokens:
-        chain.append(SuppressTokensLogitsProcessor(list(params.suppress_tokens)))
+def _has_bans(params: SamplingParams) -> bool:
+    return bool(params.suppress_tokens or params.bad_words_ids or params.bad_words or params.min_tokens)
+
+
+def _without(banned: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+    without = scores.index_fill(0, torch.tensor(banned, device=scores.device), -torch.inf)
+    # A grammar may leave banned tokens only.
+    return without if without.isfinite().any() else scores
+
+
+def _penalties(
+    params: SamplingParams, prompt: Sequence[int], device: torch.device
+) -> list[LogitBias | RepetitionPenalty | CountPenalty]:
+    chain: list[LogitBias | RepetitionPenalty | CountPenalty] = []  # in vLLM's order
+    if params.logit_bias:
+        chain.append(LogitBias(params.logit_bias, device))
+    if params.repetition_penalty != 1:
+        chain.append(RepetitionPenalty(params.repetition_penalty, prompt, device))
+    if params.frequency_penalty or params.presence_penalty:
+        chain.append(CountPenalty(params.frequency_penalty, params.presence_penalty, device))
     return chain
 
 
-def _processors(params: SamplingParams) -> LogitsProcessorList:
+def _warpers(params: SamplingParams) -> LogitsProcessorList:
     chain = LogitsProcessorList()
-    if params.repetition_penalty != 1:
-        chain.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
     if params.greedy:
         return chain
     # In vLLM's order; transformers applies min_p last.

@@ -9,8 +9,8 @@ Memory: the pools together, used slots or not, never take more than `max_units`,
 fits. A resize replaces a pool tensor by tensor, the keys or the values of one layer, so the old and the new one exist
 together for a moment: the peak is above the bound by the largest of them.
 
-Not thread-safe: the thread that steps allocates and frees. Any thread may read `num_slots`, `allocated_tokens` and
-`bytes`.
+Not thread-safe: the thread that steps allocates and frees. Any thread may read `num_slots`, `allocated_tokens`,
+`bytes` and `usage`.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class KVCache:
         self.max_tokens = max(0, max_units - self._state_units)
         self._pools: dict[int, KVSlotPool] = {}
 
-    # Other threads read these three, so they iterate over a copy of the pools.
+    # Other threads read these four, so they iterate over a copy of the pools.
 
     @property
     def num_slots(self) -> int:
@@ -243,6 +243,13 @@ class KVCache:
     def bytes(self) -> int:
         """Bytes of all allocated slots."""
         return sum(pool.bytes for pool in list(self._pools.values()))
+
+    @property
+    def usage(self) -> float:
+        """The share of its memory that the slots in use have, 0 to 1."""
+        pools = list(self._pools.values())
+        units = sum(len(pool.slots) * (pool.capacity + self._state_units) for pool in pools)
+        return min(1.0, units / self._max_units) if self._max_units else 0.0
 
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this many tokens, its prompt included, fits the empty cache."""

@@ -82,7 +82,7 @@ class RowSlotCache:
         self.max_tokens = max(0, (max_bytes - self._per_sequence) // self._per_token)
         self._slots: list[RowSlot] = []
 
-    # Other threads read these three, so they iterate over a copy of the slots.
+    # Other threads read these four, so they iterate over a copy of the slots.
 
     @property
     def num_slots(self) -> int:
@@ -98,6 +98,11 @@ class RowSlotCache:
     def bytes(self) -> int:
         """Bytes that the slots may take."""
         return sum(self._bytes(slot.max_tokens) for slot in list(self._slots))
+
+    @property
+    def usage(self) -> float:
+        """The share of its memory that the slots may take, 0 to 1."""
+        return self.bytes / self._max_bytes if self._max_bytes else 0.0
 
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this many tokens, its prompt included, fits the empty cache."""

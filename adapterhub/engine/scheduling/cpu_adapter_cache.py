@@ -20,7 +20,7 @@ class CpuAdapterCache(Generic[K]):
     """The tier between disk and LoRA slots; the least recently used adapter is evicted.
 
     Not thread-safe: the thread that steps calls its methods. Adapters are loaded in one thread of the cache's own. Any
-    thread may read `num_adapters`, `bytes`, `load_seconds` and `evictions`.
+    thread may read `num_adapters`, `loaded`, `bytes`, `load_seconds` and `evictions`.
 
     Args:
         load: Loads an adapter; called in the loading thread.
@@ -44,6 +44,11 @@ class CpuAdapterCache(Generic[K]):
     def num_adapters(self) -> int:
         """Number of adapters that are loaded or being loaded."""
         return len(self._entries)
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """The keys of the loaded adapters."""
+        return frozenset(key for key, future in list(self._entries.items()) if _is_loaded(future))
 
     @property
     def bytes(self) -> int:

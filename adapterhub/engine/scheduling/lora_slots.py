@@ -12,8 +12,8 @@ from adapterhub.errors import CapacityError
 class LoraSlotTable:
     """The assignment of adapters to LoRA slots. It moves no weights: whoever acquires a slot loads it.
 
-    Not thread-safe: the thread that steps calls its methods. Any thread may read `resident`, `ref_counts` and the
-    counters.
+    Not thread-safe: the thread that steps calls its methods. Any thread may read `resident`, `ref_counts`,
+    `pinned` and the counters.
 
     Args:
         num_slots: Number of slots in the model.
@@ -43,6 +43,11 @@ class LoraSlotTable:
     def ref_counts(self) -> Mapping[str, int]:
         """Number of running sequences of each adapter that is in use."""
         return self._ref_counts
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """The digests that are excluded from eviction, in a slot or not."""
+        return frozenset(self._pinned)
 
     @property
     def has_free(self) -> bool:

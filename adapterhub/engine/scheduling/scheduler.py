@@ -11,9 +11,10 @@ being handled, and is passed on to the thread that steps.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -22,12 +23,13 @@ import torch
 from adapterhub.config import EngineLimits
 from adapterhub.engine.decoding.sampler import Logits
 from adapterhub.engine.interface import LoraRequest
+from adapterhub.engine.meter import Meter, Residency
 from adapterhub.engine.runner import Runner, ScheduledSequence
 from adapterhub.engine.scheduling.cpu_adapter_cache import CpuAdapterCache, Deltas
 from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.engine.scheduling.waiting_queue import WaitingQueue
-from adapterhub.engine.stats import EngineStats, Meter
+from adapterhub.engine.stats import EngineStats
 from adapterhub.errors import (
     AdapterHubError,
     EngineClosedError,
@@ -115,20 +117,23 @@ class Scheduler:
         """Adds sequences to the waiting queue."""
         for sequence in sequences:
             try:
+                self._meter.submit(sequence)
                 self._waiting.push(sequence, time.monotonic())
             except Exception as error:  # noqa: BLE001  one sequence's failure must not end the others
                 self._fail(sequence, error)
 
-    def pin(self, digest: str, pinned: bool) -> None:
+    def pin(self, adapter: LoraRequest, pinned: bool) -> None:
         """Excludes an adapter from eviction once it is in a LoRA slot, or includes it again.
 
         Raises:
             CapacityError: Every slot would be pinned.
         """
-        self._lora_slots.pin(digest, pinned)
+        self._lora_slots.pin(adapter.digest, pinned)
+        self._meter.note(adapter)
 
     def preload(self, adapter: LoraRequest, done: Future[None]) -> None:
         """Loads an adapter during the next steps, and completes a future then."""
+        self._meter.note(adapter)
         self._unloading.pop(adapter.digest, None)
         self._preloads.append((adapter, done))
 
@@ -136,24 +141,42 @@ class Scheduler:
         """Removes an adapter at the next `reap` that finds no running sequence with it."""
         self._unloading[digest] = None
 
-    def stats(self, submitted: int) -> EngineStats:
-        """A snapshot; `submitted` sequences have not been added yet."""
-        return self._meter.stats(
-            running=len(self._running),
-            waiting=len(self._waiting) + submitted,
-            lora_slots=self._lora_slots,
+    def stats(self, submitted: Sequence[SequenceState]) -> EngineStats:
+        """A snapshot; the sequences in `submitted` have not been added yet."""
+        slots, host, kv_cache = self._lora_slots, self._cpu_cache, self._kv_cache
+        running, waiting = list(self._running), [*self._waiting, *submitted]
+        residency = Residency(frozenset(slots.resident), host.loaded, slots.pinned)
+        load_seconds = list(host.load_seconds)
+        return EngineStats(
+            running=len(running),
+            waiting=len(waiting),
             max_loras=self._limits.max_loras,
-            cpu_cache=self._cpu_cache,
-            kv_cache=self._kv_cache,
-            prefix_cache=self._prefix_cache,
+            resident=len(residency.slots),
+            slot_users=sum(slots.ref_counts.values()),
+            hits=slots.hits,
+            loads=slots.loads,
+            evictions=slots.evictions,
+            host_adapters=host.num_adapters,
+            load_seconds=statistics.median(load_seconds) if load_seconds else 0.0,
             adapter_bytes=self._runner.adapter_bytes,
+            host_bytes=host.bytes,
+            kv_slots=kv_cache.num_slots,
+            kv_cache_usage=kv_cache.usage,
+            kv_max_tokens=kv_cache.max_tokens,
+            kv_tokens=kv_cache.allocated_tokens,
+            kv_bytes=kv_cache.bytes,
+            prefix_cache_tokens=self._prefix_cache.num_tokens,
+            prefix_cache_hit_tokens=self._prefix_cache.hit_tokens,
+            **self._meter.figures(running, waiting, len(submitted), residency),
         )
 
     def reap(self) -> None:
         """Frees aborted sequences and removes adapters that are to be unloaded."""
-        self._waiting.remove_if(lambda sequence: sequence.output.aborted)
+        for sequence in self._waiting.remove_if(lambda sequence: sequence.output.aborted):
+            self._meter.end(sequence, "abort")
         for sequence in [sequence for sequence in self._running if sequence.output.aborted]:
             self._free(sequence, zero=True)
+            self._meter.end(sequence, "abort")
         unused = [digest for digest in self._unloading if digest not in self._lora_slots.ref_counts]
         for digest in unused:
             self._remove_adapter(digest)
@@ -179,6 +202,7 @@ class Scheduler:
             self._clear_slots()
         finally:
             for sequence in sequences:
+                self._meter.end(sequence, "error")
                 sequence.output.put(error(message, hint=hint))
             for done in preloads:
                 done.set_exception(error(message, hint=hint))
@@ -315,6 +339,7 @@ class Scheduler:
             self._kv_cache.free(kv_slot)
             raise
         sequence.start(kv_slot, lora_slot)
+        self._meter.start(sequence)
         self._running.append(sequence)
         return True
 
@@ -368,10 +393,12 @@ class Scheduler:
     def _sample(self, sequence: SequenceState, logits: Logits, *, prefilled: bool) -> None:
         try:
             output = sequence.sample(logits)
+            self._meter.token(sequence)
             if prefilled:
                 self._prefix_cache.store(sequence.kv_slot, sequence.digest, sequence.prompt_token_ids)
             if sequence.finish_reason:
                 self._free(sequence)
+                self._meter.end(sequence, sequence.finish_reason)
             sequence.output.put(output)
         except BaseException as error:
             self._fail(sequence, error)
@@ -384,6 +411,7 @@ class Scheduler:
             if sequence in self._running:
                 self._free(sequence, zero=True)
         finally:
+            self._meter.end(sequence, "error")
             sequence.output.put(_as_adapterhub_error(error, sequence.adapter))
 
     def _free(self, sequence: SequenceState, *, zero: bool = False) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import FinishReason, LoraRequest, Request, TokenLogprob, TokenOutput
+from adapterhub.engine.meter import SequenceTimes
 from adapterhub.engine.runner import SequenceSlot
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.errors import EngineError
@@ -33,6 +35,7 @@ class SequenceState:
             prompt in the prefix cache.
         output_token_ids: The completion so far.
         finish_reason: Why the completion ended; None while it has not.
+        times: When it was queued, started and so on.
     """
 
     request: Request
@@ -46,6 +49,7 @@ class SequenceState:
     first: SequenceState | None = None
     output_token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    times: SequenceTimes = field(default_factory=SequenceTimes)
     _kv_slot: SequenceSlot | None = None
     _lora_slot: int | None = None
 
@@ -125,6 +129,8 @@ class SequenceState:
         """Samples the next token, and sets `finish_reason` if the completion ends with it."""
         token_id, logprob = self._sample(logits)
         self.output_token_ids.append(token_id)
+        self.sampler.accept(token_id)
+        self.times.token()
         ended = self.constraint.ended if self.constraint else token_id in self.end_token_ids
         text = self.detokenizer.flush() if ended else self.detokenizer.push(token_id)
         if ended or self.detokenizer.stopped:
@@ -132,7 +138,8 @@ class SequenceState:
         elif self._is_complete:
             text += self.detokenizer.flush()
             self.finish_reason = "stop" if self.detokenizer.stopped or self.constraint else "length"
-        return TokenOutput(text, token_id, logprob, self.finish_reason, self.index)
+        timings = self.times.timings() if self.finish_reason else None
+        return TokenOutput(text, token_id, logprob, self.finish_reason, self.index, timings)
 
     @property
     def _is_complete(self) -> bool:
@@ -140,10 +147,6 @@ class SequenceState:
         return self.constraint.finished if self.constraint else len(self.output_token_ids) >= self.max_tokens
 
     def _sample(self, logits: Logits) -> tuple[int, TokenLogprob | None]:
-        # Copied for those alone that read it: a long one in each step costs as much as the sampling.
-        token_ids = [*self.request.prompt, *self.output_token_ids] if self.sampler.reads_history else ()
         if self.constraint is None:
-            return self.sampler.draw(logits, token_ids)
-        return self.constraint.choose(
-            lambda allowed: self.sampler.draw(logits, token_ids, allowed), len(logits.values)
-        )
+            return self.sampler.draw(logits)
+        return self.constraint.choose(partial(self.sampler.draw, logits), len(logits.values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from itertools import chain
 
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
@@ -13,6 +14,7 @@ from adapterhub.engine.interface import Request, max_completion_tokens
 from adapterhub.engine.runner import EngineBase
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
+from adapterhub.engine.tokenizer import Tokenizer
 from adapterhub.errors import InvalidRequestError
 
 
@@ -28,6 +30,7 @@ class SequenceBuilder:
         added = base.tokenizer.added_tokens_decoder.items()
         self._special_token_ids = {token.content: token_id for token_id, token in added if token.special}
         self._vocabulary_size = base.vocabulary_size
+        self._bad_word = lru_cache(maxsize=4096)(partial(_encode_bad_word, base.tokenizer))
         self._compiler = GrammarCompiler(base.tokenizer, self._vocabulary_size, base.end_token_ids)
 
     @property
@@ -53,8 +56,9 @@ class SequenceBuilder:
                 `max_tokens`.
         """
         sampling, max_tokens = request.sampling, max_completion_tokens(request, self._base.context_length)
-        named = (*sampling.stop_token_ids, *sampling.suppress_tokens, *chain(*sampling.bad_words_ids))
-        self._check_token_ids(max(request.prompt), *named)
+        ids = (*sampling.stop_token_ids, *sampling.suppress_tokens, *sampling.logit_bias)
+        self._check_token_ids(max(request.prompt), *ids, *chain(*sampling.bad_words_ids))
+        bad_words = list(chain.from_iterable(map(self._bad_word, sampling.bad_words)))
         base_ends = frozenset() if sampling.ignore_eos else self._base.end_token_ids
         # Special tokens among the stop strings, such as `<|im_end|>`, never show in the text.
         special = {self._special_token_ids[s] for s in sampling.stop if s in self._special_token_ids}
@@ -68,13 +72,22 @@ class SequenceBuilder:
                 self._base.tokenizer,
                 () if constraint else sampling.stop,
                 skip_special_tokens=constraint is None,
+                min_tokens=sampling.min_tokens,
+            )
+            sampler = Sampler(
+                sampling,
+                index,
+                self._device,
+                prompt=request.prompt,
+                end_token_ids=end_token_ids,
+                bad_words=bad_words,
             )
             sequences.append(
                 SequenceState(
                     request=request,
                     max_tokens=max_tokens,
                     end_token_ids=end_token_ids,
-                    sampler=Sampler(sampling, index, self._device),
+                    sampler=sampler,
                     detokenizer=detokenizer,
                     constraint=constraint,
                     output=OutputQueue(wake, every_token=stream),
@@ -102,3 +115,16 @@ class SequenceBuilder:
                 "ignore_eos has no meaning for structured output, which ends where its format does."
             )
         return self._compiler.constraint(request.output_format, max_tokens, end_token_ids)
+
+
+def _encode_bad_word(tokenizer: Tokenizer, word: str) -> list[list[int]]:
+    """The tokens of a bad word at the start of a text, and those behind a space.
+
+    As in vLLM, the second ones count where they are as many and begin with another token: else they are the first ones
+    behind a token for the space.
+    """
+    start, within = (
+        tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False) for prefix in ("", " ")
+    )
+    differ = len(within) == len(start) and within[:1] != start[:1]
+    return [tokens for tokens in ([start, within] if differ else [start]) if tokens]

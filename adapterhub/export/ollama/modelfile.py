@@ -22,7 +22,15 @@ from adapterhub.requests.prompts import choose_style
 
 DEFAULT_NUM_CTX = 4096
 """The tokens of context that Ollama keeps memory for, where the model has as many."""
-_NOT_OLLAMAS = ("suppress_tokens", "bad_words_ids", "stop_token_ids")
+_NOT_OLLAMAS = (
+    "suppress_tokens",
+    "bad_words_ids",
+    "bad_words",
+    "stop_token_ids",
+    "min_tokens",
+    "logit_bias",
+)
+_COUNT_THE_PROMPT = ("frequency_penalty", "presence_penalty")
 
 
 @dataclass(frozen=True)
@@ -208,3 +216,6 @@ def _notes(source: PromptSource, template: OllamaTemplate, sampling: SamplingPar
     for name in _NOT_OLLAMAS:
         if getattr(sampling, name):
             yield f"Ollama has no {name}, which the model's generation settings have."
+    for name in _COUNT_THE_PROMPT:
+        if getattr(sampling, name):
+            yield f"Ollama's {name} counts the tokens of the prompt too, so it is not written."

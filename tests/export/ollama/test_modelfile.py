@@ -149,6 +149,11 @@ def test_the_token_that_the_tokenizer_adds_is_left_out(tmp_path: Path):
             {"profile": PromptProfile(generation={"suppress_tokens": [3]})},
             "Ollama has no suppress_tokens",
         ),
+        (
+            "chatml",
+            {"profile": PromptProfile(generation={"presence_penalty": 0.5})},
+            "Ollama's presence_penalty counts the tokens of the prompt too",
+        ),
     ],
 )
 def test_what_ollama_does_otherwise_is_noted(tmp_path: Path, family: str, settings: dict, note: str):

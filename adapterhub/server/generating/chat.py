@@ -1,0 +1,153 @@
+"""Chat Completions: the call of the hub, its answer, and the chunks of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.engine.interface import Completion
+from adapterhub.requests.generation import Generation
+from adapterhub.requests.streaming import AsyncGenerationStream, CompletionChunk
+from adapterhub.server.generating.answered_by import AnsweredBy
+from adapterhub.server.generating.conversations import (
+    AnswerParser,
+    Call,
+    chat_request,
+    split_answer,
+    violations_of,
+)
+from adapterhub.server.generating.head import AnswerHead
+from adapterhub.server.generating.helper_prompts import chat_adapter
+from adapterhub.server.generating.logprobs import chat_logprobs
+from adapterhub.server.generating.output_formats import output_format_of
+from adapterhub.server.generating.streaming import DONE, event
+from adapterhub.server.generating.tool_calls import message_of, part_delta
+from adapterhub.server.generating.tools import functions_of, tool_choice_of
+from adapterhub.server.generating.usage import StreamUsage, usage_object
+from adapterhub.server.protocol.chat import ChatCompletionRequest
+from adapterhub.server.state import ServerState
+from adapterhub.tool_calling import ChatRequest
+
+
+@dataclass(frozen=True)
+class ChatCall:
+    """One chat completion.
+
+    Attributes:
+        body: The request.
+        head: What answer and chunks have in common.
+        state: The server's parts.
+    """
+
+    body: ChatCompletionRequest
+    head: AnswerHead
+    state: ServerState
+
+    async def generate(self) -> tuple[dict[str, Any], AnsweredBy]:
+        """The whole answer, and who gave it; errors as of `AdapterHub.generate`."""
+        request = await self._prepare()
+        generation = await self.state.hub.agenerate(
+            request.messages, request.adapter, tools=request.tools, **request.options
+        )
+        self.head.answered(generation)
+        by = AnsweredBy.of(generation)
+        if self.body.logprobs or request.may_call_tools:  # thousands of tokens to decode, arguments to check
+            return await self.state.hub._run_off_loop(self._answer, generation, request, by), by
+        return self._answer(generation, request, by), by
+
+    async def start(self) -> tuple[ChatRequest, AsyncGenerationStream]:
+        """Queues the request; errors as of `AdapterHub.generate`."""
+        request = await self._prepare()
+        stream = self.state.hub.astream(
+            request.messages, request.adapter, tools=request.tools, **request.options
+        )
+        return request, await stream.start()
+
+    async def events(self, request: ChatRequest, stream: AsyncGenerationStream) -> AsyncGenerator[bytes]:
+        """The chunks of the answer as events; closing it aborts the answer.
+
+        Args:
+            request: As `start` gave it.
+            stream: The same.
+        """
+        by, parsers = AnsweredBy.of(stream), dict[int, AnswerParser]()
+        head = self.head.of("chat.completion.chunk", by)
+        usage = StreamUsage(self.body.stream_options, stream.prompt_tokens)
+        async with aclosing(stream):
+            async for chunk in stream.chunks():
+                if chunk.index not in parsers:
+                    parsers[chunk.index] = AnswerParser(request)
+                    first = _choice(chunk.index, {"role": "assistant", "content": ""})
+                    yield event({**head, "choices": [first], **usage.count(0)})
+                counted = usage.count(len(chunk.token_ids))
+                for choice in self._choices(chunk, parsers[chunk.index]):
+                    yield event({**head, "choices": [choice], **counted})
+                if chunk.finish_reason:
+                    calls = parsers[chunk.index].calls
+                    last = _choice(chunk.index, {}, "tool_calls" if calls else chunk.finish_reason)
+                    said = await self._said(by, calls, request)
+                    yield event({**head, "choices": [last], **counted, "adapterhub": said})
+        self.head.answered(stream.result)
+        if usage.last_chunk:
+            yield event({**head, **usage.last_chunk})
+        yield DONE
+
+    async def _prepare(self) -> ChatRequest:
+        if self.body.tools or self.body.has_calls:  # their grammar and their prompt take long
+            return await self.state.hub._run_off_loop(self._request)
+        return self._request()
+
+    def _request(self) -> ChatRequest:
+        body, messages = self.body, self.body.conversation()
+        functions = functions_of(tool.function for tool in body.tools or ())
+        return chat_request(
+            self.state,
+            chat_adapter(body.model, messages, self.state) or "base",
+            messages,
+            {**body.options(), "where": self.state.caller.route_filter},
+            functions=functions,
+            choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
+            output_format=output_format_of(body),
+        )
+
+    def _answer(self, generation: Generation, request: ChatRequest, by: AnsweredBy) -> dict[str, Any]:
+        split = [split_answer(completion.text, request) for completion in generation.completions]
+        whole = zip(generation.completions, split, strict=True)
+        return {
+            **self.head.of("chat.completion", by),
+            "choices": [self._whole(index, *answer) for index, answer in enumerate(whole)],
+            "usage": usage_object(generation.usage.prompt_tokens, generation.usage.completion_tokens),
+            "adapterhub": by.field | violations_of([call for _, calls in split for call in calls], request),
+        }
+
+    async def _said(self, by: AnsweredBy, calls: Sequence[Call], request: ChatRequest) -> dict[str, Any]:
+        """What the last chunk says of an answer."""
+        return by.field | (await self.state.hub._run_off_loop(violations_of, calls, request) if calls else {})
+
+    def _whole(self, index: int, completion: Completion, split: tuple[str, list[Call]]) -> dict[str, Any]:
+        text, calls = split
+        return {
+            "index": index,
+            "message": message_of(text, calls),
+            "logprobs": chat_logprobs(completion.logprobs, self.state.token_texts),
+            "finish_reason": "tool_calls" if calls else completion.finish_reason,
+        }
+
+    def _choices(self, chunk: CompletionChunk, parser: AnswerParser) -> Iterator[dict[str, Any]]:
+        """What a chunk adds; log-probabilities come with their tokens, also where their text is held back."""
+        logprobs = chat_logprobs(chunk.logprobs, self.state.token_texts)
+        parts = parser.push(chunk.text, ended=chunk.finish_reason is not None)
+        for part in parts or ([""] if logprobs else []):
+            yield _choice(chunk.index, part_delta(part), logprobs=logprobs)
+            logprobs = None
+
+
+def _choice(
+    index: int,
+    delta: dict[str, Any],
+    finish_reason: str | None = None,
+    logprobs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -1,0 +1,175 @@
+"""Completions: the calls of the hub, their answer, and the chunks of a stream."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.engine.interface import Completion
+from adapterhub.requests.generation import Generation
+from adapterhub.requests.streaming import AsyncGenerationStream, CompletionChunk
+from adapterhub.server.generating.answered_by import AnsweredBy
+from adapterhub.server.generating.head import AnswerHead
+from adapterhub.server.generating.logprobs import completion_logprobs
+from adapterhub.server.generating.merging import merge
+from adapterhub.server.generating.model_names import adapter_of
+from adapterhub.server.generating.streaming import DONE, event
+from adapterhub.server.generating.usage import StreamUsage, usage_object
+from adapterhub.server.protocol.completions import CompletionRequest, Prompt
+from adapterhub.server.state import ServerState
+
+
+@dataclass(frozen=True)
+class CompletionCall:
+    """The completions of one request: `n` for each prompt, those of the first prompt first.
+
+    Attributes:
+        body: The request.
+        head: What answer and chunks have in common.
+        state: The server's parts.
+    """
+
+    body: CompletionRequest
+    head: AnswerHead
+    state: ServerState
+
+    async def generate(self) -> tuple[dict[str, Any], AnsweredBy]:
+        """The whole answer, and who gave it to the first prompt; errors as of `AdapterHub.generate`."""
+        adapter, options = self._arguments()
+        generations = await self.state.hub.agenerate_batch(self.body.prompts, adapter, raw=True, **options)
+        self._note(generations)
+        return await self.state.hub._run_off_loop(self._answer, generations), AnsweredBy.of(generations[0])
+
+    async def start(self) -> list[AsyncGenerationStream]:
+        """Queues the prompts, all or none; errors as of `AdapterHub.generate`."""
+        adapter, options = self._arguments()
+        async with AsyncExitStack() as started:
+            streams = [
+                self.state.hub.astream(prompt, adapter, raw=True, **options) for prompt in self.body.prompts
+            ]
+            for stream in streams:
+                await started.enter_async_context(stream)
+                await stream.start()
+            started.pop_all()
+        return streams
+
+    async def events(self, streams: Sequence[AsyncGenerationStream]) -> AsyncGenerator[bytes]:
+        """The chunks of the answer as events; closing it aborts the answer.
+
+        Args:
+            streams: As `start` gave them.
+        """
+        usage = StreamUsage(self.body.stream_options, sum(stream.prompt_tokens for stream in streams))
+        heads = [self.head.of("text_completion", AnsweredBy.of(stream)) for stream in streams]
+        writer = _ChunkWriter(self, [AnsweredBy.of(stream) for stream in streams])
+        async with AsyncExitStack() as open_streams:
+            for stream in streams:
+                await open_streams.enter_async_context(stream)
+            chunks = merge([stream.chunks() for stream in streams])
+            open_streams.push_async_callback(chunks.aclose)
+            async for at, chunk in chunks:
+                counted = usage.count(len(chunk.token_ids))
+                for fields in writer.write(at, chunk):
+                    yield event({**heads[at], **fields, **counted})
+        self._note([stream.result for stream in streams])
+        if usage.last_chunk:
+            yield event({**heads[0], **usage.last_chunk})
+        yield DONE
+
+    def index(self, prompt: int, completion: int) -> int:
+        """The index of a choice.
+
+        Args:
+            prompt: Number of its prompt.
+            completion: Which of the prompt's `n` completions.
+        """
+        return prompt * (self.body.n or 1) + completion
+
+    def echoed(self, prompt: Prompt) -> str:
+        """What comes before the answer to a prompt."""
+        if not self.body.echo:
+            return ""
+        return prompt if isinstance(prompt, str) else self.state.hub.engine.tokenizer.decode(prompt)
+
+    def _arguments(self) -> tuple[str | None, dict[str, Any]]:
+        options = {**self.body.options(), "where": self.state.caller.route_filter}
+        return adapter_of(self.body.model, self.state), options
+
+    def _note(self, generations: Sequence[Generation | None]) -> None:
+        if len(generations) == 1:  # a span tells of one answer
+            self.head.answered(generations[0])
+
+    def _answer(self, generations: Sequence[Generation]) -> dict[str, Any]:
+        answered_by = [AnsweredBy.of(generation) for generation in generations]
+        usages = [generation.usage for generation in generations]
+        return {
+            **self.head.of("text_completion", answered_by[0]),
+            "choices": [
+                self._choice(self.index(at, number), self.body.prompts[at], completion)
+                # The router may send prompts of one request to different adapters.
+                | ({"adapterhub": answered_by[at].field} if len(generations) > 1 else {})
+                for at, generation in enumerate(generations)
+                for number, completion in enumerate(generation.completions)
+            ],
+            "usage": usage_object(
+                sum(usage.prompt_tokens for usage in usages),
+                sum(usage.completion_tokens for usage in usages),
+            ),
+            "adapterhub": answered_by[0].field,
+        }
+
+    def _choice(self, index: int, prompt: Prompt, completion: Completion) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": self.echoed(prompt) + completion.text,
+            "logprobs": completion_logprobs(completion.logprobs, self.state.token_texts),
+            "finish_reason": completion.finish_reason,
+        }
+
+
+class _ChunkWriter:
+    """Writes the chunks of a stream, and counts the characters of each choice for `text_offset`.
+
+    Args:
+        call: The request.
+        answered_by: Who answers each prompt.
+    """
+
+    def __init__(self, call: CompletionCall, answered_by: Sequence[AnsweredBy]) -> None:
+        self._call, self._answered_by = call, answered_by
+        self._begun: set[int] = set()
+        self._offsets: Counter[int] = Counter()
+
+    def write(self, prompt: int, chunk: CompletionChunk) -> list[dict[str, Any]]:
+        """The fields of the chunks that some tokens give; none where their text is held back.
+
+        Args:
+            prompt: Number of the prompt.
+            chunk: The tokens.
+        """
+        index = self._call.index(prompt, chunk.index)
+        written: list[dict[str, Any]] = []
+        if self._call.body.echo and index not in self._begun:
+            self._begun.add(index)
+            echoed = self._call.echoed(self._call.body.prompts[prompt])
+            written.append({"choices": [_choice(index, echoed)]})
+        if chunk.text or chunk.logprobs or chunk.finish_reason:
+            choice = _choice(index, chunk.text, self._logprobs(index, chunk), chunk.finish_reason)
+            written.append({"choices": [choice]})
+            if chunk.finish_reason:
+                written[-1]["adapterhub"] = self._answered_by[prompt].field
+        return written
+
+    def _logprobs(self, index: int, chunk: CompletionChunk) -> dict[str, Any] | None:
+        logprobs = completion_logprobs(chunk.logprobs, self._call.state.token_texts, self._offsets[index])
+        self._offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
+        return logprobs
+
+
+def _choice(
+    index: int, text: str, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}

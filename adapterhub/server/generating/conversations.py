@@ -1,0 +1,145 @@
+"""A conversation with tools and an output format, as a request to the hub; and the parts of its answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Self
+
+from adapterhub.server.errors import FieldError
+from adapterhub.server.state import ServerState
+from adapterhub.tool_calling import (
+    ChatRequest,
+    ToolCallChunk,
+    ToolCallParser,
+    ToolChoice,
+    argument_violations,
+)
+
+
+def chat_request(
+    state: ServerState,
+    adapter: str,
+    messages: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    functions: Sequence[Mapping[str, Any]],
+    choice: ToolChoice,
+    output_format: Mapping[str, Any],
+) -> ChatRequest:
+    """Prepares a request; call it off the event loop, for tools take long.
+
+    Args:
+        state: The server's.
+        adapter: Who answers.
+        messages: The conversation.
+        options: Further options of the hub.
+        functions: All tools.
+        choice: Those that the answer may call.
+        output_format: What an answer without calls has to match, as an option of the hub; empty for any text.
+
+    Raises:
+        FieldError: The answer may call tools, and the output format is no JSON Schema.
+        InvalidRequestError: No grammar can enforce a schema.
+    """
+    schema = output_format.get("schema")
+    if choice.tools and output_format and schema is None:
+        raise FieldError(
+            "An answer that may call tools can have a JSON Schema, and no other output format.",
+            "structured_outputs",
+            hint="Send tool_choice 'none', or no tools.",
+        )
+    engine, styled = state.hub.engine, None if adapter == "auto" else adapter
+    return ChatRequest.of(
+        adapter,
+        messages,
+        options if choice.tools else {**options, **output_format},
+        tools=functions,
+        choice=choice,
+        schema=schema,
+        tokenizer=engine.tokenizer,
+        detect_format=lambda: state.call_formats.of(state.hub.prompt_style(styled), engine.tokenizer),
+    )
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an answer.
+
+    Attributes:
+        id: What its result names.
+        name: The function.
+        arguments: The text of a JSON object.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    @classmethod
+    def of(cls, chunks: Sequence[ToolCallChunk]) -> Self:
+        """The call whose parts these are."""
+        arguments = "".join(chunk["args"] for chunk in chunks)
+        return cls(chunks[0]["id"] or "", chunks[0]["name"] or "", arguments)
+
+
+@dataclass
+class AnswerParser:
+    """Separates text and calls of a streamed answer.
+
+    Attributes:
+        request: The request that is answered.
+    """
+
+    request: ChatRequest
+    _parser: ToolCallParser = field(init=False, repr=False)
+    _chunks: list[ToolCallChunk] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._parser = ToolCallParser(self.request.call_format)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls so far."""
+        by_index = groupby(self._chunks, key=lambda chunk: chunk["index"])
+        return [Call.of(list(chunks)) for _, chunks in by_index]
+
+    def push(self, text: str, *, ended: bool = False) -> Sequence[str | ToolCallChunk]:
+        """The parts that are certain after some more text.
+
+        Args:
+            text: The text.
+            ended: Whether it is the last.
+
+        Raises:
+            GenerationError: It ended within a call.
+        """
+        if not self.request.may_call_tools:
+            return [text] if text else []
+        certain = self._parser.push(text)
+        self._chunks += [part for part in certain if not isinstance(part, str)]
+        return [*certain, *self._parser.flush()] if ended else certain
+
+
+def split_answer(text: str, request: ChatRequest) -> tuple[str, list[Call]]:
+    """The text and the calls of a whole answer.
+
+    Raises:
+        GenerationError: It ended within a call.
+    """
+    parser = AnswerParser(request)
+    parts = parser.push(text, ended=True)
+    return "".join(part for part in parts if isinstance(part, str)), parser.calls
+
+
+def violations_of(calls: Sequence[Call], request: ChatRequest) -> dict[str, Any]:
+    """What the arguments of calls violate of their schemas, where no grammar enforces it; takes long.
+
+    Returns:
+        `invalid_arguments`, for the `adapterhub` field of the answer; empty if they violate nothing.
+    """
+    read = [{"name": call.name, "args": json.loads(call.arguments)} for call in calls]
+    violations = argument_violations(request.callable_tools, read)
+    return {"invalid_arguments": violations} if violations else {}

@@ -1,0 +1,54 @@
+"""One log line for each request: who, what, how it ended and how long it took; no text, key or query."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_log = logging.getLogger("adapterhub.server.access")
+_MAX_PATH = 200
+_CLIENT_GONE = 499
+"""The status of a request whose client left before the answer began, as nginx writes it."""
+
+
+class AccessLogMiddleware:
+    """Logs at INFO when an answer has ended.
+
+    Args:
+        app: What answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), _CLIENT_GONE
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            _log.info(
+                '%s "%s %s" %d %.3fs id=%s',
+                scope["client"][0] if scope.get("client") else "-",
+                scope["method"],
+                _printable(scope["path"]),
+                status,
+                time.perf_counter() - started,
+                scope["state"]["request_id"],
+            )
+
+
+def _printable(path: str) -> str:
+    """A path that cannot forge a log line."""
+    return "".join(character if character.isprintable() else "?" for character in path[:_MAX_PATH])

@@ -1,0 +1,1 @@
+"""The web page's files: plain modules of the browser, without a build step."""

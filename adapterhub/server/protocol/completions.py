@@ -1,0 +1,56 @@
+"""The body of Completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from adapterhub.server.errors import FieldError
+from adapterhub.server.protocol.sampling import GenerationBody
+
+MAX_PROMPTS = 2048
+"""OpenAI's bound of what one request may ask at once."""
+
+_TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_TokenIds = Annotated[list[_TokenId], Field(min_length=1)]
+_Text = Annotated[str, Field(min_length=1)]
+Prompt = str | list[int]
+
+
+class CompletionRequest(GenerationBody):
+    """The body of `POST /v1/completions`: a prompt as it is, without chat template or system prompt."""
+
+    prompt: (
+        _Text
+        | _TokenIds
+        | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[_TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    """A text, a list of texts, a list of token ids, or a list of such lists."""
+    echo: bool | None = None
+    """Begin the answer with the prompt; not together with `logprobs`."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Return each token's log-probability and those of this many most probable tokens."""
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts, one or several."""
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+    def options(self) -> dict[str, Any]:
+        """The options of a call of the hub that were sent.
+
+        Raises:
+            FieldError: `echo` was sent with `logprobs`.
+        """
+        if self.echo and self.logprobs is not None:
+            raise FieldError(
+                "echo with logprobs is not supported: those of a prompt are not computed.",
+                "echo",
+                "unsupported_parameter",
+                hint="Leave one of them out.",
+            )
+        options = self.sampling_options()
+        return options if self.logprobs is None else {**options, "logprobs": self.logprobs}

@@ -1,0 +1,113 @@
+"""A server process: it starts, drains and ends, and loses no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
+from adapterhub.errors import ConfigError
+from adapterhub.server import ServerConfig, serve
+from tests.server.process import serving
+
+pytestmark = pytest.mark.alone  # each process imports all that a server needs
+STREAMS = 8
+TEXT = "A text of some length, so that its answer takes a while."
+LONG_TEXT = "An answer that takes a minute. " * 100
+
+
+def asked(text: str) -> dict[str, object]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": "json", "messages": messages, "max_tokens": len(text), "stream": True}
+
+
+async def with_running_streams(
+    url: str, then: Callable[[httpx.AsyncClient], Awaitable[None]], text: str
+) -> list[str]:
+    """Begins streams, calls something once each has begun, and returns what each has sent at its end."""
+    begun = asyncio.Semaphore(0)
+
+    async def read(client: httpx.AsyncClient) -> str:
+        received = ""
+        async with client.stream("POST", f"{url}/v1/chat/completions", json=asked(text)) as answer:
+            async for part in answer.aiter_text():
+                if not received:
+                    begun.release()
+                received += part
+        return received
+
+    async with httpx.AsyncClient(timeout=60) as client:
+        reading = [asyncio.ensure_future(read(client)) for _ in range(STREAMS)]
+        for _ in range(STREAMS):
+            await begun.acquire()
+        await then(client)
+        return await asyncio.gather(*reading)
+
+
+def test_sigterm_loses_no_running_answer(tiny_registry: Path):
+    with serving(tiny_registry) as server:
+        server.wait_until_ready()
+
+        async def terminate(client: httpx.AsyncClient) -> None:
+            server.process.send_signal(signal.SIGTERM)
+            while (await client.get(f"{server.url}/ready")).status_code == 200:
+                await asyncio.sleep(0.01)
+            refused = await client.post(f"{server.url}/v1/chat/completions", json=asked(TEXT))
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+        answers = asyncio.run(with_running_streams(server.url, terminate, TEXT))
+        assert server.process.wait() == 0
+    assert all(answer.endswith("data: [DONE]\n\n") for answer in answers)
+    assert {answer.count('"finish_reason":"length"') for answer in answers} == {1}
+
+
+@pytest.mark.parametrize(("signals", "drain_seconds"), [(1, 0), (2, 60)])
+def test_answers_that_are_cut_off_say_so(tiny_registry: Path, signals: int, drain_seconds: float):
+    with serving(tiny_registry, drain_seconds=drain_seconds) as server:
+        server.wait_until_ready()
+
+        async def terminate(client: httpx.AsyncClient) -> None:
+            server.process.send_signal(signal.SIGTERM)
+            if signals == 2:  # two that come at once are one
+                while (await client.get(f"{server.url}/ready")).status_code == 200:
+                    await asyncio.sleep(0.01)
+                server.process.send_signal(signal.SIGTERM)
+
+        answers = asyncio.run(with_running_streams(server.url, terminate, LONG_TEXT))
+        assert server.process.wait() == 1
+    assert all(answer.endswith("data: [DONE]\n\n") for answer in answers)
+    assert {answer.count('"code":"overloaded"') for answer in answers} == {1}
+
+
+def test_the_port_answers_while_the_base_loads(tiny_registry: Path):
+    with serving(tiny_registry, before_loading="threading.Event().wait()") as server:
+        answers = [httpx.get(server.url + path) for path in ("/health", "/v1/models")]
+        assert [answer.status_code for answer in answers] == [503, 503]
+        assert "loading the base" in answers[0].json()["error"]["message"]
+        assert "retry-after" in answers[0].headers
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0  # it waits for no base
+
+
+def test_a_base_that_cannot_be_loaded_ends_the_server(tmp_path: Path):
+    def fail() -> AdapterHub:
+        raise ConfigError("There is no such base.")
+
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="no such base"):
+        serve(fail, ServerConfig(port=0), said.append)
+    assert said[0].startswith("Listening on http://127.0.0.1:")
+
+
+def test_a_port_that_is_taken(tmp_path: Path):
+    def open_hub() -> AdapterHub:
+        return AdapterHub(EchoEngine(), AdapterRegistry(tmp_path))
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="Cannot listen"):
+        serve(open_hub, ServerConfig(port=taken.getsockname()[1]))
