@@ -46,7 +46,11 @@ def test_answers_are_pefts_whatever_the_stacks_hold(tiny_base: Path, folders: di
     reference, sources = Reference(model, folders), sources_of(folders)
     base = load_base(tiny_base, quantization=None, compute_dtype="float32", device="cpu")
     engine = BatchingEngine(base)
-    batches = (["exact", "dora", None], ["exact", "scaled", "dora", None], ["exact"])  # the second widens stacks
+    batches = (
+        ["exact", "dora", None],
+        ["exact", "scaled", "dora", None],
+        ["exact"],
+    )  # the second widens stacks
     for names in batches:
         prompts = [prompt_of(number, 40 if name == "dora" else 9) for number, name in enumerate(names)]
         answers = engine.generate(
