@@ -31,6 +31,7 @@ from adapterhub.server.routes import (
     models,
     not_implemented,
     page,
+    responses,
     stats,
 )
 from adapterhub.server.state import ServerState
@@ -43,6 +44,7 @@ _ROUTERS = (
     models.router,
     not_implemented.router,
     page.router,
+    responses.router,
     stats.router,
 )
 _GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")

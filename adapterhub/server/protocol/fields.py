@@ -18,10 +18,12 @@ from adapterhub.server.errors import FieldError
 IGNORED: Final = frozenset(
     {
         "cache_salt",
+        "max_tool_calls",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
+        "reasoning",
         "request_id",
         "safety_identifier",
         "service_tier",
@@ -55,6 +57,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "allowed_token_ids": "Use logit_bias, or an output format.",
     "audio": "Answers are texts.",
     "chat_template": "An adapter's card has it.",
+    "context_management": "Shorten the input instead.",
     "documents": "Put documents into the messages.",
     "function_call": "Use tool_choice.",
     "functions": "Use tools.",
