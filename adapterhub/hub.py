@@ -223,6 +223,7 @@ class AdapterHub:
                 `schema` (a pydantic model or another type, or a JSON Schema), `regex`, `grammar` (Lark) or `choices`
                 (a list of texts), see `OutputFormat.of`; vLLM's names `json` and `choice` are accepted. `priority`:
                 a whole number, higher ones start first where requests wait; the card's `serving.priority` if not given.
+                `where`: a `RouteFilter` that narrows the adapters that `"auto"` may choose.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.

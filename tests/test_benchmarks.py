@@ -30,6 +30,7 @@ from benchmarks import (
     profile_step,
     proof,
     sampling,
+    server,
     serving,
     slot_modules,
     structured,
@@ -541,3 +542,14 @@ def test_merge_finds_a_weight_that_differs(tmp_path):
     assert merge.equal_weights(tmp_path / "one", tmp_path / "one") == 2
     with pytest.raises(SystemExit, match="own differs"):
         merge.equal_weights(tmp_path / "one", tmp_path / "other")
+
+
+def test_server(capsys):
+    options = ["--clients", "2", "--tokens", "4", "--rounds", "2", "--singles", "1", "--json"]
+    server.main(["--engine", "echo", *options])
+    found = json.loads(capsys.readouterr().out)
+    assert [one["answers"] for one in found["throughput"]] == ["whole", "streamed"]
+    for one in found["throughput"]:
+        # Four tokens of 10 ms each, for two clients at once.
+        assert all(0 < tokens <= 2 * 4 / 0.04 for tokens in one["tokens_per_second"].values())
+    assert all(milliseconds >= 10 for milliseconds in found["first_text"].values())

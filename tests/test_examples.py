@@ -4,6 +4,8 @@ import ast
 import json
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -120,6 +122,30 @@ def test_openai_client(run: Run):
     assert streamed.count("|") > 10
     assert streamed.removeprefix("streamed: ").replace("|", "") == json.dumps(PERSON)
     assert refused == "refused: There is no adapter 'jsn'. Did you mean 'json'?"
+
+
+def test_openai_langchain(run: Run):
+    assert run("openai_langchain").splitlines() == [
+        "support: Category: power",
+        f"parsed: Person({', '.join(f'{name}={value!r}' for name, value in PERSON.items())})",
+        "calls: [('get_weather', {'city': 'Porto'})]",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl():
+    from examples.openai_client import running_server
+
+    with running_server() as url:
+        shown = subprocess.run(
+            ["sh", EXAMPLES / "curl.sh", url], capture_output=True, text=True, check=True, timeout=120
+        ).stdout
+    models, by_name, routed, schema = re.split(r"^# .+\n", shown, flags=re.MULTILINE)[1:]
+    assert {"auto", "json", "support"} <= {model["id"] for model in json.loads(models)["data"]}
+    assert json.loads(json.loads(by_name)["choices"][0]["message"]["content"]) == PERSON
+    assert "x-adapterhub-adapter: support" in routed
+    assert routed.rstrip().endswith("data: [DONE]")
+    assert json.loads(json.loads(schema)["choices"][0]["message"]["content"]).keys() == {"name", "city"}
 
 
 def test_quest_5_2(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

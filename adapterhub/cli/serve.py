@@ -69,6 +69,21 @@ def server_options(function: F) -> F:
         click.option(
             "--cors-origin", "cors_origins", multiple=True, help="A web page that may call the server."
         ),
+        click.option(
+            "--adapter-folder",
+            "adapter_folders",
+            multiple=True,
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Admins may register adapters from it.",
+        ),
+        click.option(
+            "--max-upload-mib", type=click.IntRange(min=1), help="Largest uploaded adapter.  [default: 1024]"
+        ),
+        click.option(
+            "--audit-log",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Where the actions of admins are written.  [default: .audit.jsonl in the registry]",
+        ),
         click.option("--base-model", help="The name of the bare base in /v1/models."),
         click.option(
             "--unknown-fields",
@@ -143,8 +158,9 @@ def _serve(open_the_hub: Callable[[], Any], settings: dict[str, Any]) -> int:
             f"The server needs the package {error.name!r}, which is not installed.",
             hint='pip install "adapterhub[server]"',
         ) from error
-    if "max_body_mib" in settings:
-        settings["max_body_bytes"] = settings.pop("max_body_mib") * _MIB
+    for name in ("max_body", "max_upload"):
+        if f"{name}_mib" in settings:
+            settings[f"{name}_bytes"] = settings.pop(f"{name}_mib") * _MIB
     config = ServerConfig.load(**settings)
     if config.access_log:
         logging.getLogger("adapterhub.server").setLevel(logging.INFO)

@@ -59,6 +59,7 @@ class EngineStats:
         host_bytes: Bytes of the adapters in host memory.
         kv_slots: KV slots in use.
         kv_cache_usage: The share of the memory for keys and values that running sequences have, 0 to 1.
+        kv_max_tokens: Tokens that there is memory for, of all running sequences together.
         kv_tokens: Tokens that the allocated KV slots have room for.
         kv_bytes: Bytes of the allocated KV slots.
         prefix_cache_tokens: Tokens in the prefix cache.
@@ -109,6 +110,7 @@ class EngineStats:
     host_bytes: int = 0
     kv_slots: int = 0
     kv_cache_usage: float = 0.0
+    kv_max_tokens: int = 0
     kv_tokens: int = 0
     kv_bytes: int = 0
     prefix_cache_tokens: int = 0

@@ -17,13 +17,14 @@ from adapterhub.requests.template_options import (
     TemplateOptions,
     as_json,
 )
+from adapterhub.routing.filters import RouteFilter
 
 VLLM_NAMES = {"json": "schema", "choice": "choices"}
 """Names of vLLM's structured outputs -> ours."""
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Fields of `SamplingParams`, and the priority."""
+    """Fields of `SamplingParams`, the priority, and what the router may choose."""
 
     max_tokens: int | None
     temperature: float
@@ -45,6 +46,7 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     logprobs: int | None
     priority: int
+    where: RouteFilter | None
 
 
 class GenerationOptions(SamplingOptions, TemplateArguments, total=False):
@@ -83,6 +85,7 @@ class RequestOptions:
         raw: The prompt is taken without chat template or system prompt.
         tools: JSON-Schema descriptions of functions for the chat template.
         template: How the chat template is rendered.
+        where: Narrows the adapters that `"auto"` may choose.
     """
 
     sampling: Mapping[str, Any]
@@ -91,6 +94,7 @@ class RequestOptions:
     raw: bool = False
     tools: Sequence[Mapping[str, Any]] | None = None
     template: TemplateOptions = field(default_factory=TemplateOptions)
+    where: RouteFilter | None = None
 
     @classmethod
     def of(
@@ -125,6 +129,7 @@ class RequestOptions:
         priority = rest.pop("priority", None)
         if priority is not None:
             check_priority(priority)
+        where = rest.pop("where", None)
         if tools is not None:
             _check_tools(tools)
         fields = sampling_params.model_fields_set if sampling_params else ()
@@ -135,6 +140,7 @@ class RequestOptions:
             raw,
             tools,
             TemplateOptions.of(template),
+            where,
         )
 
     def check_single_completion(self) -> None:

@@ -124,7 +124,7 @@ class RequestPreparer:
                 "A stop string could cut structured output short.",
                 hint="Leave stop out; the output format ends the answer.",
             )
-        route, resolved, profile = self._choose(prompt, adapter)
+        route, resolved, profile = self._choose(prompt, adapter, options.where)
         token_ids, style_stop = self._tokenize(prompt, profile, options)
         card = resolved.main_card if resolved else None
         stop = {"stop": (*style_stop, *profile.stop)}
@@ -141,7 +141,7 @@ class RequestPreparer:
 
     def encode(self, prompt: Prompt, adapter: str | None, options: RequestOptions) -> list[int]:
         """The token ids of a prompt; see `AdapterHub.encode_prompt`."""
-        _, _, profile = self._choose(prompt, adapter)
+        _, _, profile = self._choose(prompt, adapter, options.where)
         return self._tokenize(prompt, profile, options)[0]
 
     @property
@@ -208,11 +208,11 @@ class RequestPreparer:
         return self._base_mismatch(card) is None
 
     def _choose(
-        self, prompt: Prompt, adapter: str | None
+        self, prompt: Prompt, adapter: str | None, where: RouteFilter | None
     ) -> tuple[RouteDecision | None, ResolvedAdapter | None, PromptProfile]:
         """The router's decision if the adapter is `"auto"`, the adapter, and its prompt profile."""
         self._check_lengths(prompt)
-        route = self.route(prompt) if adapter == "auto" else None
+        route = self.route(prompt, where) if adapter == "auto" else None
         reference = route.adapter if route else adapter
         if not names_adapter(reference):
             return route, None, PromptProfile()

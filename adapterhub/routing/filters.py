@@ -40,11 +40,14 @@ class RouteFilter:
         """Whether a route may be chosen."""
         return (
             route.is_ready
-            and (self.allow is None or route.name in self.allow)
-            and route.name not in self.deny
+            and self.admits_name(route.name)
             and self.tags <= set(route.tags)
             and fits_base(route.base, self.base)
         )
+
+    def admits_name(self, name: str) -> bool:
+        """Whether an adapter of this name may be chosen, as far as the name decides."""
+        return (self.allow is None or name in self.allow) and name not in self.deny
 
 
 EVERYTHING = RouteFilter()

@@ -200,7 +200,7 @@ class AdapterRouter:
         if self._shadow and not decision.fallback:
             decision = replace(decision, reason="shadow", fallback=True, adapter=None)
         if decision.fallback and self._fallback is not None:
-            decision = replace(decision, adapter=self._fallback_for(text, decision))
+            decision = replace(decision, adapter=self._fallback_for(text, decision, where))
         if self._log:
             self._log.write(decision, text)
         return decision
@@ -211,8 +211,10 @@ class AdapterRouter:
         """Decides for several requests; see `route`."""
         return [self.route(prompt, where=where) for prompt in prompts]
 
-    def _fallback_for(self, text: str, decision: RouteDecision) -> str | None:
-        return self._fallback(text, decision) if callable(self._fallback) else self._fallback
+    def _fallback_for(self, text: str, decision: RouteDecision, where: RouteFilter) -> str | None:
+        """What the router falls back to; the base where that is an adapter that the filter names not."""
+        name = self._fallback(text, decision) if callable(self._fallback) else self._fallback
+        return name if name is None or where.admits_name(name) else None
 
     # Analysis
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -15,6 +16,7 @@ from adapterhub.hub import AdapterHub
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.errors import add_error_handlers
 from adapterhub.server.lifecycle import Lifecycle
+from adapterhub.server.middleware.access import AccessMiddleware
 from adapterhub.server.middleware.access_log import AccessLogMiddleware
 from adapterhub.server.middleware.body_limit import BodyLimitMiddleware
 from adapterhub.server.middleware.disconnect import DisconnectMiddleware
@@ -27,11 +29,15 @@ from adapterhub.server.routes import (
     chat,
     completions,
     health,
+    lora_adapters,
     metrics,
     models,
     not_implemented,
     page,
+    registry,
     responses,
+    router,
+    server_info,
     stats,
 )
 from adapterhub.server.state import ServerState
@@ -40,11 +46,15 @@ _ROUTERS = (
     chat.router,
     completions.router,
     health.router,
+    lora_adapters.router,
     metrics.router,
     models.router,
     not_implemented.router,
     page.router,
+    registry.router,
     responses.router,
+    router.router,
+    server_info.router,
     stats.router,
 )
 _GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -61,7 +71,7 @@ def create_app(
         config: The settings.
         lifecycle: What probes tell; if not given, the application is ready.
     """
-    state = ServerState(hub, config or ServerConfig(), lifecycle or Lifecycle())
+    state = ServerState.of(hub, config or ServerConfig(), lifecycle or Lifecycle())
     app = FastAPI(
         lifespan=_lifespan,
         title="adapterhub",
@@ -75,8 +85,8 @@ def create_app(
     app.state.server = state
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
     add_error_handlers(app)
-    for router in _ROUTERS:
-        app.include_router(router)
+    for one in _ROUTERS:
+        app.include_router(one)
     return app
 
 
@@ -95,12 +105,16 @@ def _middleware(state: ServerState) -> list[Middleware]:
         *([Middleware(AccessLogMiddleware)] if config.access_log else []),
         *([_cors(config.cors_origins)] if config.cors_origins else []),
         Middleware(DrainingMiddleware, lifecycle=state.lifecycle),
-        Middleware(
-            BodyLimitMiddleware, max_bytes=lambda _: config.max_body_bytes, seconds=config.body_seconds
-        ),
+        Middleware(AccessMiddleware, state.access),
+        Middleware(BodyLimitMiddleware, max_bytes=partial(_max_bytes, config), seconds=config.body_seconds),
         Middleware(DisconnectMiddleware, paths=_GENERATING),
         Middleware(FailureMiddleware),
     ]
+
+
+def _max_bytes(config: ServerConfig, path: str) -> int:
+    """The largest body that a path takes."""
+    return config.max_upload_bytes if registry.takes_uploads(path) else config.max_body_bytes
 
 
 def _cors(origins: tuple[str, ...]) -> Middleware:

@@ -19,10 +19,6 @@ class ServerConfig(BaseModel):
     """The address to listen on."""
     port: int = Field(8000, ge=0, le=65535)
     """The port to listen on; 0 takes a free one."""
-    api_key_file: Path | None = None
-    """The keys of requests."""
-    admin_key_file: Path | None = None
-    """The keys of admins."""
     insecure: bool = False
     """Listen on an address that others reach though there are no keys."""
     cors_origins: tuple[str, ...] = ()
@@ -45,6 +41,17 @@ class ServerConfig(BaseModel):
     """An idle connection is closed after this time, seconds. Longer than proxies keep theirs: nginx does for 60."""
     max_connections: int = Field(4096, ge=1)
     """Connections at a time; more get 503."""
+    api_key_file: Path | None = None
+    """Keys for inference, one `name key` a line, or YAML or JSON with lists of adapters and limits; beside the one in
+    `ADAPTERHUB_API_KEY`. Without any key, everybody who can connect may do everything."""
+    admin_key_file: Path | None = None
+    """Keys for admins, who may change the registry; beside the one in `ADAPTERHUB_ADMIN_KEY`."""
+    audit_log: Path | None = None
+    """Where the actions of admins are written, a line of JSON each; if not given, `.audit.jsonl` in the registry."""
+    adapter_folders: tuple[Path, ...] = ()
+    """Folders of this machine that admins may register adapters from."""
+    max_upload_bytes: int = Field(2**30, ge=1)
+    """Maximum size of an uploaded adapter, packed and unpacked, bytes."""
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
     """Fields of a body that no API defines: refuse them, or ignore them and name them in `x-adapterhub-ignored`."""
     helper_prompts: Literal["route", "base"] = "route"

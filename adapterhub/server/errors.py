@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -133,6 +134,7 @@ def add_error_handlers(app: FastAPI) -> None:
     for kind in (AdapterHubError, Exception):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, _answer_http)  # type: ignore[arg-type]  # of this class only
+    app.add_exception_handler(RequestValidationError, _answer_validation)  # type: ignore[arg-type]
 
 
 async def _answer_http(request: Request, error: HTTPException) -> Response:
@@ -146,6 +148,14 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
 def _response(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None) -> Response:
     # With a space after each colon, as OpenAI writes it: litellm looks for `"code": "context_length_exceeded"`.
     return Response(json.dumps(body), status, headers, media_type="application/json")
+
+
+async def _answer_validation(_: Request, error: RequestValidationError) -> Response:
+    """Bodies and parameters that FastAPI checks: 400, as OpenAI answers, not 422."""
+    problem = error.errors()[0]
+    location = ".".join(map(str, problem["loc"][1:]))[:100]  # without `body`, `query` or `path`
+    message = f"{location}: {problem['msg']}." if location else f"{problem['msg']}."
+    return error_response(FieldError(message, location or None))
 
 
 def _object(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from adapterhub.server.exposure import check_exposure
 from adapterhub.server.http_protocol import BoundedHttpProtocol
 from adapterhub.server.lifecycle import READY, Lifecycle
 from adapterhub.server.loading import LoadingApp
+from adapterhub.server.middleware.local_names import LocalNamesMiddleware
 
 _CUT_OFF_SECONDS = 5
 """In which answers that are cut off have to say so."""
@@ -49,7 +51,7 @@ def serve(
     Raises:
         ConfigError: The settings are not safe, the address cannot be listened on, or the base cannot be loaded.
     """
-    check_exposure(config.host, has_keys=bool(config.api_key_file), insecure=config.insecure)
+    check_exposure(config.host, has_keys=_has_keys(config), insecure=config.insecure)
     lifecycle = Lifecycle("loading the base")
     _raise_file_limit(config.max_connections)
     with _listen(config) as listening:
@@ -85,6 +87,10 @@ def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
         timeout_keep_alive=config.keep_alive_seconds,
         timeout_graceful_shutdown=_CUT_OFF_SECONDS,
     )
+
+
+def _has_keys(config: ServerConfig) -> bool:
+    return bool(config.api_key_file or os.environ.get("ADAPTERHUB_API_KEY"))
 
 
 def _listen(config: ServerConfig) -> socket.socket:
@@ -137,7 +143,8 @@ class _Server(uvicorn.Server):
     def __init__(
         self, app: LoadingApp, lifecycle: Lifecycle, config: ServerConfig, report: Callable[[str], None]
     ) -> None:
-        super().__init__(uvicorn_config(app, config))
+        is_open = _has_keys(config) or config.insecure
+        super().__init__(uvicorn_config(app if is_open else LocalNamesMiddleware(app), config))
         self.cut_off = 0
         self._app = app
         self._lifecycle = lifecycle

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
 from adapterhub.hub import AdapterHub
+from adapterhub.server.access.audit import AUDIT_FILE, AuditLog
+from adapterhub.server.access.caller import NOBODY, Caller
+from adapterhub.server.access.control import AccessControl
+from adapterhub.server.adapters.serving import AdapterServing
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.generating.token_texts import TokenTexts
 from adapterhub.server.lifecycle import Lifecycle
@@ -25,31 +28,53 @@ class ServerState:
         hub: Answers.
         config: The settings.
         lifecycle: How far the server is.
+        base_model: The id of the bare base, without the path of a folder.
+        access: The keys.
+        audit: The log of what admins do.
+        serving: Loads and unloads adapters for admins.
+        metrics: What counts, and makes spans.
+        token_texts: The texts of the base's tokens.
+        call_formats: The tool call formats of chat templates.
+        caller: Who sends the request, in a route.
     """
 
     hub: AdapterHub
     config: ServerConfig
     lifecycle: Lifecycle
+    base_model: str
+    access: AccessControl
+    audit: AuditLog
+    serving: AdapterServing
+    metrics: ServerMetrics
+    token_texts: TokenTexts
+    call_formats: ToolCallFormats
+    caller: Caller = NOBODY
 
-    @property
-    def base_model(self) -> str:
-        """The id of the bare base, without the path of a folder."""
-        return self.config.base_model or PurePath(self.hub.engine.base_name).name
+    @classmethod
+    def of(cls, hub: AdapterHub, config: ServerConfig, lifecycle: Lifecycle) -> Self:
+        """The parts of a server of this hub.
 
-    @cached_property
-    def metrics(self) -> ServerMetrics:
-        """What counts, and makes spans."""
-        return ServerMetrics(self.hub, self.base_model, max_adapters=self.config.max_metrics_adapters)
+        Args:
+            hub: Answers.
+            config: The settings.
+            lifecycle: How far the server is.
 
-    @cached_property
-    def token_texts(self) -> TokenTexts:
-        """The texts of the base's tokens."""
-        return TokenTexts(self.hub.engine.tokenizer)
-
-    @cached_property
-    def call_formats(self) -> ToolCallFormats:
-        """The tool call formats of chat templates."""
-        return ToolCallFormats()
+        Raises:
+            ConfigError: A key file is not valid.
+        """
+        base_model = config.base_model or PurePath(hub.engine.base_name).name
+        return cls(
+            hub,
+            config,
+            lifecycle,
+            base_model,
+            access=AccessControl(config.api_key_file, config.admin_key_file),
+            audit=AuditLog(config.audit_log or hub.registry.root / AUDIT_FILE),
+            serving=AdapterServing(hub),
+            metrics=ServerMetrics(hub, base_model, max_adapters=config.max_metrics_adapters),
+            token_texts=TokenTexts(hub.engine.tokenizer),
+            call_formats=ToolCallFormats(),
+        )
 
     def close(self) -> None:
         """Sends the spans that are left; blocks until then. The hub stays open."""
@@ -59,7 +84,7 @@ class ServerState:
 def server_state(request: Request) -> ServerState:
     """The state, as a dependency of routes."""
     state: ServerState = request.app.state.server
-    return state
+    return replace(state, caller=request.state.caller)
 
 
 State = Annotated[ServerState, Depends(server_state)]

@@ -20,6 +20,7 @@ def test_the_typed_options_are_the_sampling_parameters_and_output_formats(option
         *VLLM_NAMES,
         *TEMPLATE_ARGUMENTS,
         "priority",
+        "where",
     }
     assert not options.__required_keys__
 

@@ -20,7 +20,12 @@ def registry(tmp_path: Path) -> AdapterRegistry:
 def test_versions_have_the_label_of_their_name(registry: AdapterRegistry):
     labels = AdapterLabels(registry, 10)
     assert labels.refresh() == ("base", "ant", "bee", "cat", "other")
-    assert [labels.label(one) for one in (None, "bee@7", "bee@prod", "bee")] == ["base", "bee", "bee", "bee"]
+    assert [labels.label(one) for one in ("base", "bee@7", "bee@prod", "bee")] == [
+        "base",
+        "bee",
+        "bee",
+        "bee",
+    ]
 
 
 def test_blends_are_one_label(registry: AdapterRegistry):
@@ -51,3 +56,12 @@ def test_the_registry_is_read_again_only_when_it_has_changed(registry: AdapterRe
     labels.refresh()
     monkeypatch.setattr(registry, "list", lambda: pytest.fail("read again"))
     labels.refresh()
+
+
+def test_clients_name_the_version_only_where_the_bare_name_is_another(
+    registry: AdapterRegistry, tmp_path: Path
+):
+    registry.register("bee", make_adapter(tmp_path / "bee2", seed=2))
+    labels = AdapterLabels(registry, 10)
+    labels.refresh()
+    assert [labels.client_name(one) for one in ("bee@2", "bee@1", "ant@1")] == ["bee", "bee@1", "ant"]

@@ -67,13 +67,13 @@ def test_a_thousand_connections(tiny_registry: Path):
             "stream": True,
         }
     ).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     stream = head + b"content-length: %d\r\n\r\n" % len(body) + body
     with serving(tiny_registry, token_seconds=0.5) as server:
         server.wait_until_ready()
         process = psutil.Process(server.process.pid)
         idle = asyncio.run(
-            added_mib(server.url, process, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n\r\n")
+            added_mib(server.url, process, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n", b"\r\n\r\n")
         )
         streaming = asyncio.run(added_mib(server.url, process, stream, b"data:"))
         print(f"1000 idle: {idle:.0f} MiB; 1000 streaming: {streaming:.0f} MiB", file=sys.stderr)

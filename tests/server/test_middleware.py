@@ -14,6 +14,7 @@ from adapterhub.server.lifecycle import Lifecycle
 from adapterhub.server.middleware.access_log import AccessLogMiddleware
 from adapterhub.server.middleware.body_limit import BodyLimitMiddleware
 from adapterhub.server.middleware.disconnect import DisconnectMiddleware
+from adapterhub.server.middleware.local_names import LocalNamesMiddleware
 from adapterhub.server.middleware.request_id import RequestIdMiddleware
 from tests.server.asgi_client import Client, part
 
@@ -175,6 +176,23 @@ async def test_errors_of_the_route_and_of_the_body_reach_the_handlers():
             limited(DisconnectMiddleware(echo, ["/generate"]))
         )
     assert refused.value.status_code == 413
+
+
+# Names of the host
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"])
+async def test_names_of_this_machine_are_answered(host: str):
+    client = Client(headers={"host": host})
+    await client.ask(LocalNamesMiddleware(echo))
+    assert client.answers[0]["status"] == 200
+
+
+@pytest.mark.parametrize("host", ["", "evil.example.org", "127.0.0.1.evil.example.org:8000", "[", "10.0.0.1"])
+async def test_other_names_are_not(host: str):
+    client = Client(headers={"host": host})
+    await client.ask(LocalNamesMiddleware(echo))
+    assert client.answers[0]["status"] == 400
 
 
 # The drain

@@ -162,6 +162,7 @@ class Scheduler:
             host_bytes=host.bytes,
             kv_slots=kv_cache.num_slots,
             kv_cache_usage=kv_cache.usage,
+            kv_max_tokens=kv_cache.max_tokens,
             kv_tokens=kv_cache.allocated_tokens,
             kv_bytes=kv_cache.bytes,
             prefix_cache_tokens=self._prefix_cache.num_tokens,

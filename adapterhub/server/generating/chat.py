@@ -106,7 +106,7 @@ class ChatCall:
             self.state,
             chat_adapter(body.model, messages, self.state) or "base",
             messages,
-            body.options(),
+            {**body.options(), "where": self.state.caller.route_filter},
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
             output_format=output_format_of(body),

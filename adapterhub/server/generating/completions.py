@@ -95,7 +95,8 @@ class CompletionCall:
         return prompt if isinstance(prompt, str) else self.state.hub.engine.tokenizer.decode(prompt)
 
     def _arguments(self) -> tuple[str | None, dict[str, Any]]:
-        return adapter_of(self.body.model, self.state), self.body.options()
+        options = {**self.body.options(), "where": self.state.caller.route_filter}
+        return adapter_of(self.body.model, self.state), options
 
     def _note(self, generations: Sequence[Generation | None]) -> None:
         if len(generations) == 1:  # a span tells of one answer

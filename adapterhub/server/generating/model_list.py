@@ -45,7 +45,7 @@ def describe_model(model: str, state: ServerState) -> Model:
 
 
 def _is_served(card: AdapterCard, state: ServerState) -> bool:
-    return card.status == "ready" and state.hub._preparer.fits_base(card)
+    return card.status == "ready" and state.caller.may_use(card.name) and state.hub._preparer.fits_base(card)
 
 
 def _base(state: ServerState) -> Model:

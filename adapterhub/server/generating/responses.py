@@ -97,7 +97,7 @@ class ResponseCall:
             self.state,
             adapter_of(body.model, self.state) or "base",
             to_messages(body.input, body.instructions),
-            body.options(),
+            {**body.options(), "where": self.state.caller.route_filter},
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
             output_format=_output_format(body),

@@ -10,7 +10,7 @@ from adapterhub.server.protocol.responses import ResponseToolChoice
 from adapterhub.server.protocol.tools import Function, ToolChoiceOption
 from adapterhub.tool_calling import ToolChoice
 
-_DESCRIBED = frozenset({"name", "description", "parameters"})
+_DESCRIBED = {"name", "description", "parameters"}
 
 
 def functions_of(functions: Iterable[Function]) -> list[dict[str, Any]]:

@@ -27,6 +27,9 @@ class AdapterLabels:
         self._max_adapters = max_adapters
         self._registered: frozenset[str] = frozenset()
         self._named: dict[str, None] = {}  # in order
+        self._bare: dict[
+            str, str
+        ] = {}  # reference of a version -> its adapter's name, which means that version
         self._stamp: tuple[int, ...] | None = None
         self._lock = threading.Lock()
 
@@ -43,16 +46,16 @@ class AdapterLabels:
                 self._stamp = stamp
             return (BASE, *self._named, OTHER)
 
-    def label(self, reference: str | None) -> str | None:
+    def label(self, reference: str) -> str | None:
         """The label of a reference, such as `json@1`, as of the last `refresh`.
 
         Args:
-            reference: To an adapter or a blend; None is the base.
+            reference: To an adapter or a blend, or `base`.
 
         Returns:
             The label; None for an adapter that has been removed, whose figures are dropped.
         """
-        if reference is None:
+        if reference == BASE:
             return BASE
         if ":" in reference:  # only the parts of a blend have weights
             return OTHER
@@ -61,8 +64,13 @@ class AdapterLabels:
             return name
         return OTHER if name in self._registered else None
 
+    def client_name(self, reference: str) -> str:
+        """A reference as clients write it: without the version if the bare name means that one."""
+        return self._bare.get(reference, reference)
+
     def _read(self) -> None:
-        self._registered = frozenset(card.name for card in self._registry.list())
+        self._bare = {card.ref: card.name for card in self._registry.list()}
+        self._registered = frozenset(self._bare.values())
         self._named = {name: None for name in self._named if name in self._registered}
         free = self._max_adapters - len(self._named)
         new = sorted(self._registered - self._named.keys() - {OTHER})

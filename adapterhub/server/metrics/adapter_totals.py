@@ -20,16 +20,16 @@ class AdapterTotals:
 
     def __init__(self, labels: AdapterLabels) -> None:
         self._labels = labels
-        self._before: Mapping[tuple[str | None, Hashable], int] = {}
+        self._before: Mapping[tuple[str, Hashable], int] = {}
         self._totals: defaultdict[tuple[str, Hashable], int] = defaultdict(int)
 
     def update(
-        self, counts: Mapping[tuple[str | None, Hashable], int], labels: Collection[str]
+        self, counts: Mapping[tuple[str, Hashable], int], labels: Collection[str]
     ) -> Mapping[tuple[str, Hashable], int]:
         """Adds up.
 
         Args:
-            counts: (reference, what is counted) -> count since the engine's start. A reference of None is the base.
+            counts: (reference, what is counted) -> count since the engine's start.
             labels: The labels that there are; the figures of others are dropped.
 
         Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -12,9 +13,12 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from adapterhub.server.metrics.engine_metrics import EngineCollector
+from adapterhub.server.metrics.adapter_labels import AdapterLabels
+from adapterhub.server.metrics.adapter_metrics import AdapterMetrics
+from adapterhub.server.metrics.engine_metrics import engine_families
 from adapterhub.server.metrics.http import HttpMetrics
 from adapterhub.server.metrics.spans import Spans
 
@@ -40,7 +44,7 @@ class ServerMetrics:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        self._registry.register(EngineCollector(hub, base_model))
+        self._registry.register(_HubCollector(hub, base_model, max_adapters))
         self.http = HttpMetrics(self._registry)
         self.spans = Spans.from_environment()
 
@@ -56,10 +60,24 @@ class ServerMetrics:
         if "application/openmetrics-text" not in accept:
             return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
         # Its other ways of escaping turn the colon of vLLM's names into an underscore, in samples alone.
-        text = openmetrics.generate_latest(self._registry, escaping=openmetrics.ALLOWUTF8)
+        text = openmetrics.generate_latest(self._registry, escaping=openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
         return text, openmetrics.CONTENT_TYPE_LATEST
 
     def close(self) -> None:
         """Sends the spans that are left; blocks until then."""
         if self.spans:
             self.spans.close()
+
+
+class _HubCollector:
+    """Reads the hub at each scrape, once, so that what a scrape has agrees with itself."""
+
+    def __init__(self, hub: AdapterHub, base_model: str, max_adapters: int) -> None:
+        self._hub = hub
+        self._base_model = base_model
+        self._adapters = AdapterMetrics(AdapterLabels(hub.registry, max_adapters))
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._hub.stats()
+        yield from engine_families(stats, self._base_model)
+        yield from self._adapters.families(stats)

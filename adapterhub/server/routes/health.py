@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -10,7 +12,7 @@ from adapterhub.server.lifecycle import READY
 from adapterhub.server.state import ServerState, State
 
 router = APIRouter(tags=["Probes"])
-_NOT_READY = {503: {"description": "It loads its base or shuts down"}}
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "It loads its base or shuts down"}}
 
 
 class Readiness(BaseModel):

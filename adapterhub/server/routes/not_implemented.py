@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 router = APIRouter(include_in_schema=False)
 
-_WITHOUT = {
+NOT_IMPLEMENTED = {
     "assistants": "Assistants",
     "audio": "Speech and transcription",
     "batches": "Batches",
@@ -38,6 +38,6 @@ async def _refuse(part: str) -> None:
     raise HTTPException(501, message, headers={"x-should-retry": "false"})
 
 
-for _path, _part in _WITHOUT.items():
+for _path, _part in NOT_IMPLEMENTED.items():
     for _route in (f"/v1/{_path}", f"/v1/{_path}/{{rest:path}}"):
         router.add_api_route(_route, partial(_refuse, _part), methods=["GET", "POST", "DELETE"], name=_path)

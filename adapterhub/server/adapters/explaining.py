@@ -1,0 +1,75 @@
+"""Why the router would choose as it does, as far as a caller may know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from adapterhub.errors import RoutingError
+from adapterhub.hub import AdapterHub
+from adapterhub.routing import AdapterRouter, RouteDecision
+from adapterhub.server.access.caller import Caller
+from adapterhub.server.protocol.registry import (
+    RouteEvidence,
+    RouteExplanation,
+    RouterFinding,
+    RouterState,
+    RouteScore,
+)
+
+
+def explained(hub: AdapterHub, prompt: str | Sequence[Mapping[str, Any]], caller: Caller) -> RouteExplanation:
+    """The router's decision with its reasons.
+
+    Args:
+        hub: Its router is asked; the first call fits it, which takes seconds.
+        prompt: A text, or messages.
+        caller: Adapters that do not exist for them are neither chosen nor named.
+    """
+    try:
+        router = hub.router
+    except RoutingError:
+        return RouteExplanation(
+            adapter=None, confidence=0.0, threshold=0.0, reason="no_routes", fallback=True
+        )
+    explanation = router.explain(prompt, where=caller.route_filter)
+    decision = explanation.decision
+    # Evidence is about the two best routes, whoever may use them.
+    evidence = explanation.evidence if caller.adapters is None else ()
+    return RouteExplanation(
+        adapter=decision.adapter,
+        confidence=decision.confidence,
+        threshold=decision.threshold,
+        reason=decision.reason,
+        fallback=decision.fallback,
+        matched=_visible_match(router, decision, caller),
+        scores=[
+            RouteScore(adapter=name, score=score) for name, score in decision.ranked() if caller.may_use(name)
+        ],
+        evidence=[RouteEvidence(**entry._asdict()) for entry in evidence],
+        segment=explanation.segment,
+        unknown=explanation.unknown,
+        router_version=decision.router_version,
+    )
+
+
+def _visible_match(router: AdapterRouter, decision: RouteDecision, caller: Caller) -> str | None:
+    """The rule or nearest example, if it is of an adapter that exists for the caller."""
+    if caller.adapters is None:
+        return decision.matched
+    visible = (route for route in router.model.routes if caller.may_use(route.name))
+    known = (
+        text for route in visible for text in (*route.examples, *route.about, *route.phrases, *route.patterns)
+    )
+    return next((text for text in known if text == decision.matched), None)
+
+
+def router_state(hub: AdapterHub) -> RouterState:
+    """What the router chooses from, and what to improve on the cards."""
+    try:
+        router = hub.router
+    except RoutingError as error:
+        return RouterState(version="", adapters=[], findings=[], message=str(error))
+    findings = [RouterFinding(**asdict(finding)) for finding in router.health()]
+    return RouterState(version=router.version, adapters=list(router.adapters), findings=findings)

@@ -1,0 +1,58 @@
+"""What clients are told about an adapter: the facts on its card, and where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from adapterhub.engine import EngineStats
+from adapterhub.registry import AdapterCard
+from adapterhub.server.protocol.registry import AdapterSummary, Place
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the adapters are, and what runs on them, at one moment.
+
+    Attributes:
+        stats: The engine's.
+    """
+
+    stats: EngineStats
+
+    def place(self, card: AdapterCard) -> Place:
+        """The nearest place to the model that an adapter is in."""
+        return "disk"
+
+    def summary(self, card: AdapterCard, *, with_card: bool = False) -> AdapterSummary:
+        """What whoever may use an adapter may know of it: no prompt, no training data, no path of this machine.
+
+        Args:
+            card: Its card.
+            with_card: Add the whole card, for admins.
+        """
+        return AdapterSummary(
+            id=card.ref,
+            name=card.name,
+            version=card.version,
+            aliases=card.aliases,
+            status=card.status,
+            description=card.description,
+            tags=card.tags,
+            task=card.task,
+            language=card.language,
+            license=card.license,
+            base=base_label(card.base.name),
+            rank=card.peft.max_rank,
+            size_bytes=card.peft.size_bytes,
+            digest=card.digest,
+            evaluation=card.evaluation,
+            created=int(card.created_at.timestamp()),
+            place=self.place(card),
+            card=card if with_card else None,
+        )
+
+
+def base_label(name: str | None) -> str | None:
+    """A base's name without the folders of this machine."""
+    return PurePath(name).name if name and PurePath(name).is_absolute() else name
