@@ -13,6 +13,8 @@ from adapterhub.server import ServerConfig, create_app
 from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.protocol.completions import CompletionRequest
 from adapterhub.server.protocol.fields import IGNORED, NEUTRAL, REFUSED
+from adapterhub.server.protocol.output_formats import FormattedBody
+from adapterhub.server.protocol.sampling import GenerationBody
 
 CHAT = {"model": "json", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "json", "prompt": "Hi"}
@@ -232,7 +234,8 @@ class TestNotHonoured:
 
 def test_every_field_of_both_bodies_has_a_test():
     both = set(ChatCompletionRequest.model_fields) & set(CompletionRequest.model_fields)
-    assert both - {*SAMPLING, *OTHERS, "logprobs"} == set()
+    formats = set(FormattedBody.model_fields) - set(GenerationBody.model_fields)  # test_output_formats.py
+    assert both - {*SAMPLING, *OTHERS, "logprobs"} == formats
 
 
 def test_the_rules_are_disjoint():
