@@ -5,8 +5,10 @@ from typing import Any
 
 import httpx
 import pytest
+from langchain_core.exceptions import OutputParserException
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+from pydantic import ValidationError
 
 from adapterhub import AdapterHub
 from adapterhub.server import create_app
@@ -14,6 +16,13 @@ from tests.server.live import live
 
 NOT_KEPT = httpx.Limits(max_keepalive_connections=0)
 DEPENDS_ON_WEIGHTS = "random weights cannot choose a call, nor copy what the question says into its arguments"
+
+JSON_MODE = "OpenAI's JSON mode asks for any object, without the schema, which random weights do not know"
+
+pytestmark = [  # of the client, which also speaks them to OpenAI
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +85,10 @@ class _Suite(ChatModelIntegrationTests):
     @pytest.mark.xfail(reason=DEPENDS_ON_WEIGHTS, strict=True, raises=AssertionError)
     def test_agent_loop(self, model: ChatOpenAI) -> None:
         super().test_agent_loop(model)
+
+    @pytest.mark.xfail(reason=JSON_MODE, strict=True, raises=(OutputParserException, ValidationError))
+    def test_json_mode(self, model: ChatOpenAI) -> None:
+        super().test_json_mode(model)
 
 
 class TestChatCompletions(_Suite):
