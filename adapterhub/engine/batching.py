@@ -32,9 +32,10 @@ from adapterhub.engine.runner import EngineBase, Runner
 from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.cuda_graphs import graphs_of
-from adapterhub.engine.scheduling.async_stream import AsyncTokenStream, LoopEvent
+from adapterhub.engine.scheduling.async_stream import AsyncTokenStream
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
+from adapterhub.engine.scheduling.loop_events import LoopEvents
 from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.engine.scheduling.sequence_builder import SequenceBuilder
@@ -125,6 +126,7 @@ class BatchingEngine:
         self._process_id = os.getpid()
         self._stepping = LeaderFollower(self._step, self._reap, self._has_pending)
         self._background = BackgroundLoop(self._stepping)
+        self._loop_events = LoopEvents()
 
     @property
     def base_name(self) -> str:
@@ -176,7 +178,7 @@ class BatchingEngine:
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """As `generate`, without blocking the event loop; see `Engine.agenerate`."""
         await self._compile(requests)
-        event = LoopEvent()
+        event = self._loop_events.make()
         groups = [self._build(one, one.sampling.n, event.wake, stream=False) for one in requests]
         sequences = list(chain.from_iterable(groups))
         try:
@@ -191,7 +193,7 @@ class BatchingEngine:
 
     def astream(self, request: Request) -> AsyncTokenStream:
         """Completes one request, token by token, without blocking the event loop; see `Engine.astream`."""
-        return AsyncTokenStream(partial(self._submit, request), self._abort)
+        return AsyncTokenStream(self._loop_events.make, partial(self._submit, request), self._abort)
 
     async def _submit(self, request: Request, wake: Callable[[], None]) -> list[SequenceState]:
         await self._compile([request])
@@ -374,6 +376,10 @@ class BatchingEngine:
     # In the thread that steps
 
     def _step(self) -> None:
+        with self._loop_events.together():
+            self._step_once()
+
+    def _step_once(self) -> None:
         try:
             self._reap()
             self._scheduler.step()
