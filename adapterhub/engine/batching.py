@@ -21,6 +21,8 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
+
 from adapterhub.base.copied_weights import check_copied_weights
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.loading import Base
@@ -32,9 +34,10 @@ from adapterhub.engine.runner import EngineBase, Runner
 from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.cuda_graphs import graphs_of
-from adapterhub.engine.scheduling.async_stream import AsyncTokenStream, LoopEvent
+from adapterhub.engine.scheduling.async_stream import AsyncTokenStream
 from adapterhub.engine.scheduling.background_loop import BackgroundLoop
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
+from adapterhub.engine.scheduling.loop_events import LoopEvents
 from adapterhub.engine.scheduling.scheduler import AdapterLoader, Scheduler
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.engine.scheduling.sequence_builder import SequenceBuilder
@@ -125,6 +128,7 @@ class BatchingEngine:
         self._process_id = os.getpid()
         self._stepping = LeaderFollower(self._step, self._reap, self._has_pending)
         self._background = BackgroundLoop(self._stepping)
+        self._loop_events = LoopEvents()
 
     @property
     def base_name(self) -> str:
@@ -176,7 +180,7 @@ class BatchingEngine:
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """As `generate`, without blocking the event loop; see `Engine.agenerate`."""
         await self._compile(requests)
-        event = LoopEvent()
+        event = self._loop_events.make()
         groups = [self._build(one, one.sampling.n, event.wake, stream=False) for one in requests]
         sequences = list(chain.from_iterable(groups))
         try:
@@ -191,7 +195,7 @@ class BatchingEngine:
 
     def astream(self, request: Request) -> AsyncTokenStream:
         """Completes one request, token by token, without blocking the event loop; see `Engine.astream`."""
-        return AsyncTokenStream(partial(self._submit, request), self._abort)
+        return AsyncTokenStream(self._loop_events.make, partial(self._submit, request), self._abort)
 
     async def _submit(self, request: Request, wake: Callable[[], None]) -> list[SequenceState]:
         await self._compile([request])
@@ -374,6 +378,10 @@ class BatchingEngine:
     # In the thread that steps
 
     def _step(self) -> None:
+        with self._loop_events.together():
+            self._step_once()
+
+    def _step_once(self) -> None:
         try:
             self._reap()
             self._scheduler.step()
@@ -417,9 +425,19 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
         check(adapter)
         deltas = load_adapter_deltas(adapter, base.model, layers, dtype=base.compute_dtype)
         check(adapter)  # that nobody wrote to the files meanwhile
-        return pinned(deltas) if base.device.type == "cuda" else deltas
+        if base.device.type == "cuda":
+            return pinned(deltas)
+        is_narrower = base.compute_dtype == torch.float32 and base.model is not None
+        return narrowed(deltas) if is_narrower else deltas
 
     return load
+
+
+def narrowed(deltas: Mapping[str, ModuleDelta]) -> dict[str, ModuleDelta]:
+    """The changes of an adapter in float32, with LoRA in bfloat16 where that is exact: half the memory to read."""
+    return {
+        name: delta.in_bfloat16() if isinstance(delta, LoraDelta) else delta for name, delta in deltas.items()
+    }
 
 
 def pinned(deltas: Mapping[str, ModuleDelta]) -> Mapping[str, ModuleDelta]:

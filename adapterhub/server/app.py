@@ -39,6 +39,7 @@ from adapterhub.server.routes import (
     router,
     server_info,
     stats,
+    tokenize,
 )
 from adapterhub.server.state import ServerState
 
@@ -56,6 +57,7 @@ _ROUTERS = (
     router.router,
     server_info.router,
     stats.router,
+    tokenize.router,
 )
 _GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 """What a client that leaves cancels."""

@@ -30,7 +30,7 @@ class ServerConfig(BaseModel):
     max_body_bytes: int = Field(8 * 2**20, ge=1)
     """The largest body of a request, bytes."""
     body_seconds: float = Field(60.0, gt=0)
-    """The time in which a body has to come, seconds."""
+    """The time in which each MiB of a body has to come, seconds."""
     max_header_bytes: int = Field(64 * 2**10, ge=1024)
     """The largest headers of a request, bytes."""
     header_seconds: float = Field(30.0, gt=0)

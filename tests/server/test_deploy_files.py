@@ -2,12 +2,16 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+from adapterhub.cli.serve import serve
+from adapterhub.server import ServerConfig
 
 DEPLOY = Path(__file__).parents[2] / "examples" / "deploy"
 UNIT = DEPLOY / "adapterhub@.service"
@@ -31,6 +35,16 @@ def test_systemd_takes_the_unit_and_rates_it_as_safe(tmp_path: Path):
         text=True,
     )
     assert rated.returncode == 0, rated.stdout[-500:]  # at most 2.5 of 10, "OK"
+
+
+def test_the_unit_starts_the_server_with_options_that_it_has_and_waits_for_its_drain():
+    unit = UNIT.read_text().replace("\\\n", " ")
+    command = shlex.split(re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)[1])
+    assert command[1] == "serve"
+    known = {flag for parameter in serve.params for flag in parameter.opts}
+    assert {word for word in command if word.startswith("--")} <= known
+    seconds = int(re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[1])
+    assert seconds > ServerConfig().drain_seconds
 
 
 def test_the_manifests_are_yaml_and_agree_on_the_port():

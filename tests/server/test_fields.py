@@ -230,6 +230,10 @@ class TestNotHonoured:
             answer = await lenient.post(path, json={**PATHS[path], "zeal": 1, "user": "me"})
             assert answer.headers["x-adapterhub-ignored"] == "user, zeal"
             assert (await lenient.post(path, json={**PATHS[path], "audio": {}})).status_code == 400
+            odd = {"a\r\nset-cookie: b": 1, "имя": 1, "x" * 101: 1, **{f"f{n:02}": 1 for n in range(99)}}
+            answer = await lenient.post(path, json={**PATHS[path], **odd})
+            assert answer.status_code == 200
+            assert answer.headers["x-adapterhub-ignored"].split(", ") == [f"f{n:02}" for n in range(32)]
 
 
 def test_every_field_of_both_bodies_has_a_test():

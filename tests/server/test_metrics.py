@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import shutil
 import time
@@ -13,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from starlette.types import Message
 
 from adapterhub import AdapterHub
 from adapterhub.errors import InvalidRequestError
@@ -274,3 +277,43 @@ def test_a_board_asks_for_nothing_that_is_not_there(server: TestClient):
     asked = set(re.findall(r"(?:vllm:|adapterhub_|http_)\w+", board)) - {"adapterhub"}
     assert asked <= {sample.name for sample in Scraped(server).samples}
     assert len(asked) > 10
+
+
+async def test_a_client_that_leaves_is_counted_as_one_and_its_answer_as_aborted(
+    server: TestClient, tiny_hub: AdapterHub
+):
+    before = Scraped(server)
+    body = {
+        "model": "json",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 200,
+        "ignore_eos": True,
+    }
+    sent: list[Message] = []
+    incoming: asyncio.Queue[Message] = asyncio.Queue()
+    incoming.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
+    path = "/v1/chat/completions"
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": path,
+        "raw_path": path.encode(), "root_path": "", "scheme": "http", "query_string": b"", "headers": [],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+    }  # fmt: skip
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answering = asyncio.ensure_future(server.app(scope, incoming.get, send))
+    async with asyncio.timeout(60):
+        while tiny_hub.stats().submitted == before("adapterhub_requests_queued_total"):
+            await asyncio.sleep(0.005)
+        incoming.put_nowait({"type": "http.disconnect"})
+        await answering
+        while tiny_hub.stats().running or tiny_hub.stats().waiting:
+            await asyncio.sleep(0.005)
+    assert sent == []
+    after = Scraped(server)
+    aborted = {"finished_reason": "abort"}
+    assert (
+        after("vllm:request_success_total", **aborted) - before("vllm:request_success_total", **aborted) == 1
+    )
+    assert after("http_requests_total", handler=path, status="499") == 1

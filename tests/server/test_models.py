@@ -89,6 +89,7 @@ class TestAuto:
         body = (await client.post("/v1/chat/completions", json=asked)).json()
         assert body["model"] == "support"
         route = body["adapterhub"]["route"]
+        assert route.keys() == {"reason", "confidence", "threshold"}
         assert route["reason"] == "matched"
         assert route["confidence"] >= route["threshold"]
 

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Self
 
 from adapterhub.engine.interface import TokenOutput
+from adapterhub.engine.scheduling.loop_events import LoopEvent
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.errors import AdapterHubError
-
-
-class LoopEvent:
-    """An event of the running event loop that any thread may set."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-
-    def wake(self) -> None:
-        """Ends the current or the next `wait`."""
-        # A closed loop has no task left that waits.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self) -> None:
-        """Returns once `wake` has been called since the last `wait`."""
-        await self._event.wait()
-        self._event.clear()
 
 
 class AsyncTokenStream:
     """See `TokenStream`. A slow reader finds all that has come meanwhile, at most `max_tokens` of each completion.
 
     Args:
+        make_event: Makes an event of the running event loop.
         submit: Checks and queues the request; what it is given is called for each output.
         abort: Ends the sequences that have not finished.
     """
 
     def __init__(
         self,
+        make_event: Callable[[], LoopEvent],
         submit: Callable[[Callable[[], None]], Awaitable[Sequence[SequenceState]]],
         abort: Callable[[Sequence[SequenceState]], None],
     ) -> None:
-        self._submit, self._abort = submit, abort
+        self._make_event, self._submit, self._abort = make_event, submit, abort
         self._event: LoopEvent | None = None
         self._sequences: Sequence[SequenceState] = ()
         self._unread: deque[TokenOutput] = deque()
@@ -55,7 +37,7 @@ class AsyncTokenStream:
     async def start(self) -> None:
         """Checks the request and queues it, unless that was done; see `TokenStream.start`."""
         if self._event is None and not self._closed:
-            event = LoopEvent()
+            event = self._make_event()
             self._sequences = await self._submit(event.wake)
             self._event = event
             if self._closed:  # meanwhile, by another task
@@ -66,9 +48,8 @@ class AsyncTokenStream:
         await self.start()
         try:
             while not self._closed and self._event:
-                finished = all(
-                    sequence.output.finished for sequence in self._sequences
-                )  # before they are read
+                # Before they are read: what finishes meanwhile is found by the next round.
+                finished = all(sequence.output.finished for sequence in self._sequences)
                 if (outputs := self._read()) or finished:
                     return outputs
                 await self._event.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from adapterhub.engine import EngineStats
+from adapterhub.engine.stats import AdapterStats, EngineStats
 from adapterhub.registry import AdapterCard
 from adapterhub.server.protocol.registry import AdapterSummary, Place
 
@@ -22,7 +22,11 @@ class Placement:
 
     def place(self, card: AdapterCard) -> Place:
         """The nearest place to the model that an adapter is in."""
-        return "disk"
+        there = self._of(card)
+        return "slot" if there.in_slot else "host" if there.in_host_memory else "disk"
+
+    def _of(self, card: AdapterCard) -> AdapterStats:
+        return self.stats.adapters.get(card.ref, AdapterStats())
 
     def summary(self, card: AdapterCard, *, with_card: bool = False) -> AdapterSummary:
         """What whoever may use an adapter may know of it: no prompt, no training data, no path of this machine.
@@ -31,6 +35,7 @@ class Placement:
             card: Its card.
             with_card: Add the whole card, for admins.
         """
+        there = self._of(card)
         return AdapterSummary(
             id=card.ref,
             name=card.name,
@@ -49,6 +54,10 @@ class Placement:
             evaluation=card.evaluation,
             created=int(card.created_at.timestamp()),
             place=self.place(card),
+            pinned=there.pinned,
+            running=there.running,
+            waiting=there.waiting,
+            tokens=there.tokens,
             card=card if with_card else None,
         )
 

@@ -66,11 +66,11 @@ class AnsweredBy:
 
 
 def _route(route: RouteDecision | None) -> dict[str, Any] | None:
+    # Without the example or rule that matched: it may be of an adapter that does not exist for the caller.
     if route is None:
         return None
     return {
         "reason": route.reason,
         "confidence": round(route.confidence, 4),
         "threshold": round(route.threshold, 4),
-        "matched": route.matched,
     }

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _CLOSE = {"connection": "close"}
+_PART_BYTES = 2**20
 
 
 class BodyLimitMiddleware:
@@ -20,7 +21,7 @@ class BodyLimitMiddleware:
     Args:
         app: What reads the body.
         max_bytes: From a path to the maximum size of its bodies, bytes.
-        seconds: In which the whole body has to come.
+        seconds: In which each MiB of a body has to come, and what is less as a whole.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: Callable[[str], int], seconds: float) -> None:
@@ -43,7 +44,9 @@ class _LimitedBody:
         self._max_bytes = max_bytes
         self._too_large = declared.isdecimal() and int(declared) > max_bytes
         self._size = 0
-        self._deadline: float | None = asyncio.get_running_loop().time() + seconds
+        self._seconds = seconds
+        self._started = asyncio.get_running_loop().time()
+        self._complete = False
 
     async def receive(self) -> Message:
         """As ASGI's `receive`.
@@ -54,12 +57,16 @@ class _LimitedBody:
         if self._too_large:
             raise HTTPException(413, f"The body is larger than {self._max_bytes} bytes.", _CLOSE)
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(self._deadline()):
                 message = await self._receive()
         except TimeoutError:
             raise HTTPException(408, "The body did not come in time.", _CLOSE) from None
         self._size += len(message.get("body", b""))
         self._too_large = self._size > self._max_bytes
-        if not message.get("more_body", False):
-            self._deadline = None  # what comes next is the end of the connection, whenever that is
+        self._complete = not message.get("more_body", False)
         return message if not self._too_large else await self.receive()
+
+    def _deadline(self) -> float | None:
+        """When the next part has to be there; what comes after the last is the end of the connection."""
+        parts = 1 + self._size // _PART_BYTES
+        return None if self._complete else self._started + self._seconds * parts

@@ -56,6 +56,14 @@ class AdapterSummary(BaseModel):
     """When it was registered, seconds since 1970."""
     place: Place
     """`slot`: in a LoRA slot; `host`: in host memory; `disk`: in the registry alone."""
+    pinned: bool
+    """Whether it stays in its slot."""
+    running: int
+    """Its running sequences."""
+    waiting: int
+    """Its waiting sequences."""
+    tokens: int
+    """Tokens that it has generated since the start."""
     card: AdapterCard | None = None
     """The whole card, for admins."""
 

@@ -37,7 +37,7 @@ _ANSWER = {
     "adapterhub": {
         "adapter": "haiku",
         "version": 2,
-        "route": {"reason": "matched", "confidence": 0.97, "threshold": 0.5, "matched": "write a haiku"},
+        "route": {"reason": "matched", "confidence": 0.97, "threshold": 0.5},
     },
 }
 
