@@ -46,6 +46,9 @@ def parser(description: str | None, *, shape: str = "200m", rounds: int = 12) ->
         "--base", metavar="FOLDER", help="keep the random base here, and use it again if it is there already"
     )
     options.add_argument("--rank", type=int, default=16, help="of the adapters")
+    options.add_argument(
+        "--adapter-dtype", choices=["float32", "bfloat16"], help="that of the base's activations if not given"
+    )
     options.add_argument("--rounds", type=int, default=rounds, help="the first is dropped")
     options.add_argument("--threads", type=int, help="of torch and bitsandbytes; as it is if not given")
     options.add_argument("--pin", type=int, nargs="+", metavar="CORE", help="run on these cores only (Linux)")
@@ -92,7 +95,8 @@ def random_adapters(
     options: argparse.Namespace, base: Base, count: int, scratch: Path
 ) -> list[StoredLoraRequest]:
     """Random adapters for a base under different names and digests; their weights are one file."""
-    folder = write_adapter(scratch / "adapter", options.shape, rank=options.rank, dtype=base.compute_dtype)
+    dtype = getattr(torch, options.adapter_dtype) if options.adapter_dtype else base.compute_dtype
+    folder = write_adapter(scratch / "adapter", options.shape, rank=options.rank, dtype=dtype)
     return twins([folder], count, scratch / "twins")
 
 

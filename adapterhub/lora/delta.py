@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
@@ -81,6 +81,16 @@ class LoraDelta:
         scale = None if self.magnitude_scale is None else self.magnitude_scale.to(dtype)
         return type(self)(self.a.to(dtype), self.b.to(dtype), scale)
 
+    def in_bfloat16(self) -> Self:
+        """The same change with its factors in bfloat16, if that changes none of their numbers; else as it is.
+
+        So it is for an adapter that was stored in bfloat16 and has a power of two as its scaling.
+        """
+        if not _is_bfloat16(self.a[:1]):  # most often enough to know
+            return self
+        exact = _is_bfloat16(self.a) and _is_bfloat16(self.b)
+        return replace(self, a=self.a.bfloat16(), b=self.b.bfloat16()) if exact else self
+
     def pin_memory(self) -> Self:
         """The same change in pinned memory, laid out as in a LoRA slot: a GPU copies it while the host goes on."""
         scale = None if self.magnitude_scale is None else self.magnitude_scale.pin_memory()
@@ -120,6 +130,10 @@ class LoraDelta:
             for (delta, weight), scale in zip(changes, scales, strict=True)
         ]
         return cls(a, torch.cat(b, dim=1), total)
+
+
+def _is_bfloat16(tensor: torch.Tensor) -> bool:
+    return torch.equal(tensor.bfloat16().to(tensor.dtype), tensor)
 
 
 def unstacked_bytes(deltas: Mapping[str, ModuleDelta]) -> int:

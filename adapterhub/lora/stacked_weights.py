@@ -5,6 +5,9 @@ input (q, k and v; gate and up) share one shrink, `x @ lora_a`; each expands wit
 lower rank, or one that does not target a layer, has zeros there, so any adapters can share a batch. The terms shrink
 and expand are those of vLLM's Punica kernels (arXiv 2310.18547).
 
+Steps read the factors from memory, so beside activations in float32 they are kept in bfloat16 as long as all resident
+adapters are bfloat16 exactly (`LoraDelta.in_bfloat16`): the sums are the same.
+
 The products themselves are in `adapterhub.lora.kernels`.
 """
 
@@ -26,7 +29,7 @@ class StackedLoraWeights:
     Args:
         slots: Maximum number of resident adapters.
         in_features: The width of the input.
-        dtype: The dtype of the weights and of their products.
+        dtype: The dtype of the layers' inputs and outputs, and of the weights unless they are kept in bfloat16.
         device: The device of the weights.
         make_kernels: What computes the products; None chooses the fastest of the device.
 
@@ -49,7 +52,7 @@ class StackedLoraWeights:
         self._loaded: dict[int, dict[str, LoraDelta]] = {}  # by slot
         self._make_kernels = make_kernels or choose_kernels(device)
         self._ranks: dict[tuple[str, int], int] = {}
-        self._stack = LoraStack(self._zeros(0, 0, 0), {}, {}, rank=0)
+        self._stack = LoraStack(self._zeros(dtype, 0, 0, 0), {}, {}, rank=0)
         self._kernels: LoraKernels = self._make_kernels(self._stack)
         self.version = 0
         self._magnitude_scale: dict[str, torch.Tensor] = {}
@@ -79,8 +82,8 @@ class StackedLoraWeights:
                 self._reset_layer(slot, name)
         rank = max(self._stack.rank, *(delta.a.shape[0] for delta in deltas.values()))
         new = [name for name in deltas if name not in self._out_features]
-        if rank > self._stack.rank or new:
-            self._reallocate(rank, {name: deltas[name].b.shape[0] for name in new})
+        if rank > self._stack.rank or new or not self._holds(deltas):
+            self._reallocate(rank, {name: deltas[name].b.shape[0] for name in new}, self._narrowest(deltas))
         self._write(slot, deltas)
 
     def clear(self, slot: int) -> None:
@@ -143,7 +146,8 @@ class StackedLoraWeights:
             lora_b.copy_(delta.b.T, non_blocking=True)
             if delta.magnitude_scale is not None:
                 if name not in self._magnitude_scale:
-                    self._magnitude_scale[name] = self._zeros(self._slots, self._out_features[name]).fill_(1)
+                    scale = self._zeros(self._dtype, self._slots, self._out_features[name]).fill_(1)
+                    self._magnitude_scale[name] = scale
                 self._magnitude_scale[name][slot] = delta.magnitude_scale
                 self._dora_slots[name].add(slot)
 
@@ -156,13 +160,26 @@ class StackedLoraWeights:
             self._magnitude_scale[name][slot].fill_(1)
             self._dora_slots[name].discard(slot)
 
-    def _reallocate(self, rank: int, layers: Mapping[str, int]) -> None:
-        """Allocates the stacked weights for a higher rank or further layers, and writes resident adapters again."""
+    def _holds(self, deltas: Mapping[str, LoraDelta]) -> bool:
+        """Whether the stack's dtype holds an adapter exactly."""
+        return self._stack.lora_a.dtype is self._dtype or _all_bfloat16(deltas)
+
+    def _narrowest(self, deltas: Mapping[str, LoraDelta]) -> torch.dtype:
+        """The dtype that holds an adapter and the resident ones exactly, and is read in the least time."""
+        exact = all(_all_bfloat16(adapter) for adapter in (deltas, *self._loaded.values()))
+        narrow = exact and self._dtype is torch.float32 and self._kernels.reads_bfloat16
+        return torch.bfloat16 if narrow else self._dtype
+
+    def _reallocate(self, rank: int, layers: Mapping[str, int], dtype: torch.dtype) -> None:
+        """Allocates the stacked weights anew: of a higher rank, for further layers, in another dtype.
+
+        Resident adapters are written again.
+        """
         resident = dict(self._loaded)
         out_features = {**self._out_features, **layers}
         # Row-major per rank, so that a row of the adapter's `lora_A` is contiguous and copying it into a slot is fast.
-        lora_a = self._zeros(self._slots, len(out_features) * rank, self._in_features).transpose(1, 2)
-        lora_b = {name: self._zeros(self._slots, rank, width) for name, width in out_features.items()}
+        lora_a = self._zeros(dtype, self._slots, len(out_features) * rank, self._in_features).transpose(1, 2)
+        lora_b = {name: self._zeros(dtype, self._slots, rank, width) for name, width in out_features.items()}
         # Assigned only after all allocations succeeded, so that running out of memory changes nothing.
         columns = {name: index * rank for index, name in enumerate(out_features)}
         self._out_features, self._stack = out_features, LoraStack(lora_a, lora_b, columns, rank, self._ranks)
@@ -179,5 +196,9 @@ class StackedLoraWeights:
         start = stack.columns[name]
         return stack.lora_a[slot, :, start : start + rank], stack.lora_b[name][slot, :rank]
 
-    def _zeros(self, *shape: int) -> torch.Tensor:
-        return torch.zeros(*shape, dtype=self._dtype, device=self._device)
+    def _zeros(self, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=self._device)
+
+
+def _all_bfloat16(deltas: Mapping[str, LoraDelta]) -> bool:
+    return all(delta.a.dtype is delta.b.dtype is torch.bfloat16 for delta in deltas.values())

@@ -74,6 +74,7 @@ class GatherOps:
 
     name = "gather"
     can_replay = True
+    reads_bfloat16 = False
 
     def __init__(self, stack: LoraStack) -> None:
         self._stack = stack

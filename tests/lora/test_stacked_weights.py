@@ -1,5 +1,7 @@
 """Stacked weights: loading, clearing and reallocating one slot keeps the others, and so does a failure."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import settings
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from adapterhub.lora.delta import LoraDelta
+from adapterhub.lora.kernels.choosing import compiled_library
+from adapterhub.lora.kernels.torch_ops import TorchOps
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 
@@ -24,6 +28,11 @@ def delta(name: str, rank: int, seed: int = 0, *, dora: bool = False) -> LoraDel
     )
 
 
+def in_bfloat16(change: LoraDelta) -> LoraDelta:
+    """The change with rounded factors, as one that was stored in bfloat16 is loaded."""
+    return replace(change, a=change.a.bfloat16(), b=change.b.bfloat16())
+
+
 def changed(stacked: StackedLoraWeights, slot: int, name: str) -> torch.Tensor:
     """A layer's output under the adapter in a slot; the base layer returns ones."""
     return stacked.apply(name, X, torch.ones(1, OUT[name]), None, LoraMapping([(slot, 1)]))
@@ -33,7 +42,7 @@ def wanted(change: LoraDelta | None, name: str) -> torch.Tensor:
     y = torch.ones(1, OUT[name])
     if change is None:
         return y
-    y = y + X @ change.a.T @ change.b.T
+    y = y + X @ change.a.float().T @ change.b.float().T
     return y if change.magnitude_scale is None else y * change.magnitude_scale
 
 
@@ -58,12 +67,15 @@ class Loading(RuleBasedStateMachine):
         rank=st.integers(1, 6),
         seed=st.integers(0, 100),
         dora=st.booleans(),
+        narrow=st.booleans(),
     )
-    def load(self, slot: int, names: set[str], rank: int, seed: int, dora: bool) -> None:
+    def load(self, slot: int, names: set[str], rank: int, seed: int, dora: bool, narrow: bool) -> None:
         deltas = {
             name: delta(name, rank + number, seed + number, dora=dora)
             for number, name in enumerate(sorted(names))
         }
+        if narrow:
+            deltas = {name: in_bfloat16(one) for name, one in deltas.items()}
         self.stacked.load(slot, deltas)
         self.adapters[slot] = deltas
 
@@ -123,3 +135,51 @@ def test_running_out_of_memory_keeps_the_other_adapters(monkeypatch, allocation:
     check(stacked, adapters | {1: small})
     stacked.load(3, large)
     check(stacked, adapters | {1: small, 3: large})
+
+
+@pytest.mark.skipif(compiled_library()[0] is None, reason=f"no compiled kernels: {compiled_library()[1]}")
+def test_adapters_in_bfloat16_are_kept_so_until_one_is_not():
+    stacked = StackedLoraWeights(SLOTS, IN, torch.float32, CPU)
+    stacked.load(0, {"q": in_bfloat16(delta("q", 3, 1))})
+    size = stacked.bytes
+    stacked.load(1, {"q": in_bfloat16(delta("q", 3, 2))})
+    assert stacked.bytes == size == SLOTS * 3 * (IN + OUT["q"]) * 2
+    outputs = [changed(stacked, slot, "q") for slot in (0, 1)]
+    stacked.load(2, {"q": delta("q", 3, 3)})
+    assert stacked.bytes == 2 * size
+    assert [torch.equal(changed(stacked, slot, "q"), outputs[slot]) for slot in (0, 1)] == [True, True]
+    check(
+        stacked,
+        {
+            slot: {"q": one}
+            for slot, one in enumerate(
+                [in_bfloat16(delta("q", 3, 1)), in_bfloat16(delta("q", 3, 2)), delta("q", 3, 3)]
+            )
+        },
+    )
+    stacked.clear(2)
+    stacked.load(
+        3, {"v": in_bfloat16(delta("v", 3, 4))}
+    )  # stacks are made anew, and none is in float32 any more
+    assert stacked.bytes == SLOTS * 3 * (2 * IN + OUT["q"] + OUT["v"]) * 2
+
+
+def test_without_a_kernel_that_reads_bfloat16_stacks_are_in_float32():
+    stacked = StackedLoraWeights(SLOTS, IN, torch.float32, CPU, TorchOps)
+    stacked.load(0, {"q": in_bfloat16(delta("q", 3, 1))})
+    assert stacked.bytes == SLOTS * 3 * (IN + OUT["q"]) * 4
+
+
+@pytest.mark.parametrize(
+    ("scaling", "exact"), [(2.0, True), (0.5, True), (1.5, False), (2 / 3, False)], ids=str
+)
+def test_only_what_changes_no_number_becomes_bfloat16(scaling: float, exact: bool):
+    stored = in_bfloat16(delta("q", 4))
+    change = LoraDelta(stored.a.float(), stored.b.float() * scaling, torch.rand(OUT["q"]))
+    got = change.in_bfloat16()
+    assert got.a.dtype is got.b.dtype is (torch.bfloat16 if exact else torch.float32)
+    assert torch.equal(got.a.float(), change.a)
+    assert torch.equal(got.b.float(), change.b)
+    assert got.magnitude_scale is change.magnitude_scale
+    trained = delta("q", 4)
+    assert trained.in_bfloat16() is trained

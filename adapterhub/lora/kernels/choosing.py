@@ -97,11 +97,16 @@ def check_kernels(make: MakeKernels, device: torch.device) -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device)
 
-    stack = LoraStack(random(3, 8, 20).transpose(1, 2), {"layer": random(3, 8, 24)}, {"layer": 0}, rank=8)
+    def stack(dtype: torch.dtype) -> LoraStack:
+        lora_a, lora_b = random(3, 8, 20).to(dtype).transpose(1, 2), random(3, 8, 24).to(dtype)
+        return LoraStack(lora_a, {"layer": lora_b}, {"layer": 0}, rank=8)
+
     mapping = LoraMapping([(0, 1), (2, 18)], num_base_tokens=1, device=device)
-    x, y = random(20, 20), random(20, 24)
-    wanted = y.clone()
-    make(stack).add_lora("layer", x, y, mapping)
-    TorchOps(stack).add_lora("layer", x, wanted, mapping)
-    if not torch.allclose(y, wanted, rtol=_MAX_DIFFERENCE, atol=_MAX_DIFFERENCE * float(wanted.abs().max())):
-        raise EngineError("its sums differ from those of torch")
+    x, before = random(20, 20), random(20, 24)
+    for factors in (torch.float32, torch.bfloat16):
+        y, wanted, of_dtype = before.clone(), before.clone(), stack(factors)
+        make(of_dtype).add_lora("layer", x, y, mapping)
+        TorchOps(of_dtype).add_lora("layer", x, wanted, mapping)
+        bound = _MAX_DIFFERENCE * float(wanted.abs().max())
+        if not torch.allclose(y, wanted, rtol=_MAX_DIFFERENCE, atol=bound):
+            raise EngineError("its sums differ from those of torch")

@@ -1,7 +1,7 @@
 """LoRA's products by `lora.cpp`: one call for one layer, token by token, on a CPU.
 
 torch's operations cost more to start than such thin products take, and bfloat16 ones many times more. The compiled
-function reads the factors as they are, sums in float32 and rounds once.
+functions read the factors as they are, in bfloat16 also for tokens in float32, sum in float32 and round once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from adapterhub.lora.kernels.torch_ops import TorchOps
 from adapterhub.lora.mapping import LoraMapping
 
 SOURCE = Path(__file__).with_name("lora.cpp")
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_NAMES = {
+    (torch.float32, torch.float32): "float32",
+    (torch.bfloat16, torch.bfloat16): "bfloat16",
+    (torch.bfloat16, torch.float32): "bfloat16_to_float32",
+}
 _MAX_TOKENS_PER_ADAPTER = 32
 """With more tokens for one adapter, torch's products of matrices are faster."""
 _MIN_PARALLEL_WORK = 1 << 17
@@ -46,19 +50,19 @@ class CpuLibrary:
 
     Attributes:
         path: The library.
-        functions: By the dtype of factors, inputs and outputs.
+        functions: By the dtype of the factors, and that of inputs and outputs.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         library = ctypes.CDLL(str(path))
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self.functions: dict[torch.dtype, Callable[..., None]] = {}
-        for dtype, name in _NAMES.items():
+        self.functions: dict[tuple[torch.dtype, torch.dtype], Callable[..., None]] = {}
+        for dtypes, name in _NAMES.items():
             function = getattr(library, f"add_lora_{name}")
             function.argtypes = (pointer, pointer, number, pointer, number, pointer, number, number)
             function.restype = None
-            self.functions[dtype] = function
+            self.functions[dtypes] = function
 
 
 class CpuKernels:
@@ -71,11 +75,15 @@ class CpuKernels:
 
     name = "c++"
     can_replay = False
+    reads_bfloat16 = True
 
     def __init__(self, library: CpuLibrary, stack: LoraStack) -> None:
         self._torch = TorchOps(stack)
-        self._dtype = stack.lora_a.dtype
-        self._function = library.functions.get(self._dtype)
+        self._functions = {
+            tokens: function
+            for (factors, tokens), function in library.functions.items()
+            if factors is stack.lora_a.dtype
+        }
         self._slots, self._in, self._rank = len(stack.lora_a), stack.lora_a.shape[1], stack.rank
         # The structures hold addresses in the stack, which lives as long as they do.
         self._stack = stack
@@ -88,9 +96,9 @@ class CpuKernels:
         """Adds the adapters' products to a layer's output; see `LoraKernels.add_lora`."""
         tokens, width = y.shape
         table = mapping.run_table(tokens)
-        run = self._function
+        run = self._functions.get(y.dtype)
         long = table.longest > _MAX_TOKENS_PER_ADAPTER
-        if run is None or long or not x.dtype is y.dtype is self._dtype or y.requires_grad:
+        if run is None or long or x.dtype is not y.dtype or y.requires_grad:
             self._torch.add_lora(layer, x, y, mapping)
             return
         structure, out = self._layers[layer]

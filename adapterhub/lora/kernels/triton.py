@@ -30,6 +30,7 @@ class TritonKernels:
 
     name = "triton"
     can_replay = True
+    reads_bfloat16 = False
 
     def __init__(self, stack: LoraStack) -> None:
         self._stack = stack

@@ -128,7 +128,8 @@ def test_a_call_has_all_of_torchs_threads_or_one(monkeypatch):
     """A team between would make OpenMP end and start threads at every layer."""
     kernels = compiled()(make_stack(1000, {"layer": 1000}, 8, torch.float32))
     teams = []
-    monkeypatch.setattr(kernels, "_function", lambda *arguments: teams.append(arguments[-1]))
+    note = {torch.float32: lambda *arguments: teams.append(arguments[-1])}
+    monkeypatch.setattr(kernels, "_functions", note)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(5)
@@ -269,3 +270,32 @@ def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ADAPTERHUB_LORA_KERNELS", "cuda")
     with pytest.raises(ConfigError, match="cuda"):
         choose_kernels(CPU)
+
+
+IMPLEMENTATIONS = [
+    pytest.param(lambda: TorchOps, id="torch"),
+    pytest.param(compiled, id="compiled", marks=needs_library),
+]
+
+
+@pytest.mark.parametrize("make", IMPLEMENTATIONS)
+@pytest.mark.parametrize("runs", [[(0, 1), (2, 5), (4, 2)], [(1, 2), (2, 2)], [(3, 40)], [(3, 1)]], ids=str)
+@pytest.mark.parametrize("by_token", [False, True])
+def test_factors_in_bfloat16_are_what_they_are_in_float32(make, runs, by_token):
+    """In compiled code to the bit: an adapter's sums do not tell how its stack is kept."""
+    narrow = make_stack(45, {"layer": 83, "other": 70}, 11, torch.bfloat16)
+    wide = LoraStack(
+        narrow.lora_a.float(), {name: b.float() for name, b in narrow.lora_b.items()}, narrow.columns, 11,
+        ranks := {("layer", slot): 11 for slot in range(SLOTS)},
+    )  # fmt: skip
+    narrow = LoraStack(narrow.lora_a, narrow.lora_b, narrow.columns, 11, ranks)
+    slots = [slot for slot, count in runs for _ in range(count)]
+    mapping = LoraMapping.of_tokens(slots) if by_token else LoraMapping(runs)
+    x, y = torch.randn(len(slots), 45), torch.randn(len(slots), 83)
+    outputs = [y.clone(), y.clone()]
+    for stack, output in zip((narrow, wide), outputs, strict=True):
+        make()(stack).add_lora("layer", x, output, mapping)
+    for output in outputs:
+        assert torch.allclose(output.double(), y.double() + product(wide, "layer", x, slots), atol=1e-3)
+    if make is compiled and (by_token or len(slots) <= 32):  # torch's products depend on addresses too
+        assert torch.equal(*outputs)
