@@ -35,9 +35,11 @@ from adapterhub.server.routes import (
     not_implemented,
     page,
     registry,
+    responses,
     router,
     server_info,
     stats,
+    tokenize,
 )
 from adapterhub.server.state import ServerState
 
@@ -51,9 +53,11 @@ _ROUTERS = (
     not_implemented.router,
     page.router,
     registry.router,
+    responses.router,
     router.router,
     server_info.router,
     stats.router,
+    tokenize.router,
 )
 _GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 """What a client that leaves cancels."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp
 
 from adapterhub.errors import ConfigError
 from adapterhub.hub import AdapterHub
+from adapterhub.server.access.control import AccessControl
 from adapterhub.server.app import create_app
 from adapterhub.server.config import ServerConfig
 from adapterhub.server.exposure import check_exposure
@@ -51,12 +51,14 @@ def serve(
     Raises:
         ConfigError: The settings are not safe, the address cannot be listened on, or the base cannot be loaded.
     """
-    check_exposure(config.host, has_keys=_has_keys(config), insecure=config.insecure)
+    has_keys = AccessControl(config.api_key_file, config.admin_key_file).needs_key
+    check_exposure(config.host, has_keys=has_keys, insecure=config.insecure)
     lifecycle = Lifecycle("loading the base")
     _raise_file_limit(config.max_connections)
     with _listen(config) as listening:
         app = LoadingApp(open_hub, partial(create_app, config=config, lifecycle=lifecycle), lifecycle)
-        server = _Server(app, lifecycle, config, report)
+        served = app if has_keys or config.insecure else LocalNamesMiddleware(app)
+        server = _Server(uvicorn_config(served, config), app, lifecycle, config, report)
         report(f"Listening on {_address(listening)}")
         app.start()
         try:
@@ -87,10 +89,6 @@ def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
         timeout_keep_alive=config.keep_alive_seconds,
         timeout_graceful_shutdown=_CUT_OFF_SECONDS,
     )
-
-
-def _has_keys(config: ServerConfig) -> bool:
-    return bool(config.api_key_file or os.environ.get("ADAPTERHUB_API_KEY"))
 
 
 def _listen(config: ServerConfig) -> socket.socket:
@@ -131,6 +129,7 @@ class _Server(uvicorn.Server):
     """uvicorn's server, which goes on answering while it drains.
 
     Args:
+        settings: uvicorn's.
         app: What is served.
         lifecycle: How far it is.
         config: The settings.
@@ -141,10 +140,14 @@ class _Server(uvicorn.Server):
     """
 
     def __init__(
-        self, app: LoadingApp, lifecycle: Lifecycle, config: ServerConfig, report: Callable[[str], None]
+        self,
+        settings: uvicorn.Config,
+        app: LoadingApp,
+        lifecycle: Lifecycle,
+        config: ServerConfig,
+        report: Callable[[str], None],
     ) -> None:
-        is_open = _has_keys(config) or config.insecure
-        super().__init__(uvicorn_config(app if is_open else LocalNamesMiddleware(app), config))
+        super().__init__(settings)
         self.cut_off = 0
         self._app = app
         self._lifecycle = lifecycle

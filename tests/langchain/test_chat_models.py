@@ -246,18 +246,9 @@ class TestCache:
 
 class TestTime:
     @pytest.mark.parametrize("entry", ["invoke", "stream", "ainvoke", "astream"])
-    async def test_timeout(self, hub: AdapterHub, entry: str, monkeypatch):
-        async def slowly(self: EchoEngine, request: Any) -> Any:
-            for part in self.stream(request):
-                await asyncio.sleep(0.05)
-                yield part
-
-        async def all_slowly(self: EchoEngine, requests: Any) -> Any:
-            await asyncio.sleep(5)
-
-        monkeypatch.setattr(EchoEngine, "astream", slowly)
-        monkeypatch.setattr(EchoEngine, "agenerate", all_slowly)
-        model = ChatAdapterHub(hub=hub, timeout=1e-9 if entry in ("invoke", "stream") else 0.12)
+    async def test_timeout(self, hub: AdapterHub, entry: str):
+        slow = AdapterHub(EchoEngine(token_seconds=0.05), hub.registry)
+        model = ChatAdapterHub(hub=slow, timeout=1e-9 if entry in ("invoke", "stream") else 0.12)
         entries = {
             "invoke": lambda: asyncio.to_thread(model.invoke, "Hi"),
             "stream": lambda: asyncio.to_thread(lambda: list(model.stream("Hi"))),

@@ -55,7 +55,11 @@ FOR_ALL_KEYS = {
     ("GET", "/v1/models/{model_id:path}"),
     ("GET", "/version"),
     ("POST", "/v1/adapterhub/route"),
+    ("POST", "/detokenize"),
+    ("POST", "/tokenize"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/embeddings"),
 }
 
 
@@ -112,6 +116,27 @@ def test_auto_chooses_among_the_listed_ones(server: Served):
         answer = server.call("POST", "/v1/chat/completions", key, json=question)
         assert answer.status_code == 200
         assert answer.json()["model"].partition("@")[0] in may_be
+
+
+def test_texts_too_are_continued_by_listed_ones_alone(server: Served):
+    body = {"prompt": "write a python function", "max_tokens": 8}
+    for model, status in (("json", 200), ("code", 404), ("auto", 200)):
+        answer = server.call("POST", "/v1/completions", JSON_ONLY, json={**body, "model": model})
+        assert answer.status_code == status
+        assert answer.headers.get("x-adapterhub-adapter") != "code"
+    routed = server.call("POST", "/v1/completions", ANY, json={**body, "model": "auto"})
+    assert routed.headers["x-adapterhub-adapter"] == "code"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_too_are_given_by_listed_ones_alone(server: Served, stream: bool):
+    body = {"input": "write a python function", "max_output_tokens": 8, "stream": stream}
+    for model, status in (("json", 200), ("code", 404), ("auto", 200)):
+        answer = server.call("POST", "/v1/responses", JSON_ONLY, json={**body, "model": model})
+        assert answer.status_code == status
+        assert answer.headers.get("x-adapterhub-adapter") != "code"
+    routed = server.call("POST", "/v1/responses", ANY, json={**body, "model": "auto"})
+    assert routed.headers["x-adapterhub-adapter"] == "code"
 
 
 @pytest.mark.parametrize("path", ["code", "code@1", "code/versions", "nope", "nope/versions"])

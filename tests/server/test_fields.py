@@ -13,6 +13,8 @@ from adapterhub.server import ServerConfig, create_app
 from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.protocol.completions import CompletionRequest
 from adapterhub.server.protocol.fields import IGNORED, NEUTRAL, REFUSED
+from adapterhub.server.protocol.output_formats import FormattedBody
+from adapterhub.server.protocol.sampling import GenerationBody
 
 CHAT = {"model": "json", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "json", "prompt": "Hi"}
@@ -228,11 +230,16 @@ class TestNotHonoured:
             answer = await lenient.post(path, json={**PATHS[path], "zeal": 1, "user": "me"})
             assert answer.headers["x-adapterhub-ignored"] == "user, zeal"
             assert (await lenient.post(path, json={**PATHS[path], "audio": {}})).status_code == 400
+            odd = {"a\r\nset-cookie: b": 1, "имя": 1, "x" * 101: 1, **{f"f{n:02}": 1 for n in range(99)}}
+            answer = await lenient.post(path, json={**PATHS[path], **odd})
+            assert answer.status_code == 200
+            assert answer.headers["x-adapterhub-ignored"].split(", ") == [f"f{n:02}" for n in range(32)]
 
 
 def test_every_field_of_both_bodies_has_a_test():
     both = set(ChatCompletionRequest.model_fields) & set(CompletionRequest.model_fields)
-    assert both - {*SAMPLING, *OTHERS, "logprobs"} == set()
+    formats = set(FormattedBody.model_fields) - set(GenerationBody.model_fields)  # test_output_formats.py
+    assert both - {*SAMPLING, *OTHERS, "logprobs"} == formats
 
 
 def test_the_rules_are_disjoint():

@@ -149,10 +149,13 @@ def test_unloading_frees_slot_and_memory(tiny_server: Served):
     assert load(tiny_server, "sql", "json").status_code == 200
     loaded = tiny_server.hub.stats()
     assert (loaded.resident, loaded.host_adapters) == (before.resident + 1, before.host_adapters + 1)
-    tiny_server.call("POST", "/v1/adapterhub/adapters/sql/pin", json={"pinned": True})
+    pinned = tiny_server.call("POST", "/v1/adapterhub/adapters/sql/pin", json={"pinned": True}).json()
+    assert (pinned["place"], pinned["pinned"]) == ("slot", True)
     assert unload(tiny_server, "sql").status_code == 200
     unloaded = tiny_server.hub.stats()
     assert (unloaded.resident, unloaded.host_adapters) == (before.resident, before.host_adapters)
+    shown = tiny_server.call("GET", "/v1/adapterhub/adapters/sql").json()
+    assert (shown["place"], shown["pinned"], shown["status"]) == ("disk", False, "disabled")
 
 
 def test_a_rank_that_the_engine_does_not_serve_stores_nothing(tiny_server: Served):

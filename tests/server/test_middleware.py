@@ -10,6 +10,8 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.server.access.caller import Caller
+from adapterhub.server.access.levels import Level
 from adapterhub.server.lifecycle import Lifecycle
 from adapterhub.server.middleware.access_log import AccessLogMiddleware
 from adapterhub.server.middleware.body_limit import BodyLimitMiddleware
@@ -216,9 +218,23 @@ async def test_a_log_line_says_what_was_asked_and_how_it_ended(caplog: pytest.Lo
     await client.ask(RequestIdMiddleware(AccessLogMiddleware(echo)))
     (line,) = caplog.messages
     assert line.startswith('127.0.0.1 "POST /a?b" 200 ')
-    assert line.endswith(" id=r1")
+    assert line.endswith(" key=- id=r1")
     assert "secret" not in line
     assert "\n" not in line
+
+
+async def test_the_name_of_the_key_is_in_the_log_and_probes_are_not(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "adapterhub.server.access")
+
+    async def known(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["caller"] = Caller("ann", Level.INFERENCE)
+        await echo(scope, receive, send)
+
+    for path in ("/health", "/v1/models", "/metrics"):
+        await Client(path=path).ask(RequestIdMiddleware(AccessLogMiddleware(known)))
+    (line,) = caplog.messages
+    assert '"POST /v1/models" 200 ' in line
+    assert " key=ann " in line
 
 
 async def test_a_client_that_left_is_in_the_log(caplog: pytest.LogCaptureFixture):

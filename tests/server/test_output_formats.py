@@ -136,3 +136,15 @@ async def test_refused(client: openai.AsyncOpenAI, fields: dict[str, Any], param
 async def test_a_regex_that_cannot_be_enforced(client: openai.AsyncOpenAI, regex: str):
     with pytest.raises(openai.BadRequestError, match="regex"):
         await text_of(client, guided_regex=regex)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_text_completions_too(client: openai.AsyncOpenAI, stream: bool):
+    formatted = {"structured_outputs": {"choice": ["age 1", "age 2"]}}
+    fields: Any = {"model": "json", "prompt": ["Age?", "Old?"], "max_tokens": 60, "extra_body": formatted}
+    answer = await client.completions.create(**fields, stream=stream)
+    texts = ["", ""]
+    for part in [part async for part in answer] if stream else [answer]:
+        for choice in part.choices:
+            texts[choice.index] += choice.text
+    assert set(texts) <= {"age 1", "age 2"}

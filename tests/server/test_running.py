@@ -105,6 +105,22 @@ def test_a_base_that_cannot_be_loaded_ends_the_server(tmp_path: Path):
     assert said[0].startswith("Listening on http://127.0.0.1:")
 
 
+def test_keys_are_read_before_the_base_is_loaded(tmp_path: Path):
+    def open_hub() -> AdapterHub:
+        raise AssertionError("the base was loaded")
+
+    with pytest.raises(ConfigError, match="no-such-file"):
+        serve(open_hub, ServerConfig(port=0, api_key_file=tmp_path / "no-such-file"))
+
+
+def test_without_keys_it_has_the_names_of_this_machine_alone(tiny_registry: Path):
+    with serving(tiny_registry) as server:
+        server.wait_until_ready()
+        answer = httpx.get(f"{server.url}/v1/models", headers={"host": "evil.example.org"})
+        assert answer.status_code == 400
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+
+
 def test_a_port_that_is_taken(tmp_path: Path):
     def open_hub() -> AdapterHub:
         return AdapterHub(EchoEngine(), AdapterRegistry(tmp_path))

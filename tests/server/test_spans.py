@@ -1,9 +1,10 @@
 """Spans reach an OTLP collector over HTTP: one for each inference request, with the conventions' names."""
 
+import asyncio
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from starlette.types import Message, Receive, Scope, Send
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
-from adapterhub.server import create_app
-from adapterhub.server.metrics import Spans
+from adapterhub.errors import GenerationError
+from adapterhub.server import ServerConfig, create_app
+from adapterhub.server.generating.streaming import EventStream
+from adapterhub.server.metrics import ServerMetrics, Spans
+from adapterhub.server.middleware.observing import ObservingMiddleware
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -214,3 +219,30 @@ def test_the_servers_spans_have_texts_and_errors(
     assert (found["error.type"], found["http.response.status_code"]) == ("model_not_found", 404)
     assert "Hi" in found["gen_ai.input.messages"]
     assert "gen_ai.output.messages" not in found
+
+
+async def test_an_error_after_the_status_is_the_spans_error(collector: Collector, hub: AdapterHub):
+    """A stream that fails midway has the status 200, which says nothing."""
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def events() -> AsyncGenerator[bytes]:
+            yield b"data: {}\n\n"
+            raise GenerationError("The engine failed.")
+
+        stream = await EventStream.begin(events(), {}, ServerConfig())
+        await stream(scope, receive, send)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        pass
+
+    metrics = ServerMetrics(hub, "echo", max_adapters=1)
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    await ObservingMiddleware(failing, metrics)(scope, receive, send)
+    await asyncio.to_thread(metrics.close)
+    (span,) = collector.spans
+    found = attributes(span)
+    assert (found["http.response.status_code"], found["error.type"]) == (200, "generation_failed")
+    assert span.status.code == Status.STATUS_CODE_ERROR

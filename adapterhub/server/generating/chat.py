@@ -95,7 +95,8 @@ class ChatCall:
         yield DONE
 
     async def _prepare(self) -> ChatRequest:
-        if self.body.tools or self.body.has_calls:  # their grammar and their prompt take long
+        body = self.body
+        if body.tools or body.has_calls or body.guided_grammar or body.structured_outputs:  # these take long
             return await self.state.hub._run_off_loop(self._request)
         return self._request()
 

@@ -16,6 +16,7 @@ from adapterhub.server.generating.head import AnswerHead
 from adapterhub.server.generating.logprobs import completion_logprobs
 from adapterhub.server.generating.merging import merge
 from adapterhub.server.generating.model_names import adapter_of
+from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.usage import StreamUsage, usage_object
 from adapterhub.server.protocol.completions import CompletionRequest, Prompt
@@ -95,8 +96,11 @@ class CompletionCall:
         return prompt if isinstance(prompt, str) else self.state.hub.engine.tokenizer.decode(prompt)
 
     def _arguments(self) -> tuple[str | None, dict[str, Any]]:
-        options = {**self.body.options(), "where": self.state.caller.route_filter}
-        return adapter_of(self.body.model, self.state), options
+        options = {**self.body.options(), **output_format_of(self.body)}
+        return adapter_of(self.body.model, self.state), {
+            **options,
+            "where": self.state.caller.route_filter,
+        }
 
     def _note(self, generations: Sequence[Generation | None]) -> None:
         if len(generations) == 1:  # a span tells of one answer

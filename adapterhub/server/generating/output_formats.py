@@ -55,6 +55,8 @@ def _option(name: str, value: Any) -> dict[str, Any]:
 def _schema(given: str | Mapping[str, Any] | None, field: str) -> dict[str, Any]:
     if not isinstance(given, str):
         return _option("schema", given)
+    if len(given) > MAX_CHARACTERS:
+        raise FieldError(f"{field} has more than {MAX_CHARACTERS} characters.", field)
     try:
         read = json.loads(given)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,7 @@
-"""One log line for each request: who, what, how it ended and how long it took; no text, key or query."""
+"""One log line for each request: who, what, how it ended and how long it took; no text, key or query.
+
+Who is the client's address and the name of its key. Probes, which come every few seconds, are logged at DEBUG.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import logging
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapterhub.server.middleware.draining import PROBES
 
 _log = logging.getLogger("adapterhub.server.access")
 _MAX_PATH = 200
@@ -38,14 +43,17 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
-            _log.info(
-                '%s "%s %s" %d %.3fs id=%s',
+            state, is_probe = scope["state"], scope["path"] in PROBES
+            _log.log(
+                logging.DEBUG if is_probe else logging.INFO,
+                '%s "%s %s" %d %.3fs key=%s id=%s',
                 scope["client"][0] if scope.get("client") else "-",
                 scope["method"],
                 _printable(scope["path"]),
                 status,
                 time.perf_counter() - started,
-                scope["state"]["request_id"],
+                getattr(state.get("caller"), "name", "-"),
+                state["request_id"],
             )
 
 

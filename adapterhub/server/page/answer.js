@@ -3,6 +3,8 @@
 import { ApiError } from "./api.js";
 import { serverSentEvents } from "./server_sent_events.js";
 
+const SHORTEST_TIME = 20; // milliseconds; outputs that came together tell no rate
+
 export class Answer {
   constructor(choice, request) {
     this.choice = choice; // what was asked for: "base", an adapter, a blend, "auto"
@@ -30,9 +32,9 @@ export class Answer {
 
   /** Of decoding: what the first output had, which waited for the prompt or for a whole call, does not count. */
   get tokensPerSecond() {
-    const seconds = (this.last - this.first) / 1000;
+    const time = this.last - this.first;
     const tokens = this.completionTokens - this.firstTokens;
-    return tokens > 0 && seconds > 0 ? tokens / seconds : null;
+    return tokens > 0 && time >= SHORTEST_TIME ? (1000 * tokens) / time : null;
   }
 
   /** Takes the headers, which say who answers and why. */

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from adapterhub.server.errors import FieldError
-from adapterhub.server.protocol.sampling import GenerationBody
+from adapterhub.server.protocol.output_formats import FormattedBody
 
 MAX_PROMPTS = 2048
 """OpenAI's bound of what one request may ask at once."""
@@ -18,7 +18,7 @@ _Text = Annotated[str, Field(min_length=1)]
 Prompt = str | list[int]
 
 
-class CompletionRequest(GenerationBody):
+class CompletionRequest(FormattedBody):
     """The body of `POST /v1/completions`: a prompt as it is, without chat template or system prompt."""
 
     prompt: (

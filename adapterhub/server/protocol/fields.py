@@ -8,6 +8,7 @@ value that has none, else refused, as is a name that no API has.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,13 +16,18 @@ from pydantic import BaseModel, ConfigDict
 
 from adapterhub.server.errors import FieldError
 
+_HEADER_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
+_MAX_NAMED = 32
+
 IGNORED: Final = frozenset(
     {
         "cache_salt",
+        "max_tool_calls",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
+        "reasoning",
         "request_id",
         "safety_identifier",
         "service_tier",
@@ -55,6 +61,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "allowed_token_ids": "Use logit_bias, or an output format.",
     "audio": "Answers are texts.",
     "chat_template": "An adapter's card has it.",
+    "context_management": "Shorten the input instead.",
     "documents": "Put documents into the messages.",
     "function_call": "Use tool_choice.",
     "functions": "Use tools.",
@@ -81,8 +88,9 @@ class Body(BaseModel):
 
     @property
     def ignored_fields(self) -> tuple[str, ...]:
-        """Names of fields that were sent and have no effect."""
-        return tuple(sorted(name for name, value in (self.model_extra or {}).items() if value is not None))
+        """Names of fields that were sent and have no effect, the first of them that can stand in a header."""
+        sent = (name for name, value in (self.model_extra or {}).items() if value is not None)
+        return tuple(sorted(name for name in sent if _HEADER_NAME.fullmatch(name))[:_MAX_NAMED])
 
 
 def check_fields(body: Body, unknown: str = "refuse") -> None:

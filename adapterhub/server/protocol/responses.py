@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from adapterhub.server.errors import FieldError
 from adapterhub.server.protocol.sampling import GenerationBody
@@ -27,7 +27,14 @@ class RefusalPart(BaseModel):
     refusal: str
 
 
-Content = str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]]
+def _text_or_list(value: Any) -> str:
+    return "text" if isinstance(value, str) else "list"
+
+
+_Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[_Part], Tag("list")], Discriminator(_text_or_list)
+]
 """Text, or parts that are text: images, audio and files are not supported."""
 
 
@@ -86,6 +93,13 @@ class ResponseFunctionTool(Function):
 
     type: Literal["function"]
     """`"function"`; no tool runs in this server."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_function(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("type") != "function":
+            raise ValueError("only tools of the type function are supported: none runs in this server")
+        return given
 
 
 class ResponseNamedFunction(BaseModel):
@@ -151,7 +165,11 @@ class TextConfig(BaseModel):
 class ResponseRequest(GenerationBody):
     """The body of `POST /v1/responses`. Nothing is stored: each request brings its whole conversation."""
 
-    input: str | list[InputItem] = Field(min_length=1)
+    input: Annotated[
+        Annotated[str, Field(min_length=1), Tag("text")]
+        | Annotated[list[InputItem], Field(min_length=1), Tag("list")],
+        Discriminator(_text_or_list),
+    ]
     """A question, or the items of a conversation."""
     instructions: str | None = None
     """The system prompt; the adapter's own if not given."""

@@ -221,6 +221,8 @@ def test_tokens_that_came_with_the_first_output_are_not_timed(call: Callable[...
         [[1500, chunk({"content": "a whole call"}, tokens=20)], [1700, chunk({"content": "."}, tokens=22)]],
     )
     assert steps[1]["tokensPerSecond"] == 10
+    burst = [[1500, chunk({"content": "a"}, tokens=1)], [1501, chunk({"content": "b"}, tokens=20)]]
+    assert call("answer", TAKE, burst)[1]["tokensPerSecond"] is None
 
 
 def test_tool_calls_grow_by_their_index(call: Callable[..., Any]):

@@ -1,0 +1,33 @@
+"""vLLM's `/tokenize` and `/detokenize`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from adapterhub.server.generating.model_names import adapter_of
+from adapterhub.server.generating.tokenizing import prompt_tokens, text_of
+from adapterhub.server.protocol.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from adapterhub.server.state import State
+
+router = APIRouter(tags=["tokenizer"])
+
+
+@router.post("/tokenize", response_model_exclude_none=True)
+def tokenize(body: TokenizeRequest, state: State) -> TokenizeResponse:
+    """Gives the token ids of a text, or of a conversation as a chat request sends it to the base (vLLM)."""
+    tokens = prompt_tokens(body, state)
+    texts = [state.token_texts[token] for token in tokens] if body.return_token_strs else None
+    length = state.hub.engine.context_length
+    return TokenizeResponse(count=len(tokens), max_model_len=length, tokens=tokens, token_strs=texts)
+
+
+@router.post("/detokenize")
+def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeResponse:
+    """Gives the text of token ids (vLLM)."""
+    adapter_of(body.model, state)
+    return DetokenizeResponse(prompt=text_of(body.tokens, state))
