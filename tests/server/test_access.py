@@ -135,6 +135,17 @@ def test_other_answers_too_are_of_listed_ones_alone(server: Served, path: str, f
     assert routed.headers["x-adapterhub-adapter"] == "code"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_too_are_given_by_listed_ones_alone(server: Served, stream: bool):
+    body = {"input": "write a python function", "max_output_tokens": 8, "stream": stream}
+    for model, status in (("json", 200), ("code", 404), ("auto", 200)):
+        answer = server.call("POST", "/v1/responses", JSON_ONLY, json={**body, "model": model})
+        assert answer.status_code == status
+        assert answer.headers.get("x-adapterhub-adapter") != "code"
+    routed = server.call("POST", "/v1/responses", ANY, json={**body, "model": "auto"})
+    assert routed.headers["x-adapterhub-adapter"] == "code"
+
+
 @pytest.mark.parametrize("path", ["code", "code@1", "code/versions", "nope", "nope/versions"])
 def test_the_registry_hides_what_the_key_may_not_use(server: Served, path: str):
     answer = server.call("GET", f"/v1/adapterhub/adapters/{path}", JSON_ONLY)

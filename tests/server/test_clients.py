@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -10,9 +11,12 @@ import openai
 import pytest
 from fastapi import FastAPI
 
+from adapterhub import AdapterHub
+from adapterhub.server import create_app
 from tests.server.live import live
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
+NOW = {"type": "function", "function": {"name": "now", "description": "Tells the time."}}
 ANSWER = "[json@1] ### Instruction:\nHi"
 """How the answer begins."""
 
@@ -20,6 +24,13 @@ ANSWER = "[json@1] ### Instruction:\nHi"
 @pytest.fixture(scope="module")
 def base_url(app: FastAPI) -> Iterator[str]:
     with live(app) as url:
+        yield f"{url}/v1"
+
+
+@pytest.fixture(scope="module")
+def model_url(model_hub: AdapterHub) -> Iterator[str]:
+    """A server on random weights, which can enforce the grammar of calls."""
+    with live(create_app(model_hub)) as url:
         yield f"{url}/v1"
 
 
@@ -150,6 +161,18 @@ class TestLitellm:
         streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         assert answer.choices[0].message.content.startswith(ANSWER)
         assert streamed == litellm.completion(**asked).choices[0].message.content
+
+    @pytest.mark.parametrize("provider", ["hosted_vllm", "openai"])
+    def test_tools(self, litellm: Any, model_url: str, provider: str):
+        asked = {"model": f"{provider}/json", "messages": HI, "api_base": model_url, "api_key": "any"}
+        asked |= {"tools": [NOW], "tool_choice": "required", "max_tokens": 100}
+        answer = litellm.completion(**asked, parallel_tool_calls=False)
+        stream = litellm.completion(**asked, parallel_tool_calls=False, stream=True)
+        streamed = litellm.stream_chunk_builder(list(stream))
+        for each in (answer, streamed):
+            (call,) = each.choices[0].message.tool_calls
+            assert (call.function.name, json.loads(call.function.arguments)) == ("now", {})
+            assert each.choices[0].finish_reason == "tool_calls"
 
     def test_a_prompt_too_long_is_its_own_error(self, litellm: Any, base_url: str):
         with pytest.raises(litellm.ContextWindowExceededError):

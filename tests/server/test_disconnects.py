@@ -16,6 +16,7 @@ from tests.server.asgi_client import Client, part, until
 from tests.tiny import make_base
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
+RESPONSES = "/v1/responses"
 LONG = "word " * 500
 MAX_TOKENS = 4000
 
@@ -37,8 +38,11 @@ def app(hub: AdapterHub) -> FastAPI:
 
 def asking(path: str, text: str = "Hi", **fields: Any) -> Client:
     """A client of an answer that takes thousands of steps."""
-    prompt = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
-    body = {"model": "base", "max_tokens": MAX_TOKENS, "ignore_eos": True, **prompt, **fields}
+    if path == RESPONSES:
+        body = {"model": "base", "input": text, "max_output_tokens": MAX_TOKENS, **fields}
+    else:
+        prompt = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
+        body = {"model": "base", "max_tokens": MAX_TOKENS, "ignore_eos": True, **prompt, **fields}
     return Client(part(json.dumps(body).encode()), path=path, headers={"content-type": "application/json"})
 
 
@@ -63,7 +67,7 @@ async def test_while_tokens_are_generated(app: FastAPI, hub: AdapterHub, path: s
     assert b"[DONE]" not in client.body
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, RESPONSES])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_in_prefill(app: FastAPI, hub: AdapterHub, path: str, stream: bool):
     client, before = asking(path, LONG, stream=stream), hub.stats()
