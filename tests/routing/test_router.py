@@ -263,6 +263,13 @@ def test_a_disabled_adapter_is_never_chosen():
     assert AdapterRouter(model).route("write a python function").adapter != "code"
 
 
+def test_a_filter_holds_for_the_fallback_too():
+    router, request = AdapterRouter.fit(EXAMPLES, fallback="support"), "Hello there!"
+    assert router.route(request, where=RouteFilter.of(allow=["support"])).adapter == "support"
+    for where in (RouteFilter.of(allow=["json"]), RouteFilter.of(deny=["support"])):
+        assert router.route(request, where=where).adapter is None
+
+
 def test_a_fallback_answers_below_the_threshold():
     fixed = AdapterRouter.fit(EXAMPLES, fallback="support")
     decision = fixed.route("Hello there!")

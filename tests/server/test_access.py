@@ -60,6 +60,7 @@ FOR_ALL_KEYS = {
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
+    ("POST", "/v1/responses"),
 }
 
 
@@ -118,13 +119,19 @@ def test_auto_chooses_among_the_listed_ones(server: Served):
         assert answer.json()["model"].partition("@")[0] in may_be
 
 
-def test_texts_too_are_continued_by_listed_ones_alone(server: Served):
-    body = {"prompt": "write a python function", "max_tokens": 8}
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/completions", {"prompt": "write a python function"}),
+        ("/v1/responses", {"input": "write a python function"}),
+    ],
+)
+def test_other_answers_too_are_of_listed_ones_alone(server: Served, path: str, field: dict[str, str]):
     for model, status in (("json", 200), ("code", 404), ("auto", 200)):
-        answer = server.call("POST", "/v1/completions", JSON_ONLY, json={**body, "model": model})
+        answer = server.call("POST", path, JSON_ONLY, json={**field, "model": model})
         assert answer.status_code == status
         assert answer.headers.get("x-adapterhub-adapter") != "code"
-    routed = server.call("POST", "/v1/completions", ANY, json={**body, "model": "auto"})
+    routed = server.call("POST", path, ANY, json={**field, "model": "auto"})
     assert routed.headers["x-adapterhub-adapter"] == "code"
 
 

@@ -96,7 +96,7 @@ class ChatCall:
 
     async def _prepare(self) -> ChatRequest:
         body = self.body
-        if body.tools or body.has_calls or body.guided_grammar or body.structured_outputs:  # these take long
+        if body.tools or body.has_calls or body.has_grammar:  # these take long
             return await self.state.hub._run_off_loop(self._request)
         return self._request()
 

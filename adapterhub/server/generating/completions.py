@@ -39,14 +39,14 @@ class CompletionCall:
 
     async def generate(self) -> tuple[dict[str, Any], AnsweredBy]:
         """The whole answer, and who gave it to the first prompt; errors as of `AdapterHub.generate`."""
-        adapter, options = self._arguments()
+        adapter, options = await self._prepare()
         generations = await self.state.hub.agenerate_batch(self.body.prompts, adapter, raw=True, **options)
         self._note(generations)
         return await self.state.hub._run_off_loop(self._answer, generations), AnsweredBy.of(generations[0])
 
     async def start(self) -> list[AsyncGenerationStream]:
         """Queues the prompts, all or none; errors as of `AdapterHub.generate`."""
-        adapter, options = self._arguments()
+        adapter, options = await self._prepare()
         async with AsyncExitStack() as started:
             streams = [
                 self.state.hub.astream(prompt, adapter, raw=True, **options) for prompt in self.body.prompts
@@ -94,6 +94,11 @@ class CompletionCall:
         if not self.body.echo:
             return ""
         return prompt if isinstance(prompt, str) else self.state.hub.engine.tokenizer.decode(prompt)
+
+    async def _prepare(self) -> tuple[str | None, dict[str, Any]]:
+        if self.body.has_grammar:
+            return await self.state.hub._run_off_loop(self._arguments)
+        return self._arguments()
 
     def _arguments(self) -> tuple[str | None, dict[str, Any]]:
         options = {**self.body.options(), **output_format_of(self.body)}

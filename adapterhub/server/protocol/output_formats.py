@@ -74,3 +74,8 @@ class FormattedBody(GenerationBody):
     """An older name of `structured_outputs.choice`."""
     guided_grammar: str | None = None
     """An older name of `structured_outputs.grammar`."""
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether a grammar may have to be converted, which is not for an event loop."""
+        return self.guided_grammar is not None or self.structured_outputs is not None

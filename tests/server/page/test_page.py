@@ -126,7 +126,9 @@ def test_one_prompt_is_answered_by_the_base_and_the_routers_choice(page: Page):
     shown = figures(auto)
     assert (shown["tokens"], shown["finish"]) == (str(len(said("json@1"))), "stop")
     assert re.fullmatch(r"\d+ ms|\d+\.\d\d s", shown["first token"])
-    assert float(shown["tokens/s"]) > 0
+    assert re.fullmatch(
+        r"–|\d+\.\d", shown["tokens/s"]
+    )  # none if all came together; its value: test_page_modules
 
 
 def test_words_that_the_base_did_not_say_are_marked(page: Page):
