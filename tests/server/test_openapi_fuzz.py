@@ -87,5 +87,5 @@ def test_nothing_ends_in_a_500(api: OpenApiSchema):
 
 @pytest.mark.slow
 def test_nothing_ends_in_a_500_on_a_base(api_of_a_base: OpenApiSchema):
-    statuses = fuzz(api_of_a_base, 200)
-    assert min(statuses[200], statuses[400]) >= 20
+    statuses = fuzz(api_of_a_base, 100)
+    assert min(statuses[200], statuses[400]) >= 10
