@@ -156,6 +156,16 @@ def test_why_the_router_chooses(server: Served):
     assert answer["threshold"] == pytest.approx(decision.threshold)
 
 
+def test_a_disabled_adapter_is_no_part_of_the_reasons(server: Served):
+    server.call("PATCH", f"{ADAPTERS}/code", json={"status": "disabled"})
+    answer = server.call(
+        "POST", "/v1/adapterhub/route", ANY, json={"prompt": "write a python function"}
+    ).json()
+    assert answer["adapter"] != "code"
+    assert "code" not in {score["adapter"] for score in answer["scores"]}
+    assert answer["matched"] != "write a python function"
+
+
 @pytest.mark.parametrize("body", [{}, {"prompt": "x", "messages": []}, {"prompt": 1}, {"text": "x"}])
 def test_a_wrong_question_is_a_400(server: Served, body: dict[str, object]):
     assert server.call("POST", "/v1/adapterhub/route", ANY, json=body).status_code == 400
