@@ -129,6 +129,8 @@ class TestCors:
             refused = await client.options(
                 PATH, headers={**self.ASKING, "origin": "https://evil.example.org"}
             )
+            answer = await client.post(PATH, json=ASKED, headers=self.ASKING)
+        assert answer.headers["access-control-expose-headers"] == "*"  # such as `x-adapterhub-adapter`
         assert asked.headers["access-control-allow-origin"] == "https://chat.example.org"
         assert "access-control-allow-credentials" not in asked.headers
         assert "access-control-allow-origin" not in refused.headers
