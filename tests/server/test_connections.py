@@ -129,11 +129,19 @@ class TestCors:
             refused = await client.options(
                 PATH, headers={**self.ASKING, "origin": "https://evil.example.org"}
             )
-            answer = await client.post(PATH, json=ASKED, headers=self.ASKING)
-        assert answer.headers["access-control-expose-headers"] == "*"  # such as `x-adapterhub-adapter`
         assert asked.headers["access-control-allow-origin"] == "https://chat.example.org"
         assert "access-control-allow-credentials" not in asked.headers
         assert "access-control-allow-origin" not in refused.headers
+
+    async def test_lets_pages_read_who_answered(self, calling: Calling):
+        async with calling(cors_origins=("*",)) as client:
+            answer = await client.post(
+                PATH, json={**ASKED, "model": "auto", "user": "ann"}, headers=self.ASKING
+            )
+        exposed = answer.headers["access-control-expose-headers"].split(", ")
+        ours = [name for name in answer.headers if name.startswith("x-")]
+        assert "x-adapterhub-route" in ours
+        assert set(ours) <= set(exposed)
 
 
 class TestFailures:
