@@ -190,30 +190,30 @@ async def test_the_field_is_where_it_stands_in_the_body(
     assert "Value error" not in error["message"]
 
 
-MANY = 1000
+THOUSAND = 1000
 
 
 @pytest.mark.parametrize(
     ("model", "field", "value"),
     [
-        (CompletionRequest, "prompt", [-1] * MANY),
-        (CompletionRequest, "prompt", [[-1] * MANY] * 2),
+        (CompletionRequest, "prompt", [-1] * THOUSAND),
+        (CompletionRequest, "prompt", [[-1] * THOUSAND] * 2),
         (CompletionRequest, "logit_bias", {str(at): "x" for at in range(2000)}),
-        (CompletionRequest, "stop", [1] * MANY),
-        (CompletionRequest, "bad_words", [1] * MANY),
-        (CompletionRequest, "stop_token_ids", ["x"] * MANY),
-        (CompletionRequest, "guided_choice", [1] * MANY),
-        (CompletionRequest, "structured_outputs", {"choice": [1] * MANY}),
-        (CompletionRequest, "structured_outputs", dict.fromkeys(map(str, range(MANY)), 1)),
-        (ChatCompletionRequest, "messages", [1] * MANY),
-        (ChatCompletionRequest, "messages", [{"role": "user", "content": [1] * MANY}]),
-        (ChatCompletionRequest, "messages", [{"role": "assistant", "tool_calls": [1] * MANY}]),
-        (ChatCompletionRequest, "tools", [1] * MANY),
-        (ResponseRequest, "input", [1] * MANY),
-        (ResponseRequest, "input", [{"role": "user", "content": [1] * MANY}]),
-        (ResponseRequest, "tools", [1] * MANY),
-        (ResponseRequest, "include", [1] * MANY),
-        (ResponseRequest, "metadata", dict.fromkeys(map(str, range(MANY)), 1)),
+        (CompletionRequest, "stop", [1] * THOUSAND),
+        (CompletionRequest, "bad_words", [1] * THOUSAND),
+        (CompletionRequest, "stop_token_ids", ["x"] * THOUSAND),
+        (CompletionRequest, "guided_choice", [1] * THOUSAND),
+        (CompletionRequest, "structured_outputs", {"choice": [1] * THOUSAND}),
+        (CompletionRequest, "structured_outputs", dict.fromkeys(map(str, range(THOUSAND)), 1)),
+        (ChatCompletionRequest, "messages", [1] * THOUSAND),
+        (ChatCompletionRequest, "messages", [{"role": "user", "content": [1] * THOUSAND}]),
+        (ChatCompletionRequest, "messages", [{"role": "assistant", "tool_calls": [1] * THOUSAND}]),
+        (ChatCompletionRequest, "tools", [1] * THOUSAND),
+        (ResponseRequest, "input", [1] * THOUSAND),
+        (ResponseRequest, "input", [{"role": "user", "content": [1] * THOUSAND}]),
+        (ResponseRequest, "tools", [1] * THOUSAND),
+        (ResponseRequest, "include", [1] * THOUSAND),
+        (ResponseRequest, "metadata", dict.fromkeys(map(str, range(THOUSAND)), 1)),
     ],
 )
 def test_a_body_full_of_faults_is_described_by_a_few(model: type[Body], field: str, value: object):
