@@ -137,6 +137,11 @@ def test_memory(server: Served, action: str):
     assert server.call("POST", f"{ADAPTERS}/nope/{action}", json={}).status_code == 404
 
 
+def test_a_pin_needs_no_body(server: Served):
+    assert server.call("POST", f"{ADAPTERS}/json/pin").json()["pinned"] is True
+    assert server.call("POST", f"{ADAPTERS}/json/pin", json={"pinned": False}).json()["pinned"] is False
+
+
 def test_the_router(server: Served):
     state = server.call("GET", "/v1/adapterhub/router").json()
     assert state["adapters"] == ["code", "json", "support"]
