@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from adapterhub.server.errors import FieldError
@@ -55,7 +56,7 @@ class JsonBody(Generic[AnyBody]):
         try:
             body = self._model.model_validate_json(content)
         except ValidationError as error:
-            raise FieldError.of(error) from None
+            raise FieldError.of(error.errors(), _json(content)) from None
         check_fields(body, unknown_fields)
         return body
 
@@ -83,6 +84,13 @@ def describe_answer(example: Mapping[str, Any], *, streams: bool = True) -> dict
     if streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     return {200: {"description": "The answer.", "content": content}}
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return from_json(content)
+    except ValueError:
+        return None
 
 
 def _check_content_type(request: Request) -> None:
