@@ -122,9 +122,12 @@ def remove_alias(name: str, alias: str, state: State, audited: Audited) -> None:
         state.hub.registry.alias(name, alias, None)
 
 
-@router.post("/{ref}/pin", openapi_extra=describe_body(PinRequest))
+@router.post("/{ref}/pin")
 def pin_adapter(
-    ref: str, body: Annotated[PinRequest, Depends(JsonBody(PinRequest))], state: State, audited: Audited
+    ref: str,
+    state: State,
+    audited: Audited,
+    body: PinRequest = PinRequest(),  # noqa: B008  frozen
 ) -> AdapterSummary:
     """Keeps an adapter in its LoRA slot, or no longer."""
     with audited("pin" if body.pinned else "unpin", ref):
