@@ -27,9 +27,9 @@ class AdapterLabels:
         self._max_adapters = max_adapters
         self._registered: frozenset[str] = frozenset()
         self._named: dict[str, None] = {}  # in order
-        self._bare: dict[
+        self._bare = dict[
             str, str
-        ] = {}  # reference of a version -> its adapter's name, which means that version
+        ]()  # reference of a version -> its adapter's name, which means that version
         self._stamp: tuple[int, ...] | None = None
         self._lock = threading.Lock()
 
