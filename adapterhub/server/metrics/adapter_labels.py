@@ -27,9 +27,7 @@ class AdapterLabels:
         self._max_adapters = max_adapters
         self._registered: frozenset[str] = frozenset()
         self._named: dict[str, None] = {}  # in order
-        self._bare = dict[
-            str, str
-        ]()  # reference of a version -> its adapter's name, which means that version
+        self._bare: dict[str, str] = {}  # version's reference -> adapter's name that means that version
         self._stamp: tuple[int, ...] | None = None
         self._lock = threading.Lock()
 
