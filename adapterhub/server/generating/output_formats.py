@@ -43,7 +43,8 @@ def output_format_of(body: FormattedBody) -> dict[str, Any]:
 
 
 def _response_format(response_format: ResponseFormat | None) -> dict[str, Any]:
-    return _option("schema", response_schema(response_format and response_format.model_dump(by_alias=True)))
+    described = response_format.model_dump(by_alias=True) if response_format else None
+    return _option("schema", response_schema(described))
 
 
 def _option(name: str, value: Any) -> dict[str, Any]:
