@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
@@ -19,7 +19,7 @@ from adapterhub.server.state import server_state
 _INLINE_BYTES = 64 * 1024
 """A smaller body is parsed in less than a millisecond."""
 
-AnyBody = TypeVar("AnyBody", bound=Body)
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
 class JsonBody(Generic[AnyBody]):
@@ -57,19 +57,22 @@ class JsonBody(Generic[AnyBody]):
             body = self._model.model_validate_json(content)
         except ValidationError as error:
             raise FieldError.of(error.errors(), _json(content)) from None
-        check_fields(body, unknown_fields)
+        if isinstance(
+            body, Body
+        ):  # the rule of fields is for what answers; elsewhere the models refuse others
+            check_fields(body, unknown_fields)
         return body
 
 
-def describe_body(model: type[Body], example: Mapping[str, Any]) -> dict[str, Any]:
+def describe_body(model: type[BaseModel], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads its body with `JsonBody`.
 
     Args:
         model: The body's model.
-        example: A body.
+        example: A body; if not given, the model has its own.
     """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    content = {"application/json": {"schema": schema, "example": example}}
+    content = {"application/json": {"schema": schema, **({"example": example} if example else {})}}
     return {"requestBody": {"required": True, "content": content}}
 
 
