@@ -108,7 +108,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "tool_choice": _CHAT_ONLY,
     "tools": _CHAT_ONLY,
 }
-"""Fields of some bodies -> what to do with the others. They ask for a form of the answer, so they are never ignored."""
+"""Fields of some bodies -> what to do with the others. They change the answer, so they are never ignored."""
 
 
 class Body(BaseModel):
