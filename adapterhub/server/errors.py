@@ -45,6 +45,7 @@ _NO_MODEL = AdapterNotFoundError.code
 _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
+_PYTHON_WORDS = re.compile(r"a valid dictionary(?: or instance of \w+)?")
 _NAME = re.compile(r"(?!(?:str|int|float|bool)$)[a-z_][a-z0-9_]*")
 # Not what begins a path of this API.
 _PATH = re.compile(r"(?<![\w:/.])/(?!v1\b)[\w.@+-]+(?:/[\w.@+-]+)+|\b[A-Za-z]:\\[\w.@+\\-]+")
@@ -73,7 +74,7 @@ class FieldError(InvalidRequestError):
         location = _written(
             error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
         )
-        message = describe_validation(error, written=_written)
+        message = _PYTHON_WORDS.sub("an object", describe_validation(error, written=_written))
         return cls(f"{message}.", ".".join(map(str, location))[:100] or None)
 
 

@@ -67,7 +67,7 @@ class ChatMessage(BaseModel):
 class ChatCompletionRequest(FormattedBody):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     """The conversation."""
     tools: list[FunctionTool] | None = None
     """The functions that the answer may call; an empty list is none."""

@@ -42,7 +42,7 @@ class StructuredOutputs(BaseModel):
     """A JSON Schema, as an object or as text."""
     regex: str | None = None
     """A regular expression that the whole answer matches, in the dialect of Rust's `regex`."""
-    choice: list[str] | None = Field(None, min_length=1)
+    choice: list[str] | None = Field(None, min_length=1, fail_fast=True)
     """The texts that the answer is chosen from."""
     grammar: str | None = None
     """A context-free grammar, in llguidance's dialect of Lark or in GBNF."""
@@ -70,7 +70,7 @@ class FormattedBody(GenerationBody):
     """An older name of `structured_outputs.json`."""
     guided_regex: str | None = None
     """An older name of `structured_outputs.regex`."""
-    guided_choice: list[str] | None = Field(None, min_length=1)
+    guided_choice: list[str] | None = Field(None, min_length=1, fail_fast=True)
     """An older name of `structured_outputs.choice`."""
     guided_grammar: str | None = None
     """An older name of `structured_outputs.grammar`."""

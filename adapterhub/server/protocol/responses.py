@@ -167,7 +167,7 @@ class ResponseRequest(GenerationBody):
 
     input: Annotated[
         Annotated[str, Field(min_length=1), Tag("text")]
-        | Annotated[list[InputItem], Field(min_length=1), Tag("list")],
+        | Annotated[list[InputItem], Field(min_length=1, fail_fast=True), Tag("list")],
         Discriminator(_text_or_list),
     ]
     """A question, or the items of a conversation."""
@@ -185,7 +185,7 @@ class ResponseRequest(GenerationBody):
     """What the answer's text has to match."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Return the log-probabilities of this many most probable tokens at each position of a text."""
-    include: list[str] | None = None
+    include: list[str] | None = Field(None, fail_fast=True)
     """`message.output_text.logprobs` returns the log-probabilities of the text's tokens; others have no effect."""
     metadata: dict[str, str] | None = None
     """Comes back with the answer."""

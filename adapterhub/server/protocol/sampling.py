@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,11 +48,11 @@ class GenerationBody(Body):
     """Subtracted from the logit of each token that the answer contains; -2 to 2."""
     logit_bias: dict[int, float] | None = Field(None, max_length=1024)
     """Token id -> what is added to its logit, -100 to 100."""
-    bad_words: list[str] | None = None
+    bad_words: list[str] | None = Field(None, max_length=256)
     """Texts that are never generated, but where an output format allows nothing else."""
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     """Texts that end the answer and are not part of it."""
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = Field(None, max_length=64)
     """Tokens that end the answer."""
     min_tokens: int | None = None
     """The answer does not end before it has this many tokens."""

@@ -15,15 +15,13 @@ _MAX_TOKENS = 1_000_000
 class TokenizeRequest(BaseModel):
     """A text, or a conversation as a chat request has it."""
 
-    model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, json_schema_extra={"examples": [{"prompt": "Hello"}]}
-    )
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str = Field("base", min_length=1, max_length=2000)
     """As in a chat request; its prompt format is used."""
     prompt: str | None = None
     """A text; this or `messages`."""
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: list[ChatMessage] | None = Field(None, min_length=1, fail_fast=True)
     """A conversation."""
     tools: list[FunctionTool] | None = None
     """Tools of the conversation."""
@@ -57,13 +55,11 @@ class TokenizeResponse(BaseModel):
 class DetokenizeRequest(BaseModel):
     """Token ids."""
 
-    model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, json_schema_extra={"examples": [{"tokens": [72, 105]}]}
-    )
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str = Field("base", min_length=1, max_length=2000)
     """As in a chat request; all adapters have the base's tokenizer."""
-    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(max_length=_MAX_TOKENS)
+    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(max_length=_MAX_TOKENS, fail_fast=True)
     """The token ids."""
 
 
