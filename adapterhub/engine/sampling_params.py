@@ -123,7 +123,8 @@ class SamplingParams(BaseModel):
         try:
             return cls(**merged)
         except ValidationError as error:
+            unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
             raise InvalidRequestError(
                 f"A sampling parameter is not valid: {describe_validation(error)}.",
-                hint=f"Known arguments: {', '.join(cls.model_fields)}.",
+                hint=f"Known arguments: {', '.join(cls.model_fields)}." if unknown else None,
             ) from error

@@ -61,6 +61,10 @@ _ROUTERS = (
 )
 _GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 """What a client that leaves cancels."""
+_ANSWER_HEADERS = tuple(
+    f"x-adapterhub-{name}" for name in ("adapter", "version", "route", "confidence", "ignored")
+)
+"""What pages of other origins may read besides; CORS has no wildcard for a part of a name."""
 
 
 def create_app(
@@ -126,5 +130,5 @@ def _cors(origins: tuple[str, ...]) -> Middleware:
         allow_origins=origins,
         allow_methods=("GET", "POST", "DELETE", "PATCH", "PUT"),
         allow_headers=("*",),
-        expose_headers=("x-request-id", "retry-after", "x-adapterhub-*"),
+        expose_headers=("x-request-id", "retry-after", *_ANSWER_HEADERS),
     )

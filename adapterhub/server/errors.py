@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,7 +21,6 @@ from adapterhub.errors import (
     AdapterNotFoundError,
     InvalidRequestError,
     RoutingError,
-    describe_validation,
 )
 from adapterhub.server.middleware.request_id import request_id
 
@@ -46,7 +45,6 @@ _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
 _PYTHON_WORDS = re.compile(r"a valid dictionary(?: or instance of \w+)?")
-_NAME = re.compile(r"(?!(?:str|int|float|bool)$)[a-z_][a-z0-9_]*")
 # Not what begins a path of this API.
 _PATH = re.compile(r"(?<![\w:/.])/(?!v1\b)[\w.@+-]+(?:/[\w.@+-]+)+|\b[A-Za-z]:\\[\w.@+\\-]+")
 
@@ -69,13 +67,18 @@ class FieldError(InvalidRequestError):
         self.code = code  # type: ignore[misc]  # of this error, not of its class
 
     @classmethod
-    def of(cls, error: ValidationError) -> FieldError:
-        """From pydantic's; values are left out, for they may be confidential or huge."""
-        location = _written(
-            error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
-        )
-        message = _PYTHON_WORDS.sub("an object", describe_validation(error, written=_written))
-        return cls(f"{message}.", ".".join(map(str, location))[:100] or None)
+    def of(cls, problems: Iterable[Mapping[str, Any]], body: Any = None) -> FieldError:
+        """From the `errors()` of pydantic; values are left out, for they may be confidential or huge.
+
+        Args:
+            problems: What is wrong.
+            body: The body as JSON, which tells its fields from pydantic's names for the members of a union.
+        """
+        # Of the members of a union, the one that the body comes nearest to fails deepest in it.
+        problem = max(problems, key=lambda problem: len(problem["loc"]))
+        field = ".".join(map(str, _location(problem, body)))[:100]
+        message = _PYTHON_WORDS.sub("an object", problem["msg"].removeprefix("Value error, "))
+        return cls(f"{field}: {message}." if field else f"{message}.", field or None)
 
 
 def error_object(error: Exception) -> dict[str, Any]:
@@ -153,10 +156,10 @@ def _response(body: Mapping[str, Any], status: int, headers: Mapping[str, str] |
 
 async def _answer_validation(_: Request, error: RequestValidationError) -> Response:
     """Bodies and parameters that FastAPI checks: 400, as OpenAI answers, not 422."""
-    problem = error.errors()[0]
-    location = ".".join(map(str, problem["loc"][1:]))[:100]  # without `body`, `query` or `path`
-    message = f"{location}: {problem['msg']}." if location else f"{problem['msg']}."
-    return error_response(FieldError(message, location or None))
+    problems = error.errors()
+    where = problems[0]["loc"][0]
+    inside = [{**problem, "loc": problem["loc"][1:]} for problem in problems if problem["loc"][0] == where]
+    return error_response(FieldError.of(inside, error.body if where == "body" else None))
 
 
 def _object(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
@@ -178,9 +181,21 @@ def _param(error: AdapterHubError) -> str | None:
     return str(location[0]) if location else None
 
 
-def _written(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A location without pydantic's names for the members of a union, which are no part of the body."""
-    return tuple(part for part in location if isinstance(part, int) or _NAME.fullmatch(part))
+def _location(problem: Mapping[str, Any], body: Any) -> list[int | str]:
+    if body is None:
+        return list(problem["loc"])
+    location: list[int | str] = []
+    for part in problem["loc"]:
+        if _holds(body, part):
+            location.append(part)
+            body = body[part]
+    return [*location, problem["loc"][-1]] if problem["type"] == "missing" else location
+
+
+def _holds(inside: Any, part: int | str) -> bool:
+    if isinstance(inside, list):
+        return isinstance(part, int) and part < len(inside)
+    return isinstance(inside, Mapping) and part in inside
 
 
 def _last_part(path: re.Match[str]) -> str:

@@ -57,7 +57,7 @@ def serve(
     _raise_file_limit(config.max_connections)
     with _listen(config) as listening:
         app = LoadingApp(open_hub, partial(create_app, config=config, lifecycle=lifecycle), lifecycle)
-        served = app if has_keys or config.insecure else LocalNamesMiddleware(app)
+        served = app if has_keys or config.insecure else LocalNamesMiddleware(app, config.cors_origins)
         server = _Server(uvicorn_config(served, config), app, lifecycle, config, report)
         report(f"Listening on {_address(listening)}")
         app.start()

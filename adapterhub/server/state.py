@@ -8,6 +8,7 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
+from adapterhub.errors import ConfigError
 from adapterhub.hub import AdapterHub
 from adapterhub.server.access.audit import AUDIT_FILE, AuditLog
 from adapterhub.server.access.caller import NOBODY, Caller
@@ -60,9 +61,14 @@ class ServerState:
             lifecycle: How far the server is.
 
         Raises:
-            ConfigError: A key file is not valid.
+            ConfigError: A key file is not valid, or an adapter has the name of the base.
         """
         base_model = config.base_model or PurePath(hub.engine.base_name).name
+        if any(card.name == base_model for card in hub.registry.list()):
+            raise ConfigError(
+                f"The base and an adapter are both called {base_model!r}.",
+                hint="Give the base another name with `--base-model`.",
+            )
         return cls(
             hub,
             config,
@@ -70,7 +76,7 @@ class ServerState:
             base_model,
             access=AccessControl(config.api_key_file, config.admin_key_file),
             audit=AuditLog(config.audit_log or hub.registry.root / AUDIT_FILE),
-            serving=AdapterServing(hub),
+            serving=AdapterServing(hub, base_model),
             metrics=ServerMetrics(hub, base_model, max_adapters=config.max_metrics_adapters),
             token_texts=TokenTexts(hub.engine.tokenizer),
             call_formats=ToolCallFormats(),

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
+from starlette.testclient import TestClient
 
 from adapterhub.server.access.levels import Level, level_of
 from tests.server.admin import ADMIN, ANY, HELLO, JSON_ONLY, Served, served, write_keys
@@ -80,6 +82,34 @@ def test_what_is_no_ones_inference_is_an_admins(server: Served):
 def test_an_unknown_path_is_not_found_with_a_key_alone(server: Served):
     assert server.call("GET", "/v1/nothing", None).status_code == 401
     assert server.call("GET", "/v1/nothing", ANY).status_code == 404
+
+
+def test_with_an_admins_key_alone_any_key_will_do_for_inference_and_no_other_for_the_rest(
+    tiny_registry: Path, tmp_path: Path
+):
+    with served(tiny_registry, {}, tmp_path, admin_key_file=write_keys(tmp_path)["admin_key_file"]) as server:
+        for key in (None, "none"):
+            assert server.answer("json", key).status_code == 200
+            refused = server.call("DELETE", "/v1/adapterhub/adapters/json", key)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert server.call("GET", "/v1/adapterhub/router").status_code == 200
+
+
+def test_a_mounted_application_guards_the_same_paths(
+    tiny_registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ADAPTERHUB_API_KEY", ANY)
+    with served(tiny_registry, {}, tmp_path) as server:
+        outer = FastAPI()
+        outer.mount("/llm", server.client.app)
+        client = TestClient(outer)
+        key = {"authorization": f"Bearer {ANY}"}
+        hello = {**HELLO, "model": "json"}
+        assert client.post("/llm/v1/chat/completions", json=hello, headers=key).status_code == 200
+        assert client.post("/llm/v1/chat/completions", json=hello).status_code == 401
+        assert client.get("/llm/health").status_code == 200
+        assert client.get("/llm/").status_code == 200
+        assert client.get("/llm/v1/adapterhub/router", headers=key).status_code == 403
 
 
 def test_azures_header_is_accepted(server: Served):
@@ -195,6 +225,6 @@ def test_a_key_may_be_taken_away_while_the_server_runs(tiny_registry: Path, tmp_
     with served(tiny_registry, {}, tmp_path, **files) as server:
         assert server.answer("json").status_code == 200
         files["api_key_file"].write_text(json.dumps([{"name": "json-only", "key": JSON_ONLY}]))
-        server.client.app.state.server.access.reload()  # SIGHUP; or within a second
+        server.client.app.state.server.access.reload_if_changed()  # within a second
         assert server.answer("json").status_code == 401
         assert server.answer("code", JSON_ONLY).status_code == 200

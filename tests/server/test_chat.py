@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from adapterhub.server.protocol.chat import ChatMessage
+
 PATH = "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]
 PROMPT = "### Instruction:\nHi\n\n### Response:\n"
@@ -102,6 +104,15 @@ class TestMessages:
     )
     async def test_others_are_refused(self, client: httpx.AsyncClient, messages: object):
         assert (await refused(client, messages))["param"].startswith("messages")
+
+    def test_who_wrote_one_reaches_the_chat_template(self):
+        message = ChatMessage(role="tool", tool_call_id="call_1", name="now", content="noon")
+        assert message.converted("messages.0") == {
+            "role": "tool",
+            "content": "noon",
+            "name": "now",
+            "tool_call_id": "call_1",
+        }
 
     @pytest.mark.parametrize("content", ["", None, []])
     async def test_nothing_to_answer_is_refused(self, client: httpx.AsyncClient, content: object):

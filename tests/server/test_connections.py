@@ -133,6 +133,16 @@ class TestCors:
         assert "access-control-allow-credentials" not in asked.headers
         assert "access-control-allow-origin" not in refused.headers
 
+    async def test_lets_pages_read_who_answered(self, calling: Calling):
+        async with calling(cors_origins=("*",)) as client:
+            answer = await client.post(
+                PATH, json={**ASKED, "model": "auto", "user": "ann"}, headers=self.ASKING
+            )
+        exposed = answer.headers["access-control-expose-headers"].split(", ")
+        ours = [name for name in answer.headers if name.startswith("x-")]
+        assert "x-adapterhub-route" in ours
+        assert set(ours) <= set(exposed)
+
 
 class TestFailures:
     async def test_an_unexpected_one_tells_nothing(

@@ -6,9 +6,14 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine, errors
 from adapterhub.server import create_app
+from adapterhub.server.protocol.chat import ChatCompletionRequest
+from adapterhub.server.protocol.completions import CompletionRequest
+from adapterhub.server.protocol.fields import Body
+from adapterhub.server.protocol.responses import ResponseRequest
 
 PATH = "/v1/completions"
 ASKED = {"model": "base", "prompt": "Hi"}
@@ -142,6 +147,80 @@ async def test_auto_is_no_model_where_the_router_has_nothing_to_choose_by(tmp_pa
             answer = await client.post(PATH, json={**ASKED, "model": "auto"})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (404, "model", "model_not_found")
+
+
+CHAT = {"model": "base", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "said"),
+    [
+        (PATH, {"prompt": [1, -1]}, "prompt.1", "greater than or equal to 0"),
+        (PATH, {"prompt": [[1], ["a"]]}, "prompt.1.0", "integer"),
+        (PATH, {"prompt": {}}, "prompt", "string"),
+        (PATH, {"structured_outputs": {"foo": 1}}, "structured_outputs", "no 'foo'"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{}]}]},
+            "messages.0.content.0.type",
+            "",
+        ),
+        ("/v1/chat/completions", {"logit_bias": {"a": 1}}, "logit_bias.a", "integer"),
+        ("/v1/chat/completions", {"tool_choice": "maybe"}, "tool_choice", "required"),
+        ("/v1/responses", {"input": [{"role": "user", "content": None}]}, "input.0.content", ""),
+        (
+            "/v1/responses",
+            {"input": "a", "text": {"format": {"type": "json_schema"}}},
+            "text.format.name",
+            "",
+        ),
+        ("/v1/adapterhub/adapters/x/aliases/y", {"version": "no"}, "version", "integer"),
+    ],
+)
+async def test_the_field_is_where_it_stands_in_the_body(
+    client: httpx.AsyncClient, path: str, body: dict[str, object], param: str, said: str
+):
+    common = ASKED if path == PATH else CHAT if "chat" in path else {"model": "base"}
+    method = "PUT" if "aliases" in path else "POST"
+    answer = await client.request(method, path, json={**common, **body})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert said in error["message"]
+    assert error["message"].startswith(f"{param}: ")
+    assert "Value error" not in error["message"]
+
+
+THOUSAND = 1000
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [
+        (CompletionRequest, "prompt", [-1] * THOUSAND),
+        (CompletionRequest, "prompt", [[-1] * THOUSAND] * 2),
+        (CompletionRequest, "logit_bias", {str(at): "x" for at in range(2000)}),
+        (CompletionRequest, "stop", [1] * THOUSAND),
+        (CompletionRequest, "bad_words", [1] * THOUSAND),
+        (CompletionRequest, "stop_token_ids", ["x"] * THOUSAND),
+        (CompletionRequest, "guided_choice", [1] * THOUSAND),
+        (CompletionRequest, "structured_outputs", {"choice": [1] * THOUSAND}),
+        (CompletionRequest, "structured_outputs", dict.fromkeys(map(str, range(THOUSAND)), 1)),
+        (ChatCompletionRequest, "messages", [1] * THOUSAND),
+        (ChatCompletionRequest, "messages", [{"role": "user", "content": [1] * THOUSAND}]),
+        (ChatCompletionRequest, "messages", [{"role": "assistant", "tool_calls": [1] * THOUSAND}]),
+        (ChatCompletionRequest, "tools", [1] * THOUSAND),
+        (ResponseRequest, "input", [1] * THOUSAND),
+        (ResponseRequest, "input", [{"role": "user", "content": [1] * THOUSAND}]),
+        (ResponseRequest, "tools", [1] * THOUSAND),
+        (ResponseRequest, "include", [1] * THOUSAND),
+        (ResponseRequest, "metadata", dict.fromkeys(map(str, range(THOUSAND)), 1)),
+    ],
+)
+def test_a_body_full_of_faults_is_described_by_a_few(model: type[Body], field: str, value: object):
+    """A million of them would block every thread for seconds, and take gigabytes."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({"model": "base", field: value})
+    assert sum(problem["loc"][0] == field for problem in caught.value.errors()) < 10
 
 
 async def test_values_are_not_repeated(client: httpx.AsyncClient):

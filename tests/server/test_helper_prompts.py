@@ -46,6 +46,10 @@ class TestHelperPrompts:
             assert answer.headers["x-adapterhub-adapter"] == "base"
             assert "x-adapterhub-route" not in answer.headers
 
+    async def test_in_responses_too(self, lenient: httpx.AsyncClient, text: str):
+        answer = await lenient.post("/v1/responses", json={"model": "auto", "input": text})
+        assert answer.headers["x-adapterhub-adapter"] == "base"
+
     async def test_are_routed_by_default(self, client: httpx.AsyncClient, text: str):
         assert "x-adapterhub-route" in (await ask(client, text)).headers
 

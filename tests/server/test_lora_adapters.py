@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.base import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine import BatchingEngine
+from adapterhub.server import ServerConfig, create_app
 from tests.server.admin import Served, served, write_keys
 
 
@@ -107,6 +110,22 @@ def test_what_was_loaded_is_there_after_a_restart(server: Served, tmp_path: Path
         assert "json" not in restarted.models()
 
 
+def test_a_replica_with_the_same_registry_serves_it_at_once(server: Served, tmp_path: Path):
+    with (
+        AdapterHub(EchoEngine(), AdapterRegistry(server.hub.registry.root)) as hub,
+        TestClient(create_app(hub, ServerConfig(**write_keys(tmp_path)))) as client,
+    ):
+        replica = Served(client, hub, server.folder)
+        assert replica.answer("sql").status_code == 404
+        load(server, "sql", "json")
+        assert text(replica, "sql").startswith("[sql@1]")
+        load(server, "sql", "code", load_inplace=True)
+        assert text(replica, "sql").startswith("[sql@2]")
+        unload(server, "sql")
+        assert "sql" not in replica.models()
+        assert replica.answer("sql").status_code == 404
+
+
 def test_sglangs_paths(server: Served):
     def post(action: str, **body: object):
         return server.call("POST", f"/{action}_lora_adapter", json=body)
@@ -190,3 +209,5 @@ def test_unloading_leaves_a_running_answer_alone(tiny_server: Served):
         assert unload(tiny_server, "json").status_code == 200
         text += "".join(stream)
     assert text == expected
+    shown = tiny_server.call("GET", "/v1/adapterhub/adapters/json").json()
+    assert (shown["place"], shown["running"]) == ("disk", 0)  # no answer needs the weights any more

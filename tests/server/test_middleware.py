@@ -197,6 +197,30 @@ async def test_other_names_are_not(host: str):
     assert client.answers[0]["status"] == 400
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:8000", 200),
+        ("http://localhost:3000", 200),
+        ("https://chat.example.org", 200),
+        ("https://evil.example.org", 403),
+        ("https://chat.example.org.evil.example.org", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+async def test_a_page_of_another_host_cannot_post_what_browsers_send_without_asking(origin: str, status: int):
+    client = Client(headers={"host": "127.0.0.1:8000", "origin": origin})
+    await client.ask(LocalNamesMiddleware(echo, ["https://chat.example.org"]))
+    assert client.answers[0]["status"] == status
+
+
+async def test_pages_of_all_hosts_can_be_allowed():
+    client = Client(headers={"host": "localhost", "origin": "https://chat.example.org"})
+    await client.ask(LocalNamesMiddleware(echo, ["*"]))
+    assert client.answers[0]["status"] == 200
+
+
 # The drain
 
 

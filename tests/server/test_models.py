@@ -1,11 +1,13 @@
 """`/v1/models`, and what `model` of a request may name."""
 
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from adapterhub import AdapterHub, EchoEngine
+from adapterhub.errors import ConfigError
 from adapterhub.server import ServerConfig, create_app
 
 PROMPT = {"prompt": "Hi", "max_tokens": 64}
@@ -52,16 +54,39 @@ class TestNames:
         assert answer["choices"][0]["text"].startswith(f"[{shown}")
 
     @pytest.mark.parametrize(
-        "model", ["nobody", "json@9", "json@staging", "echo:nobody", "nobody:0.5+json:0.5", "echo2:x"]
+        "model",
+        [
+            "nobody",
+            "json@9",
+            "json@staging",
+            "json@1@2",
+            "echo:nobody",
+            "echo2:json",
+            "nobody:0.5+json:0.5",
+            "GPT-4",
+            "meta-llama/Llama-3.2-1B",
+            "../json",
+            "имя",
+            "base@1",
+        ],
     )
     async def test_unknown_ones_are_404(self, client: httpx.AsyncClient, model: str):
         """No silent base: a name that nobody has is never answered by it."""
         answer = await client.post("/v1/completions", json={"model": model, **PROMPT})
-        assert answer.status_code in (400, 404)
-        if ":" not in model or model.startswith("echo:"):
-            error = answer.json()["error"]
-            assert (answer.status_code, error["param"], error["code"]) == (404, "model", "model_not_found")
-        assert (await client.get(f"/v1/models/{model}")).status_code == answer.status_code
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (404, "model", "model_not_found")
+        assert (await client.get(f"/v1/models/{quote(model)}")).status_code == 404
+
+    async def test_a_base_that_is_called_as_an_adapter_is_refused(self, hub: AdapterHub):
+        """Else requests for the adapter would be answered by the base."""
+        with pytest.raises(ConfigError, match="both called 'json'"):
+            create_app(hub, ServerConfig(base_model="json"))
+        with AdapterHub(EchoEngine("/bases/code"), hub.registry) as own:
+            with pytest.raises(ConfigError, match="--base-model"):
+                create_app(own)
+            transport = httpx.ASGITransport(create_app(own, ServerConfig(base_model="mine")))
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                assert (await answered(client, "code"))["model"] == "code"
 
     @pytest.mark.parametrize("body", [PROMPT, {"model": "", **PROMPT}, {"model": None, **PROMPT}])
     async def test_a_model_has_to_be_named(self, client: httpx.AsyncClient, body: dict[str, object]):

@@ -36,6 +36,17 @@ def test_adding_from_a_folder(server: Served):
     assert server.audit[0]["request_id"] == added.headers["x-request-id"]
 
 
+def test_no_adapter_takes_the_name_of_the_base(server: Served, tiny_adapters: dict[str, Path]):
+    """Requests for it would be answered by the base."""
+    content = zipped(tiny_adapters["code"])
+    for answer in (
+        server.call("POST", ADAPTERS, json={"name": "echo", "path": "json"}),
+        server.call("POST", f"{ADAPTERS}/echo/upload", content=content, headers=ZIP),
+    ):
+        assert answer.status_code == 400
+        assert "name of the base" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("field", ["download", "dry_run", "trust_card", "base", "digest", "name"])
 def test_fields_of_a_card_are_no_arguments(server: Served, field: str):
     body = {"name": "sql", "path": "json", "card": {field: "x"}}
@@ -154,6 +165,16 @@ def test_why_the_router_chooses(server: Served):
     assert (answer["adapter"], answer["reason"]) == (decision.adapter, decision.reason)
     assert answer["confidence"] == pytest.approx(decision.confidence)
     assert answer["threshold"] == pytest.approx(decision.threshold)
+
+
+def test_a_disabled_adapter_is_no_part_of_the_reasons(server: Served):
+    server.call("PATCH", f"{ADAPTERS}/code", json={"status": "disabled"})
+    answer = server.call(
+        "POST", "/v1/adapterhub/route", ANY, json={"prompt": "write a python function"}
+    ).json()
+    assert answer["adapter"] != "code"
+    assert "code" not in {score["adapter"] for score in answer["scores"]}
+    assert answer["matched"] != "write a python function"
 
 
 @pytest.mark.parametrize("body", [{}, {"prompt": "x", "messages": []}, {"prompt": 1}, {"text": "x"}])

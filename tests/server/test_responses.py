@@ -205,8 +205,8 @@ class TestFormat:
         ({"tools": [{"type": "web_search"}]}, "tools.0"),
         ({"tools": [NOW], "tool_choice": {"type": "mcp"}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.list.0"),
-        ({"input": []}, "input.list"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
+        ({"input": []}, "input"),
         ({"messages": []}, "messages"),
     ],
 )
@@ -217,6 +217,9 @@ async def test_refused(echo: openai.AsyncOpenAI, fields: dict[str, Any], param: 
 
 
 async def test_what_is_neutral_is_accepted(echo: openai.AsyncOpenAI):
+    assert await echo.responses.create(
+        model="json", input="Hi", extra_body={"text": None, "metadata": None, "stream_options": None}
+    )
     fields: Any = {"store": False, "background": False, "truncation": "disabled", "user": "me", "include": []}
     response = await echo.responses.create(model="json", input="Hi", **fields)
     assert response.store is False

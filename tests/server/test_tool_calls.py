@@ -184,7 +184,7 @@ class TestArguments:
         ({"tools": None, "tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "add, now"),
         ({"tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice", "allowed_tools"),
-        ({"tool_choice": "maybe"}, "tool_choice.mode", "required"),
+        ({"tool_choice": "maybe"}, "tool_choice", "required"),
         ({"functions": [{"name": "x"}]}, "functions", "tools"),
         ({"function_call": "auto"}, "function_call", "tool_choice"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "JSON Schema"),

@@ -71,6 +71,24 @@ def test_several_folders_or_too_many_files_are_refused(tmp_path: Path):
         unpack(archive({f"{n}.txt": b"" for n in range(MAX_FILES + 1)}), tmp_path, LIMIT)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_that_zip_programs_do_not_choose_are_refused(tmp_path: Path, compression: int):
+    with pytest.raises(AdapterInvalidError, match="compression"):
+        unpack(archive({"a.json": b"{}"}, compression=compression), tmp_path, LIMIT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_list_of_members_without_end_is_not_read(tmp_path: Path):
+    content = archive({"a.json": b""}).getvalue()
+    start, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    entries = content[start:end] * 50_000
+    last = bytearray(content[end:])
+    last[8:12] = (50_000).to_bytes(2, "little") * 2
+    last[12:16] = len(entries).to_bytes(4, "little")
+    with pytest.raises(AdapterInvalidError, match="not a zip archive"):
+        unpack(io.BytesIO(content[:start] + entries + bytes(last)), tmp_path, LIMIT)
+
+
 def test_a_bomb_is_refused_by_the_size_that_it_states(tmp_path: Path):
     bomb = archive({"adapter_model.safetensors": bytes(4 * LIMIT)})
     assert len(bomb.getvalue()) < LIMIT / 100

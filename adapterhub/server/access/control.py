@@ -51,6 +51,7 @@ class AccessControl:
         self._lock = threading.Lock()
         self.limits = KeyLimits(clock)
         self._keys: tuple[ApiKey, ...] = ()
+        self._checked = clock()
         self._read()
 
     @property
@@ -65,31 +66,28 @@ class AccessControl:
             token: The key that the client sent; None without one.
 
         Returns:
-            None if the key is unknown, or none was sent and inference needs one.
+            None if inference needs a key and none was sent, or an unknown one. Where it needs none, an unknown one is
+            as none: OpenAI's clients always send one.
         """
         if not self._keys:
             return Caller(ANONYMOUS, Level.ADMIN)
         key = find_key(self._keys, token) if token else None
         if key:
             return Caller.with_key(key)
-        return None if token or self.needs_key else Caller(ANONYMOUS, Level.OPERATOR)
+        return None if self.needs_key else Caller(ANONYMOUS, Level.OPERATOR)
 
-    @property
     def is_due(self) -> bool:
-        """Whether `reload_if_changed` should be called, off the event loop."""
-        return self._clock() - self._checked >= CHECK_SECONDS
+        """Whether to call `reload_if_changed`, off the event loop; true for one caller each time."""
+        if self._clock() - self._checked < CHECK_SECONDS:
+            return False
+        self._checked = self._clock()
+        return True
 
     def reload_if_changed(self) -> None:
         """Reads the key files again if they have changed; keys of files that are not valid stay as they were."""
         with self._lock:
-            self._checked = self._clock()
             if self._stamp() != self._read_stamp:
                 self._read_or_keep()
-
-    def reload(self) -> None:
-        """Reads the key files again, for SIGHUP; keys of files that are not valid stay as they were."""
-        with self._lock:
-            self._read_or_keep()
 
     def _read_or_keep(self) -> None:
         try:
@@ -101,7 +99,7 @@ class AccessControl:
             _log.info("%d keys are in use", len(self._keys))
 
     def _read(self) -> None:
-        self._checked, self._read_stamp = self._clock(), self._stamp()
+        self._read_stamp = self._stamp()
         of_files = [
             key for path, is_admin in self._files if path for key in read_key_file(path, is_admin=is_admin)
         ]

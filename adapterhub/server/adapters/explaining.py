@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from adapterhub.errors import RoutingError
 from adapterhub.hub import AdapterHub
-from adapterhub.routing import AdapterRouter, RouteDecision
+from adapterhub.routing import Route, RouteDecision
 from adapterhub.server.access.caller import Caller
 from adapterhub.server.protocol.registry import (
     RouteEvidence,
@@ -25,7 +25,7 @@ def explained(hub: AdapterHub, prompt: str | Sequence[Mapping[str, Any]], caller
     Args:
         hub: Its router is asked; the first call fits it, which takes seconds.
         prompt: A text, or messages.
-        caller: Adapters that do not exist for them are neither chosen nor named.
+        caller: Adapters that do not exist for them, and disabled ones, are neither chosen nor named.
     """
     try:
         router = hub.router
@@ -35,6 +35,9 @@ def explained(hub: AdapterHub, prompt: str | Sequence[Mapping[str, Any]], caller
         )
     explanation = router.explain(prompt, where=caller.route_filter)
     decision = explanation.decision
+    visible = {
+        route.name: route for route in router.model.routes if route.is_ready and caller.may_use(route.name)
+    }
     # Evidence is about the two best routes, whoever may use them.
     evidence = explanation.evidence if caller.adapters is None else ()
     return RouteExplanation(
@@ -43,9 +46,9 @@ def explained(hub: AdapterHub, prompt: str | Sequence[Mapping[str, Any]], caller
         threshold=decision.threshold,
         reason=decision.reason,
         fallback=decision.fallback,
-        matched=_visible_match(router, decision, caller),
+        matched=_visible_match(decision, visible.values()),
         scores=[
-            RouteScore(adapter=name, score=score) for name, score in decision.ranked() if caller.may_use(name)
+            RouteScore(adapter=name, score=score) for name, score in decision.ranked() if name in visible
         ],
         evidence=[RouteEvidence(**entry._asdict()) for entry in evidence],
         segment=explanation.segment,
@@ -54,11 +57,8 @@ def explained(hub: AdapterHub, prompt: str | Sequence[Mapping[str, Any]], caller
     )
 
 
-def _visible_match(router: AdapterRouter, decision: RouteDecision, caller: Caller) -> str | None:
-    """The rule or nearest example, if it is of an adapter that exists for the caller."""
-    if caller.adapters is None:
-        return decision.matched
-    visible = (route for route in router.model.routes if caller.may_use(route.name))
+def _visible_match(decision: RouteDecision, visible: Iterable[Route]) -> str | None:
+    """The rule or nearest example, if it is of a visible route."""
     known = (
         text for route in visible for text in (*route.examples, *route.about, *route.phrases, *route.patterns)
     )

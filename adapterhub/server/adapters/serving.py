@@ -23,10 +23,12 @@ class AdapterServing:
 
     Args:
         hub: Serves them.
+        base_model: The name of the base, which no adapter may have: requests for it would be answered by the base.
     """
 
-    def __init__(self, hub: AdapterHub) -> None:
+    def __init__(self, hub: AdapterHub, base_model: str) -> None:
         self._hub = hub
+        self._base_names = {base_model, hub.engine.base_name}
         self._registry = hub.registry
         self._lock = threading.Lock()
 
@@ -50,10 +52,9 @@ class AdapterServing:
             AdapterIncompatibleError: It does not fit the base. Nothing is stored.
             CapacityError: It cannot be pinned beside the others. Nothing is stored.
         """
-        if name == self._hub.engine.base_name:
-            raise InvalidRequestError(f"{name!r} is the name of the base.", hint="Choose another name.")
+        self._check_name(name)
         with self._lock:
-            versions = self._versions(check_name(name))
+            versions = self._versions(name)
             if any(card.status == "ready" for card in versions) and not load_inplace:
                 raise InvalidRequestError(
                     f"The lora adapter {name!r} has already been loaded.",
@@ -93,6 +94,7 @@ class AdapterServing:
             force: Accept another base than the files record.
             fields: Fields of the card to set.
         """
+        self._check_name(name)
         given = _card_fields(fields or {})
         return self._registry.register(name, folder, base=self._base, force=force, **given)
 
@@ -121,6 +123,11 @@ class AdapterServing:
         card = self._registry.resolve(ref) if pinned else self._registry.get(ref)
         self._hub.engine.pin(self._stored(card), pinned)
         return card
+
+    def _check_name(self, name: str) -> None:
+        if name in self._base_names:
+            raise InvalidRequestError(f"{name!r} is the name of the base.", hint="Choose another name.")
+        check_name(name)
 
     @property
     def _base(self) -> str | None:

@@ -22,6 +22,9 @@ from adapterhub.registry.staging import staging_folder
 
 MAX_FILES = 64
 _CHUNK_BYTES = 2**20
+_MAX_READ_BYTES = 2 * _CHUNK_BYTES
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What zip programs write by themselves; others may need gigabytes to unpack."""
 
 
 async def receive_upload(chunks: AsyncIterator[bytes], file: IO[bytes]) -> None:
@@ -64,17 +67,35 @@ def unpack(archive: IO[bytes], folder: Path, max_bytes: int) -> None:
             files, or unpacks to more than `max_bytes`.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with zipfile.ZipFile(_BoundedReads(archive)) as opened:
             members = _checked_members(opened, max_bytes)
             left = max_bytes
             for member, name in members:
                 left -= _extract(opened, member, folder / name, left)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        # RuntimeError: encrypted. NotImplementedError: a compression that Python has not.
+        # RuntimeError: encrypted. NotImplementedError: a feature of zip that Python has not.
         raise AdapterInvalidError(
             "The upload is not a zip archive that can be unpacked.",
             hint="Zip the folder that PEFT's save_pretrained wrote, without a password.",
         ) from error
+
+
+class _BoundedReads:
+    """A file for `zipfile`, which reads the whole list of members at once, however long the archive says it is."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads up to 2 MiB.
+
+        Raises:
+            BadZipFile: More is asked for.
+        """
+        if size > _MAX_READ_BYTES:
+            raise zipfile.BadZipFile
+        return self._file.read(size if size >= 0 else _MAX_READ_BYTES)
 
 
 def _checked_members(archive: zipfile.ZipFile, max_bytes: int) -> list[tuple[zipfile.ZipInfo, str]]:
@@ -93,6 +114,11 @@ def _checked_members(archive: zipfile.ZipFile, max_bytes: int) -> list[tuple[zip
         if not _is_plain(member, path):
             raise AdapterInvalidError(
                 f"The archive holds {path.name[:80]!r}, which is no plain file below it."
+            )
+        if member.compress_type not in _COMPRESSIONS:
+            raise AdapterInvalidError(
+                f"The archive holds {path.name[:80]!r} in a compression that is not accepted.",
+                hint="Store or deflate the files, as zip programs do by themselves.",
             )
     if len({path.name for path in paths}) < len(paths):
         raise AdapterInvalidError("The archive holds two files of the same name.")

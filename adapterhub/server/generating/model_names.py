@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from adapterhub.errors import AdapterNotFoundError, InvalidRequestError
+from adapterhub.lora.blending.resolving import parse_weights
+from adapterhub.registry.references import Ref
 from adapterhub.requests.preparing import BASE_NAMES
 from adapterhub.server.access.caller import Caller, no_model
 from adapterhub.server.state import ServerState
@@ -20,7 +23,9 @@ def adapter_of(model: str, state: ServerState) -> str | None:
     Raises:
         AdapterNotFoundError: It does not exist for the caller.
     """
-    names = {*BASE_NAMES, state.base_model, state.hub.engine.base_name}
+    names = {*BASE_NAMES, state.base_model}
+    if state.config.base_model is None:
+        names.add(state.hub.engine.base_name)
     # `a:0.7+b:0.3` is a blend: a prefix is only taken off if it is the base's name.
     prefix = next((f"{name}:" for name in names if model.startswith(f"{name}:")), "")
     named = model.removeprefix(prefix)
@@ -32,9 +37,14 @@ def adapter_of(model: str, state: ServerState) -> str | None:
 
 
 def _check_exists(model: str, reference: str, caller: Caller) -> None:
-    """Refuses what names an adapter that the caller may not use, as if it did not exist."""
-    if caller.adapters is None:
-        return
-    parts = (part.partition(":")[0].partition("@")[0] for part in reference.split("+"))
-    if not all(map(caller.may_use, parts)):
+    """Refuses what no adapter can be called, and what the caller may not use, as if it did not exist."""
+    try:
+        parts = parse_weights(reference)
+    except InvalidRequestError as error:
+        raise AdapterNotFoundError(error.message, hint=error.hint) from error
+    try:
+        names = [Ref.parse(part).name for part, _ in parts]
+    except InvalidRequestError as error:
+        raise no_model(model) from error
+    if not all(map(caller.may_use, names)):
         raise no_model(model)

@@ -13,8 +13,8 @@ from adapterhub.server.errors import error_object
 from adapterhub.server.generating.answered_by import AnsweredBy
 from adapterhub.server.generating.conversations import AnswerParser, chat_request, violations_of
 from adapterhub.server.generating.head import AnswerHead
+from adapterhub.server.generating.helper_prompts import chat_adapter
 from adapterhub.server.generating.logprobs import chat_logprobs
-from adapterhub.server.generating.model_names import adapter_of
 from adapterhub.server.generating.response_events import Event, ResponseEvents
 from adapterhub.server.generating.response_items import to_messages
 from adapterhub.server.generating.streaming import event
@@ -25,7 +25,7 @@ from adapterhub.server.protocol.response_answers import (
     ResponseObject,
     ResponseUsage,
 )
-from adapterhub.server.protocol.responses import JsonSchemaTextFormat, ResponseRequest
+from adapterhub.server.protocol.responses import JsonSchemaTextFormat, ResponseRequest, TextConfig
 from adapterhub.server.state import ServerState
 from adapterhub.tool_calling import ChatRequest
 
@@ -93,10 +93,11 @@ class ResponseCall:
 
     def _request(self) -> ChatRequest:
         body, functions = self.body, functions_of(self.body.tools or ())
+        messages = to_messages(body.input, body.instructions)
         return chat_request(
             self.state,
-            adapter_of(body.model, self.state) or "base",
-            to_messages(body.input, body.instructions),
+            chat_adapter(body.model, messages, self.state) or "base",
+            messages,
             {**body.options(), "where": self.state.caller.route_filter},
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
@@ -152,7 +153,7 @@ def new_response(body: ResponseRequest, head: AnswerHead, model: str) -> Respons
         metadata=body.metadata or {},
         parallel_tool_calls=body.parallel_tool_calls is not False,
         temperature=body.temperature,
-        text=body.text,
+        text=body.text or TextConfig(),
         tool_choice=body.tool_choice or "auto",
         tools=body.tools or [],
         top_logprobs=body.top_logprobs,
@@ -194,10 +195,11 @@ def failed(response: ResponseObject, message: str) -> ResponseObject:
 
 
 def _output_format(body: ResponseRequest) -> dict[str, Any]:
-    text_format = body.text.format
+    text_format = body.text and body.text.format
     if isinstance(text_format, JsonSchemaTextFormat):
         return {"schema": text_format.schema_}
-    return {"schema": {"type": "object"}} if text_format.type == "json_object" else {}
+    wants_object = text_format is not None and text_format.type == "json_object"
+    return {"schema": {"type": "object"}} if wants_object else {}
 
 
 def _frames(events: Iterable[Event]) -> bytes:

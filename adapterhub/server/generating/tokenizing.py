@@ -46,6 +46,9 @@ def text_of(tokens: Sequence[int], state: ServerState) -> str:
     Raises:
         InvalidRequestError: The base has no such token.
     """
+    highest = max(state.hub.engine.tokenizer.get_vocab().values(), default=None)
+    if highest is not None and max(tokens, default=0) > highest:  # which decoding would leave out
+        raise InvalidRequestError("The base's tokenizer has no such token.", hint=f"Ids end at {highest}.")
     try:
         text = state.hub.engine.tokenizer.decode(tokens, skip_special_tokens=False)
     except (OverflowError, ValueError, IndexError, TypeError) as error:

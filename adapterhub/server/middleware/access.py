@@ -15,6 +15,7 @@ from adapterhub.server.access.control import ANONYMOUS, AccessControl
 from adapterhub.server.access.errors import AuthenticationError, KeyLimitError, PermissionDeniedError
 from adapterhub.server.access.levels import Level, counts, level_of
 from adapterhub.server.errors import error_response
+from adapterhub.server.middleware.paths import path_of
 
 
 class AccessMiddleware:
@@ -38,12 +39,12 @@ class AccessMiddleware:
             await self._guard(scope, receive, send)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._access.is_due:
+        if self._access.is_due():
             await run_in_threadpool(self._access.reload_if_changed)
         with ExitStack() as usage:
             try:
                 caller = self._admitted(scope)
-                if caller.key and counts(scope["method"], level_of(scope["method"], scope["path"])):
+                if caller.key and counts(scope["method"], level_of(scope["method"], path_of(scope))):
                     usage.enter_context(self._access.limits.request(caller.key))
             except AdapterHubError as error:
                 await error_response(error, headers=_headers(error))(scope, receive, send)
@@ -52,15 +53,15 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
 
     def _admitted(self, scope: Scope) -> Caller:
-        level, token = level_of(scope["method"], scope["path"]), _token(Headers(scope=scope))
-        caller = self._access.caller(token)
-        if caller is None and level is not Level.OPEN:
+        level, token = level_of(scope["method"], path_of(scope)), _token(Headers(scope=scope))
+        caller = self._access.caller(token) or Caller(ANONYMOUS, Level.OPEN)
+        is_closed = level > caller.level and (_exists(scope) or caller.level is Level.OPEN)
+        if is_closed and caller.key is None:
             raise AuthenticationError(
-                "The API key is not known." if token else "This server needs an API key.",
+                "The API key is not known." if token else "This path needs an API key.",
                 hint="Send it as `Authorization: Bearer KEY`.",
             )
-        caller = caller or Caller(ANONYMOUS, Level.OPEN)
-        if level > caller.level and _exists(scope):
+        if is_closed:
             raise PermissionDeniedError(
                 f"The key of {caller.name!r} may not call this path.",
                 hint="An admin's key may."

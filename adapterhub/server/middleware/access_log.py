@@ -11,6 +11,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.server.middleware.draining import PROBES
+from adapterhub.server.middleware.paths import path_of
 
 _log = logging.getLogger("adapterhub.server.access")
 _MAX_PATH = 200
@@ -43,7 +44,7 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
-            state, is_probe = scope["state"], scope["path"] in PROBES
+            state, is_probe = scope["state"], path_of(scope) in PROBES
             _log.log(
                 logging.DEBUG if is_probe else logging.INFO,
                 '%s "%s %s" %d %.3fs key=%s id=%s',

@@ -9,6 +9,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.server.middleware.paths import path_of
+
 _CLOSE = {"connection": "close"}
 _PART_BYTES = 2**20
 
@@ -31,7 +33,7 @@ class BodyLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            receive = _LimitedBody(scope, receive, self._max_bytes(scope["path"]), self._seconds).receive
+            receive = _LimitedBody(scope, receive, self._max_bytes(path_of(scope)), self._seconds).receive
         await self._app(scope, receive, send)
 
 

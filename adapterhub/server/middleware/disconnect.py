@@ -7,6 +7,8 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.server.middleware.paths import path_of
+
 
 class DisconnectMiddleware:
     """Cancels the task that answers when the connection closes.
@@ -24,7 +26,7 @@ class DisconnectMiddleware:
         self._paths = frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self._paths:
+        if scope["type"] != "http" or path_of(scope) not in self._paths:
             await self._app(scope, receive, send)
             return
         inbox = _Inbox(receive)

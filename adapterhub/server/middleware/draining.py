@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from adapterhub.errors import EngineClosedError
 from adapterhub.server.errors import error_response
 from adapterhub.server.lifecycle import Lifecycle
+from adapterhub.server.middleware.paths import path_of
 
 PROBES = frozenset({"/health", "/ping", "/ready", "/metrics"})
 """Paths that are answered to the end, and that a shutdown does not wait for."""
@@ -25,7 +26,7 @@ class DrainingMiddleware:
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PROBES:
+        if scope["type"] != "http" or path_of(scope) in PROBES:
             await self._app(scope, receive, send)
         elif self._lifecycle.draining:
             await _refusal()(scope, receive, send)

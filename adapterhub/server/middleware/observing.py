@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.server.metrics import CLIENT_GONE, RequestSpan, ServerMetrics
+from adapterhub.server.middleware.paths import path_of
 
 
 class ObservingMiddleware:
@@ -55,4 +56,4 @@ class ObservingMiddleware:
     def _span(self, scope: Scope) -> RequestSpan | None:
         spans = self._metrics.spans
         is_post = spans is not None and scope["method"] == "POST"
-        return spans.start(scope["path"], Headers(scope=scope)) if spans and is_post else None
+        return spans.start(path_of(scope), Headers(scope=scope)) if spans and is_post else None

@@ -66,7 +66,7 @@ class JsonBody(Generic[AnyBody]):
         try:
             body = self._model.model_validate(value)
         except ValidationError as error:
-            raise FieldError.of(error) from None
+            raise FieldError.of(error.errors(), value) from None
         check_fields(body, unknown_fields)
         return body
 

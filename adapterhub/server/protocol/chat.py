@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adapterhub.requests.template_options import TEMPLATE_ARGUMENTS
 from adapterhub.server.errors import FieldError
+from adapterhub.server.protocol.fields import ListOf
 from adapterhub.server.protocol.output_formats import FormattedBody
 from adapterhub.server.protocol.tools import FunctionCall, FunctionTool, ToolChoiceOption, call_part
 
@@ -31,11 +32,11 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     """Who wrote it; `developer` is `system`."""
-    content: str | list[ContentPart] | None = None
+    content: str | ListOf[ContentPart] | None = None
     """A text, or parts of the type `text`; may be null in a message with tool calls."""
     name: str | None = None
     """Who wrote it, for chat templates that tell."""
-    tool_calls: list[FunctionCall] | None = None
+    tool_calls: ListOf[FunctionCall] | None = None
     """The calls of an earlier answer."""
     tool_call_id: str | None = None
     """The call that a message of the role `tool` is the result of."""
@@ -56,6 +57,8 @@ class ChatMessage(BaseModel):
             "role": "system" if self.role == "developer" else self.role,
             "content": content,
         }
+        if self.name:
+            message["name"] = self.name
         if self.role == "assistant" and self.tool_calls:
             calls = [(call.id, call.function.name, call.function.arguments) for call in self.tool_calls]
             message["tool_calls"] = [call_part(*call) for call in calls]
@@ -67,9 +70,9 @@ class ChatMessage(BaseModel):
 class ChatCompletionRequest(FormattedBody):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
+    messages: ListOf[ChatMessage] = Field(min_length=1)
     """The conversation."""
-    tools: list[FunctionTool] | None = None
+    tools: ListOf[FunctionTool] | None = None
     """The functions that the answer may call; an empty list is none."""
     tool_choice: ToolChoiceOption | None = None
     """Which of them it may or must call; `auto` if there are tools."""

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from adapterhub.server.errors import FieldError
+from adapterhub.server.protocol.fields import ListOf
 from adapterhub.server.protocol.output_formats import FormattedBody
 
 MAX_PROMPTS = 2048
 """OpenAI's bound of what one request may ask at once."""
 
 _TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-_TokenIds = Annotated[list[_TokenId], Field(min_length=1, fail_fast=True)]
+_TokenIds = Annotated[ListOf[_TokenId], Field(min_length=1)]
 _Text = Annotated[str, Field(min_length=1)]
 Prompt = str | list[int]
 
@@ -24,8 +25,8 @@ class CompletionRequest(FormattedBody):
     prompt: (
         _Text
         | _TokenIds
-        | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
-        | Annotated[list[_TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[ListOf[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[ListOf[_TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     """A text, a list of texts, a list of token ids, or a list of such lists."""
     echo: bool | None = None

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapterhub.server.protocol.fields import ListOf
 from adapterhub.server.protocol.sampling import GenerationBody
 
 
@@ -36,13 +37,13 @@ class ResponseFormat(BaseModel):
 class StructuredOutputs(BaseModel):
     """vLLM's `structured_outputs`; exactly one of its fields."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     json_: str | dict[str, Any] | None = Field(None, alias="json")
     """A JSON Schema, as an object or as text."""
     regex: str | None = None
     """A regular expression that the whole answer matches, in the dialect of Rust's `regex`."""
-    choice: list[str] | None = Field(None, min_length=1, fail_fast=True)
+    choice: ListOf[str] | None = Field(None, min_length=1)
     """The texts that the answer is chosen from."""
     grammar: str | None = None
     """A context-free grammar, in llguidance's dialect of Lark or in GBNF."""
@@ -53,6 +54,9 @@ class StructuredOutputs(BaseModel):
 
     @model_validator(mode="after")
     def _has_one(self) -> Self:
+        unknown = next(iter(self.model_extra or {}), None)
+        if unknown is not None:
+            raise ValueError(f"there is no {unknown[:100]!r} in it")
         given = (self.json_, self.regex, self.choice, self.grammar, self.json_object or None)
         if sum(each is not None for each in given) != 1:
             raise ValueError("exactly one of json, regex, choice, grammar and json_object is needed")
@@ -70,7 +74,7 @@ class FormattedBody(GenerationBody):
     """An older name of `structured_outputs.json`."""
     guided_regex: str | None = None
     """An older name of `structured_outputs.regex`."""
-    guided_choice: list[str] | None = Field(None, min_length=1, fail_fast=True)
+    guided_choice: ListOf[str] | None = Field(None, min_length=1)
     """An older name of `structured_outputs.choice`."""
     guided_grammar: str | None = None
     """An older name of `structured_outputs.grammar`."""

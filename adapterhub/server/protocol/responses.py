@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from adapterhub.server.errors import FieldError
+from adapterhub.server.protocol.fields import ListOf, at_most
 from adapterhub.server.protocol.sampling import GenerationBody
 from adapterhub.server.protocol.tools import CHOICE_KINDS, Chosen, Function, Mode
 
@@ -33,7 +34,7 @@ def _text_or_list(value: Any) -> str:
 
 _Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[_Part], Tag("list")], Discriminator(_text_or_list)
+    Annotated[str, Tag("text")] | Annotated[ListOf[_Part], Tag("list")], Discriminator(_text_or_list)
 ]
 """Text, or parts that are text: images, audio and files are not supported."""
 
@@ -118,7 +119,7 @@ class ResponseAllowedTools(BaseModel):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[ResponseNamedFunction] = Field(min_length=1)
+    tools: ListOf[ResponseNamedFunction] = Field(min_length=1)
 
     def chosen(self) -> Chosen:
         """Those functions."""
@@ -155,7 +156,7 @@ class JsonSchemaTextFormat(BaseModel):
 class TextConfig(BaseModel):
     """What the answer's text has to match."""
 
-    format: Annotated[TextFormat | JsonSchemaTextFormat, Field(discriminator="type")] = TextFormat(
+    format: Annotated[TextFormat | JsonSchemaTextFormat, Field(discriminator="type")] | None = TextFormat(
         type="text"
     )
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -167,7 +168,7 @@ class ResponseRequest(GenerationBody):
 
     input: Annotated[
         Annotated[str, Field(min_length=1), Tag("text")]
-        | Annotated[list[InputItem], Field(min_length=1, fail_fast=True), Tag("list")],
+        | Annotated[ListOf[InputItem], Field(min_length=1), Tag("list")],
         Discriminator(_text_or_list),
     ]
     """A question, or the items of a conversation."""
@@ -175,19 +176,19 @@ class ResponseRequest(GenerationBody):
     """The system prompt; the adapter's own if not given."""
     max_output_tokens: int | None = None
     """Maximum number of tokens of the answer; 256 if not sent, or what the context leaves."""
-    tools: list[ResponseFunctionTool] | None = None
+    tools: ListOf[ResponseFunctionTool] | None = None
     """The functions that the answer may call."""
     tool_choice: ResponseToolChoice | None = None
     """Which of them it may or must call; `auto` if there are tools."""
     parallel_tool_calls: bool | None = None
     """Whether it may call several; true if not sent."""
-    text: TextConfig = TextConfig()
+    text: TextConfig | None = None
     """What the answer's text has to match."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Return the log-probabilities of this many most probable tokens at each position of a text."""
-    include: list[str] | None = Field(None, fail_fast=True)
+    include: ListOf[str] | None = None
     """`message.output_text.logprobs` returns the log-probabilities of the text's tokens; others have no effect."""
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], at_most(16)] | None = Field(None, max_length=16)
     """Comes back with the answer."""
     store: bool | None = None
     """Nothing is stored, so true is refused."""

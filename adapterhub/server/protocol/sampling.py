@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.server.protocol.fields import Body
+from adapterhub.server.protocol.fields import Body, ListOf, at_most
 
 
 class StreamOptions(BaseModel):
@@ -15,9 +15,9 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
-    include_usage: bool = False
+    include_usage: bool | None = None
     """End with a chunk that has no choices and the usage."""
-    continuous_usage_stats: bool = False
+    continuous_usage_stats: bool | None = None
     """Every chunk has the usage so far; vLLM's."""
 
 
@@ -46,13 +46,13 @@ class GenerationBody(Body):
     """Subtracted from a token's logit for each time that the answer contains it; -2 to 2."""
     presence_penalty: float | None = None
     """Subtracted from the logit of each token that the answer contains; -2 to 2."""
-    logit_bias: dict[int, float] | None = Field(None, max_length=1024)
+    logit_bias: Annotated[dict[int, float], at_most(1024)] | None = Field(None, max_length=1024)
     """Token id -> what is added to its logit, -100 to 100."""
-    bad_words: list[str] | None = Field(None, max_length=256)
+    bad_words: ListOf[str] | None = None
     """Texts that are never generated, but where an output format allows nothing else."""
-    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    stop: str | ListOf[str] | None = None
     """Texts that end the answer and are not part of it."""
-    stop_token_ids: list[int] | None = Field(None, max_length=64)
+    stop_token_ids: ListOf[int] | None = None
     """Tokens that end the answer."""
     min_tokens: int | None = None
     """The answer does not end before it has this many tokens."""

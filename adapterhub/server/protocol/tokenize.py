@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapterhub.server.protocol.chat import ChatMessage
+from adapterhub.server.protocol.fields import ListOf
 from adapterhub.server.protocol.tools import FunctionTool
 
 _MAX_TOKENS = 1_000_000
@@ -21,9 +22,9 @@ class TokenizeRequest(BaseModel):
     """As in a chat request; its prompt format is used."""
     prompt: str | None = None
     """A text; this or `messages`."""
-    messages: list[ChatMessage] | None = Field(None, min_length=1, fail_fast=True)
+    messages: ListOf[ChatMessage] | None = Field(None, min_length=1)
     """A conversation."""
-    tools: list[FunctionTool] | None = None
+    tools: ListOf[FunctionTool] | None = None
     """Tools of the conversation."""
     add_special_tokens: bool = True
     """Whether the tokenizer adds its own special tokens to a text; what a conversation has, its template writes."""
@@ -59,7 +60,7 @@ class DetokenizeRequest(BaseModel):
 
     model: str = Field("base", min_length=1, max_length=2000)
     """As in a chat request; all adapters have the base's tokenizer."""
-    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(max_length=_MAX_TOKENS, fail_fast=True)
+    tokens: ListOf[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(max_length=_MAX_TOKENS)
     """The token ids."""
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from adapterhub.server.protocol.fields import ListOf
+
 Mode = Literal["none", "auto", "required"]
 
 
@@ -68,7 +70,7 @@ class AllowedTools(BaseModel):
     """The functions that the answer may call, of those that the prompt describes."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedFunction] = Field(min_length=1)
+    tools: ListOf[NamedFunction] = Field(min_length=1)
 
 
 class AllowedToolsChoice(BaseModel):
