@@ -26,9 +26,9 @@ class SlotCopies:
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         self._device, self._cuda = device, cuda
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
-        self._written: dict[
+        self._written = dict[
             int, Any
-        ] = {}  # slot -> the event behind its copies, until a step has waited for it
+        ]()  # by slot: the event behind its copies, until a step has waited for it
 
     @contextmanager
     def writing(self, slot: int) -> Iterator[None]:

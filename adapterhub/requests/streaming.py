@@ -45,6 +45,10 @@ class CompletionChunk:
     @classmethod
     def of(cls, outputs: Sequence[TokenOutput]) -> Self:
         """Joins outputs of one completion that follow each other."""
+        if len(outputs) == 1:  # nearly always, and for every token
+            one = outputs[0]
+            logprobs = (one.logprob,) if one.logprob else None
+            return cls(one.index, one.text, (one.token_id,), logprobs, one.finish_reason)
         return cls(
             index=outputs[0].index,
             text="".join(output.text for output in outputs),
@@ -182,6 +186,9 @@ class AsyncGenerationStream(AsyncIterator[str]):
     async def chunks(self) -> AsyncIterator[CompletionChunk]:
         """The chunks of all completions, as they come; raises as `start`, and where a completion fails."""
         while outputs := await self._get():
+            if len(outputs) == 1:
+                yield CompletionChunk.of(outputs)
+                continue
             for _, of_one in groupby(outputs, key=lambda output: output.index):
                 yield CompletionChunk.of(list(of_one))
 
@@ -216,7 +223,8 @@ class AsyncGenerationStream(AsyncIterator[str]):
         return bool(self._unread)
 
     async def _get(self) -> list[TokenOutput]:
-        await self.start()
+        if self._started is None:
+            await self.start()
         if self._closed or self._started is None:
             return []
         outputs = await self._started.outputs.get()

@@ -148,6 +148,12 @@ def test_memory(server: Served, action: str):
     assert server.call("POST", f"{ADAPTERS}/nope/{action}", json={}).status_code == 404
 
 
+def test_a_pin_needs_no_body(server: Served):
+    assert server.call("POST", f"{ADAPTERS}/json/pin").status_code == 200
+    assert server.call("POST", f"{ADAPTERS}/json/pin", json={"pinned": False}).status_code == 200
+    assert [one["action"] for one in server.audit] == ["pin", "unpin"]
+
+
 def test_the_router(server: Served):
     state = server.call("GET", "/v1/adapterhub/router").json()
     assert state["adapters"] == ["code", "json", "support"]

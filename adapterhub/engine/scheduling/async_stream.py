@@ -45,7 +45,8 @@ class AsyncTokenStream:
 
     async def get(self) -> list[TokenOutput]:
         """Waits for outputs and returns all that have come; none at the end. Cancelling it aborts the request."""
-        await self.start()
+        if self._event is None:
+            await self.start()
         try:
             while not self._closed and self._event:
                 # Before they are read: what finishes meanwhile is found by the next round.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +23,13 @@ from adapterhub.server.generating.helper_prompts import chat_adapter
 from adapterhub.server.generating.logprobs import chat_logprobs
 from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
+from adapterhub.server.generating.text_events import TextEvents
 from adapterhub.server.generating.tool_calls import message_of, part_delta
 from adapterhub.server.generating.tools import functions_of, tool_choice_of
 from adapterhub.server.generating.usage import StreamUsage, usage_object
 from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.state import ServerState
-from adapterhub.tool_calling import ChatRequest
+from adapterhub.tool_calling import ChatRequest, ToolCallChunk
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ChatCall:
             request: As `start` gave it.
             stream: The same.
         """
-        by, parsers = AnsweredBy.of(stream), dict[int, AnswerParser]()
+        by, parsers, texts = AnsweredBy.of(stream), dict[int, AnswerParser](), dict[int, TextEvents]()
         head = self.head.of("chat.completion.chunk", by)
         usage = StreamUsage(self.body.stream_options, stream.prompt_tokens)
         async with aclosing(stream):
@@ -81,9 +82,14 @@ class ChatCall:
                     parsers[chunk.index] = AnswerParser(request)
                     first = _choice(chunk.index, {"role": "assistant", "content": ""})
                     yield event({**head, "choices": [first], **usage.count(0)})
+                    texts[chunk.index] = _text_events(chunk.index, head, usage.count(0))
                 counted = usage.count(len(chunk.token_ids))
-                for choice in self._choices(chunk, parsers[chunk.index]):
-                    yield event({**head, "choices": [choice], **counted})
+                for part, logprobs in self._parts(chunk, parsers[chunk.index]):
+                    if isinstance(part, str) and logprobs is None and not usage.is_continuous:
+                        yield texts[chunk.index].event(part)
+                    else:
+                        choice = _choice(chunk.index, part_delta(part), logprobs=logprobs)
+                        yield event({**head, "choices": [choice], **counted})
                 if chunk.finish_reason:
                     calls = parsers[chunk.index].calls
                     last = _choice(chunk.index, {}, "tool_calls" if calls else chunk.finish_reason)
@@ -136,13 +142,19 @@ class ChatCall:
             "finish_reason": "tool_calls" if calls else completion.finish_reason,
         }
 
-    def _choices(self, chunk: CompletionChunk, parser: AnswerParser) -> Iterator[dict[str, Any]]:
+    def _parts(
+        self, chunk: CompletionChunk, parser: AnswerParser
+    ) -> Iterator[tuple[str | ToolCallChunk, dict[str, Any] | None]]:
         """What a chunk adds; log-probabilities come with their tokens, also where their text is held back."""
         logprobs = chat_logprobs(chunk.logprobs, self.state.token_texts)
         parts = parser.push(chunk.text, ended=chunk.finish_reason is not None)
         for part in parts or ([""] if logprobs else []):
-            yield _choice(chunk.index, part_delta(part), logprobs=logprobs)
+            yield part, logprobs
             logprobs = None
+
+
+def _text_events(index: int, head: Mapping[str, Any], counted: Mapping[str, Any]) -> TextEvents:
+    return TextEvents(lambda text: {**head, "choices": [_choice(index, {"content": text})], **counted})
 
 
 def _choice(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from adapterhub.server.generating.merging import merge
 from adapterhub.server.generating.model_names import adapter_of
 from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
+from adapterhub.server.generating.text_events import TextEvents
 from adapterhub.server.generating.usage import StreamUsage, usage_object
 from adapterhub.server.protocol.completions import CompletionRequest, Prompt
 from adapterhub.server.state import ServerState
@@ -64,20 +65,18 @@ class CompletionCall:
             streams: As `start` gave them.
         """
         usage = StreamUsage(self.body.stream_options, sum(stream.prompt_tokens for stream in streams))
-        heads = [self.head.of("text_completion", AnsweredBy.of(stream)) for stream in streams]
-        writer = _ChunkWriter(self, [AnsweredBy.of(stream) for stream in streams])
+        writer = _ChunkWriter(self, [AnsweredBy.of(stream) for stream in streams], usage)
         async with AsyncExitStack() as open_streams:
             for stream in streams:
                 await open_streams.enter_async_context(stream)
             chunks = merge([stream.chunks() for stream in streams])
             open_streams.push_async_callback(chunks.aclose)
             async for at, chunk in chunks:
-                counted = usage.count(len(chunk.token_ids))
-                for fields in writer.write(at, chunk):
-                    yield event({**heads[at], **fields, **counted})
+                for written in writer.write(at, chunk):
+                    yield written
         self._note([stream.result for stream in streams])
         if usage.last_chunk:
-            yield event({**heads[0], **usage.last_chunk})
+            yield writer.event(0, usage.last_chunk)
         yield DONE
 
     def index(self, prompt: int, completion: int) -> int:
@@ -140,37 +139,62 @@ class CompletionCall:
 
 
 class _ChunkWriter:
-    """Writes the chunks of a stream, and counts the characters of each choice for `text_offset`.
+    """Writes the chunks of a stream as events, and counts the characters of each choice for `text_offset`.
 
     Args:
         call: The request.
         answered_by: Who answers each prompt.
+        usage: Counts the tokens.
     """
 
-    def __init__(self, call: CompletionCall, answered_by: Sequence[AnsweredBy]) -> None:
-        self._call, self._answered_by = call, answered_by
+    def __init__(self, call: CompletionCall, answered_by: Sequence[AnsweredBy], usage: StreamUsage) -> None:
+        self._call, self._answered_by, self._usage = call, answered_by, usage
+        self._heads = [call.head.of("text_completion", by) for by in answered_by]
+        self._texts: dict[int, TextEvents] = {}
         self._begun: set[int] = set()
         self._offsets: Counter[int] = Counter()
 
-    def write(self, prompt: int, chunk: CompletionChunk) -> list[dict[str, Any]]:
-        """The fields of the chunks that some tokens give; none where their text is held back.
+    def write(self, prompt: int, chunk: CompletionChunk) -> Iterator[bytes]:
+        """The chunks that some tokens give; none where their text is held back.
 
         Args:
             prompt: Number of the prompt.
             chunk: The tokens.
         """
-        index = self._call.index(prompt, chunk.index)
-        written: list[dict[str, Any]] = []
+        index, counted = self._call.index(prompt, chunk.index), self._usage.count(len(chunk.token_ids))
         if self._call.body.echo and index not in self._begun:
             self._begun.add(index)
             echoed = self._call.echoed(self._call.body.prompts[prompt])
-            written.append({"choices": [_choice(index, echoed)]})
-        if chunk.text or chunk.logprobs or chunk.finish_reason:
-            choice = _choice(index, chunk.text, self._logprobs(index, chunk), chunk.finish_reason)
-            written.append({"choices": [choice]})
-            if chunk.finish_reason:
-                written[-1]["adapterhub"] = self._answered_by[prompt].field
-        return written
+            yield self.event(prompt, {"choices": [_choice(index, echoed)], **counted})
+        if chunk.logprobs or chunk.finish_reason or self._usage.is_continuous:
+            if chunk.text or chunk.logprobs or chunk.finish_reason:
+                yield self.event(prompt, self._fields(prompt, index, chunk, counted))
+        elif chunk.text:
+            yield self._text_events(prompt, index, counted).event(chunk.text)
+
+    def event(self, prompt: int, fields: Mapping[str, Any]) -> bytes:
+        """One event.
+
+        Args:
+            prompt: Number of the prompt.
+            fields: What follows the fields that all chunks begin with.
+        """
+        return event({**self._heads[prompt], **fields})
+
+    def _fields(
+        self, prompt: int, index: int, chunk: CompletionChunk, counted: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        choice = _choice(index, chunk.text, self._logprobs(index, chunk), chunk.finish_reason)
+        said = {"adapterhub": self._answered_by[prompt].field} if chunk.finish_reason else {}
+        return {"choices": [choice], **said, **counted}
+
+    def _text_events(self, prompt: int, index: int, counted: Mapping[str, Any]) -> TextEvents:
+        if index not in self._texts:
+            head = self._heads[prompt]
+            self._texts[index] = TextEvents(
+                lambda text: {**head, "choices": [_choice(index, text)], **counted}
+            )
+        return self._texts[index]
 
     def _logprobs(self, index: int, chunk: CompletionChunk) -> dict[str, Any] | None:
         logprobs = completion_logprobs(chunk.logprobs, self._call.state.token_texts, self._offsets[index])

@@ -43,9 +43,14 @@ class StreamUsage:
             tokens: How many.
         """
         self._completion_tokens += tokens
-        if self._options.continuous_usage_stats:
+        if self.is_continuous:
             return {"usage": self._so_far}
         return {"usage": None} if self._options.include_usage else {}
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether each chunk says something else."""
+        return bool(self._options.continuous_usage_stats)
 
     @property
     def last_chunk(self) -> dict[str, Any] | None:

@@ -10,13 +10,12 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.server.metrics import CLIENT_GONE
 from adapterhub.server.middleware.draining import PROBES
 from adapterhub.server.middleware.paths import path_of
 
 _log = logging.getLogger("adapterhub.server.access")
 _MAX_PATH = 200
-_CLIENT_GONE = 499
-"""The status of a request whose client left before the answer began, as nginx writes it."""
 
 
 class AccessLogMiddleware:
@@ -33,7 +32,7 @@ class AccessLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), _CLIENT_GONE
+        started, status = time.perf_counter(), CLIENT_GONE
 
         async def send_and_note(message: Message) -> None:
             nonlocal status

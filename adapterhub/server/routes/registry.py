@@ -114,7 +114,12 @@ def remove_alias(name: str, alias: str, state: State, audited: Audited) -> None:
 
 
 @router.post("/{ref}/pin")
-def pin_adapter(ref: str, body: PinRequest, state: State, audited: Audited) -> AdapterSummary:
+def pin_adapter(
+    ref: str,
+    state: State,
+    audited: Audited,
+    body: PinRequest = PinRequest(),  # noqa: B008  frozen
+) -> AdapterSummary:
     """Keeps an adapter in its LoRA slot, or no longer."""
     with audited("pin" if body.pinned else "unpin", ref):
         card = state.serving.pin(ref, body.pinned)
