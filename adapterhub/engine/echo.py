@@ -155,8 +155,10 @@ class EchoEngine:
                 "EchoEngine repeats the prompt and cannot enforce an output format.",
                 hint="Load a base; the demo's is small.",
             )
-        if max(request.prompt, default=0) > sys.maxunicode:
-            raise InvalidRequestError(f"A token id of EchoEngine is a character's, up to {sys.maxunicode}.")
+        if not all(map(_is_character, request.prompt)):
+            raise InvalidRequestError(
+                f"A token id of EchoEngine is a character's, up to {sys.maxunicode}, and no surrogate."
+            )
         return self._echo(request, max_completion_tokens(request, self.context_length))
 
     async def agenerate(self, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -228,3 +230,7 @@ class EchoEngine:
             yield TokenOutput(text, ord(character), None, reason)
             if reason:
                 return
+
+
+def _is_character(token_id: int) -> bool:
+    return token_id <= sys.maxunicode and not 0xD800 <= token_id < 0xE000

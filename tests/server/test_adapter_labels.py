@@ -65,3 +65,4 @@ def test_clients_name_the_version_only_where_the_bare_name_is_another(
     labels = AdapterLabels(registry, 10)
     labels.refresh()
     assert [labels.client_name(one) for one in ("bee@2", "bee@1", "ant@1")] == ["bee", "bee@1", "ant"]
+    assert labels.client_name("ant@1:0.7+bee@1:0.3") == "ant:0.7+bee@1:0.3"

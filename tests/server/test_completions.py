@@ -132,3 +132,11 @@ class TestAnswer:
         assert texts(answer) == ["[base] Hi "]
         assert answer["choices"][0]["finish_reason"] == "stop"
         assert streamed_texts(await chunks(client, prompt="Hi there", stop=["th"])) == ["[base] Hi "]
+
+
+@pytest.mark.parametrize("prompt", [[0x110000], [72, 0xD800], [[72], [0xDFFF]]])
+async def test_a_token_that_the_base_has_not_is_refused(client: httpx.AsyncClient, prompt: object):
+    for stream in (False, True):
+        body = {"model": "base", "prompt": prompt, "stream": stream, "echo": True}
+        answer = await client.post("/v1/completions", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")

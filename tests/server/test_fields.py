@@ -234,6 +234,9 @@ class TestNotHonoured:
             answer = await lenient.post(path, json={**PATHS[path], **odd})
             assert answer.status_code == 200
             assert answer.headers["x-adapterhub-ignored"].split(", ") == [f"f{n:02}" for n in range(32)]
+            answer = await lenient.post(path, json={**PATHS[path], **{f"f{n}": None for n in range(300)}})
+            assert answer.status_code == 400
+            assert "more than 256 fields" in answer.json()["error"]["message"]
 
 
 def test_every_field_of_both_bodies_has_a_test():

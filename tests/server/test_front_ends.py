@@ -1,5 +1,6 @@
 """Requests as chat front ends and editors send them: a strict server must not break them."""
 
+import json
 from typing import Any
 
 import httpx
@@ -90,4 +91,14 @@ async def test_is_answered(client: httpx.AsyncClient, front_end: str):
     headers = {"authorization": "Bearer any", "api-key": "any"}  # Continue sends both
     answer = await client.post("/v1/chat/completions", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
-    assert "[" in answer.text
+    assert text_of(answer).startswith("[json@1] ### Instruction:\nHi")
+
+
+def text_of(answer: httpx.Response) -> str:
+    """The answer's text, whole or streamed."""
+    if answer.headers["content-type"] == "application/json":
+        return answer.json()["choices"][0]["message"]["content"]
+    frames = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert frames.pop() == "[DONE]"
+    choices = [choice for frame in frames for choice in json.loads(frame)["choices"]]
+    return "".join(choice["delta"].get("content", "") for choice in choices)

@@ -75,6 +75,12 @@ def test_the_codes_of_vllm(server: Served, body: dict[str, str], status: int):
     assert "sql" not in server.models()
 
 
+def test_a_body_without_its_content_type_is_told_which(server: Served):
+    answer = server.call("POST", "/v1/load_lora_adapter", data={"lora_name": "sql", "lora_path": "json"})
+    assert answer.status_code == 400
+    assert "application/json" in answer.json()["error"]["message"]
+
+
 def test_a_load_that_fails_changes_nothing(server: Served):
     (server.folder / "json" / "adapter_model.safetensors").write_bytes(b"damaged")
     answer = load(server, "sql", "json")

@@ -63,7 +63,16 @@ def test_the_text_of_each_token(server: Served):
     assert len(answer["token_strs"]) == answer["count"]
 
 
-@pytest.mark.parametrize("body", [{}, {"prompt": "x", "messages": MESSAGES}, {"messages": []}, {"text": "x"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"prompt": "x", "messages": MESSAGES},
+        {"messages": []},
+        {"messages": MESSAGES * 10_001},
+        {"text": "x"},
+    ],
+)
 def test_a_wrong_body_is_a_400(server: Served, body: dict[str, object]):
     assert tokenize(server, **body).status_code == 400
 

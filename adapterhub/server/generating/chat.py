@@ -31,6 +31,9 @@ from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.state import ServerState
 from adapterhub.tool_calling import ChatRequest, ToolCallChunk
 
+_MAX_INLINE_MESSAGES = 100
+"""More of them are converted off the event loop."""
+
 
 @dataclass(frozen=True)
 class ChatCall:
@@ -102,7 +105,8 @@ class ChatCall:
 
     async def _prepare(self) -> ChatRequest:
         body = self.body
-        if body.tools or body.has_calls or body.has_grammar:  # these take long
+        is_long = len(body.messages) > _MAX_INLINE_MESSAGES
+        if is_long or body.tools or body.has_calls or body.has_grammar:
             return await self.state.hub._run_off_loop(self._request)
         return self._request()
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Self
 
 from adapterhub.server.errors import FieldError
+from adapterhub.server.generating.model_names import AUTO
 from adapterhub.server.state import ServerState
 from adapterhub.tool_calling import (
     ChatRequest,
@@ -51,7 +52,7 @@ def chat_request(
             "structured_outputs",
             hint="Send tool_choice 'none', or no tools.",
         )
-    engine, styled = state.hub.engine, None if adapter == "auto" else adapter
+    engine, styled = state.hub.engine, None if adapter == AUTO else adapter
     return ChatRequest.of(
         adapter,
         messages,

@@ -10,6 +10,7 @@ from typing import Any
 from adapterhub.engine.output_format import MAX_CHARACTERS
 from adapterhub.server.errors import FieldError
 from adapterhub.server.protocol.output_formats import FormattedBody, ResponseFormat, StructuredOutputs
+from adapterhub.tool_calling import response_schema
 
 _GBNF_RULE = re.compile(r"^[\w-]+[ \t]*::=", re.MULTILINE)
 _ANY_OBJECT = {"type": "object"}
@@ -42,10 +43,8 @@ def output_format_of(body: FormattedBody) -> dict[str, Any]:
 
 
 def _response_format(response_format: ResponseFormat | None) -> dict[str, Any]:
-    if response_format is None or response_format.type == "text":
-        return {}
-    described = response_format.json_schema
-    return {"schema": _ANY_OBJECT if described is None else described.schema_}
+    described = response_format.model_dump(by_alias=True) if response_format else None
+    return _option("schema", response_schema(described))
 
 
 def _option(name: str, value: Any) -> dict[str, Any]:

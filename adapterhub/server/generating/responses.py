@@ -195,7 +195,7 @@ def failed(response: ResponseObject, message: str) -> ResponseObject:
 
 
 def _output_format(body: ResponseRequest) -> dict[str, Any]:
-    text_format = body.text and body.text.format
+    text_format = body.text.format if body.text else None
     if isinstance(text_format, JsonSchemaTextFormat):
         return {"schema": text_format.schema_}
     wants_object = text_format is not None and text_format.type == "json_object"

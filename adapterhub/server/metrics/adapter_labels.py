@@ -27,9 +27,8 @@ class AdapterLabels:
         self._max_adapters = max_adapters
         self._registered: frozenset[str] = frozenset()
         self._named: dict[str, None] = {}  # in order
-        self._bare: dict[
-            str, str
-        ] = {}  # reference of a version -> its adapter's name, which means that version
+        # Reference of a version -> its adapter's name, which means that version.
+        self._bare: dict[str, str] = {}
         self._stamp: tuple[int, ...] | None = None
         self._lock = threading.Lock()
 
@@ -65,8 +64,9 @@ class AdapterLabels:
         return OTHER if name in self._registered else None
 
     def client_name(self, reference: str) -> str:
-        """A reference as clients write it: without the version if the bare name means that one."""
-        return self._bare.get(reference, reference)
+        """A reference as clients write it: without the versions that bare names mean, also in a blend."""
+        parts = (part.partition(":") for part in reference.split("+"))
+        return "+".join(self._bare.get(name, name) + colon + weight for name, colon, weight in parts)
 
     def _read(self) -> None:
         self._bare = {card.ref: card.name for card in self._registry.list()}

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from adapterhub.server.errors import FieldError
 from adapterhub.server.metrics import span_of
-from adapterhub.server.protocol.fields import check_fields
+from adapterhub.server.protocol.fields import Body, check_fields
 from adapterhub.server.state import server_state
 
 _INLINE_BYTES = 64 * 1024
@@ -67,19 +67,20 @@ class JsonBody(Generic[AnyBody]):
             body = self._model.model_validate(value)
         except ValidationError as error:
             raise FieldError.of(error.errors(), value) from None
-        check_fields(body, unknown_fields)
+        if isinstance(body, Body):  # elsewhere the models refuse other fields
+            check_fields(body, unknown_fields)
         return body
 
 
-def describe_body(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+def describe_body(model: type[BaseModel], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads its body with `JsonBody`.
 
     Args:
         model: The body's model.
-        example: A body.
+        example: A body; if not given, the model has its own.
     """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    content = {"application/json": {"schema": schema, "example": example}}
+    content = {"application/json": {"schema": schema, **({"example": example} if example else {})}}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -12,6 +12,8 @@ from adapterhub.server.protocol.fields import ListOf
 from adapterhub.server.protocol.output_formats import FormattedBody
 from adapterhub.server.protocol.tools import FunctionCall, FunctionTool, ToolChoiceOption, call_part
 
+MAX_MESSAGES = 10_000
+"""More would hold the interpreter for longer than other clients should wait; contexts do not take as many."""
 _TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
@@ -70,7 +72,7 @@ class ChatMessage(BaseModel):
 class ChatCompletionRequest(FormattedBody):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: ListOf[ChatMessage] = Field(min_length=1)
+    messages: ListOf[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     """The conversation."""
     tools: ListOf[FunctionTool] | None = None
     """The functions that the answer may call; an empty list is none."""

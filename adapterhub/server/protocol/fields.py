@@ -18,6 +18,7 @@ from adapterhub.server.errors import FieldError
 
 _HEADER_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _MAX_NAMED = 32
+_MAX_EXTRA = 256
 
 Item = TypeVar("Item")
 ListOf = Annotated[list[Item], Field(fail_fast=True)]
@@ -124,7 +125,10 @@ def check_fields(body: BaseModel, unknown: str = "refuse") -> None:
     Raises:
         FieldError: One is not supported or not known.
     """
-    for name, value in (body.model_extra or {}).items():
+    extra = body.model_extra or {}
+    if len(extra) > _MAX_EXTRA:
+        raise FieldError(f"The body has more than {_MAX_EXTRA} fields that are not honoured.", None)
+    for name, value in extra.items():
         if value is None or name in IGNORED:
             continue
         if name in NEUTRAL:

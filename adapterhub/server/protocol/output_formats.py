@@ -81,5 +81,5 @@ class FormattedBody(GenerationBody):
 
     @property
     def has_grammar(self) -> bool:
-        """Whether a grammar may have to be converted, which is not for an event loop."""
-        return self.guided_grammar is not None or self.structured_outputs is not None
+        """Whether a grammar, or a schema that is a text, may have to be read, which is not for an event loop."""
+        return bool(self.structured_outputs or self.guided_grammar or isinstance(self.guided_json, str))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adapterhub.server.protocol.chat import ChatMessage
+from adapterhub.server.protocol.chat import MAX_MESSAGES, ChatMessage
 from adapterhub.server.protocol.fields import ListOf
 from adapterhub.server.protocol.tools import FunctionTool
 
@@ -16,13 +16,15 @@ _MAX_TOKENS = 1_000_000
 class TokenizeRequest(BaseModel):
     """A text, or a conversation as a chat request has it."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, json_schema_extra={"examples": [{"prompt": "Hello"}]}
+    )
 
     model: str = Field("base", min_length=1, max_length=2000)
     """As in a chat request; its prompt format is used."""
     prompt: str | None = None
     """A text; this or `messages`."""
-    messages: ListOf[ChatMessage] | None = Field(None, min_length=1)
+    messages: ListOf[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     """A conversation."""
     tools: ListOf[FunctionTool] | None = None
     """Tools of the conversation."""
@@ -56,7 +58,9 @@ class TokenizeResponse(BaseModel):
 class DetokenizeRequest(BaseModel):
     """Token ids."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, json_schema_extra={"examples": [{"tokens": [72, 105]}]}
+    )
 
     model: str = Field("base", min_length=1, max_length=2000)
     """As in a chat request; all adapters have the base's tokenizer."""

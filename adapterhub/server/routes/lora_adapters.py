@@ -6,11 +6,14 @@ Paths, fields, codes and texts are those of vLLM 0.33 and SGLang 0.5.23, except 
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from adapterhub.errors import AdapterHubError, InvalidRequestError
 from adapterhub.server.adapters.allowed_folders import allowed_folder
+from adapterhub.server.protocol.body import JsonBody, describe_body
 from adapterhub.server.protocol.lora_adapters import (
     LoadLoraAdapterRequest,
     LoadSglangLoraAdapterRequest,
@@ -23,24 +26,48 @@ from adapterhub.server.state import ServerState, State
 router = APIRouter(tags=["LoRA adapters"])
 
 
-@router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
-def load_lora_adapter(body: LoadLoraAdapterRequest, state: State, audited: Audited) -> str:
+@router.post(
+    "/v1/load_lora_adapter",
+    response_class=PlainTextResponse,
+    openapi_extra=describe_body(LoadLoraAdapterRequest),
+)
+def load_lora_adapter(
+    body: Annotated[LoadLoraAdapterRequest, Depends(JsonBody(LoadLoraAdapterRequest))],
+    state: State,
+    audited: Audited,
+) -> str:
     """Registers an adapter from an allowed folder under a name, and loads it (vLLM)."""
     with audited("load", body.lora_name):
         _load(state, body.lora_name, body.lora_path, load_inplace=body.load_inplace)
     return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 
 
-@router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
-def unload_lora_adapter(body: UnloadLoraAdapterRequest, state: State, audited: Audited) -> str:
+@router.post(
+    "/v1/unload_lora_adapter",
+    response_class=PlainTextResponse,
+    openapi_extra=describe_body(UnloadLoraAdapterRequest),
+)
+def unload_lora_adapter(
+    body: Annotated[UnloadLoraAdapterRequest, Depends(JsonBody(UnloadLoraAdapterRequest))],
+    state: State,
+    audited: Audited,
+) -> str:
     """Takes an adapter's name out of serving and its weights out of memory (vLLM); the registry keeps it."""
     with audited("unload", body.lora_name):
         _unload(state, body.lora_name)
     return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
 
 
-@router.post("/load_lora_adapter", response_model=SglangLoraUpdate)
-def load_sglang_lora_adapter(body: LoadSglangLoraAdapterRequest, state: State, audited: Audited) -> Response:
+@router.post(
+    "/load_lora_adapter",
+    response_model=SglangLoraUpdate,
+    openapi_extra=describe_body(LoadSglangLoraAdapterRequest),
+)
+def load_sglang_lora_adapter(
+    body: Annotated[LoadSglangLoraAdapterRequest, Depends(JsonBody(LoadSglangLoraAdapterRequest))],
+    state: State,
+    audited: Audited,
+) -> Response:
     """Registers an adapter from an allowed folder under a name, and loads it (SGLang)."""
     try:
         with audited("load", body.lora_name):
@@ -50,8 +77,16 @@ def load_sglang_lora_adapter(body: LoadSglangLoraAdapterRequest, state: State, a
     return _sglang_answer(state)
 
 
-@router.post("/unload_lora_adapter", response_model=SglangLoraUpdate)
-def unload_sglang_lora_adapter(body: UnloadLoraAdapterRequest, state: State, audited: Audited) -> Response:
+@router.post(
+    "/unload_lora_adapter",
+    response_model=SglangLoraUpdate,
+    openapi_extra=describe_body(UnloadLoraAdapterRequest),
+)
+def unload_sglang_lora_adapter(
+    body: Annotated[UnloadLoraAdapterRequest, Depends(JsonBody(UnloadLoraAdapterRequest))],
+    state: State,
+    audited: Audited,
+) -> Response:
     """Takes an adapter's name out of serving and its weights out of memory (SGLang); the registry keeps it."""
     try:
         with audited("unload", body.lora_name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.registry import AdapterCard, Ref
@@ -12,6 +12,7 @@ from adapterhub.server.access.caller import Caller, no_model
 from adapterhub.server.adapters.allowed_folders import allowed_folder
 from adapterhub.server.adapters.uploads import receive_upload, unpack, upload_file, upload_folder
 from adapterhub.server.adapters.views import Placement
+from adapterhub.server.protocol.body import JsonBody, describe_body
 from adapterhub.server.protocol.registry import (
     AdapterList,
     AdapterSummary,
@@ -54,8 +55,10 @@ def list_versions(name: str, state: State) -> AdapterList:
     )
 
 
-@router.post("", status_code=201)
-def add_adapter(body: AddAdapterRequest, state: State, audited: Audited) -> AdapterSummary:
+@router.post("", status_code=201, openapi_extra=describe_body(AddAdapterRequest))
+def add_adapter(
+    body: Annotated[AddAdapterRequest, Depends(JsonBody(AddAdapterRequest))], state: State, audited: Audited
+) -> AdapterSummary:
     """Checks a folder and registers it as the next version of a name."""
     with audited("add", body.name):
         folder = allowed_folder(body.path, state.config.adapter_folders)
@@ -98,8 +101,14 @@ def remove_adapter(
         state.hub.delete_adapter(ref, force=force)
 
 
-@router.put("/{name}/aliases/{alias}")
-def set_alias(name: str, alias: str, body: AliasRequest, state: State, audited: Audited) -> AdapterSummary:
+@router.put("/{name}/aliases/{alias}", openapi_extra=describe_body(AliasRequest))
+def set_alias(
+    name: str,
+    alias: str,
+    body: Annotated[AliasRequest, Depends(JsonBody(AliasRequest))],
+    state: State,
+    audited: Audited,
+) -> AdapterSummary:
     """Points an alias at a version, so that `name@alias` means it."""
     with audited("alias", f"{name}@{alias}"):
         state.hub.registry.alias(name, alias, body.version)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
 
 from adapterhub.server.adapters.explaining import explained, router_state
+from adapterhub.server.protocol.body import JsonBody, describe_body
 from adapterhub.server.protocol.registry import RouteExplanation, RouteRequest, RouterState
 from adapterhub.server.state import State
 
 router = APIRouter(prefix="/v1/adapterhub", tags=["router"])
 
 
-@router.post("/route")
-def explain_route(body: RouteRequest, state: State) -> RouteExplanation:
+@router.post("/route", openapi_extra=describe_body(RouteRequest))
+def explain_route(
+    body: Annotated[RouteRequest, Depends(JsonBody(RouteRequest))], state: State
+) -> RouteExplanation:
     """Tells which adapter `auto` would choose for a prompt, with what confidence, and why; answers nothing."""
     prompt = body.prompt if body.prompt is not None else body.messages or []
     return explained(state.hub, prompt, state.caller)

@@ -1,4 +1,4 @@
-"""What the server is and how busy it is: vLLM's `/version` and `/load`, and figures for the page."""
+"""What the server is and how busy it is: vLLM's `/version` and `/load`."""
 
 from __future__ import annotations
 

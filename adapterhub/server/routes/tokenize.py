@@ -20,11 +20,7 @@ from adapterhub.server.state import State
 router = APIRouter(tags=["tokenizer"])
 
 
-@router.post(
-    "/tokenize",
-    response_model_exclude_none=True,
-    openapi_extra=describe_body(TokenizeRequest, {"prompt": "Hello"}),
-)
+@router.post("/tokenize", response_model_exclude_none=True, openapi_extra=describe_body(TokenizeRequest))
 def tokenize(
     body: Annotated[TokenizeRequest, Depends(JsonBody(TokenizeRequest))], state: State
 ) -> TokenizeResponse:
@@ -35,7 +31,7 @@ def tokenize(
     return TokenizeResponse(count=len(tokens), max_model_len=length, tokens=tokens, token_strs=texts)
 
 
-@router.post("/detokenize", openapi_extra=describe_body(DetokenizeRequest, {"tokens": [72, 105]}))
+@router.post("/detokenize", openapi_extra=describe_body(DetokenizeRequest))
 def detokenize(
     body: Annotated[DetokenizeRequest, Depends(JsonBody(DetokenizeRequest))], state: State
 ) -> DetokenizeResponse:
