@@ -26,9 +26,8 @@ class SlotCopies:
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         self._device, self._cuda = device, cuda
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
-        self._written = dict[
-            int, Any
-        ]()  # by slot: the event behind its copies, until a step has waited for it
+        # Slot -> the event behind its copies, until a step has waited for it.
+        self._written: dict[int, Any] = {}
 
     @contextmanager
     def writing(self, slot: int) -> Iterator[None]:
