@@ -11,20 +11,20 @@ import pytest
 from adapterhub.server.protocol.completions import CompletionRequest
 
 CHAT = {"model": "json", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
-MANY = 10_001
+OVER_10_000 = 10_001
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"messages": [{"role": "user", "content": "Hi"}] * MANY},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}] * MANY}]},
-        {"messages": [{"role": "assistant", "tool_calls": [5] * MANY}]},
-        {"tools": [{"type": "function", "function": {"name": "f"}}] * MANY},
-        {"stop": ["x"] * MANY},
-        {"logit_bias": dict.fromkeys(map(str, range(MANY)), 1)},
+        {"messages": [{"role": "user", "content": "Hi"}] * OVER_10_000},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}] * OVER_10_000}]},
+        {"messages": [{"role": "assistant", "tool_calls": [5] * OVER_10_000}]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}] * OVER_10_000},
+        {"stop": ["x"] * OVER_10_000},
+        {"logit_bias": dict.fromkeys(map(str, range(OVER_10_000)), 1)},
         {"chat_template_kwargs": {"a": [[]] * 5001, "b": [[]] * 5001}},
-        dict.fromkeys((f"f{number}" for number in range(MANY)), 1),
+        dict.fromkeys((f"f{number}" for number in range(OVER_10_000)), 1),
     ],
 )
 async def test_are_refused(client: httpx.AsyncClient, fields: dict[str, Any]):
@@ -34,13 +34,13 @@ async def test_are_refused(client: httpx.AsyncClient, fields: dict[str, Any]):
 
 
 async def test_token_ids_may_be_many(client: httpx.AsyncClient):
-    answer = await client.post("/v1/completions", json={"model": "base", "prompt": [65] * MANY})
+    answer = await client.post("/v1/completions", json={"model": "base", "prompt": [65] * OVER_10_000})
     assert answer.json()["error"]["code"] == "context_length_exceeded"
-    answer = await client.post("/detokenize", json={"tokens": [65] * MANY})
-    assert answer.json() == {"prompt": "A" * MANY}
+    answer = await client.post("/detokenize", json={"tokens": [65] * OVER_10_000})
+    assert answer.json() == {"prompt": "A" * OVER_10_000}
 
 
-@pytest.mark.parametrize("prompt", [[-1] * MANY, ["a"] * MANY, [[-1] * MANY]])
+@pytest.mark.parametrize("prompt", [[-1] * OVER_10_000, ["a"] * OVER_10_000, [[-1] * OVER_10_000]])
 def test_a_prompt_is_read_up_to_what_is_wrong(prompt: list[Any]):
     """To note what is wrong with each of a million tokens took ten seconds."""
     with pytest.raises(pydantic.ValidationError) as refused:
@@ -49,7 +49,7 @@ def test_a_prompt_is_read_up_to_what_is_wrong(prompt: list[Any]):
 
 
 async def test_token_ids_are_read_up_to_a_wrong_one(client: httpx.AsyncClient):
-    answer = await client.post("/detokenize", json={"tokens": [65, *[-1] * MANY]})
+    answer = await client.post("/detokenize", json={"tokens": [65, *[-1] * OVER_10_000]})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "tokens.1"
 
