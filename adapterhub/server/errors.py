@@ -44,6 +44,7 @@ _NO_MODEL = AdapterNotFoundError.code
 _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
+_PYTHON_WORDS = re.compile(r"a valid dictionary(?: or instance of \w+)?")
 # Not what begins a path of this API.
 _PATH = re.compile(r"(?<![\w:/.])/(?!v1\b)[\w.@+-]+(?:/[\w.@+-]+)+|\b[A-Za-z]:\\[\w.@+\\-]+")
 
@@ -75,7 +76,7 @@ class FieldError(InvalidRequestError):
         """
         problem = max(problems, key=_nearness)
         field = ".".join(map(str, _location(problem, body)))[:100]
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _PYTHON_WORDS.sub("an object", problem["msg"].removeprefix("Value error, "))
         return cls(f"{field}: {message}." if field else f"{message}.", field or None)
 
 

@@ -129,7 +129,7 @@ class Body(BaseModel):
         return tuple(sorted(name for name in sent if _HEADER_NAME.fullmatch(name))[:_MAX_NAMED])
 
 
-def check_fields(body: Body, unknown: str = "refuse") -> None:
+def check_fields(body: BaseModel, unknown: str = "refuse") -> None:
     """Returns if every field of a body is honoured or may be ignored.
 
     Args:
