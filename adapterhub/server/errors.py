@@ -44,6 +44,7 @@ _NO_MODEL = AdapterNotFoundError.code
 _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
+_PYTHON_WORDS = re.compile(r"a valid dictionary(?: or instance of \w+)?")
 # Not what begins a path of this API.
 _PATH = re.compile(r"(?<![\w:/.])/(?!v1\b)[\w.@+-]+(?:/[\w.@+-]+)+|\b[A-Za-z]:\\[\w.@+\\-]+")
 
@@ -73,10 +74,9 @@ class FieldError(InvalidRequestError):
             problems: What is wrong.
             body: The body as JSON, which tells its fields from pydantic's names for the members of a union.
         """
-        # Of the members of a union, the one that the body comes nearest to fails deepest in it.
-        problem = max(problems, key=lambda problem: len(problem["loc"]))
+        problem = max(problems, key=_nearness)
         field = ".".join(map(str, _location(problem, body)))[:100]
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _PYTHON_WORDS.sub("an object", problem["msg"].removeprefix("Value error, "))
         return cls(f"{field}: {message}." if field else f"{message}.", field or None)
 
 
@@ -178,6 +178,11 @@ def _param(error: AdapterHubError) -> str | None:
     cause = error.__cause__
     location = cause.errors(include_input=False)[0]["loc"] if isinstance(cause, ValidationError) else ()
     return str(location[0]) if location else None
+
+
+def _nearness(problem: Mapping[str, Any]) -> tuple[bool, int]:
+    """Of the members of a union, the body comes nearest to one whose types it has, and that fails deep in it."""
+    return not problem["type"].endswith(("_type", "_parsing")), len(problem["loc"])
 
 
 def _location(problem: Mapping[str, Any], body: Any) -> list[int | str]:

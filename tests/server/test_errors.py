@@ -158,6 +158,8 @@ CHAT = {"model": "base", "messages": [{"role": "user", "content": "Hi"}]}
         (PATH, {"prompt": [1, -1]}, "prompt.1", "greater than or equal to 0"),
         (PATH, {"prompt": [[1], ["a"]]}, "prompt.1.0", "integer"),
         (PATH, {"prompt": {}}, "prompt", "string"),
+        (PATH, {"prompt": []}, "prompt", "at least 1"),
+        (PATH, {"prompt": ["a"] * 2049}, "prompt", "at most 2048"),
         (PATH, {"structured_outputs": {"foo": 1}}, "structured_outputs", "no 'foo'"),
         (
             "/v1/chat/completions",
@@ -180,7 +182,7 @@ CHAT = {"model": "base", "messages": [{"role": "user", "content": "Hi"}]}
 async def test_the_field_is_where_it_stands_in_the_body(
     client: httpx.AsyncClient, path: str, body: dict[str, object], param: str, said: str
 ):
-    common = ASKED if path == PATH else CHAT if "chat" in path else {"model": "base"}
+    common = {PATH: ASKED, "/v1/chat/completions": CHAT, "/v1/responses": {"model": "base"}}.get(path, {})
     method = "PUT" if "aliases" in path else "POST"
     answer = await client.request(method, path, json={**common, **body})
     error = answer.json()["error"]

@@ -12,7 +12,7 @@ from adapterhub.engine.interface import Request
 from adapterhub.server import ServerConfig, create_app
 from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.protocol.completions import CompletionRequest
-from adapterhub.server.protocol.fields import IGNORED, NEUTRAL, REFUSED
+from adapterhub.server.protocol.fields import ELSEWHERE, IGNORED, NEUTRAL, REFUSED
 from adapterhub.server.protocol.output_formats import FormattedBody
 from adapterhub.server.protocol.sampling import GenerationBody
 
@@ -237,6 +237,24 @@ class TestNotHonoured:
             answer = await lenient.post(path, json={**PATHS[path], **{f"f{n}": None for n in range(300)}})
             assert answer.status_code == 400
             assert "more than 256 fields" in answer.json()["error"]["message"]
+
+
+RESPONSE = {"model": "json", "input": "Hi"}
+MISPLACED = [
+    *(("/v1/responses", name) for name in sorted(ELSEWHERE.keys() - {"tools", "tool_choice"})),
+    *(("/v1/completions", name) for name in ("chat_template_kwargs", "tools", "tool_choice")),
+]
+
+
+@pytest.mark.parametrize(("path", "name"), MISPLACED)
+async def test_no_constraint_of_another_path_is_dropped(hub: AdapterHub, path: str, name: str):
+    """Not even where unknown fields are ignored: the answer would look as if it had been held."""
+    body = RESPONSE if path == "/v1/responses" else TEXT
+    transport = httpx.ASGITransport(create_app(hub, ServerConfig(unknown_fields="ignore")))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as lenient:
+        answer = await lenient.post(path, json={**body, name: {"type": "object"}})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
 
 
 def test_every_field_of_both_bodies_has_a_test():

@@ -96,6 +96,20 @@ REFUSED: Final[Mapping[str, str]] = {
 }
 """Fields that are refused -> what to do instead."""
 
+_CHAT_ONLY = "Chat Completions has it."
+ELSEWHERE: Final[Mapping[str, str]] = {
+    "chat_template_kwargs": _CHAT_ONLY,
+    "guided_choice": _CHAT_ONLY,
+    "guided_grammar": _CHAT_ONLY,
+    "guided_json": _CHAT_ONLY,
+    "guided_regex": _CHAT_ONLY,
+    "response_format": "Use text.format.",
+    "structured_outputs": _CHAT_ONLY,
+    "tool_choice": _CHAT_ONLY,
+    "tools": _CHAT_ONLY,
+}
+"""Fields of some bodies -> what to do with the others. They change the answer, so they are never ignored."""
+
 
 class Body(BaseModel):
     """A JSON body; `check_fields` decides on fields that the model has not."""
@@ -115,7 +129,7 @@ class Body(BaseModel):
         return tuple(sorted(name for name in sent if _HEADER_NAME.fullmatch(name))[:_MAX_NAMED])
 
 
-def check_fields(body: Body, unknown: str = "refuse") -> None:
+def check_fields(body: BaseModel, unknown: str = "refuse") -> None:
     """Returns if every field of a body is honoured or may be ignored.
 
     Args:
@@ -135,6 +149,8 @@ def check_fields(body: Body, unknown: str = "refuse") -> None:
             _check_neutral(name, value)
         elif name in REFUSED:
             raise _unsupported(f"{name} is not supported.", name, REFUSED[name])
+        elif name in ELSEWHERE:
+            raise _unsupported(f"{name} is not a field of this path.", name, ELSEWHERE[name])
         elif unknown == "refuse":
             raise _unknown(name, (*type(body).model_fields, *NEUTRAL, *IGNORED))
 

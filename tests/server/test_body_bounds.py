@@ -1,0 +1,61 @@
+"""Bodies of very many parts are refused before each part is checked, which would hold up the event loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pydantic
+import pytest
+
+from adapterhub.server.protocol.completions import CompletionRequest
+
+CHAT = {"model": "json", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
+OVER_10_000 = 10_001
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": "Hi"}] * OVER_10_000},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}] * OVER_10_000}]},
+        {"messages": [{"role": "assistant", "tool_calls": [5] * OVER_10_000}]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}] * OVER_10_000},
+        {"stop": ["x"] * OVER_10_000},
+        {"logit_bias": dict.fromkeys(map(str, range(OVER_10_000)), 1)},
+        {"chat_template_kwargs": {"a": [[]] * 5001, "b": [[]] * 5001}},
+        dict.fromkeys((f"f{number}" for number in range(OVER_10_000)), 1),
+    ],
+)
+async def test_are_refused(client: httpx.AsyncClient, fields: dict[str, Any]):
+    answer = await client.post("/v1/chat/completions", json=CHAT | fields)
+    assert answer.status_code == 400
+    assert "more than 10,000" in answer.json()["error"]["message"]
+
+
+async def test_token_ids_may_be_many(client: httpx.AsyncClient):
+    answer = await client.post("/v1/completions", json={"model": "base", "prompt": [65] * OVER_10_000})
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    answer = await client.post("/detokenize", json={"tokens": [65] * OVER_10_000})
+    assert answer.json() == {"prompt": "A" * OVER_10_000}
+
+
+@pytest.mark.parametrize("prompt", [[-1] * OVER_10_000, ["a"] * OVER_10_000, [[-1] * OVER_10_000]])
+def test_a_prompt_is_read_up_to_what_is_wrong(prompt: list[Any]):
+    """To note what is wrong with each of a million tokens took ten seconds."""
+    with pytest.raises(pydantic.ValidationError) as refused:
+        CompletionRequest.model_validate({"model": "base", "prompt": prompt})
+    assert refused.value.error_count() <= 4  # one for each form of a prompt
+
+
+async def test_token_ids_are_read_up_to_a_wrong_one(client: httpx.AsyncClient):
+    answer = await client.post("/detokenize", json={"tokens": [65, *[-1] * OVER_10_000]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "tokens.1"
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", "[]"), ("/tokenize", "5")])
+async def test_what_is_no_object_is_told_in_jsons_words(client: httpx.AsyncClient, path: str, body: str):
+    answer = await client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "Input should be an object."
