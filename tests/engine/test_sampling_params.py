@@ -58,7 +58,6 @@ def test_later_layers_win():
         {"top_p": 0},
         {"max_tokens": 0},
         {"n": 0},
-        {"tempreature": 1},
         {"logprobs": 99},
         {"stop": ["a", ""]},
     ],
@@ -66,4 +65,10 @@ def test_later_layers_win():
 def test_a_wrong_argument_is_named(wrong: dict[str, float]):
     with pytest.raises(InvalidRequestError, match=next(iter(wrong))) as caught:
         SamplingParams.of(wrong)
+    assert caught.value.hint is None
+
+
+def test_an_unknown_argument_is_named_beside_the_known_ones():
+    with pytest.raises(InvalidRequestError, match="tempreature") as caught:
+        SamplingParams.of({"tempreature": 1})
     assert "temperature" in (caught.value.hint or "")
