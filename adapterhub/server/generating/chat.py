@@ -61,15 +61,16 @@ class ChatCall:
             return await self.state.hub._run_off_loop(self._answer, generation, request, by), by
         return self._answer(generation, request, by), by
 
-    async def start(self) -> tuple[ChatRequest, AsyncGenerationStream]:
-        """Queues the request; errors as of `AdapterHub.generate`."""
+    async def start(self) -> tuple[AsyncGenerator[bytes], AnsweredBy]:
+        """Queues the request: its events, and who answers; errors as of `AdapterHub.generate`."""
         request = await self._prepare()
         stream = self.state.hub.astream(
             request.messages, request.adapter, tools=request.tools, **request.options
         )
-        return request, await stream.start()
+        await stream.start()
+        return self._events(request, stream), AnsweredBy.of(stream)
 
-    async def events(self, request: ChatRequest, stream: AsyncGenerationStream) -> AsyncGenerator[bytes]:
+    async def _events(self, request: ChatRequest, stream: AsyncGenerationStream) -> AsyncGenerator[bytes]:
         """The chunks of the answer as events; closing it aborts the answer.
 
         Args:

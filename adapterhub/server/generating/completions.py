@@ -45,8 +45,8 @@ class CompletionCall:
         self._note(generations)
         return await self.state.hub._run_off_loop(self._answer, generations), AnsweredBy.of(generations[0])
 
-    async def start(self) -> list[AsyncGenerationStream]:
-        """Queues the prompts, all or none; errors as of `AdapterHub.generate`."""
+    async def start(self) -> tuple[AsyncGenerator[bytes], AnsweredBy]:
+        """Queues the prompts, all or none: their events, and who answers; errors as of `AdapterHub.generate`."""
         adapter, options = await self._prepare()
         async with AsyncExitStack() as started:
             streams = [
@@ -56,9 +56,9 @@ class CompletionCall:
                 await started.enter_async_context(stream)
                 await stream.start()
             started.pop_all()
-        return streams
+        return self._events(streams), AnsweredBy.of(streams[0])
 
-    async def events(self, streams: Sequence[AsyncGenerationStream]) -> AsyncGenerator[bytes]:
+    async def _events(self, streams: Sequence[AsyncGenerationStream]) -> AsyncGenerator[bytes]:
         """The chunks of the answer as events; closing it aborts the answer.
 
         Args:

@@ -7,11 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from adapterhub.server.generating.answered_by import AnsweredBy
-from adapterhub.server.generating.answers import answer_headers, json_answer
+from adapterhub.server.generating.answers import answer
 from adapterhub.server.generating.chat import ChatCall
 from adapterhub.server.generating.head import AnswerHead
-from adapterhub.server.generating.streaming import EventStream
 from adapterhub.server.protocol.body import JsonBody, describe_answer, describe_body
 from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.state import State
@@ -54,9 +52,4 @@ async def create_chat_completion(
 ) -> Response:
     """Answers a conversation."""
     call = ChatCall(body, AnswerHead.begin("chatcmpl-", request, state), state)
-    if not body.streams:
-        answer, by = await call.generate()
-        return json_answer(answer, answer_headers(by, body))
-    chat_request, stream = await call.start()
-    headers = answer_headers(AnsweredBy.of(stream), body)
-    return await EventStream.begin(call.events(chat_request, stream), headers, state.config)
+    return await answer(call, body, state.config)

@@ -7,11 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from adapterhub.server.generating.answered_by import AnsweredBy
-from adapterhub.server.generating.answers import answer_headers, json_answer
+from adapterhub.server.generating.answers import answer
 from adapterhub.server.generating.head import AnswerHead
 from adapterhub.server.generating.responses import ResponseCall
-from adapterhub.server.generating.streaming import EventStream
 from adapterhub.server.protocol.body import JsonBody, describe_answer, describe_body
 from adapterhub.server.protocol.response_answers import OutputMessage, OutputText, ResponseObject
 from adapterhub.server.protocol.responses import ResponseRequest
@@ -41,9 +39,4 @@ async def create_response(
 ) -> Response:
     """Answers a question or a conversation of items; nothing is stored."""
     call = ResponseCall(body, AnswerHead.begin("resp_", request, state), state)
-    if not body.streams:
-        answer, by = await call.generate()
-        return json_answer(answer, answer_headers(by, body))
-    chat_request, stream = await call.start()
-    headers = answer_headers(AnsweredBy.of(stream), body)
-    return await EventStream.begin(call.events(chat_request, stream), headers, state.config)
+    return await answer(call, body, state.config)
