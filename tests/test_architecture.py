@@ -11,22 +11,22 @@ PACKAGE = Path(adapterhub.__file__).parent
 
 # Each layer may import the layers below it and modules of its own room; rooms in one layer are peers.
 LAYERS = [
-    {"errors", "_lazy", "_deadline", "_user_code", "_processor"},
+    {"errors", "fleet", "_lazy", "_deadline", "_user_code", "_processor"},
     {"_files", "_patterns", "_yaml"},
     {"config", "_compiling"},
     {"agent_tools", "configs", "peft_format", "reports"},
-    {"base"},
+    {"base", "capabilities"},
     {"registry"},
     {"lora", "routing"},
     {"gguf"},
     {"engine"},
-    {"requests", "llama_cpp"},
+    {"requests", "llama_cpp", "vllm"},
     {"dataset", "tool_calling"},
     {"training", "export"},
     {"evaluation"},
     {"hub"},
     {"demo", "langchain", "server"},
-    {"cli"},
+    {"cli", "deploy"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -1,0 +1,58 @@
+"""Which replica answers."""
+
+from adapterhub.fleet import ReplicaLoad, by_affinity
+
+
+def fleet(
+    *in_flight: int, adapters: dict[int, set[str]] | None = None, maximum: int = 100
+) -> list[ReplicaLoad]:
+    loaded = adapters or {}
+    return [
+        ReplicaLoad(f"http://replica-{i}", count, maximum, frozenset(loaded.get(i, ())))
+        for i, count in enumerate(in_flight)
+    ]
+
+
+def first(replicas: list[ReplicaLoad], adapter: str | None) -> int:
+    return replicas.index(by_affinity(replicas, adapter)[0])
+
+
+def test_a_request_goes_where_its_adapter_is():
+    for holder in range(3):
+        replicas = fleet(2, 2, 2, adapters={holder: {"sql"}})
+        assert first(replicas, "sql") == holder
+
+
+def test_of_two_that_have_it_the_less_busy_one():
+    assert first(fleet(3, 1, 2, adapters={0: {"sql"}, 1: {"sql"}}), "sql") == 1
+
+
+def test_a_much_busier_replica_is_passed_over():
+    replicas = fleet(9, 1, 0, adapters={0: {"sql"}})
+    assert first(replicas, "sql") != 0
+    assert by_affinity(replicas, "sql")[-1].name == "http://replica-0"
+
+
+def test_an_idle_fleet_takes_a_first_request():
+    assert len(by_affinity(fleet(0, 0, 0), "sql")) == 3
+
+
+def test_a_full_replica_takes_nothing():
+    replicas = fleet(4, 3, adapters={0: {"sql"}}, maximum=4)
+    assert [one.name for one in by_affinity(replicas, "sql")] == ["http://replica-1"]
+    assert by_affinity(fleet(4, 4, maximum=4), "sql") == []
+    assert by_affinity(fleet(4, 4, maximum=4), None) == []
+
+
+def test_the_bare_base_goes_to_the_least_busy():
+    assert first(fleet(3, 1, 2, adapters={0: {"sql"}}), None) == 1
+
+
+def test_homes_are_even_and_stay_when_a_replica_goes():
+    names = [f"adapter-{i}" for i in range(300)]
+    three = fleet(0, 0, 0)
+    homes = {name: by_affinity(three, name)[0].name for name in names}
+    assert all(70 < list(homes.values()).count(one.name) < 130 for one in three)
+    for name in names:
+        left = by_affinity(three[:2], name)[0].name
+        assert left == homes[name] or homes[name] == "http://replica-2"
