@@ -70,14 +70,13 @@ async def test_an_interval_counts_the_tokens_of_each_completion(echo: AdapterHub
 
 async def test_an_error_comes_behind_what_the_interval_held_back(echo: AdapterHub):
     class Failing:
-        outputs = [[TokenOutput(text, 1)] for text in "abc"]
-
-        async def start(self) -> None: ...
+        def __init__(self) -> None:
+            self.texts = iter("abc")
 
         async def get(self) -> list[TokenOutput]:
-            if not self.outputs:
-                raise GenerationError("The engine failed.")
-            return self.outputs.pop(0)
+            for text in self.texts:
+                return [TokenOutput(text, 1)]
+            raise GenerationError("The engine failed.")
 
     stream = echo.astream("ab", "json", raw=True)
     await stream.start()

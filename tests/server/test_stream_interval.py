@@ -50,7 +50,9 @@ async def test_the_servers_interval(slow_client: httpx.AsyncClient):
     )
     by_index = [[c["choices"][0]["text"] for c in chunks if c["choices"][0]["index"] == i] for i in (0, 1)]
     assert by_index == [["[", "json", "@1] "]] * 2
-    told = await events(slow_client, "/v1/responses", model="json", input="Hi", max_output_tokens=9, stream=True)
+    told = await events(
+        slow_client, "/v1/responses", model="json", input="Hi", max_output_tokens=9, stream=True
+    )
     deltas = [each["delta"] for each in told if each["type"] == "response.output_text.delta"]
     assert deltas == ["[", "json", "@1] "]
 
