@@ -142,6 +142,7 @@ EXPORTED = {
         "parse_tool_calls",
         "response_schema",
     },
+    "vllm": {"Timeouts"},
     "training": {
         "FinetuneConfig",
         "FinetuneResult",
