@@ -63,6 +63,11 @@ def server_options(function: F) -> F:
             "--ping-seconds", type=seconds, help="Between comments in silent streams.  [default: 15]"
         ),
         click.option(
+            "--stream-interval",
+            type=click.IntRange(1, 1024),
+            help="Least tokens in a stream's chunk, but for the first and the last.  [default: 1]",
+        ),
+        click.option(
             "--max-body-mib", type=click.IntRange(min=1), help="Largest request body.  [default: 8]"
         ),
         click.option("--max-connections", type=click.IntRange(min=1), help="At a time.  [default: 4096]"),
