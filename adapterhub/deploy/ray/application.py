@@ -8,13 +8,12 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
-from adapterhub.config import registry_folder
 from adapterhub.deploy.ray.config import ECHO, ApplicationConfig
 from adapterhub.deploy.ray.front import Front
 from adapterhub.deploy.ray.hub_replica import HubReplica
 from adapterhub.engine.echo import EchoEngine
 from adapterhub.hub import AdapterHub
-from adapterhub.registry import AdapterRegistry
+from adapterhub.registry.remote.opening import configured_registry
 
 OpenHub = Callable[[ApplicationConfig], AdapterHub]
 
@@ -65,9 +64,8 @@ def open_hub(config: ApplicationConfig) -> AdapterHub:
         ConfigError: The base or the registry cannot be opened.
     """
     if config.engine == ECHO:
-        return AdapterHub(EchoEngine(), AdapterRegistry(config.registry or registry_folder()))
-    settings = config.hub.model_dump(exclude_unset=True)
-    return AdapterHub.from_pretrained(registry=config.registry, **settings)
+        return AdapterHub(EchoEngine(), configured_registry(config.hub))
+    return AdapterHub.from_pretrained(**config.hub.model_dump(exclude_unset=True))
 
 
 def _replica_options(config: ApplicationConfig) -> dict[str, Any]:

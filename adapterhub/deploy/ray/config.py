@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adapterhub.config import HubConfig, registry_folder
+from adapterhub.config import HubConfig, is_url, registry_location
 from adapterhub.errors import ConfigError
 from adapterhub.server.config import ServerConfig
 
@@ -27,8 +27,6 @@ class ApplicationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
-    registry: str | None = None
-    """The registry, which all replicas and fronts see at the same path; if not given, as in `HubConfig`."""
     engine: str = "transformers"
     """What computes in each replica: `transformers` or `llama.cpp` in its process, vLLM servers as URLs separated by
     commas, or `echo`, which repeats prompts and needs no base."""
@@ -82,13 +80,15 @@ class ApplicationConfig(BaseModel):
             ConfigError: A setting is unknown, not valid, or one of Ray's proxy.
         """
         self._check_names()
-        hub = self.hub.model_dump(exclude_unset=True, exclude={"engine", "registry"})
+        hub = self.hub.model_dump(exclude_unset=True, exclude={"engine"})
         server = self.server.model_dump(exclude_unset=True)
-        paths = {name: _absolute(str(server[name])) for name in _PATHS if server.get(name)}
-        paths["registry"] = _absolute(self.registry or str(registry_folder(self.hub.registry)))
+        paths = {name: server[name] for name in _PATHS if server.get(name)}
         if hub.get("base") and Path(hub["base"]).exists():
-            paths["base"] = _absolute(hub["base"])
-        return type(self).model_validate({**self.model_dump(), **hub, **server, **paths})
+            paths["base"] = hub["base"]
+        registry = registry_location(self.hub.registry)
+        paths |= {} if is_url(registry) else {"registry": registry}
+        absolute = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}
+        return type(self).model_validate({**self.model_dump(), **hub, **server, **absolute})
 
     def _further(self, settings: type[BaseModel]) -> dict[str, Any]:
         extra = self.model_extra or {}
@@ -107,8 +107,3 @@ class ApplicationConfig(BaseModel):
                 f"The application has no {', '.join(sorted(unknown))}.",
                 hint="It takes the fields of ApplicationConfig, HubConfig and ServerConfig.",
             )
-
-
-def _absolute(path: str) -> str:
-    """A path that does not depend on the current folder; URLs are left as they are."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())

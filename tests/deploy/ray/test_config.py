@@ -45,7 +45,7 @@ def test_replicas_see_the_same_paths_as_the_builder(tmp_path: Path, monkeypatch:
     (tmp_path / "keys.txt").write_text("key secret\n")
     monkeypatch.chdir(tmp_path)
     made = config(registry="adapters", base="base", api_key_file="keys.txt").resolved()
-    assert made.registry == str(tmp_path / "adapters")
+    assert made.hub.registry == tmp_path / "adapters"
     assert made.hub.base == str(tmp_path / "base")
     assert made.server.api_key_file == tmp_path / "keys.txt"
 
@@ -53,7 +53,7 @@ def test_replicas_see_the_same_paths_as_the_builder(tmp_path: Path, monkeypatch:
 def test_names_and_urls_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     made = config(registry="s3://bucket/adapters", base="adapterhub-demo").resolved()
-    assert made.registry == "s3://bucket/adapters"
+    assert made.hub.registry == "s3://bucket/adapters"
     assert made.hub.base == "adapterhub-demo"
 
 
