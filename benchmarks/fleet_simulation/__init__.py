@@ -1,7 +1,7 @@
 """A fleet of replicas, simulated: how many of them, slots and gigabytes, and what adapter affinity saves.
 
 A discrete-event simulation with measured service times. A replica is a batching engine as vLLM's and ours are: steps
-that read a prompt or decode one token for each running request, LoRA slots, adapters in host memory, a bounded queue.
+that prefill prompts and decode one token for each running request, LoRA slots, adapters in host memory, a bounded queue.
 Requests are chosen a replica by `adapterhub.fleet.by_affinity` itself, and by other policies to compare it with. One
 seed gives one result. What the model leaves out stands in docs/scaling.md.
 

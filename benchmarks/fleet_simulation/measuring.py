@@ -24,9 +24,10 @@ from adapterhub.demo import demo_registry_folder
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.peft_format.config import CONFIG_FILE
 from benchmarks.adapter_load import IntoSlot
-from benchmarks.common import machine, parser, progress, random_adapters, random_base, settle, timed, twins
+from benchmarks.common import machine, parser, random_adapters, random_base, settle, timed, twins
 from benchmarks.contenders import Ours, twin
 from benchmarks.fleet_simulation.service_times import Measured, ServiceTimes, fit, record
+from benchmarks.output import progress
 
 PROMPTS = (32, 288)
 """Two lengths of a prompt, whose difference is what more tokens cost."""
