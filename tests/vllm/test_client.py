@@ -150,7 +150,7 @@ async def test_closing_the_stream_ends_the_answer_in_the_server(client: VLLMClie
     ("fields", "error", "message"),
     [
         ({"model": "nobody"}, AdapterNotLoadedError, "does not exist"),
-        ({"prompt": "x" * 8190}, RequestTooLongError, "maximum context length"),
+        ({"prompt": "x" * 8193}, RequestTooLongError, "maximum context length"),
         ({"stop": ["a", "b", "c", "d", "e"]}, InvalidRequestError, "at most 4"),
     ],
 )
