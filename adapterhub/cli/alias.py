@@ -38,7 +38,7 @@ def alias(
     percent: float | None,
     no_shadow: bool,
     delete: bool,
-    registry: Path | None,
+    registry: str | Path | None,
 ) -> None:
     """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, at the newest.
 

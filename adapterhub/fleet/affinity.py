@@ -11,9 +11,11 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 LOAD_FACTOR = 1.25
 """By how much a replica's load may exceed the mean before its adapters' requests go elsewhere."""
+_64_BITS = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,36 @@ def by_affinity(
     """
     free = [replica for replica in replicas if replica.in_flight < replica.max_in_flight]
     if adapter is None:
-        return sorted(free, key=lambda replica: replica.in_flight)
+        return sorted(free, key=_in_flight)
     # The request itself counts, so that the bound is at least 1 and an idle fleet is never above it.
-    in_flight = sum(replica.in_flight for replica in replicas) + 1
+    in_flight = sum([replica.in_flight for replica in replicas]) + 1
     bound = math.ceil(load_factor * in_flight / max(len(replicas), 1))
-
-    def rank(replica: ReplicaLoad) -> tuple[int, float]:
+    loaded, others, busy = list[ReplicaLoad](), list[ReplicaLoad](), list[ReplicaLoad]()
+    for replica in free:
         if replica.in_flight >= bound:
-            return 2, replica.in_flight
-        if adapter in replica.adapters:
-            return 0, replica.in_flight
-        return 1, -_weight(replica.name, adapter)
+            busy.append(replica)
+        elif adapter in replica.adapters:
+            loaded.append(replica)
+        else:
+            others.append(replica)
+    own = _number(adapter)
+    others.sort(key=lambda replica: _weight(_number(replica.name), own), reverse=True)
+    return sorted(loaded, key=_in_flight) + others + sorted(busy, key=_in_flight)
 
-    return sorted(free, key=rank)
+
+def _in_flight(replica: ReplicaLoad) -> int:
+    return replica.in_flight
 
 
-def _weight(replica: str, adapter: str) -> int:
-    """A number that belongs to this pair, evenly distributed: the adapter's home has the highest."""
-    digest = hashlib.blake2b(f"{replica}\n{adapter}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest)
+def _weight(replica: int, adapter: int) -> int:
+    """A number that belongs to this pair, evenly distributed: the adapter's home has the highest.
+
+    Multiplications and shifts as in SplitMix64, since a digest of each pair would be most of a choice's time.
+    """
+    mixed = (replica ^ adapter) * 0x9E3779B97F4A7C15 & _64_BITS
+    return (mixed ^ (mixed >> 32)) * 0xD6E8FEB86659FD93 & _64_BITS
+
+
+@lru_cache(maxsize=4096)
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -28,7 +29,16 @@ from adapterhub.registry.refs import Refs
 REFS_FILE = "refs.json"
 STAGING = ".staging"
 LOCK = ".lock"
-_MAX_REFS_BYTES = 2**20
+MAX_REFS_BYTES = 2**20
+
+
+class Catalog(Protocol):
+    """The adapters of a registry, as its reading methods need them; the methods of `Layout` say what each returns."""
+
+    def names(self) -> list[str]: ...
+    def versions(self, name: str) -> tuple[int, ...]: ...
+    def refs(self, name: str) -> Refs: ...
+    def card(self, name: str, version: int, refs: Refs) -> AdapterCard: ...
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class Layout:
         hint = "Restore it from a backup or from git."
         try:
             with self.open(name) as folder:
-                return Refs.model_validate_json(read_regular(REFS_FILE, _MAX_REFS_BYTES, dir_fd=folder))
+                return Refs.model_validate_json(read_regular(REFS_FILE, MAX_REFS_BYTES, dir_fd=folder))
         except FileNotFoundError:
             return Refs()
         except (OSError, ValidationError) as error:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from adapterhub.errors import InvalidRequestError, describe_validation
+from adapterhub.errors import AdapterExistsError, InvalidRequestError, describe_validation
 
 MAX_VERSIONS = 16
 """How many versions may share the requests of an alias."""
@@ -140,14 +140,38 @@ class Refs(BaseModel):
     """Alias -> what it means."""
     next_version: PositiveInt = 1
     """The next version gets at least this number, so that the number of a removed version is not reused."""
+    removed: tuple[PositiveInt, ...] = ()
+    """In a store: removed versions, of which objects may be left."""
 
     def aliases_of(self, version: int) -> tuple[str, ...]:
         """The aliases that resolve to a version."""
         return tuple(sorted(name for name, alias in self.aliases.items() if alias.version == version))
 
-    def needing(self, version: int) -> tuple[str, ...]:
-        """The aliases that point to a version, give it a share of their requests, or have it as their shadow."""
-        return tuple(sorted(name for name, alias in self.aliases.items() if version in alias.versions))
+    def check_unneeded(self, name: str, versions: Collection[int]) -> None:
+        """Returns if no alias points to one of some versions, gives it requests or copies of them.
+
+        Args:
+            name: The adapter's.
+            versions: Those that are to be removed.
+
+        Raises:
+            AdapterExistsError: One does.
+        """
+        for alias, meaning in sorted(self.aliases.items()):
+            for version in sorted(meaning.versions.intersection(versions)):
+                raise AdapterExistsError(
+                    f"The alias {alias!r} points to {name}@{version}.",
+                    hint="Move or remove the alias first, or remove both with force.",
+                )
+
+    def missing(self, versions: Collection[int]) -> list[tuple[str, int]]:
+        """The aliases that need a version that does not exist, with its number.
+
+        Args:
+            versions: Those that exist.
+        """
+        needed = ((name, alias.versions.difference(versions)) for name, alias in self.aliases.items())
+        return [(name, version) for name, absent in needed for version in sorted(absent)]
 
     def with_alias(self, name: str, alias: Alias | None) -> Refs:
         """The same with an alias set, or removed by None."""
@@ -160,6 +184,7 @@ class Refs(BaseModel):
         return Refs(
             aliases={name: alias for name, alias in remaining.items() if alias},
             next_version=max(self.next_version, *(version + 1 for version in versions)),
+            removed=self.removed,
         )
 
     def to_json(self) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, Unpack
@@ -18,7 +18,6 @@ from typing import TypeAlias, Unpack
 from adapterhub._files import is_folder, sync_tree, user_path, write_new
 from adapterhub.errors import (
     AdapterDisabledError,
-    AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
     ConfigError,
@@ -26,7 +25,7 @@ from adapterhub.errors import (
 )
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
 from adapterhub.registry.importing import import_adapter
-from adapterhub.registry.layout import REFS_FILE, STAGING, Layout
+from adapterhub.registry.layout import REFS_FILE, STAGING, Catalog, Layout
 from adapterhub.registry.references import LATEST, Ref, check_alias, check_name
 from adapterhub.registry.refs import Alias, Refs
 from adapterhub.registry.sources import Downloader, locate_adapter
@@ -58,7 +57,16 @@ class AdapterRegistry:
         self._lock_timeout = lock_timeout
 
     def __repr__(self) -> str:
-        return f"AdapterRegistry({str(self.root)!r})"
+        return f"{type(self).__name__}({self.location!r})"
+
+    @property
+    def location(self) -> str:
+        """Where the registry is, for people: its folder, or its URL."""
+        return str(self.root)
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._layout
 
     def register(
         self,
@@ -173,8 +181,8 @@ class AdapterRegistry:
     def get(self, ref: str) -> AdapterCard:
         """Returns the card of the version that a reference points to, whatever its status; otherwise as `resolve`."""
         parsed = Ref.parse(ref)
-        refs, versions = self._layout.refs(parsed.name), self._matching(parsed)
-        cards = (self._layout.card(parsed.name, version, refs) for version in reversed(versions))
+        refs, versions = self._catalog.refs(parsed.name), self._matching(parsed)
+        cards = (self._catalog.card(parsed.name, version, refs) for version in reversed(versions))
         highest = next(cards)
         if highest.status == "ready":
             return highest
@@ -185,7 +193,7 @@ class AdapterRegistry:
 
         Damaged ones are left out with a warning in the log; `verify` reports the details.
         """
-        return [card for name in self._layout.names() if (card := self._readable(name))]
+        return [card for name in self._catalog.names() if (card := self._readable(name))]
 
     def stamp(self) -> tuple[int, ...]:
         """A value that changes with every change made through an `AdapterRegistry`, in any process.
@@ -252,7 +260,7 @@ class AdapterRegistry:
             InvalidRequestError: The name is not valid.
         """
         self._matching(Ref(check_name(name)))
-        return dict(sorted(self._layout.refs(name).aliases.items()))
+        return dict(sorted(self._catalog.refs(name).aliases.items()))
 
     def alias(self, name: str, alias: str, version: int | Mapping[int, int] | None) -> None:
         """Sets, moves, splits or removes an alias, as one step.
@@ -273,12 +281,16 @@ class AdapterRegistry:
         """
         check_alias(alias)
         targets = [version] if isinstance(version, int) else version or ()
-        required = [Ref(check_name(name), target) for target in targets]
-        with self._changing(*required or [Ref(check_name(name), alias=alias)]) as staging:
-            refs = self._layout.refs(name)
+        required = [Ref(check_name(name), target) for target in targets] or [
+            Ref(check_name(name), alias=alias)
+        ]
+
+        def edit(refs: Refs) -> Refs:
             before = refs.aliases.get(alias)
             meaning = None if version is None else Alias.of(version, before.shadow if before else None)
-            self._write_refs(name, refs.with_alias(alias, meaning), staging)
+            return refs.with_alias(alias, meaning)
+
+        self._edit_refs(name, required, edit)
 
     def shadow(self, name: str, alias: str, version: int | None, percent: float = 5.0) -> None:
         """Sets the shadow of an alias: the version that a server sends copies of its requests to, or removes it.
@@ -296,10 +308,11 @@ class AdapterRegistry:
         required = [Ref(check_name(name), alias=check_alias(alias))]
         if version is not None:
             required.append(Ref(name, version))
-        with self._changing(*required) as staging:
-            refs = self._layout.refs(name)
-            meaning = refs.aliases[alias].shadowed(version, percent)
-            self._write_refs(name, refs.with_alias(alias, meaning), staging)
+
+        def edit(refs: Refs) -> Refs:
+            return refs.with_alias(alias, refs.aliases[alias].shadowed(version, percent))
+
+        self._edit_refs(name, required, edit)
 
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Removes a version, or with a bare name every version. Their numbers are not reused.
@@ -317,13 +330,8 @@ class AdapterRegistry:
         parsed = Ref.parse(ref)
         with self._changing(parsed) as staging:
             refs, versions = self._layout.refs(parsed.name), self._matching(parsed)
-            needed = [(alias, version) for version in versions for alias in refs.needing(version)]
-            if needed and not force:
-                alias, version = needed[0]
-                raise AdapterExistsError(
-                    f"The alias {alias!r} points to {parsed.name}@{version}.",
-                    hint="Move or remove the alias first, or remove both with force.",
-                )
+            if not force:
+                refs.check_unneeded(parsed.name, versions)
             self._write_refs(parsed.name, refs.without(versions), staging)
             # The highest goes last, so that a reader of the bare name never gets an older version meanwhile.
             with self._layout.open(parsed.name) as folder:
@@ -359,17 +367,21 @@ class AdapterRegistry:
 
     def folder(self, card: AdapterCard) -> Path:
         """The folder with a version's files."""
+        return self.expected_folder(card)
+
+    def expected_folder(self, card: AdapterCard) -> Path:
+        """Where `folder` finds a version's files, or puts them if it has to download them first."""
         return self._layout.version_folder(card.name, card.version)
 
     def _matching(self, ref: Ref) -> tuple[int, ...]:
         """The versions that a reference matches, ascending: all for a bare name, else one."""
-        versions = self._layout.versions(ref.name)
+        versions = self._catalog.versions(ref.name)
         if ref.is_bare:
             matching = versions
         elif ref.alias == LATEST:
             matching = versions[-1:]
         else:
-            target = self._layout.refs(ref.name).aliases.get(ref.alias) if ref.alias else None
+            target = self._catalog.refs(ref.name).aliases.get(ref.alias) if ref.alias else None
             wanted = target.version if target else ref.version
             matching = tuple(version for version in versions if version == wanted)
         if not matching:
@@ -378,12 +390,12 @@ class AdapterRegistry:
 
     def _not_found(self, ref: Ref, versions: tuple[int, ...]) -> AdapterNotFoundError:
         if versions:
-            pointers = (*versions[-5:], *sorted(self._layout.refs(ref.name).aliases)[:5])
+            pointers = (*versions[-5:], *sorted(self._catalog.refs(ref.name).aliases)[:5])
             known = ", ".join(f"{ref.name}@{pointer}" for pointer in pointers)
             return AdapterNotFoundError(f"There is no adapter {str(ref)!r}.", hint=f"There are: {known}.")
-        names = [name for name in self._layout.names() if self._layout.versions(name)]
+        names = [name for name in self._catalog.names() if self._catalog.versions(name)]
         close = difflib.get_close_matches(ref.name, names, n=1)
-        listed = f"There are: {', '.join(names[:10])}." if names else f"{str(self.root)!r} holds none."
+        listed = f"There are: {', '.join(names[:10])}." if names else f"{self.location!r} holds none."
         hint = f"Did you mean {close[0]!r}?" if close else listed
         return AdapterNotFoundError(f"There is no adapter {ref.name!r}.", hint=hint)
 
@@ -395,6 +407,11 @@ class AdapterRegistry:
         except AdapterInvalidError as error:
             _log.warning("%s", error)
             return None
+
+    def _edit_refs(self, name: str, required: Sequence[Ref], edit: Callable[[Refs], Refs]) -> None:
+        """Replaces the aliases of an adapter by what `edit` makes of them, as one step; what is required must exist."""
+        with self._changing(*required) as staging:
+            self._write_refs(name, edit(self._layout.refs(name)), staging)
 
     def _write_refs(self, name: str, refs: Refs, staging: Path) -> None:
         write_new(staging / REFS_FILE, refs.to_json())

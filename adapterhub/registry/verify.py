@@ -44,9 +44,8 @@ def verify_adapter(layout: Layout, name: str) -> Iterator[Problem]:
     except AdapterHubError as error:
         yield Problem(name, error.message)
         refs = Refs()
-    for alias, meaning in refs.aliases.items():
-        for version in sorted(meaning.versions.difference(versions)):
-            yield Problem(name, f"The alias {alias!r} points to version {version}, which does not exist.")
+    for alias, version in refs.missing(versions):
+        yield Problem(name, f"The alias {alias!r} points to version {version}, which does not exist.")
     for path in layout.special_files(name):
         if path.split("/")[1] not in map(str, versions):
             yield _special(name, path)

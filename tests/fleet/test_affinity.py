@@ -1,5 +1,7 @@
 """Which replica answers."""
 
+import time
+
 from adapterhub.fleet import ReplicaLoad, by_affinity
 
 
@@ -56,3 +58,20 @@ def test_homes_are_even_and_stay_when_a_replica_goes():
     for name in names:
         left = by_affinity(three[:2], name)[0].name
         assert left == homes[name] or homes[name] == "http://replica-2"
+
+
+def test_what_leaves_a_full_home_spreads_over_all_others():
+    """Not to one neighbour, which would be the next to be full."""
+    fifty = fleet(*[0] * 50)
+    order = [[one.name for one in by_affinity(fifty, f"adapter-{i}")[:2]] for i in range(3000)]
+    seconds = [second for first, second in order if first == "http://replica-7"]
+    assert len(set(seconds)) > 30
+    assert max(map(seconds.count, seconds)) < len(seconds) / 5
+
+
+def test_a_thousand_replicas_are_ordered_in_a_few_milliseconds():
+    many = fleet(*range(1000), adapters={3: {"sql"}}, maximum=2000)
+    started = time.process_time()
+    for i in range(20):
+        by_affinity(many, f"adapter-{i}")
+    assert (time.process_time() - started) / 20 < 0.01  # 0.5 ms, on a machine with nothing else to do

@@ -1,0 +1,60 @@
+"""The names under which servers know the adapters of a registry: `json--v3-1a2b3c4d`.
+
+The digest is a part of the name, and a name is never loaded again with other weights. So a server cannot answer with
+another version, nor with what was registered under the same name and number elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from adapterhub.errors import InvalidRequestError
+from adapterhub.lora.request import LoraRequest, StoredLoraRequest
+from adapterhub.registry.references import Ref
+
+_NAME = re.compile(
+    r"(?P<adapter>[a-z0-9][a-z0-9._-]{0,62})--v(?P<version>[1-9][0-9]{0,8})-(?P<digest>[0-9a-f]{8})"
+)
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{8})[0-9a-f]*")
+
+
+@dataclass(frozen=True)
+class AdapterName:
+    """The model name of one version of an adapter; `str` of it is what servers are told.
+
+    Attributes:
+        adapter: The adapter's name in the registry.
+        version: Its version.
+        digest: The first 8 hexadecimal digits of its digest.
+    """
+
+    adapter: str
+    version: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.adapter}--v{self.version}-{self.digest}"
+
+    @classmethod
+    def of(cls, adapter: LoraRequest) -> Self:
+        """The name of a version in the registry.
+
+        Raises:
+            InvalidRequestError: It is no version of the registry but a blend.
+        """
+        digest = _DIGEST.fullmatch(adapter.digest)
+        version = Ref.parse(adapter.name).version if isinstance(adapter, StoredLoraRequest) else None
+        if version is None or digest is None:
+            raise InvalidRequestError(
+                f"{adapter.name!r} is not a version of an adapter in the registry, so vLLM cannot load it.",
+                hint="Register a blend as an adapter first, with add_weighted_adapter.",
+            )
+        return cls(Ref.parse(adapter.name).name, version, digest[1])
+
+    @classmethod
+    def parse(cls, model: str) -> Self | None:
+        """The parts of a model name; None if it is the name of something else."""
+        match = _NAME.fullmatch(model)
+        return cls(match["adapter"], int(match["version"]), match["digest"]) if match else None

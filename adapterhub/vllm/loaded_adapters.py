@@ -1,0 +1,157 @@
+"""The adapters that one server has loaded: one load at a time for each, unloading after draining, and a bound."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+
+class Loader(Protocol):
+    """What loads and unloads: a server's client."""
+
+    async def load(self, name: str, folder: Path) -> None: ...
+
+    async def unload(self, name: str) -> None: ...
+
+
+class LoadedAdapters:
+    """What a server has loaded, as far as is known, and which requests use it. Used from one event loop.
+
+    Args:
+        loader: Loads and unloads on the server.
+        maximum: How many adapters it may have loaded; more stay only while requests use all of them.
+
+    Attributes:
+        pinned: Names of adapters that are not unloaded to make room.
+        loads: How many adapters it was told to load so far.
+    """
+
+    def __init__(self, loader: Loader, maximum: int) -> None:
+        self.pinned: set[str] = set()
+        self.loads = 0
+        self._loader = loader
+        self._maximum = maximum
+        self._last_used: dict[str, float] = {}  # of those that are loaded, the least recently used first
+        self._users = Counter[str]()
+        self._retired = set[str]()  # to be unloaded once they have no users
+        self._changes = dict[str, asyncio.Task[None]]()  # the loads and unloads that run
+        self._changed = set[str]()  # names of those that ran since `asking`
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._last_used
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of those that are loaded, the least recently used first."""
+        return tuple(self._last_used)
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """The names of those that are loaded or being loaded."""
+        return frozenset(self._last_used) | frozenset(self._changes)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another one can be loaded without unloading one."""
+        return len(self.expected) < self._maximum
+
+    def unused_since(self, time: float) -> list[str]:
+        """The names of those that no request has used since a time of the event loop's clock."""
+        return [name for name, used in self._last_used.items() if used < time and not self._users[name]]
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Keeps an adapter from being unloaded."""
+        self._users[name] += 1
+        self._retired.discard(name)
+        try:
+            yield
+        finally:
+            self._users[name] -= 1
+            if self._last_used.pop(name, None) is not None:
+                self._mark_used(name)
+            self._unload_if_retired(name)
+
+    async def load(self, name: str, folder: Path) -> None:
+        """Loads an adapter unless it is loaded; all who ask at the same time wait for one load.
+
+        Args:
+            name: Its model name.
+            folder: Its folder, as the server sees it.
+
+        Raises:
+            AdapterHubError: The server cannot load it, or does not answer.
+        """
+        while name not in self._last_used:
+            if name not in self._changes:
+                self._start(name, self._load(name, folder))
+            await asyncio.shield(self._changes[name])  # who asked may be cancelled; the others wait on
+
+    def retire(self, name: str) -> None:
+        """Unloads an adapter once no request uses it; a new request for it before then keeps it."""
+        self._retired.add(name)
+        self._unload_if_retired(name)
+
+    def asking(self) -> None:
+        """Has to be called before the server is asked what it has loaded, and then `learn`."""
+        self._changed = set(self._changes)
+
+    def learn(self, served: Iterable[str]) -> None:
+        """Takes what the server says for the truth, but for what was loaded or unloaded since it was asked.
+
+        Args:
+            served: The names that it has loaded.
+        """
+        settled = [name for name in served if name not in self._changed]
+        for name in set(self._last_used) - {*settled, *self._changed}:
+            self.forget(name)
+        for name in settled:
+            if name not in self._last_used:
+                self._mark_used(name)
+
+    def forget(self, name: str) -> None:
+        """The server has not loaded it after all."""
+        self._last_used.pop(name, None)
+
+    def _mark_used(self, name: str) -> None:
+        self._last_used[name] = asyncio.get_running_loop().time()
+
+    def _unload_if_retired(self, name: str) -> None:
+        if name not in self._retired or self._users[name] or name in self._changes:
+            return
+        self._retired.discard(name)
+        if self._last_used.pop(name, None) is not None:
+            self._start(name, self._loader.unload(name))
+
+    def _start(self, name: str, change: Coroutine[None, None, None]) -> None:
+        self._changed.add(name)
+        self._changes[name] = task = asyncio.create_task(change)
+        task.add_done_callback(lambda task: self._ended(name, task))
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._changes[name]
+        if not task.cancelled():
+            task.exception()  # those who wait for it get it too, if there is anyone
+        self._unload_if_retired(name)
+
+    async def _load(self, name: str, folder: Path) -> None:
+        self._make_room()
+        await self._loader.load(name, folder)
+        self.loads += 1
+        self._mark_used(name)
+
+    def _make_room(self) -> None:
+        idle = [name for name in self._last_used if not self._users[name] and name not in self.pinned]
+        for name in idle[: max(len(self._last_used) + 1 - self._maximum, 0)]:
+            self.retire(name)
+
+    async def aclose(self) -> None:
+        """Ends the loads and unloads that run."""
+        changes = list(self._changes.values())
+        for change in changes:
+            change.cancel()
+        await asyncio.gather(*changes, return_exceptions=True)

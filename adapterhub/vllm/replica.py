@@ -1,0 +1,168 @@
+"""What is known of one server: whether it answers, which adapters it has loaded, and who uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from adapterhub.fleet import ReplicaLoad
+from adapterhub.vllm.adapter_names import AdapterName
+from adapterhub.vllm.circuit import Circuit
+from adapterhub.vllm.loaded_adapters import LoadedAdapters
+from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
+
+
+class ServedModels(Protocol):
+    """What a server says it has; `adapters` maps the names of adapters to their folders."""
+
+    @property
+    def base(self) -> str: ...
+
+    @property
+    def adapters(self) -> Mapping[str, str]: ...
+
+
+class ReplicaClient(Protocol):
+    """What the fleet asks of a server, which is the room's `VLLMClient`."""
+
+    url: str
+
+    async def is_healthy(self) -> bool: ...
+
+    async def start_time(self) -> float | None: ...
+
+    async def models(self) -> ServedModels: ...
+
+    async def load(self, name: str, folder: Path) -> None: ...
+
+    async def unload(self, name: str) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class ReplicaState:
+    """A snapshot of a server, for statistics.
+
+    Attributes:
+        url: Its address.
+        ready: Whether it takes requests.
+        reason: Why not; None if it is ready.
+        draining: Whether it gets no new requests because it is to end.
+        in_flight: Requests that it answers now.
+        adapters: The model names of the adapters that it has loaded, the least recently used first.
+        loads: How many adapters it was told to load so far.
+        failures: How often it was found unavailable so far.
+        started_at: When its process started, in seconds since 1970; None if it does not say.
+    """
+
+    url: str
+    ready: bool
+    reason: str | None
+    draining: bool
+    in_flight: int
+    adapters: tuple[str, ...]
+    loads: int
+    failures: int
+    started_at: float | None
+
+
+class Replica:
+    """One server of a fleet. Used from one event loop; other threads may take `state`.
+
+    Args:
+        client: Its client.
+        max_in_flight: Maximum number of requests at the same time.
+        max_adapters: Maximum number of loaded adapters.
+
+    Attributes:
+        client: Its client.
+        circuit: Whether it answers.
+        adapters: What it has loaded.
+        base_model: The model name of its base; empty until it has answered.
+        draining: Whether it gets no new requests.
+        in_flight: Requests that it answers now.
+    """
+
+    def __init__(self, client: ReplicaClient, *, max_in_flight: int, max_adapters: int) -> None:
+        self.client = client
+        self.circuit = Circuit()
+        self.adapters = LoadedAdapters(client, max_adapters)
+        self.base_model = ""
+        self.draining = False
+        self.in_flight = 0
+        self._max_in_flight = max_in_flight
+        self._started_at: float | None = None
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether it answers and is not draining; it may be full."""
+        return self.circuit.closed and not self.draining
+
+    def load_figures(self) -> ReplicaLoad:
+        """What the choice of a replica needs to know; an adapter that is being loaded counts as loaded."""
+        return ReplicaLoad(self.client.url, self.in_flight, self._max_in_flight, self.adapters.expected)
+
+    def state(self) -> ReplicaState:
+        """A snapshot."""
+        return ReplicaState(
+            url=self.client.url,
+            ready=self.takes_requests,
+            reason=self.circuit.reason or ("draining" if self.draining else None),
+            draining=self.draining,
+            in_flight=self.in_flight,
+            adapters=self.adapters.names,
+            loads=self.adapters.loads,
+            failures=self.circuit.failures,
+            started_at=self._started_at,
+        )
+
+    async def probe(self) -> None:
+        """Asks the server whether it answers and what it has loaded.
+
+        Raises:
+            ReplicaUnavailableError: It does not answer.
+        """
+        self.adapters.asking()
+        with self.failing_opens_circuit():
+            if not await self.client.is_healthy():
+                raise ReplicaUnavailableError(f"{self.client.url}/health does not answer, or not with 200.")
+            self._started_at = await self.client.start_time()
+            models = await self.client.models()
+        self.base_model = models.base
+        self.adapters.learn(name for name in models.adapters if AdapterName.parse(name))
+        self.circuit.half_open()
+
+    @contextmanager
+    def request(self, name: str | None) -> Iterator[None]:
+        """Counts a request; what it raises tells how the server is.
+
+        Args:
+            name: The model name of the request's adapter; None for the base.
+        """
+        self.in_flight += 1
+        try:
+            with self.adapters.using(name) if name else nullcontext(), self.failing_opens_circuit():
+                yield
+            self.circuit.succeeded()
+        except AdapterNotLoadedError:
+            self.adapters.forget(name or "")
+            raise
+        finally:
+            self.in_flight -= 1
+
+    @contextmanager
+    def failing_opens_circuit(self) -> Iterator[None]:
+        """Counts a failure of the server, and of several requests that one failure ends only the first."""
+        failures = self.circuit.failures
+        try:
+            yield
+        except AdapterNotLoadedError:  # it does answer
+            raise
+        except ReplicaUnavailableError as error:
+            if self.circuit.failures == failures:
+                self.circuit.open(error.message)
+            raise

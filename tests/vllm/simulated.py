@@ -1,0 +1,99 @@
+"""A server in memory, behind the client's interface: what the fleet asks takes seconds of virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapterhub.errors import AdapterIncompatibleError
+from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
+
+
+def stored(name: str, version: int = 1, digest: str = "") -> StoredLoraRequest:
+    digest = digest or f"{sum(map(ord, name)) + version:08x}"
+    return StoredLoraRequest(f"{name}@{version}", f"sha256:{digest * 8}", Path(f"/registry/{name}/{version}"))
+
+
+@dataclass(frozen=True)
+class Models:
+    base: str
+    adapters: dict[str, str]
+
+
+@dataclass(eq=False)
+class SimulatedServer:
+    """Answers as a vLLM server does; its own client.
+
+    Attributes:
+        url: Its address.
+        up: Whether it answers.
+        load_seconds: How long loading takes.
+        refuses: Names of adapters that it cannot load.
+    """
+
+    url: str
+    up: bool = True
+    load_seconds: float = 0.1
+    refuses: set[str] = field(default_factory=set)
+    loaded: dict[str, str] = field(default_factory=dict)
+    loads: Counter[str] = field(default_factory=Counter)
+    unloads: Counter[str] = field(default_factory=Counter)
+    probes: int = 0
+    started: float = 1.0
+    closed: bool = False
+
+    def kill(self) -> None:
+        self.up = False
+
+    def start(self) -> None:
+        self.up, self.loaded, self.started = True, {}, self.started + 1
+
+    def _check(self) -> None:
+        if not self.up:
+            raise ReplicaUnavailableError(f"{self.url} cannot be reached.")
+
+    async def is_healthy(self) -> bool:
+        self.probes += 1
+        return self.up
+
+    async def start_time(self) -> float | None:
+        self._check()
+        return self.started
+
+    async def models(self) -> Models:
+        await asyncio.sleep(0.001)
+        self._check()
+        return Models("demo", dict(self.loaded))
+
+    async def load(self, name: str, folder: Path) -> None:
+        self._check()
+        await asyncio.sleep(self.load_seconds)
+        self._check()
+        if name in self.refuses:
+            raise AdapterIncompatibleError(f"{name} is not for this base.")
+        if name not in self.loaded:
+            self.loads[name] += 1
+            self.loaded[name] = str(folder)
+
+    async def unload(self, name: str) -> None:
+        self._check()
+        await asyncio.sleep(0.001)
+        self.unloads[name] += 1
+        self.loaded.pop(name, None)
+
+    async def answer(self, model: str, seconds: float) -> str:
+        """The name of the model that answered."""
+        self._check()
+        if model != "demo" and model not in self.loaded:
+            raise AdapterNotLoadedError(f"{self.url} has no {model}.")
+        started = self.started
+        await asyncio.sleep(seconds)
+        if not self.up or self.started != started:
+            raise ReplicaUnavailableError(f"{self.url} went away.")
+        return model
+
+    async def aclose(self) -> None:
+        self.closed = True
