@@ -29,8 +29,9 @@ class SequenceBuilder:
     def __init__(self, base: EngineBase) -> None:
         self._base, self._device = base, base.device
         self._ends = EndTokens(base.tokenizer, base.end_token_ids)
+        self._vocabulary_size = base.vocabulary_size
         self._bad_word = lru_cache(maxsize=4096)(partial(_encode_bad_word, base.tokenizer))
-        self._compiler = GrammarCompiler(base.tokenizer, base.vocabulary_size, base.end_token_ids)
+        self._compiler = GrammarCompiler(base.tokenizer, self._vocabulary_size, base.end_token_ids)
 
     @property
     def compiler(self) -> GrammarCompiler:
@@ -55,7 +56,7 @@ class SequenceBuilder:
                 `max_tokens`.
         """
         sampling, max_tokens = request.sampling, max_completion_tokens(request, self._base.context_length)
-        check_fields(request, self._base.vocabulary_size)
+        check_fields(request, self._vocabulary_size)
         bad_words = list(chain.from_iterable(map(self._bad_word, sampling.bad_words)))
         end_token_ids = self._ends.of(sampling)
         sequences: list[SequenceState] = []
