@@ -1,4 +1,4 @@
-"""A real vLLM server for slow tests: `ADAPTERHUB_TEST_VLLM` names the program, or the URL of a server that runs."""
+"""A real vLLM for slow tests: `ADAPTERHUB_TEST_VLLM` names the program, or the URL of a server that just started."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def real_vllm(log: Path, *options: str) -> Iterator[str]:
         *(PROGRAM, "serve", str(demo_base_folder()), "--served-model-name", DEMO_BASE),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),
         *("--max-model-len", str(MAX_MODEL_LEN), "--enable-lora", "--max-lora-rank", str(MAX_LORA_RANK)),
-        # More slots than adapters: on CPUs vLLM 0.32 takes the last slot's weights for rows of the bare base.
+        # More slots than adapters: on CPUs vLLM 0.32 takes the last slot's weights for rows of the bare base, and an
+        # adapter that was unloaded stays in its slot.
         *("--max-loras", "8", "--max-cpu-loras", "8", *options),
     ]
     environment = os.environ | {

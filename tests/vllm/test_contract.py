@@ -50,9 +50,9 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[VLLMClient]:
     client = VLLMClient(url)
-    yield client
     for name in (await client.models()).adapters:
         await client.unload(name)
+    yield client
     await client.aclose()
 
 
