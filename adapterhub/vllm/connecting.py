@@ -48,6 +48,7 @@ class Connection:
         api_key: str | None = None,
     ) -> None:
         key = api_key or os.environ.get(API_KEY_VARIABLE) or None
+        self._process_id = os.getpid()
         self.loop = LoopThread()
         self._clients: list[VLLMClient] = []
         try:
@@ -55,8 +56,7 @@ class Connection:
             self._models = self.loop.run(_served_models(self._clients))
             self._fleet, self.runner = self.loop.run(_fleet(self._clients, limits))
         except BaseException:
-            self.loop.run(_aclose(self._clients))
-            self.loop.close()
+            self.loop.close(_aclose(self._clients))
             raise
         self.context_length = min(models.max_model_len for models in self._models)
 
@@ -109,14 +109,14 @@ class Connection:
         return self.loop.run(replicas())
 
     def close(self) -> None:
-        """Ends what runs, all connections, and the thread."""
+        """Ends what runs, all connections, and the thread; once."""
 
         async def close() -> None:
             await self.runner.aclose()
             await self._fleet.aclose()
 
-        self.loop.run(close())
-        self.loop.close()
+        if os.getpid() == self._process_id:  # a forked process has no such thread
+            self.loop.close(close())
 
 
 def split_urls(urls: str | Sequence[str]) -> list[str]:

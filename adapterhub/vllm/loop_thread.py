@@ -33,11 +33,19 @@ class LoopThread:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def close(self) -> None:
-        """Ends the thread; may be called twice."""
-        self.call_soon(self._loop.stop)
+    def close(self, last: Coroutine[Any, Any, object]) -> None:
+        """Runs a last coroutine and ends the thread. Waits for both, but in that thread itself."""
         if threading.current_thread() is not self._thread:
+            asyncio.run_coroutine_threadsafe(self._end(last), self._loop)
             self._thread.join()
+        else:  # the garbage collector closes what nobody has closed, in any thread
+            self._last_task = self._loop.create_task(self._end(last))
+
+    async def _end(self, last: Coroutine[Any, Any, object]) -> None:
+        try:
+            await last
+        finally:
+            self._loop.stop()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

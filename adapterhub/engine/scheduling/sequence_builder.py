@@ -133,8 +133,8 @@ def check_fields(request: Request, vocabulary_size: int) -> None:
         InvalidRequestError: A token id is not in the vocabulary, or an output format comes with `ignore_eos`.
     """
     sampling = request.sampling
-    ids = (*request.prompt, *sampling.stop_token_ids, *sampling.suppress_tokens, *sampling.logit_bias)
-    if max(chain(ids, *sampling.bad_words_ids)) >= vocabulary_size:
+    ids = (sampling.stop_token_ids, sampling.suppress_tokens, sampling.logit_bias, *sampling.bad_words_ids)
+    if max(chain(request.prompt, *ids)) >= vocabulary_size:
         raise InvalidRequestError(
             f"The base's vocabulary has {vocabulary_size} tokens, and a token id of the prompt or of the "
             "sampling parameters is not below that.",
