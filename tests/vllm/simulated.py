@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
 
 
-def stored(name: str, version: int = 1, digest: str = "") -> StoredLoraRequest:
-    digest = digest or f"{sum(map(ord, name)) + version:08x}"
-    return StoredLoraRequest(f"{name}@{version}", f"sha256:{digest * 8}", Path(f"/registry/{name}/{version}"))
+def stored(name: str, version: int = 1) -> StoredLoraRequest:
+    """A version of an adapter with a digest of its own."""
+    digest = hashlib.sha256(f"{name}@{version}".encode()).hexdigest()
+    return StoredLoraRequest(f"{name}@{version}", f"sha256:{digest}", Path(f"/registry/{name}/{version}"))
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,17 @@ class SimulatedServer:
         self.unloads[name] += 1
         self.loaded.pop(name, None)
 
-    async def answer(self, model: str, seconds: float) -> str:
-        """The name of the model that answered."""
+    async def answer(self, model: str, seconds: float) -> AsyncIterator[str]:
+        """Streams the name of the model that answers, twice: soon, and at the end."""
         self._check()
-        if model != "demo" and model not in self.loaded:
+        if model not in ("demo", *self.loaded):
             raise AdapterNotLoadedError(f"{self.url} has no {model}.")
-        started = self.started
-        await asyncio.sleep(seconds)
-        if not self.up or self.started != started:
-            raise ReplicaUnavailableError(f"{self.url} went away.")
-        return model
+        start = self.started
+        for pause in (min(0.05, seconds), max(seconds - 0.05, 0)):
+            await asyncio.sleep(pause)
+            if not self.up or self.started != start:
+                raise ReplicaUnavailableError(f"{self.url} went away.")
+            yield model
 
     async def aclose(self) -> None:
         self.closed = True
