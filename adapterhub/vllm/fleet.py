@@ -23,6 +23,8 @@ from adapterhub.vllm.replica import Replica, ReplicaClient, ReplicaState
 from adapterhub.vllm.unavailable import ReplicaUnavailableError
 from adapterhub.vllm.wanted_adapters import RegisteredAdapters, WantedAdapters
 
+_NOT_BUSY = 4
+"""A server with less than this part of its requests keeps its adapters' requests: loading costs more than batching."""
 _RETRY = "Send the request again a little later."
 
 
@@ -144,7 +146,8 @@ class Fleet:
         """The best server; if none takes requests, waits for those that are being probed."""
         while not self._closed:
             ready = self._ready()
-            if ranked := by_affinity([replica.load_for(name) for replica in ready], name):
+            loads = [replica.load_for(name) for replica in ready]
+            if ranked := by_affinity(loads, name, min_bound=self._limits.max_in_flight // _NOT_BUSY):
                 return self._replicas[ranked[0].name]
             if ready:
                 raise CapacityError("All servers have as many requests as they may have.", hint=_RETRY)
