@@ -1,0 +1,111 @@
+"""What vLLM's status codes mean, as errors of this package."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from adapterhub.errors import ConfigError, EngineError, InvalidRequestError, RequestTooLongError
+from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
+
+_MAX_REASON = 500
+_FULL_OR_GONE = (429, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        status: HTTP's.
+        content: The body.
+    """
+
+    status: int
+    content: bytes
+
+    @property
+    def reason(self) -> str:
+        """Why it is no success, in vLLM's words."""
+        return reason(self.content)
+
+
+def reason(content: bytes | str) -> str:
+    """The message of one of vLLM's errors, on one line and bounded."""
+    try:
+        error = json.loads(content)["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, LookupError, TypeError):
+        text = "no reason given"
+    return " ".join(text.split())[:_MAX_REASON]
+
+
+def check(answer: Answer, url: str) -> None:
+    """Returns if a server did what it was asked to.
+
+    Raises:
+        ReplicaUnavailableError: It is full or gone.
+        EngineError: It refused or failed.
+    """
+    if answer.status == 200:
+        return
+    if answer.status in _FULL_OR_GONE:
+        raise ReplicaUnavailableError(
+            f"{url} is full or not ready (status {answer.status}).", hint="Ask again in a moment."
+        )
+    if answer.status in (401, 403):
+        raise EngineError(
+            f"{url} refuses the API key.", hint="Set ADAPTERHUB_UPSTREAM_API_KEY to vLLM's --api-key."
+        )
+    raise EngineError(f"{url} answers with status {answer.status}: {answer.reason}")
+
+
+def check_completion(answer: Answer, url: str) -> None:
+    """Returns if a server accepted a completion.
+
+    Raises:
+        AdapterNotLoadedError: It does not have the model.
+        RequestTooLongError: Prompt and answer do not fit its context.
+        InvalidRequestError: It refuses the request.
+        ReplicaUnavailableError: It is full or gone.
+        EngineError: It failed.
+    """
+    if answer.status == 404:
+        raise AdapterNotLoadedError(f"{url} does not have the adapter: {answer.reason}", hint="Ask again.")
+    if answer.status in (400, 422):
+        if "context length" in answer.reason:
+            raise RequestTooLongError(f"{url} refuses the request: {answer.reason}")
+        raise InvalidRequestError(f"{url} refuses the request: {answer.reason}")
+    check(answer, url)
+
+
+def refuse_without_runtime_lora(answer: Answer, url: str) -> None:
+    """Returns unless a 404 means that a server has no routes for loading.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    # An adapter that is not there is a NotFoundError of vLLM; a path that does not exist is FastAPI's affair.
+    if b"NotFoundError" not in answer.content:
+        raise ConfigError(
+            f"The vLLM server at {url} does not load adapters while it runs.",
+            hint="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.",
+        )
+
+
+def checked_url(url: str) -> str:
+    """A server's URL without a path.
+
+    Raises:
+        ConfigError: It is not one of http or https, or holds a user name or password, which logs would show.
+    """
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError("A vLLM server's URL is like http://host:8000.")
+    if parts.username or parts.password:
+        raise ConfigError(
+            "A vLLM server's URL holds no user name or password.",
+            hint="Give the key in ADAPTERHUB_UPSTREAM_API_KEY.",
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
