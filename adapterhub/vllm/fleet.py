@@ -18,8 +18,9 @@ from adapterhub.lora.request import LoraRequest
 from adapterhub.registry.store import AdapterRegistry
 from adapterhub.vllm.adapter_folders import AdapterFolders
 from adapterhub.vllm.adapter_names import AdapterName, stored_adapter
+from adapterhub.vllm.client import VLLMClient
 from adapterhub.vllm.reconciling import Reconciler
-from adapterhub.vllm.replica import Replica, ReplicaClient, ReplicaState
+from adapterhub.vllm.replica import Replica, ReplicaState
 from adapterhub.vllm.unavailable import ReplicaUnavailableError
 from adapterhub.vllm.wanted_adapters import RegisteredAdapters, WantedAdapters
 
@@ -60,7 +61,7 @@ class Lease:
         model: The request's model name there.
     """
 
-    client: ReplicaClient
+    client: VLLMClient
     model: str
 
 
@@ -79,7 +80,7 @@ class Fleet:
 
     def __init__(
         self,
-        clients: Sequence[ReplicaClient],
+        clients: Sequence[VLLMClient],
         *,
         registry: AdapterRegistry | None = None,
         adapters_at: str | Path | None = None,
@@ -87,7 +88,10 @@ class Fleet:
     ) -> None:
         self._limits = limits or FleetLimits()
         self._wanted = WantedAdapters()
-        self._folders = AdapterFolders(registry and registry.root, Path(adapters_at) if adapters_at else None)
+        self._folders = AdapterFolders(
+            registry=registry.root if registry else None,
+            mounted_at=Path(adapters_at) if adapters_at else None,
+        )
         self._replicas = {client.url: self._replica(client) for client in clients}
         if not clients or len(self._replicas) < len(clients):
             raise ConfigError("A fleet takes the URLs of one server or more, each of them once.")
@@ -105,7 +109,7 @@ class Fleet:
         }
         self._closed = False
 
-    def _replica(self, client: ReplicaClient) -> Replica:
+    def _replica(self, client: VLLMClient) -> Replica:
         return Replica(
             client,
             max_in_flight=self._limits.max_in_flight,
@@ -235,4 +239,3 @@ class Fleet:
             await self._reconcilers[url].aclose()
             await replica.adapters.aclose()
             await replica.client.aclose()
-

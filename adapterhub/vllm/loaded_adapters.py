@@ -76,7 +76,7 @@ class LoadedAdapters:
         try:
             yield
         finally:
-            self._users[name] -= 1
+            self._users -= Counter([name])  # drops what has none left
             if self._last_used.pop(name, None) is not None:
                 self._mark_used(name)
             self._unload_if_retired(name)
@@ -91,10 +91,14 @@ class LoadedAdapters:
         Raises:
             AdapterHubError: The server cannot load it, or does not answer.
         """
-        while name not in self._last_used:
-            if name not in self._changes:
-                self._start(name, self._load(name, folder))
-            await asyncio.shield(self._changes[name])  # who asked may be cancelled; the others wait on
+        if name in self._changes and name not in self._loading:
+            await asyncio.wait([self._changes[name]])  # it is being unloaded
+        if name in self._last_used:
+            return
+        if name not in self._changes:
+            self._loading.add(name)
+            self._start(name, self._load(name, folder))
+        await asyncio.shield(self._changes[name])  # who asked may be cancelled; the others wait on
 
     def retire(self, name: str) -> None:
         """Unloads an adapter once no request uses it; a new request for it before then keeps it."""
@@ -150,7 +154,6 @@ class LoadedAdapters:
         self._unload_if_retired(name)
 
     async def _load(self, name: str, folder: Path) -> None:
-        self._loading.add(name)
         try:
             self._retire_least_recently_used()
             await self._loader.load(name, folder)

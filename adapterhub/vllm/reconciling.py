@@ -110,6 +110,8 @@ class Reconciler:
             if error.message not in self._warned | self._warned_before:
                 _log.warning("%s: %s", self._replica.client.url, error.message)
             self._warned.add(error.message)
+        except Exception:  # noqa: BLE001  a defect must not leave the server without a reconciler
+            _log.exception("%s could not be reconciled", self._replica.client.url)
 
     async def aclose(self) -> None:
         """Ends it; who waits for a probe waits no longer."""

@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
+from adapterhub.errors import AdapterHubError
 from adapterhub.fleet import ReplicaLoad
 from adapterhub.vllm.adapter_names import AdapterName
 from adapterhub.vllm.circuit import Circuit
+from adapterhub.vllm.client import VLLMClient
 from adapterhub.vllm.loaded_adapters import LoadedAdapters
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
-
-
-class ServedModels(Protocol):
-    """What a server says it has; `adapters` maps the names of adapters to their folders."""
-
-    @property
-    def base(self) -> str: ...
-
-    @property
-    def adapters(self) -> Mapping[str, str]: ...
-
-
-class ReplicaClient(Protocol):
-    """What the fleet asks of a server, which is the room's `VLLMClient`."""
-
-    url: str
-
-    async def is_healthy(self) -> bool: ...
-
-    async def start_time(self) -> float | None: ...
-
-    async def models(self) -> ServedModels: ...
-
-    async def load(self, name: str, folder: Path) -> None: ...
-
-    async def unload(self, name: str) -> None: ...
-
-    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +62,7 @@ class Replica:
     """
 
     def __init__(
-        self, client: ReplicaClient, *, max_in_flight: int, max_adapters: int, pinned: Container[str] = ()
+        self, client: VLLMClient, *, max_in_flight: int, max_adapters: int, pinned: Container[str] = ()
     ) -> None:
         self.client = client
         self.circuit = Circuit()
@@ -128,17 +100,20 @@ class Replica:
         )
 
     async def probe(self) -> None:
-        """Asks the server whether it answers and what it has loaded.
+        """Asks the server whether it answers and what it has loaded, and closes or opens its circuit.
 
         Raises:
-            ReplicaUnavailableError: It does not answer.
+            AdapterHubError: It does not answer, or not as vLLM does.
         """
         self.adapters.asking()
-        with self.failing_opens_circuit():
+        try:
             if not await self.client.is_healthy():
                 raise ReplicaUnavailableError(f"{self.client.url}/health does not answer, or not with 200.")
             self._started_at = await self.client.start_time()
             models = await self.client.models()
+        except AdapterHubError as error:
+            self.circuit.open(error.message)
+            raise
         self.base_model = models.base
         self.adapters.learn(name for name in models.adapters if AdapterName.parse(name))
         self.circuit.half_open()

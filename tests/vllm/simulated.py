@@ -1,4 +1,4 @@
-"""A server in memory, behind the client's interface: what the fleet asks takes seconds of virtual time."""
+"""A server in memory with the interface of `VLLMClient`, so that tests of a fleet take no time: see `virtual_time`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adapterhub.errors import AdapterIncompatibleError
 from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.vllm.client import ServedModels
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
 
 
@@ -18,12 +19,6 @@ def stored(name: str, version: int = 1) -> StoredLoraRequest:
     """A version of an adapter with a digest of its own."""
     digest = hashlib.sha256(f"{name}@{version}".encode()).hexdigest()
     return StoredLoraRequest(f"{name}@{version}", f"sha256:{digest}", Path(f"/registry/{name}/{version}"))
-
-
-@dataclass(frozen=True)
-class Models:
-    base: str
-    adapters: dict[str, str]
 
 
 @dataclass(eq=False)
@@ -35,6 +30,12 @@ class SimulatedServer:
         up: Whether it answers.
         load_seconds: How long loading takes.
         refuses: Names of adapters that it cannot load.
+        loaded: Adapters: name -> folder.
+        loads: How often each was loaded.
+        unloads: How often each was unloaded.
+        probes: How often it was asked whether it is healthy.
+        started: When it was started.
+        closed: Whether its client was closed.
     """
 
     url: str
@@ -49,9 +50,11 @@ class SimulatedServer:
     closed: bool = False
 
     def kill(self) -> None:
+        """Ends it, and what it answers."""
         self.up = False
 
     def start(self) -> None:
+        """Starts it again, with nothing loaded."""
         self.up, self.loaded, self.started = True, {}, self.started + 1
 
     def _check(self) -> None:
@@ -66,10 +69,10 @@ class SimulatedServer:
         self._check()
         return self.started
 
-    async def models(self) -> Models:
+    async def models(self) -> ServedModels:
         await asyncio.sleep(0.001)
         self._check()
-        return Models("demo", dict(self.loaded))
+        return ServedModels("demo", "/models/demo", 2048, dict(self.loaded))
 
     async def load(self, name: str, folder: Path) -> None:
         self._check()
