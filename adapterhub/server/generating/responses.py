@@ -76,7 +76,9 @@ class ResponseCall:
         begun = False  # the first events wait for an output, until which an error has its own status
         async with aclosing(stream):
             try:
-                async for chunk in stream.chunks():
+                async for chunk in stream.chunks(
+                    self.body.tokens_per_chunk(self.state.config.stream_interval)
+                ):
                     if not begun:
                         begun = True
                         yield _frames(told.start())

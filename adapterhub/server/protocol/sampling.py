@@ -30,6 +30,8 @@ class GenerationBody(Body):
     """Send the answer as it comes, as server-sent events."""
     stream_options: StreamOptions | None = None
     """What a stream says beside the answer."""
+    stream_interval: int | None = Field(None, ge=1)
+    """Least number of tokens of a stream's chunk, if that is more than the server's; vLLM's."""
     max_tokens: int | None = None
     """Maximum number of tokens of the answer; 256 if not sent, or what the context leaves."""
     temperature: float | None = None
@@ -69,6 +71,14 @@ class GenerationBody(Body):
     def streams(self) -> bool:
         """Whether the answer is streamed."""
         return bool(self.stream)
+
+    def tokens_per_chunk(self, least: int) -> int:
+        """Least number of tokens of a stream's chunk.
+
+        Args:
+            least: What the server is set to.
+        """
+        return max(self.stream_interval or 1, least)
 
     def sampling_options(self) -> dict[str, Any]:
         """The options of a call of the hub that were sent."""
