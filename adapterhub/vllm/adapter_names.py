@@ -38,18 +38,22 @@ class AdapterName:
         return f"{self.adapter}--v{self.version}-{self.digest}"
 
     @classmethod
-    def of(cls, adapter: StoredLoraRequest) -> Self:
-        """The name of a version in the registry.
+    def of(cls, ref: str, digest: str) -> Self:
+        """The name of a version in a registry.
+
+        Args:
+            ref: The reference to exactly this version: `name@version`.
+            digest: The digest of its weights and settings.
 
         Raises:
-            InvalidRequestError: It is no version in a registry.
+            InvalidRequestError: They are not those of a version.
         """
-        ref, digest = Ref.parse(adapter.name), _DIGEST.fullmatch(adapter.digest)
-        if ref.version is None or digest is None:
+        version, digits = Ref.parse(ref), _DIGEST.fullmatch(digest)
+        if version.version is None or digits is None:
             raise InvalidRequestError(
-                f"{adapter.name!r} is no version of an adapter, such as 'json@3' with its digest."
+                f"{ref!r} is no version of an adapter, such as 'json@3', with its digest."
             )
-        return cls(ref.name, ref.version, digest[1])
+        return cls(version.name, version.version, digits[1])
 
     @classmethod
     def parse(cls, model: str) -> Self | None:

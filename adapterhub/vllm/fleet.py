@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adapterhub.errors import CapacityError, ConfigError, EngineClosedError, InvalidRequestError
 from adapterhub.fleet import by_affinity
-from adapterhub.lora.request import LoraRequest
+from adapterhub.lora.request import LoraRequest, StoredLoraRequest
 from adapterhub.registry.store import AdapterRegistry
 from adapterhub.vllm.adapter_folders import AdapterFolders
 from adapterhub.vllm.adapter_names import AdapterName, stored_adapter
@@ -135,7 +135,7 @@ class Fleet:
             ReplicaUnavailableError: No server answers, or the one that was chosen does not.
         """
         stored = stored_adapter(adapter) if adapter else None
-        name = str(AdapterName.of(stored)) if stored else None
+        name = _name_of(stored) if stored else None
         replica = await self._choose(name)
         try:
             with replica.request(name):
@@ -177,12 +177,12 @@ class Fleet:
         """
         stored = stored_adapter(adapter)
         async with self.lease(stored):
-            self._wanted.preloaded[str(AdapterName.of(stored))] = stored
+            self._wanted.preloaded[_name_of(stored)] = stored
         self._wake_all()
 
     async def unload(self, adapter: LoraRequest) -> None:
         """Has every server unload an adapter, once no request uses it; a later request loads it again."""
-        name = str(AdapterName.of(stored_adapter(adapter)))
+        name = _name_of(stored_adapter(adapter))
         self._wanted.drop(name)
         await gather(*(replica.adapters.unload(name) for replica in self._replicas.values()))
 
@@ -194,7 +194,7 @@ class Fleet:
             InvalidRequestError: The adapter is a blend.
         """
         stored = stored_adapter(adapter)
-        name = str(AdapterName.of(stored))
+        name = _name_of(stored)
         if pinned:
             self._wanted.pin(name, stored, self._limits.max_adapters)
             self._wake_all()
@@ -239,3 +239,7 @@ class Fleet:
             await self._reconcilers[url].aclose()
             await replica.adapters.aclose()
             await replica.client.aclose()
+
+
+def _name_of(adapter: StoredLoraRequest) -> str:
+    return str(AdapterName.of(adapter.name, adapter.digest))

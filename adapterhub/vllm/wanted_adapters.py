@@ -59,7 +59,7 @@ def _names_of(registry: AdapterRegistry) -> RegisteredNames:
         for card in registry.versions(bare.name):
             if card.status != "ready":
                 continue
-            name = str(AdapterName.of(StoredLoraRequest(card.ref, card.digest, registry.folder(card))))
+            name = str(AdapterName.of(card.ref, card.digest))
             every.add(name)
             if card.aliases or card.version == bare.version:
                 current.add(name)

@@ -13,7 +13,7 @@ from tests.vllm.simulated import SimulatedServer
 
 
 def name_of(adapter: StoredLoraRequest) -> str:
-    return str(AdapterName.of(adapter))
+    return str(AdapterName.of(adapter.name, adapter.digest))
 
 
 def servers(count: int) -> list[SimulatedServer]:

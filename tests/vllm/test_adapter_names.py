@@ -13,14 +13,14 @@ DIGEST = "1a2b3c4d" + "0" * 56
 
 @pytest.mark.parametrize("name", ["sql", "a.b_c-d", "x--v2-00000000", "0" * 63])
 def test_a_name_is_made_and_parsed(name: str):
-    made = AdapterName.of(StoredLoraRequest(f"{name}@12", f"sha256:{DIGEST}", Path("/x")))
+    made = AdapterName.of(f"{name}@12", f"sha256:{DIGEST}")
     assert str(made) == f"{name}--v12-1a2b3c4d"
     assert AdapterName.parse(str(made)) == made == AdapterName(name, 12, "1a2b3c4d")
 
 
 def test_versions_and_weights_have_names_of_their_own():
     names = {
-        str(AdapterName.of(StoredLoraRequest(ref, f"sha256:{digest}", Path("/x"))))
+        str(AdapterName.of(ref, f"sha256:{digest}"))
         for ref in ("sql@1", "sql@2", "json@1")
         for digest in (DIGEST, DIGEST[::-1])
     }
@@ -52,7 +52,7 @@ def test_other_names_are_left_alone(model: str):
 )
 def test_only_a_version_with_its_digest_has_a_name(name: str, digest: str):
     with pytest.raises(InvalidRequestError):
-        AdapterName.of(StoredLoraRequest(name, digest, Path("/x")))
+        AdapterName.of(name, digest)
 
 
 def test_a_blend_is_not_stored():

@@ -86,7 +86,7 @@ async def traffic(seed: int, *, faults: bool) -> Outcome:
         death.cancel()
     assert all(state.in_flight == 0 for state in fleet.replicas())
     await fleet.aclose()
-    expected = [str(AdapterName.of(adapter)) for adapter in asked]
+    expected = [str(AdapterName.of(adapter.name, adapter.digest)) for adapter in asked]
     errors = [result for result in results if isinstance(result, BaseException)]
     assert all(isinstance(error, AdapterHubError) and error.retryable for error in errors), errors
     right = sum(result == name for result, name in zip(results, expected, strict=True))
