@@ -64,6 +64,21 @@ class Lease:
     client: VLLMClient
     model: str
 
+    def check_model(self, answered: object) -> None:
+        """Returns if an answer says that the request's model gave it.
+
+        Args:
+            answered: The answer's `model`.
+
+        Raises:
+            ReplicaUnavailableError: It is another one's, so the server must get no more requests for now.
+        """
+        if answered != self.model:
+            raise ReplicaUnavailableError(
+                f"{self.client.url} was asked for {self.model} and answered with another model.",
+                hint="Is there a proxy before it that rewrites model names?",
+            )
+
 
 class Fleet:
     """Servers with the same base. Used from one event loop, in which it is constructed; any thread may take `replicas`.
