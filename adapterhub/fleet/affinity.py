@@ -40,11 +40,7 @@ class ReplicaLoad:
 
 
 def by_affinity(
-    replicas: Sequence[ReplicaLoad],
-    adapter: str | None,
-    *,
-    load_factor: float = LOAD_FACTOR,
-    min_bound: int = 1,
+    replicas: Sequence[ReplicaLoad], adapter: str | None, *, load_factor: float = LOAD_FACTOR
 ) -> list[ReplicaLoad]:
     """The replicas that may take a request, the best first; none if all are full.
 
@@ -52,15 +48,13 @@ def by_affinity(
         replicas: Those that are ready.
         adapter: The request's adapter; None for the bare base, which every replica has.
         load_factor: By how much a load may exceed the mean.
-        min_bound: A replica with fewer requests than these is not passed over, however idle the others are: for
-            engines whose batch grows that far at little cost.
     """
     free = [replica for replica in replicas if replica.in_flight < replica.max_in_flight]
     if adapter is None:
         return sorted(free, key=_in_flight)
     # The request itself counts, so that the bound is at least 1 and an idle fleet is never above it.
     in_flight = sum([replica.in_flight for replica in replicas]) + 1
-    bound = max(math.ceil(load_factor * in_flight / max(len(replicas), 1)), min_bound)
+    bound = math.ceil(load_factor * in_flight / max(len(replicas), 1))
     loaded, others, busy = list[ReplicaLoad](), list[ReplicaLoad](), list[ReplicaLoad]()
     for replica in free:
         if replica.in_flight >= max(bound, IDLE_SHARE * replica.max_in_flight):

@@ -24,8 +24,6 @@ from adapterhub.vllm.replica import Replica, ReplicaState
 from adapterhub.vllm.unavailable import ReplicaUnavailableError
 from adapterhub.vllm.wanted_adapters import RegisteredAdapters, WantedAdapters
 
-_NOT_BUSY = 4
-"""A server with less than this part of its requests keeps its adapters' requests: loading costs more than batching."""
 _RETRY = "Send the request again a little later."
 
 
@@ -166,7 +164,7 @@ class Fleet:
         while not self._closed:
             ready = self._ready()
             loads = [replica.load_for(name) for replica in ready]
-            if ranked := by_affinity(loads, name, min_bound=self._limits.max_in_flight // _NOT_BUSY):
+            if ranked := by_affinity(loads, name):
                 return self._replicas[ranked[0].name]
             if ready:
                 raise CapacityError("All servers have as many requests as they may have.", hint=_RETRY)

@@ -35,17 +35,10 @@ def test_a_much_busier_replica_is_passed_over():
     assert by_affinity(replicas, "sql")[-1].name == "http://replica-0"
 
 
-<<<<<<< HEAD
-def test_a_replica_below_the_minimum_bound_is_not_passed_over():
-    replicas = fleet(9, 1, 0, adapters={0: {"sql"}})
-    assert by_affinity(replicas, "sql", min_bound=10)[0] == replicas[0]
-    assert by_affinity(replicas, "sql", min_bound=9)[0] != replicas[0]
-=======
 def test_a_nearly_idle_replica_keeps_its_adapters():
     """Three requests are no load for one that takes 64, though they are more than its share."""
     assert first(fleet(3, 0, 0, adapters={0: {"sql"}}, maximum=64), "sql") == 0
     assert first(fleet(4, 0, 0, adapters={0: {"sql"}}, maximum=64), "sql") != 0
->>>>>>> main
 
 
 def test_an_idle_fleet_takes_a_first_request():

@@ -199,9 +199,10 @@ async def test_a_lease_waits_for_the_probe_after_a_first_failure():
 @in_virtual_time
 async def test_a_server_that_answers_with_another_model_gets_no_more_requests():
     async with serving(servers(1)) as fleet:
+        async with fleet.lease(SQL) as lease:
+            lease.check_model(NAME)
         with pytest.raises(ReplicaUnavailableError, match="another model"):
             async with fleet.lease(SQL) as lease:
-                lease.check_model(NAME)
                 lease.check_model(name_of(JSON))
         assert not fleet.replicas()[0].ready
 
