@@ -96,8 +96,10 @@ class Reconciler:
 
     async def _pause(self) -> None:
         if self._replica.circuit.closed:
+            # Not `wait_for`: that of Python 3.11 loses a cancellation which comes together with what it waits for.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), self._seconds)
+                async with asyncio.timeout(self._seconds):
+                    await self._due.wait()
         if not self._replica.circuit.closed:
             await asyncio.sleep(self._replica.circuit.delay)
 
