@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from adapterhub.registry import AdapterCard, Evaluation
 
@@ -93,6 +93,10 @@ class AliasRequest(_Body):
 
     version: int = Field(ge=1, le=999_999_999)
     """The version."""
+
+
+class UpdateAdapterRequest(RootModel[dict[str, Any]]):
+    """Fields of a version's card, with their new values."""
 
 
 class PinRequest(_Body):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +19,7 @@ from adapterhub.server.protocol.registry import (
     AddAdapterRequest,
     AliasRequest,
     PinRequest,
+    UpdateAdapterRequest,
 )
 from adapterhub.server.routes.dependencies import Audited
 from adapterhub.server.state import ServerState, State
@@ -81,11 +82,16 @@ async def upload_adapter(name: str, request: Request, state: State, audited: Aud
         return await run_in_threadpool(register)
 
 
-@router.patch("/{ref}")
-def update_adapter(ref: str, fields: dict[str, Any], state: State, audited: Audited) -> AdapterSummary:
+@router.patch("/{ref}", openapi_extra=describe_body(UpdateAdapterRequest))
+def update_adapter(
+    ref: str,
+    body: Annotated[UpdateAdapterRequest, Depends(JsonBody(UpdateAdapterRequest))],
+    state: State,
+    audited: Audited,
+) -> AdapterSummary:
     """Sets fields of a version's card, such as `description`, `routing` or `status` (`ready`, `disabled`)."""
     with audited("update", ref):
-        card = state.serving.update(ref, fields)
+        card = state.serving.update(ref, body.root)
     return _shown(state, card)
 
 
@@ -122,12 +128,12 @@ def remove_alias(name: str, alias: str, state: State, audited: Audited) -> None:
         state.hub.registry.alias(name, alias, None)
 
 
-@router.post("/{ref}/pin")
+@router.post("/{ref}/pin", openapi_extra=describe_body(PinRequest, required=False))
 def pin_adapter(
     ref: str,
+    body: Annotated[PinRequest, Depends(JsonBody(PinRequest))],
     state: State,
     audited: Audited,
-    body: PinRequest = PinRequest(),  # noqa: B008  frozen
 ) -> AdapterSummary:
     """Keeps an adapter in its LoRA slot, or no longer."""
     with audited("pin" if body.pinned else "unpin", ref):
