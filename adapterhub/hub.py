@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
-from adapterhub.config import HubConfig, registry_folder
+from adapterhub.config import HubConfig
 from adapterhub.engine.interface import Completion, Engine, TokenOutput
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
@@ -28,6 +28,7 @@ from adapterhub.lora.blending.resolving import SingleAdapter, resolve_adapter
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.registry.references import check_reference
+from adapterhub.registry.remote import configured_registry
 from adapterhub.requests.executor import RequestExecutor
 from adapterhub.requests.generation import Generation
 from adapterhub.requests.options import BatchGenerationOptions, GenerationOptions, RequestOptions
@@ -109,7 +110,8 @@ class AdapterHub:
         Args:
             base: `"adapterhub-demo"`, a folder, a GGUF file or a hub id; if not given, the base that the
                 registry's cards name.
-            registry: The folder of adapters; if not given, see `HubConfig.registry`.
+            registry: The folder of adapters or a URL such as `s3://bucket/prefix`; if not given, see
+                `HubConfig.registry`.
             router: As for the constructor.
             **settings: Further fields of `HubConfig`, such as `quantization="nf4"`, `device="auto"`, or
                 `engine="llama.cpp"`.
@@ -118,7 +120,7 @@ class AdapterHub:
             ConfigError: A setting is not valid, or the base cannot be loaded or is not known.
         """
         config = HubConfig.load(base=str(base) if base else None, registry=registry, **settings)
-        adapters = AdapterRegistry(registry_folder(config.registry))
+        adapters = configured_registry(config)
         (name, revision), limits = chosen_base(config, adapters), config.limits
         # torch and transformers take seconds to import, so everything above has been checked first.
         make_engine = _load_base(config, name, revision)
@@ -485,7 +487,7 @@ class AdapterHub:
         """
         name, at, _ = check_reference(adapter_name).partition("@")
         cards = [self.registry.get(adapter_name)] if at else self.registry.versions(name)
-        loaded = [StoredLoraRequest(card.ref, card.digest, self.registry.folder(card)) for card in cards]
+        loaded = [StoredLoraRequest.of(self.registry, card) for card in cards]
         self.registry.remove(adapter_name, force=force)
         self._resolved.clear()  # other references may point to a removed version too
         for adapter in loaded:

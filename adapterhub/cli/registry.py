@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("list")
 @registry_option
 @json_option
-def list_adapters(registry: Path | None, as_json: bool) -> None:
+def list_adapters(registry: str | Path | None, as_json: bool) -> None:
     """List the adapters: the version that each bare name means.
 
     \b
@@ -35,7 +35,7 @@ def list_adapters(registry: Path | None, as_json: bool) -> None:
         output.emit_json([card.model_dump(mode="json") for card in cards])
         return
     if not cards:
-        output.note(f"No adapters in {adapters.root}. `adapterhub add NAME PATH` registers one.")
+        output.note(f"No adapters in {adapters.location}. `adapterhub add NAME PATH` registers one.")
         return
     rows = [(card.name, str(card.version), *_summary(card)) for card in cards]
     output.table(["name", "version", "rank", "size", "base", "description"], rows, cut=True)
@@ -45,7 +45,7 @@ def list_adapters(registry: Path | None, as_json: bool) -> None:
 @click.argument("name", shell_complete=complete_adapter)
 @registry_option
 @json_option
-def show(name: str, registry: Path | None, as_json: bool) -> None:
+def show(name: str, registry: str | Path | None, as_json: bool) -> None:
     """Show everything known about an adapter: NAME, NAME@3 or NAME@alias.
 
     \b
@@ -97,7 +97,7 @@ def add(
     examples: tuple[str, ...],
     force: bool,
     trust_card: bool,
-    registry: Path | None,
+    registry: str | Path | None,
     as_json: bool,
 ) -> None:
     """Check the adapter at PATH (a PEFT folder or a hub id) and register it as the next version of NAME.
@@ -127,7 +127,7 @@ def add(
 @click.option("--force", is_flag=True, help="Remove also what an alias points to.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @registry_option
-def rm(name: str, force: bool, yes: bool, registry: Path | None) -> None:
+def rm(name: str, force: bool, yes: bool, registry: str | Path | None) -> None:
     """Remove a version (NAME@3), or with a bare NAME all versions. Their numbers are not reused.
 
     \b
@@ -141,7 +141,7 @@ def rm(name: str, force: bool, yes: bool, registry: Path | None) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("Removal has to be confirmed, and there is no terminal; add --yes.")
-        click.confirm(f"Remove {name} from {adapters.root}?", abort=True, err=True)
+        click.confirm(f"Remove {name} from {adapters.location}?", abort=True, err=True)
     adapters.remove(name, force=force)
     output.note(f"Removed {name}.")
 
@@ -152,7 +152,7 @@ def rm(name: str, force: bool, yes: bool, registry: Path | None) -> None:
 @click.argument("version", type=click.IntRange(1), required=False)
 @click.option("--delete", is_flag=True, help="Remove the alias.")
 @registry_option
-def alias(name: str, alias_name: str, version: int | None, delete: bool, registry: Path | None) -> None:
+def alias(name: str, alias_name: str, version: int | None, delete: bool, registry: str | Path | None) -> None:
     """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, at the newest.
 
     \b
@@ -170,7 +170,7 @@ def alias(name: str, alias_name: str, version: int | None, delete: bool, registr
 @click.argument("name", required=False, shell_complete=complete_adapter)
 @registry_option
 @json_option
-def verify(name: str | None, registry: Path | None, as_json: bool) -> None:
+def verify(name: str | None, registry: str | Path | None, as_json: bool) -> None:
     """Check stored adapters again: files, digests, cards, aliases. Exit code 1 if something is wrong.
 
     \b
@@ -188,7 +188,7 @@ def verify(name: str | None, registry: Path | None, as_json: bool) -> None:
     sys.exit(1 if problems else 0)
 
 
-def _warn_of_rank(card: AdapterCard, registry: Path | None) -> None:
+def _warn_of_rank(card: AdapterCard, registry: str | Path | None) -> None:
     from adapterhub.config import HubConfig
 
     limit, rank = HubConfig.load(registry=registry).max_lora_rank, card.peft.max_rank

@@ -119,7 +119,7 @@ def server_options(function: F) -> F:
 @batch_invariant_option
 @limit_options
 def serve(
-    registry: Path | None,
+    registry: str | Path | None,
     base: str | None,
     engine: str | None,
     quantization: str | None,

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
@@ -27,7 +28,7 @@ from adapterhub.registry.references import check_name
 REFS_FILE = "refs.json"
 STAGING = ".staging"
 LOCK = ".lock"
-_MAX_REFS_BYTES = 2**20
+MAX_REFS_BYTES = 2**20
 
 
 class Refs(BaseModel):
@@ -39,6 +40,8 @@ class Refs(BaseModel):
     """Alias -> version."""
     next_version: PositiveInt = 1
     """The next version gets at least this number, so that the number of a removed version is not reused."""
+    removed: tuple[PositiveInt, ...] = ()
+    """In a store: removed versions, of which objects may be left."""
 
     def aliases_of(self, version: int) -> tuple[str, ...]:
         """The aliases of a version."""
@@ -54,6 +57,15 @@ class Refs(BaseModel):
     def to_json(self) -> bytes:
         """The content of `refs.json`."""
         return self.model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n"
+
+
+class Catalog(Protocol):
+    """The adapters of a registry, as its reading methods need them; the methods of `Layout` say what each returns."""
+
+    def names(self) -> list[str]: ...
+    def versions(self, name: str) -> tuple[int, ...]: ...
+    def refs(self, name: str) -> Refs: ...
+    def card(self, name: str, version: int, refs: Refs) -> AdapterCard: ...
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ class Layout:
         hint = "Restore it from a backup or from git."
         try:
             with self.open(name) as folder:
-                return Refs.model_validate_json(read_regular(REFS_FILE, _MAX_REFS_BYTES, dir_fd=folder))
+                return Refs.model_validate_json(read_regular(REFS_FILE, MAX_REFS_BYTES, dir_fd=folder))
         except FileNotFoundError:
             return Refs()
         except (OSError, ValidationError) as error:

@@ -26,7 +26,7 @@ from adapterhub.errors import (
 )
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
 from adapterhub.registry.importing import import_adapter
-from adapterhub.registry.layout import REFS_FILE, STAGING, Layout, Refs
+from adapterhub.registry.layout import REFS_FILE, STAGING, Catalog, Layout, Refs
 from adapterhub.registry.references import LATEST, Ref, check_alias, check_name
 from adapterhub.registry.sources import Downloader, locate_adapter
 from adapterhub.registry.staging import staging_folder, writers_lock
@@ -57,7 +57,16 @@ class AdapterRegistry:
         self._lock_timeout = lock_timeout
 
     def __repr__(self) -> str:
-        return f"AdapterRegistry({str(self.root)!r})"
+        return f"{type(self).__name__}({self.location!r})"
+
+    @property
+    def location(self) -> str:
+        """Where the registry is, for people: its folder, or its URL."""
+        return str(self.root)
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._layout
 
     def register(
         self,
@@ -172,8 +181,8 @@ class AdapterRegistry:
     def get(self, ref: str) -> AdapterCard:
         """Returns the card of the version that a reference points to, whatever its status; otherwise as `resolve`."""
         parsed = Ref.parse(ref)
-        refs, versions = self._layout.refs(parsed.name), self._matching(parsed)
-        cards = (self._layout.card(parsed.name, version, refs) for version in reversed(versions))
+        refs, versions = self._catalog.refs(parsed.name), self._matching(parsed)
+        cards = (self._catalog.card(parsed.name, version, refs) for version in reversed(versions))
         highest = next(cards)
         if highest.status == "ready":
             return highest
@@ -184,7 +193,7 @@ class AdapterRegistry:
 
         Damaged ones are left out with a warning in the log; `verify` reports the details.
         """
-        return [card for name in self._layout.names() if (card := self._readable(name))]
+        return [card for name in self._catalog.names() if (card := self._readable(name))]
 
     def stamp(self) -> tuple[int, ...]:
         """A value that changes with every change made through an `AdapterRegistry`, in any process.
@@ -318,17 +327,21 @@ class AdapterRegistry:
 
     def folder(self, card: AdapterCard) -> Path:
         """The folder with a version's files."""
+        return self.expected_folder(card)
+
+    def expected_folder(self, card: AdapterCard) -> Path:
+        """Where `folder` finds a version's files, or puts them if it has to download them first."""
         return self._layout.version_folder(card.name, card.version)
 
     def _matching(self, ref: Ref) -> tuple[int, ...]:
         """The versions that a reference matches, ascending: all for a bare name, else one."""
-        versions = self._layout.versions(ref.name)
+        versions = self._catalog.versions(ref.name)
         if ref.is_bare:
             matching = versions
         elif ref.alias == LATEST:
             matching = versions[-1:]
         else:
-            target = self._layout.refs(ref.name).aliases.get(ref.alias) if ref.alias else ref.version
+            target = self._catalog.refs(ref.name).aliases.get(ref.alias) if ref.alias else ref.version
             matching = tuple(version for version in versions if version == target)
         if not matching:
             raise self._not_found(ref, versions)
@@ -336,12 +349,12 @@ class AdapterRegistry:
 
     def _not_found(self, ref: Ref, versions: tuple[int, ...]) -> AdapterNotFoundError:
         if versions:
-            pointers = (*versions[-5:], *sorted(self._layout.refs(ref.name).aliases)[:5])
+            pointers = (*versions[-5:], *sorted(self._catalog.refs(ref.name).aliases)[:5])
             known = ", ".join(f"{ref.name}@{pointer}" for pointer in pointers)
             return AdapterNotFoundError(f"There is no adapter {str(ref)!r}.", hint=f"There are: {known}.")
-        names = [name for name in self._layout.names() if self._layout.versions(name)]
+        names = [name for name in self._catalog.names() if self._catalog.versions(name)]
         close = difflib.get_close_matches(ref.name, names, n=1)
-        listed = f"There are: {', '.join(names[:10])}." if names else f"{str(self.root)!r} holds none."
+        listed = f"There are: {', '.join(names[:10])}." if names else f"{self.location!r} holds none."
         hint = f"Did you mean {close[0]!r}?" if close else listed
         return AdapterNotFoundError(f"There is no adapter {ref.name!r}.", hint=hint)
 

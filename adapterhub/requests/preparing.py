@@ -301,10 +301,7 @@ class RequestPreparer:
         return trained_on.mismatch(loaded) if loaded and trained_on else None
 
     def _lora_request_of(self, resolved: ResolvedAdapter) -> LoraRequest:
-        parts = [
-            (StoredLoraRequest(card.ref, card.digest, self._registry.folder(card)), weight)
-            for card, weight in resolved.parts
-        ]
+        parts = [(StoredLoraRequest.of(self._registry, card), weight) for card, weight in resolved.parts]
         return BlendedLoraRequest.of(resolved.ref, parts) if isinstance(resolved, Blend) else parts[0][0]
 
 
