@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from adapterhub.engine.frozen_heap import freeze_more
 from adapterhub.errors import AdapterHubError, RoutingError
@@ -84,7 +84,7 @@ async def _ask(app: FastAPI, path: str, body: Mapping[str, Any] | None) -> None:
     async def send(_: Message) -> None:
         pass
 
-    scope = {
+    scope: Scope = {
         "type": "http",
         "method": "GET" if body is None else "POST",
         "path": path,
