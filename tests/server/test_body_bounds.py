@@ -14,7 +14,7 @@ from adapterhub.server.protocol.completions import CompletionRequest
 
 CHAT = {"model": "json", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
 OVER_10_000 = 10_001
-MANY = 300_000
+OVER_262_144 = 262_145
 JSON = {"content-type": "application/json"}
 
 
@@ -68,11 +68,11 @@ async def test_what_is_no_object_is_told_in_jsons_words(client: httpx.AsyncClien
 @pytest.mark.parametrize(
     "prompt",
     [
-        b"[" + b"[]," * MANY + b"1]",
-        b"[" + b"1," * MANY + b"1]",
-        b"[" + b'"",' * MANY + b'""]',
+        b"[" + b"[]," * OVER_262_144 + b"1]",
+        b"[" + b"1," * OVER_262_144 + b"1]",
+        b"[" + b'"",' * OVER_262_144 + b'""]',
         b'"", ' + b",".join(b'"%d":1' % number for number in range(60_000)),
-        b'["\\\\\\"", ' + b'"\\\\",[],' * MANY + b"1]",
+        b'["\\\\\\"", ' + b'"\\\\",[],' * OVER_262_144 + b"1]",
     ],
 )
 async def test_parts_are_counted_before_they_are_parsed(
@@ -96,6 +96,8 @@ def test_what_is_in_a_string_is_no_part(text: str):
     [("PATCH", "/v1/adapterhub/adapters/json"), ("POST", "/v1/adapterhub/adapters/json/pin")],
 )
 async def test_bodies_of_admins_have_the_same_bounds(client: httpx.AsyncClient, method: str, path: str):
-    answer = await client.request(method, path, content=b'{"tags": [' + b"[]," * MANY + b"1]}", headers=JSON)
+    answer = await client.request(
+        method, path, content=b'{"tags": [' + b"[]," * OVER_262_144 + b"1]}", headers=JSON
+    )
     assert answer.status_code == 400
     assert "more than 10,000" in answer.json()["error"]["message"]
