@@ -21,12 +21,13 @@ from adapterhub.server.generating.conversations import (
 from adapterhub.server.generating.head import AnswerHead
 from adapterhub.server.generating.helper_prompts import chat_adapter
 from adapterhub.server.generating.logprobs import chat_logprobs
+from adapterhub.server.generating.model_names import route_filter_of
 from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.text_events import TextEvents
 from adapterhub.server.generating.tool_calls import message_of, part_delta
 from adapterhub.server.generating.tools import functions_of, tool_choice_of
-from adapterhub.server.generating.usage import StreamUsage, usage_object
+from adapterhub.server.generating.usage import StreamUsage, usage_of
 from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.state import ServerState
 from adapterhub.tool_calling import ChatRequest, ToolCallChunk
@@ -104,7 +105,8 @@ class ChatCall:
                 if written:
                     yield b"".join(written)
         self.head.answered(stream.result)
-        yield (event({**head, **usage.last_chunk}) if usage.last_chunk else b"") + DONE
+        last_chunk = usage.last_chunk([stream.result])
+        yield (event({**head, **last_chunk}) if last_chunk else b"") + DONE
 
     async def _prepare(self) -> ChatRequest:
         body = self.body
@@ -120,7 +122,7 @@ class ChatCall:
             self.state,
             chat_adapter(body.model, messages, self.state) or "base",
             messages,
-            {**body.options(), "where": self.state.caller.route_filter},
+            {**body.options(), "where": route_filter_of(self.state)},
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
             output_format=output_format_of(body),
@@ -132,7 +134,7 @@ class ChatCall:
         return {
             **self.head.of("chat.completion", by),
             "choices": [self._whole(index, *answer) for index, answer in enumerate(whole)],
-            "usage": usage_object(generation.usage.prompt_tokens, generation.usage.completion_tokens),
+            "usage": usage_of([generation]),
             "adapterhub": by.field | violations_of([call for _, calls in split for call in calls], request),
         }
 

@@ -15,11 +15,11 @@ from adapterhub.server.generating.answered_by import AnsweredBy
 from adapterhub.server.generating.head import AnswerHead
 from adapterhub.server.generating.logprobs import completion_logprobs
 from adapterhub.server.generating.merging import merge
-from adapterhub.server.generating.model_names import adapter_of
+from adapterhub.server.generating.model_names import adapter_of, route_filter_of
 from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.text_events import TextEvents
-from adapterhub.server.generating.usage import StreamUsage, usage_object
+from adapterhub.server.generating.usage import StreamUsage, usage_of
 from adapterhub.server.protocol.completions import CompletionRequest, Prompt
 from adapterhub.server.state import ServerState
 
@@ -75,8 +75,10 @@ class CompletionCall:
             async for at, chunk in chunks:
                 if written := b"".join(writer.write(at, chunk)):
                     yield written
-        self._note([stream.result for stream in streams])
-        yield (writer.event(0, usage.last_chunk) if usage.last_chunk else b"") + DONE
+        results = [stream.result for stream in streams]
+        self._note(results)
+        last_chunk = usage.last_chunk(results)
+        yield (writer.event(0, last_chunk) if last_chunk else b"") + DONE
 
     def index(self, prompt: int, completion: int) -> int:
         """The index of a choice.
@@ -102,7 +104,7 @@ class CompletionCall:
         options = {**self.body.options(), **output_format_of(self.body)}
         return adapter_of(self.body.model, self.state), {
             **options,
-            "where": self.state.caller.route_filter,
+            "where": route_filter_of(self.state),
         }
 
     def _note(self, generations: Sequence[Generation | None]) -> None:
@@ -111,7 +113,6 @@ class CompletionCall:
 
     def _answer(self, generations: Sequence[Generation]) -> dict[str, Any]:
         answered_by = [AnsweredBy.of(generation) for generation in generations]
-        usages = [generation.usage for generation in generations]
         return {
             **self.head.of("text_completion", answered_by[0]),
             "choices": [
@@ -121,10 +122,7 @@ class CompletionCall:
                 for at, generation in enumerate(generations)
                 for number, completion in enumerate(generation.completions)
             ],
-            "usage": usage_object(
-                sum(usage.prompt_tokens for usage in usages),
-                sum(usage.completion_tokens for usage in usages),
-            ),
+            "usage": usage_of(generations),
             "adapterhub": answered_by[0].field,
         }
 

@@ -15,12 +15,14 @@ from adapterhub.server.generating.conversations import AnswerParser, chat_reques
 from adapterhub.server.generating.head import AnswerHead
 from adapterhub.server.generating.helper_prompts import chat_adapter
 from adapterhub.server.generating.logprobs import chat_logprobs
+from adapterhub.server.generating.model_names import route_filter_of
 from adapterhub.server.generating.response_events import Event, ResponseEvents
 from adapterhub.server.generating.response_items import to_messages
 from adapterhub.server.generating.streaming import event
 from adapterhub.server.generating.tools import functions_of, tool_choice_of
 from adapterhub.server.protocol.response_answers import (
     IncompleteDetails,
+    InputTokensDetails,
     ResponseFailure,
     ResponseObject,
     ResponseUsage,
@@ -101,7 +103,7 @@ class ResponseCall:
             self.state,
             chat_adapter(body.model, messages, self.state) or "base",
             messages,
-            {**body.options(), "where": self.state.caller.route_filter},
+            {**body.options(), "where": route_filter_of(self.state)},
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
             output_format=_output_format(body),
@@ -180,6 +182,7 @@ def completed(response: ResponseObject, generation: Generation, answered: dict[s
             "adapterhub": answered,
             "usage": ResponseUsage(
                 input_tokens=usage.prompt_tokens,
+                input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
                 output_tokens=usage.completion_tokens,
                 total_tokens=usage.total_tokens,
             ),
