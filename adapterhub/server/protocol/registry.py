@@ -45,6 +45,12 @@ class AdapterSummary(BaseModel):
     """The licence's identifier."""
     base: str | None
     """The base that it was trained on."""
+    base_digest: str | None
+    """The fingerprint of that base, if it is known."""
+    method: str | None
+    """How it was made: `finetune`, `blend`, `import`, ..."""
+    parents: tuple[str, ...]
+    """The versions that it was made from, in a blend with their weights: `json@1:0.7`."""
     rank: int
     """The highest rank of its modules."""
     size_bytes: int

@@ -203,9 +203,9 @@ def _visible_card(state: ServerState, ref: str) -> AdapterCard:
 
 
 def _listed(state: ServerState, cards: list[AdapterCard]) -> AdapterList:
-    placement = Placement(state.hub.stats())
+    placement = Placement(state.hub.stats(), state.caller)
     return AdapterList(data=[placement.summary(card) for card in cards])
 
 
 def _shown(state: ServerState, card: AdapterCard) -> AdapterSummary:
-    return Placement(state.hub.stats()).summary(card, with_card=state.caller.is_admin)
+    return Placement(state.hub.stats(), state.caller).summary(card, with_card=state.caller.is_admin)
