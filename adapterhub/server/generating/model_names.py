@@ -26,6 +26,7 @@ def adapter_of(model: str, state: ServerState) -> str | None:
 
     Raises:
         AdapterNotFoundError: It does not exist for the caller.
+        FieldError: It is a blend that cannot be, whatever its adapters are.
     """
     names = base_names(state)
     # `a:0.7+b:0.3` is a blend: a prefix is only taken off if it is the base's name.
