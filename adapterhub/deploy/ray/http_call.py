@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Any, Self
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope
 
 _SCOPE = (
@@ -39,11 +40,16 @@ class HttpCall:
             scope: Its ASGI scope.
             receive: Its body; what bounds it may raise.
             without_adapter: What `model` may be without naming an adapter.
+
+        Raises:
+            ClientDisconnect: The client has gone before the end.
         """
         body = bytearray()
         more = True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
             body += message.get("body", b"")
             more = message.get("more_body", False)
         kept = {key: scope[key] for key in _SCOPE if key in scope}

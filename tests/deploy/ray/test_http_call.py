@@ -6,10 +6,11 @@ import pickle
 from collections.abc import AsyncIterator
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from adapterhub.deploy.ray.http_call import HttpCall, named_adapter
-from tests.server.asgi_client import Client, part
+from tests.server.asgi_client import GONE, Client, part
 
 BASES = frozenset({"base", "auto"})
 
@@ -48,6 +49,11 @@ async def test_a_call_is_the_whole_request_and_travels():
     assert call.scope["path"] == "/v1/completions"
     assert call.scope["headers"] == [(b"authorization", b"Bearer x")]
     assert "app" not in call.scope
+
+
+async def test_half_a_request_is_none():
+    with pytest.raises(ClientDisconnect):
+        await read(part(b'{"model": "sql"', more=True), GONE)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
