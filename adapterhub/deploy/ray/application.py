@@ -1,6 +1,6 @@
 """Builds the application: which deployments there are, and their settings in Ray Serve."""
 
-from __future__ import annotations
+# Without postponed annotations: Ray reads the class of the argument of `app` from its signature.
 
 from collections.abc import Callable
 from typing import Any

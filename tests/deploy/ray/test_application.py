@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -55,6 +56,10 @@ def test_the_number_of_replicas_follows_the_load_between_two_bounds():
 def test_both_drain_as_long_as_the_server():
     for deployment in deployments(drain_seconds=7):
         assert deployment._deployment_config.graceful_shutdown_timeout_s == 7
+
+
+def test_ray_finds_the_class_of_the_arguments():
+    assert inspect.signature(app).parameters["config"].annotation is ApplicationConfig
 
 
 def test_a_bad_argument_starts_nothing():
