@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -55,7 +55,7 @@ class HttpCall:
         kept = {key: scope[key] for key in _SCOPE if key in scope}
         return cls(kept, bytes(body), named_adapter(bytes(body), without_adapter))
 
-    async def answers(self, app: ASGIApp) -> AsyncIterator[list[Message]]:
+    async def answers(self, app: ASGIApp) -> AsyncGenerator[list[Message]]:
         """Calls an application; yields what it sends, together what it sent at once.
 
         The application is cancelled when the caller stops.

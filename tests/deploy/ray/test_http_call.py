@@ -3,7 +3,6 @@
 import asyncio
 import json
 import pickle
-from collections.abc import AsyncIterator
 
 import pytest
 from starlette.requests import ClientDisconnect
@@ -99,7 +98,7 @@ async def test_the_application_ends_with_the_caller():
             ended.set()
 
     call = await read(part(b""))
-    answers: AsyncIterator[list[Message]] = call.answers(endless)
+    answers = call.answers(endless)
     assert (await anext(answers))[0]["status"] == 200
-    await answers.aclose()  # type: ignore[attr-defined]
+    await answers.aclose()
     assert ended.is_set()
