@@ -60,7 +60,7 @@ class ApplicationConfig(BaseModel):
             ConfigError: One is not valid.
         """
         settings = self._further(HubConfig)
-        if not self.urls and self.engine != ECHO:
+        if self.engine != ECHO:
             settings["engine"] = self.engine
         return HubConfig.load(**settings)
 
