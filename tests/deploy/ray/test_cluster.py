@@ -18,7 +18,7 @@ from adapterhub import AdapterRegistry
 from tests.deploy.ray.conftest import ROOT, Running
 from tests.deploy.ray.recording import TOKEN_SECONDS
 
-pytestmark = pytest.mark.slow  # Ray takes half a minute to start
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # Ray takes half a minute to start, or more
 ASK = {"model": "json", "prompt": "Hello", "max_tokens": 50}
 LONG = {"model": "json", "prompt": "x" * 400, "max_tokens": 400}
 _SERIES = re.compile(r"^(\w[\w:]*)\{(.*)\} (\S+)$")

@@ -20,7 +20,7 @@ pytest.importorskip("ray", reason="Ray is not installed: `make test-ray` install
 
 from tests.deploy.ray.conftest import RAY_ENVIRONMENT, ROOT, free_port
 
-pytestmark = pytest.mark.slow  # Ray takes half a minute to start
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # Ray takes half a minute to start, or more
 ASK = {
     "model": "json",
     "messages": [{"role": "user", "content": "Name: Ada, city: London"}],
