@@ -169,6 +169,9 @@ class HubConfig(BaseModel):
     use_cuda_graph: bool = False
     """On a GPU, capture steps that decode in CUDA graphs, so that Python launches no kernels in them. Off until it has
     been measured on a GPU. What cannot be captured is computed as without it, which the log says."""
+    async_scheduling: bool = False
+    """With `use_cuda_graph`, queue a step on the GPU before the host has sampled the tokens of the one before, where
+    all of them are greedy. Off until it has been measured on a GPU."""
     max_loras: int = Field(16, ge=1)
     """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int | None = Field(None, ge=1)

@@ -718,6 +718,7 @@ def _load_base(config: HubConfig, name: str, revision: str | None) -> Callable[.
         prove_base=config.prove_base,
         batch_invariant=config.batch_invariant,
         use_cuda_graph=config.use_cuda_graph,
+        async_scheduling=config.async_scheduling,
     )
 
 
