@@ -195,7 +195,7 @@ class BatchingEngine:
         finally:
             self._abort(sequences)
 
-    def astream(self, request: Request) -> AsyncTokenStream:
+    def astream(self, request: Request) -> AsyncTokenStream[SequenceState]:
         """Completes one request, token by token, without blocking the event loop; see `Engine.astream`."""
         return AsyncTokenStream(self._loop_events.make, partial(self._submit, request), self._abort)
 
