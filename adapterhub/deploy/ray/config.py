@@ -50,7 +50,7 @@ class ApplicationConfig(BaseModel):
     @property
     def urls(self) -> list[str]:
         """The vLLM servers, if the engine is one."""
-        return [url.strip() for url in self.engine.split(",")] if "://" in self.engine else []
+        return self.engine.split(",") if "://" in self.engine else []
 
     @property
     def hub(self) -> HubConfig:

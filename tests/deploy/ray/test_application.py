@@ -28,6 +28,11 @@ def test_a_replica_takes_a_batch_and_one_that_waits():
     assert replicas.max_queued_requests == 100
 
 
+def test_a_replica_over_vllm_servers_takes_as_much_for_each_of_them():
+    _, replicas = deployments(engine="http://one:8000,http://two:8000", max_batch_size=8)
+    assert replicas.max_ongoing_requests == 32
+
+
 def test_what_is_too_much_is_told_to_come_again():
     for deployment in deployments():
         assert deployment.backpressure_config.status_code == 429
