@@ -121,14 +121,6 @@ class Connection:
 
         return self.loop.run(replicas())
 
-    def drain(self, url: str, draining: bool) -> None:
-        """As `Fleet.drain`."""
-
-        async def drain() -> None:
-            self._fleet.drain(url, draining)
-
-        self.loop.run(drain())
-
     def close(self) -> None:
         """Ends what runs, all connections, and the thread; once."""
 

@@ -228,20 +228,6 @@ class VLLMEngine:
         """A snapshot of each server."""
         return () if self._closed or self._is_forked else self._connection.replicas()
 
-    def drain(self, url: str, draining: bool = True) -> None:
-        """Gives a server no new requests, so that it can be stopped once it has none, or gives it requests again.
-
-        Args:
-            url: The server, as `replicas` names it.
-            draining: False gives it requests again.
-
-        Raises:
-            InvalidRequestError: There is no such server.
-        """
-        self._refuse_if_forked()
-        self._refuse_if_closed()
-        self._connection.drain(url, draining)
-
     def stats(self) -> EngineStats:
         """A snapshot of what runs, as far as it is known here; memory and steps are the servers' own affair."""
         stats = self._runner.stats(Residency(pinned=frozenset(self._pinned)))
