@@ -33,9 +33,23 @@ from adapterhub.cli.router import router
 from adapterhub.cli.run import run
 from adapterhub.cli.serve import serve
 from adapterhub.cli.streams import discard_output, open_streams
+from adapterhub.cli.sync import sync
 from adapterhub.errors import AdapterHubError
 
 _UNEXPECTED = "This is a fault of adapterhub, not yours. Run `adapterhub --debug ...` again and report it."
+
+# In detail they log headers and signed addresses of stores, which hold keys.
+_LIBRARIES_WITH_KEYS = (
+    "botocore",
+    "aiobotocore",
+    "s3fs",
+    "gcsfs",
+    "google",
+    "fsspec",
+    "urllib3",
+    "httpx",
+    "httpcore",
+)
 
 
 @click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +73,8 @@ def cli(debug: bool) -> None:
         format="%(levelname)s:%(name)s: %(message)s" if debug else "%(levelname)s: %(message)s",
     )
     logging.getLogger("adapterhub").setLevel(logging.DEBUG if debug else logging.WARNING)
+    for library in _LIBRARIES_WITH_KEYS:
+        logging.getLogger(library).setLevel(logging.WARNING)
     if not debug:
         # transformers and bitsandbytes log about kernels and show progress bars.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -76,6 +92,7 @@ for command in (
     rm,
     alias,
     verify,
+    sync,
     doctor,
     run,
     chat,
