@@ -31,7 +31,8 @@ from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.demo import demo_registry_folder
 from adapterhub.server import ServerConfig, create_app
 from adapterhub.server.running import uvicorn_config
-from benchmarks.common import interleaved, parser, progress, report, settle, table
+from benchmarks.common import interleaved, parser, report, settle
+from benchmarks.output import progress, table
 
 ADAPTERS = ("json", "code", "support", "tools")
 ECHO_TOKEN_SECONDS = 0.01
