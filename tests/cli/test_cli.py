@@ -25,7 +25,7 @@ def test_the_commands_are_these():
     assert (
         " ".join(COMMANDS)
         == "add alias blend chat compare compose-dataset convert-gguf cp-config demo doctor export export-vllm "
-        "finetune list ls-configs merge push rm route router run run-recipe serve show verify"
+        "finetune list ls-configs merge push rm route router run run-recipe serve show sync verify"
     )
 
 

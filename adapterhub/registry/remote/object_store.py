@@ -74,7 +74,9 @@ class ObjectStore:
         if not found.size:
             return b"", found.tag
         with store_errors(self._url, "read"):
-            return self._fs.cat_file(self._path(path), start=0, end=found.size), found.tag
+            content: bytes = self._fs.cat_file(self._path(path), start=0, end=limit + 1)
+        _check_size(path, len(content), limit)
+        return content, found.tag
 
     def download(self, path: str, target: Path, limit: int) -> None:
         """Writes an object's content to a new file."""

@@ -50,6 +50,9 @@ class FaultyFiles:
             raise TimeoutError("https://bucket.example/?X-Amz-Signature=secret")
         return getattr(self._fs, name)
 
+    def info(self, path: str) -> Any:
+        return self.__getattr__("info")(path)
+
     def pipe_file(self, path: str, content: bytes) -> None:
         self.before_write(path)
         self._fs.pipe_file(path, content)
@@ -196,6 +199,26 @@ def test_two_writers_of_aliases_lose_none(
     files.before_write = alias_first
     faulty.alias("json", "prod", 1)
     assert opened().get("json").aliases == ("beta", "prod")
+
+
+def test_an_object_that_is_replaced_by_a_longer_one_while_it_is_read(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path
+):
+    faulty.register("json", adapter)
+    other = opened()
+    info = files.info
+
+    def replace_after(path: str) -> Any:
+        found = info(path)
+        if path.endswith("card.json"):
+            files.info = info
+            other.update("json@1", description="a longer card" * 10)
+        return found
+
+    files.info = replace_after
+    faulty.update("json@1", tags=["new"])
+    card = opened().get("json")
+    assert (card.tags, card.description) == (("new",), "a longer card" * 10)
 
 
 def test_a_writer_that_never_comes_first_gives_up(
