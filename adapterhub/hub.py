@@ -225,7 +225,8 @@ class AdapterHub:
                 `schema` (a pydantic model or another type, or a JSON Schema), `regex`, `grammar` (Lark) or `choices`
                 (a list of texts), see `OutputFormat.of`; vLLM's names `json` and `choice` are accepted. `priority`:
                 a whole number, higher ones start first where requests wait; the card's `serving.priority` if not given.
-                `where`: a `RouteFilter` that narrows the adapters that `"auto"` may choose.
+                `where`: a `RouteFilter` that narrows the adapters that `"auto"` may choose. `user`: a text such as a
+                user's id, whose requests one version of an alias answers where several share them.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
@@ -595,6 +596,10 @@ class AdapterHub:
     async def _run_off_loop(self, work: Callable[..., Result], *arguments: object) -> Result:
         """For this package only: prepares a request without blocking the event loop."""
         return await self._executor.run(work, *arguments)
+
+    def _choose_version(self, reference: str, user: str | None) -> str:
+        """For this package only: a reference to the version that answers a request of this user."""
+        return self._preparer.choose_version(reference, user)
 
     def _count_prompt_tokens(
         self, messages: Sequence[Mapping[str, Any]], adapter: str | None, tools: Tools

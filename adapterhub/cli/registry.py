@@ -1,4 +1,4 @@
-"""Commands that read and change the registry: list, show, add, rm, alias, verify. None of them loads a model."""
+"""Commands that read and change the registry: list, show, add, rm, verify. None of them loads a model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
+from adapterhub.cli.alias import describe_alias
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
 from adapterhub.cli.routes import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
-    from adapterhub.registry import AdapterCard, PeftInfo
+    from adapterhub.registry import AdapterCard, AdapterRegistry, PeftInfo
 
 
 @click.command("list")
@@ -37,8 +38,13 @@ def list_adapters(registry: str | Path | None, as_json: bool) -> None:
     if not cards:
         output.note(f"No adapters in {adapters.location}. `adapterhub add NAME PATH` registers one.")
         return
-    rows = [(card.name, str(card.version), *_summary(card)) for card in cards]
-    output.table(["name", "version", "rank", "size", "base", "description"], rows, cut=True)
+    aliases = [_aliases(adapters, card) for card in cards]
+    shown = ["aliases"] if any(aliases) else []
+    rows = [
+        (card.name, str(card.version), *([of_one] if shown else []), *_summary(card))
+        for card, of_one in zip(cards, aliases, strict=True)
+    ]
+    output.table(["name", "version", *shown, "rank", "size", "base", "description"], rows, cut=True)
 
 
 @click.command()
@@ -55,12 +61,19 @@ def show(name: str, registry: str | Path | None, as_json: bool) -> None:
     """
     adapters = open_registry(registry)
     card = adapters.get(name)
-    style = _prompt_style(card)
+    style, folder, aliases = _prompt_style(card), str(adapters.folder(card)), adapters.aliases(card.name)
     if as_json:
-        folder = str(adapters.folder(card))
-        output.emit_json({**card.model_dump(mode="json"), "prompt_in_use": style, "folder": folder})
+        traffic = {name: alias.model_dump(mode="json") for name, alias in aliases.items() if alias.is_shared}
+        more = {"traffic": traffic, "prompt_in_use": style, "folder": folder}
+        output.emit_json({**card.model_dump(mode="json"), **more})
         return
-    output.fields([*_fields(card), ("prompt in use", style), ("folder", str(adapters.folder(card)))])
+    traffic_lines = [
+        f"{card.name}@{name}: {describe_alias(card.name, alias)}"
+        for name, alias in aliases.items()
+        if alias.is_shared
+    ]
+    shown = [("traffic", "\n".join(traffic_lines)), ("prompt in use", style), ("folder", folder)]
+    output.fields([*_fields(card), *shown])
     for warning in card.warnings:
         output.warn(warning)
 
@@ -147,26 +160,6 @@ def rm(name: str, force: bool, yes: bool, registry: str | Path | None) -> None:
 
 
 @click.command()
-@click.argument("name", shell_complete=complete_adapter)
-@click.argument("alias_name", metavar="ALIAS")
-@click.argument("version", type=click.IntRange(1), required=False)
-@click.option("--delete", is_flag=True, help="Remove the alias.")
-@registry_option
-def alias(name: str, alias_name: str, version: int | None, delete: bool, registry: str | Path | None) -> None:
-    """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, at the newest.
-
-    \b
-    Examples:
-      adapterhub alias sql prod 3
-      adapterhub alias sql prod --delete
-    """
-    adapters = open_registry(registry)
-    target = None if delete else version or adapters.resolve(name).version
-    adapters.alias(name, alias_name, target)
-    output.note(f"Removed {name}@{alias_name}." if delete else f"{name}@{alias_name} is {name}@{target}.")
-
-
-@click.command()
 @click.argument("name", required=False, shell_complete=complete_adapter)
 @registry_option
 @json_option
@@ -194,6 +187,12 @@ def _warn_of_rank(card: AdapterCard, registry: str | Path | None) -> None:
     limit, rank = HubConfig.load(registry=registry).max_lora_rank, card.peft.max_rank
     if limit is not None and rank > limit:
         output.warn(f"{card.ref} has rank {rank}; with max_lora_rank={limit}, as set here, it is not served.")
+
+
+def _aliases(adapters: AdapterRegistry, card: AdapterCard) -> str:
+    """The aliases of an adapter in a cell: `prod=3, test=3+4`."""
+    aliases = adapters.aliases(card.name).items()
+    return ", ".join(f"{name}={'+'.join(map(str, alias.shares))}" for name, alias in aliases)
 
 
 def _summary(card: AdapterCard) -> tuple[str, str, str, str]:

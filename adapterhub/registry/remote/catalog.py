@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from adapterhub.errors import AdapterInvalidError, InvalidRequestError, describe_validation
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
-from adapterhub.registry.layout import MAX_REFS_BYTES, REFS_FILE, Refs
+from adapterhub.registry.layout import MAX_REFS_BYTES, REFS_FILE
 from adapterhub.registry.references import check_name
+from adapterhub.registry.refs import Refs
 from adapterhub.registry.remote.manifest import claimed_version
 from adapterhub.registry.remote.store import Store, StoredObject
 

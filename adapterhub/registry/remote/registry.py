@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -23,8 +23,9 @@ from adapterhub.errors import (
 from adapterhub.peft_format.checks import check_digest, inspect_adapter
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard, CardFields
 from adapterhub.registry.importing import import_adapter
-from adapterhub.registry.layout import MAX_REFS_BYTES, REFS_FILE, Catalog, Refs
-from adapterhub.registry.references import Ref, check_alias, check_name
+from adapterhub.registry.layout import MAX_REFS_BYTES, REFS_FILE, Catalog
+from adapterhub.registry.references import Ref, check_name
+from adapterhub.registry.refs import Refs
 from adapterhub.registry.remote.catalog import RemoteCatalog, parse_card, parse_refs, read_catalog
 from adapterhub.registry.remote.errors import ConflictError
 from adapterhub.registry.remote.fetching import fetch_version
@@ -224,21 +225,6 @@ class RemoteRegistry(AdapterRegistry):
         content = self._edit(path, edit, MAX_CARD_BYTES)
         return parse_card(path, content).model_copy(update={"aliases": card.aliases})
 
-    def alias(self, name: str, alias: str, version: int | None) -> None:
-        """Sets, moves or removes an alias; as `AdapterRegistry.alias`."""
-        check_alias(alias)
-        self.refresh()
-        self._matching(Ref(check_name(name), version, alias if version is None else None))
-
-        def edit(refs: Refs) -> Refs:
-            if version in refs.removed:
-                raise self._not_found(Ref(name, version), self._current().versions(name))
-            others = {other: target for other, target in refs.aliases.items() if other != alias}
-            new = others if version is None else {**others, alias: version}
-            return refs.model_copy(update={"aliases": new})
-
-        self._edit_refs(name, edit)
-
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Removes a version, or with a bare name every version; as `AdapterRegistry.remove`.
 
@@ -251,16 +237,12 @@ class RemoteRegistry(AdapterRegistry):
         versions = (parsed.version,) if parsed.version and unfinished else self._matching(parsed)
 
         def edit(refs: Refs) -> Refs:
-            aliases = [alias for version in versions for alias in refs.aliases_of(version)]
-            if aliases and not force:
-                raise AdapterExistsError(
-                    f"The alias {aliases[0]!r} points to {parsed.name}@{refs.aliases[aliases[0]]}.",
-                    hint="Move or remove the alias first, or remove both with force.",
-                )
+            if not force:
+                refs.check_unneeded(parsed.name, versions)
             removed = tuple(sorted({*refs.removed, *versions}))
             return refs.without(versions).model_copy(update={"removed": removed})
 
-        self._edit_refs(parsed.name, edit)
+        self._edit_refs(parsed.name, (), edit)
         folders = tuple(f"{parsed.name}/{version}/" for version in versions)
         self._store.delete([path for path in self._current().objects if path.startswith(folders)])
         self._refresh_after_change()
@@ -282,11 +264,8 @@ class RemoteRegistry(AdapterRegistry):
         catalog = self._current()
         versions = catalog.versions(name)
         try:
-            for alias, version in catalog.refs(name).aliases.items():
-                if version not in versions:
-                    yield Problem(
-                        name, f"The alias {alias!r} points to version {version}, which does not exist."
-                    )
+            for alias, version in catalog.refs(name).missing(versions):
+                yield Problem(name, f"The alias {alias!r} points to version {version}, which does not exist.")
             for version in catalog.unfinished(name):
                 yield Problem(
                     f"{name}@{version}",
@@ -311,11 +290,18 @@ class RemoteRegistry(AdapterRegistry):
         with suppress(RegistryUnavailableError):
             self.refresh()
 
-    def _edit_refs(self, name: str, edit: Callable[[Refs], Refs]) -> None:
+    def _edit_refs(self, name: str, required: Sequence[Ref], edit: Callable[[Refs], Refs]) -> None:
+        self.refresh()
+        for ref in required:
+            self._matching(ref)
         path = f"{name}/{REFS_FILE}"
 
         def edited(content: bytes | None) -> bytes:
-            return edit(Refs() if content is None else parse_refs(path, content)).to_json()
+            refs = Refs() if content is None else parse_refs(path, content)
+            for ref in required:  # another writer may have removed it since the store was listed
+                if ref.version in refs.removed or (ref.alias and ref.alias not in refs.aliases):
+                    raise self._not_found(ref, self._current().versions(name))
+            return edit(refs).to_json()
 
         self._edit(path, edited, MAX_REFS_BYTES)
 

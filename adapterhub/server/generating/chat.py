@@ -120,7 +120,7 @@ class ChatCall:
             self.state,
             chat_adapter(body.model, messages, self.state) or "base",
             messages,
-            {**body.options(), "where": self.state.caller.route_filter},
+            self.head.options(body, self.state),
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
             output_format=output_format_of(body),

@@ -99,11 +99,8 @@ class CompletionCall:
         return self._arguments()
 
     def _arguments(self) -> tuple[str | None, dict[str, Any]]:
-        options = {**self.body.options(), **output_format_of(self.body)}
-        return adapter_of(self.body.model, self.state), {
-            **options,
-            "where": self.state.caller.route_filter,
-        }
+        options = self.head.options(self.body, self.state) | output_format_of(self.body)
+        return adapter_of(self.body.model, self.state), options
 
     def _note(self, generations: Sequence[Generation | None]) -> None:
         if len(generations) == 1:  # a span tells of one answer

@@ -111,6 +111,20 @@ def test_what_was_removed_there_does_not_come_back(place: Place, tmp_path: Path,
     assert sorted(state(other)) == ["json@2", "sql@1"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_splits_and_shadows_are_copied(place: Place, tmp_path: Path, kind: str):
+    one, other = filled(place("url"), tmp_path), place(kind)
+    one.register("json", tmp_path / "json-0")
+    one.alias("json", "prod", {1: 90, 2: 10})
+    one.shadow("json", "prod", 3, 20.0)
+    sync_registry(one, other)
+    assert other.aliases("json") == one.aliases("json")
+    one.shadow("json", "prod", None)
+    one.alias("json", "prod", {1: 50, 2: 50})
+    assert [step.ref for step in sync_registry(one, other)] == ["json@prod"]
+    assert other.aliases("json") == one.aliases("json")
+
+
 def test_an_interrupted_sync_goes_on(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from fsspec.implementations.memory import MemoryFileSystem
 
