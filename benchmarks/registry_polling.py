@@ -42,14 +42,16 @@ def main() -> None:
             f"folder: stamp {milliseconds(local.stamp, 100):.3f} ms, list {milliseconds(local.list, 3):.0f} ms"
         )
         store = open_registry("memory://polling", cache=Path(folder) / "cache", refresh=3600)
-        assert isinstance(store, RemoteRegistry)
+        if not isinstance(store, RemoteRegistry):
+            raise TypeError(store)
         from fsspec.implementations.memory import MemoryFileSystem
 
         MemoryFileSystem().put(f"{local.root}/", "/polling/", recursive=True)
         first = milliseconds(store.refresh, 1)
         print(
             f"store in memory: first read {first:.0f} ms, look {milliseconds(store.refresh_if_changed, 100):.3f} ms, "
-            f"listing without a change {milliseconds(store.refresh, 3):.0f} ms, list {milliseconds(store.list, 3):.1f} ms"
+            f"listing without a change {milliseconds(store.refresh, 3):.0f} ms, "
+            f"list {milliseconds(store.list, 3):.1f} ms"
         )
 
 

@@ -18,6 +18,7 @@ from typing import TypeAlias, Unpack
 from adapterhub._files import is_folder, sync_tree, user_path, write_new
 from adapterhub.errors import (
     AdapterDisabledError,
+    AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
     ConfigError,

@@ -15,6 +15,7 @@ from typing import Literal
 from adapterhub.errors import AdapterExistsError, AdapterInvalidError, AdapterNotFoundError
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.references import check_name
+from adapterhub.registry.refs import Alias
 from adapterhub.registry.store import AdapterRegistry
 
 Progress = Callable[[int, int, str], object]
@@ -99,19 +100,26 @@ def _plan(
                 "removed" if gone else "copy", card.ref, card.version, card.digest, card.peft.size_bytes
             )
     if aliases:
-        yield from _alias_steps(cards, present, destination, name)
+        both = {card.version: card for card in cards if not destination.was_removed(name, card.version)}
+        yield from _alias_steps(source, destination, name, both)
 
 
 def _alias_steps(
-    cards: Sequence[AdapterCard], present: dict[int, AdapterCard], destination: AdapterRegistry, name: str
+    source: AdapterRegistry, destination: AdapterRegistry, name: str, cards: dict[int, AdapterCard]
 ) -> Iterable[SyncStep]:
-    known = {alias: card.version for card in present.values() for alias in card.aliases}
-    for card in cards:
-        if card.version not in present and destination.was_removed(name, card.version):
-            continue
-        for alias in card.aliases:
-            if known.get(alias) != card.version:
-                yield SyncStep("alias", f"{name}@{alias}", card.version, card.digest)
+    """The aliases that differ; those that need a version which the destination does not get are left out."""
+    known = _aliases(destination, name)
+    for alias, meaning in source.aliases(name).items():
+        if known.get(alias) != meaning and meaning.versions <= cards.keys():
+            card = cards[meaning.version]
+            yield SyncStep("alias", f"{name}@{alias}", card.version, card.digest)
+
+
+def _aliases(registry: AdapterRegistry, name: str) -> dict[str, Alias]:
+    try:
+        return registry.aliases(name)
+    except AdapterNotFoundError:
+        return {}
 
 
 def _versions(registry: AdapterRegistry, name: str) -> list[AdapterCard]:
@@ -124,7 +132,13 @@ def _versions(registry: AdapterRegistry, name: str) -> list[AdapterCard]:
 def _do(source: AdapterRegistry, destination: AdapterRegistry, step: SyncStep) -> None:
     name, _, pointer = step.ref.partition("@")
     if step.action == "alias":
-        destination.alias(name, pointer, step.version)
+        meaning = source.aliases(name)[pointer]
+        destination.alias(name, pointer, meaning.weights)
+        if destination.aliases(name)[pointer].shadow != meaning.shadow:
+            shadow = meaning.shadow
+            destination.shadow(
+                name, pointer, shadow.version if shadow else None, shadow.percent if shadow else 5.0
+            )
         return
     card = source.get(step.ref)
     if card.digest != step.digest:

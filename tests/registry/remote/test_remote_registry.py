@@ -162,16 +162,13 @@ def test_writers_get_numbers_of_their_own(opened: Opener, tmp_path: Path):
 def test_the_thread_that_looks_for_changes_ends_with_the_registry(opened: Opener, url: str, tmp_path: Path):
     from adapterhub.registry.remote import open_registry
 
-    def running() -> int:
-        return sum(thread.name == "adapterhub-registry" for thread in threading.enumerate())
-
-    before = running()
+    before = set(threading.enumerate())
     registry = open_registry(url, cache=tmp_path / "own", refresh=0.02)
     registry.list()
-    assert running() == before + 1
+    (thread,) = set(threading.enumerate()) - before
     del registry
     gc.collect()
-    wait_until(lambda: running() == before)
+    wait_until(lambda: not thread.is_alive())
 
 
 def test_a_copied_folder_is_read_without_manifests(
