@@ -94,7 +94,7 @@ EXPORTED = {
         "merge_quantized",
     },
     "gguf": {"Architecture"},
-    "fleet": {"ReplicaLoad", "by_affinity"},
+    "fleet": {"ReplicaLoad", "by_affinity", "home"},
     "llama_cpp": {"GgufBase", "LlamaCppEngine", "load_gguf_base"},
     "peft_format": {
         "CONFIG_FILE",
@@ -145,7 +145,7 @@ EXPORTED = {
         "parse_tool_calls",
         "response_schema",
     },
-    "vllm": {"Timeouts"},
+    "vllm": {"FleetLimits", "ReplicaState", "ServedBase", "Timeouts", "VLLMEngine"},
     "training": {
         "FinetuneConfig",
         "FinetuneResult",
