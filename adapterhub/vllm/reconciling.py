@@ -92,6 +92,7 @@ class Reconciler:
     async def _load_missing(self) -> None:
         for name, adapter in self._wanted.missing(self._replica, self._ready()).items():
             with self._errors_as_warnings(), self._replica.failing_opens_circuit():
+                await self._folders.fetch(adapter)
                 await self._replica.adapters.load(name, self._folders.on_server(adapter))
 
     async def _pause(self) -> None:

@@ -69,7 +69,7 @@ class RemoteRegistry(AdapterRegistry):
         self._cache = FileCache(root / "files", max_cache_bytes)
         self._known: RemoteCatalog | None = None
         self._stamp, self._changes, self._listed_at = "", 0, 0.0
-        self._refreshing = threading.Lock()
+        self._refreshing, self._starting = threading.Lock(), threading.Lock()
         self._poller: Poller | None = None
 
     @property
@@ -84,7 +84,9 @@ class RemoteRegistry(AdapterRegistry):
     def _current(self) -> RemoteCatalog:
         known = self._known or self.refresh()
         if self._poller is None or not self._poller.is_running:  # at first, and after a fork
-            self._poller = Poller(self.refresh_if_changed, self._period)
+            with self._starting:
+                if self._poller is None or not self._poller.is_running:
+                    self._poller = Poller(self.refresh_if_changed, self._period)
         return known
 
     def refresh(self) -> RemoteCatalog:

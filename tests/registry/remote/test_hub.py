@@ -13,6 +13,7 @@ from adapterhub.engine.echo import EchoEngine
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest, fetch_files
 from adapterhub.peft_format.config import WEIGHTS_FILE
 from adapterhub.registry.remote import open_registry, sync_registry
+from adapterhub.vllm.adapter_folders import AdapterFolders
 from tests.registry.maker import make_adapter
 from tests.registry.remote.test_remote_registry import Opener, wait_until
 
@@ -89,6 +90,15 @@ def test_a_folder_needs_no_download(tmp_path: Path, adapter: Path):
     request = StoredLoraRequest.of(registry, registry.register("json", adapter))
     fetch_files(request)
     assert request.folder == registry.folder(registry.get("json"))
+
+
+def test_a_fleet_of_servers_gets_the_files_first(opened: Opener, adapter: Path):
+    registry = opened()
+    request = StoredLoraRequest.of(registry, registry.register("json", adapter))
+    folders = AdapterFolders(registry=registry.root, mounted_at=Path("/mnt/adapters"))
+    asyncio.run(folders.fetch(request))
+    assert (request.folder / WEIGHTS_FILE).is_file()
+    assert folders.on_server(request) == Path("/mnt/adapters/files") / request.folder.name
 
 
 @pytest.mark.slow  # loads the demo base
