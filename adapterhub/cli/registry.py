@@ -55,12 +55,14 @@ def show(name: str, registry: Path | None, as_json: bool) -> None:
     """
     adapters = open_registry(registry)
     card = adapters.get(name)
-    style = _prompt_style(card)
+    style, folder = _prompt_style(card), adapters.folder(card)
+    runs_on = _back_ends(folder)
     if as_json:
-        folder = str(adapters.folder(card))
-        output.emit_json({**card.model_dump(mode="json"), "prompt_in_use": style, "folder": folder})
+        more = {"prompt_in_use": style, "folder": str(folder), "runs_on": runs_on}
+        output.emit_json({**card.model_dump(mode="json"), **more})
         return
-    output.fields([*_fields(card), ("prompt in use", style), ("folder", str(adapters.folder(card)))])
+    found = [("prompt in use", style), ("folder", str(folder)), ("runs on", ", ".join(runs_on))]
+    output.fields([*_fields(card), *found])
     for warning in card.warnings:
         output.warn(warning)
 
@@ -118,6 +120,7 @@ def add(
         name, path, base=base, quantization=quantization, force=force, trust_card=trust_card, **fields
     )
     output.registered(card, as_json)
+    _note_back_ends(adapters.folder(card))
     _warn_of_rank(card, registry)
     warn_of_routes(adapters, [card.name])
 
@@ -186,6 +189,23 @@ def verify(name: str | None, registry: Path | None, as_json: bool) -> None:
     else:
         output.note("No problems found.")
     sys.exit(1 if problems else 0)
+
+
+def _back_ends(folder: Path) -> list[str]:
+    from adapterhub.capabilities import capabilities_of
+
+    with suppress(AdapterInvalidError):  # damaged: `verify` says how
+        return [str(found.backend) for found in capabilities_of(folder) if found.runs]
+    return []
+
+
+def _note_back_ends(folder: Path) -> None:
+    """Says which servers do not run the adapter as it is; what was registered runs in-process."""
+    from adapterhub.capabilities import capabilities_of
+
+    for found in capabilities_of(folder):
+        if not found.runs:
+            output.note(f"Not for {found.backend}: {found.reason}. {found.hint}")
 
 
 def _warn_of_rank(card: AdapterCard, registry: Path | None) -> None:

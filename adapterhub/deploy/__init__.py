@@ -1,0 +1,1 @@
+"""Other systems that run adapterhub, a package each."""
