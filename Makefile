@@ -23,7 +23,7 @@ export TOKENIZERS_PARALLELISM = false
 VENV_MIN := .venv-min
 INSTALL_MIN := $(VENV_MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt
 
-.PHONY: help demo demo-real test test-all test-min fuzz test-gguf bench lint format docs scores scores-real clean
+.PHONY: help demo demo-real test test-all test-min fuzz test-gguf test-ray bench lint format docs scores scores-real clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | while IFS="$$(printf '\t')" read -r name text; do \
@@ -47,6 +47,9 @@ test-min: $(VENV_MIN)/installed  ## the default tests with the oldest versions o
 
 test-gguf: $(VENV)/installed-llama  ## the tests of GGUF files in llama.cpp itself (builds it: ten minutes)
 	$(BIN)/python -m pytest -m "not gpu and not network" $(LLAMA_TESTS)
+
+test-ray: $(VENV)/installed-ray  ## the tests of the application of Ray Serve, on a Ray of their own (two minutes)
+	$(BIN)/python -m pytest -m "not gpu and not network" tests/deploy/ray
 
 fuzz: $(VENV)/installed-fuzz  ## fuzz what comes from outside, with hypothesis and atheris (MINUTES=30)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
@@ -95,6 +98,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 # Built for this CPU; the tests load files without llama.cpp's AMX kernels, which crash.
 $(VENV)/installed-llama: $(VENV)/installed-dev
 	CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF" $(INSTALL) -e ".[llama]"
+	touch $@
+
+$(VENV)/installed-ray: $(VENV)/installed-dev
+	$(INSTALL) -e ".[ray]"
 	touch $@
 
 $(VENV)/installed-fuzz: $(VENV)/installed-dev

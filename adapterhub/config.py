@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +23,9 @@ _MIB = 1 << 20
 _MAX_CONFIG_BYTES = _MIB
 MAX_BLEND_RANK = 64
 """The maximum rank of a blend in a request, where `max_lora_rank` is not set."""
+_URL_PATTERN = r"^[a-z][a-z0-9+.-]{1,15}://"
+RegistryUrl = Annotated[str, Field(pattern=_URL_PATTERN)]
+"""`s3://bucket/prefix`, `gs://bucket/prefix` or `hf://organisation/name`."""
 _VLLM_NAMES = {"max_num_seqs": "max_batch_size"}
 
 
@@ -132,8 +136,13 @@ class HubConfig(BaseModel):
     base: str | None = None
     """The base: `adapterhub-demo`, a folder, a GGUF file or a hub id. Without it, the base that the registry's cards
     name."""
-    registry: Path | None = None
-    """The folder of adapters. Without it, `./adapters` if there is one, else the user's data folder."""
+    registry: RegistryUrl | Path | None = None
+    """The folder of adapters, or a URL such as `s3://bucket/prefix`. Without it, `./adapters` if there is one, else the
+    user's data folder."""
+    registry_refresh: float = Field(2.0, gt=0, allow_inf_nan=False)
+    """Seconds between two looks for changes in a registry at a URL."""
+    registry_cache_mib: int = Field(20_480, ge=1)
+    """Maximum disk space for files that were downloaded from a registry at a URL, MiB; those in use stay."""
     revision: str | None = None
     """A branch, tag or commit, where `base` is a hub id."""
     engine: Literal["transformers", "llama.cpp"] = "transformers"
@@ -218,10 +227,15 @@ class HubConfig(BaseModel):
             ) from error
 
 
-def registry_folder(chosen: Path | None = None) -> Path:
-    """Where the registry is: the chosen folder, `ADAPTERHUB_REGISTRY`, `./adapters`, or the user's data folder."""
-    if chosen or os.environ.get(f"{_PREFIX}REGISTRY"):
-        return user_path(chosen or os.environ[f"{_PREFIX}REGISTRY"], ConfigError)
+def is_url(location: str | Path) -> bool:
+    """Whether a registry's location is a URL and not a folder."""
+    return isinstance(location, str) and re.match(_URL_PATTERN, location) is not None
+
+
+def registry_location(chosen: str | Path | None = None) -> str | Path:
+    """Where the registry is: as chosen, `ADAPTERHUB_REGISTRY`, `./adapters`, or the user's data folder."""
+    if location := chosen or os.environ.get(f"{_PREFIX}REGISTRY"):
+        return location if is_url(location) else user_path(location, ConfigError)
     if Path("adapters").is_dir():
         return Path("adapters")
     from platformdirs import user_data_path

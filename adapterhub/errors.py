@@ -8,7 +8,8 @@
     │   ├── AdapterDisabledError
     │   ├── AdapterExistsError
     │   ├── AdapterInvalidError
-    │   └── RegistryLockedError
+    │   ├── RegistryLockedError
+    │   └── RegistryUnavailableError
     ├── AdapterIncompatibleError
     ├── RoutingError
     ├── EngineError
@@ -125,6 +126,14 @@ class RegistryLockedError(RegistryError):
 
     retryable = True
     code = "registry_locked"
+    http_status = 503
+
+
+class RegistryUnavailableError(RegistryError):
+    """The store that a registry is in, such as S3, did not answer."""
+
+    retryable = True
+    code = "registry_unavailable"
     http_status = 503
 
 

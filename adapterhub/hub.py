@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
-from adapterhub.config import HubConfig, registry_folder
+from adapterhub.config import HubConfig
 from adapterhub.engine.interface import Completion, Engine, TokenOutput
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
@@ -28,6 +28,7 @@ from adapterhub.lora.blending.resolving import SingleAdapter, resolve_adapter
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry
 from adapterhub.registry.references import check_reference
+from adapterhub.registry.remote import configured_registry
 from adapterhub.requests.executor import RequestExecutor
 from adapterhub.requests.generation import Generation
 from adapterhub.requests.options import BatchGenerationOptions, GenerationOptions, RequestOptions
@@ -109,7 +110,8 @@ class AdapterHub:
         Args:
             base: `"adapterhub-demo"`, a folder, a GGUF file or a hub id; if not given, the base that the
                 registry's cards name.
-            registry: The folder of adapters; if not given, see `HubConfig.registry`.
+            registry: The folder of adapters or a URL such as `s3://bucket/prefix`; if not given, see
+                `HubConfig.registry`.
             router: As for the constructor.
             **settings: Further fields of `HubConfig`, such as `quantization="nf4"`, `device="auto"`, or
                 `engine="llama.cpp"`.
@@ -118,7 +120,7 @@ class AdapterHub:
             ConfigError: A setting is not valid, or the base cannot be loaded or is not known.
         """
         config = HubConfig.load(base=str(base) if base else None, registry=registry, **settings)
-        adapters = AdapterRegistry(registry_folder(config.registry))
+        adapters = configured_registry(config)
         (name, revision), limits = chosen_base(config, adapters), config.limits
         # torch and transformers take seconds to import, so everything above has been checked first.
         make_engine = _load_base(config, name, revision)
@@ -223,7 +225,8 @@ class AdapterHub:
                 `schema` (a pydantic model or another type, or a JSON Schema), `regex`, `grammar` (Lark) or `choices`
                 (a list of texts), see `OutputFormat.of`; vLLM's names `json` and `choice` are accepted. `priority`:
                 a whole number, higher ones start first where requests wait; the card's `serving.priority` if not given.
-                `where`: a `RouteFilter` that narrows the adapters that `"auto"` may choose.
+                `where`: a `RouteFilter` that narrows the adapters that `"auto"` may choose. `user`: a text such as a
+                user's id, whose requests one version of an alias answers where several share them.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
@@ -485,7 +488,7 @@ class AdapterHub:
         """
         name, at, _ = check_reference(adapter_name).partition("@")
         cards = [self.registry.get(adapter_name)] if at else self.registry.versions(name)
-        loaded = [StoredLoraRequest(card.ref, card.digest, self.registry.folder(card)) for card in cards]
+        loaded = [StoredLoraRequest.of(self.registry, card) for card in cards]
         self.registry.remove(adapter_name, force=force)
         self._resolved.clear()  # other references may point to a removed version too
         for adapter in loaded:
@@ -593,6 +596,10 @@ class AdapterHub:
     async def _run_off_loop(self, work: Callable[..., Result], *arguments: object) -> Result:
         """For this package only: prepares a request without blocking the event loop."""
         return await self._executor.run(work, *arguments)
+
+    def _choose_version(self, reference: str, user: str | None) -> str:
+        """For this package only: a reference to the version that answers a request of this user."""
+        return self._preparer.choose_version(reference, user)
 
     def _count_prompt_tokens(
         self, messages: Sequence[Mapping[str, Any]], adapter: str | None, tools: Tools

@@ -32,8 +32,9 @@ from adapterhub.lora.delta import LoraDelta
 from adapterhub.lora.loading import load_adapter_deltas
 from adapterhub.lora.model_manager import LoraModelManager
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import parser, random_adapters, random_base, ratio, report, settle, table, timed
+from benchmarks.common import parser, random_adapters, random_base, ratio, report, settle, timed
 from benchmarks.contenders import load_peft, twin
+from benchmarks.output import table
 
 Times = dict[str, list[float]]
 CACHED, UNCACHED = "on disk, cached", "on disk"

@@ -20,7 +20,8 @@ from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.engine.runners.batch_invariant import BatchInvariantRunner
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.lora.delta import LoraDelta
-from benchmarks.common import interleaved, parser, ratio, report, settle, table
+from benchmarks.common import interleaved, parser, ratio, report, settle
+from benchmarks.output import table
 from benchmarks.proof import folder_of
 
 ROWS = 16

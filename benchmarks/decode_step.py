@@ -24,18 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapterhub.base.loading import Base
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import (
-    Times,
-    interleaved,
-    parser,
-    progress,
-    random_adapters,
-    random_base,
-    ratio,
-    report,
-    settle,
-    table,
-)
+from benchmarks.common import Times, interleaved, parser, random_adapters, random_base, ratio, report, settle
 from benchmarks.contenders import (
     Contender,
     Ours,
@@ -45,6 +34,7 @@ from benchmarks.contenders import (
     load_peft,
     twin,
 )
+from benchmarks.output import progress, table
 from benchmarks.shapes import VOCABULARY
 
 BASE, FRESH, IDLE, OURS = "base, static batch", "ours, none loaded", "ours, idle adapters", "ours"

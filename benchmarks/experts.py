@@ -25,7 +25,8 @@ from adapterhub.lora.layers import CurrentMapping
 from adapterhub.lora.mapping import LoraMapping
 from adapterhub.lora.parameter_delta import ExpertFactors, ParameterDelta
 from adapterhub.lora.parameter_layers import ParametersWithLora
-from benchmarks.common import Times, interleaved, parser, ratio, report, settle, table
+from benchmarks.common import Times, interleaved, parser, ratio, report, settle
+from benchmarks.output import table
 
 BASE, OURS, PEFT = "base", "ours", "PEFT, one after the other"
 PARAMETERS = ("gate_up_proj", "down_proj")

@@ -25,7 +25,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import PeakMemory, progress, ratio, table
+from benchmarks.common import PeakMemory, ratio
+from benchmarks.output import progress, table
 from benchmarks.shapes import SHAPES, VOCABULARY, write_base
 
 CONTENDERS = ("adapterhub", "peft + trl")

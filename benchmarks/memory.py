@@ -25,8 +25,9 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import device_peak_mib, parser, random_adapters, random_base, report, settle, table
+from benchmarks.common import device_peak_mib, parser, random_adapters, random_base, report, settle
 from benchmarks.contenders import kv_room_mib, load_peft, twin
+from benchmarks.output import table
 
 MIB = 1 << 20
 

@@ -26,18 +26,9 @@ from adapterhub.engine.batching import BatchingEngine
 from adapterhub.engine.interface import Request
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import (
-    interleaved,
-    parser,
-    progress,
-    random_adapters,
-    random_base,
-    ratio,
-    report,
-    settle,
-    table,
-)
+from benchmarks.common import interleaved, parser, random_adapters, random_base, ratio, report, settle
 from benchmarks.contenders import Contender, PeftSwitching, StaticBatch, kv_room_mib, load_peft, twin
+from benchmarks.output import progress, table
 from benchmarks.shapes import VOCABULARY
 
 BASE, FRESH, OURS = "base, static batch", "ours, no adapter", "ours"

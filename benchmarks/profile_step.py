@@ -30,8 +30,9 @@ from adapterhub.base.packed_linear import PackedLinear4bit
 from adapterhub.engine.decoding.sampler import Logits
 from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.lora.stacked_weights import StackedLoraWeights
-from benchmarks.common import parser, progress, random_adapters, random_base, report, settle, table, timed
+from benchmarks.common import parser, random_adapters, random_base, report, settle, timed
 from benchmarks.contenders import Contender, Ours, StaticBatch, twin
+from benchmarks.output import progress, table
 from benchmarks.shapes import VOCABULARY
 
 BASE, OURS = "base, static batch", "ours"

@@ -20,7 +20,8 @@ from adapterhub.base.loading import Base, load_base
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.engine.runners.packed import PackedRunner
 from adapterhub.engine.runners.proof import compute_reference, largest_difference, rounding_bound
-from benchmarks.common import parser, progress, report, settle, table
+from benchmarks.common import parser, report, settle
+from benchmarks.output import progress, table
 from benchmarks.shapes import write_base
 
 SLOTS = 16

@@ -28,18 +28,9 @@ import torch
 
 from adapterhub.base.loading import Base, load_base
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import (
-    base_folder,
-    interleaved,
-    machine,
-    parser,
-    progress,
-    random_adapters,
-    ratio,
-    settle,
-    table,
-)
+from benchmarks.common import base_folder, interleaved, machine, parser, random_adapters, ratio, settle
 from benchmarks.contenders import Contender, Ours, StaticBatch, twin
+from benchmarks.output import progress, table
 from benchmarks.prefill import Engine
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {

@@ -23,7 +23,8 @@ from transformers.generation.logits_process import (
 
 from adapterhub import SamplingParams
 from adapterhub.engine.decoding.sampler import Logits, Sampler
-from benchmarks.common import interleaved, machine, progress, ratio, settle, table
+from benchmarks.common import interleaved, machine, ratio, settle
+from benchmarks.output import progress, table
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "temperature": {},

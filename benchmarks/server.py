@@ -31,7 +31,8 @@ from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.demo import demo_registry_folder
 from adapterhub.server import ServerConfig, create_app
 from adapterhub.server.running import uvicorn_config
-from benchmarks.common import interleaved, parser, progress, report, settle, table
+from benchmarks.common import interleaved, parser, report, settle
+from benchmarks.output import progress, table
 
 ADAPTERS = ("json", "code", "support", "tools")
 ECHO_TOKEN_SECONDS = 0.01
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     settle(options)
     options.model = options.engine
-    with _hub(options) as hub, _serve(hub) as url, _over_http(url) as server:
+    with _hub(options) as hub, _serve(hub, options.stream_interval) as url, _over_http(url) as server:
         sides = {"hub": _HubSide(hub), "server": server}
         throughput = [_throughput(sides, options, stream=stream) for stream in (False, True)]
         first = _first_text(sides, options)
@@ -66,6 +67,9 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--clients", type=int, default=32)
     options.add_argument("--tokens", type=int, default=64, help="of each answer")
     options.add_argument("--singles", type=int, default=20, help="requests of a single client")
+    options.add_argument(
+        "--stream-interval", type=int, default=1, help="tokens of a chunk of the server's streams"
+    )
     options.add_argument("--client", metavar="URL", help=argparse.SUPPRESS)
     return options
 
@@ -157,8 +161,8 @@ class _HubSide:
 
 
 @contextmanager
-def _serve(hub: AdapterHub) -> Iterator[str]:
-    config = ServerConfig(access_log=False)
+def _serve(hub: AdapterHub, stream_interval: int) -> Iterator[str]:
+    config = ServerConfig(access_log=False, stream_interval=stream_interval)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn_config(create_app(hub, config), config))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

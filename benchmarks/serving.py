@@ -29,8 +29,9 @@ from adapterhub.base.loading import Base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
 from adapterhub.lora.request import StoredLoraRequest
-from benchmarks.common import PeakMemory, parser, progress, random_base, report, settle, table, twins
+from benchmarks.common import PeakMemory, parser, random_base, report, settle, twins
 from benchmarks.contenders import StaticBatch, kv_room_mib, twin
+from benchmarks.output import progress, table
 from benchmarks.shapes import write_adapter
 from benchmarks.traffic import (
     Arrival,

@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from adapterhub.base.loading import Base
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
-from benchmarks.common import interleaved, parser, progress, random_base, ratio, report, settle, table, twins
+from benchmarks.common import interleaved, parser, random_base, ratio, report, settle, twins
 from benchmarks.contenders import Ours, twin
+from benchmarks.output import progress, table
 from benchmarks.shapes import VOCABULARY, write_adapter
 
 LORA, EMBEDDING, HEAD, NORMS, ROWS = "LoRA alone", "embedding", "output layer", "norms", "token rows"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import HubConfig
-from adapterhub.config import EngineLimits, registry_folder
+from adapterhub.config import EngineLimits, registry_location
 from adapterhub.errors import ConfigError
 
 
@@ -48,12 +48,12 @@ def test_a_wrong_file_is_an_error_that_names_the_place(tmp_path: Path, content, 
 def test_where_the_registry_is(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert registry_folder() == tmp_path / "data" / "adapterhub" / "adapters"
+    assert registry_location() == tmp_path / "data" / "adapterhub" / "adapters"
     (tmp_path / "adapters").mkdir()
-    assert registry_folder() == Path("adapters")
+    assert registry_location() == Path("adapters")
     monkeypatch.setenv("ADAPTERHUB_REGISTRY", str(tmp_path / "shared"))
-    assert registry_folder() == tmp_path / "shared"
-    assert registry_folder(Path("mine")) == Path("mine")
+    assert registry_location() == tmp_path / "shared"
+    assert registry_location(Path("mine")) == Path("mine")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_text_shows_message_and_hint():
 
 
 def test_only_transient_errors_are_retryable():
-    transient = {"CapacityError", "DeadlineError", "RegistryLockedError"}
+    transient = {"CapacityError", "DeadlineError", "RegistryLockedError", "RegistryUnavailableError"}
     assert {kind.__name__ for kind in ALL if kind.retryable} == transient
 
 

@@ -40,6 +40,7 @@ EXPORTED = [
     "Policy",
     "RegistryError",
     "RegistryLockedError",
+    "RegistryUnavailableError",
     "RequestTooLongError",
     "RouteDecision",
     "RouteFilter",

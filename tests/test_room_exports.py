@@ -113,6 +113,7 @@ EXPORTED = {
     "registry": {
         "AdapterCard",
         "AdapterRegistry",
+        "Alias",
         "BaseInfo",
         "CardFields",
         "Evaluation",
@@ -124,6 +125,7 @@ EXPORTED = {
         "Ref",
         "Routing",
         "Serving",
+        "Shadow",
         "Source",
     },
     "reports": {"bar_chart", "histogram", "line_chart"},
@@ -139,6 +141,7 @@ EXPORTED = {
         "ToolChoice",
         "argument_violations",
         "detect_format",
+        "needs_call_format",
         "parse_tool_calls",
         "response_schema",
     },

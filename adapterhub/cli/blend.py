@@ -36,7 +36,7 @@ def blend(
     name: str,
     parts: tuple[str, ...],
     description: str | None,
-    registry: Path | None,
+    registry: str | Path | None,
     as_json: bool,
     **settings: Any,
 ) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from adapterhub._files import read_regular
 from adapterhub._yaml import read_config_file
 from adapterhub.base.locating import base_in_folder
+from adapterhub.config import RegistryUrl
 from adapterhub.configs import UserPath
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError, describe_validation
@@ -24,8 +25,8 @@ class ChatConfig(BaseModel):
 
     adapter: str = "auto"
     """An adapter, a blend, `auto` for the router's choice, or `base`."""
-    registry: UserPath | None = None
-    """The folder of adapters, relative to the folder of the configuration file."""
+    registry: RegistryUrl | UserPath | None = None
+    """The folder of adapters, relative to the folder of the configuration file; or a URL such as `s3://bucket/prefix`."""
     base: str | None = None
     """`adapterhub-demo`, a folder, a GGUF file or a hub id. Without it, the one that the cards name."""
     engine: Literal["transformers", "llama.cpp"] | None = None

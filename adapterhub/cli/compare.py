@@ -84,7 +84,7 @@ def compare(
     prompts: Path | None,
     no_store: bool,
     no_cache: bool,
-    registry: Path | None,
+    registry: str | Path | None,
     as_json: bool,
     base: str | None,
     quantization: str | None,

@@ -73,7 +73,7 @@ def convert_gguf(
     no_verify: bool,
     no_modelfile: bool,
     no_modelfile_tools: bool,
-    registry: Path | None,
+    registry: str | Path | None,
     as_json: bool,
 ) -> None:
     """Convert the adapter that CONFIG trains to GGUF files in the folder gguf of its output_dir.
@@ -118,7 +118,7 @@ def convert_gguf(
 
 @contextmanager
 def _adapter(
-    trained: FinetuneConfig, output_dir: Path | None, registry: Path | None
+    trained: FinetuneConfig, output_dir: Path | None, registry: str | Path | None
 ) -> Iterator[tuple[AdapterRegistry, str]]:
     """The registered adapter, or the last checkpoint in a folder."""
     from adapterhub.cli.output_dir import registry_of_checkpoint

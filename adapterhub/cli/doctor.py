@@ -40,7 +40,7 @@ _EXTRAS = {"trl": "train", "datasets": "train", "matplotlib": "train", "llama-cp
 @quantization_option
 @registry_option
 @json_option
-def doctor(base: str | None, quantization: str | None, registry: Path | None, as_json: bool) -> None:
+def doctor(base: str | None, quantization: str | None, registry: str | Path | None, as_json: bool) -> None:
     """Print versions, device, 4-bit support, paths, limits, and what is wrong with the adapters' routes.
 
     \b
@@ -112,7 +112,7 @@ def _four_bit(torch: Any) -> str:
     return "works (nf4)" if finite else "does not work: it gives NaN"
 
 
-def _served(base: str, quantization: str | None, registry: Path | None) -> dict[str, Any]:
+def _served(base: str, quantization: str | None, registry: str | Path | None) -> dict[str, Any]:
     """What kind of base it is, how it is served, and what proves that the engine computes it."""
     from adapterhub.base.describing import describe_base
 
@@ -139,7 +139,7 @@ def _served(base: str, quantization: str | None, registry: Path | None) -> dict[
     }
 
 
-def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:
+def _routes(registry: str | Path | None) -> tuple[str | None, list[Finding]]:
     """The reason why no router can be fitted, or None, and the findings on its routes."""
     try:
         return None, router_of(open_registry(registry)).health()
@@ -147,15 +147,16 @@ def _routes(registry: Path | None) -> tuple[str | None, list[Finding]]:
         return error.message, []
 
 
-def _paths(registry: Path | None) -> dict[str, Any]:
+def _paths(registry: str | Path | None) -> dict[str, Any]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from adapterhub.base.locating import demo_base_folder
-    from adapterhub.config import HubConfig
+    from adapterhub.config import HubConfig, is_url
 
     adapters, settings = open_registry(registry), HubConfig.load(registry=registry)
+    location = adapters.location if is_url(adapters.location) else adapters.root.absolute()
     return {
-        "registry": f"{adapters.root.absolute()}, {len(adapters.list())} adapters",
+        "registry": f"{location}, {len(adapters.list())} adapters",
         "demo base": str(demo_base_folder()),
         "hub cache": HF_HUB_CACHE,
         "limits": f"{settings.max_cpu_loras} adapters in memory, {settings.max_batch_size} sequences in a batch",

@@ -158,7 +158,9 @@ FORMATS = {
 @gguf_options
 @registry_option
 @json_option
-def export(name: str, out: Path, kind: str, registry: Path | None, as_json: bool, **options: Any) -> None:
+def export(
+    name: str, out: Path, kind: str, registry: str | Path | None, as_json: bool, **options: Any
+) -> None:
     """Export an adapter, or a blend, to the new folder OUT for other programs.
 
     \b

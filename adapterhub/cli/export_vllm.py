@@ -34,7 +34,7 @@ def export_vllm(
     names: tuple[str, ...],
     base: str | None,
     max_loras: int,
-    registry: Path | None,
+    registry: str | Path | None,
     as_json: bool,
     **form: Any,
 ) -> None:

@@ -103,7 +103,7 @@ def finetune(
     plan_steps: int,
     held_out: str | None,
     compare_prompts: Path | None,
-    registry: Path | None,
+    registry: str | Path | None,
     as_json: bool,
     **flags: Any,
 ) -> None:

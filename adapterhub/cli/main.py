@@ -12,6 +12,7 @@ import click
 
 from adapterhub import __version__
 from adapterhub.cli import output
+from adapterhub.cli.alias import alias
 from adapterhub.cli.blend import blend
 from adapterhub.cli.chat import chat
 from adapterhub.cli.check import check
@@ -28,7 +29,7 @@ from adapterhub.cli.merge import merge
 from adapterhub.cli.options import SuggestingGroup
 from adapterhub.cli.push import push
 from adapterhub.cli.recipes import run_recipe
-from adapterhub.cli.registry import add, alias, list_adapters, rm, show, verify
+from adapterhub.cli.registry import add, list_adapters, rm, show, verify
 from adapterhub.cli.route import route
 from adapterhub.cli.router import router
 from adapterhub.cli.run import run

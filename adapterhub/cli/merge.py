@@ -83,7 +83,7 @@ def merge(
     verify: bool,
     data: Path | None,
     force: bool,
-    registry: Path | None,
+    registry: str | Path | None,
     as_json: bool,
     **settings: Any,
 ) -> None:

@@ -22,10 +22,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 MAX_INPUT_BYTES = 16 * 2**20
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+class RegistryLocation(click.ParamType[str | Path]):
+    """A folder, or a URL of a registry."""
+
+    name = "path"
+
+    def convert(
+        self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | Path:
+        """The URL as a text, anything else as a path."""
+        from adapterhub.config import is_url
+
+        return value if is_url(value) else Path(value)
+
+
 registry_option = click.option(
     "--registry",
-    type=click.Path(path_type=Path),
-    help="The folder of adapters.  [default: ADAPTERHUB_REGISTRY, ./adapters, or the user's data folder]",
+    type=RegistryLocation(),
+    help="The folder of adapters, or a URL such as s3://bucket/prefix.  "
+    "[default: ADAPTERHUB_REGISTRY, ./adapters, or the user's data folder]",
 )
 
 
@@ -177,15 +194,15 @@ def complete_adapter(context: click.Context, parameter: click.Parameter, begun: 
     return [CompletionItem(card.name) for card in cards if card.name.startswith(begun)]
 
 
-def open_registry(folder: Path | None) -> AdapterRegistry:
+def open_registry(location: str | Path | None) -> AdapterRegistry:
     """The registry that the option, or the settings, name."""
-    from adapterhub.config import HubConfig, registry_folder
-    from adapterhub.registry import AdapterRegistry
+    from adapterhub.config import HubConfig
+    from adapterhub.registry.remote import configured_registry
 
-    return AdapterRegistry(registry_folder(HubConfig.load(registry=folder).registry))
+    return configured_registry(HubConfig.load(registry=location))
 
 
-def named_card(adapter: str, registry: Path | None) -> AdapterCard | None:
+def named_card(adapter: str, registry: str | Path | None) -> AdapterCard | None:
     """The card of the adapter, or of a blend's main one; None for the router's choice and the base.
 
     Raises:
@@ -209,7 +226,7 @@ def own_base(card: AdapterCard) -> dict[str, str | None]:
     return {"base": card.base.name, "revision": config.revision or card.base.revision}
 
 
-def open_hub(registry: Path | None, **settings: Any) -> AdapterHub:
+def open_hub(registry: str | Path | None, **settings: Any) -> AdapterHub:
     """The hub that the options describe."""
     from adapterhub.hub import AdapterHub
 

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 @registry_option
 @json_option
 def push(
-    source: str, repo: str, yes: bool, public: bool, registry: Path | None, as_json: bool, **options: Any
+    source: str,
+    repo: str,
+    yes: bool,
+    public: bool,
+    registry: str | Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Show what would be sent to a repository of the Hugging Face Hub; with --yes, send it.
 
@@ -62,7 +68,7 @@ def push(
         _show(report)
 
 
-def _sender(source: str, registry: Path | None) -> Callable[..., Push]:
+def _sender(source: str, registry: str | Path | None) -> Callable[..., Push]:
     from functools import partial
 
     from adapterhub.export import push_adapter, push_folder

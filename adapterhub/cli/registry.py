@@ -1,4 +1,4 @@
-"""Commands that read and change the registry: list, show, add, rm, alias, verify. None of them loads a model."""
+"""Commands that read and change the registry: list, show, add, rm, verify. None of them loads a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
+from adapterhub.cli.alias import describe_alias
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
 from adapterhub.cli.routes import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
-    from adapterhub.registry import AdapterCard, PeftInfo
+    from adapterhub.registry import AdapterCard, AdapterRegistry, PeftInfo
 
 
 @click.command("list")
 @registry_option
 @json_option
-def list_adapters(registry: Path | None, as_json: bool) -> None:
+def list_adapters(registry: str | Path | None, as_json: bool) -> None:
     """List the adapters: the version that each bare name means.
 
     \b
@@ -35,17 +36,22 @@ def list_adapters(registry: Path | None, as_json: bool) -> None:
         output.emit_json([card.model_dump(mode="json") for card in cards])
         return
     if not cards:
-        output.note(f"No adapters in {adapters.root}. `adapterhub add NAME PATH` registers one.")
+        output.note(f"No adapters in {adapters.location}. `adapterhub add NAME PATH` registers one.")
         return
-    rows = [(card.name, str(card.version), *_summary(card)) for card in cards]
-    output.table(["name", "version", "rank", "size", "base", "description"], rows, cut=True)
+    aliases = [_aliases(adapters, card) for card in cards]
+    shown = ["aliases"] if any(aliases) else []
+    rows = [
+        (card.name, str(card.version), *([of_one] if shown else []), *_summary(card))
+        for card, of_one in zip(cards, aliases, strict=True)
+    ]
+    output.table(["name", "version", *shown, "rank", "size", "base", "description"], rows, cut=True)
 
 
 @click.command()
 @click.argument("name", shell_complete=complete_adapter)
 @registry_option
 @json_option
-def show(name: str, registry: Path | None, as_json: bool) -> None:
+def show(name: str, registry: str | Path | None, as_json: bool) -> None:
     """Show everything known about an adapter: NAME, NAME@3 or NAME@alias.
 
     \b
@@ -55,6 +61,7 @@ def show(name: str, registry: Path | None, as_json: bool) -> None:
     """
     adapters = open_registry(registry)
     card = adapters.get(name)
+<<<<<<< HEAD
     style, folder = _prompt_style(card), adapters.folder(card)
     runs_on = _back_ends(folder)
     if as_json:
@@ -63,6 +70,21 @@ def show(name: str, registry: Path | None, as_json: bool) -> None:
         return
     found = [("prompt in use", style), ("folder", str(folder)), ("runs on", ", ".join(runs_on))]
     output.fields([*_fields(card), *found])
+=======
+    style, folder, aliases = _prompt_style(card), str(adapters.folder(card)), adapters.aliases(card.name)
+    if as_json:
+        traffic = {name: alias.model_dump(mode="json") for name, alias in aliases.items() if alias.is_shared}
+        more = {"traffic": traffic, "prompt_in_use": style, "folder": folder}
+        output.emit_json({**card.model_dump(mode="json"), **more})
+        return
+    traffic_lines = [
+        f"{card.name}@{name}: {describe_alias(card.name, alias)}"
+        for name, alias in aliases.items()
+        if alias.is_shared
+    ]
+    shown = [("traffic", "\n".join(traffic_lines)), ("prompt in use", style), ("folder", folder)]
+    output.fields([*_fields(card), *shown])
+>>>>>>> main
     for warning in card.warnings:
         output.warn(warning)
 
@@ -99,7 +121,7 @@ def add(
     examples: tuple[str, ...],
     force: bool,
     trust_card: bool,
-    registry: Path | None,
+    registry: str | Path | None,
     as_json: bool,
 ) -> None:
     """Check the adapter at PATH (a PEFT folder or a hub id) and register it as the next version of NAME.
@@ -130,7 +152,7 @@ def add(
 @click.option("--force", is_flag=True, help="Remove also what an alias points to.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @registry_option
-def rm(name: str, force: bool, yes: bool, registry: Path | None) -> None:
+def rm(name: str, force: bool, yes: bool, registry: str | Path | None) -> None:
     """Remove a version (NAME@3), or with a bare NAME all versions. Their numbers are not reused.
 
     \b
@@ -144,36 +166,16 @@ def rm(name: str, force: bool, yes: bool, registry: Path | None) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("Removal has to be confirmed, and there is no terminal; add --yes.")
-        click.confirm(f"Remove {name} from {adapters.root}?", abort=True, err=True)
+        click.confirm(f"Remove {name} from {adapters.location}?", abort=True, err=True)
     adapters.remove(name, force=force)
     output.note(f"Removed {name}.")
-
-
-@click.command()
-@click.argument("name", shell_complete=complete_adapter)
-@click.argument("alias_name", metavar="ALIAS")
-@click.argument("version", type=click.IntRange(1), required=False)
-@click.option("--delete", is_flag=True, help="Remove the alias.")
-@registry_option
-def alias(name: str, alias_name: str, version: int | None, delete: bool, registry: Path | None) -> None:
-    """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, at the newest.
-
-    \b
-    Examples:
-      adapterhub alias sql prod 3
-      adapterhub alias sql prod --delete
-    """
-    adapters = open_registry(registry)
-    target = None if delete else version or adapters.resolve(name).version
-    adapters.alias(name, alias_name, target)
-    output.note(f"Removed {name}@{alias_name}." if delete else f"{name}@{alias_name} is {name}@{target}.")
 
 
 @click.command()
 @click.argument("name", required=False, shell_complete=complete_adapter)
 @registry_option
 @json_option
-def verify(name: str | None, registry: Path | None, as_json: bool) -> None:
+def verify(name: str | None, registry: str | Path | None, as_json: bool) -> None:
     """Check stored adapters again: files, digests, cards, aliases. Exit code 1 if something is wrong.
 
     \b
@@ -191,6 +193,7 @@ def verify(name: str | None, registry: Path | None, as_json: bool) -> None:
     sys.exit(1 if problems else 0)
 
 
+<<<<<<< HEAD
 def _back_ends(folder: Path) -> list[str]:
     from adapterhub.capabilities import capabilities_of
 
@@ -209,11 +212,20 @@ def _note_back_ends(folder: Path) -> None:
 
 
 def _warn_of_rank(card: AdapterCard, registry: Path | None) -> None:
+=======
+def _warn_of_rank(card: AdapterCard, registry: str | Path | None) -> None:
+>>>>>>> main
     from adapterhub.config import HubConfig
 
     limit, rank = HubConfig.load(registry=registry).max_lora_rank, card.peft.max_rank
     if limit is not None and rank > limit:
         output.warn(f"{card.ref} has rank {rank}; with max_lora_rank={limit}, as set here, it is not served.")
+
+
+def _aliases(adapters: AdapterRegistry, card: AdapterCard) -> str:
+    """The aliases of an adapter in a cell: `prod=3, test=3+4`."""
+    aliases = adapters.aliases(card.name).items()
+    return ", ".join(f"{name}={'+'.join(map(str, alias.shares))}" for name, alias in aliases)
 
 
 def _summary(card: AdapterCard) -> tuple[str, str, str, str]:

@@ -34,7 +34,7 @@ _WHY_BASE = {
 @registry_option
 @json_option
 def route(
-    text: str, explain: bool, log: Path | None, log_texts: bool, registry: Path | None, as_json: bool
+    text: str, explain: bool, log: Path | None, log_texts: bool, registry: str | Path | None, as_json: bool
 ) -> None:
     """Print which adapter should answer TEXT (or standard input, with -), and its confidence. Loads no model.
 

@@ -52,7 +52,11 @@ def router() -> None:
 @registry_option
 @json_option
 def fit(
-    out: Path | None, retention: float | None, precision: float | None, registry: Path | None, as_json: bool
+    out: Path | None,
+    retention: float | None,
+    precision: float | None,
+    registry: str | Path | None,
+    as_json: bool,
 ) -> None:
     """Fit the router on the cards of the adapters for this base and save it for commands and hubs.
 
@@ -86,7 +90,7 @@ def fit(
 @click.argument("data", type=_file)
 @registry_option
 @json_option
-def evaluate(data: Path, registry: Path | None, as_json: bool) -> None:
+def evaluate(data: Path, registry: str | Path | None, as_json: bool) -> None:
     """Evaluate the router on DATA: lines of JSON with "text" and "adapter", null for out-of-scope requests.
 
     The requests must not be among the examples on the cards.
@@ -112,7 +116,7 @@ def evaluate(data: Path, registry: Path | None, as_json: bool) -> None:
 @click.argument("out", type=_new_file)
 @click.option("--data", type=_file, help="Requests to evaluate it on, as for `eval`.")
 @registry_option
-def report(out: Path, data: Path | None, registry: Path | None) -> None:
+def report(out: Path, data: Path | None, registry: str | Path | None) -> None:
     """Write an evaluation of the router to one HTML file, OUT, which loads nothing from elsewhere.
 
     Without --data it is evaluated on its own examples, held out in folds.
@@ -140,7 +144,7 @@ def report(out: Path, data: Path | None, registry: Path | None) -> None:
 @click.argument("file", type=_file)
 @registry_option
 @json_option
-def learn(file: Path, registry: Path | None, as_json: bool) -> None:
+def learn(file: Path, registry: str | Path | None, as_json: bool) -> None:
     """Add the corrections in FILE to the cards: lines of JSON with "text" and "correct", the right adapter or null.
 
     The right adapter gains the text as an example. With null, the adapter named by "best" gains it as a negative.

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 @json_option
 def run(
     words: tuple[str, ...],
-    registry: Path | None,
+    registry: str | Path | None,
     raw: bool,
     tools: IO[str] | None,
     schema: IO[str] | None,
@@ -142,7 +142,9 @@ def _adapter_and_text(words: tuple[str, ...]) -> tuple[str, str]:
     return adapter, read_text(text)
 
 
-def _check_before_loading(adapter: str, text: str, raw: bool, registry: Path | None) -> AdapterCard | None:
+def _check_before_loading(
+    adapter: str, text: str, raw: bool, registry: str | Path | None
+) -> AdapterCard | None:
     """The card of the adapter that is named; raises errors that need no base, which takes seconds to load."""
     from adapterhub.requests.prompts import conversation
 

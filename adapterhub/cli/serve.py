@@ -63,6 +63,11 @@ def server_options(function: F) -> F:
             "--ping-seconds", type=seconds, help="Between comments in silent streams.  [default: 15]"
         ),
         click.option(
+            "--stream-interval",
+            type=click.IntRange(1, 1024),
+            help="Least tokens in a stream's chunk, but for the first and the last.  [default: 1]",
+        ),
+        click.option(
             "--max-body-mib", type=click.IntRange(min=1), help="Largest request body.  [default: 8]"
         ),
         click.option("--max-connections", type=click.IntRange(min=1), help="At a time.  [default: 4096]"),
@@ -114,7 +119,7 @@ def server_options(function: F) -> F:
 @batch_invariant_option
 @limit_options
 def serve(
-    registry: Path | None,
+    registry: str | Path | None,
     base: str | None,
     engine: str | None,
     quantization: str | None,

@@ -55,7 +55,7 @@ from adapterhub.errors import (
 from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.digest_check import DigestCheck
 from adapterhub.lora.loading import adapter_rank, load_adapter_deltas, slot_weights
-from adapterhub.lora.request import BlendedLoraRequest
+from adapterhub.lora.request import BlendedLoraRequest, fetch_files
 
 _log = logging.getLogger(__name__)
 
@@ -420,6 +420,7 @@ def adapter_loader(base: EngineBase, limits: EngineLimits | None = None) -> Adap
     check = DigestCheck(lambda folder: check_copied_weights(folder, base.folder, layers))
 
     def load(adapter: LoraRequest) -> Mapping[str, ModuleDelta]:
+        fetch_files(adapter)
         limits.check_rank(adapter_rank(adapter), blend=isinstance(adapter, BlendedLoraRequest))
         limits.check_slot_weights(slot_weights(adapter) * base.compute_dtype.itemsize)
         check(adapter)

@@ -2,7 +2,9 @@
 
 An adapter that is loaded nowhere has a home by rendezvous hashing, so that most adapters keep theirs when a replica
 comes or goes. No replica gets more than its share of the load by a bound, so that a popular adapter spreads over
-several (consistent hashing with bounded loads, Mirrokni, Thorup and Zadimoghaddam 2016, arXiv:1608.01350).
+several (consistent hashing with bounded loads, Mirrokni, Thorup and Zadimoghaddam 2016, arXiv:1608.01350). In a fleet
+with little to do the bound would be a request or two, and a second one for an adapter would load it elsewhere; so
+replicas that are nearly idle are not bounded.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from functools import lru_cache
 
 LOAD_FACTOR = 1.25
 """By how much a replica's load may exceed the mean before its adapters' requests go elsewhere."""
+IDLE_SHARE = 1 / 16
+"""A replica with less than this share of the requests that it may have is not busy, whatever the mean is."""
 _64_BITS = 2**64 - 1
 
 
@@ -53,14 +57,17 @@ def by_affinity(
     bound = math.ceil(load_factor * in_flight / max(len(replicas), 1))
     loaded, others, busy = list[ReplicaLoad](), list[ReplicaLoad](), list[ReplicaLoad]()
     for replica in free:
-        if replica.in_flight >= bound:
+        if replica.in_flight >= max(bound, IDLE_SHARE * replica.max_in_flight):
             busy.append(replica)
         elif adapter in replica.adapters:
             loaded.append(replica)
         else:
             others.append(replica)
-    own = _number(adapter)
-    others.sort(key=lambda replica: _weight(_number(replica.name), own), reverse=True)
+    if loaded:  # then none of the others becomes a home, and hashing 1,000 names would be most of the time
+        others.sort(key=_in_flight)
+    else:
+        own = _number(adapter)
+        others.sort(key=lambda replica: _weight(_number(replica.name), own), reverse=True)
     return sorted(loaded, key=_in_flight) + others + sorted(busy, key=_in_flight)
 
 

@@ -13,9 +13,9 @@ from adapterhub.hub import AdapterHub
 from adapterhub.langchain.arguments import check_arguments
 from adapterhub.langchain.message_conversion import convert_messages
 from adapterhub.langchain.tool_schema import functions_of, json_schema_of
-from adapterhub.tool_calling import ChatRequest, ToolCallFormats, ToolChoice
+from adapterhub.tool_calling import ChatRequest, ToolCallFormats, ToolChoice, needs_call_format
 
-_OPTIONS = frozenset({*SamplingParams.model_fields, "priority"} - {"n", "logprobs"})
+_OPTIONS = frozenset({*SamplingParams.model_fields, "priority", "user"} - {"n", "logprobs"})
 _FORMAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
 _NO_EFFECT = frozenset({"stream", "strict", "ls_structured_output_format"})
 """`stream` is handled by langchain-core; `strict` is always on."""
@@ -44,11 +44,14 @@ def chat_request(
     given = {name: value for name, value in arguments.items() if value not in (None, [])}
     check_arguments(given.keys() - _NO_EFFECT, _OPTIONS | _FORMAT, "a chat model", {"model", "adapter"})
     tools = functions_of(given.get("tools", ()))
+    converted = convert_messages(messages)
+    if needs_call_format(tools, converted):  # which is that of the version that answers
+        adapter = hub._choose_version(adapter, given.get("user"))
     # With "auto" the router has not decided yet; most adapters use the base's template.
     styled = None if adapter == "auto" else adapter
     return ChatRequest.of(
         adapter,
-        convert_messages(messages),
+        converted,
         {name: value for name, value in given.items() if name in _OPTIONS},
         tools=tools,
         choice=ToolChoice.of(tools, given.get("tool_choice"), given.get("parallel_tool_calls", True)),

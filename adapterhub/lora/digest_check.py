@@ -6,11 +6,11 @@ A file is hashed once: as long as size, times and inode are those of the last ti
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from adapterhub.errors import AdapterInvalidError
-from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
+from adapterhub.lora.request import LoraRequest, stored_parts
 from adapterhub.peft_format.checks import check_digest
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, adapter_digest
 
@@ -35,7 +35,7 @@ class DigestCheck:
             AdapterInvalidError: The files have changed since they were registered, or cannot be read.
             AdapterIncompatibleError: The config describes a kind of adapter that cannot be served.
         """
-        for stored in _stored_parts(adapter):
+        for stored in stored_parts(adapter):
             seen = (stored.digest, _stamp(stored.folder))
             if self._checked.get(stored.folder) != seen:
                 settings = AdapterConfig.read(stored.folder).settings
@@ -43,15 +43,6 @@ class DigestCheck:
                 check_digest(stored.name, stored.digest, found)
                 self._further(stored.folder)
                 self._checked[stored.folder] = seen
-
-
-def _stored_parts(adapter: LoraRequest) -> Iterator[StoredLoraRequest]:
-    match adapter:
-        case StoredLoraRequest():
-            yield adapter
-        case BlendedLoraRequest(parts=parts):
-            for part, _ in parts:
-                yield from _stored_parts(part)
 
 
 def _stamp(folder: Path) -> Stamp:

@@ -14,12 +14,14 @@ from adapterhub.registry.cards import (
     Source,
 )
 from adapterhub.registry.references import Ref
+from adapterhub.registry.refs import Alias, Shadow
 from adapterhub.registry.store import AdapterRegistry
 from adapterhub.registry.verify import Problem
 
 __all__ = [
     "AdapterCard",
     "AdapterRegistry",
+    "Alias",
     "BaseInfo",
     "CardFields",
     "Evaluation",
@@ -31,5 +33,6 @@ __all__ = [
     "Ref",
     "Routing",
     "Serving",
+    "Shadow",
     "Source",
 ]

@@ -1,7 +1,7 @@
 """The folder structure of a registry, and reading it.
 
     <root>/<name>/<version>/   adapter_config.json, adapter_model.safetensors, ..., card.json
-    <root>/<name>/refs.json    aliases, and the next version's number once a version was removed
+    <root>/<name>/refs.json    aliases (`refs.py`), and the next version's number once a version was removed
     <root>/.staging/           unfinished writes; never read
     <root>/.lock               file lock of writers
 
@@ -16,44 +16,29 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import ValidationError
 
 from adapterhub._files import open_folder, os_errors_as, read_bounded, read_regular
 from adapterhub.errors import AdapterInvalidError, InvalidRequestError, RegistryError, describe_validation
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 from adapterhub.registry.references import check_name
+from adapterhub.registry.refs import Refs
 
 REFS_FILE = "refs.json"
 STAGING = ".staging"
 LOCK = ".lock"
-_MAX_REFS_BYTES = 2**20
+MAX_REFS_BYTES = 2**20
 
 
-class Refs(BaseModel):
-    """The content of `refs.json`."""
+class Catalog(Protocol):
+    """The adapters of a registry, as its reading methods need them; the methods of `Layout` say what each returns."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    aliases: dict[str, PositiveInt] = {}
-    """Alias -> version."""
-    next_version: PositiveInt = 1
-    """The next version gets at least this number, so that the number of a removed version is not reused."""
-
-    def aliases_of(self, version: int) -> tuple[str, ...]:
-        """The aliases of a version."""
-        return tuple(sorted(alias for alias, target in self.aliases.items() if target == version))
-
-    def without(self, versions: tuple[int, ...]) -> Refs:
-        """The same after some versions were removed."""
-        remaining = {alias: target for alias, target in self.aliases.items() if target not in versions}
-        return Refs(
-            aliases=remaining, next_version=max(self.next_version, *(version + 1 for version in versions))
-        )
-
-    def to_json(self) -> bytes:
-        """The content of `refs.json`."""
-        return self.model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n"
+    def names(self) -> list[str]: ...
+    def versions(self, name: str) -> tuple[int, ...]: ...
+    def refs(self, name: str) -> Refs: ...
+    def card(self, name: str, version: int, refs: Refs) -> AdapterCard: ...
 
 
 @dataclass(frozen=True)
@@ -145,7 +130,7 @@ class Layout:
         hint = "Restore it from a backup or from git."
         try:
             with self.open(name) as folder:
-                return Refs.model_validate_json(read_regular(REFS_FILE, _MAX_REFS_BYTES, dir_fd=folder))
+                return Refs.model_validate_json(read_regular(REFS_FILE, MAX_REFS_BYTES, dir_fd=folder))
         except FileNotFoundError:
             return Refs()
         except (OSError, ValidationError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,8 @@ SAFE_PATTERNS = (WEIGHTS_FILE, "*.json", "*.txt", "*.jinja", "*.md", "LICENSE", 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 # The largest is a tokenizer.json: 33 MB for a vocabulary of 260,000 tokens.
 _MAX_FILE_BYTES = 64 * 2**20
-_MAX_FILES = 64
+MAX_FILES = 64
+"""The maximum number of an adapter's files."""
 _CHUNK_BYTES = 2**20
 
 Downloader = Callable[[str, str | None], Path]
@@ -150,9 +152,9 @@ def copy_adapter(files: AdapterFiles, target: Path) -> tuple[str, ...]:
     _refuse_outward_links(entries, files.boundary)
     if not (files.folder / WEIGHTS_FILE).is_file():
         raise _no_weights(files.folder, pickles)
-    safe = [path for path in entries if path.is_file() and _is_safe(path)]
-    if len(safe) > _MAX_FILES:
-        raise AdapterInvalidError(f"The folder holds {len(safe)} files; an adapter has at most {_MAX_FILES}.")
+    safe = [path for path in entries if path.is_file() and may_be_copied(path.name)]
+    if len(safe) > MAX_FILES:
+        raise AdapterInvalidError(f"The folder holds {len(safe)} files; an adapter has at most {MAX_FILES}.")
     for path in safe:
         _check_size(path)
         _copy(path, target / path.name)
@@ -170,12 +172,18 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(opened, copy, _CHUNK_BYTES)
 
 
-def _is_safe(path: Path) -> bool:
-    return path.name != CARD_FILE and any(path.match(pattern) for pattern in SAFE_PATTERNS)
+def may_be_copied(name: str) -> bool:
+    """Whether a file of this name, other than the card, belongs to an adapter and holds no code."""
+    return name != CARD_FILE and not name.startswith(".") and any(fnmatchcase(name, p) for p in SAFE_PATTERNS)
+
+
+def max_bytes(name: str) -> int:
+    """The maximum size of a file of an adapter."""
+    return MAX_WEIGHTS_BYTES if name == WEIGHTS_FILE else _MAX_FILE_BYTES
 
 
 def _check_size(path: Path) -> None:
-    size, limit = path.stat().st_size, MAX_WEIGHTS_BYTES if path.name == WEIGHTS_FILE else _MAX_FILE_BYTES
+    size, limit = path.stat().st_size, max_bytes(path.name)
     if size > limit:
         raise AdapterInvalidError(f"{path.name} has {size:,} bytes; at most {limit:,} are accepted.")
 

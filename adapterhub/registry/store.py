@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, Unpack
@@ -18,7 +18,6 @@ from typing import TypeAlias, Unpack
 from adapterhub._files import is_folder, sync_tree, user_path, write_new
 from adapterhub.errors import (
     AdapterDisabledError,
-    AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
     ConfigError,
@@ -26,8 +25,9 @@ from adapterhub.errors import (
 )
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
 from adapterhub.registry.importing import import_adapter
-from adapterhub.registry.layout import REFS_FILE, STAGING, Layout, Refs
+from adapterhub.registry.layout import REFS_FILE, STAGING, Catalog, Layout
 from adapterhub.registry.references import LATEST, Ref, check_alias, check_name
+from adapterhub.registry.refs import Alias, Refs
 from adapterhub.registry.sources import Downloader, locate_adapter
 from adapterhub.registry.staging import staging_folder, writers_lock
 from adapterhub.registry.verify import Problem, verify_adapter, verify_registry, verify_version
@@ -57,7 +57,16 @@ class AdapterRegistry:
         self._lock_timeout = lock_timeout
 
     def __repr__(self) -> str:
-        return f"AdapterRegistry({str(self.root)!r})"
+        return f"{type(self).__name__}({self.location!r})"
+
+    @property
+    def location(self) -> str:
+        """Where the registry is, for people: its folder, or its URL."""
+        return str(self.root)
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._layout
 
     def register(
         self,
@@ -172,8 +181,8 @@ class AdapterRegistry:
     def get(self, ref: str) -> AdapterCard:
         """Returns the card of the version that a reference points to, whatever its status; otherwise as `resolve`."""
         parsed = Ref.parse(ref)
-        refs, versions = self._layout.refs(parsed.name), self._matching(parsed)
-        cards = (self._layout.card(parsed.name, version, refs) for version in reversed(versions))
+        refs, versions = self._catalog.refs(parsed.name), self._matching(parsed)
+        cards = (self._catalog.card(parsed.name, version, refs) for version in reversed(versions))
         highest = next(cards)
         if highest.status == "ready":
             return highest
@@ -184,7 +193,7 @@ class AdapterRegistry:
 
         Damaged ones are left out with a warning in the log; `verify` reports the details.
         """
-        return [card for name in self._layout.names() if (card := self._readable(name))]
+        return [card for name in self._catalog.names() if (card := self._readable(name))]
 
     def stamp(self) -> tuple[int, ...]:
         """A value that changes with every change made through an `AdapterRegistry`, in any process.
@@ -242,47 +251,87 @@ class AdapterRegistry:
             self._move(staging / CARD_FILE, card.name, str(card.version), CARD_FILE)
             return card
 
-    def alias(self, name: str, alias: str, version: int | None) -> None:
-        """Sets, moves or removes an alias.
+    def aliases(self, name: str) -> dict[str, Alias]:
+        """The aliases of an adapter: alias -> the versions that answer its requests, and its shadow.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter.
+            AdapterInvalidError: `refs.json` is damaged.
+            InvalidRequestError: The name is not valid.
+        """
+        self._matching(Ref(check_name(name)))
+        return dict(sorted(self._catalog.refs(name).aliases.items()))
+
+    def alias(self, name: str, alias: str, version: int | Mapping[int, int] | None) -> None:
+        """Sets, moves, splits or removes an alias, as one step.
+
+        A split is for a canary: `alias("sql", "prod", {3: 90, 4: 10})` sends a tenth of the requests for `sql@prod` to
+        version 4. Which version answers is chosen for each request; see `GenerationOptions`. `resolve` always gives the
+        version with the largest weight, of equal ones the oldest.
 
         Args:
             name: The adapter.
-            alias: The alias, for example `"prod"`; an existing one is moved.
-            version: The version that it points to; None removes the alias.
+            alias: The alias, for example `"prod"`; an existing one is moved, and keeps its shadow unless that is now
+                among its versions.
+            version: The version that it points to, or up to 16 versions with whole weights; None removes the alias.
 
         Raises:
             AdapterNotFoundError: There is no such adapter, version or alias.
-            InvalidRequestError: The name or the alias is not valid.
+            InvalidRequestError: The name, the alias or a weight is not valid.
         """
         check_alias(alias)
-        required = Ref(check_name(name), version, alias if version is None else None)
-        with self._changing(required) as staging:
-            refs = self._layout.refs(name)
-            aliases = {other: target for other, target in refs.aliases.items() if other != alias}
-            if version is not None:
-                aliases[alias] = version
-            self._write_refs(name, refs.model_copy(update={"aliases": aliases}), staging)
+        targets = [version] if isinstance(version, int) else version or ()
+        required = [Ref(check_name(name), target) for target in targets] or [
+            Ref(check_name(name), alias=alias)
+        ]
+
+        def edit(refs: Refs) -> Refs:
+            before = refs.aliases.get(alias)
+            meaning = None if version is None else Alias.of(version, before.shadow if before else None)
+            return refs.with_alias(alias, meaning)
+
+        self._edit_refs(name, required, edit)
+
+    def shadow(self, name: str, alias: str, version: int | None, percent: float = 5.0) -> None:
+        """Sets the shadow of an alias: the version that a server sends copies of its requests to, or removes it.
+
+        Args:
+            name: The adapter.
+            alias: The alias.
+            version: The version that gets copies, and whose answers nobody sees; None removes the shadow.
+            percent: Share of the requests that are copied, above 0 and up to 100.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter, version or alias.
+            InvalidRequestError: The version answers requests for the alias itself, or `percent` is out of range.
+        """
+        required = [Ref(check_name(name), alias=check_alias(alias))]
+        if version is not None:
+            required.append(Ref(name, version))
+
+        def edit(refs: Refs) -> Refs:
+            return refs.with_alias(alias, refs.aliases[alias].shadowed(version, percent))
+
+        self._edit_refs(name, required, edit)
 
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Removes a version, or with a bare name every version. Their numbers are not reused.
 
         Args:
             ref: `"name"`, `"name@3"`, `"name@prod"` or `"name@latest"`.
-            force: Also remove versions that an alias points to, and the alias.
+            force: Also remove versions that an alias needs: an alias of this version goes with it, a split goes on with
+                its other versions.
 
         Raises:
             AdapterNotFoundError: There is no such adapter, version or alias.
-            AdapterExistsError: An alias points to a version, and `force` is off.
+            AdapterExistsError: An alias points to a version, gives it a share of its requests or has it as its shadow,
+                and `force` is off.
         """
         parsed = Ref.parse(ref)
         with self._changing(parsed) as staging:
             refs, versions = self._layout.refs(parsed.name), self._matching(parsed)
-            aliases = [alias for version in versions for alias in refs.aliases_of(version)]
-            if aliases and not force:
-                raise AdapterExistsError(
-                    f"The alias {aliases[0]!r} points to {parsed.name}@{refs.aliases[aliases[0]]}.",
-                    hint="Move or remove the alias first, or remove both with force.",
-                )
+            if not force:
+                refs.check_unneeded(parsed.name, versions)
             self._write_refs(parsed.name, refs.without(versions), staging)
             # The highest goes last, so that a reader of the bare name never gets an older version meanwhile.
             with self._layout.open(parsed.name) as folder:
@@ -318,30 +367,35 @@ class AdapterRegistry:
 
     def folder(self, card: AdapterCard) -> Path:
         """The folder with a version's files."""
+        return self.expected_folder(card)
+
+    def expected_folder(self, card: AdapterCard) -> Path:
+        """Where `folder` finds a version's files, or puts them if it has to download them first."""
         return self._layout.version_folder(card.name, card.version)
 
     def _matching(self, ref: Ref) -> tuple[int, ...]:
         """The versions that a reference matches, ascending: all for a bare name, else one."""
-        versions = self._layout.versions(ref.name)
+        versions = self._catalog.versions(ref.name)
         if ref.is_bare:
             matching = versions
         elif ref.alias == LATEST:
             matching = versions[-1:]
         else:
-            target = self._layout.refs(ref.name).aliases.get(ref.alias) if ref.alias else ref.version
-            matching = tuple(version for version in versions if version == target)
+            target = self._catalog.refs(ref.name).aliases.get(ref.alias) if ref.alias else None
+            wanted = target.version if target else ref.version
+            matching = tuple(version for version in versions if version == wanted)
         if not matching:
             raise self._not_found(ref, versions)
         return matching
 
     def _not_found(self, ref: Ref, versions: tuple[int, ...]) -> AdapterNotFoundError:
         if versions:
-            pointers = (*versions[-5:], *sorted(self._layout.refs(ref.name).aliases)[:5])
+            pointers = (*versions[-5:], *sorted(self._catalog.refs(ref.name).aliases)[:5])
             known = ", ".join(f"{ref.name}@{pointer}" for pointer in pointers)
             return AdapterNotFoundError(f"There is no adapter {str(ref)!r}.", hint=f"There are: {known}.")
-        names = [name for name in self._layout.names() if self._layout.versions(name)]
+        names = [name for name in self._catalog.names() if self._catalog.versions(name)]
         close = difflib.get_close_matches(ref.name, names, n=1)
-        listed = f"There are: {', '.join(names[:10])}." if names else f"{str(self.root)!r} holds none."
+        listed = f"There are: {', '.join(names[:10])}." if names else f"{self.location!r} holds none."
         hint = f"Did you mean {close[0]!r}?" if close else listed
         return AdapterNotFoundError(f"There is no adapter {ref.name!r}.", hint=hint)
 
@@ -354,16 +408,23 @@ class AdapterRegistry:
             _log.warning("%s", error)
             return None
 
+    def _edit_refs(self, name: str, required: Sequence[Ref], edit: Callable[[Refs], Refs]) -> None:
+        """Replaces the aliases of an adapter by what `edit` makes of them, as one step; what is required must exist."""
+        with self._changing(*required) as staging:
+            self._write_refs(name, edit(self._layout.refs(name)), staging)
+
     def _write_refs(self, name: str, refs: Refs, staging: Path) -> None:
         write_new(staging / REFS_FILE, refs.to_json())
         self._move(staging / REFS_FILE, name, REFS_FILE)
 
     @contextmanager
-    def _changing(self, ref: Ref) -> Iterator[Path]:
-        """Holds the lock for a change of something that must exist; yields a staging folder."""
-        self._matching(ref)  # a reference to nothing must not create the folder or the lock file
+    def _changing(self, *refs: Ref) -> Iterator[Path]:
+        """Holds the lock for a change of what must exist; yields a staging folder."""
+        for ref in refs:
+            self._matching(ref)  # a reference to nothing must not create the folder or the lock file
         with staging_folder(self._layout) as staging, writers_lock(self._layout, self._lock_timeout):
-            self._matching(ref)  # another writer may have removed it before the lock was acquired
+            for ref in refs:
+                self._matching(ref)  # another writer may have removed it before the lock was acquired
             yield staging
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from adapterhub.base.fit import check_against_base
 from adapterhub.errors import AdapterHubError
 from adapterhub.peft_format.checks import check_digest, inspect_adapter
-from adapterhub.registry.layout import Layout, Refs
+from adapterhub.registry.layout import Layout
 from adapterhub.registry.local_base import local_base
+from adapterhub.registry.refs import Refs
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,8 @@ def verify_adapter(layout: Layout, name: str) -> Iterator[Problem]:
     except AdapterHubError as error:
         yield Problem(name, error.message)
         refs = Refs()
-    for alias, version in refs.aliases.items():
-        if version not in versions:
-            yield Problem(name, f"The alias {alias!r} points to version {version}, which does not exist.")
+    for alias, version in refs.missing(versions):
+        yield Problem(name, f"The alias {alias!r} points to version {version}, which does not exist.")
     for path in layout.special_files(name):
         if path.split("/")[1] not in map(str, versions):
             yield _special(name, path)

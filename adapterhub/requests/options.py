@@ -24,7 +24,7 @@ VLLM_NAMES = {"json": "schema", "choice": "choices"}
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Fields of `SamplingParams`, the priority, and what the router may choose."""
+    """Fields of `SamplingParams`, the priority, what the router may choose, and for whom the request is."""
 
     max_tokens: int | None
     temperature: float
@@ -47,6 +47,7 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int | None
     priority: int
     where: RouteFilter | None
+    user: str | None
 
 
 class GenerationOptions(SamplingOptions, TemplateArguments, total=False):
@@ -86,6 +87,7 @@ class RequestOptions:
         tools: JSON-Schema descriptions of functions for the chat template.
         template: How the chat template is rendered.
         where: Narrows the adapters that `"auto"` may choose.
+        user: Whose requests one version of a split alias answers; None chooses anew for each request.
     """
 
     sampling: Mapping[str, Any]
@@ -95,6 +97,7 @@ class RequestOptions:
     tools: Sequence[Mapping[str, Any]] | None = None
     template: TemplateOptions = field(default_factory=TemplateOptions)
     where: RouteFilter | None = None
+    user: str | None = None
 
     @classmethod
     def of(
@@ -129,7 +132,9 @@ class RequestOptions:
         priority = rest.pop("priority", None)
         if priority is not None:
             check_priority(priority)
-        where = rest.pop("where", None)
+        where, user = rest.pop("where", None), rest.pop("user", None)
+        if not isinstance(user, str | None):
+            raise InvalidRequestError(f"user= takes a text, not {type(user).__name__}.")
         if tools is not None:
             _check_tools(tools)
         fields = sampling_params.model_fields_set if sampling_params else ()
@@ -141,6 +146,7 @@ class RequestOptions:
             tools,
             TemplateOptions.of(template),
             where,
+            user,
         )
 
     def check_single_completion(self) -> None:

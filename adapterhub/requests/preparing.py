@@ -6,8 +6,9 @@ adapter reference -> route (only for "auto") -> registry -> the card's prompt pr
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeGuard
 
 from adapterhub.engine.interface import Completion, Engine, LoraRequest, Request
@@ -24,6 +25,7 @@ from adapterhub.requests.encoding import PromptEncoder, max_prompt_characters
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.options import RequestOptions
 from adapterhub.requests.prompts import PromptStyle, check_length, check_text, choose_style, conversation
+from adapterhub.requests.traffic_split import resolve_for_request
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
@@ -124,7 +126,9 @@ class RequestPreparer:
                 "A stop string could cut structured output short.",
                 hint="Leave stop out; the output format ends the answer.",
             )
-        route, resolved, profile = self._choose(prompt, adapter, options.where)
+        route, resolved, profile = self._choose(
+            prompt, adapter, options.where, partial(self._resolve_for_request, user=options.user)
+        )
         token_ids, style_stop = self._tokenize(prompt, profile, options)
         card = resolved.main_card if resolved else None
         stop = {"stop": (*style_stop, *profile.stop)}
@@ -141,7 +145,7 @@ class RequestPreparer:
 
     def encode(self, prompt: Prompt, adapter: str | None, options: RequestOptions) -> list[int]:
         """The token ids of a prompt; see `AdapterHub.encode_prompt`."""
-        _, _, profile = self._choose(prompt, adapter, options.where)
+        _, _, profile = self._choose(prompt, adapter, options.where, self._resolve_for_base)
         return self._tokenize(prompt, profile, options)[0]
 
     @property
@@ -168,6 +172,17 @@ class RequestPreparer:
     def resolve(self, reference: str) -> ResolvedAdapter:
         """The adapter, or the adapters of a blend, that a reference names, whatever base they are for."""
         return resolve_adapter(reference, self._registry.resolve)
+
+    def choose_version(self, reference: str, user: str | None) -> str:
+        """A reference to the version that answers a request, where a split alias lets one of several answer.
+
+        Args:
+            reference: To an adapter or a blend; `"auto"` and the bare base stay as they are.
+            user: As the option of a request.
+        """
+        if reference == "auto" or not names_adapter(reference):
+            return reference
+        return resolve_adapter(reference, partial(resolve_for_request, self._registry, user=user)).ref
 
     def resolve_for_base(self, reference: str) -> tuple[ResolvedAdapter, PromptProfile, LoraRequest]:
         """An adapter or blend for this base: what the reference names, its prompt profile, what the engine loads.
@@ -208,7 +223,11 @@ class RequestPreparer:
         return self._base_mismatch(card) is None
 
     def _choose(
-        self, prompt: Prompt, adapter: str | None, where: RouteFilter | None
+        self,
+        prompt: Prompt,
+        adapter: str | None,
+        where: RouteFilter | None,
+        resolve: Callable[[str], AdapterCard],
     ) -> tuple[RouteDecision | None, ResolvedAdapter | None, PromptProfile]:
         """The router's decision if the adapter is `"auto"`, the adapter, and its prompt profile."""
         self._check_lengths(prompt)
@@ -216,7 +235,7 @@ class RequestPreparer:
         reference = route.adapter if route else adapter
         if not names_adapter(reference):
             return route, None, PromptProfile()
-        resolved = resolve_adapter(reference, self._resolve_for_base)
+        resolved = resolve_adapter(reference, resolve)
         return route, resolved, self._profile(resolved.main_card)
 
     def _check_lengths(self, prompt: Prompt) -> None:
@@ -287,7 +306,13 @@ class RequestPreparer:
         return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)
 
     def _resolve_for_base(self, reference: str) -> AdapterCard:
-        card = self._registry.resolve(reference)
+        return self._checked(self._registry.resolve(reference))
+
+    def _resolve_for_request(self, reference: str, user: str | None) -> AdapterCard:
+        return self._checked(resolve_for_request(self._registry, reference, user))
+
+    def _checked(self, card: AdapterCard) -> AdapterCard:
+        """The card, if its adapter is for this base."""
         mismatch = self._base_mismatch(card)
         if mismatch:
             raise AdapterIncompatibleError(
@@ -301,10 +326,7 @@ class RequestPreparer:
         return trained_on.mismatch(loaded) if loaded and trained_on else None
 
     def _lora_request_of(self, resolved: ResolvedAdapter) -> LoraRequest:
-        parts = [
-            (StoredLoraRequest(card.ref, card.digest, self._registry.folder(card)), weight)
-            for card, weight in resolved.parts
-        ]
+        parts = [(StoredLoraRequest.of(self._registry, card), weight) for card, weight in resolved.parts]
         return BlendedLoraRequest.of(resolved.ref, parts) if isinstance(resolved, Blend) else parts[0][0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Self
@@ -18,7 +18,7 @@ from adapterhub.engine.interface import (
     TokenOutput,
     TokenStream,
 )
-from adapterhub.errors import InvalidRequestError
+from adapterhub.errors import AdapterHubError, InvalidRequestError
 from adapterhub.requests.generation import Generation
 from adapterhub.requests.preparing import PreparedRequest
 from adapterhub.routing.decision import RouteDecision
@@ -31,7 +31,7 @@ class CompletionChunk:
     Attributes:
         index: Which of the `n` completions.
         text: New text; empty while a character or a possible stop string is incomplete.
-        token_ids: The new tokens: one, or several where the reader was slower than the engine.
+        token_ids: The new tokens: one, or several where the reader was slower than the engine or asked for it.
         logprobs: Their log-probabilities, if requested.
         finish_reason: Set on the completion's last chunk: `"stop"` or `"length"`.
     """
@@ -56,6 +56,40 @@ class CompletionChunk:
             logprobs=tuple(output.logprob for output in outputs if output.logprob) or None,
             finish_reason=outputs[-1].finish_reason,
         )
+
+
+class _HeldOutputs:
+    """Outputs of each completion of a stream that wait until they are enough for a chunk.
+
+    Args:
+        interval: How many are enough; the first and the last ones of a completion do not wait.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._held: dict[int, list[TokenOutput]] = {}
+
+    def release(self, outputs: list[TokenOutput]) -> Iterable[list[TokenOutput]]:
+        """Those that need not wait any longer, each list of one completion.
+
+        Args:
+            outputs: The new ones, of any completions; those of one of them in order.
+        """
+        if len(outputs) == 1 and self._interval == 1:  # nearly always
+            return (outputs,)
+        of_each = groupby(outputs, key=lambda output: output.index)
+        return filter(None, [self._add(index, list(of_one)) for index, of_one in of_each])
+
+    def release_all(self) -> Iterable[list[TokenOutput]]:
+        """Those that wait."""
+        return filter(None, self._held.values())
+
+    def _add(self, index: int, outputs: list[TokenOutput]) -> list[TokenOutput]:
+        is_first = index not in self._held
+        held = [*self._held.get(index, ()), *outputs]
+        is_released = is_first or len(held) >= self._interval or held[-1].finish_reason is not None
+        self._held[index] = [] if is_released else held
+        return held if is_released else []
 
 
 class GenerationStream(Iterator[str]):
@@ -183,14 +217,22 @@ class AsyncGenerationStream(AsyncIterator[str]):
         """The whole answer once the stream has ended; None before, or if it was aborted."""
         return self._result
 
-    async def chunks(self) -> AsyncIterator[CompletionChunk]:
-        """The chunks of all completions, as they come; raises as `start`, and where a completion fails."""
-        while outputs := await self._get():
-            if len(outputs) == 1:
-                yield CompletionChunk.of(outputs)
-                continue
-            for _, of_one in groupby(outputs, key=lambda output: output.index):
-                yield CompletionChunk.of(list(of_one))
+    async def chunks(self, stream_interval: int = 1) -> AsyncIterator[CompletionChunk]:
+        """The chunks of all completions, as they come; raises as `start`, and where a completion fails.
+
+        Args:
+            stream_interval: Least number of tokens of a chunk. The first token and the last ones of a completion do
+                not wait for others; vLLM's `--stream-interval`.
+        """
+        held = _HeldOutputs(stream_interval)
+        try:
+            while outputs := await self._get():
+                for of_one in held.release(outputs):
+                    yield CompletionChunk.of(of_one)
+        except AdapterHubError:
+            for of_one in held.release_all():
+                yield CompletionChunk.of(of_one)
+            raise
 
     async def __anext__(self) -> str:
         while self._unread or await self._fill():

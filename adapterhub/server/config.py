@@ -62,6 +62,9 @@ class ServerConfig(BaseModel):
     """A stream's status is sent with its first output, or after this time, seconds. Later errors are events."""
     ping_seconds: float = Field(15.0, gt=0, le=3600)
     """A stream without output sends a comment after this time, seconds, so that no proxy cuts it."""
+    stream_interval: int = Field(1, ge=1, le=1024)
+    """Least number of tokens of a stream's chunk; the first token and the last ones do not wait. A higher one costs
+    the server and its clients less processor time, and streams less smoothly."""
     max_metrics_adapters: int = Field(100, ge=0, le=10_000)
     """How many adapters have series of their own in `/metrics`; the others are counted together, as `other`."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         ToolCallParser,
         parse_tool_calls,
     )
-    from adapterhub.tool_calling.chat_request import ChatRequest, response_schema
+    from adapterhub.tool_calling.chat_request import ChatRequest, needs_call_format, response_schema
     from adapterhub.tool_calling.tool_choice import ToolChoice, argument_violations
 
 _EXPORTS = {
@@ -29,6 +29,7 @@ _EXPORTS = {
     "ToolChoice": "adapterhub.tool_calling.tool_choice",
     "argument_violations": "adapterhub.tool_calling.tool_choice",
     "detect_format": "adapterhub.tool_calling.call_format_detection",
+    "needs_call_format": "adapterhub.tool_calling.chat_request",
     "parse_tool_calls": "adapterhub.tool_calling.call_parser",
     "response_schema": "adapterhub.tool_calling.chat_request",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "ToolChoice",
     "argument_violations",
     "detect_format",
+    "needs_call_format",
     "parse_tool_calls",
     "response_schema",
 ]

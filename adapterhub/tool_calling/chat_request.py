@@ -68,7 +68,7 @@ class ChatRequest:
             InvalidRequestError: No grammar can enforce a schema, or a tool is not JSON.
         """
         options = {**options, "schema": schema} if schema is not None and not choice.tools else options
-        if not tools and not any(each["role"] == "tool" or "tool_calls" in each for each in messages):
+        if not needs_call_format(tools, messages):
             return cls(adapter, messages, None, options)
         detected = detect_format()
         native = detected if detected and _can_write(detected, messages, schema) else None
@@ -78,6 +78,16 @@ class ChatRequest:
             fitted = fit_tool_calls(messages, native)
             return cls(adapter, fitted, prompt_tools(tools) or None, options, choice.tools, native)
         return cls(adapter, inline_tool_calls(messages, prompt_tools(tools)), None, options, choice.tools)
+
+
+def needs_call_format(tools: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a request has tools or calls, which are written as the adapter's chat template writes them.
+
+    Args:
+        tools: All functions.
+        messages: The conversation.
+    """
+    return bool(tools) or any(each["role"] == "tool" or "tool_calls" in each for each in messages)
 
 
 def _can_write(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from adapterhub import AdapterRegistry, AdapterRouter
-from benchmarks.common import progress
+from benchmarks.output import progress
 from benchmarks.routing.data import Clinc, Requests, draw
 from benchmarks.routing.figures import SHIPPED, Figures
 from examples.demo.data import TASKS

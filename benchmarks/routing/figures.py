@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.common import table
+from benchmarks.output import table
 from benchmarks.routing.rivals import Answers
 
 RETENTION = 0.95

@@ -11,7 +11,7 @@ import numpy as np
 from adapterhub import AdapterRouter, RouteDecision
 from adapterhub.routing.analysis.evaluation import evaluate
 from adapterhub.routing.routes import Route
-from benchmarks.common import progress
+from benchmarks.output import progress
 from benchmarks.routing.data import Clinc, Requests, draw, with_filler, with_typo
 from benchmarks.routing.figures import ROUTER, SHIPPED, WITH_NEGATIVES, Figures, three
 from benchmarks.routing.rivals import Answers, rivals

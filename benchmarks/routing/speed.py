@@ -16,7 +16,7 @@ import numpy as np
 from adapterhub import AdapterRouter
 from adapterhub.routing.classifier.model import RouterModel
 from adapterhub.routing.routes import Route
-from benchmarks.common import progress
+from benchmarks.output import progress
 from benchmarks.routing.data import Clinc, Requests, ciphered, draw
 from benchmarks.routing.figures import SHIPPED, Figures
 

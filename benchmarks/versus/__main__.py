@@ -28,8 +28,9 @@ import torch
 from transformers.utils import logging
 
 from adapterhub.errors import AdapterHubError
-from benchmarks.common import machine, progress, table, twins
+from benchmarks.common import machine, twins
 from benchmarks.gguf_base import write_q4_0
+from benchmarks.output import progress, table
 from benchmarks.shapes import SHAPES, write_adapter, write_base
 from benchmarks.versus.figures import ROWS, Plan, agreement
 from benchmarks.versus.process import LABELS, Entry, Process, start

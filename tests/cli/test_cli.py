@@ -212,6 +212,47 @@ class TestChanging:
         own("alias", "json", "live", "--delete")
         assert own("show", "json@live").code == 1
 
+    def test_alias_splits_and_shadows(self, own, tiny_adapters):
+        for name in ("json", "code", "support"):
+            own("add", "json", tiny_adapters[name])
+        assert own("alias", "json", "prod", "1=90", "2=10").err == "json@prod is 90 % json@1, 10 % json@2.\n"
+        shadowed = own("alias", "json", "prod", "--shadow", 3, "--percent", 12.5)
+        assert shadowed.err == "json@prod is 90 % json@1, 10 % json@2; copies of 12.5 % to json@3.\n"
+        shown = "json@prod: 90 % json@1, 10 % json@2; copies of 12.5 % to json@3"
+        assert shown in own("show", "json@1").out
+        assert own("show", "json@2", "--json").json["traffic"] == {
+            "prod": {"weights": {"1": 90, "2": 10}, "shadow": {"version": 3, "percent": 12.5}}
+        }
+        listed = own("list").out.splitlines()
+        assert listed[0].split()[:3] == ["name", "version", "aliases"]
+        assert listed[1].split()[:3] == ["json", "3", "prod=1+2"]
+        refused = own("rm", "json@2", "--yes")
+        assert (refused.code, "prod" in refused.err) == (1, True)
+        assert own("alias", "json", "prod", "--no-shadow").err == "json@prod is 90 % json@1, 10 % json@2.\n"
+        assert own("alias", "json", "prod", 2).err == "json@prod is json@2.\n"
+        assert own("show", "json@2", "--json").json["traffic"] == {}
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["1", "2"],
+            ["1=0", "2=1"],
+            ["1=1", "1=2"],
+            ["x"],
+            ["1=1.5"],
+            ["1", "--delete"],
+            ["--delete", "--no-shadow"],
+            ["--percent", "5"],
+            ["--shadow", "2", "--percent", "0"],
+            ["--shadow", "2", "--no-shadow"],
+        ],
+    )
+    def test_alias_refuses_wrong_usage(self, own, tiny_adapters, arguments):
+        own("add", "json", tiny_adapters["json"])
+        own("alias", "json", "prod", 1)
+        assert own("alias", "json", "prod", *arguments).code == 2
+        assert own("show", "json@prod", "--json").json["traffic"] == {}
+
     def test_rm_names_the_version_that_it_removed(self, own, tiny_adapters):
         for name in ("json", "code", "support"):
             own("add", "json", tiny_adapters[name])

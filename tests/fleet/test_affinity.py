@@ -35,6 +35,12 @@ def test_a_much_busier_replica_is_passed_over():
     assert by_affinity(replicas, "sql")[-1].name == "http://replica-0"
 
 
+def test_a_nearly_idle_replica_keeps_its_adapters():
+    """Three requests are no load for one that takes 64, though they are more than its share."""
+    assert first(fleet(3, 0, 0, adapters={0: {"sql"}}, maximum=64), "sql") == 0
+    assert first(fleet(4, 0, 0, adapters={0: {"sql"}}, maximum=64), "sql") != 0
+
+
 def test_an_idle_fleet_takes_a_first_request():
     assert len(by_affinity(fleet(0, 0, 0), "sql")) == 3
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adapterhub import AdapterHub, AdapterRegistry, CompletionChunk, EchoEngine
 from adapterhub.engine.interface import TokenLogprob, TokenOutput
-from adapterhub.errors import AdapterNotFoundError, InvalidRequestError, RequestTooLongError
+from adapterhub.errors import AdapterNotFoundError, GenerationError, InvalidRequestError, RequestTooLongError
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,42 @@ async def test_chunks_of_all_completions_come_side_by_side(echo: AdapterHub):
     assert stream.result is not None
     assert stream.result.completions == expected.completions
     assert stream.result.usage.completion_tokens == 2 * len("[json@1] ab")
+
+
+async def test_an_interval_holds_tokens_back_but_for_the_first_and_the_last(echo: AdapterHub):
+    whole = echo.generate("ab", "json", raw=True)  # 11 characters
+    stream = echo.astream("ab", "json", raw=True)
+    chunks = [chunk async for chunk in stream.chunks(4)]
+    assert [chunk.text for chunk in chunks] == ["[", "json", "@1] ", "ab"]
+    assert [chunk.finish_reason for chunk in chunks] == [None, None, None, "stop"]
+    assert tuple(token for chunk in chunks for token in chunk.token_ids) == whole.completions[0].token_ids
+    assert stream.result is not None
+    assert stream.result.completions == whole.completions
+
+
+async def test_an_interval_counts_the_tokens_of_each_completion(echo: AdapterHub):
+    stream = echo.astream("ab", "json", raw=True, n=2)
+    chunks = [(chunk.index, chunk.text) async for chunk in stream.chunks(6)]
+    assert chunks == [(0, "["), (1, "["), (0, "json@1"), (1, "json@1"), (0, "] ab"), (1, "] ab")]
+
+
+async def test_an_error_comes_behind_what_the_interval_held_back(echo: AdapterHub):
+    class Failing:
+        def __init__(self) -> None:
+            self.texts = iter("abc")
+
+        async def get(self) -> list[TokenOutput]:
+            for text in self.texts:
+                return [TokenOutput(text, 1)]
+            raise GenerationError("The engine failed.")
+
+    stream = echo.astream("ab", "json", raw=True)
+    await stream.start()
+    stream._started = replace(stream._started, outputs=Failing())  # type: ignore[type-var, assignment]
+    chunks = stream.chunks(10)
+    assert [(await anext(chunks)).text for _ in range(2)] == ["a", "bc"]
+    with pytest.raises(GenerationError):
+        await anext(chunks)
 
 
 async def test_texts_are_those_of_the_first_completion(echo: AdapterHub):

@@ -59,6 +59,7 @@ async def answer_to(error: BaseException, client: httpx.AsyncClient, engine: Fai
         (errors.CapacityError, 429, "rate_limit_exceeded", "rate_limit_error"),
         (errors.EngineClosedError, 503, "overloaded", "server_error"),
         (errors.RegistryLockedError, 503, "registry_locked", "server_error"),
+        (errors.RegistryUnavailableError, 503, "registry_unavailable", "server_error"),
         (errors.DeadlineError, 504, "deadline_exceeded", "server_error"),
     ],
 )

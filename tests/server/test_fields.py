@@ -38,7 +38,7 @@ SAMPLING = {
     "n": (2, 2),
 }
 """Fields of both bodies -> a value, and the same in `SamplingParams`."""
-OTHERS = {"model", "stream", "stream_options", "stop", "priority"}
+OTHERS = {"model", "stream", "stream_interval", "stream_options", "stop", "priority"}
 """Fields of both bodies that have tests of their own."""
 
 

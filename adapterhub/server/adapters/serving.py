@@ -174,7 +174,7 @@ class AdapterServing:
             return []
 
     def _stored(self, card: AdapterCard) -> StoredLoraRequest:
-        return StoredLoraRequest(card.ref, card.digest, self._registry.folder(card))
+        return StoredLoraRequest.of(self._registry, card)
 
 
 def _card_fields(fields: Mapping[str, Any]) -> CardFields:

@@ -80,29 +80,31 @@ class ChatCall:
         by, parsers, texts = AnsweredBy.of(stream), dict[int, AnswerParser](), dict[int, TextEvents]()
         head = self.head.of("chat.completion.chunk", by)
         usage = StreamUsage(self.body.stream_options, stream.prompt_tokens)
+        interval = self.body.tokens_per_chunk(self.state.config.stream_interval)
         async with aclosing(stream):
-            async for chunk in stream.chunks():
+            async for chunk in stream.chunks(interval):
+                written = list[bytes]()  # sent together
                 if chunk.index not in parsers:
                     parsers[chunk.index] = AnswerParser(request)
                     first = _choice(chunk.index, {"role": "assistant", "content": ""})
-                    yield event({**head, "choices": [first], **usage.count(0)})
+                    written.append(event({**head, "choices": [first], **usage.count(0)}))
                     texts[chunk.index] = _text_events(chunk.index, head, usage.count(0))
                 counted = usage.count(len(chunk.token_ids))
                 for part, logprobs in self._parts(chunk, parsers[chunk.index]):
                     if isinstance(part, str) and logprobs is None and not usage.is_continuous:
-                        yield texts[chunk.index].event(part)
+                        written.append(texts[chunk.index].event(part))
                     else:
                         choice = _choice(chunk.index, part_delta(part), logprobs=logprobs)
-                        yield event({**head, "choices": [choice], **counted})
+                        written.append(event({**head, "choices": [choice], **counted}))
                 if chunk.finish_reason:
                     calls = parsers[chunk.index].calls
                     last = _choice(chunk.index, {}, "tool_calls" if calls else chunk.finish_reason)
                     said = await self._said(by, calls, request)
-                    yield event({**head, "choices": [last], **counted, "adapterhub": said})
+                    written.append(event({**head, "choices": [last], **counted, "adapterhub": said}))
+                if written:
+                    yield b"".join(written)
         self.head.answered(stream.result)
-        if usage.last_chunk:
-            yield event({**head, **usage.last_chunk})
-        yield DONE
+        yield (event({**head, **usage.last_chunk}) if usage.last_chunk else b"") + DONE
 
     async def _prepare(self) -> ChatRequest:
         body = self.body
@@ -118,7 +120,7 @@ class ChatCall:
             self.state,
             chat_adapter(body.model, messages, self.state) or "base",
             messages,
-            {**body.options(), "where": self.state.caller.route_filter},
+            self.head.options(body, self.state),
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
             output_format=output_format_of(body),

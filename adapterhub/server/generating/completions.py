@@ -69,15 +69,14 @@ class CompletionCall:
         async with AsyncExitStack() as open_streams:
             for stream in streams:
                 await open_streams.enter_async_context(stream)
-            chunks = merge([stream.chunks() for stream in streams])
+            interval = self.body.tokens_per_chunk(self.state.config.stream_interval)
+            chunks = merge([stream.chunks(interval) for stream in streams])
             open_streams.push_async_callback(chunks.aclose)
             async for at, chunk in chunks:
-                for written in writer.write(at, chunk):
+                if written := b"".join(writer.write(at, chunk)):
                     yield written
         self._note([stream.result for stream in streams])
-        if usage.last_chunk:
-            yield writer.event(0, usage.last_chunk)
-        yield DONE
+        yield (writer.event(0, usage.last_chunk) if usage.last_chunk else b"") + DONE
 
     def index(self, prompt: int, completion: int) -> int:
         """The index of a choice.
@@ -100,11 +99,8 @@ class CompletionCall:
         return self._arguments()
 
     def _arguments(self) -> tuple[str | None, dict[str, Any]]:
-        options = {**self.body.options(), **output_format_of(self.body)}
-        return adapter_of(self.body.model, self.state), {
-            **options,
-            "where": self.state.caller.route_filter,
-        }
+        options = self.head.options(self.body, self.state) | output_format_of(self.body)
+        return adapter_of(self.body.model, self.state), options
 
     def _note(self, generations: Sequence[Generation | None]) -> None:
         if len(generations) == 1:  # a span tells of one answer

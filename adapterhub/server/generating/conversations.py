@@ -17,6 +17,7 @@ from adapterhub.tool_calling import (
     ToolCallParser,
     ToolChoice,
     argument_violations,
+    needs_call_format,
 )
 
 
@@ -52,6 +53,8 @@ def chat_request(
             "structured_outputs",
             hint="Send tool_choice 'none', or no tools.",
         )
+    if needs_call_format(functions, messages):  # which is that of the version that answers
+        adapter = state.hub._choose_version(adapter, options.get("user"))
     engine, styled = state.hub.engine, None if adapter == AUTO else adapter
     return ChatRequest.of(
         adapter,

@@ -13,6 +13,7 @@ import adapterhub
 from adapterhub.requests.generation import Generation
 from adapterhub.server.generating.answered_by import AnsweredBy
 from adapterhub.server.metrics import RequestSpan, span_of
+from adapterhub.server.protocol.sampling import GenerationBody
 from adapterhub.server.state import ServerState
 
 
@@ -24,6 +25,7 @@ class AnswerHead:
         id: The answer's id, which holds the request's.
         base_model: The id of the bare base.
         fingerprint: Which server and base answer; with the same one, a seed gives the same answer.
+        session_id: The client's `x-session-id`; what the body has no `user` for is of this one.
         span: The request's span, if there is one.
         created: When the answer began, seconds since 1970.
     """
@@ -31,6 +33,7 @@ class AnswerHead:
     id: str
     base_model: str
     fingerprint: str
+    session_id: str | None = None
     span: RequestSpan | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -50,8 +53,21 @@ class AnswerHead:
             f"{prefix}{request_id}",
             state.base_model,
             f"adapterhub-{adapterhub.__version__}-{digest}",
+            request.headers.get("x-session-id"),
             span_of(request.scope),
         )
+
+    def options(self, body: GenerationBody, state: ServerState) -> dict[str, Any]:
+        """The options of a call of the hub: those that the body has, and those of who sends it.
+
+        Args:
+            body: The body.
+            state: Knows the caller.
+
+        Raises:
+            FieldError: A field is not valid.
+        """
+        return {"user": self.session_id, **body.options(), "where": state.caller.route_filter}
 
     def of(self, kind: str, by: AnsweredBy) -> dict[str, Any]:
         """The first fields of an answer or a chunk.

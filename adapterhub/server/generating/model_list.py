@@ -41,7 +41,19 @@ def describe_model(model: str, state: ServerState) -> Model:
         return _auto(state)
     resolved = resolve_adapter(named, state.hub.registry.resolve)
     created = max(card.created_at for card, _ in resolved.parts)
-    return _model(model, created, root=resolved.ref, parent=state.base_model, state=state)
+    described = _model(model, created, root=resolved.ref, parent=state.base_model, state=state)
+    return described.model_copy(update={"shares": _shares(named, state)})
+
+
+def _shares(named: str, state: ServerState) -> dict[str, float] | None:
+    """Version -> its share of the requests for an alias, if several share it."""
+    name, _, pointer = named.partition("@")
+    alias = state.hub.registry.aliases(name).get(pointer) if pointer and ":" not in named else None
+    return (
+        {f"{name}@{version}": share for version, share in alias.shares.items()}
+        if alias and alias.is_split
+        else None
+    )
 
 
 def _is_served(card: AdapterCard, state: ServerState) -> bool:

@@ -76,7 +76,9 @@ class ResponseCall:
         begun = False  # the first events wait for an output, until which an error has its own status
         async with aclosing(stream):
             try:
-                async for chunk in stream.chunks():
+                async for chunk in stream.chunks(
+                    self.body.tokens_per_chunk(self.state.config.stream_interval)
+                ):
                     if not begun:
                         begun = True
                         yield _frames(told.start())
@@ -99,7 +101,7 @@ class ResponseCall:
             self.state,
             chat_adapter(body.model, messages, self.state) or "base",
             messages,
-            {**body.options(), "where": self.state.caller.route_filter},
+            self.head.options(body, self.state),
             functions=functions,
             choice=tool_choice_of(functions, body.tool_choice, body.parallel_tool_calls),
             output_format=_output_format(body),

@@ -51,11 +51,9 @@ IGNORED: Final = frozenset(
         "prompt_cache_retention",
         "reasoning",
         "request_id",
-        "safety_identifier",
         "service_tier",
         "session_id",
         "store",
-        "user",
     }
 )
 """Fields that have no effect on the answer."""

@@ -22,6 +22,8 @@ class Model(BaseModel):
     """The version that the name means: `json@3`, or a blend with its versions."""
     parent: str | None
     """The base; None for the base itself."""
+    shares: dict[str, float] | None = None
+    """Version -> its share of the requests, where several versions share an alias."""
     max_model_len: int
     """Maximum number of tokens of a prompt and its answer; vLLM's field."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adapterhub.registry import AdapterCard, Evaluation
+from adapterhub.registry import AdapterCard, Alias, Evaluation, Shadow
+from adapterhub.registry.refs import MAX_VERSIONS
 
 Place: TypeAlias = Literal["slot", "host", "disk"]
 
@@ -89,10 +90,63 @@ class AddAdapterRequest(_Body):
 
 
 class AliasRequest(_Body):
-    """Points an alias at a version."""
+    """Points an alias at a version, or lets several share its requests; sets its shadow."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"weights": {"3": 90, "4": 10}}]})
+
+    version: int | None = Field(None, ge=1, le=999_999_999)
+    """The version; this or `weights`."""
+    weights: dict[int, int] | None = Field(None, min_length=1, max_length=MAX_VERSIONS)
+    """Version -> whole weight: the versions share the requests in this ratio."""
+
+    @model_validator(mode="after")
+    def _has_one(self) -> AliasRequest:
+        if (self.version is None) == (self.weights is None):
+            raise ValueError("give either version or weights")
+        return self
+
+
+class ShadowRequest(_Body):
+    """Sends copies of an alias' requests to another version."""
 
     version: int = Field(ge=1, le=999_999_999)
-    """The version."""
+    """The version that gets them."""
+    percent: float = Field(5.0, gt=0, le=100)
+    """Share of the requests that are copied, in percent."""
+
+
+class AliasState(BaseModel):
+    """What an alias means."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str
+    """The reference: the adapter's name and the alias."""
+    object: Literal["adapterhub.alias"] = "adapterhub.alias"
+    """The kind of this object."""
+    version: int
+    """The version with the largest weight."""
+    shares: dict[int, float]
+    """Version -> its share of the requests, 0 to 1."""
+    shadow: Shadow | None
+    """What gets copies of its requests."""
+
+    @classmethod
+    def of(cls, ref: str, alias: Alias) -> Self:
+        """What an alias means.
+
+        Args:
+            ref: The adapter's name and the alias.
+            alias: As the registry has it.
+        """
+        return cls(id=ref, version=alias.version, shares=alias.shares, shadow=alias.shadow)
+
+
+class AliasList(BaseModel):
+    """The aliases of an adapter."""
+
+    object: Literal["list"] = "list"
+    data: list[AliasState]
 
 
 class PinRequest(_Body):

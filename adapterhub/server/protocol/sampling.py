@@ -30,6 +30,8 @@ class GenerationBody(Body):
     """Send the answer as it comes, as server-sent events."""
     stream_options: StreamOptions | None = None
     """What a stream says beside the answer."""
+    stream_interval: int | None = Field(None, ge=1)
+    """Least number of tokens of a stream's chunk, if that is more than the server's; vLLM's."""
     max_tokens: int | None = None
     """Maximum number of tokens of the answer; 256 if not sent, or what the context leaves."""
     temperature: float | None = None
@@ -65,15 +67,37 @@ class GenerationBody(Body):
     priority: int | None = None
     """Waiting requests with a higher one start first; vLLM's order is the opposite."""
 
+    user: str | None = None
+    """Whose requests one version of an alias answers, where several share them. It is not kept."""
+    safety_identifier: str | None = None
+    """`user` under its newer name, which wins."""
+
     @property
     def streams(self) -> bool:
         """Whether the answer is streamed."""
         return bool(self.stream)
 
+    def options(self) -> dict[str, Any]:
+        """The options of a call of the hub that were sent.
+
+        Raises:
+            FieldError: A field is not valid.
+        """
+        return self.sampling_options()
+
+    def tokens_per_chunk(self, least: int) -> int:
+        """Least number of tokens of a stream's chunk.
+
+        Args:
+            least: What the server is set to.
+        """
+        return max(self.stream_interval or 1, least)
+
     def sampling_options(self) -> dict[str, Any]:
         """The options of a call of the hub that were sent."""
-        names = [name for name in (*SamplingParams.model_fields, "priority") if name != "logprobs"]
+        names = [name for name in (*SamplingParams.model_fields, "priority", "user") if name != "logprobs"]
         sent = {name: getattr(self, name, None) for name in names}
+        sent["user"] = self.safety_identifier or self.user
         if self.seed == -1:
             sent["seed"] = None
         return {name: value for name, value in sent.items() if value is not None}

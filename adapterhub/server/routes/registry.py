@@ -17,8 +17,11 @@ from adapterhub.server.protocol.registry import (
     AdapterList,
     AdapterSummary,
     AddAdapterRequest,
+    AliasList,
     AliasRequest,
+    AliasState,
     PinRequest,
+    ShadowRequest,
 )
 from adapterhub.server.routes.dependencies import Audited
 from adapterhub.server.state import ServerState, State
@@ -101,6 +104,14 @@ def remove_adapter(
         state.hub.delete_adapter(ref, force=force)
 
 
+@router.get("/{name}/aliases")
+def list_aliases(name: str, state: State) -> AliasList:
+    """Lists the aliases of a name: which versions answer their requests, and which gets copies."""
+    _visible_card(state, name)
+    aliases = state.hub.registry.aliases(name)
+    return AliasList(data=[AliasState.of(f"{name}@{alias}", meaning) for alias, meaning in aliases.items()])
+
+
 @router.put("/{name}/aliases/{alias}", openapi_extra=describe_body(AliasRequest))
 def set_alias(
     name: str,
@@ -109,9 +120,9 @@ def set_alias(
     state: State,
     audited: Audited,
 ) -> AdapterSummary:
-    """Points an alias at a version, so that `name@alias` means it."""
+    """Points an alias at a version, so that `name@alias` means it, or lets several share its requests (a canary)."""
     with audited("alias", f"{name}@{alias}"):
-        state.hub.registry.alias(name, alias, body.version)
+        state.hub.registry.alias(name, alias, body.weights or body.version)
     return _shown(state, state.hub.registry.get(f"{name}@{alias}"))
 
 
@@ -120,6 +131,27 @@ def remove_alias(name: str, alias: str, state: State, audited: Audited) -> None:
     """Removes an alias."""
     with audited("remove alias", f"{name}@{alias}"):
         state.hub.registry.alias(name, alias, None)
+
+
+@router.put("/{name}/aliases/{alias}/shadow", openapi_extra=describe_body(ShadowRequest))
+def set_shadow(
+    name: str,
+    alias: str,
+    body: Annotated[ShadowRequest, Depends(JsonBody(ShadowRequest))],
+    state: State,
+    audited: Audited,
+) -> AliasState:
+    """Sends copies of a share of the alias' requests to another version, whose answers nobody sees."""
+    with audited("shadow", f"{name}@{alias}"):
+        state.hub.registry.shadow(name, alias, body.version, body.percent)
+    return AliasState.of(f"{name}@{alias}", state.hub.registry.aliases(name)[alias])
+
+
+@router.delete("/{name}/aliases/{alias}/shadow", status_code=204, response_class=Response)
+def remove_shadow(name: str, alias: str, state: State, audited: Audited) -> None:
+    """Sends no more copies of an alias' requests."""
+    with audited("remove shadow", f"{name}@{alias}"):
+        state.hub.registry.shadow(name, alias, None)
 
 
 @router.post("/{ref}/pin")

@@ -1,0 +1,74 @@
+"""A replica: one hub, and the server's application over it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from fastapi import FastAPI
+from ray.serve import get_replica_context
+from starlette.types import Message
+
+from adapterhub.config import MAX_PRIORITY
+from adapterhub.deploy.ray.config import ApplicationConfig
+from adapterhub.deploy.ray.http_call import HttpCall
+from adapterhub.hub import AdapterHub
+from adapterhub.server.app import create_app
+from adapterhub.server.loading import warm_up
+
+
+class HubReplica:
+    """The deployment behind the fronts. Ray makes one in each replica's process, and calls the methods.
+
+    Args:
+        config: The settings of the application.
+        open_hub: Loads the base and opens the registry; called in a thread.
+    """
+
+    _hub: AdapterHub
+    _app: FastAPI
+
+    async def __init__(  # type: ignore[misc]  # Ray awaits it, and serves once it returns
+        self, config: ApplicationConfig, open_hub: Callable[[ApplicationConfig], AdapterHub]
+    ) -> None:
+        self._hub = await asyncio.to_thread(open_hub, config)
+        await asyncio.to_thread(warm_up, self._hub)
+        self._app = create_app(self._hub, config.server)
+        self._computes = not config.urls
+
+    async def answer(self, call: HttpCall) -> AsyncIterator[list[Message]]:
+        """Answers one request; yields ASGI messages. Ray cancels it when the client has gone."""
+        async for messages in call.answers(self._app):
+            yield messages
+
+    async def metrics(self, call: HttpCall) -> tuple[str, list[Message]]:
+        """Answers one request for `/metrics` in Prometheus' text format; with it the name of this replica."""
+        plain = replace(call, scope={**call.scope, "headers": _without_accept(call.scope["headers"])})
+        messages = [message async for some in plain.answers(self._app) for message in some]
+        return get_replica_context().replica_id.unique_id, messages
+
+    async def check_health(self) -> None:
+        """Returns if the hub answers; Ray restarts a replica that has failed three times.
+
+        A hub over vLLM servers is not asked: a new process would not bring them back.
+        """
+        if self._computes:
+            await self._hub.agenerate("Hello", None, max_tokens=1, priority=MAX_PRIORITY)
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What the request router has to know: the names of the adapters that are loaded here."""
+        adapters = self._hub.stats().adapters.items()
+        loaded = {name.partition("@")[0] for name, one in adapters if one.in_slot or one.in_host_memory}
+        return {"adapters": sorted(loaded)}
+
+    def __del__(self) -> None:
+        """Closes the hub; Ray calls it once running answers have ended."""
+        if "_app" in self.__dict__:
+            self._app.state.server.close()
+            self._hub.close()
+
+
+def _without_accept(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name != b"accept"]

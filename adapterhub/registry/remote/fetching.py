@@ -1,0 +1,89 @@
+"""Downloading a version: its files are bounded, confined, and compared with the manifest and the card's digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapterhub._files import sha256_file
+from adapterhub.errors import AdapterInvalidError, AdapterNotFoundError
+from adapterhub.peft_format.checks import check_digest
+from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, adapter_digest
+from adapterhub.registry.cards import CARD_FILE, AdapterCard
+from adapterhub.registry.remote.manifest import (
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Manifest,
+    check_file,
+    manifest_path,
+)
+from adapterhub.registry.remote.store import Store
+from adapterhub.registry.sources import MAX_FILES, may_be_copied
+
+
+def fetch_version(store: Store, card: AdapterCard, target: Path) -> None:
+    """Downloads the files of a version and checks that they are those that the card is of.
+
+    Args:
+        store: Where they are.
+        card: The version's card; its digest decides.
+        target: An empty folder.
+
+    Raises:
+        AdapterInvalidError: Files are missing, damaged, too large, or not those that were registered.
+        AdapterNotFoundError: The version has been removed.
+        RegistryError: The store does not answer or refuses.
+    """
+    files = _manifest(store, card) or _listed(store, card)
+    for name, entry in files.items():
+        size = entry.size if isinstance(entry, FileEntry) else entry
+        check_file(name, size)
+        _download(store, card, name, target / name, size)
+        if isinstance(entry, FileEntry) and sha256_file(target / name) != entry.sha256:
+            raise AdapterInvalidError(
+                f"{card.ref}: {name} is not the file that was registered.", hint=_hint(card)
+            )
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= files.keys():
+        raise AdapterInvalidError(f"{card.ref} has no {CONFIG_FILE} or no {WEIGHTS_FILE}.", hint=_hint(card))
+    check_digest(
+        card.ref, card.digest, adapter_digest(AdapterConfig.read(target).settings, target / WEIGHTS_FILE)
+    )
+
+
+def _manifest(store: Store, card: AdapterCard) -> Mapping[str, FileEntry] | None:
+    try:
+        content, _ = store.read(manifest_path(card.name, card.version), MAX_MANIFEST_BYTES)
+    except FileNotFoundError:  # the registry was copied there by other means, or is a repository of the Hub
+        return None
+    return Manifest.from_json(content).files
+
+
+def _listed(store: Store, card: AdapterCard) -> Mapping[str, int]:
+    """The files below the version's folder, and their sizes; others than an adapter's are left out."""
+    prefix = f"{card.name}/{card.version}/"
+    names = {
+        path.removeprefix(prefix): found.size for path, found in store.objects(prefix.rstrip("/")).items()
+    }
+    files = {name: size for name, size in names.items() if "/" not in name and may_be_copied(name)}
+    if CARD_FILE not in names and not files:
+        raise AdapterNotFoundError(
+            f"The files of {card.ref} are gone.", hint="It has been removed meanwhile."
+        )
+    if len(files) > MAX_FILES:
+        raise AdapterInvalidError(f"{card.ref} has {len(files)} files; an adapter has at most {MAX_FILES}.")
+    return files
+
+
+def _download(store: Store, card: AdapterCard, name: str, target: Path, size: int) -> None:
+    try:
+        store.download(f"{card.name}/{card.version}/{name}", target, size)
+    except FileNotFoundError as error:
+        raise AdapterInvalidError(f"{card.ref} lacks its file {name}.", hint=_hint(card)) from error
+    if target.stat().st_size != size:
+        raise AdapterInvalidError(
+            f"{card.ref}: {name} has {target.stat().st_size:,} bytes and not {size:,}.", hint=_hint(card)
+        )
+
+
+def _hint(card: AdapterCard) -> str:
+    return f"Remove {card.ref} and register it again, or restore the file."

@@ -1,0 +1,318 @@
+"""A registry in a store: cards and aliases in memory, kept current by polling; files downloaded when they are used."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Unpack
+
+from adapterhub._files import scratch_folder, write_new
+from adapterhub.errors import (
+    AdapterExistsError,
+    AdapterHubError,
+    RegistryError,
+    RegistryLockedError,
+    RegistryUnavailableError,
+)
+from adapterhub.peft_format.checks import inspect_adapter
+from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard, CardFields
+from adapterhub.registry.importing import import_adapter
+from adapterhub.registry.layout import MAX_REFS_BYTES, REFS_FILE, Catalog
+from adapterhub.registry.references import Ref, check_name
+from adapterhub.registry.refs import Refs
+from adapterhub.registry.remote.catalog import RemoteCatalog, parse_card, parse_refs, read_catalog
+from adapterhub.registry.remote.errors import ConflictError
+from adapterhub.registry.remote.fetching import fetch_version
+from adapterhub.registry.remote.file_cache import FileCache
+from adapterhub.registry.remote.polling import Poller
+from adapterhub.registry.remote.store import Store
+from adapterhub.registry.sources import Downloader, locate_adapter
+from adapterhub.registry.store import AdapterRegistry, Problems
+from adapterhub.registry.verify import Problem
+
+REFRESH_S = 2.0
+"""Seconds between two looks at the store."""
+RELIST_S = 300.0
+"""Seconds after which everything is listed again, also where the stamp says that nothing has changed."""
+_ATTEMPTS = 10
+
+
+class RemoteRegistry(AdapterRegistry):
+    """An `AdapterRegistry` in a store such as S3; make one with `open_registry`.
+
+    Cards and aliases are held in memory. A thread looks for changes every `refresh` seconds, at the cost of one small
+    request; while the store does not answer, the last known state is used. The files of a version are downloaded by
+    `folder`, compared with the card's digest and kept in a cache on this machine.
+
+    Writers need no lock: a version's number is claimed by creating an object that must not exist, and aliases and cards
+    are replaced only if nobody has changed them since they were read. A store that has no such writes is only read.
+
+    Args:
+        store: The objects.
+        url: The registry's URL, without secrets.
+        root: A folder of this machine for downloaded versions and for what a hub saves beside a registry.
+        refresh: Seconds between two looks at the store.
+        max_cache_bytes: Above it the versions that were used longest ago leave the cache.
+    """
+
+    def __init__(
+        self, store: Store, url: str, root: Path, *, refresh: float = REFRESH_S, max_cache_bytes: int
+    ) -> None:
+        super().__init__(root)
+        self._store, self._url, self._period = store, url, refresh
+        self._cache = FileCache(root / "files", max_cache_bytes)
+        self._known: RemoteCatalog | None = None
+        self._stamp, self._changes, self._listed_at = "", 0, 0.0
+        self._refreshing = threading.Lock()
+        self._poller: Poller | None = None
+
+    @property
+    def location(self) -> str:
+        """The registry's URL."""
+        return self._url
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._current()
+
+    def _current(self) -> RemoteCatalog:
+        known = self._known or self.refresh()
+        if self._poller is None or not self._poller.is_running:  # at first, and after a fork
+            self._poller = Poller(self.refresh_if_changed, self._period)
+        return known
+
+    def refresh(self) -> RemoteCatalog:
+        """Reads what has changed in the store now, rather than within the refresh period.
+
+        Raises:
+            RegistryUnavailableError: The store does not answer.
+            RegistryError: It refuses.
+        """
+        with self._refreshing:
+            stamp = self._store.stamp()  # before the listing, so that a change in between is seen next time
+            catalog = read_catalog(self._store, self._known or RemoteCatalog())
+            if self._known is None or catalog.objects != self._known.objects:
+                self._changes += 1
+            self._known, self._stamp, self._listed_at = catalog, stamp, time.monotonic()
+            return catalog
+
+    def refresh_if_changed(self) -> None:
+        """As `refresh`, if the store's stamp has changed or the last listing is `RELIST_S` old."""
+        if self._store.stamp() != self._stamp or time.monotonic() - self._listed_at > RELIST_S:
+            self.refresh()
+
+    def close(self) -> None:
+        """Ends the thread that looks for changes; the next read starts another."""
+        if self._poller is not None:
+            self._poller.stop()
+
+    def stamp(self) -> tuple[int, ...]:
+        """A value that changes with every change that this object has seen in the store."""
+        self._current()
+        return (self._changes,)
+
+    def folder(self, card: AdapterCard) -> Path:
+        """The folder with a version's files, which are downloaded at the first call and compared with its digest.
+
+        Raises:
+            AdapterInvalidError: The files are not those that were registered.
+            AdapterNotFoundError: The version has been removed.
+            RegistryError: The store does not answer or refuses, or the cache cannot be written.
+        """
+        return self._cache.get(_key(card), partial(fetch_version, self._store, card))
+
+    def expected_folder(self, card: AdapterCard) -> Path:
+        """Where `folder` puts a version's files."""
+        return self._cache.path(_key(card))
+
+    def register(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        base: str | Path | None = None,
+        quantization: str | None = None,
+        force: bool = False,
+        trust_card: bool = False,
+        dry_run: bool = False,
+        download: Downloader | None = None,
+        **fields: Unpack[CardFields],
+    ) -> AdapterCard:
+        """Checks an adapter and uploads it as the next version of a name; as `AdapterRegistry.register`."""
+        check_name(name)
+        files = locate_adapter(path, download=download)
+        with scratch_folder(RegistryError, f"{path} could not be checked") as staging:
+            draft = import_adapter(
+                files,
+                staging,
+                name,
+                base=base,
+                quantization=quantization,
+                force=force,
+                trust_card=trust_card,
+                fields=fields,
+            )
+            draft.to_json()
+            return draft if dry_run else self._publish_next(draft, staging)
+
+    def _publish_next(self, draft: AdapterCard, staging: Path) -> AdapterCard:
+        """Publishes under the first number that no writer has claimed."""
+        catalog = self.refresh()
+        refs = catalog.refs(draft.name)
+        for version in count(max(catalog.highest_number(draft.name), refs.next_version - 1) + 1):
+            card = draft.model_copy(update={"version": version})
+            try:
+                self.publish(card, staging)
+            except AdapterExistsError:
+                continue
+            return card
+        raise AssertionError
+
+    def publish(self, card: AdapterCard, folder: Path, *, resume: bool = False) -> None:
+        """Uploads a version under its own number.
+
+        Args:
+            card: Its card.
+            folder: Its checked files; the card is written there.
+            resume: Go on with an unfinished upload of the same files.
+
+        Raises:
+            AdapterExistsError: There is, or was, another version of that number.
+        """
+        (folder / CARD_FILE).unlink(missing_ok=True)
+        write_new(folder / CARD_FILE, card.to_json())
+        try:
+            self._store.publish(folder, f"{card.name}/{card.version}", resume=resume)
+        except ConflictError as error:
+            raise AdapterExistsError(
+                f"The number of {card.ref} is taken.", hint="Register it as the next version."
+            ) from error
+        self._refresh_after_change()
+
+    def revise(self, ref: str, change: Callable[[AdapterCard], CardFields]) -> AdapterCard:
+        """Sets fields that are computed from the card; it is called again if another writer was first.
+
+        Raises:
+            RegistryLockedError: Other writers were first every time; a retry may succeed.
+        """
+        self.refresh()
+        card = self.get(ref)
+        path = f"{card.name}/{card.version}/{CARD_FILE}"
+
+        def edit(content: bytes | None) -> bytes:
+            if content is None:
+                raise self._not_found(Ref(card.name, card.version), self._current().versions(card.name))
+            current = parse_card(path, content)
+            return current.changed(change(current)).to_json()
+
+        content = self._edit(path, edit, MAX_CARD_BYTES)
+        return parse_card(path, content).model_copy(update={"aliases": card.aliases})
+
+    def remove(self, ref: str, *, force: bool = False) -> None:
+        """Removes a version, or with a bare name every version; as `AdapterRegistry.remove`.
+
+        One write takes it from the readers; deleting its objects comes after that. `name@3` also removes what a writer
+        that died has left of version 3.
+        """
+        self.refresh()
+        parsed = Ref.parse(ref)
+        unfinished = parsed.version in self._current().unfinished(parsed.name)
+        versions = (parsed.version,) if parsed.version and unfinished else self._matching(parsed)
+
+        def edit(refs: Refs) -> Refs:
+            if not force:
+                refs.check_unneeded(parsed.name, versions)
+            removed = tuple(sorted({*refs.removed, *versions}))
+            return refs.without(versions).model_copy(update={"removed": removed})
+
+        self._edit_refs(parsed.name, (), edit)
+        folders = tuple(f"{parsed.name}/{version}/" for version in versions)
+        self._store.delete([path for path in self._current().objects if path.startswith(folders)])
+        self._refresh_after_change()
+
+    def verify(self, ref: str | None = None) -> Problems:
+        """Downloads versions again and checks them, without the cache; as `AdapterRegistry.verify`."""
+        self.refresh()
+        if ref is None:
+            return [problem for name in self._current().names() for problem in self._problems_of(name)]
+        parsed = Ref.parse(ref)
+        versions = self._matching(parsed)
+        if parsed.is_bare:
+            return [*self._problems_of(parsed.name)]
+        return [*self._version_problems(parsed.name, versions[0])]
+
+    def _problems_of(self, name: str) -> Iterable[Problem]:
+        catalog = self._current()
+        versions = catalog.versions(name)
+        try:
+            for alias, version in catalog.refs(name).missing(versions):
+                yield Problem(name, f"The alias {alias!r} points to version {version}, which does not exist.")
+            for version in catalog.unfinished(name):
+                yield Problem(
+                    f"{name}@{version}",
+                    "Its upload has not ended, or has failed; remove this version, if it has.",
+                )
+        except AdapterHubError as error:
+            yield Problem(name, error.message)
+        for version in versions:
+            yield from self._version_problems(name, version)
+
+    def _version_problems(self, name: str, version: int) -> Iterable[Problem]:
+        try:
+            card = self._current().card(name, version, Refs())
+            with scratch_folder(RegistryError, f"{card.ref} could not be checked") as folder:
+                fetch_version(self._store, card, folder)
+                inspect_adapter(folder)
+        except AdapterHubError as error:
+            yield Problem(f"{name}@{version}", error.message)
+
+    def _refresh_after_change(self) -> None:
+        """As `refresh`; that it fails does not undo the change, which later looks will find."""
+        with suppress(RegistryUnavailableError):
+            self.refresh()
+
+    def _edit_refs(self, name: str, required: Sequence[Ref], edit: Callable[[Refs], Refs]) -> None:
+        self.refresh()
+        for ref in required:
+            self._matching(ref)
+        path = f"{name}/{REFS_FILE}"
+
+        def edited(content: bytes | None) -> bytes:
+            refs = Refs() if content is None else parse_refs(path, content)
+            for ref in required:  # another writer may have removed it since the store was listed
+                if ref.version in refs.removed or (ref.alias and ref.alias not in refs.aliases):
+                    raise self._not_found(ref, self._current().versions(name))
+            return edit(refs).to_json()
+
+        self._edit(path, edited, MAX_REFS_BYTES)
+
+    def _edit(self, path: str, edit: Callable[[bytes | None], bytes], limit: int) -> bytes:
+        """Replaces an object by what `edit` makes of it, again and again until no other writer was in between."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                content, tag = self._store.read(path, limit)
+            except FileNotFoundError:
+                new, tag = edit(None), None
+            else:
+                new = edit(content)
+            try:
+                self._store.replace(path, new, tag)
+            except ConflictError:
+                time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311
+                continue
+            self._refresh_after_change()
+            return new
+        raise RegistryLockedError(
+            f"{path} could not be changed: other writers were first {_ATTEMPTS} times.", hint="Try again."
+        )
+
+
+def _key(card: AdapterCard) -> str:
+    """A folder's name in the cache; another digest is another folder."""
+    return f"{card.name}-{card.version}-{card.digest.rpartition(':')[2][:16]}"
