@@ -24,7 +24,7 @@ from adapterhub.cli.options import complete_adapter, json_option, open_registry,
 @registry_option
 @json_option
 def check(
-    name: str, engine: str | None, max_lora_rank: int | None, registry: Path | None, as_json: bool
+    name: str, engine: str | None, max_lora_rank: int | None, registry: str | Path | None, as_json: bool
 ) -> None:
     """Show which back ends run an adapter: NAME, NAME@3, or the path of a PEFT folder such as ./my-lora.
 
@@ -46,7 +46,7 @@ def check(
     sys.exit(0 if all(one.runs for one in found) else 1)
 
 
-def _folder(name: str, registry: Path | None) -> Path:
+def _folder(name: str, registry: str | Path | None) -> Path:
     if name.startswith((".", "~")) or "/" in name:  # no adapter's name has these
         return Path(name).expanduser()
     adapters = open_registry(registry)

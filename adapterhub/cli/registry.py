@@ -61,20 +61,11 @@ def show(name: str, registry: str | Path | None, as_json: bool) -> None:
     """
     adapters = open_registry(registry)
     card = adapters.get(name)
-<<<<<<< HEAD
-    style, folder = _prompt_style(card), adapters.folder(card)
+    style, folder, aliases = _prompt_style(card), adapters.folder(card), adapters.aliases(card.name)
     runs_on = _back_ends(folder)
     if as_json:
-        more = {"prompt_in_use": style, "folder": str(folder), "runs_on": runs_on}
-        output.emit_json({**card.model_dump(mode="json"), **more})
-        return
-    found = [("prompt in use", style), ("folder", str(folder)), ("runs on", ", ".join(runs_on))]
-    output.fields([*_fields(card), *found])
-=======
-    style, folder, aliases = _prompt_style(card), str(adapters.folder(card)), adapters.aliases(card.name)
-    if as_json:
         traffic = {name: alias.model_dump(mode="json") for name, alias in aliases.items() if alias.is_shared}
-        more = {"traffic": traffic, "prompt_in_use": style, "folder": folder}
+        more = {"traffic": traffic, "prompt_in_use": style, "folder": str(folder), "runs_on": runs_on}
         output.emit_json({**card.model_dump(mode="json"), **more})
         return
     traffic_lines = [
@@ -82,9 +73,13 @@ def show(name: str, registry: str | Path | None, as_json: bool) -> None:
         for name, alias in aliases.items()
         if alias.is_shared
     ]
-    shown = [("traffic", "\n".join(traffic_lines)), ("prompt in use", style), ("folder", folder)]
+    shown = [
+        ("traffic", "\n".join(traffic_lines)),
+        ("prompt in use", style),
+        ("runs on", ", ".join(runs_on)),
+        ("folder", str(folder)),
+    ]
     output.fields([*_fields(card), *shown])
->>>>>>> main
     for warning in card.warnings:
         output.warn(warning)
 
@@ -193,7 +188,6 @@ def verify(name: str | None, registry: str | Path | None, as_json: bool) -> None
     sys.exit(1 if problems else 0)
 
 
-<<<<<<< HEAD
 def _back_ends(folder: Path) -> list[str]:
     from adapterhub.capabilities import capabilities_of
 
@@ -211,10 +205,7 @@ def _note_back_ends(folder: Path) -> None:
             output.note(f"Not for {found.backend}: {found.reason}. {found.hint}")
 
 
-def _warn_of_rank(card: AdapterCard, registry: Path | None) -> None:
-=======
 def _warn_of_rank(card: AdapterCard, registry: str | Path | None) -> None:
->>>>>>> main
     from adapterhub.config import HubConfig
 
     limit, rank = HubConfig.load(registry=registry).max_lora_rank, card.peft.max_rank

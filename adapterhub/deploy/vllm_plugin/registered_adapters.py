@@ -12,7 +12,7 @@ from adapterhub.errors import AdapterIncompatibleError, AdapterNotFoundError, In
 from adapterhub.peft_format.checks import check_digest, inspect_adapter
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.references import Ref
-from adapterhub.registry.store import AdapterRegistry
+from adapterhub.registry.remote import open_registry
 from adapterhub.vllm.adapter_names import AdapterName
 
 
@@ -24,7 +24,7 @@ class RegisteredAdapters:
     """
 
     def __init__(self, settings: PluginSettings) -> None:
-        self._settings, self._registry = settings, AdapterRegistry(settings.registry)
+        self._settings, self._registry = settings, open_registry(settings.registry)
 
     def folder(self, model: str, served_base: str) -> Path | None:
         """The folder of the adapter that a model name means, checked.

@@ -16,7 +16,7 @@ class PluginSettings:
     """What the plugin pulls, and for which base.
 
     Attributes:
-        registry: `ADAPTERHUB_REGISTRY`: the registry's folder.
+        registry: `ADAPTERHUB_REGISTRY`: the registry: a folder or a URL, as `open_registry` takes it.
         base: `ADAPTERHUB_BASE`: the base's name on the cards. Without it, vLLM's `--model` has to be that base: the
             same hub id, or a folder with the same fingerprint.
         names: `ADAPTERHUB_VLLM_NAMES`: `pinned` takes names of one version, such as `json@3`; `any` also `json` and
