@@ -18,6 +18,8 @@ from adapterhub.errors import AdapterHubError, AdapterIncompatibleError, ConfigE
 CONFIG_FILE = "adapterhub.yaml"
 MAX_PRIORITY = 2**31 - 1
 """Bound of a request's priority, on both sides of 0."""
+ENGINE_PATTERN = r"^(transformers|llama\.cpp|https?://\S+)$"
+"""The engines of `HubConfig.engine`."""
 _PREFIX = "ADAPTERHUB_"
 _MIB = 1 << 20
 _MAX_CONFIG_BYTES = _MIB
@@ -145,8 +147,8 @@ class HubConfig(BaseModel):
     """Maximum disk space for files that were downloaded from a registry at a URL, MiB; those in use stay."""
     revision: str | None = None
     """A branch, tag or commit, where `base` is a hub id."""
-    engine: Literal["transformers", "llama.cpp"] = "transformers"
-    """What computes: `transformers` or `llama.cpp`."""
+    engine: str = Field("transformers", pattern=ENGINE_PATTERN)
+    """What computes: `transformers`, `llama.cpp`, or the URLs of vLLM servers, with commas between them."""
     quantization: Literal["auto", "nf4", "fp4", "int4", "int8", "int8_weight_only"] | None = "auto"
     """Quantisation of the base's linear layers; `none` leaves them unquantised. `auto` is `int4` on a CPU that torch
     has a 4-bit kernel for and bitsandbytes has not, else `nf4`; llama.cpp's is `int8`, and it has `none` besides."""
@@ -169,6 +171,9 @@ class HubConfig(BaseModel):
     use_cuda_graph: bool = False
     """On a GPU, capture steps that decode in CUDA graphs, so that Python launches no kernels in them. Off until it has
     been measured on a GPU. What cannot be captured is computed as without it, which the log says."""
+    async_scheduling: bool = False
+    """With `use_cuda_graph`, queue a step on the GPU before the host has sampled the tokens of the one before, where
+    all of them are greedy. Off until it has been measured on a GPU."""
     max_loras: int = Field(16, ge=1)
     """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int | None = Field(None, ge=1)

@@ -114,21 +114,20 @@ class AdapterHub:
                 `HubConfig.registry`.
             router: As for the constructor.
             **settings: Further fields of `HubConfig`, such as `quantization="nf4"`, `device="auto"`, or
-                `engine="llama.cpp"`.
+                `engine="llama.cpp"`. For vLLM servers see `connect`.
 
         Raises:
             ConfigError: A setting is not valid, or the base cannot be loaded or is not known.
         """
         config = HubConfig.load(base=str(base) if base else None, registry=registry, **settings)
         adapters = configured_registry(config)
-        (name, revision), limits = chosen_base(config, adapters), config.limits
         # torch and transformers take seconds to import, so everything above has been checked first.
-        make_engine = _load_base(config, name, revision)
+        make_engine, revision = _engine_maker(config, adapters)
         from adapterhub.engine.frozen_heap import FrozenHeap
 
         heap = FrozenHeap()  # before the hub and the engine exist, which are garbage one day
         try:
-            engine = make_engine(limits, generation_config=config.generation_config)
+            engine = make_engine()
             hub = cls(engine, adapters, router=router, revision=revision)
         except BaseException:
             heap.release()  # else the base that was loaded stays for ever
@@ -136,6 +135,37 @@ class AdapterHub:
         release = hub._release_heap = weakref.finalize(hub, heap.release)
         release.atexit = False
         return hub
+
+    @classmethod
+    def connect(
+        cls,
+        urls: str | Sequence[str],
+        registry: str | Path | None = None,
+        *,
+        base: str | Path | None = None,
+        router: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Opens a registry over vLLM servers; `from_pretrained` with their URLs as the engine.
+
+        Adapters are loaded there at their first use, so the servers must see the registry's folder at the same path. No
+        weights are loaded here. For other limits and time-outs make a `VLLMEngine` and give it to the constructor.
+
+        Args:
+            urls: One URL, or several servers with the same base, such as `"http://host:8000"`.
+            registry: As for `from_pretrained`.
+            base: The base, for its tokenizer and identity; if not given, the one that the registry's cards name, or
+                else what the servers were given as `--model`.
+            router: As for the constructor.
+            **settings: Further fields of `HubConfig`: `revision`, `generation_config`, `max_queue`,
+                `max_num_seqs` (requests that a server has at a time), `max_cpu_loras` (adapters that it has loaded).
+
+        Raises:
+            ConfigError: A setting is not valid, or the base is not the servers'.
+            EngineError: No server answers as vLLM does.
+        """
+        engine = urls if isinstance(urls, str) else ",".join(urls)
+        return cls.from_pretrained(base, registry, router=router, engine=engine, **settings)
 
     @property
     def engine(self) -> Engine:
@@ -693,6 +723,18 @@ def _stream(prepared: PreparedRequest, outputs: Iterator[TokenOutput]) -> Genera
     yield prepared.generation([Completion.of(received)], time.perf_counter() - started)
 
 
+def _engine_maker(config: HubConfig, registry: AdapterRegistry) -> tuple[Callable[[], Engine], str | None]:
+    """What makes the engine of the settings, whose base is loaded by then; and the base's revision."""
+    if config.engine.startswith("http"):
+        from adapterhub.vllm.settings import connect_engine
+
+        named, revision = _named_base(config, registry)
+        return partial(connect_engine, config, named, revision), revision
+    name, revision = chosen_base(config, registry)
+    make = _load_base(config, name, revision)
+    return partial(make, config.limits, generation_config=config.generation_config), revision
+
+
 def _load_base(config: HubConfig, name: str, revision: str | None) -> Callable[..., Engine]:
     """Loads a base; what makes an engine of it is returned."""
     if config.engine == "llama.cpp":
@@ -718,6 +760,7 @@ def _load_base(config: HubConfig, name: str, revision: str | None) -> Callable[.
         prove_base=config.prove_base,
         batch_invariant=config.batch_invariant,
         use_cuda_graph=config.use_cuda_graph,
+        async_scheduling=config.async_scheduling,
     )
 
 
@@ -757,15 +800,20 @@ def chosen_base(config: HubConfig, registry: AdapterRegistry) -> tuple[str, str 
     Raises:
         ConfigError: Neither names one.
     """
-    if config.base:
-        return config.base, config.revision
-    named = (card.base for card in registry.list())
-    bases = Counter((base.name, base.revision) for base in named if base.name)
-    if not bases:
+    name, revision = _named_base(config, registry)
+    if name is None:
         raise ConfigError(
             "No base was given, and the registry names none.",
             hint="Give base='adapterhub-demo' (the small one that ships with the package), a folder, a GGUF file or "
             "a hub id.",
         )
-    name, revision = bases.most_common(1)[0][0]
+    return name, revision
+
+
+def _named_base(config: HubConfig, registry: AdapterRegistry) -> tuple[str | None, str | None]:
+    if config.base:
+        return config.base, config.revision
+    named = (card.base for card in registry.list())
+    bases = Counter((base.name, base.revision) for base in named if base.name)
+    (name, revision), _ = bases.most_common(1)[0] if bases else ((None, None), 0)
     return name, config.revision or revision

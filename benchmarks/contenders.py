@@ -136,6 +136,7 @@ class Ours:
         tokens: Maximum tokens of each row, prompt included.
         row_by_row: As for a base that cannot be computed in packed steps.
         use_cuda_graph: Steps that decode are captured in CUDA graphs.
+        async_scheduling: Such a step is queued before the tokens of the one before are sampled.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Ours:
         *,
         row_by_row: bool = False,
         use_cuda_graph: bool = False,
+        async_scheduling: bool = False,
     ) -> None:
         limits = EngineLimits(
             max_loras=max(1, len(adapters)),
@@ -156,7 +158,13 @@ class Ours:
             kv_cache_mib=kv_room_mib(base, rows, tokens),
         )
         runner = RowRunner(base, max_loras=limits.max_loras) if row_by_row else None
-        self.engine = BatchingEngine(base, limits, runner=runner, use_cuda_graph=use_cuda_graph)
+        self.engine = BatchingEngine(
+            base,
+            limits,
+            runner=runner,
+            use_cuda_graph=use_cuda_graph,
+            async_scheduling=async_scheduling,
+        )
         once = SamplingParams(max_tokens=1)
         self.engine.generate([Request([1, 2, 3], adapter, once) for adapter in adapters])
         self._streams: list[Iterator[TokenOutput]] = []

@@ -41,8 +41,9 @@ BASE, FRESH, IDLE, OURS = "base, static batch", "ours, none loaded", "ours, idle
 PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED = "PEFT set_adapter", "PEFT switching", "PEFT mixed batch"
 ROWS = "ours, row by row"
 GRAPHS = "ours, CUDA graphs"
+ASYNC = "ours, CUDA graphs, asynchronous"
 CONTINUOUS, LLAMA = "transformers continuous", "llama.cpp base"
-WITH_ADAPTERS = (OURS, ROWS, GRAPHS, PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED)
+WITH_ADAPTERS = (OURS, ROWS, GRAPHS, ASYNC, PEFT_ONE, PEFT_SWITCHING, PEFT_MIXED)
 
 
 class OperationCount(TorchDispatchMode):
@@ -78,7 +79,15 @@ class Field:
         if options.row_by_row:
             self._contenders[ROWS] = Ours(twin(base), adapters, rows, tokens, row_by_row=True)
         if options.cuda_graphs:
-            self._contenders[GRAPHS] = Ours(twin(base), adapters, rows, tokens, use_cuda_graph=True)
+            for name in (GRAPHS, ASYNC):
+                self._contenders[name] = Ours(
+                    twin(base),
+                    adapters,
+                    rows,
+                    tokens,
+                    use_cuda_graph=True,
+                    async_scheduling=name == ASYNC,
+                )
         if not options.skip_continuous:
             self._contenders[CONTINUOUS] = TransformersContinuous(
                 twin(base), rows, options.prompt + options.rounds + 2
@@ -130,7 +139,7 @@ def measure(field: Field, options: argparse.Namespace) -> list[dict[str, Any]]:
             alone = [name for name in field.names if name not in WITH_ADAPTERS] if distinct == 1 else [BASE]
             with_adapters = [OURS, PEFT_ONE if distinct == 1 else PEFT_SWITCHING, PEFT_MIXED]
             with_adapters += [ROWS] if options.row_by_row else []
-            with_adapters += [GRAPHS] if options.cuda_graphs else []
+            with_adapters += [GRAPHS, ASYNC] if options.cuda_graphs else []
             times = field.run([*alone, *with_adapters], rows, distinct)
             results += [
                 {
@@ -193,7 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_argument(
         "--row-by-row", action="store_true", help="as for a base that cannot be computed in packed steps, too"
     )
-    commands.add_argument("--cuda-graphs", action="store_true", help="the engine with CUDA graphs, too")
+    commands.add_argument(
+        "--cuda-graphs", action="store_true", help="the engine with CUDA graphs, also asynchronous, too"
+    )
     commands.add_argument("--gguf", help="a file of the same shape for llama.cpp")
     options = commands.parse_args(arguments)
     settle(options)

@@ -146,7 +146,7 @@ EXPORTED = {
         "parse_tool_calls",
         "response_schema",
     },
-    "vllm": {"Timeouts"},
+    "vllm": {"FleetLimits", "ReplicaState", "ServedBase", "Timeouts", "VLLMEngine"},
     "training": {
         "FinetuneConfig",
         "FinetuneResult",

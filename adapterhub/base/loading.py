@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from bitsandbytes.functional import has_avx512bf16
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from adapterhub.base.arithmetic import describe_arithmetic
 from adapterhub.base.auto_class import text_class, whole_class, why_no_decoder
@@ -148,6 +148,18 @@ def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     configured = generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
+
+
+def generation_settings(folder: Path, config: Any) -> Any:
+    """transformers' `GenerationConfig` of a base that is not loaded.
+
+    Args:
+        folder: The base's files.
+        config: Its transformers configuration.
+    """
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig.from_model_config(config)
 
 
 def load_base(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from adapterhub._files import read_regular
 from adapterhub._yaml import read_config_file
 from adapterhub.base.locating import base_in_folder
-from adapterhub.config import RegistryUrl
+from adapterhub.config import ENGINE_PATTERN, RegistryUrl
 from adapterhub.configs import UserPath
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import AdapterHubError, ConfigError, InvalidRequestError, describe_validation
@@ -29,8 +29,8 @@ class ChatConfig(BaseModel):
     """The folder of adapters, relative to the folder of the configuration file; or a URL such as `s3://bucket/prefix`."""
     base: str | None = None
     """`adapterhub-demo`, a folder, a GGUF file or a hub id. Without it, the one that the cards name."""
-    engine: Literal["transformers", "llama.cpp"] | None = None
-    """What computes; transformers if nothing says otherwise."""
+    engine: str | None = Field(None, pattern=ENGINE_PATTERN)
+    """What computes: `transformers`, `llama.cpp` or URLs of vLLM servers; transformers if nothing says otherwise."""
     quantization: Literal["auto", "nf4", "fp4", "int4", "int8", "int8_weight_only", "none"] | None = None
     """How the base is stored; auto if nothing says otherwise."""
     device: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from adapterhub.config import ENGINE_PATTERN
 from adapterhub.errors import AdapterHubError, ConfigError
 
 if TYPE_CHECKING:
@@ -69,10 +71,22 @@ quantization_option = click.option(
 )
 
 
+class EngineType(click.Choice[str]):
+    """An engine's name, or the URLs of vLLM servers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The value itself, if it is one of these."""
+        return value if re.fullmatch(ENGINE_PATTERN, str(value)) else super().convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """As help shows it."""
+        return "[transformers|llama.cpp|URL[,URL...]]"
+
+
 engine_option = click.option(
     "--engine",
-    type=click.Choice(["transformers", "llama.cpp"]),
-    help="What computes; llama.cpp is fast for one row on CPUs.  [default: transformers]",
+    type=EngineType(["transformers", "llama.cpp"]),
+    help="What computes; llama.cpp is fast for one row on CPUs, a URL is a vLLM server's.  [default: transformers]",
 )
 
 

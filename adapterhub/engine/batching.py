@@ -75,6 +75,7 @@ class BatchingEngine:
         prove_base: Whether `make_runner` proves that the runner computes what the base's model computes.
         batch_invariant: Whether `make_runner` makes one that computes an answer bit for bit the same in any company.
         use_cuda_graph: Whether steps that decode are captured in CUDA graphs on a GPU.
+        async_scheduling: Whether such a step is queued before the tokens of the one before are sampled.
         load_adapter: What loads adapters, called in the loading thread; if not given, they are read from their folders.
 
     Raises:
@@ -92,6 +93,7 @@ class BatchingEngine:
         prove_base: bool = True,
         batch_invariant: bool = False,
         use_cuda_graph: bool = False,
+        async_scheduling: bool = False,
     ) -> None:
         self._base, self._arithmetic = base, base.arithmetic  # before layers are wrapped
         self._limits = limits or EngineLimits()
@@ -115,7 +117,7 @@ class BatchingEngine:
             else {}
         )
         self._compile_pool = CompilePool(self._builder.compiler)
-        self._scheduler = Scheduler(self._limits, runner, load_adapter)
+        self._scheduler = Scheduler(self._limits, runner, load_adapter, async_scheduling=async_scheduling)
         self._batch_invariant = isinstance(runner, BatchInvariantRunner)
         self._runner_name, self._forward_name, self._proof = runner.name, runner.forward, runner.proof
         # Deques, and a reentrant lock: the garbage collector may close an abandoned stream at any point, and that
@@ -193,7 +195,7 @@ class BatchingEngine:
         finally:
             self._abort(sequences)
 
-    def astream(self, request: Request) -> AsyncTokenStream:
+    def astream(self, request: Request) -> AsyncTokenStream[SequenceState]:
         """Completes one request, token by token, without blocking the event loop; see `Engine.astream`."""
         return AsyncTokenStream(self._loop_events.make, partial(self._submit, request), self._abort)
 

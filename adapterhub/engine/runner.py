@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -260,6 +260,26 @@ class Runner(Protocol):
 
     def clear_adapter(self, slot: int) -> None:
         """Empties a LoRA slot."""
+        ...
+
+
+@runtime_checkable
+class AheadRunner(Runner, Protocol):
+    """A runner that can queue a step on a GPU before the tokens of the last one are known to the host."""
+
+    def step_ahead(
+        self, sequences: Sequence[ScheduledSequence], argmax: torch.Tensor, rows: Sequence[int]
+    ) -> torch.Tensor | None:
+        """As `step`, one token of each sequence, which is taken from what the last step has computed.
+
+        Args:
+            sequences: Each with a KV slot of its own; `token_ids` is a placeholder of one token.
+            argmax: The tokens, on the runner's device.
+            rows: The index of each sequence's token in it.
+
+        Returns:
+            As `step`; None if this step cannot be computed before the tokens are known.
+        """
         ...
 
 

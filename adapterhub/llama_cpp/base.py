@@ -11,7 +11,7 @@ import torch
 
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.linear_layers import LinearLayers
-from adapterhub.base.loading import context_length, end_token_ids, load_tokenizer
+from adapterhub.base.loading import context_length, end_token_ids, generation_settings, load_tokenizer
 from adapterhub.base.locating import gguf_file, locate_base
 from adapterhub.engine.kv.shape import KVShape
 from adapterhub.errors import ConfigError, EngineError, ExportError
@@ -114,7 +114,7 @@ def load_gguf_base(
             f"The llama.cpp engine cannot serve this model. {error.message}",
             hint="Serve it with engine='transformers'.",
         ) from error
-    settings = _generation_config(folder, architecture.config)
+    settings = generation_settings(folder, architecture.config)
     model = load_model(file, use_gpu=device == "auto")
     return GgufBase(
         name=str(name),
@@ -147,11 +147,3 @@ def _fingerprint(folder: Path, model: LlamaModel) -> BaseFingerprint:
     if digest is None or metadata(model, "adapterhub.adapter_digest"):  # an adapter was merged
         return found
     return found.model_copy(update={"digest": digest, "tokenizer_digest": None})
-
-
-def _generation_config(folder: Path, config: Any) -> Any:
-    from transformers import GenerationConfig
-
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig.from_model_config(config)

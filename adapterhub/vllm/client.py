@@ -124,7 +124,7 @@ class VLLMClient:
             ConfigError: The server cannot read the folder, or does not load adapters while it runs.
             ReplicaUnavailableError: The server cannot be reached.
         """
-        body = {"lora_name": name, "lora_path": str(folder)}
+        body = {"lora_name": name, "lora_path": str(folder.absolute())}
         answer = await self._ask("POST", "/v1/load_lora_adapter", body, seconds=self.timeouts.load)
         if answer.status == 400 and "already been loaded" in answer.reason:
             return

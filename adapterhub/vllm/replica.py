@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from adapterhub.fleet import ReplicaLoad
 from adapterhub.vllm.adapter_names import AdapterName
@@ -39,6 +39,8 @@ class ReplicaClient(Protocol):
     async def load(self, name: str, folder: Path) -> None: ...
 
     async def unload(self, name: str) -> None: ...
+
+    def complete(self, body: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any]]: ...
 
     async def aclose(self) -> None: ...
 

@@ -225,9 +225,15 @@ def test_steps_in_cuda_graphs_are_computed_ones(
 
 
 @gpu
-def test_an_engine_with_cuda_graphs_answers_as_generate_does(world: World):
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_an_engine_with_cuda_graphs_answers_as_generate_does(world: World, async_scheduling: bool):
     base = load_base(world.base, quantization=None, compute_dtype="float32", device=_device())
-    engine = BatchingEngine(base, EngineLimits(max_loras=6, kv_cache_mib=64), use_cuda_graph=True)
+    engine = BatchingEngine(
+        base,
+        EngineLimits(max_loras=6, kv_cache_mib=64),
+        use_cuda_graph=True,
+        async_scheduling=async_scheduling,
+    )
     prompts = [prompt_of(n, 4 + n) for n in range(9)]
     got = [list(one.token_ids) for (one,) in engine.generate([request(p, None) for p in prompts])]
     engine.close()

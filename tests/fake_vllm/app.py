@@ -43,7 +43,6 @@ class FakeVllm:
         max_model_len: Tokens of a prompt and its answer together.
         max_lora_rank: An adapter of a higher rank is refused with 500, as vLLM does.
         runtime_lora_updating: Whether VLLM_ALLOW_RUNTIME_LORA_UPDATING is set; without it loading is 404.
-        priority_scheduling: Whether `--scheduling-policy priority` is set; without it a priority but 0 is refused.
         api_key: `--api-key`.
         tokenizer: Encodes and decodes; characters by default.
         end_token_id: The base's end token, which ends an answer; None for none.
@@ -63,12 +62,11 @@ class FakeVllm:
         aborted: Completions whose client left.
     """
 
-    base: str = "echo"
+    base: str = "base"
     root: str = "/models/echo"
     max_model_len: int = 8192
     max_lora_rank: int = 16
     runtime_lora_updating: bool = True
-    priority_scheduling: bool = False
     api_key: str | None = None
     tokenizer: Any = field(default_factory=EchoTokenizer)
     end_token_id: int | None = None
@@ -171,8 +169,6 @@ class FakeVllm:
         model = body.get("model")
         if model != self.base and model not in self.loaded:
             return _error(404, f"The model `{model}` does not exist.", "NotFoundError", "model")
-        if body.get("priority") and not self.priority_scheduling:
-            return _error(400, "Got priority but priority scheduling is not enabled.", "BadRequestError")
         try:
             completion = Completion(
                 body, self.tokenizer, self.answer, self.base, self.max_model_len, self.end_token_id

@@ -31,13 +31,13 @@ class Completion:
     ) -> None:
         self._body, self._tokenizer = body, tokenizer
         self.prompt = self._prompt_token_ids()
-        max_tokens = body.get("max_tokens", 16)
-        if len(self.prompt) + max_tokens > max_model_len:
+        if len(self.prompt) > max_model_len:
             raise BadRequestError(
-                f"This model's maximum context length is {max_model_len} tokens. However, you requested "
-                f"{max_tokens} output tokens and your prompt contains {len(self.prompt)} input tokens.",
+                f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at "
+                f"least {len(self.prompt)} input tokens, which exceeds this limit even without any output tokens.",
                 "input_tokens",
             )
+        max_tokens = min(body.get("max_tokens", 16), max_model_len - len(self.prompt))
         stop = body.get("stop") or []
         if not isinstance(stop, str) and len(stop) > _MAX_STOP_STRINGS:
             raise BadRequestError("List should have at most 4 items after validation", "stop")

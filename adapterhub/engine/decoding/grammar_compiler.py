@@ -92,6 +92,19 @@ class GrammarCompiler:
             InvalidRequestError: The format cannot be enforced.
             RequestTooLongError: Its shortest answer has more tokens than the budget.
         """
+        compiled = self.compile_within(output_format, budget)
+        all_end_ids = {*end_ids, *self._checked_vocabulary()[0].eos_tokens}
+        return GrammarConstraint(
+            compiled, budget, [token for token in all_end_ids if token < self._vocab_size]
+        )
+
+    def compile_within(self, output_format: OutputFormat, budget: int) -> CompiledGrammar:
+        """As `compile`, for answers of at most this many tokens.
+
+        Raises:
+            InvalidRequestError: The format cannot be enforced.
+            RequestTooLongError: Its shortest answer has more tokens than the budget.
+        """
         compiled = self.compile(output_format)
         needed = len(compiled.shortest_completion)
         if needed > budget:
@@ -100,10 +113,7 @@ class GrammarCompiler:
                 f"may have {budget}.",
                 hint="Raise max_tokens, or ask for less in one answer.",
             )
-        all_end_ids = {*end_ids, *self._checked_vocabulary()[0].eos_tokens}
-        return GrammarConstraint(
-            compiled, budget, [token for token in all_end_ids if token < self._vocab_size]
-        )
+        return compiled
 
     def compile(self, output_format: OutputFormat) -> CompiledGrammar:
         """The compiled grammar of an output format, from the cache where it has it.
@@ -200,7 +210,7 @@ class GrammarCompiler:
                 f"The {name} cannot be enforced: {shortest.value}.",
                 hint="Some answer must be finite, not very long, and in characters that the base's tokenizer knows.",
             )
-        return CompiledGrammar(start, search, shortest)
+        return CompiledGrammar(grammar, start, search, shortest)
 
     def _checked_vocabulary(self) -> tuple[LLTokenizer, MinimalTokenizer]:
         if isinstance(self._vocabulary, str):

@@ -33,11 +33,13 @@ class CompiledGrammar:
     """An output format compiled for a vocabulary, ready for any number of answers.
 
     Attributes:
+        text: The grammar, in llguidance's own format or in Lark.
         start: llguidance's state before the first token; copied for each answer.
         search: Finds completions within the budget.
         shortest_completion: Token ids that complete an empty answer: the shortest answer that was found.
     """
 
+    text: str
     start: LLMatcher
     search: CompletionSearch
     shortest_completion: list[int]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +49,34 @@ class Logits:
     @classmethod
     def of(cls, rows: torch.Tensor) -> list[Logits]:
         """The logits of several answers, shape (answers, vocabulary); their maxima are taken in one pass."""
-        if not len(rows):
-            return []
-        maximum, argmax = _maxima(rows)
-        return [cls(*row) for row in zip(rows, argmax.tolist(), maximum.tolist(), strict=True)]
+        return StepLogits(rows).get()
+
+
+class StepLogits:
+    """The logits of a step, which a GPU may still be computing.
+
+    Args:
+        rows: The logits of several answers, shape (answers, vocabulary).
+
+    Attributes:
+        argmax: The token of each with the highest value, on the device of the logits.
+    """
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self._rows = rows
+        maximum, self.argmax = _maxima(rows)
+        # Into pinned memory, which the host may read behind the event.
+        self._maxima = [one.to("cpu", non_blocking=True) for one in (self.argmax, maximum)]
+        self._copied = (
+            None if rows.device.type == "cpu" else torch.cuda.current_stream(rows.device).record_event()
+        )
+
+    def get(self) -> list[Logits]:
+        """The logits of each answer, once they have been computed."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        argmax, maximum = (one.tolist() for one in self._maxima)
+        return [Logits(*row) for row in zip(self._rows, argmax, maximum, strict=True)]
 
 
 class Sampler:
@@ -86,6 +109,12 @@ class Sampler:
             self._generator.seed()
         else:
             self._generator.manual_seed((params.seed + index) % 2**63)
+
+    @property
+    def takes_argmax(self) -> bool:
+        """Whether the token with the highest logit is taken, and nothing else is asked about the logits."""
+        changed = self._bans or self._penalties
+        return self._params.greedy and self._params.logprobs is None and not changed
 
     def accept(self, token: int) -> None:
         """Notes the answer's next token, which penalties and bad words of later ones depend on."""
@@ -150,14 +179,15 @@ class Sampler:
         )
 
 
-def _maxima(rows: torch.Tensor) -> tuple[Any, Any]:
+def _maxima(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The maximum of each row, NaN if any value is, and its index."""
     if rows.device.type != "cpu":
-        return rows.max(-1)
+        maximum, argmax = rows.max(-1)
+        return maximum, argmax
     # numpy's is vectorised, and ten times as fast as torch's.
     values = rows.float().numpy()
-    argmax = values.argmax(-1)
-    return values[np.arange(len(values)), argmax], argmax
+    places = values.argmax(-1) if len(values) else np.zeros(0, np.int64)
+    return torch.from_numpy(values[np.arange(len(values)), places]), torch.from_numpy(places)
 
 
 def _has_bans(params: SamplingParams) -> bool:

@@ -85,6 +85,19 @@ def bucket(count: int) -> int:
 
 
 @dataclass(frozen=True)
+class DeviceTokens:
+    """The tokens of a step's sequences, which the host need not know.
+
+    Attributes:
+        token_ids: Token ids on the device.
+        rows: The index of each sequence's token among them.
+    """
+
+    token_ids: torch.Tensor
+    rows: Sequence[int]
+
+
+@dataclass(frozen=True)
 class _PoolInputs:
     """What differs between steps of one pool; each has as many elements as slots are read.
 
@@ -121,20 +134,25 @@ class StaticInputs:
 
     def __init__(self, shape: StepShape, device: torch.device) -> None:
         self._shape = shape
-        sizes = [shape.tokens] * 3 + [_TILE * shape.tokens]
+        sizes = [shape.tokens] * 4 + [_TILE * shape.tokens]
         for pool in shape.pools:
             sizes += [pool.slots] * 5
         is_cpu = device.type == "cpu"
         self._on_device = torch.zeros(sum(sizes), dtype=torch.long, device=device)
         self._on_host = self._on_device if is_cpu else torch.zeros(sum(sizes), dtype=torch.long).pin_memory()
         self._copied: Any = None if is_cpu else torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self.token_ids, self.positions, self.attended, tiles, *others = torch.split(self._on_device, sizes)
+        parts = torch.split(self._on_device, sizes)
+        self.token_ids, self.positions, self.attended, self._rows, tiles, *others = parts
         self.tiles = tiles.view(-1, _TILE)
         self.everything = torch.arange(shape.tokens, device=device)
         self.pools = [_PoolInputs(*others[i : i + 5]) for i in range(0, len(others), 5)]
 
     def fill(
-        self, sequences: Sequence[ScheduledSequence], pools: Sequence[KVSlotPool], tiles: Sequence[int]
+        self,
+        sequences: Sequence[ScheduledSequence],
+        pools: Sequence[KVSlotPool],
+        tiles: Sequence[int],
+        device_tokens: DeviceTokens | None = None,
     ) -> None:
         """Writes the inputs of a step that has the shape.
 
@@ -142,6 +160,7 @@ class StaticInputs:
             sequences: Sorted by their LoRA slots.
             pools: The pools of their slots, by capacity.
             tiles: (slot, start, stop) of each tile, flat, as many as there may be.
+            device_tokens: The token of each sequence, where the host does not know them.
         """
         tokens, first_slot = self._shape.tokens, dict.fromkeys(pools, 0)
         by_pool: list[int] = []
@@ -154,6 +173,8 @@ class StaticInputs:
         values = [one.token_ids[0] for one in repeated]
         values += [one.kv_slot.length for one in repeated]
         values += [first_slot[one.kv_slot.pool] + one.kv_slot.index for one in repeated]
+        rows = device_tokens.rows if device_tokens else [0]
+        values += [*rows, *[rows[-1]] * (tokens - len(rows))]
         values += [*tiles, *[0] * (_TILE * tokens - len(tiles)), *by_pool]
         if self._copied is not None:
             self._copied.synchronize()  # the last copy has read the pinned memory
@@ -161,6 +182,8 @@ class StaticInputs:
         if self._copied is not None:
             self._on_device.copy_(self._on_host, non_blocking=True)
             self._copied.record()
+        if device_tokens:
+            self.token_ids.copy_(device_tokens.token_ids.index_select(0, self._rows))
 
 
 def _pool_inputs(sequences: Sequence[ScheduledSequence], pool: KVSlotPool, slots: int) -> list[int]:

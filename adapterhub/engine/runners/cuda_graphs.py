@@ -18,7 +18,13 @@ import torch
 
 from adapterhub.engine.kv.cache import KVSlotPool
 from adapterhub.engine.kv.probing import AttentionLayer
-from adapterhub.engine.kv.static_decode import StaticDecode, StaticInputs, StepShape, pools_of
+from adapterhub.engine.kv.static_decode import (
+    DeviceTokens,
+    StaticDecode,
+    StaticInputs,
+    StepShape,
+    pools_of,
+)
 from adapterhub.engine.models.interface import ModelForward
 from adapterhub.engine.runner import ScheduledSequence
 from adapterhub.lora.mapping import StaticLoraMapping, cut_into_tiles
@@ -106,11 +112,14 @@ class DecodeGraphs:
         self.works = True
 
     @torch.inference_mode()
-    def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor | None:
+    def step(
+        self, sequences: Sequence[ScheduledSequence], tokens: DeviceTokens | None = None
+    ) -> torch.Tensor | None:
         """The logits of the next token of each sequence; None if this step has to be computed without a graph.
 
         Args:
             sequences: Sorted by their LoRA slots, those of the base first.
+            tokens: The token of each, where the host does not know them.
         """
         slots = {one.lora_slot for one in sequences if one.lora_slot is not None}
         decodes = all(len(one.token_ids) == 1 and one.needs_logits for one in sequences)
@@ -118,7 +127,7 @@ class DecodeGraphs:
             return None
         self._lora.wait_for(slots)
         try:
-            captured = self._find(sequences)
+            captured = self._find(sequences, tokens)
         except Exception as error:  # noqa: BLE001  whatever a driver or a model raises that does not stand capture
             _log.warning("Steps are not captured in CUDA graphs: %s: %s", type(error).__name__, error)
             self.works = False
@@ -132,7 +141,7 @@ class DecodeGraphs:
         self._captured.clear()
         self._outputs.clear()
 
-    def _find(self, sequences: Sequence[ScheduledSequence]) -> _Captured:
+    def _find(self, sequences: Sequence[ScheduledSequence], tokens: DeviceTokens | None) -> _Captured:
         """The graph of a step, with the step's inputs in place."""
         pools = pools_of(sequences)
         shape = StepShape.of(sequences, pools)
@@ -142,10 +151,10 @@ class DecodeGraphs:
         captured = self._captured.pop(shape, None)
         if captured is None or captured.addresses != addresses:
             inputs = StaticInputs(shape, pools[0].tensors[0].device)
-            inputs.fill(sequences, pools, tiles)
+            inputs.fill(sequences, pools, tiles, tokens)
             captured = self._capture(shape, inputs, pools, addresses)
         else:
-            captured.inputs.fill(sequences, pools, tiles)
+            captured.inputs.fill(sequences, pools, tiles, tokens)
         self._captured[shape] = captured
         if len(self._captured) > _MAX_GRAPHS:
             self._captured.popitem(last=False)

@@ -18,6 +18,7 @@ from adapterhub.engine.kv.probing import AttentionProbe
 from adapterhub.engine.kv.recurrent import RecurrentLayers
 from adapterhub.engine.kv.shape import KVShape
 from adapterhub.engine.kv.stateful_layers import find_stateful_layers, num_attention_layers
+from adapterhub.engine.kv.static_decode import DeviceTokens
 from adapterhub.engine.models.finding import find_llama
 from adapterhub.engine.models.interface import ModelForward
 from adapterhub.engine.models.llama import LlamaForward
@@ -141,18 +142,23 @@ class PackedRunner:
 
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`."""
-        order = sorted(range(len(sequences)), key=lambda index: _sort_key(sequences[index]))
+        order = _order(sequences)
         ordered = [sequences[index] for index in order]
         logits = self._graphs.step(ordered) if self._graphs else None
         if logits is None:
             logits = self._forward(ordered, [(len(one.token_ids) - 1,) * one.needs_logits for one in ordered])
-        for sequence in sequences:
-            sequence.kv_slot.length += len(sequence.token_ids)
-        with_logits = [index for index in order if sequences[index].needs_logits]
-        if with_logits == sorted(with_logits):
-            return logits
-        restore = sorted(range(len(with_logits)), key=with_logits.__getitem__)
-        return logits[torch.tensor(restore, device=logits.device)]
+        return _after_step(sequences, order, logits)
+
+    def step_ahead(
+        self, sequences: Sequence[ScheduledSequence], argmax: torch.Tensor, rows: Sequence[int]
+    ) -> torch.Tensor | None:
+        """Computes a step with tokens that the last one computes; see `AheadRunner.step_ahead`."""
+        if self._graphs is None:  # elsewhere the host waits for the device anyway, to copy what a step needs
+            return None
+        order = _order(sequences)
+        tokens = DeviceTokens(argmax, [rows[index] for index in order])
+        logits = self._graphs.step([sequences[index] for index in order], tokens)
+        return None if logits is None else _after_step(sequences, order, logits)
 
     def score(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None
@@ -252,6 +258,26 @@ def layer_tolerance(base: Base) -> float:
     if base.compute_dtype == torch.float32 and base.matmul_dtype == torch.bfloat16:
         return _BFLOAT16_PRODUCTS_TOLERANCE
     return _TOLERANCES[base.compute_dtype]
+
+
+def _order(sequences: Sequence[ScheduledSequence]) -> list[int]:
+    """The order in which a forward pass takes sequences."""
+    return sorted(range(len(sequences)), key=lambda index: _sort_key(sequences[index]))
+
+
+def _after_step(
+    sequences: Sequence[ScheduledSequence], order: Sequence[int], logits: torch.Tensor
+) -> torch.Tensor:
+    """Lengthens the KV slots of a step's sequences; its logits in the order of the sequences."""
+    for sequence in sequences:
+        sequence.kv_slot.length += len(sequence.token_ids)
+    with_logits = [index for index in order if sequences[index].needs_logits]
+    if with_logits == sorted(with_logits):
+        return logits
+    restore = torch.tensor(sorted(range(len(with_logits)), key=with_logits.__getitem__))
+    if logits.device.type == "cuda":  # from pinned memory, so that the host does not wait for the step
+        restore = restore.pin_memory().to(logits.device, non_blocking=True)
+    return logits[restore]
 
 
 def _sort_key(sequence: ScheduledSequence) -> tuple[int, int]:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 from adapterhub.engine.interface import TokenOutput
 from adapterhub.engine.scheduling.loop_events import LoopEvent
-from adapterhub.engine.scheduling.sequence import SequenceState
+from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.errors import AdapterHubError
 
 
-class AsyncTokenStream:
+class Streamed(Protocol):
+    """A sequence whose tokens arrive in its `output`."""
+
+    @property
+    def output(self) -> OutputQueue: ...
+
+
+S = TypeVar("S", bound=Streamed)
+
+
+class AsyncTokenStream(Generic[S]):
     """See `TokenStream`. A slow reader finds all that has come meanwhile, at most `max_tokens` of each completion.
 
     Args:
@@ -24,12 +34,12 @@ class AsyncTokenStream:
     def __init__(
         self,
         make_event: Callable[[], LoopEvent],
-        submit: Callable[[Callable[[], None]], Awaitable[Sequence[SequenceState]]],
-        abort: Callable[[Sequence[SequenceState]], None],
+        submit: Callable[[Callable[[], None]], Awaitable[Sequence[S]]],
+        abort: Callable[[Sequence[S]], None],
     ) -> None:
         self._make_event, self._submit, self._abort = make_event, submit, abort
         self._event: LoopEvent | None = None
-        self._sequences: Sequence[SequenceState] = ()
+        self._sequences: Sequence[S] = ()
         self._unread: deque[TokenOutput] = deque()
         self._error: AdapterHubError | None = None
         self._closed = False

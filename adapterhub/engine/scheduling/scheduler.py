@@ -17,14 +17,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 
 from adapterhub.config import EngineLimits
-from adapterhub.engine.decoding.sampler import Logits
+from adapterhub.engine.decoding.sampler import Logits, StepLogits
 from adapterhub.engine.interface import LoraRequest
 from adapterhub.engine.meter import Meter, Residency
-from adapterhub.engine.runner import Runner, ScheduledSequence
+from adapterhub.engine.runner import AheadRunner, Runner, ScheduledSequence
 from adapterhub.engine.scheduling.cpu_adapter_cache import CpuAdapterCache, Deltas
 from adapterhub.engine.scheduling.lora_slots import LoraSlotTable
 from adapterhub.engine.scheduling.sequence import SequenceState
@@ -46,6 +47,23 @@ AdapterLoader = Callable[[LoraRequest], Deltas]
 _LOAD_POLL_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class _QueuedStep:
+    """A step that the device computes, or has computed, and whose tokens have not been sampled.
+
+    Attributes:
+        scheduled: The sequences, and what each contributes.
+        logits: Those of the sequences that need them.
+        prefilling: The `id` of the sequences whose prompt was not computed before.
+        started: When it was queued.
+    """
+
+    scheduled: Sequence[tuple[SequenceState, ScheduledSequence]]
+    logits: StepLogits
+    prefilling: frozenset[int]
+    started: float
+
+
 class Scheduler:
     """Runs sequences on a `Runner`.
 
@@ -56,9 +74,17 @@ class Scheduler:
         limits: Maximum sizes.
         runner: What runs the forward passes.
         load_adapter: What loads adapters.
+        async_scheduling: While the device computes a step, sample the tokens of the one before, where the runner can.
     """
 
-    def __init__(self, limits: EngineLimits, runner: Runner, load_adapter: AdapterLoader) -> None:
+    def __init__(
+        self,
+        limits: EngineLimits,
+        runner: Runner,
+        load_adapter: AdapterLoader,
+        *,
+        async_scheduling: bool = False,
+    ) -> None:
         self._limits = limits
         self._runner = runner
         self._load_adapter = load_adapter
@@ -76,6 +102,9 @@ class Scheduler:
         self._needed_next: dict[str, LoraRequest] = {}  # by digest: adapters to prefetch, and not to evict
         self._unloading: dict[str, None] = {}  # digests, in order
         self._meter = Meter()
+        self._ahead_runner = runner if async_scheduling and isinstance(runner, AheadRunner) else None
+        self._queued: _QueuedStep | None = None
+        self._last_step_ended = 0.0
 
     @property
     def max_tokens(self) -> int:
@@ -102,11 +131,12 @@ class Scheduler:
     def is_consistent(self) -> bool:
         """Whether batch, queue and slots agree; an exception in the middle of a change may have prevented it."""
         waiting, with_lora = list(self._waiting), [one for one in self._running if one.lora_slot is not None]
+        queued = {id(sequence) for sequence, _ in self._queued.scheduled} if self._queued else set()
         return (
             self._kv_cache.num_slots == len(self._running)
             and sum(self._lora_slots.ref_counts.values()) == len(with_lora)
             and not any(sequence in waiting or sequence.output.finished for sequence in self._running)
-            and all(sequence.is_consistent for sequence in self._running)
+            and all(sequence.is_consistent(id(sequence) in queued) for sequence in self._running)
         )
 
     def can_ever_fit(self, num_tokens: int) -> bool:
@@ -188,7 +218,10 @@ class Scheduler:
         room = self._limits.max_batch_size - len(self._running)
         if room > 0 and len(self._waiting):
             self._waiting.schedule(time.monotonic(), room, self._try_start)
-        if self._running:
+        if self._queued:
+            queued, self._queued = self._queued, None
+            self._finish(queued)
+        elif self._running:
             self._execute(self._schedule_tokens())
         elif len(self._waiting) or self._preloads:
             self._cpu_cache.wait_for_load(_LOAD_POLL_SECONDS)
@@ -197,7 +230,7 @@ class Scheduler:
         """Ends all sequences and preloads with an error."""
         sequences = [*self._waiting.remove_if(lambda _: True), *self._running]
         preloads = [done for _, done in self._preloads]
-        self._running, self._preloads = [], []
+        self._running, self._preloads, self._queued = [], [], None
         try:
             self._clear_slots()
         finally:
@@ -365,30 +398,65 @@ class Scheduler:
 
     def _execute(self, scheduled: list[tuple[SequenceState, ScheduledSequence]]) -> None:
         """Runs a step; one that fails is run again in halves, until what fails is one sequence alone."""
-        prefilling = {id(sequence) for sequence, _ in scheduled if sequence.prefilling}
-        started, rows = time.perf_counter(), None
+        prefilling = frozenset(id(sequence) for sequence, _ in scheduled if sequence.prefilling)
+        started, logits = time.perf_counter(), None
         try:
-            rows = Logits.of(self._runner.step([one for _, one in scheduled]))
+            logits = StepLogits(self._runner.step([one for _, one in scheduled]))
         except BaseException as error:
             if is_interrupt(error):
                 raise
             if len(scheduled) == 1:
                 self._fail(scheduled[0][0], error)
-        if rows is None:
-            # Not in the handler: there the traceback still refers to what the failed pass has allocated.
-            if len(scheduled) > 1:
-                self._execute(scheduled[: len(scheduled) // 2])
-                self._execute(scheduled[len(scheduled) // 2 :])
-            return
-        unsampled = deque((sequence, one) for sequence, one in scheduled if one.needs_logits)
+        if logits is not None:
+            self._finish(_QueuedStep(scheduled, logits, prefilling, started))
+        # Not in the handler: there the traceback still refers to what the failed pass has allocated.
+        elif len(scheduled) > 1:
+            self._execute(scheduled[: len(scheduled) // 2])
+            self._execute(scheduled[len(scheduled) // 2 :])
+
+    def _finish(self, step: _QueuedStep) -> None:
+        """Queues the next step if it can be, and samples the tokens of this one."""
+        running = set(map(id, self._running))
+        unsampled = deque((sequence, one) for sequence, one in step.scheduled if one.needs_logits)
         try:
+            self._queued = self._queue_next(step)
+            rows = step.logits.get()
             for row in rows:
                 sequence, _ = unsampled.popleft()
-                self._sample(sequence, row, prefilled=id(sequence) in prefilling)
-        finally:  # after an interrupt: the next step computes their logits again
-            for sequence, one in unsampled:
+                if id(sequence) in running:  # else it ended while the step was queued
+                    self._sample(sequence, row, prefilled=id(sequence) in step.prefilling)
+        finally:
+            if unsampled:  # after an interrupt: the next step computes their logits again
+                self._drop(unsampled)
+                self._drop(self._queued.scheduled if self._queued else ())
+                self._queued = None
+        ended = time.perf_counter()
+        self._meter.record(len(rows), ended - max(step.started, self._last_step_ended))
+        self._last_step_ended = ended
+
+    def _queue_next(self, step: _QueuedStep) -> _QueuedStep | None:
+        """Queues the step after one whose tokens are not known yet; None if it depends on what they are."""
+        runner, running = self._ahead_runner, [sequence for sequence, _ in step.scheduled]
+        if runner is None or step.prefilling or {*map(id, running)} != {*map(id, self._running)}:
+            return None
+        if not all(sequence.takes_argmax for sequence in running):
+            return None
+        rows = [row for row, sequence in enumerate(running) if not sequence.is_at_last_token]
+        if not rows:
+            return None
+        following = [(running[row], _following(running[row])) for row in rows]
+        started = time.perf_counter()
+        try:
+            logits = runner.step_ahead([one for _, one in following], step.logits.argmax, rows)
+        except Exception:  # noqa: BLE001  it is computed again when the tokens are known, and fails then
+            return None
+        return None if logits is None else _QueuedStep(following, StepLogits(logits), frozenset(), started)
+
+    def _drop(self, scheduled: Iterable[tuple[SequenceState, ScheduledSequence]]) -> None:
+        """Forgets what a step has computed of sequences that still run."""
+        for sequence, one in scheduled:
+            if sequence in self._running:
                 sequence.kv_slot.length -= len(one.token_ids)
-        self._meter.record(len(rows), time.perf_counter() - started)
 
     def _sample(self, sequence: SequenceState, logits: Logits, *, prefilled: bool) -> None:
         try:
@@ -426,6 +494,11 @@ def _next_tokens(sequence: SequenceState, limit: int) -> ScheduledSequence:
     token_ids = sequence.next_token_ids(limit)
     needs_logits = sequence.num_computed_tokens + len(token_ids) >= len(sequence.prompt_token_ids)
     return ScheduledSequence(sequence.kv_slot, token_ids, sequence.lora_slot, needs_logits)
+
+
+def _following(sequence: SequenceState) -> ScheduledSequence:
+    """What a sequence contributes to the step after the one that computes its next token."""
+    return ScheduledSequence(sequence.kv_slot, (0,), sequence.lora_slot, needs_logits=True)
 
 
 def _as_adapterhub_error(error: BaseException, adapter: LoraRequest | None) -> AdapterHubError:

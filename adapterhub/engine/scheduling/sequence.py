@@ -111,9 +111,22 @@ class SequenceState:
         return self.num_computed_tokens < len(self.request.prompt)
 
     @property
-    def is_consistent(self) -> bool:
-        """Whether, between two steps, exactly its last token has not been computed."""
-        sampled = len(self.output_token_ids)
+    def takes_argmax(self) -> bool:
+        """Whether its next token is the one with the highest logit, whatever the completion is so far."""
+        return self.constraint is None and self.sampler.takes_argmax
+
+    @property
+    def is_at_last_token(self) -> bool:
+        """Whether no token may come after the next one."""
+        return len(self.output_token_ids) + 1 >= self.max_tokens
+
+    def is_consistent(self, unsampled: int = 0) -> bool:
+        """Whether, between two steps, exactly its last token has not been computed.
+
+        Args:
+            unsampled: Tokens that a queued step computes beyond that.
+        """
+        sampled = len(self.output_token_ids) + unsampled
         return self.prefilling != bool(sampled) and (
             not sampled or self.num_computed_tokens == len(self.request.prompt) + sampled - 1
         )

@@ -12,6 +12,7 @@ from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
 from adapterhub.engine.decoding.sampler import Sampler
 from adapterhub.engine.interface import Request, max_completion_tokens
 from adapterhub.engine.runner import EngineBase
+from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
 from adapterhub.engine.tokenizer import Tokenizer
@@ -27,8 +28,7 @@ class SequenceBuilder:
 
     def __init__(self, base: EngineBase) -> None:
         self._base, self._device = base, base.device
-        added = base.tokenizer.added_tokens_decoder.items()
-        self._special_token_ids = {token.content: token_id for token_id, token in added if token.special}
+        self._ends = EndTokens(base.tokenizer, base.end_token_ids)
         self._vocabulary_size = base.vocabulary_size
         self._bad_word = lru_cache(maxsize=4096)(partial(_encode_bad_word, base.tokenizer))
         self._compiler = GrammarCompiler(base.tokenizer, self._vocabulary_size, base.end_token_ids)
@@ -56,13 +56,9 @@ class SequenceBuilder:
                 `max_tokens`.
         """
         sampling, max_tokens = request.sampling, max_completion_tokens(request, self._base.context_length)
-        ids = (*sampling.stop_token_ids, *sampling.suppress_tokens, *sampling.logit_bias)
-        self._check_token_ids(max(request.prompt), *ids, *chain(*sampling.bad_words_ids))
+        check_fields(request, self._vocabulary_size)
         bad_words = list(chain.from_iterable(map(self._bad_word, sampling.bad_words)))
-        base_ends = frozenset() if sampling.ignore_eos else self._base.end_token_ids
-        # Special tokens among the stop strings, such as `<|im_end|>`, never show in the text.
-        special = {self._special_token_ids[s] for s in sampling.stop if s in self._special_token_ids}
-        end_token_ids = base_ends | set(sampling.stop_token_ids) | special
+        end_token_ids = self._ends.of(sampling)
         sequences: list[SequenceState] = []
         for index in range(num_sequences):
             constraint = self._constraint(request, max_tokens, end_token_ids)
@@ -97,24 +93,57 @@ class SequenceBuilder:
             )
         return sequences
 
-    def _check_token_ids(self, *token_ids: int) -> None:
-        if max(token_ids) >= self._vocabulary_size:
-            raise InvalidRequestError(
-                f"The base's vocabulary has {self._vocabulary_size} tokens, and a token id of the prompt or of the "
-                "sampling parameters is not below that.",
-                hint="Take token ids of the base's own tokenizer.",
-            )
-
     def _constraint(
         self, request: Request, max_tokens: int, end_token_ids: frozenset[int]
     ) -> GrammarConstraint | None:
         if request.output_format is None:
             return None
-        if request.sampling.ignore_eos:
-            raise InvalidRequestError(
-                "ignore_eos has no meaning for structured output, which ends where its format does."
-            )
         return self._compiler.constraint(request.output_format, max_tokens, end_token_ids)
+
+
+class EndTokens:
+    """Which tokens end an answer.
+
+    Args:
+        tokenizer: The base's.
+        of_base: The base's own end tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, of_base: frozenset[int]) -> None:
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {token.content: token_id for token_id, token in added if token.special}
+        self._of_base = of_base
+
+    def of(self, sampling: SamplingParams) -> frozenset[int]:
+        """The tokens that end a request's answers."""
+        base = frozenset[int]() if sampling.ignore_eos else self._of_base
+        # Special tokens among the stop strings, such as `<|im_end|>`, never show in the text.
+        special = {self._special[stop] for stop in sampling.stop if stop in self._special}
+        return base | set(sampling.stop_token_ids) | special
+
+
+def check_fields(request: Request, vocabulary_size: int) -> None:
+    """Returns if a request's fields go together, and with a base.
+
+    Args:
+        request: The request, with a prompt.
+        vocabulary_size: Width of the base's logits.
+
+    Raises:
+        InvalidRequestError: A token id is not in the vocabulary, or an output format comes with `ignore_eos`.
+    """
+    sampling = request.sampling
+    ids = (sampling.stop_token_ids, sampling.suppress_tokens, sampling.logit_bias, *sampling.bad_words_ids)
+    if max(chain(request.prompt, *ids)) >= vocabulary_size:
+        raise InvalidRequestError(
+            f"The base's vocabulary has {vocabulary_size} tokens, and a token id of the prompt or of the "
+            "sampling parameters is not below that.",
+            hint="Take token ids of the base's own tokenizer.",
+        )
+    if request.output_format and sampling.ignore_eos:
+        raise InvalidRequestError(
+            "ignore_eos has no meaning for structured output, which ends where its format does."
+        )
 
 
 def _encode_bad_word(tokenizer: Tokenizer, word: str) -> list[list[int]]:

@@ -1,0 +1,172 @@
+"""Sequences on their way through the servers: waiting, a lease, tokens, retries. All of it on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import aclosing
+
+from adapterhub.engine.interface import LoraRequest
+from adapterhub.engine.meter import EndReason, Meter, Residency
+from adapterhub.engine.stats import EngineStats
+from adapterhub.errors import AdapterHubError, CapacityError, EngineClosedError, EngineError
+from adapterhub.vllm.chunks import ServedToken, tokens_of
+from adapterhub.vllm.fleet import Fleet, Lease
+from adapterhub.vllm.sequences import ServedSequence
+from adapterhub.vllm.unavailable import ReplicaUnavailableError
+from adapterhub.vllm.waiting_line import WaitingLine
+
+MAX_ATTEMPTS = 3
+"""How many servers a request is sent to until one of them answers; never another one after its first token."""
+
+
+class SequenceRunner:
+    """Runs sequences on a fleet's servers. `add` and the figures are for any thread, the rest for the event loop.
+
+    Args:
+        fleet: The servers.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._line = WaitingLine()
+        self._tasks: dict[ServedSequence, asyncio.Task[None]] = {}
+        self._meter = Meter()
+        self._waiting: dict[ServedSequence, None] = {}
+        self._running: dict[ServedSequence, None] = {}
+        self._last_token = 0.0
+        # Guards the meter, and both of these. Reentrant: the garbage collector may end a stream in its holder's thread.
+        self._lock = threading.RLock()
+        self._closed = False
+
+    # Of any thread
+
+    def add(self, sequences: Iterable[ServedSequence]) -> None:
+        """Counts sequences as waiting; `start` runs them."""
+        with self._lock:
+            for sequence in sequences:
+                self._waiting[sequence] = None
+                self._meter.submit(sequence)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that no server has yet."""
+        return len(self._waiting)
+
+    def stats(self, residency: Residency) -> EngineStats:
+        """What runs and has run.
+
+        Args:
+            residency: Which adapters the servers have.
+        """
+        with self._lock:
+            running, waiting = list(self._running), list(self._waiting)
+            figures = self._meter.figures(running, waiting, 0, residency)
+        # vLLM's steps are its own affair; the meter's are tokens.
+        return EngineStats(running=len(running), waiting=len(waiting), **figures | {"steps": 0})
+
+    # Of the event loop
+
+    def start(self, sequences: Iterable[ServedSequence]) -> None:
+        """Runs sequences that `add` has counted."""
+        for sequence in sequences:
+            self._tasks[sequence] = asyncio.create_task(self._run(sequence))
+
+    def cancel(self, sequence: ServedSequence) -> None:
+        """Ends a sequence, and its completion in the server."""
+        if task := self._tasks.get(sequence):
+            task.cancel()
+
+    async def preload(self, adapter: LoraRequest) -> None:
+        """As `Fleet.preload`."""
+        with self._line.turn():
+            await self._fleet.preload(adapter)
+
+    async def aclose(self) -> None:
+        """Ends all sequences with `EngineClosedError`."""
+        self._closed = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, sequence: ServedSequence) -> None:
+        reason: EndReason = "error"
+        try:
+            reason = await self._answer(sequence)
+        except asyncio.CancelledError:
+            reason = "abort"
+            if self._closed:
+                sequence.output.put(EngineClosedError("The engine was closed.", hint="Make a new hub."))
+        except AdapterHubError as error:
+            sequence.output.put(error)
+        except Exception as error:  # noqa: BLE001  a defect; no caller may be left waiting
+            sequence.output.put(EngineError(f"The request failed: {error!r}", hint="Ask again."))
+        finally:
+            self._tasks.pop(sequence, None)
+            self._end(sequence, reason)
+
+    async def _answer(self, sequence: ServedSequence) -> EndReason:
+        attempts = MAX_ATTEMPTS
+        while True:
+            try:
+                return await self._answer_in_turn(sequence)
+            except ReplicaUnavailableError:
+                attempts -= 1
+                if sequence.output_token_ids or not attempts:
+                    raise
+
+    async def _answer_in_turn(self, sequence: ServedSequence) -> EndReason:
+        place = self._line.place(sequence.request.priority)
+        if self._line:
+            await self._line.wait(place)
+        while True:
+            try:
+                with self._line.turn():
+                    async with self._fleet.lease(sequence.adapter) as lease:
+                        self._line.wake_next()  # there may be room for more than this one
+                        return await self._stream(sequence, lease)
+            except CapacityError:
+                await self._line.wait(place)
+
+    async def _stream(self, sequence: ServedSequence, lease: Lease) -> EndReason:
+        self._begin(sequence)
+        async with aclosing(lease.client.complete({**sequence.body, "model": lease.model})) as frames:
+            async for frame in frames:
+                for token in tokens_of(frame, sequence.request.sampling.logprobs):
+                    if reason := self._take(sequence, token):
+                        return reason
+        raise ReplicaUnavailableError(
+            f"{lease.client.url} ended an answer before its end.", hint="Ask again."
+        )
+
+    # Figures
+
+    def _begin(self, sequence: ServedSequence) -> None:
+        with self._lock:
+            self._waiting.pop(sequence, None)
+            if not self._running:
+                self._last_token = time.perf_counter()
+            self._running[sequence] = None
+            if sequence.times.started is None:  # else it is sent again
+                self._meter.start(sequence)
+
+    def _take(self, sequence: ServedSequence, token: ServedToken) -> EndReason | None:
+        output = sequence.take(token)
+        now = time.perf_counter()
+        with self._lock:
+            self._meter.token(sequence)
+            self._meter.record(1, now - self._last_token)
+            self._last_token = now
+        if output.finish_reason:
+            self._end(sequence, output.finish_reason)
+        sequence.output.put(output)
+        return output.finish_reason
+
+    def _end(self, sequence: ServedSequence, reason: EndReason) -> None:
+        with self._lock:
+            self._waiting.pop(sequence, None)
+            self._running.pop(sequence, None)
+            self._meter.end(sequence, reason)

@@ -1,0 +1,54 @@
+"""The thread that does all HTTP: what runs there, what is raised, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from adapterhub.vllm.loop_thread import LoopThread
+
+
+def is_running() -> bool:
+    return any(thread.name == "adapterhub-vllm" for thread in threading.enumerate())
+
+
+async def name_of_thread() -> str:
+    return threading.current_thread().name
+
+
+async def fail() -> None:
+    raise ValueError("no")
+
+
+def test_a_coroutine_runs_there_and_raises_here():
+    loop = LoopThread()
+    assert loop.run(name_of_thread()) == "adapterhub-vllm"
+    with pytest.raises(ValueError, match="no"):
+        loop.run(fail())
+    loop.close(asyncio.sleep(0))
+    assert not is_running()
+
+
+def test_it_ends_after_its_last_coroutine_even_if_that_fails():
+    loop, ended = LoopThread(), []
+
+    async def last() -> None:
+        await asyncio.sleep(0.05)
+        ended.append(True)
+
+    loop.close(last())
+    assert ended
+    assert not is_running()
+    LoopThread().close(asyncio.wait_for(asyncio.sleep(9), 0.01))
+    assert not is_running()
+
+
+def test_it_can_be_closed_in_its_own_thread():
+    loop = LoopThread()
+    loop.call_soon(lambda: loop.close(asyncio.sleep(0.01)))
+    while is_running():
+        time.sleep(0.005)
+    loop.call_soon(print)  # nothing, and no error

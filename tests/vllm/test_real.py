@@ -1,0 +1,112 @@
+"""A hub over a real vLLM beside a hub in this process: the same base, adapters and answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub import AdapterHub, Generation
+from tests.vllm.real import real_vllm
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
+    with (
+        real_vllm(tmp_path_factory.mktemp("vllm") / "log") as url,
+        AdapterHub.connect(url, ROOT / "adapters") as hub,
+    ):
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[AdapterHub]:
+    settings = {"quantization": None, "compute_dtype": "float32", "kv_cache_mib": 64}
+    with AdapterHub.from_pretrained("adapterhub-demo", ROOT / "adapters", **settings) as hub:
+        yield hub
+
+
+def requests(count: int) -> list[dict[str, Any]]:
+    """Requests of the demo, which no adapter was trained on."""
+    found = json.loads((ROOT / "adapterhub" / "demo" / "requests.json").read_text())
+    return found[:: max(len(found) // count, 1)][:count]
+
+
+def both(remote: AdapterHub, local: AdapterHub, *arguments: Any, **options: Any) -> list[Generation]:
+    return [hub.generate(*arguments, **options) for hub in (remote, local)]
+
+
+def test_the_shipped_adapters_answer_alike(remote: AdapterHub, local: AdapterHub):
+    asked = requests(40)
+    messages, adapters = [one["messages"] for one in asked], [one["adapter"] for one in asked]
+    found, wanted = (hub.generate_batch(messages, adapters, max_tokens=64) for hub in (remote, local))
+    pairs = zip(found, wanted, strict=True)
+    other = [index for index, (one, two) in enumerate(pairs) if one.completions != two.completions]
+    assert not other, [(found[index].text, wanted[index].text) for index in other]
+
+
+def test_log_probabilities_are_alike(remote: AdapterHub, local: AdapterHub):
+    found, wanted = both(remote, local, "My printer shows error 41", "support", logprobs=3, max_tokens=12)
+    ours, theirs = wanted.completions[0].logprobs, found.completions[0].logprobs
+    assert ours
+    assert theirs
+    for one, other in zip(theirs, ours, strict=True):
+        assert one.token_id == other.token_id
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert list(one.top) == list(other.top)
+
+
+@pytest.mark.parametrize(
+    "output_format",
+    [
+        {"schema": SCHEMA},
+        {"regex": r"[a-z]{3}-\d\d"},
+        {"choices": ["yes", "no"]},
+        {"grammar": 'start: "a" /b{1,3}c/'},
+    ],
+)
+def test_output_formats_are_enforced_alike(
+    remote: AdapterHub, local: AdapterHub, output_format: dict[str, Any]
+):
+    found, wanted = both(remote, local, "Ann is 7", "json", max_tokens=60, **output_format)
+    assert found.completions[0].token_ids == wanted.completions[0].token_ids
+    assert found.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"stop": ["e", "zz", "yy", "xx", "ww"]},
+        {"min_tokens": 20, "max_tokens": 30},
+        {"repetition_penalty": 1.3},
+        {"frequency_penalty": 1.0, "presence_penalty": 0.5},
+        {"logit_bias": {20: 50.0}, "max_tokens": 8},
+        {"suppress_tokens": [20, 21, 22]},
+        {"ignore_eos": True, "max_tokens": 40},
+    ],
+    ids=lambda sampling: next(iter(sampling)),
+)
+def test_sampling_parameters_mean_the_same(remote: AdapterHub, local: AdapterHub, sampling: dict[str, Any]):
+    found, wanted = both(
+        remote, local, "Ann Lee from Oslo. Keys: name, city", "json", **{"max_tokens": 48} | sampling
+    )
+    assert found.completions == wanted.completions
+
+
+def test_a_seed_makes_an_answer_reproducible(remote: AdapterHub):
+    options = {"temperature": 1.0, "seed": 3, "n": 2, "max_tokens": 16}
+    first, second = (remote.generate("hi", "support", **options) for _ in range(2))
+    assert [one.token_ids for one in first.completions] == [one.token_ids for one in second.completions]
+    assert first.completions[0].token_ids != first.completions[1].token_ids
