@@ -729,7 +729,7 @@ def _engine_maker(config: HubConfig, registry: AdapterRegistry) -> tuple[Callabl
         from adapterhub.vllm.settings import connect_engine
 
         named, revision = _named_base(config, registry)
-        return partial(connect_engine, config, named, revision), revision
+        return partial(connect_engine, config, registry, named, revision), revision
     name, revision = chosen_base(config, registry)
     make = _load_base(config, name, revision)
     return partial(make, config.limits, generation_config=config.generation_config), revision

@@ -95,7 +95,7 @@ EXPORTED = {
         "merge_quantized",
     },
     "gguf": {"Architecture"},
-    "fleet": {"ReplicaLoad", "by_affinity"},
+    "fleet": {"ReplicaLoad", "by_affinity", "home"},
     "llama_cpp": {"GgufBase", "LlamaCppEngine", "load_gguf_base"},
     "peft_format": {
         "CONFIG_FILE",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -69,6 +69,17 @@ def by_affinity(
         own = _number(adapter)
         others.sort(key=lambda replica: _weight(_number(replica.name), own), reverse=True)
     return sorted(loaded, key=_in_flight) + others + sorted(busy, key=_in_flight)
+
+
+def home(replicas: Iterable[str], adapter: str) -> str:
+    """The replica that an adapter's requests go to while it is loaded nowhere and none is busy.
+
+    Args:
+        replicas: The names of those that are ready; at least one.
+        adapter: The adapter.
+    """
+    own = _number(adapter)
+    return max(replicas, key=lambda replica: _weight(_number(replica), own))
 
 
 def _in_flight(replica: ReplicaLoad) -> int:

@@ -18,7 +18,7 @@ class LoraRequest:
     """An adapter that a request asks for, as vLLM's `LoRARequest`: a stored adapter or a blend.
 
     Attributes:
-        name: For messages only.
+        name: For messages, and for the name under which a vLLM server knows it: `name@3`, or a blend's reference.
         digest: Identity of the adapter; equal digests mean equal weights and config.
     """
 

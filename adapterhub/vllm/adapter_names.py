@@ -38,23 +38,39 @@ class AdapterName:
         return f"{self.adapter}--v{self.version}-{self.digest}"
 
     @classmethod
-    def of(cls, adapter: LoraRequest) -> Self:
-        """The name of a version in the registry.
+    def of(cls, ref: str, digest: str) -> Self:
+        """The name of a version in a registry.
+
+        Args:
+            ref: The reference to exactly this version: `name@version`.
+            digest: The digest of its weights and settings.
 
         Raises:
-            InvalidRequestError: It is no version of the registry but a blend.
+            InvalidRequestError: They are not those of a version.
         """
-        digest = _DIGEST.fullmatch(adapter.digest)
-        version = Ref.parse(adapter.name).version if isinstance(adapter, StoredLoraRequest) else None
-        if version is None or digest is None:
+        version, digits = Ref.parse(ref), _DIGEST.fullmatch(digest)
+        if version.version is None or digits is None:
             raise InvalidRequestError(
-                f"{adapter.name!r} is not a version of an adapter in the registry, so vLLM cannot load it.",
-                hint="Register a blend as an adapter first, with add_weighted_adapter.",
+                f"{ref!r} is no version of an adapter, such as 'json@3', with its digest."
             )
-        return cls(Ref.parse(adapter.name).name, version, digest[1])
+        return cls(version.name, version.version, digits[1])
 
     @classmethod
     def parse(cls, model: str) -> Self | None:
         """The parts of a model name; None if it is the name of something else."""
         match = _NAME.fullmatch(model)
         return cls(match["adapter"], int(match["version"]), match["digest"]) if match else None
+
+
+def stored_adapter(adapter: LoraRequest) -> StoredLoraRequest:
+    """The adapter, if it is one in a folder, which a server can load.
+
+    Raises:
+        InvalidRequestError: It is a blend.
+    """
+    if not isinstance(adapter, StoredLoraRequest):
+        raise InvalidRequestError(
+            f"vLLM cannot load the blend {adapter.name!r}, which is not stored.",
+            hint="Register it as an adapter first, with add_weighted_adapter.",
+        )
+    return adapter

@@ -29,9 +29,9 @@ class Circuit:
     @property
     def delay(self) -> float:
         """Seconds until the next probe: none after a first failure, then twice as many each time."""
-        if self._in_a_row < 2:
+        if self._in_a_row == 1:
             return 0.0
-        return float(min(FIRST_DELAY * 2 ** (self._in_a_row - 2), MAX_DELAY))
+        return float(min(FIRST_DELAY * 2 ** max(self._in_a_row - 2, 0), MAX_DELAY))
 
     def open(self, reason: str) -> None:
         """The server failed."""

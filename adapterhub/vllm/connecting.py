@@ -10,6 +10,7 @@ from pathlib import Path
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.errors import AdapterHubError, ConfigError
 from adapterhub.lora.request import LoraRequest
+from adapterhub.registry import AdapterRegistry
 from adapterhub.vllm.base import ServedBase, load_served_base
 from adapterhub.vllm.client import ServedModels, Timeouts, VLLMClient
 from adapterhub.vllm.fleet import Fleet, FleetLimits
@@ -28,6 +29,8 @@ class Connection:
         limits: Limits for each server.
         timeouts: How long servers may take.
         api_key: The servers' key; if not given, that in the environment.
+        registry: Whose adapters they serve.
+        adapters_at: The path of its folder on the servers; None if it is the same.
 
     Attributes:
         loop: The thread.
@@ -46,6 +49,8 @@ class Connection:
         limits: FleetLimits | None = None,
         timeouts: Timeouts | None = None,
         api_key: str | None = None,
+        registry: AdapterRegistry | None = None,
+        adapters_at: str | Path | None = None,
     ) -> None:
         key = api_key or os.environ.get(API_KEY_VARIABLE) or None
         self._process_id = os.getpid()
@@ -54,7 +59,7 @@ class Connection:
         try:
             self._clients += self.loop.run(_clients(split_urls(urls), key, timeouts))
             self._models = self.loop.run(_served_models(self._clients))
-            self._fleet, self.runner = self.loop.run(_fleet(self._clients, limits))
+            self._fleet, self.runner = self.loop.run(_fleet(self._clients, registry, adapters_at, limits))
         except BaseException:
             self.loop.close(_aclose(self._clients))
             raise
@@ -99,6 +104,14 @@ class Connection:
     def unload(self, adapter: LoraRequest) -> None:
         """As `Fleet.unload`."""
         self.loop.run(self._fleet.unload(adapter))
+
+    def drain(self, url: str, draining: bool) -> None:
+        """As `Fleet.drain`."""
+
+        async def drain() -> None:
+            self._fleet.drain(url, draining)
+
+        self.loop.run(drain())
 
     def replicas(self) -> tuple[ReplicaState, ...]:
         """As `Fleet.replicas`."""
@@ -161,8 +174,13 @@ async def _served_models(clients: Sequence[VLLMClient]) -> list[ServedModels]:
     return models
 
 
-async def _fleet(clients: Sequence[VLLMClient], limits: FleetLimits | None) -> tuple[Fleet, SequenceRunner]:
-    fleet = Fleet(clients, limits=limits)
+async def _fleet(
+    clients: Sequence[VLLMClient],
+    registry: AdapterRegistry | None,
+    adapters_at: str | Path | None,
+    limits: FleetLimits | None,
+) -> tuple[Fleet, SequenceRunner]:
+    fleet = Fleet(clients, registry=registry, adapters_at=adapters_at, limits=limits)
     return fleet, SequenceRunner(fleet)
 
 

@@ -35,6 +35,7 @@ from adapterhub.errors import (
     EngineError,
     InvalidRequestError,
 )
+from adapterhub.registry import AdapterRegistry
 from adapterhub.vllm.adapter_names import AdapterName
 from adapterhub.vllm.base import ServedBase
 from adapterhub.vllm.client import Timeouts
@@ -59,6 +60,9 @@ class VLLMEngine:
         timeouts: How long servers may take.
         api_key: What the servers were started with as `--api-key`; if not given, `ADAPTERHUB_UPSTREAM_API_KEY`.
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
+        registry: Whose adapters they serve: they unload what it no longer has. None: they unload nothing for that.
+        adapters_at: The path of the registry's folder on the servers, such as `"/mnt/adapters"`; None if it is the
+            same as here.
 
     Raises:
         ConfigError: A URL or the base is not valid, the base is not the servers', or the servers differ.
@@ -76,8 +80,17 @@ class VLLMEngine:
         timeouts: Timeouts | None = None,
         api_key: str | None = None,
         generation_config: GenerationConfigSource = "auto",
+        registry: AdapterRegistry | None = None,
+        adapters_at: str | Path | None = None,
     ) -> None:
-        self._connection = Connection(urls, limits=limits, timeouts=timeouts, api_key=api_key)
+        self._connection = Connection(
+            urls,
+            limits=limits,
+            timeouts=timeouts,
+            api_key=api_key,
+            registry=registry,
+            adapters_at=adapters_at,
+        )
         # Of an engine that nobody has closed; at exit the daemon thread ends by itself.
         self._finalizer = weakref.finalize(self, self._connection.close)
         self._finalizer.atexit = False
@@ -195,6 +208,21 @@ class VLLMEngine:
         self._refuse_if_forked()
         if not self._closed:
             self._connection.unload(adapter)
+
+    def drain(self, url: str, draining: bool = True) -> None:
+        """Gives a server no new requests, so that it can be stopped when it has none; or gives it requests again.
+
+        Args:
+            url: Its URL, as in `replicas`, which also says how many requests it still has.
+            draining: False ends it.
+
+        Raises:
+            EngineClosedError: The engine is closed.
+            InvalidRequestError: There is no such server.
+        """
+        self._refuse_if_forked()
+        self._refuse_if_closed()
+        self._connection.drain(url, draining)
 
     def replicas(self) -> tuple[ReplicaState, ...]:
         """A snapshot of each server."""

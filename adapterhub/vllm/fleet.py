@@ -6,18 +6,25 @@ digest, so that no server can answer with another one.
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import FIRST_COMPLETED, gather, wait
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from adapterhub.errors import CapacityError, ConfigError, EngineClosedError
+from adapterhub.errors import CapacityError, ConfigError, EngineClosedError, InvalidRequestError
 from adapterhub.fleet import by_affinity
 from adapterhub.lora.request import LoraRequest, StoredLoraRequest
-from adapterhub.vllm.adapter_names import AdapterName
+from adapterhub.registry.store import AdapterRegistry
+from adapterhub.vllm.adapter_folders import AdapterFolders
+from adapterhub.vllm.adapter_names import AdapterName, stored_adapter
+from adapterhub.vllm.client import VLLMClient
 from adapterhub.vllm.reconciling import Reconciler
-from adapterhub.vllm.replica import Replica, ReplicaClient, ReplicaState
+from adapterhub.vllm.replica import Replica, ReplicaState
 from adapterhub.vllm.unavailable import ReplicaUnavailableError
+from adapterhub.vllm.wanted_adapters import RegisteredAdapters, WantedAdapters
+
+_RETRY = "Send the request again a little later."
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,9 @@ class FleetLimits:
             `--max-num-seqs` or a little more keeps it busy.
         max_adapters: Maximum number of loaded adapters; its `--max-cpu-loras`.
         sync_seconds: How often it is asked whether it answers and what it has loaded.
+
+    Raises:
+        ConfigError: A limit is too low.
     """
 
     max_in_flight: int = 256
@@ -49,34 +59,83 @@ class Lease:
         model: The request's model name there.
     """
 
-    client: ReplicaClient
+    client: VLLMClient
     model: str
+
+    def check_model(self, answered: object) -> None:
+        """Returns if an answer says that the request's model gave it.
+
+        Args:
+            answered: The answer's `model`.
+
+        Raises:
+            ReplicaUnavailableError: It is another one's, so the server must get no more requests for now.
+        """
+        if answered != self.model:
+            raise ReplicaUnavailableError(
+                f"{self.client.url} was asked for {self.model} and answered with another model.",
+                hint="Is there a proxy before it that rewrites model names?",
+            )
 
 
 class Fleet:
-    """Servers with the same base. Used from one event loop, in which it is constructed.
+    """Servers with the same base. Used from one event loop, in which it is constructed; any thread may take `replicas`.
 
     Args:
         clients: One for each server; the fleet closes them.
-        limits: Its limits.
+        registry: Whose adapters they serve. What it no longer has is unloaded; None unloads nothing.
+        adapters_at: The path of the registry's folder on the servers; None if it is the same.
+        limits: Limits of each server.
+
+    Raises:
+        ConfigError: There is no server, one is given twice, or `adapters_at` is not usable.
     """
 
-    def __init__(self, clients: Sequence[ReplicaClient], *, limits: FleetLimits | None = None) -> None:
-        limits = limits or FleetLimits()
-        self._replicas = [
-            Replica(client, max_in_flight=limits.max_in_flight, max_adapters=limits.max_adapters)
-            for client in clients
-        ]
+    def __init__(
+        self,
+        clients: Sequence[VLLMClient],
+        *,
+        registry: AdapterRegistry | None = None,
+        adapters_at: str | Path | None = None,
+        limits: FleetLimits | None = None,
+    ) -> None:
+        self._limits = limits or FleetLimits()
+        self._wanted = WantedAdapters()
+        self._folders = AdapterFolders(
+            registry=registry.root if registry else None,
+            mounted_at=Path(adapters_at) if adapters_at else None,
+        )
+        self._replicas = {client.url: self._replica(client) for client in clients}
+        if not clients or len(self._replicas) < len(clients):
+            raise ConfigError("A fleet takes the URLs of one server or more, each of them once.")
+        registered = RegisteredAdapters(registry) if registry else None
         self._reconcilers = {
-            replica: Reconciler(replica, seconds=limits.sync_seconds) for replica in self._replicas
+            url: Reconciler(
+                replica,
+                wanted=self._wanted,
+                registered=registered,
+                folders=self._folders,
+                ready=self._ready,
+                seconds=self._limits.sync_seconds,
+            )
+            for url, replica in self._replicas.items()
         }
         self._closed = False
+
+    def _replica(self, client: VLLMClient) -> Replica:
+        return Replica(
+            client,
+            max_in_flight=self._limits.max_in_flight,
+            max_adapters=self._limits.max_adapters,
+            pinned=self._wanted.pinned,
+        )
 
     @asynccontextmanager
     async def lease(self, adapter: LoraRequest | None) -> AsyncIterator[Lease]:
         """A server for one request, which has the request's adapter loaded.
 
-        `ReplicaUnavailableError`, raised inside, tells the fleet that the server is gone.
+        `ReplicaUnavailableError`, raised inside, tells the fleet that the server is gone, and `AdapterNotLoadedError`
+        that it does not have the adapter after all. Another lease then is one of a server that is better.
 
         Args:
             adapter: The adapter; None for the bare base.
@@ -88,63 +147,112 @@ class Fleet:
             InvalidRequestError: The adapter is a blend.
             ReplicaUnavailableError: No server answers, or the one that was chosen does not.
         """
-        name = str(AdapterName.of(adapter)) if adapter else None
+        stored = stored_adapter(adapter) if adapter else None
+        name = _name_of(stored) if stored else None
         replica = await self._choose(name)
         try:
             with replica.request(name):
-                if name and isinstance(adapter, StoredLoraRequest):
-                    await replica.adapters.load(name, adapter.folder)
+                if stored and name:
+                    await replica.adapters.load(name, self._folders.on_server(stored))
                 yield Lease(replica.client, name or replica.base_model)
         except ReplicaUnavailableError:
-            self._reconcilers[replica].failed()
+            self._reconcilers[replica.client.url].wake()
             raise
 
     async def _choose(self, name: str | None) -> Replica:
-        """The best replica; if none takes requests, waits for the probes that run."""
+        """The best server; if none takes requests, waits for those that are being probed."""
         while not self._closed:
-            ready = {replica.client.url: replica for replica in self._replicas if replica.takes_requests}
-            ranked = by_affinity([replica.load_figures() for replica in ready.values()], name)
-            if ranked:
-                return ready[ranked[0].name]
+            ready = self._ready()
+            loads = [replica.load_for(name) for replica in ready]
+            if ranked := by_affinity(loads, name):
+                return self._replicas[ranked[0].name]
             if ready:
-                raise CapacityError("All servers are full.", hint="Send the request again a little later.")
-            if not (probes := [one.probe for one in self._reconcilers.values() if not one.probe.done()]):
-                raise ReplicaUnavailableError(self._why_none(), hint="Send the request again a little later.")
-            await asyncio.wait(probes, return_when=asyncio.FIRST_COMPLETED)
-        raise EngineClosedError("The fleet is closed.")
+                raise CapacityError("All servers have as many requests as they may have.", hint=_RETRY)
+            probes = [one.probe for one in self._reconcilers.values() if not one.probe.done()]
+            if not probes:
+                raise ReplicaUnavailableError(f"No server takes requests: {self._reasons()}", hint=_RETRY)
+            await wait(probes, return_when=FIRST_COMPLETED)
+        raise EngineClosedError("The engine is closed.")
 
-    def _why_none(self) -> str:
-        reasons = ", ".join(f"{state.url}: {state.reason}" for state in self.replicas())
-        return f"No server takes requests ({reasons})."
+    def _ready(self) -> list[Replica]:
+        return [replica for replica in self._replicas.values() if replica.takes_requests]
+
+    def _reasons(self) -> str:
+        return " ".join(f"{state.url}: {state.reason}" for state in self.replicas())
 
     async def preload(self, adapter: LoraRequest) -> None:
-        """Loads an adapter ahead of requests, on the server that its requests will go to.
+        """Loads an adapter ahead of requests, and again after a restart; a pinned one on all servers.
+
+        Returns once one server has it.
 
         Raises:
             AdapterHubError: As `lease`.
         """
-        async with self.lease(adapter):
-            pass
+        stored = stored_adapter(adapter)
+        async with self.lease(stored):
+            self._wanted.preloaded[_name_of(stored)] = stored
+        self._wake_all()
 
     async def unload(self, adapter: LoraRequest) -> None:
         """Has every server unload an adapter, once no request uses it; a later request loads it again."""
-        for replica in self._replicas:
-            replica.adapters.retire(str(AdapterName.of(adapter)))
+        name = _name_of(stored_adapter(adapter))
+        self._wanted.drop(name)
+        await gather(*(replica.adapters.unload(name) for replica in self._replicas.values()))
 
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
-        """Excludes an adapter from being unloaded to make room for others, or includes it again."""
-        name = str(AdapterName.of(adapter))
-        for replica in self._replicas:
-            (replica.adapters.pinned.add if pinned else replica.adapters.pinned.discard)(name)
+        """Has all servers load an adapter and not unload it to make room for others; or ends that.
+
+        Raises:
+            CapacityError: There would be no room for other adapters.
+            InvalidRequestError: The adapter is a blend.
+        """
+        stored = stored_adapter(adapter)
+        name = _name_of(stored)
+        if pinned:
+            self._wanted.pin(name, stored, self._limits.max_adapters)
+            self._wake_all()
+        else:
+            self._wanted.pinned.pop(name, None)
+
+    def _wake_all(self) -> None:
+        for reconciler in self._reconcilers.values():
+            reconciler.wake()
+
+    def drain(self, url: str, draining: bool = True) -> None:
+        """Gives a server no new requests, so that it can be stopped; its running ones end. Or gives it requests again.
+
+        Raises:
+            InvalidRequestError: There is no such server.
+        """
+        self._find(url).draining = draining
+
+    async def drained(self, url: str) -> None:
+        """Returns once a server has no requests.
+
+        Raises:
+            InvalidRequestError: There is no such server.
+        """
+        await self._find(url).drained()
+
+    def _find(self, url: str) -> Replica:
+        if url not in self._replicas:
+            raise InvalidRequestError(
+                "There is no such server.", hint=f"There are: {', '.join(self._replicas)}."
+            )
+        return self._replicas[url]
 
     def replicas(self) -> tuple[ReplicaState, ...]:
         """A snapshot of each server."""
-        return tuple(replica.state() for replica in self._replicas)
+        return tuple(replica.state() for replica in self._replicas.values())
 
     async def aclose(self) -> None:
         """Ends everything in the background and closes the clients."""
         self._closed = True
-        for replica, reconciler in self._reconcilers.items():
-            await reconciler.aclose()
+        for url, replica in self._replicas.items():
+            await self._reconcilers[url].aclose()
             await replica.adapters.aclose()
             await replica.client.aclose()
+
+
+def _name_of(adapter: StoredLoraRequest) -> str:
+    return str(AdapterName.of(adapter.name, adapter.digest))

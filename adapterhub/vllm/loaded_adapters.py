@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Container, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -23,15 +23,16 @@ class LoadedAdapters:
 
     Args:
         loader: Loads and unloads on the server.
-        maximum: How many adapters it may have loaded; more stay only while requests use all of them.
+        maximum: How many adapters it may have loaded; more stay only while requests use them.
+        pinned: Names of adapters that are not unloaded to make room.
 
     Attributes:
-        pinned: Names of adapters that are not unloaded to make room.
+        pinned: The same.
         loads: How many adapters it was told to load so far.
     """
 
-    def __init__(self, loader: Loader, maximum: int) -> None:
-        self.pinned: set[str] = set()
+    def __init__(self, loader: Loader, maximum: int, pinned: Container[str] = ()) -> None:
+        self.pinned = pinned
         self.loads = 0
         self._loader = loader
         self._maximum = maximum
@@ -39,6 +40,7 @@ class LoadedAdapters:
         self._users = Counter[str]()
         self._retired = set[str]()  # to be unloaded once they have no users
         self._changes = dict[str, asyncio.Task[None]]()  # the loads and unloads that run
+        self._loading = set[str]()
         self._changed = set[str]()  # names of those that ran since `asking`
 
     def __contains__(self, name: str) -> bool:
@@ -49,15 +51,18 @@ class LoadedAdapters:
         """The names of those that are loaded, the least recently used first."""
         return tuple(self._last_used)
 
-    @property
-    def expected(self) -> frozenset[str]:
-        """The names of those that are loaded or being loaded."""
-        return frozenset(self._last_used) | frozenset(self._changes)
+    def expects(self, name: str) -> bool:
+        """Whether an adapter is loaded or being loaded."""
+        return name in self._last_used or name in self._loading
 
     @property
     def has_room(self) -> bool:
         """Whether another one can be loaded without unloading one."""
-        return len(self.expected) < self._maximum
+        return self._count < self._maximum
+
+    @property
+    def _count(self) -> int:
+        return len(self._last_used) + len(self._loading)
 
     def unused_since(self, time: float) -> list[str]:
         """The names of those that no request has used since a time of the event loop's clock."""
@@ -71,7 +76,7 @@ class LoadedAdapters:
         try:
             yield
         finally:
-            self._users[name] -= 1
+            self._users -= Counter([name])  # drops what has none left
             if self._last_used.pop(name, None) is not None:
                 self._mark_used(name)
             self._unload_if_retired(name)
@@ -86,15 +91,25 @@ class LoadedAdapters:
         Raises:
             AdapterHubError: The server cannot load it, or does not answer.
         """
-        while name not in self._last_used:
-            if name not in self._changes:
-                self._start(name, self._load(name, folder))
-            await asyncio.shield(self._changes[name])  # who asked may be cancelled; the others wait on
+        if name in self._changes and name not in self._loading:
+            await asyncio.wait([self._changes[name]])  # it is being unloaded
+        if name in self._last_used:
+            return
+        if name not in self._changes:
+            self._loading.add(name)
+            self._start(name, self._load(name, folder))
+        await asyncio.shield(self._changes[name])  # who asked may be cancelled; the others wait on
 
     def retire(self, name: str) -> None:
         """Unloads an adapter once no request uses it; a new request for it before then keeps it."""
         self._retired.add(name)
         self._unload_if_retired(name)
+
+    async def unload(self, name: str) -> None:
+        """As `retire`; returns once it is unloaded, if no request uses it."""
+        self.retire(name)
+        if name in self._changes:
+            await asyncio.wait([self._changes[name]])
 
     def asking(self) -> None:
         """Has to be called before the server is asked what it has loaded, and then `learn`."""
@@ -139,14 +154,17 @@ class LoadedAdapters:
         self._unload_if_retired(name)
 
     async def _load(self, name: str, folder: Path) -> None:
-        self._make_room()
-        await self._loader.load(name, folder)
+        try:
+            self._retire_least_recently_used()
+            await self._loader.load(name, folder)
+        finally:
+            self._loading.discard(name)
         self.loads += 1
         self._mark_used(name)
 
-    def _make_room(self) -> None:
+    def _retire_least_recently_used(self) -> None:
         idle = [name for name in self._last_used if not self._users[name] and name not in self.pinned]
-        for name in idle[: max(len(self._last_used) + 1 - self._maximum, 0)]:
+        for name in idle[: max(self._count - self._maximum, 0)]:
             self.retire(name)
 
     async def aclose(self) -> None:

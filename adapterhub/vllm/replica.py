@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+import asyncio
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
+from adapterhub.errors import AdapterHubError
 from adapterhub.fleet import ReplicaLoad
 from adapterhub.vllm.adapter_names import AdapterName
 from adapterhub.vllm.circuit import Circuit
+from adapterhub.vllm.client import VLLMClient
 from adapterhub.vllm.loaded_adapters import LoadedAdapters
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
-
-
-class ServedModels(Protocol):
-    """What a server says it has; `adapters` maps the names of adapters to their folders."""
-
-    @property
-    def base(self) -> str: ...
-
-    @property
-    def adapters(self) -> Mapping[str, str]: ...
-
-
-class ReplicaClient(Protocol):
-    """What the fleet asks of a server, which is the room's `VLLMClient`."""
-
-    url: str
-
-    async def is_healthy(self) -> bool: ...
-
-    async def start_time(self) -> float | None: ...
-
-    async def models(self) -> ServedModels: ...
-
-    async def load(self, name: str, folder: Path) -> None: ...
-
-    async def unload(self, name: str) -> None: ...
-
-    def complete(self, body: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any]]: ...
-
-    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +50,7 @@ class Replica:
         client: Its client.
         max_in_flight: Maximum number of requests at the same time.
         max_adapters: Maximum number of loaded adapters.
+        pinned: Model names of adapters that are not unloaded to make room.
 
     Attributes:
         client: Its client.
@@ -89,24 +61,29 @@ class Replica:
         in_flight: Requests that it answers now.
     """
 
-    def __init__(self, client: ReplicaClient, *, max_in_flight: int, max_adapters: int) -> None:
+    def __init__(
+        self, client: VLLMClient, *, max_in_flight: int, max_adapters: int, pinned: Container[str] = ()
+    ) -> None:
         self.client = client
         self.circuit = Circuit()
-        self.adapters = LoadedAdapters(client, max_adapters)
+        self.adapters = LoadedAdapters(client, max_adapters, pinned)
         self.base_model = ""
         self.draining = False
         self.in_flight = 0
         self._max_in_flight = max_in_flight
         self._started_at: float | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def takes_requests(self) -> bool:
         """Whether it answers and is not draining; it may be full."""
         return self.circuit.closed and not self.draining
 
-    def load_figures(self) -> ReplicaLoad:
-        """What the choice of a replica needs to know; an adapter that is being loaded counts as loaded."""
-        return ReplicaLoad(self.client.url, self.in_flight, self._max_in_flight, self.adapters.expected)
+    def load_for(self, name: str | None) -> ReplicaLoad:
+        """What the choice of a replica needs to know for an adapter; one that is being loaded counts as loaded."""
+        adapters = frozenset({name} if name and self.adapters.expects(name) else ())
+        return ReplicaLoad(self.client.url, self.in_flight, self._max_in_flight, adapters)
 
     def state(self) -> ReplicaState:
         """A snapshot."""
@@ -123,20 +100,27 @@ class Replica:
         )
 
     async def probe(self) -> None:
-        """Asks the server whether it answers and what it has loaded.
+        """Asks the server whether it answers and what it has loaded, and closes or opens its circuit.
 
         Raises:
-            ReplicaUnavailableError: It does not answer.
+            AdapterHubError: It does not answer, or not as vLLM does.
         """
         self.adapters.asking()
-        with self.failing_opens_circuit():
+        try:
             if not await self.client.is_healthy():
                 raise ReplicaUnavailableError(f"{self.client.url}/health does not answer, or not with 200.")
             self._started_at = await self.client.start_time()
             models = await self.client.models()
+        except AdapterHubError as error:
+            self.circuit.open(error.message)
+            raise
         self.base_model = models.base
         self.adapters.learn(name for name in models.adapters if AdapterName.parse(name))
         self.circuit.half_open()
+
+    async def drained(self) -> None:
+        """Returns once it has no requests."""
+        await self._idle.wait()
 
     @contextmanager
     def request(self, name: str | None) -> Iterator[None]:
@@ -146,6 +130,7 @@ class Replica:
             name: The model name of the request's adapter; None for the base.
         """
         self.in_flight += 1
+        self._idle.clear()
         try:
             with self.adapters.using(name) if name else nullcontext(), self.failing_opens_circuit():
                 yield
@@ -155,6 +140,8 @@ class Replica:
             raise
         finally:
             self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
 
     @contextmanager
     def failing_opens_circuit(self) -> Iterator[None]:

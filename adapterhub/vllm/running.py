@@ -135,6 +135,7 @@ class SequenceRunner:
         self._begin(sequence)
         async with aclosing(lease.client.complete({**sequence.body, "model": lease.model})) as frames:
             async for frame in frames:
+                lease.check_model(frame.get("model"))
                 for token in tokens_of(frame, sequence.request.sampling.logprobs):
                     if reason := self._take(sequence, token):
                         return reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapterhub.config import HubConfig
 from adapterhub.errors import ConfigError
+from adapterhub.registry import AdapterRegistry
 from adapterhub.vllm.engine import VLLMEngine
 from adapterhub.vllm.fleet import FleetLimits
 
@@ -30,12 +31,15 @@ _TAKES_OTHERS = {
 }
 
 
-def connect_engine(config: HubConfig, base: str | None, revision: str | None) -> VLLMEngine:
+def connect_engine(
+    config: HubConfig, registry: AdapterRegistry, base: str | None, revision: str | None
+) -> VLLMEngine:
     """Connects to the servers of `config.engine`.
 
     Args:
         config: The settings; `max_batch_size` bounds the requests that a server has at a time, `max_cpu_loras` the
             adapters that it has loaded.
+        registry: Whose adapters they serve.
         base: The base; None for what the servers were given.
         revision: A branch, tag or commit of its hub id.
 
@@ -56,6 +60,7 @@ def connect_engine(config: HubConfig, base: str | None, revision: str | None) ->
         limits=limits,
         max_queue=config.max_queue,
         generation_config=config.generation_config,
+        registry=registry,
     )
 
 

@@ -2,7 +2,7 @@
 
 import time
 
-from adapterhub.fleet import ReplicaLoad, by_affinity
+from adapterhub.fleet import ReplicaLoad, by_affinity, home
 
 
 def fleet(
@@ -54,6 +54,12 @@ def test_a_full_replica_takes_nothing():
 
 def test_the_bare_base_goes_to_the_least_busy():
     assert first(fleet(3, 1, 2, adapters={0: {"sql"}}), None) == 1
+
+
+def test_the_home_is_where_requests_go_while_nothing_is_loaded():
+    replicas = fleet(0, 0, 0)
+    for name in (f"adapter-{i}" for i in range(20)):
+        assert home([one.name for one in replicas], name) == by_affinity(replicas, name)[0].name
 
 
 def test_homes_are_even_and_stay_when_a_replica_goes():

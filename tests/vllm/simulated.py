@@ -1,26 +1,24 @@
-"""A server in memory, behind the client's interface: what the fleet asks takes seconds of virtual time."""
+"""A server in memory with the interface of `VLLMClient`, so that tests of a fleet take no time: see `virtual_time`."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.errors import AdapterIncompatibleError
 from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.vllm.client import ServedModels
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
 
 
-def stored(name: str, version: int = 1, digest: str = "") -> StoredLoraRequest:
-    digest = digest or f"{sum(map(ord, name)) + version:08x}"
-    return StoredLoraRequest(f"{name}@{version}", f"sha256:{digest * 8}", Path(f"/registry/{name}/{version}"))
-
-
-@dataclass(frozen=True)
-class Models:
-    base: str
-    adapters: dict[str, str]
+def stored(name: str, version: int = 1) -> StoredLoraRequest:
+    """A version of an adapter with a digest of its own."""
+    digest = hashlib.sha256(f"{name}@{version}".encode()).hexdigest()
+    return StoredLoraRequest(f"{name}@{version}", f"sha256:{digest}", Path(f"/registry/{name}/{version}"))
 
 
 @dataclass(eq=False)
@@ -32,6 +30,12 @@ class SimulatedServer:
         up: Whether it answers.
         load_seconds: How long loading takes.
         refuses: Names of adapters that it cannot load.
+        loaded: Adapters: name -> folder.
+        loads: How often each was loaded.
+        unloads: How often each was unloaded.
+        probes: How often it was asked whether it is healthy.
+        started: When it was started.
+        closed: Whether its client was closed.
     """
 
     url: str
@@ -46,9 +50,11 @@ class SimulatedServer:
     closed: bool = False
 
     def kill(self) -> None:
+        """Ends it, and what it answers."""
         self.up = False
 
     def start(self) -> None:
+        """Starts it again, with nothing loaded."""
         self.up, self.loaded, self.started = True, {}, self.started + 1
 
     def _check(self) -> None:
@@ -63,10 +69,10 @@ class SimulatedServer:
         self._check()
         return self.started
 
-    async def models(self) -> Models:
+    async def models(self) -> ServedModels:
         await asyncio.sleep(0.001)
         self._check()
-        return Models("demo", dict(self.loaded))
+        return ServedModels("demo", "/models/demo", 2048, dict(self.loaded))
 
     async def load(self, name: str, folder: Path) -> None:
         self._check()
@@ -84,16 +90,17 @@ class SimulatedServer:
         self.unloads[name] += 1
         self.loaded.pop(name, None)
 
-    async def answer(self, model: str, seconds: float) -> str:
-        """The name of the model that answered."""
+    async def answer(self, model: str, seconds: float) -> AsyncIterator[str]:
+        """Streams the name of the model that answers, twice: soon, and at the end."""
         self._check()
-        if model != "demo" and model not in self.loaded:
+        if model not in ("demo", *self.loaded):
             raise AdapterNotLoadedError(f"{self.url} has no {model}.")
-        started = self.started
-        await asyncio.sleep(seconds)
-        if not self.up or self.started != started:
-            raise ReplicaUnavailableError(f"{self.url} went away.")
-        return model
+        start = self.started
+        for pause in (min(0.05, seconds), max(seconds - 0.05, 0)):
+            await asyncio.sleep(pause)
+            if not self.up or self.started != start:
+                raise ReplicaUnavailableError(f"{self.url} went away.")
+            yield model
 
     async def aclose(self) -> None:
         self.closed = True

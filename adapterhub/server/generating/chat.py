@@ -15,6 +15,7 @@ from adapterhub.server.generating.conversations import (
     AnswerParser,
     Call,
     chat_request,
+    copy_to_shadow,
     split_answer,
     violations_of,
 )
@@ -55,7 +56,7 @@ class ChatCall:
         generation = await self.state.hub.agenerate(
             request.messages, request.adapter, tools=request.tools, **request.options
         )
-        self.head.answered(generation)
+        self._note(generation)
         by = AnsweredBy.of(generation)
         if self.body.logprobs or request.may_call_tools:  # thousands of tokens to decode, arguments to check
             return await self.state.hub._run_off_loop(self._answer, generation, request, by), by
@@ -103,8 +104,12 @@ class ChatCall:
                     written.append(event({**head, "choices": [last], **counted, "adapterhub": said}))
                 if written:
                     yield b"".join(written)
-        self.head.answered(stream.result)
+        self._note(stream.result)
         yield (event({**head, **usage.last_chunk}) if usage.last_chunk else b"") + DONE
+
+    def _note(self, generation: Generation | None) -> None:
+        self.head.answered(generation)
+        copy_to_shadow(self.state, self.body.model, generation, self._request)
 
     async def _prepare(self) -> ChatRequest:
         body = self.body
@@ -113,12 +118,13 @@ class ChatCall:
             return await self.state.hub._run_off_loop(self._request)
         return self._request()
 
-    def _request(self) -> ChatRequest:
+    def _request(self, adapter: str | None = None) -> ChatRequest:
+        """The request to the hub; `adapter` replaces the one that it names."""
         body, messages = self.body, self.body.conversation()
         functions = functions_of(tool.function for tool in body.tools or ())
         return chat_request(
             self.state,
-            chat_adapter(body.model, messages, self.state) or "base",
+            adapter or chat_adapter(body.model, messages, self.state) or "base",
             messages,
             self.head.options(body, self.state),
             functions=functions,

@@ -21,6 +21,7 @@ from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.text_events import TextEvents
 from adapterhub.server.generating.usage import StreamUsage, usage_object
 from adapterhub.server.protocol.completions import CompletionRequest, Prompt
+from adapterhub.server.shadow_traffic import LOWEST_PRIORITY
 from adapterhub.server.state import ServerState
 
 
@@ -105,6 +106,12 @@ class CompletionCall:
     def _note(self, generations: Sequence[Generation | None]) -> None:
         if len(generations) == 1:  # a span tells of one answer
             self.head.answered(generations[0])
+        self.state.shadows.copy(adapter_of(self.body.model, self.state), generations, self._ask_shadow)
+
+    async def _ask_shadow(self, version: str) -> list[Generation]:
+        _, options = await self.state.hub._run_off_loop(self._arguments)
+        options = {**options, "priority": LOWEST_PRIORITY}
+        return await self.state.hub.agenerate_batch(self.body.prompts, version, raw=True, **options)
 
     def _answer(self, generations: Sequence[Generation]) -> dict[str, Any]:
         answered_by = [AnsweredBy.of(generation) for generation in generations]

@@ -1,0 +1,129 @@
+"""Which adapters servers should have loaded ahead of requests, and which they should not have any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Set
+from dataclasses import dataclass
+
+from adapterhub.errors import CapacityError
+from adapterhub.fleet import home
+from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.registry.store import AdapterRegistry
+from adapterhub.vllm.adapter_names import AdapterName
+from adapterhub.vllm.replica import Replica
+
+IDLE_SECONDS = 60.0
+"""How long a version stays loaded after its last request once no alias and no bare name points to it."""
+
+
+@dataclass(frozen=True)
+class RegisteredNames:
+    """The model names of a registry's adapters.
+
+    Attributes:
+        all: Those of all versions that are ready.
+        current: Those of versions that an alias or a bare name points to.
+    """
+
+    all: Set[str] = frozenset()
+    current: Set[str] = frozenset()
+
+
+class RegisteredAdapters:
+    """Reads a registry's names, again only after it has changed."""
+
+    def __init__(self, registry: AdapterRegistry) -> None:
+        self._registry = registry
+        self._stamp: tuple[int, ...] | None = None
+        self._names = RegisteredNames()
+
+    async def names(self) -> RegisteredNames:
+        """The names now.
+
+        Raises:
+            RegistryError: The registry cannot be read.
+        """
+        return await asyncio.to_thread(self._read)
+
+    def _read(self) -> RegisteredNames:
+        stamp = self._registry.stamp()
+        if stamp != self._stamp:
+            self._names, self._stamp = _names_of(self._registry), stamp
+        return self._names
+
+
+def _names_of(registry: AdapterRegistry) -> RegisteredNames:
+    every, current = set[str](), set[str]()
+    for bare in registry.list():
+        for card in registry.versions(bare.name):
+            if card.status != "ready":
+                continue
+            name = str(AdapterName.of(card.ref, card.digest))
+            every.add(name)
+            if card.aliases or card.version == bare.version:
+                current.add(name)
+    return RegisteredNames(every, current)
+
+
+class WantedAdapters:
+    """What is to be loaded ahead of requests: pinned adapters everywhere, preloaded ones on one server at least.
+
+    Attributes:
+        pinned: Pinned adapters by model name.
+        preloaded: Preloaded adapters by model name.
+    """
+
+    def __init__(self) -> None:
+        self.pinned: dict[str, StoredLoraRequest] = {}
+        self.preloaded: dict[str, StoredLoraRequest] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """The model names of both."""
+        return {*self.pinned, *self.preloaded}
+
+    def pin(self, name: str, adapter: StoredLoraRequest, maximum: int) -> None:
+        """Pins an adapter.
+
+        Raises:
+            CapacityError: There would be no room for another adapter.
+        """
+        if len({*self.pinned, name}) >= maximum:
+            raise CapacityError(
+                f"With {name} pinned, a server would have room for no adapter that is not.",
+                hint="Unpin another adapter, or raise max_adapters.",
+            )
+        self.pinned[name] = adapter
+
+    def drop(self, name: str) -> None:
+        """The adapter is not wanted ahead of requests any more."""
+        self.pinned.pop(name, None)
+        self.preloaded.pop(name, None)
+
+    def missing(self, replica: Replica, ready: Collection[Replica]) -> dict[str, StoredLoraRequest]:
+        """What a server should load now.
+
+        Args:
+            replica: The server.
+            ready: All servers that take requests.
+        """
+        return {
+            name: adapter
+            for name, adapter in {**self.preloaded, **self.pinned}.items()
+            if name not in replica.adapters and (name in self.pinned or self._belongs(name, replica, ready))
+        }
+
+    def _belongs(self, name: str, replica: Replica, ready: Collection[Replica]) -> bool:
+        """Whether a preloaded adapter is loaded nowhere, and this is where its requests will go."""
+        if not replica.adapters.has_room or any(name in other.adapters for other in ready):
+            return False
+        return replica.client.url == home([other.client.url for other in ready], name)
+
+
+def obsolete(replica: Replica, registered: RegisteredNames) -> set[str]:
+    """What a server should not have any more: removed and disabled versions, and idle ones that were replaced."""
+    adapters = replica.adapters
+    idle = adapters.unused_since(asyncio.get_running_loop().time() - IDLE_SECONDS)
+    replaced = {name for name in idle if name not in registered.current and name not in adapters.pinned}
+    return replaced | (set(adapters.names) - registered.all)
