@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -38,10 +39,11 @@ class HubReplica:
         self._app = create_app(self._hub, config.server)
         self._computes = not config.urls
 
-    async def answer(self, call: HttpCall) -> AsyncIterator[list[Message]]:
+    async def answer(self, call: HttpCall) -> AsyncGenerator[list[Message]]:
         """Answers one request; yields ASGI messages. Ray cancels it when the client has gone."""
-        async for messages in call.answers(self._app):
-            yield messages
+        async with aclosing(call.answers(self._app)) as answers:
+            async for messages in answers:
+                yield messages
 
     async def metrics(self, call: HttpCall) -> tuple[str, list[Message]]:
         """Answers one request for `/metrics` in Prometheus' text format; with it the name of this replica."""
