@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.fleet_simulation import charts
 from benchmarks.fleet_simulation.__main__ import main
+from benchmarks.fleet_simulation.planning import fewest
 from benchmarks.fleet_simulation.policies import POLICIES
 from benchmarks.fleet_simulation.replica import ReplicaLimits, SimulatedRequest
 from benchmarks.fleet_simulation.service_times import ServiceTimes, fit, record, recorded, recorded_names
@@ -228,6 +230,13 @@ def test_the_warm_up_is_left_out():
     assert figures(done, warm_up=0.2).requests == 8
 
 
+def test_a_warm_up_may_load_in_no_time():
+    times = replace(STEP, disk_load=10.0)
+    requests = trace(*((100.0 * number, number, 1) for number in range(4)))
+    done = simulate(requests, replicas=1, policy="affinity", times=times, free_loads=0.5)
+    assert [one.end - one.at for one in done] == [1.0, 1.0, 11.0, 11.0]
+
+
 # Service times
 
 
@@ -283,3 +292,53 @@ def test_compare(capsys):
     assert "processor" in json.dumps(found["service_times"])
     main(["compare", *sizes])
     assert "loads/request" in capsys.readouterr().out
+
+
+def test_another_time_of_loading_is_taken(capsys):
+    sizes = ["--requests", "400", "--rate", "10", "--policies", "random"]
+    near = run(capsys, "compare", *sizes, "--disk-load", "0.001")["found"][0]
+    far = run(capsys, "compare", *sizes, "--disk-load", "2")["found"][0]
+    assert near["first_token_p95"] < 1 < far["first_token_p95"]
+
+
+def test_plan(capsys):
+    sizes = ["--requests", "1000", "--rate", "40", "--adapters", "5", "--first-token", "0.2", "--merged"]
+    found = run(capsys, "plan", *sizes)["replicas"]
+    assert 1 <= found["affinity"] <= found["random"] <= found["merged"]
+    assert found["merged"] >= 5  # one model on each
+    main(["plan", *sizes])
+    assert "replicas" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 5, 8, 13, 100])
+def test_the_fewest_that_are_enough(needed: int):
+    assert fewest(lambda count: count >= needed, 100) == needed
+
+
+def test_no_number_may_be_enough():
+    assert fewest(lambda count: False, 100) is None
+
+
+def test_charts(tmp_path, capsys):
+    charts.main([str(tmp_path), "--most", "1", "--requests", "10", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"slots", "adapters", "replicas"}
+    assert found["replicas"]["affinity"]["1"] == found["replicas"]["random"]["1"]  # of one there is no choice
+    names = ["scaling-adapters.svg", "scaling-replicas.svg", "scaling-slots.svg"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert all(file.read_text().startswith("<svg") for file in tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_real_engines_do_what_was_predicted(capsys):
+    """What does not depend on how busy the machine is: loads, and that every request is answered."""
+    from benchmarks.fleet_simulation import validating  # which imports torch
+
+    sizes = ["--replicas", "2", "--requests", "20", "--adapters", "6", "--rate", "8", "--tokens", "3"]
+    validating.main([*sizes, "--policies", "affinity", "--max-cpu-loras", "6", "--json"])
+    found = {one["figure"]: one for one in json.loads(capsys.readouterr().out)["found"]}
+    assert found["loads_per_request"]["measured"] == pytest.approx(
+        found["loads_per_request"]["predicted"], abs=0.1
+    )
+    assert found["refused"]["measured"] == found["refused"]["predicted"] == 0
+    assert found["first_token_p50"]["measured"] > 0.08  # a step

@@ -15,6 +15,7 @@ from adapterhub.cli import output
 from adapterhub.cli.alias import alias
 from adapterhub.cli.blend import blend
 from adapterhub.cli.chat import chat
+from adapterhub.cli.check import check
 from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
@@ -94,6 +95,7 @@ for command in (
     alias,
     verify,
     sync,
+    check,
     doctor,
     run,
     chat,

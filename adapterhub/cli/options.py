@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from adapterhub.config import ENGINE_PATTERN
 from adapterhub.errors import AdapterHubError, ConfigError
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ class EngineType(click.Choice[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The value itself, if it is one of these."""
+        from adapterhub.config import ENGINE_PATTERN  # pydantic's import would slow down --help
+
         return value if re.fullmatch(ENGINE_PATTERN, str(value)) else super().convert(value, param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:

@@ -89,6 +89,11 @@ def server_options(function: F) -> F:
             type=click.Path(path_type=Path, dir_okay=False),
             help="Where the actions of admins are written.  [default: .audit.jsonl in the registry]",
         ),
+        click.option(
+            "--max-shadow-requests",
+            type=click.IntRange(min=0),
+            help="Copies of requests at a time on shadows of aliases; 0 sends none.  [default: 2]",
+        ),
         click.option("--base-model", help="The name of the bare base in /v1/models."),
         click.option(
             "--unknown-fields",

@@ -38,6 +38,7 @@ from adapterhub.server.routes import (
     responses,
     router,
     server_info,
+    shadows,
     stats,
     tokenize,
 )
@@ -56,6 +57,7 @@ _ROUTERS = (
     responses.router,
     router.router,
     server_info.router,
+    shadows.router,
     stats.router,
     tokenize.router,
 )

@@ -65,6 +65,8 @@ class ServerConfig(BaseModel):
     stream_interval: int = Field(1, ge=1, le=1024)
     """Least number of tokens of a stream's chunk; the first token and the last ones do not wait. A higher one costs
     the server and its clients less processor time, and streams less smoothly."""
+    max_shadow_requests: int = Field(2, ge=0, le=1000)
+    """How many copies of requests run at a time on shadows; more are dropped. 0 sends none."""
     max_metrics_adapters: int = Field(100, ge=0, le=10_000)
     """How many adapters have series of their own in `/metrics`; the others are counted together, as `other`."""
 

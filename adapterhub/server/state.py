@@ -18,6 +18,7 @@ from adapterhub.server.config import ServerConfig
 from adapterhub.server.generating.token_texts import TokenTexts
 from adapterhub.server.lifecycle import Lifecycle
 from adapterhub.server.metrics import ServerMetrics
+from adapterhub.server.shadow_traffic import ShadowTraffic
 from adapterhub.tool_calling import ToolCallFormats
 
 
@@ -33,6 +34,7 @@ class ServerState:
         access: The keys.
         audit: The log of what admins do.
         serving: Loads and unloads adapters for admins.
+        shadows: Sends copies of requests to shadows.
         metrics: What counts, and makes spans.
         token_texts: The texts of the base's tokens.
         call_formats: The tool call formats of chat templates.
@@ -46,6 +48,7 @@ class ServerState:
     access: AccessControl
     audit: AuditLog
     serving: AdapterServing
+    shadows: ShadowTraffic
     metrics: ServerMetrics
     token_texts: TokenTexts
     call_formats: ToolCallFormats
@@ -69,6 +72,7 @@ class ServerState:
                 f"The base and an adapter are both called {base_model!r}.",
                 hint="Give the base another name with `--base-model`.",
             )
+        shadows = ShadowTraffic(hub, lifecycle, max_running=config.max_shadow_requests)
         return cls(
             hub,
             config,
@@ -77,7 +81,10 @@ class ServerState:
             access=AccessControl(config.api_key_file, config.admin_key_file),
             audit=AuditLog(config.audit_log or hub.registry.root / AUDIT_FILE),
             serving=AdapterServing(hub, base_model),
-            metrics=ServerMetrics(hub, base_model, max_adapters=config.max_metrics_adapters),
+            shadows=shadows,
+            metrics=ServerMetrics(
+                hub, base_model, max_adapters=config.max_metrics_adapters, shadows=shadows.counts
+            ),
             token_texts=TokenTexts(hub.engine.tokenizer),
             call_formats=ToolCallFormats(),
         )

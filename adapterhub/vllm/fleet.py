@@ -20,7 +20,7 @@ from adapterhub.vllm.adapter_folders import AdapterFolders
 from adapterhub.vllm.adapter_names import AdapterName, stored_adapter
 from adapterhub.vllm.client import VLLMClient
 from adapterhub.vllm.reconciling import Reconciler
-from adapterhub.vllm.replica import Replica, ReplicaState
+from adapterhub.vllm.replica import CommonBase, Replica, ReplicaState
 from adapterhub.vllm.unavailable import ReplicaUnavailableError
 from adapterhub.vllm.wanted_adapters import RegisteredAdapters, WantedAdapters
 
@@ -101,6 +101,7 @@ class Fleet:
     ) -> None:
         self._limits = limits or FleetLimits()
         self._wanted = WantedAdapters()
+        self._base = CommonBase()
         self._folders = AdapterFolders(
             registry=registry.root if registry else None,
             mounted_at=Path(adapters_at) if adapters_at else None,
@@ -128,6 +129,7 @@ class Fleet:
             max_in_flight=self._limits.max_in_flight,
             max_adapters=self._limits.max_adapters,
             pinned=self._wanted.pinned,
+            base=self._base,
         )
 
     @asynccontextmanager

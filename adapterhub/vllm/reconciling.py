@@ -68,7 +68,8 @@ class Reconciler:
             await self._probe()
             if self._replica.takes_requests:
                 await self._unload_obsolete()
-                await self._load_missing()
+                with self._errors_as_warnings():
+                    await self._load_missing()
             await self._pause()
 
     async def _probe(self) -> None:
@@ -91,6 +92,8 @@ class Reconciler:
 
     async def _load_missing(self) -> None:
         for name, adapter in self._wanted.missing(self._replica, self._ready()).items():
+            if not self._replica.takes_requests:
+                return
             with self._errors_as_warnings(), self._replica.failing_opens_circuit():
                 await self._folders.fetch(adapter)
                 await self._replica.adapters.load(name, self._folders.on_server(adapter))

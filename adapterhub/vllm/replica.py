@@ -7,11 +7,11 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from adapterhub.errors import AdapterHubError
+from adapterhub.errors import AdapterHubError, ConfigError
 from adapterhub.fleet import ReplicaLoad
 from adapterhub.vllm.adapter_names import AdapterName
 from adapterhub.vllm.circuit import Circuit
-from adapterhub.vllm.client import VLLMClient
+from adapterhub.vllm.client import ServedModels, VLLMClient
 from adapterhub.vllm.loaded_adapters import LoadedAdapters
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
 
@@ -43,6 +43,26 @@ class ReplicaState:
     started_at: float | None
 
 
+class CommonBase:
+    """The base that all servers of a fleet have: that of the first one that answers."""
+
+    def __init__(self) -> None:
+        self._root: str | None = None
+
+    def check(self, models: ServedModels, url: str) -> None:
+        """Returns if a server has it.
+
+        Raises:
+            ConfigError: It has another one.
+        """
+        self._root = self._root or models.root
+        if models.root != self._root:
+            raise ConfigError(
+                f"The server {url} has the base {models.root!r}, and others have {self._root!r}.",
+                hint="Start all servers of a fleet with the same --model.",
+            )
+
+
 class Replica:
     """One server of a fleet. Used from one event loop; other threads may take `state`.
 
@@ -51,6 +71,7 @@ class Replica:
         max_in_flight: Maximum number of requests at the same time.
         max_adapters: Maximum number of loaded adapters.
         pinned: Model names of adapters that are not unloaded to make room.
+        base: The base that it must have.
 
     Attributes:
         client: Its client.
@@ -62,7 +83,13 @@ class Replica:
     """
 
     def __init__(
-        self, client: VLLMClient, *, max_in_flight: int, max_adapters: int, pinned: Container[str] = ()
+        self,
+        client: VLLMClient,
+        *,
+        max_in_flight: int,
+        max_adapters: int,
+        pinned: Container[str],
+        base: CommonBase,
     ) -> None:
         self.client = client
         self.circuit = Circuit()
@@ -71,6 +98,7 @@ class Replica:
         self.draining = False
         self.in_flight = 0
         self._max_in_flight = max_in_flight
+        self._base = base
         self._started_at: float | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -103,7 +131,7 @@ class Replica:
         """Asks the server whether it answers and what it has loaded, and closes or opens its circuit.
 
         Raises:
-            AdapterHubError: It does not answer, or not as vLLM does.
+            AdapterHubError: It does not answer, not as vLLM does, or with another base.
         """
         self.adapters.asking()
         try:
@@ -111,6 +139,7 @@ class Replica:
                 raise ReplicaUnavailableError(f"{self.client.url}/health does not answer, or not with 200.")
             self._started_at = await self.client.start_time()
             models = await self.client.models()
+            self._base.check(models, self.client.url)
         except AdapterHubError as error:
             self.circuit.open(error.message)
             raise

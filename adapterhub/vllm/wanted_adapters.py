@@ -102,12 +102,14 @@ class WantedAdapters:
         self.preloaded.pop(name, None)
 
     def missing(self, replica: Replica, ready: Collection[Replica]) -> dict[str, StoredLoraRequest]:
-        """What a server should load now.
+        """What a server should load now; nothing while it takes no requests.
 
         Args:
             replica: The server.
             ready: All servers that take requests.
         """
+        if replica not in ready:
+            return {}
         return {
             name: adapter
             for name, adapter in {**self.preloaded, **self.pinned}.items()

@@ -8,6 +8,6 @@ seed gives one result. docs/scaling.md says what the model leaves out.
     python -m benchmarks.fleet_simulation compare --replicas 3 --adapters 200 --rate 60
     python -m benchmarks.fleet_simulation plan --adapters 1000 --rate 50 --first-token 0.5
     python -m benchmarks.fleet_simulation.measuring --demo --write demo
-    python -m benchmarks.fleet_simulation validate
-    python -m benchmarks.fleet_simulation charts docs/images
+    python -m benchmarks.fleet_simulation.validating
+    python -m benchmarks.fleet_simulation.charts docs/images
 """

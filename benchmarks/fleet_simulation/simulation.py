@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,6 +74,7 @@ def simulate(
     times: ServiceTimes,
     limits: ReplicaLimits | None = None,
     seed: int = 0,
+    free_loads: float = 0.0,
 ) -> list[SimulatedRequest]:
     """The requests of a trace, and what became of each.
 
@@ -84,18 +85,23 @@ def simulate(
         times: What a replica's work takes.
         limits: A replica's sizes.
         seed: Of a policy's random choices.
+        free_loads: For the first share of the requests adapters are read in no time: it fills host memories, which
+            takes a real fleet minutes.
     """
-    clock = Clock()
+    clock, free = Clock(), replace(times, disk_load=0.0)
     fleet = [
-        Replica(f"replica-{number}", limits or ReplicaLimits(), times, clock.schedule)
+        Replica(f"replica-{number}", limits or ReplicaLimits(), free, clock.schedule)
         for number in range(replicas)
     ]
     choose, requests = POLICIES[policy](fleet, seed), _requests(trace)
     for request in requests:
         clock.run_until(request.at)
-        replica = choose(request.adapter)
-        if replica is not None:
-            replica.submit(request, request.at)
+        if request.number == int(free_loads * len(requests)):
+            for replica in fleet:
+                replica.times = times
+        chosen = choose(request.adapter)
+        if chosen is not None:
+            chosen.submit(request, request.at)
     clock.run_until(float("inf"))
     return requests
 

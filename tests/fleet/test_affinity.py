@@ -86,4 +86,4 @@ def test_a_thousand_replicas_are_ordered_in_a_few_milliseconds():
     started = time.process_time()
     for i in range(20):
         by_affinity(many, f"adapter-{i}")
-    assert (time.process_time() - started) / 20 < 0.01  # 0.5 ms, on a machine with nothing else to do
+    assert (time.process_time() - started) / 20 < 0.01  # 1 ms, if nothing else runs

@@ -35,6 +35,7 @@ class SimulatedServer:
         unloads: How often each was unloaded.
         probes: How often it was asked whether it is healthy.
         started: When it was started.
+        base: What it was given as `--model`.
         closed: Whether its client was closed.
     """
 
@@ -47,6 +48,7 @@ class SimulatedServer:
     unloads: Counter[str] = field(default_factory=Counter)
     probes: int = 0
     started: float = 1.0
+    base: str = "/models/demo"
     closed: bool = False
 
     def kill(self) -> None:
@@ -72,7 +74,7 @@ class SimulatedServer:
     async def models(self) -> ServedModels:
         await asyncio.sleep(0.001)
         self._check()
-        return ServedModels("demo", "/models/demo", 2048, dict(self.loaded))
+        return ServedModels("demo", self.base, 2048, dict(self.loaded))
 
     async def load(self, name: str, folder: Path) -> None:
         self._check()

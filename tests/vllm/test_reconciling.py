@@ -266,3 +266,39 @@ async def test_a_server_that_is_down_is_asked_less_and_less():
     async with serving(replicas):
         await asyncio.sleep(100)
         assert 10 < server.probes < 20
+
+
+@in_virtual_time
+async def test_a_server_with_another_base_gets_no_requests():
+    same, other = replicas = servers(2)
+    other.kill()
+    async with serving(replicas) as fleet:
+        await ask(fleet, SQL)
+        other.start()
+        other.base = "/models/other"
+        await asyncio.sleep(2 * SYNC)
+        assert {await ask(fleet, stored(f"a{i}")) for i in range(10)} == {same.url}
+        assert "/models/other" in str(fleet.replicas()[1].reason)
+        other.base = same.base
+        await asyncio.sleep(2 * SYNC)
+        assert fleet.replicas()[1].ready
+
+
+@in_virtual_time
+async def test_a_server_that_goes_away_while_it_is_reconciled_is_reconciled_again(
+    registry: AdapterRegistry, tmp_path: Path
+):
+    sql = register(registry, "sql", tmp_path, 1)
+    (server,) = replicas = servers(1)
+    async with serving(replicas, registry=registry) as fleet:
+        await fleet.preload(sql)
+        server.load_seconds = 5.0
+        server.start()
+        await asyncio.sleep(SYNC)
+        server.kill()  # in the middle of the load, or of a pause
+        await asyncio.sleep(SYNC)
+        server.load_seconds = 0.1
+        server.start()
+        await asyncio.sleep(2 * SYNC)
+        assert name_of(sql) in server.loaded
+        await ask(fleet, sql)

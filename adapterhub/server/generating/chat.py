@@ -15,6 +15,7 @@ from adapterhub.server.generating.conversations import (
     AnswerParser,
     Call,
     chat_request,
+    copy_to_shadow,
     split_answer,
     violations_of,
 )
@@ -26,7 +27,7 @@ from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.text_events import TextEvents
 from adapterhub.server.generating.tool_calls import message_of, part_delta
 from adapterhub.server.generating.tools import functions_of, tool_choice_of
-from adapterhub.server.generating.usage import StreamUsage, usage_object
+from adapterhub.server.generating.usage import StreamUsage, usage_of
 from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.state import ServerState
 from adapterhub.tool_calling import ChatRequest, ToolCallChunk
@@ -55,7 +56,7 @@ class ChatCall:
         generation = await self.state.hub.agenerate(
             request.messages, request.adapter, tools=request.tools, **request.options
         )
-        self.head.answered(generation)
+        self._note(generation)
         by = AnsweredBy.of(generation)
         if self.body.logprobs or request.may_call_tools:  # thousands of tokens to decode, arguments to check
             return await self.state.hub._run_off_loop(self._answer, generation, request, by), by
@@ -103,8 +104,13 @@ class ChatCall:
                     written.append(event({**head, "choices": [last], **counted, "adapterhub": said}))
                 if written:
                     yield b"".join(written)
-        self.head.answered(stream.result)
-        yield (event({**head, **usage.last_chunk}) if usage.last_chunk else b"") + DONE
+        self._note(stream.result)
+        last_chunk = usage.last_chunk([stream.result])
+        yield (event({**head, **last_chunk}) if last_chunk else b"") + DONE
+
+    def _note(self, generation: Generation | None) -> None:
+        self.head.answered(generation)
+        copy_to_shadow(self.state, self.body.model, generation, self._request)
 
     async def _prepare(self) -> ChatRequest:
         body = self.body
@@ -113,12 +119,13 @@ class ChatCall:
             return await self.state.hub._run_off_loop(self._request)
         return self._request()
 
-    def _request(self) -> ChatRequest:
+    def _request(self, adapter: str | None = None) -> ChatRequest:
+        """The request to the hub; `adapter` replaces the one that it names."""
         body, messages = self.body, self.body.conversation()
         functions = functions_of(tool.function for tool in body.tools or ())
         return chat_request(
             self.state,
-            chat_adapter(body.model, messages, self.state) or "base",
+            adapter or chat_adapter(body.model, messages, self.state) or "base",
             messages,
             self.head.options(body, self.state),
             functions=functions,
@@ -132,7 +139,7 @@ class ChatCall:
         return {
             **self.head.of("chat.completion", by),
             "choices": [self._whole(index, *answer) for index, answer in enumerate(whole)],
-            "usage": usage_object(generation.usage.prompt_tokens, generation.usage.completion_tokens),
+            "usage": usage_of([generation]),
             "adapterhub": by.field | violations_of([call for _, calls in split for call in calls], request),
         }
 

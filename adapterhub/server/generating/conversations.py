@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Self
 
+from adapterhub.requests.generation import Generation
 from adapterhub.server.errors import FieldError
-from adapterhub.server.generating.model_names import AUTO
+from adapterhub.server.generating.model_names import AUTO, adapter_of
+from adapterhub.server.shadow_traffic import LOWEST_PRIORITY
 from adapterhub.server.state import ServerState
 from adapterhub.tool_calling import (
     ChatRequest,
@@ -66,6 +68,29 @@ def chat_request(
         tokenizer=engine.tokenizer,
         detect_format=lambda: state.call_formats.of(state.hub.prompt_style(styled), engine.tokenizer),
     )
+
+
+def copy_to_shadow(
+    state: ServerState,
+    model: str,
+    generation: Generation | None,
+    make_request: Callable[[str], ChatRequest],
+) -> None:
+    """Sends a conversation to the shadow of its alias too, in the background; see `ShadowTraffic`.
+
+    Args:
+        state: The server's.
+        model: As the request names it.
+        generation: Its answer; None is one that was aborted.
+        make_request: The same request, to the version of a reference; called off the event loop.
+    """
+
+    async def ask(version: str) -> list[Generation]:
+        request = await state.hub._run_off_loop(make_request, version)
+        options = {**request.options, "priority": LOWEST_PRIORITY}
+        return [await state.hub.agenerate(request.messages, version, tools=request.tools, **options)]
+
+    state.shadows.copy(adapter_of(model, state), [generation], ask)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,12 @@ from adapterhub.requests.generation import Generation
 from adapterhub.requests.streaming import AsyncGenerationStream, CompletionChunk
 from adapterhub.server.errors import error_object
 from adapterhub.server.generating.answered_by import AnsweredBy
-from adapterhub.server.generating.conversations import AnswerParser, chat_request, violations_of
+from adapterhub.server.generating.conversations import (
+    AnswerParser,
+    chat_request,
+    copy_to_shadow,
+    violations_of,
+)
 from adapterhub.server.generating.head import AnswerHead
 from adapterhub.server.generating.helper_prompts import chat_adapter
 from adapterhub.server.generating.logprobs import chat_logprobs
@@ -21,6 +26,7 @@ from adapterhub.server.generating.streaming import event
 from adapterhub.server.generating.tools import functions_of, tool_choice_of
 from adapterhub.server.protocol.response_answers import (
     IncompleteDetails,
+    InputTokensDetails,
     ResponseFailure,
     ResponseObject,
     ResponseUsage,
@@ -50,7 +56,7 @@ class ResponseCall:
         generation = await hub.agenerate(
             request.messages, request.adapter, tools=request.tools, **request.options
         )
-        self.head.answered(generation)
+        self._note(generation)
         by = AnsweredBy.of(generation)
         response = await hub._run_off_loop(self._whole, request, generation, by)
         return response.model_dump(), by
@@ -94,12 +100,17 @@ class ResponseCall:
     async def _prepare(self) -> ChatRequest:
         return await self.state.hub._run_off_loop(self._request)
 
-    def _request(self) -> ChatRequest:
+    def _note(self, generation: Generation) -> None:
+        self.head.answered(generation)
+        copy_to_shadow(self.state, self.body.model, generation, self._request)
+
+    def _request(self, adapter: str | None = None) -> ChatRequest:
+        """The request to the hub; `adapter` replaces the one that it names."""
         body, functions = self.body, functions_of(self.body.tools or ())
         messages = to_messages(body.input, body.instructions)
         return chat_request(
             self.state,
-            chat_adapter(body.model, messages, self.state) or "base",
+            adapter or chat_adapter(body.model, messages, self.state) or "base",
             messages,
             self.head.options(body, self.state),
             functions=functions,
@@ -134,7 +145,7 @@ class ResponseCall:
     ) -> ResponseObject:
         if stream.result is None:  # it was aborted
             return failed(response, "The answer was aborted.")
-        self.head.answered(stream.result)
+        self._note(stream.result)
         invalid = await self.state.hub._run_off_loop(violations_of, parser.calls, parser.request)
         return completed(response, stream.result, by.field | invalid)
 
@@ -180,6 +191,7 @@ def completed(response: ResponseObject, generation: Generation, answered: dict[s
             "adapterhub": answered,
             "usage": ResponseUsage(
                 input_tokens=usage.prompt_tokens,
+                input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
                 output_tokens=usage.completion_tokens,
                 total_tokens=usage.total_tokens,
             ),

@@ -20,6 +20,7 @@ from adapterhub.server.metrics.adapter_labels import AdapterLabels
 from adapterhub.server.metrics.adapter_metrics import AdapterMetrics
 from adapterhub.server.metrics.engine_metrics import engine_families
 from adapterhub.server.metrics.http import HttpMetrics
+from adapterhub.server.metrics.shadow_metrics import Shadows, shadow_families
 from adapterhub.server.metrics.spans import Spans
 
 if TYPE_CHECKING:
@@ -33,18 +34,22 @@ class ServerMetrics:
         hub: What answers.
         base_model: The id of its base, as clients name it.
         max_adapters: How many adapters have series of their own; the others are counted together, as `other`.
+        shadows: What shadow traffic has counted.
 
     Attributes:
         http: What counts HTTP requests.
         spans: What makes spans; None if they are off.
     """
 
-    def __init__(self, hub: AdapterHub, base_model: str, *, max_adapters: int) -> None:
+    def __init__(
+        self, hub: AdapterHub, base_model: str, *, max_adapters: int, shadows: Shadows | None = None
+    ) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        self._registry.register(_HubCollector(hub, base_model, max_adapters))
+        labels = AdapterLabels(hub.registry, max_adapters)
+        self._registry.register(_HubCollector(hub, base_model, labels, {} if shadows is None else shadows))
         self.http = HttpMetrics(self._registry)
         self.spans = Spans.from_environment()
 
@@ -72,12 +77,15 @@ class ServerMetrics:
 class _HubCollector:
     """Reads the hub at each scrape, once, so that what a scrape has agrees with itself."""
 
-    def __init__(self, hub: AdapterHub, base_model: str, max_adapters: int) -> None:
+    def __init__(self, hub: AdapterHub, base_model: str, labels: AdapterLabels, shadows: Shadows) -> None:
         self._hub = hub
         self._base_model = base_model
-        self._adapters = AdapterMetrics(AdapterLabels(hub.registry, max_adapters))
+        self._labels = labels
+        self._adapters = AdapterMetrics(labels)
+        self._shadows = shadows
 
     def collect(self) -> Iterator[Metric]:
         stats = self._hub.stats()
         yield from engine_families(stats, self._base_model)
         yield from self._adapters.families(stats)
+        yield from shadow_families(self._shadows, self._labels)
