@@ -15,6 +15,7 @@ from adapterhub.cli import output
 from adapterhub.cli.alias import alias
 from adapterhub.cli.blend import blend
 from adapterhub.cli.chat import chat
+from adapterhub.cli.check import check
 from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
@@ -77,6 +78,7 @@ for command in (
     rm,
     alias,
     verify,
+    check,
     doctor,
     run,
     chat,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,7 +18,7 @@ from adapterhub.deploy.ray.config import ApplicationConfig
 from adapterhub.deploy.ray.http_call import HttpCall
 from adapterhub.hub import AdapterHub
 from adapterhub.server.app import create_app
-from adapterhub.server.loading import warm_up
+from adapterhub.server.warming import make_ready
 
 
 class HubReplica:
@@ -35,8 +36,8 @@ class HubReplica:
         self, config: ApplicationConfig, open_hub: Callable[[ApplicationConfig], AdapterHub]
     ) -> None:
         self._hub = await asyncio.to_thread(open_hub, config)
-        await asyncio.to_thread(warm_up, self._hub)
-        self._app = create_app(self._hub, config.server)
+        make_app = partial(create_app, config=config.server)
+        self._app = await asyncio.to_thread(make_ready, self._hub, make_app)
         self._computes = not config.urls
 
     async def answer(self, call: HttpCall) -> AsyncGenerator[list[Message]]:
