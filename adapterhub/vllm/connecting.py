@@ -116,10 +116,7 @@ class Connection:
     def replicas(self) -> tuple[ReplicaState, ...]:
         """As `Fleet.replicas`."""
 
-        async def replicas() -> tuple[ReplicaState, ...]:
-            return self._fleet.replicas()
-
-        return self.loop.run(replicas())
+        return self._fleet.replicas()
 
     def close(self) -> None:
         """Ends what runs, all connections, and the thread; once."""
@@ -165,11 +162,10 @@ async def _served_models(clients: Sequence[VLLMClient]) -> list[ServedModels]:
     for error in errors:
         if not models or not isinstance(error, AdapterHubError):
             raise error
-    # The same base may lie in another folder, or have another name.
-    if min(len({served.root for served in models}), len({served.base for served in models})) > 1:
+    if len(roots := sorted({served.root for served in models})) > 1:
         raise ConfigError(
-            f"The vLLM servers have different bases: {', '.join(sorted({served.base for served in models}))}.",
-            hint="Connect one hub to each.",
+            f"The vLLM servers have different bases: {', '.join(roots)}.",
+            hint="Start all of them with the same --model, or connect one hub to each.",
         )
     return models
 

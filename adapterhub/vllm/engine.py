@@ -309,7 +309,8 @@ class VLLMEngine:
                     hint="Try again when some have finished, or raise max_queue.",
                 )
             self._runner.add(sequences)
-        self._loop.call_soon(self._runner.start, sequences)
+            # Within the lock: after `close` nothing would start them.
+            self._loop.call_soon(self._runner.start, sequences)
 
     def _abort(self, sequences: Iterable[ServedSequence]) -> None:
         """Ends the sequences that have not finished."""
