@@ -204,6 +204,8 @@ def answer_attributes(answer_id: str, model: str, generation: Generation) -> dic
         "gen_ai.usage.output_tokens": generation.usage.completion_tokens,
         "adapterhub.adapter.name": generation.adapter or "base",
     }
+    if generation.usage.cached_tokens:
+        found["gen_ai.usage.cache_read.input_tokens"] = generation.usage.cached_tokens
     if generation.version is not None:
         found["adapterhub.adapter.version"] = generation.version
     if generation.route is not None:
