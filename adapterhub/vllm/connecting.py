@@ -116,7 +116,10 @@ class Connection:
     def replicas(self) -> tuple[ReplicaState, ...]:
         """As `Fleet.replicas`."""
 
-        return self._fleet.replicas()
+        async def replicas() -> tuple[ReplicaState, ...]:
+            return self._fleet.replicas()
+
+        return self.loop.run(replicas())
 
     def close(self) -> None:
         """Ends what runs, all connections, and the thread; once."""
