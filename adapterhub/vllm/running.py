@@ -105,23 +105,22 @@ class SequenceRunner:
         except AdapterHubError as error:
             self._fail(sequence, error)
         except Exception as error:  # noqa: BLE001  a defect; no caller may be left waiting
-            # Its text might quote the prompt or the answer.
-            self._fail(
-                sequence, EngineError(f"The request failed ({type(error).__name__}).", hint="Ask again.")
-            )
+            name = type(error).__name__  # its text might quote the prompt or the answer
+            self._fail(sequence, EngineError(f"The request failed ({name}).", hint="Ask again."))
 
     def _fail(self, sequence: ServedSequence, error: AdapterHubError) -> None:
         self._end(sequence, "error")
         sequence.output.put(error)
 
     async def _answer(self, sequence: ServedSequence) -> None:
-        attempts = MAX_ATTEMPTS
+        attempts, retry_after = MAX_ATTEMPTS, None
         while True:
             try:
                 await self._answer_in_turn(sequence)
                 return
-            except ReplicaUnavailableError:
+            except ReplicaUnavailableError as error:
                 attempts -= 1
+                retry_after = error.retry_after = error.retry_after or retry_after
                 if sequence.output_token_ids or not attempts:
                     raise
 
@@ -141,7 +140,9 @@ class SequenceRunner:
 
     async def _stream(self, sequence: ServedSequence, lease: Lease) -> None:
         self._begin(sequence)
-        async with aclosing(lease.client.complete({**sequence.body, "model": lease.model})) as frames:
+        async with aclosing(
+            lease.client.complete({**sequence.body, "model": lease.model}, sequence.headers)
+        ) as frames:
             async for frame in frames:
                 lease.check_model(frame.get("model"))
                 for token in tokens_of(frame, sequence.request.sampling.logprobs):
