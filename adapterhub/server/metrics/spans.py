@@ -89,6 +89,16 @@ class RequestSpan:
             ]
             self._span.set_attribute("gen_ai.output.messages", _json(answers))
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that make requests to other servers a part of the trace."""
+        from opentelemetry.propagate import inject
+        from opentelemetry.trace import set_span_in_context
+
+        headers: dict[str, str] = {}
+        inject(headers, set_span_in_context(self._span))
+        return headers
+
     def end(self, status: int, error: str | None = None) -> None:
         """Ends the span.
 
