@@ -104,9 +104,9 @@ class RemoteRegistry(AdapterRegistry):
         with self._refreshing:
             stamp = self._store.stamp()  # before the listing, so that a change in between is seen next time
             catalog = read_catalog(self._store, self._known or RemoteCatalog())
-            if catalog != self._known:
-                self._changes += 1
+            changed = catalog != self._known
             self._known, self._stamp, self._listed_at = catalog, stamp, time.monotonic()
+            self._changes += changed  # last: who sees the new number must not read the old catalog
             return catalog
 
     def refresh_if_changed(self) -> None:
