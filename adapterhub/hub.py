@@ -568,6 +568,14 @@ class AdapterHub:
         """The engine's current state: running requests, LoRA slots, memory, tokens per second."""
         return self._engine.stats()
 
+    def fits_base(self, card: AdapterCard) -> bool:
+        """Whether an adapter was made for the hub's base, as far as both are known.
+
+        Args:
+            card: The adapter's card.
+        """
+        return self._preparer.fits_base(card)
+
     def pin(self, name: str, pinned: bool = True) -> None:
         """Excludes an adapter from eviction once it is in a LoRA slot; does not load it.
 
@@ -611,7 +619,7 @@ class AdapterHub:
         for card in self.registry.list():
             serving = card.serving
             load = card.status == "ready" and (serving.pinned or serving.preload)
-            if not load or not self._preparer.fits_base(card):
+            if not load or not self.fits_base(card):
                 continue
             try:
                 adapter = self._preparer.lora_request(card.ref)

@@ -90,6 +90,7 @@ EXPORTED = {
         "export_vllm",
         "VllmAdapter",
         "VllmExport",
+        "materialise",
         "merge_adapter",
         "merge_quantized",
     },

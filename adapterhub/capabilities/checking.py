@@ -39,10 +39,16 @@ class Conversion:
         return self.rank is None and not self.dora
 
     @property
+    def approximation(self) -> str:
+        """The options of the export commands that approximate it; empty if it is exact."""
+        return " ".join(
+            [*([f"--rank {self.rank}"] if self.rank else []), *(["--dora svd"] if self.dora else [])]
+        )
+
+    @property
     def options(self) -> str:
         """The options of `adapterhub export NAME OUT` that write it."""
-        rank = f" --rank {self.rank}" if self.rank else ""
-        return f"--format peft --plain{rank}{' --dora svd' if self.dora else ''}"
+        return f"--format peft --plain {self.approximation}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,13 @@ _FIELDS = (
     Feature.KASA,
     Feature.MONTECLORA,
 )
+_REWRITTEN = {
+    Feature.RSLORA,
+    Feature.RANK_PATTERN,
+    Feature.ALPHA_PATTERN,
+    Feature.BIAS,
+    Feature.COPIED_WEIGHTS,
+}
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
 _LORA_GA = "lora_ga"
 # Tensors of the embedding and the output layer that servers pass over (vllm/lora/utils.py, is_base_embedding_weights).
@@ -96,6 +103,16 @@ class AdapterFeatures:
         found = {feature for feature in _FIELDS if config.get(feature)}
         found |= _of_values(config) | _of_tensors(tensors, Feature.MODULES_TO_SAVE in found)
         return cls(frozenset(found), _max_rank(config))
+
+    def rewritten(self, *, rank: int | None = None, dora: bool = False) -> Self:
+        """What it has once `adapterhub export --plain` has rewritten it.
+
+        Args:
+            rank: The highest rank that is kept.
+            dora: Whether DoRA is approximated.
+        """
+        gone = _REWRITTEN | ({Feature.DORA} if dora else set())
+        return type(self)(self.features - gone, min(self.max_rank, rank or self.max_rank))
 
     @classmethod
     def of_folder(cls, folder: Path) -> Self:

@@ -140,7 +140,7 @@ MATRIX: Mapping[Feature, Mapping[Backend, Support]] = {
     Feature.EMBEDDINGS: _row(
         _runs(_FURTHER),
         _not("it changes an embedding", Remedy.MERGE, _GGUF),
-        _runs(_NAMES, "where the model class has embedding_modules, as Llama and Qwen3"),
+        _runs(_NAMES, "where the model has `embedding_modules`, as Llama and Qwen3"),
         _runs(_SGLANG_POOL),
     ),
     Feature.MODULES_TO_SAVE: _linear_layers_only(
@@ -162,10 +162,11 @@ MATRIX: Mapping[Feature, Mapping[Backend, Support]] = {
             _NAMES,
         ),
     ),
-    Feature.EXPERTS: _linear_layers_only(
-        "it adapts single experts of a mixture",
+    Feature.EXPERTS: _row(
         _runs(_MIXTURE),
-        _runs(_NAMES, "where the model has fused experts of two dimensions"),
+        _not("it adapts single experts of a mixture", Remedy.MERGE, _GGUF),
+        _runs(_NAMES, "where the model has its experts apart"),
+        _not("it adapts single experts of a mixture, which was not tried there", Remedy.MERGE, _SGLANG_POOL),
     ),
     Feature.LORA_BIAS: _no_back_end("its lora_B has a bias (lora_bias)", Backend.SGLANG),
     Feature.BASE_CHANGING_INIT: _no_back_end(_BASE_CHANGED, Backend.SGLANG),

@@ -15,6 +15,7 @@ from adapterhub.cli import output
 from adapterhub.cli.alias import alias
 from adapterhub.cli.blend import blend
 from adapterhub.cli.chat import chat
+from adapterhub.cli.check import check
 from adapterhub.cli.compare import compare
 from adapterhub.cli.compose import compose_dataset
 from adapterhub.cli.configs import cp_config, ls_configs
@@ -34,9 +35,23 @@ from adapterhub.cli.router import router
 from adapterhub.cli.run import run
 from adapterhub.cli.serve import serve
 from adapterhub.cli.streams import discard_output, open_streams
+from adapterhub.cli.sync import sync
 from adapterhub.errors import AdapterHubError
 
 _UNEXPECTED = "This is a fault of adapterhub, not yours. Run `adapterhub --debug ...` again and report it."
+
+# In detail they log headers and signed addresses of stores, which hold keys.
+_LIBRARIES_WITH_KEYS = (
+    "botocore",
+    "aiobotocore",
+    "s3fs",
+    "gcsfs",
+    "google",
+    "fsspec",
+    "urllib3",
+    "httpx",
+    "httpcore",
+)
 
 
 @click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,6 +75,8 @@ def cli(debug: bool) -> None:
         format="%(levelname)s:%(name)s: %(message)s" if debug else "%(levelname)s: %(message)s",
     )
     logging.getLogger("adapterhub").setLevel(logging.DEBUG if debug else logging.WARNING)
+    for library in _LIBRARIES_WITH_KEYS:
+        logging.getLogger(library).setLevel(logging.WARNING)
     if not debug:
         # transformers and bitsandbytes log about kernels and show progress bars.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -77,6 +94,8 @@ for command in (
     rm,
     alias,
     verify,
+    sync,
+    check,
     doctor,
     run,
     chat,

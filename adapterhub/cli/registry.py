@@ -61,10 +61,11 @@ def show(name: str, registry: str | Path | None, as_json: bool) -> None:
     """
     adapters = open_registry(registry)
     card = adapters.get(name)
-    style, folder, aliases = _prompt_style(card), str(adapters.folder(card)), adapters.aliases(card.name)
+    style, folder, aliases = _prompt_style(card), adapters.folder(card), adapters.aliases(card.name)
+    runs_on = _back_ends(folder)
     if as_json:
         traffic = {name: alias.model_dump(mode="json") for name, alias in aliases.items() if alias.is_shared}
-        more = {"traffic": traffic, "prompt_in_use": style, "folder": folder}
+        more = {"traffic": traffic, "prompt_in_use": style, "folder": str(folder), "runs_on": runs_on}
         output.emit_json({**card.model_dump(mode="json"), **more})
         return
     traffic_lines = [
@@ -72,7 +73,12 @@ def show(name: str, registry: str | Path | None, as_json: bool) -> None:
         for name, alias in aliases.items()
         if alias.is_shared
     ]
-    shown = [("traffic", "\n".join(traffic_lines)), ("prompt in use", style), ("folder", folder)]
+    shown = [
+        ("traffic", "\n".join(traffic_lines)),
+        ("prompt in use", style),
+        ("runs on", ", ".join(runs_on)),
+        ("folder", str(folder)),
+    ]
     output.fields([*_fields(card), *shown])
     for warning in card.warnings:
         output.warn(warning)
@@ -131,6 +137,7 @@ def add(
         name, path, base=base, quantization=quantization, force=force, trust_card=trust_card, **fields
     )
     output.registered(card, as_json)
+    _note_back_ends(adapters.folder(card))
     _warn_of_rank(card, registry)
     warn_of_routes(adapters, [card.name])
 
@@ -179,6 +186,23 @@ def verify(name: str | None, registry: str | Path | None, as_json: bool) -> None
     else:
         output.note("No problems found.")
     sys.exit(1 if problems else 0)
+
+
+def _back_ends(folder: Path) -> list[str]:
+    from adapterhub.capabilities import capabilities_of
+
+    with suppress(AdapterInvalidError):  # damaged: `verify` says how
+        return [str(found.backend) for found in capabilities_of(folder) if found.runs]
+    return []
+
+
+def _note_back_ends(folder: Path) -> None:
+    """Says which servers do not run the adapter as it is; what was registered runs in-process."""
+    from adapterhub.capabilities import capabilities_of
+
+    for found in capabilities_of(folder):
+        if not found.runs:
+            output.note(f"Not for {found.backend}: {found.reason}. {found.hint}")
 
 
 def _warn_of_rank(card: AdapterCard, registry: str | Path | None) -> None:

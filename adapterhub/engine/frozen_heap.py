@@ -29,3 +29,13 @@ class FrozenHeap:
         if self._is_ours:
             self._is_ours = False
             gc.unfreeze()
+
+
+def freeze_more() -> None:
+    """Leaves out what has come to exist since, too, where objects are frozen.
+
+    Call it where what exists by then, such as an engine, is closed and not merely dropped.
+    """
+    if gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()

@@ -121,6 +121,7 @@ class TokenOutput:
         finish_reason: Set on the last output: `"stop"` or `"length"`.
         index: Which of the request's `n` completions it belongs to.
         timings: Set on the last output, if the engine takes them.
+        num_cached_tokens: Set on the last output: tokens of the prompt that were found in a prefix cache.
     """
 
     text: str
@@ -129,6 +130,7 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     index: int = 0
     timings: Timings | None = field(default=None, compare=False)
+    num_cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Completion:
         finish_reason: `"stop"` (end token or stop string) or `"length"`.
         logprobs: One entry for each token, if requested.
         timings: How long it took, if the engine takes the time; no part of what two completions are compared by.
+        num_cached_tokens: Tokens of the prompt that were found in a prefix cache; no part of it either.
     """
 
     text: str
@@ -148,6 +151,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
     timings: Timings | None = field(default=None, compare=False, repr=False)
+    num_cached_tokens: int = field(default=0, compare=False, repr=False)
 
     @classmethod
     def of(cls, outputs: Sequence[TokenOutput]) -> Completion:
@@ -159,6 +163,7 @@ class Completion:
             finish_reason=outputs[-1].finish_reason or "length",
             logprobs=logprobs or None,
             timings=outputs[-1].timings,
+            num_cached_tokens=outputs[-1].num_cached_tokens,
         )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from adapterhub.export.gguf_report import GgufExport, GgufFile
     from adapterhub.export.llama_cpp_checkout import LlamaCppCheckout
     from adapterhub.export.lora_form import LoraForm
+    from adapterhub.export.materialising import materialise
     from adapterhub.export.merge import MergedAdapter, MergeReport, merge_adapter
     from adapterhub.export.merge_verification import MergeVerification, MergeVerifier
     from adapterhub.export.mlx import export_mlx
@@ -47,6 +48,7 @@ __all__ = [
     "export_mlx",
     "export_peft",
     "export_vllm",
+    "materialise",
     "merge_adapter",
     "merge_quantized",
     "push_adapter",
@@ -81,6 +83,7 @@ __getattr__, __dir__ = lazy_exports(
         "VllmExport": "adapterhub.export.vllm",
         "export_vllm": "adapterhub.export.vllm",
         "export_peft": "adapterhub.export.peft_folder",
+        "materialise": "adapterhub.export.materialising",
         "merge_adapter": "adapterhub.export.merge",
         "merge_quantized": "adapterhub.export.quantized_merge",
     },

@@ -246,6 +246,7 @@ def _plain_settings(info: AdapterInfo) -> dict[str, Any]:
         "r": rank,
         "lora_alpha": whole if math.isclose(alpha, whole, rel_tol=1e-12) else alpha,
         "use_rslora": False,
+        "bias": "none",
         "rank_pattern": {},
         "alpha_pattern": {},
     }

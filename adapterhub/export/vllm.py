@@ -17,6 +17,7 @@ from typing import Any
 from adapterhub._files import new_folder, os_errors_as
 from adapterhub.base.fingerprint import BaseFingerprint
 from adapterhub.base.locating import local_folder
+from adapterhub.capabilities import VLLM_MAX_LORA_RANKS, AdapterFeatures, Backend, capability
 from adapterhub.errors import AdapterIncompatibleError, ConfigError, ExportError
 from adapterhub.export.free_folder import free_folder
 from adapterhub.export.lora_form import LoraForm
@@ -29,9 +30,7 @@ from adapterhub.registry.store import AdapterRegistry
 LAUNCH_FILE = "vllm.yaml"
 ADAPTERS_FOLDER = "adapters"
 
-# The values of --max-lora-rank (vllm/config/lora.py of vLLM 0.32).
 _MAX_FOLDER_NAME = 200
-_MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _COMMENT = f"# In this folder: vllm serve --config {LAUNCH_FILE}\n"
 
 
@@ -97,7 +96,8 @@ def export_vllm(
     Raises:
         ExportError: `out` is not empty, there is nothing to serve, a rank is above 512, an adapter would differ too
             much, or writing failed. Then `out` is not created.
-        AdapterIncompatibleError: An adapter uses DoRA, which vLLM does not read, or belongs to another base.
+        AdapterIncompatibleError: vLLM does not run an adapter in this form, such as DoRA, or an adapter belongs to
+            another base.
         AdapterNotFoundError: There is no such adapter.
         AdapterInvalidError: An adapter's files are damaged, or not those that were registered.
         InvalidRequestError: A reference is not valid.
@@ -106,7 +106,7 @@ def export_vllm(
     out = free_folder(out)
     chosen = _chosen(registry, names, base)
     form = replace(form or LoraForm(), plain=True)
-    _check(chosen, form)
+    _check(registry, chosen, form)
     cards = [adapter.main_card for adapter in chosen.values()]
     model = _model(cards[0], base)
     served = model.get("served-model-name", model["model"])
@@ -145,14 +145,21 @@ def _chosen(registry: AdapterRegistry, names: Sequence[str], base: str | None) -
     return {card.name: resolve_adapter(card.ref, registry.resolve) for card in chosen}
 
 
-def _check(chosen: dict[str, ResolvedAdapter], form: LoraForm) -> None:
+def _check(registry: AdapterRegistry, chosen: dict[str, ResolvedAdapter], form: LoraForm) -> None:
     parts = [part for adapter in chosen.values() for part in adapter.parts]
     check_same_base(Blend(tuple(parts)))
-    dora = next((card for card, _ in parts if card.peft.use_dora), None)
-    if dora and form.dora == "keep":
+    for card, _ in parts:
+        stored = AdapterFeatures.of_folder(registry.folder(card))
+        found = capability(stored.rewritten(rank=form.rank, dora=form.dora == "svd"), Backend.VLLM)
+        if found.runs:
+            continue
+        hint = (
+            f"Add {found.conversion.approximation}, which tells the error."
+            if found.conversion
+            else found.hint
+        )
         raise AdapterIncompatibleError(
-            f"{dora.ref} uses DoRA, which vLLM does not read.",
-            hint="dora='svd' (--dora svd) approximates it and tells the error; or name the adapters to serve.",
+            f"{card.ref} does not run on vLLM: {found.reason}.", hint=f"{hint} Or name the adapters to serve."
         )
 
 
@@ -203,10 +210,10 @@ def _weights(adapter: ResolvedAdapter) -> dict[str, float]:
 
 def _max_lora_rank(adapters: Iterable[VllmAdapter]) -> int:
     highest = max(adapters, key=lambda adapter: adapter.rank)
-    rank = next((rank for rank in _MAX_LORA_RANKS if rank >= highest.rank), None)
+    rank = next((rank for rank in VLLM_MAX_LORA_RANKS if rank >= highest.rank), None)
     if rank is None:
         raise ExportError(
-            f"{highest.name} has rank {highest.rank}; vLLM takes at most {_MAX_LORA_RANKS[-1]}.",
+            f"{highest.name} has rank {highest.rank}; vLLM takes at most {VLLM_MAX_LORA_RANKS[-1]}.",
             hint="Cut it: --rank 512 (LoraForm(rank=512)).",
         )
     return rank

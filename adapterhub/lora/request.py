@@ -42,6 +42,11 @@ class StoredLoraRequest(LoraRequest):
     folder: Path
     download: Callable[[], object] = field(default=_nothing, compare=False, repr=False)
 
+    @property
+    def may_download(self) -> bool:
+        """Whether the files may have to be downloaded first, which can take long."""
+        return self.download is not _nothing
+
     @classmethod
     def of(cls, registry: AdapterRegistry, card: AdapterCard) -> Self:
         """The version of a card; nothing is downloaded yet."""

@@ -18,17 +18,19 @@ from typing import TypeAlias, Unpack
 from adapterhub._files import is_folder, sync_tree, user_path, write_new
 from adapterhub.errors import (
     AdapterDisabledError,
+    AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
     ConfigError,
     RegistryError,
 )
+from adapterhub.peft_format.checks import check_digest, inspect_adapter
 from adapterhub.registry.cards import CARD_FILE, AdapterCard, CardFields
 from adapterhub.registry.importing import import_adapter
 from adapterhub.registry.layout import REFS_FILE, STAGING, Catalog, Layout
 from adapterhub.registry.references import LATEST, Ref, check_alias, check_name
 from adapterhub.registry.refs import Alias, Refs
-from adapterhub.registry.sources import Downloader, locate_adapter
+from adapterhub.registry.sources import AdapterFiles, Downloader, copy_adapter, locate_adapter
 from adapterhub.registry.staging import staging_folder, writers_lock
 from adapterhub.registry.verify import Problem, verify_adapter, verify_registry, verify_version
 
@@ -37,6 +39,7 @@ _log = logging.getLogger(__name__)
 # Inside the class, `list` is the method.
 Cards: TypeAlias = list[AdapterCard]
 Problems: TypeAlias = list[Problem]
+Names: TypeAlias = list[str]
 
 
 class AdapterRegistry:
@@ -130,6 +133,30 @@ class AdapterRegistry:
                     return draft
                 return self._publish(draft, staging)
 
+    def publish(self, card: AdapterCard, folder: Path, *, resume: bool = False) -> None:
+        """Stores a version of another registry under its own number.
+
+        Args:
+            card: Its card.
+            folder: Its files.
+            resume: Of a registry in a store: go on with an unfinished upload of the same files.
+
+        Raises:
+            AdapterExistsError: There is another version of that number.
+            AdapterInvalidError: The files are not those that the card is of.
+        """
+        with staging_folder(self._layout) as staging:
+            copy_adapter(AdapterFiles(folder, folder), staging)
+            check_digest(card.ref, card.digest, inspect_adapter(staging).digest)
+            write_new(staging / CARD_FILE, card.to_json())
+            sync_tree(staging)
+            with writers_lock(self._layout, self._lock_timeout):
+                if card.version in self._layout.versions(card.name):
+                    raise AdapterExistsError(
+                        f"The number of {card.ref} is taken.", hint="Register it as the next version."
+                    )
+                self._move_version(staging, card)
+
     def _holds(self, folder: Path) -> bool:
         """Whether it is the folder of a version of this registry."""
         path = folder.resolve()
@@ -145,11 +172,14 @@ class AdapterRegistry:
         version = max(self._layout.highest_number(name), refs.next_version - 1) + 1
         card = draft.model_copy(update={"version": version})
         write_new(staging / CARD_FILE, card.to_json())
-        with self._layout.open() as root, suppress(FileExistsError):
-            os.mkdir(name, dir_fd=root)
-            os.fsync(root)
-        self._move(staging, name, str(version))
+        self._move_version(staging, card)
         return card
+
+    def _move_version(self, staging: Path, card: AdapterCard) -> None:
+        with self._layout.open() as root, suppress(FileExistsError):
+            os.mkdir(card.name, dir_fd=root)
+            os.fsync(root)
+        self._move(staging, card.name, str(card.version))
 
     def _move(self, staged: Path, *names: str) -> None:
         """Renames a staged file or folder to its place in the registry, following no link."""
@@ -212,6 +242,15 @@ class AdapterRegistry:
         """
         versions = self._matching(Ref(check_name(name)))
         return [card for version in versions if (card := self._readable(f"{name}@{version}"))]
+
+    def names(self) -> Names:
+        """The names of all adapters that have a version, sorted."""
+        return [name for name in self._catalog.names() if self._catalog.versions(name)]
+
+    def was_removed(self, name: str, version: int) -> bool:
+        """Whether there is no such version any more, though its number was given."""
+        is_given = version < self._catalog.refs(name).next_version
+        return is_given and version not in self._catalog.versions(name)
 
     def update(self, ref: str, **changes: Unpack[CardFields]) -> AdapterCard:
         """Sets fields on the card of a version; its files never change.
@@ -393,7 +432,7 @@ class AdapterRegistry:
             pointers = (*versions[-5:], *sorted(self._catalog.refs(ref.name).aliases)[:5])
             known = ", ".join(f"{ref.name}@{pointer}" for pointer in pointers)
             return AdapterNotFoundError(f"There is no adapter {str(ref)!r}.", hint=f"There are: {known}.")
-        names = [name for name in self._catalog.names() if self._catalog.versions(name)]
+        names = self.names()
         close = difflib.get_close_matches(ref.name, names, n=1)
         listed = f"There are: {', '.join(names[:10])}." if names else f"{self.location!r} holds none."
         hint = f"Did you mean {close[0]!r}?" if close else listed

@@ -18,11 +18,13 @@ class Usage:
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens generated, summed over all `n` answers.
         seconds: Wall time in the engine, from the prompt's first token to the answer's last.
+        cached_tokens: Those of the prompt that the first answer found in a prefix cache.
     """
 
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

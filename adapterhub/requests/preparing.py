@@ -76,7 +76,9 @@ class PreparedRequest:
             adapter=adapter.name if adapter else None,
             version=adapter.version if adapter else None,
             route=self.route,
-            usage=Usage(len(self.request.prompt), completion_tokens, seconds),
+            usage=Usage(
+                len(self.request.prompt), completion_tokens, seconds, completions[0].num_cached_tokens
+            ),
             finish_reason=first.finish_reason,
             completions=tuple(completions),
             output_format=self.request.output_format,

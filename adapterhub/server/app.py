@@ -28,6 +28,7 @@ from adapterhub.server.openapi_document import openapi_document
 from adapterhub.server.routes import (
     chat,
     completions,
+    fleet,
     health,
     lora_adapters,
     metrics,
@@ -47,6 +48,7 @@ from adapterhub.server.state import ServerState
 _ROUTERS = (
     chat.router,
     completions.router,
+    fleet.router,
     health.router,
     lora_adapters.router,
     metrics.router,

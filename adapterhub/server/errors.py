@@ -105,7 +105,9 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
         error: What happened.
         headers: Further headers.
     """
-    retry = {"retry-after": _RETRY_SECONDS} if getattr(error, "retryable", False) else {}
+    # What a server behind this one asks for is passed on.
+    seconds = str(getattr(error, "retry_after", None) or _RETRY_SECONDS)
+    retry = {"retry-after": seconds} if getattr(error, "retryable", False) else {}
     return _response(error_object(error), http_status(error), {**retry, **(headers or {})})
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
 from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapterhub.errors import RoutingError
 from adapterhub.hub import AdapterHub
 from adapterhub.server.lifecycle import READY, Lifecycle
+from adapterhub.server.warming import make_ready
 
 _RETRY_AFTER_SECONDS = "2"
 
@@ -74,8 +71,7 @@ class LoadingApp:
         try:
             self._hub = self._open_hub()
             self._lifecycle.enter("warming up")
-            warm_up(self._hub)
-            self._app = self._make_app(self._hub)
+            self._app = make_ready(self._hub, self._make_app)
             self._lifecycle.enter(READY)
         except BaseException as error:  # noqa: BLE001  raised again in the thread that serves
             self.error = error
@@ -89,17 +85,3 @@ class LoadingApp:
             "code": "loading",
         }
         return JSONResponse({"error": error}, 503, {"retry-after": _RETRY_AFTER_SECONDS})
-
-
-def warm_up(hub: AdapterHub) -> None:
-    """Answers one request and makes the router ready, which the first clients would wait for.
-
-    It also imports what the server's threads need at their first use, for which the event loop would stand still.
-
-    Args:
-        hub: The hub.
-    """
-    hub.generate("Hello", None, max_tokens=2)
-    with suppress(RoutingError):  # there is nothing to choose by
-        _ = hub.router
-    asyncio.run(run_in_threadpool(lambda: None))  # a part of anyio, in tens of milliseconds

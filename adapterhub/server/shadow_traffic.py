@@ -107,7 +107,8 @@ class ShadowTraffic:
         if shadow is None:
             return
         counts = self.counts.setdefault((str(ref), shadow), ShadowCounts())
-        if self._is_busy():
+        waiting = (await self._hub._run_off_loop(self._hub.stats)).waiting
+        if self._lifecycle.draining or waiting or self._running >= self._max_running:
             counts.dropped += 1
             return
         self._running += 1
@@ -145,9 +146,6 @@ class ShadowTraffic:
         if alias is None or alias.shadow is None or random.random() * 100 >= alias.shadow.percent:  # noqa: S311
             return None
         return f"{ref.name}@{alias.shadow.version}"
-
-    def _is_busy(self) -> bool:
-        return self._running >= self._max_running or self._lifecycle.draining or self._hub.stats().waiting > 0
 
 
 def _is_alias(adapter: str) -> bool:

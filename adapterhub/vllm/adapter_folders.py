@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.errors import ConfigError
-from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.lora.request import StoredLoraRequest, fetch_files
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class AdapterFolders:
                 f"adapters_at={str(self.mounted_at)!r} is not an absolute path.",
                 hint="Give the path at which the servers have mounted the registry, such as /mnt/adapters.",
             )
+
+    async def fetch(self, adapter: StoredLoraRequest) -> None:
+        """Downloads the files of an adapter if its registry is in a store and they are not here yet.
+
+        Raises:
+            RegistryError: They cannot be downloaded, or are not those that were registered.
+        """
+        if adapter.may_download:
+            await asyncio.to_thread(fetch_files, adapter)
 
     def on_server(self, adapter: StoredLoraRequest) -> Path:
         """The folder of an adapter, as the servers see it.

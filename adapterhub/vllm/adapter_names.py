@@ -70,7 +70,7 @@ def stored_adapter(adapter: LoraRequest) -> StoredLoraRequest:
     """
     if not isinstance(adapter, StoredLoraRequest):
         raise InvalidRequestError(
-            f"vLLM cannot load the blend {adapter.name!r}, which is not stored.",
-            hint="Register it as an adapter first, with add_weighted_adapter.",
+            f"{adapter.name!r} is not stored in a registry, so vLLM cannot load it.",
+            hint="Register a blend as an adapter first, with add_weighted_adapter.",
         )
     return adapter

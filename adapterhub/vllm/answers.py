@@ -16,6 +16,8 @@ from adapterhub.errors import (
 )
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
 
+MAX_RETRY_AFTER = 120
+"""Seconds; OpenAI's clients give up on more."""
 _MAX_REASON = 500
 _FULL_OR_GONE = (429, 502, 503, 504)
 _NOT_LOADED = (
@@ -34,10 +36,12 @@ class Answer:
     Attributes:
         status: HTTP's.
         content: The body.
+        retry_after: The header, if it has one.
     """
 
     status: int
     content: bytes
+    retry_after: str | None = None
 
     @property
     def reason(self) -> str:
@@ -66,13 +70,22 @@ def check(answer: Answer, url: str) -> None:
         return
     if answer.status in _FULL_OR_GONE:
         raise ReplicaUnavailableError(
-            f"{url} is full or not ready (status {answer.status}).", hint="Ask again in a moment."
+            f"{url} is full or not ready (status {answer.status}).",
+            hint="Ask again in a moment.",
+            retry_after=_seconds(answer.retry_after),
         )
     if answer.status in (401, 403):
         raise EngineError(
             f"{url} refuses the API key.", hint="Set ADAPTERHUB_UPSTREAM_API_KEY to vLLM's --api-key."
         )
     raise EngineError(f"{url} answers with status {answer.status}: {answer.reason}")
+
+
+def _seconds(retry_after: str | None) -> int | None:
+    """A `Retry-After` in seconds; None for a date, or more than clients wait."""
+    digits = retry_after or ""
+    is_number = digits.isascii() and digits.isdigit() and len(digits) < 4
+    return int(digits) if is_number and 1 <= int(digits) <= MAX_RETRY_AFTER else None
 
 
 def check_completion(answer: Answer, url: str) -> None:

@@ -172,11 +172,14 @@ class VLLMClient:
                 return float(line.split()[1])
         return None
 
-    async def complete(self, body: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any]]:
+    async def complete(
+        self, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Mapping[str, Any]]:
         """The frames of a streamed completion. Closing the generator closes the connection, and so ends it in vLLM.
 
         Args:
             body: Of `/v1/completions`, with `stream`.
+            headers: Further headers.
 
         Raises:
             AdapterNotLoadedError: The server does not have the model.
@@ -188,9 +191,11 @@ class VLLMClient:
         async with AsyncExitStack() as stack:
             with self._unavailable_after(self.timeouts.first_token):
                 async with asyncio.timeout(self.timeouts.first_token):
-                    response = await stack.enter_async_context(self._open("POST", "/v1/completions", body))
+                    response = await stack.enter_async_context(
+                        self._open("POST", "/v1/completions", body, headers)
+                    )
                     if response.status_code != 200:
-                        check_completion(Answer(response.status_code, await _read(response)), self.url)
+                        check_completion(await _answer(response), self.url)
             lines = response.aiter_lines()
             seconds = self.timeouts.first_token
             while frame := await self._next_frame(lines, seconds):
@@ -204,10 +209,12 @@ class VLLMClient:
     async def _ask(self, method: str, path: str, body: Any = None, *, seconds: float) -> Answer:
         with self._unavailable_after(seconds):
             async with asyncio.timeout(seconds), self._open(method, path, body) as response:
-                return Answer(response.status_code, await _read(response))
+                return await _answer(response)
 
-    def _open(self, method: str, path: str, body: Any = None) -> AbstractAsyncContextManager[httpx.Response]:
-        return self._http.stream(method, path, json=body)
+    def _open(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        return self._http.stream(method, path, json=body, headers=headers)
 
     async def _next_frame(self, lines: AsyncIterator[str], seconds: float) -> Mapping[str, Any] | None:
         """The next frame of a stream; None at its end."""
@@ -242,6 +249,10 @@ class VLLMClient:
                 f"{self.url} cannot be reached, or closed the connection ({type(error).__name__}).",
                 hint="Is vLLM running there? Ask again when it is.",
             ) from error
+
+
+async def _answer(response: httpx.Response) -> Answer:
+    return Answer(response.status_code, await _read(response), response.headers.get("retry-after"))
 
 
 async def _read(response: httpx.Response) -> bytes:

@@ -151,6 +151,8 @@ class Fleet:
         """
         stored = stored_adapter(adapter) if adapter else None
         name = _name_of(stored) if stored else None
+        if stored:
+            await self._folders.fetch(stored)
         replica = await self._choose(name)
         try:
             with replica.request(name):

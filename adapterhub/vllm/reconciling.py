@@ -95,6 +95,7 @@ class Reconciler:
             if not self._replica.takes_requests:
                 return
             with self._errors_as_warnings(), self._replica.failing_opens_circuit():
+                await self._folders.fetch(adapter)
                 await self._replica.load(name, adapter, self._folders)
 
     async def _pause(self) -> None:

@@ -109,12 +109,13 @@ class SequenceRunner:
             self._end(sequence, reason)
 
     async def _answer(self, sequence: ServedSequence) -> EndReason:
-        attempts = MAX_ATTEMPTS
+        attempts, retry_after = MAX_ATTEMPTS, None
         while True:
             try:
                 return await self._answer_in_turn(sequence)
-            except ReplicaUnavailableError:
+            except ReplicaUnavailableError as error:
                 attempts -= 1
+                retry_after = error.retry_after = error.retry_after or retry_after
                 if sequence.output_token_ids or not attempts:
                     raise
 
@@ -133,7 +134,9 @@ class SequenceRunner:
 
     async def _stream(self, sequence: ServedSequence, lease: Lease) -> EndReason:
         self._begin(sequence)
-        async with aclosing(lease.client.complete({**sequence.body, "model": lease.model})) as frames:
+        async with aclosing(
+            lease.client.complete({**sequence.body, "model": lease.model}, sequence.headers)
+        ) as frames:
             async for frame in frames:
                 lease.check_model(frame.get("model"))
                 for token in tokens_of(frame, sequence.request.sampling.logprobs):

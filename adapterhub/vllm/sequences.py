@@ -17,6 +17,7 @@ from adapterhub.lora.request import BlendedLoraRequest
 from adapterhub.vllm.base import ServedBase
 from adapterhub.vllm.body import completion_body, seed_of
 from adapterhub.vllm.chunks import ServedToken
+from adapterhub.vllm.upstream_headers import upstream_headers
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -71,6 +72,7 @@ class ServedSequence:
         follower: Follows it through the output format; None for free text.
         output: Where its tokens go.
         index: Which of the request's completions it is.
+        headers: What the server is sent besides; those of the caller's context.
         output_token_ids: The completion so far.
         times: When it was queued, started and so on.
     """
@@ -83,6 +85,7 @@ class ServedSequence:
     follower: FormatFollower | None
     output: OutputQueue
     index: int
+    headers: Mapping[str, str] = field(default_factory=upstream_headers.get)
     output_token_ids: list[int] = field(default_factory=list)
     times: SequenceTimes = field(default_factory=SequenceTimes)
 

@@ -6,11 +6,21 @@ from adapterhub.errors import EngineError
 
 
 class ReplicaUnavailableError(EngineError):
-    """A vLLM server cannot be reached, is full, or went away in the middle of an answer."""
+    """A vLLM server cannot be reached, is full, or went away in the middle of an answer.
+
+    Args:
+        message: What happened.
+        hint: What to do.
+        retry_after: Seconds after which the server wants to be asked again, if it said so.
+    """
 
     retryable = True
     code = "overloaded"
     http_status = 503
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class AdapterNotLoadedError(ReplicaUnavailableError):

@@ -23,7 +23,7 @@ class RegisteredNames:
 
     Attributes:
         all: Those of all versions that are ready.
-        current: Those of versions that an alias or a bare name points to.
+        current: Those of versions that an alias needs, also as a part of a split or a shadow, or a bare name points to.
     """
 
     all: Set[str] = frozenset()
@@ -56,12 +56,13 @@ class RegisteredAdapters:
 def _names_of(registry: AdapterRegistry) -> RegisteredNames:
     every, current = set[str](), set[str]()
     for bare in registry.list():
+        needed = {version for alias in registry.aliases(bare.name).values() for version in alias.versions}
         for card in registry.versions(bare.name):
             if card.status != "ready":
                 continue
             name = str(AdapterName.of(card.ref, card.digest))
             every.add(name)
-            if card.aliases or card.version == bare.version:
+            if card.version in needed or card.version == bare.version:
                 current.add(name)
     return RegisteredNames(every, current)
 

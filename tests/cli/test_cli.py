@@ -24,8 +24,8 @@ COMMANDS = sorted(cli.commands)
 def test_the_commands_are_these():
     assert (
         " ".join(COMMANDS)
-        == "add alias blend chat compare compose-dataset convert-gguf cp-config demo doctor export export-vllm "
-        "finetune list ls-configs merge push rm route router run run-recipe serve show verify"
+        == "add alias blend chat check compare compose-dataset convert-gguf cp-config demo doctor export export-vllm "
+        "finetune list ls-configs merge push rm route router run run-recipe serve show sync verify"
     )
 
 

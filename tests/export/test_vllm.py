@@ -133,13 +133,26 @@ def test_an_adapter_has_one_rank_and_one_scaling(tiny_base: Path, tmp_path: Path
 
 def test_dora_is_refused_or_approximated(tiny_base: Path, tmp_path: Path):
     registry = registry_of(tmp_path, tiny_base, json={}, dora={"use_dora": True})
-    with pytest.raises(AdapterIncompatibleError, match="dora@1 uses DoRA, which vLLM does not read"):
+    with pytest.raises(
+        AdapterIncompatibleError, match="dora@1 does not run on vLLM: it uses DoRA"
+    ) as refused:
         export_vllm(registry, tmp_path / "out")
+    assert refused.value.hint == "Add --dora svd, which tells the error. Or name the adapters to serve."
     assert not (tmp_path / "out").exists()
     report = export_vllm(registry, tmp_path / "out", form=LoraForm(dora="svd", max_error=1))
     errors = {adapter.name: adapter.error for adapter in report.adapters}
     assert errors["json"] == 0 < errors["dora"]
     assert [one.name for one in export_vllm(registry, tmp_path / "named", ["json"]).adapters] == ["json"]
+
+
+def test_what_no_form_makes_fit_is_refused_before_anything_is_written(tiny_base: Path, tmp_path: Path):
+    registry = registry_of(tmp_path, tiny_base, head={"modules_to_save": ["lm_head"]})
+    with pytest.raises(
+        AdapterIncompatibleError, match=r"head@1 does not run on vLLM: .*modules_to_save"
+    ) as refused:
+        export_vllm(registry, tmp_path / "out")
+    assert "adapterhub merge" in str(refused.value.hint)
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_of_several_bases_need_one_to_be_named(tiny_base: Path, tmp_path: Path):
@@ -195,7 +208,7 @@ def test_a_full_disk_leaves_nothing(tiny_base: Path, tmp_path: Path, export: Cal
 
 
 def test_a_rank_that_vllm_does_not_take_is_refused(tiny_registry: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("adapterhub.export.vllm._MAX_LORA_RANKS", (1, 4))
+    monkeypatch.setattr("adapterhub.export.vllm.VLLM_MAX_LORA_RANKS", (1, 4))
     with pytest.raises(ExportError, match="code has rank 6; vLLM takes at most 4"):
         export_vllm(AdapterRegistry(tiny_registry), tmp_path / "out", ["json", "code"])
     assert not (tmp_path / "out").exists()

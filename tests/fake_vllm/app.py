@@ -51,11 +51,13 @@ class FakeVllm:
         token_seconds: Time before each further one.
         load_seconds: Time that loading an adapter takes.
         unavailable: Whether it answers 503, also to `/health`.
+        retry_after: The header `Retry-After` of those answers.
         cut_after: Tokens after which it closes the connection in mid-stream.
         fail_after: Tokens after which it sends an error frame in mid-stream.
         loaded: Adapters: name -> path.
         started: Time of its start, in seconds.
         bodies: The bodies of all completions it was asked for.
+        headers: Their headers.
         loads: How often each adapter was loaded.
         in_flight: Completions that it generates now.
         max_in_flight: The most it had at once.
@@ -75,11 +77,13 @@ class FakeVllm:
     token_seconds: float = 0.0
     load_seconds: float = 0.0
     unavailable: bool = False
+    retry_after: str | None = None
     cut_after: int | None = None
     fail_after: int | None = None
     loaded: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     loads: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
     max_in_flight: int = 0
@@ -163,8 +167,12 @@ class FakeVllm:
         if not self._is_allowed(request):
             return _unauthorized()
         if self.unavailable:
-            return _error(503, "The server is overloaded.", "ServiceUnavailableError")
+            refused = _error(503, "The server is overloaded.", "ServiceUnavailableError")
+            if self.retry_after:
+                refused.headers["retry-after"] = self.retry_after
+            return refused
         body = await request.json()
+        self.headers.append(dict(request.headers))
         self.bodies.append(body)
         model = body.get("model")
         if model != self.base and model not in self.loaded:

@@ -21,6 +21,7 @@ def test_the_typed_options_are_the_sampling_parameters_and_output_formats(option
         *TEMPLATE_ARGUMENTS,
         "priority",
         "where",
+        "user",
     }
     assert not options.__required_keys__
 

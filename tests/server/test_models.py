@@ -1,12 +1,14 @@
 """`/v1/models`, and what `model` of a request may name."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
 
-from adapterhub import AdapterHub, EchoEngine
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import ConfigError
 from adapterhub.server import ServerConfig, create_app
 
@@ -88,6 +90,37 @@ class TestNames:
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
                 assert (await answered(client, "code"))["model"] == "code"
 
+    async def test_an_adapter_that_gets_the_name_of_the_base_is_not_served_under_it(
+        self, hub: AdapterHub, tmp_path: Path
+    ):
+        """Another program may register one while the server runs."""
+        registry = AdapterRegistry(shutil.copytree(hub.registry.root, tmp_path / "registry"))
+        with AdapterHub(EchoEngine(), registry) as own:
+            transport = httpx.ASGITransport(create_app(own))
+            card, folder = registry.get("support"), registry.folder(registry.get("support"))
+            registry.register("echo", folder, description=card.description, routing=card.routing)
+            registry.update("support", status="disabled")
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                assert (await answered(client, "echo"))["adapterhub"]["adapter"] is None
+                assert (await answered(client, "echo@1"))["adapterhub"]["adapter"] == "echo"
+                listed = [model["root"] for model in (await client.get("/v1/models")).json()["data"]]
+                assert listed.count("echo") == 1
+                assert "echo@1" not in listed
+                prompt = {"prompt": "my printer is broken", "max_tokens": 4}
+                chosen = await client.post("/v1/completions", json={"model": "auto", **prompt})
+                assert chosen.headers["x-adapterhub-adapter"] != "echo"
+                told = await client.post("/v1/adapterhub/route", json={"prompt": "my printer is broken"})
+                assert told.json()["adapter"] != "echo"
+
+    @pytest.mark.parametrize(
+        "model", ["json:11+code:1", "json:1+base:1", "+".join(f"a{number}" for number in range(9))]
+    )
+    async def test_what_is_wrong_with_a_blend_is_the_models_fault(
+        self, client: httpx.AsyncClient, model: str
+    ):
+        error = (await client.post("/v1/completions", json={"model": model, **PROMPT})).json()["error"]
+        assert (error["param"], error["code"]) == ("model", "invalid_value")
+
     @pytest.mark.parametrize("body", [PROMPT, {"model": "", **PROMPT}, {"model": None, **PROMPT}])
     async def test_a_model_has_to_be_named(self, client: httpx.AsyncClient, body: dict[str, object]):
         answer = await client.post("/v1/completions", json=body)
@@ -162,6 +195,21 @@ class TestList:
             assert (await client.get("/v1/models/code")).status_code == 404
         finally:
             hub.registry.update("code", status="ready")
+
+    async def test_an_adapter_of_another_base_is_not_there(self, hub: AdapterHub):
+        trained_on = hub.registry.get("json").base.fingerprint
+        assert trained_on is not None
+
+        class OtherBase(EchoEngine):
+            fingerprint = trained_on.model_copy(update={"digest": "sha256:" + "0" * 64})
+
+        with AdapterHub(OtherBase(), hub.registry) as own:
+            assert not own.fits_base(hub.registry.get("json"))
+            transport = httpx.ASGITransport(create_app(own))
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                assert len((await client.get("/v1/models")).json()["data"]) == 1
+                for model in ("json", "json@1", "json:0.5+code:0.5"):
+                    assert (await client.get(f"/v1/models/{model}")).status_code == 404
 
     async def test_the_base_shows_no_path(self, hub: AdapterHub):
         with AdapterHub(EchoEngine("/somewhere/secret/llama-1b"), hub.registry) as own:

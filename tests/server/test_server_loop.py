@@ -24,8 +24,8 @@ import asyncio, json, socket, subprocess, sys, time
 import uvicorn
 from adapterhub import AdapterHub
 from adapterhub.server import ServerConfig, create_app
-from adapterhub.server.loading import warm_up
 from adapterhub.server.running import uvicorn_config
+from adapterhub.server.warming import make_ready
 base, registry, tick = sys.argv[1:]
 
 async def main(app):
@@ -43,8 +43,7 @@ async def main(app):
     return late
 
 with AdapterHub.from_pretrained(base, registry, quantization=None, device="cpu", kv_cache_mib=64) as hub:
-    warm_up(hub)
-    app = create_app(hub)
+    app = make_ready(hub, create_app)
     sidecar = subprocess.Popen([sys.executable, "-c", tick], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     sidecar.stdout.readline()
     late = uvicorn.Config(app, log_config=None).get_loop_factory()().run_until_complete(main(app))

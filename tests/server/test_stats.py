@@ -27,6 +27,7 @@ def test_the_engines_figures_are_shown(tmp_path: Path):
     assert stats == {
         "object": "adapterhub.stats",
         "base": "small",
+        "base_digest": None,
         "running": 3,
         "waiting": 1,
         "tokens": 70,

@@ -138,7 +138,7 @@ def test_closing_a_stream_ends_the_answer_in_the_server(engine: VLLMEngine, fake
     next(stream)
     stream.close()
     until(lambda: fake.aborted == 1)
-    assert engine.stats().finished["abort"] == 1
+    until(lambda: engine.stats().finished["abort"] == 1)
 
 
 async def test_an_asynchronous_stream_has_the_n_completions_side_by_side(engine: VLLMEngine, fake: FakeVllm):
@@ -212,7 +212,7 @@ def test_an_adapter_that_the_server_refuses(engine: VLLMEngine, adapter: MakeAda
 
 
 def test_an_adapter_that_is_no_version_of_the_registry(engine: VLLMEngine):
-    with pytest.raises(InvalidRequestError, match="not a version"):
+    with pytest.raises(InvalidRequestError, match="not stored"):
         answer(engine, request("hi", LoraRequest("loose", "sha256:" + "ab" * 32)))
 
 
@@ -355,7 +355,7 @@ def test_preload_loads_ahead_and_unload_unloads(engine: VLLMEngine, fake: FakeVl
 
 
 def test_a_pinned_adapter_makes_no_room(server: FakeServer, connect: Connect, adapter: MakeAdapter):
-    engine = connect(server, limits=FleetLimits(max_adapters=1))
+    engine = connect(server, limits=FleetLimits(max_adapters=2))
     engine.pin(adapter("json@1"))
     answer(engine, request("hi", adapter("json@1")))
     for name in ("sql@1", "code@1"):

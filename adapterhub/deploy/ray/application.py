@@ -1,6 +1,6 @@
 """Builds the application: which deployments there are, and their settings in Ray Serve."""
 
-from __future__ import annotations
+# Without postponed annotations: Ray reads the class of the argument of `app` from its signature.
 
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +13,18 @@ from adapterhub.deploy.ray.front import Front
 from adapterhub.deploy.ray.hub_replica import HubReplica
 from adapterhub.engine.echo import EchoEngine
 from adapterhub.hub import AdapterHub
-from adapterhub.registry.remote.opening import configured_registry
+from adapterhub.registry.remote import configured_registry
 
 OpenHub = Callable[[ApplicationConfig], AdapterHub]
 
 _ROUTER = "adapterhub.deploy.ray.affinity_router.AffinityRouter"
 _STATS_SECONDS = 1.0
-"""How often replicas publish which adapters they have; Ray's 10 s are longer than adapters stay loaded under load."""
-_HEALTH_SECONDS = 5.0
+"""How often replicas publish which adapters they have; in the 10 s that Ray waits, many come and go."""
+_BATCHES = 2
+"""What a replica has at a time: a batch that runs, and one that waits for its places. More wait in the front, where the
+first replica that has room gets them. Ray's default of 5 requests leaves a batch of 32 almost empty."""
 _UPSCALE_SECONDS = 10.0
+"""A queue that lasts this long is no burst; Ray waits 30 s, and then a base has to load."""
 _DOWNSCALE_SECONDS = 300.0
 _RETRY_SECONDS = 1.0
 _DRAIN_CHECK_SECONDS = 0.5
@@ -70,17 +73,16 @@ def open_hub(config: ApplicationConfig) -> AdapterHub:
 
 def _replica_options(config: ApplicationConfig) -> dict[str, Any]:
     limits = config.hub.limits
-    in_flight = 2 * limits.max_batch_size
+    batch = limits.max_batch_size * max(len(config.urls), 1)
     return {
-        "max_ongoing_requests": in_flight,
+        "max_ongoing_requests": _BATCHES * batch,
         "max_queued_requests": limits.max_queue,
         "backpressure_config": _backpressure(),
         "request_router_config": RequestRouterConfig(
             request_router_class=_ROUTER, request_routing_stats_period_s=_STATS_SECONDS
         ),
         "ray_actor_options": {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
-        "health_check_period_s": _HEALTH_SECONDS,
-        **_number(config, limits.max_batch_size),
+        **_number(config, batch),
         **_draining(config),
     }
 

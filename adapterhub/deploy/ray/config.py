@@ -50,7 +50,7 @@ class ApplicationConfig(BaseModel):
     @property
     def urls(self) -> list[str]:
         """The vLLM servers, if the engine is one."""
-        return [url.strip() for url in self.engine.split(",")] if "://" in self.engine else []
+        return self.engine.split(",") if "://" in self.engine else []
 
     @property
     def hub(self) -> HubConfig:
@@ -60,7 +60,7 @@ class ApplicationConfig(BaseModel):
             ConfigError: One is not valid.
         """
         settings = self._further(HubConfig)
-        if not self.urls and self.engine != ECHO:
+        if self.engine != ECHO:
             settings["engine"] = self.engine
         return HubConfig.load(**settings)
 

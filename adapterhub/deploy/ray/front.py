@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import PurePath
 from typing import Any
 
@@ -81,16 +82,17 @@ class Forward:
         call = await HttpCall.read(scope, receive, self._without_adapter)
         begun = False
         try:
-            async for message in self._answers(call):
-                begun = True
-                await send(_without_request_id(message))
+            async with aclosing(self._answers(call)) as messages:
+                async for message in messages:
+                    begun = True
+                    await send(_without_request_id(message))
         except (RayError, RayServeException, TimeoutError) as error:
             if begun:  # the status is sent: what is left is to close the connection
                 raise
             _log.warning("A replica did not answer: %s", type(error).__name__)
             await error_response(_told(error), {"retry-after": _RETRY_AFTER_SECONDS})(scope, receive, send)
 
-    async def _answers(self, call: HttpCall) -> AsyncIterator[Message]:
+    async def _answers(self, call: HttpCall) -> AsyncGenerator[Message]:
         """The ASGI messages of the answer."""
         if path_of(call.scope) == _METRICS:
             for message in await self._metrics(call):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Any, Self
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope
 
 _SCOPE = (
@@ -39,17 +40,22 @@ class HttpCall:
             scope: Its ASGI scope.
             receive: Its body; what bounds it may raise.
             without_adapter: What `model` may be without naming an adapter.
+
+        Raises:
+            ClientDisconnect: The client has gone before the end.
         """
         body = bytearray()
         more = True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
             body += message.get("body", b"")
             more = message.get("more_body", False)
         kept = {key: scope[key] for key in _SCOPE if key in scope}
         return cls(kept, bytes(body), named_adapter(bytes(body), without_adapter))
 
-    async def answers(self, app: ASGIApp) -> AsyncIterator[list[Message]]:
+    async def answers(self, app: ASGIApp) -> AsyncGenerator[list[Message]]:
         """Calls an application; yields what it sends, together what it sent at once.
 
         The application is cancelled when the caller stops.

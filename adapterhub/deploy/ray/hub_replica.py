@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,7 +18,7 @@ from adapterhub.deploy.ray.config import ApplicationConfig
 from adapterhub.deploy.ray.http_call import HttpCall
 from adapterhub.hub import AdapterHub
 from adapterhub.server.app import create_app
-from adapterhub.server.loading import warm_up
+from adapterhub.server.warming import make_ready
 
 
 class HubReplica:
@@ -34,14 +36,15 @@ class HubReplica:
         self, config: ApplicationConfig, open_hub: Callable[[ApplicationConfig], AdapterHub]
     ) -> None:
         self._hub = await asyncio.to_thread(open_hub, config)
-        await asyncio.to_thread(warm_up, self._hub)
-        self._app = create_app(self._hub, config.server)
+        make_app = partial(create_app, config=config.server)
+        self._app = await asyncio.to_thread(make_ready, self._hub, make_app)
         self._computes = not config.urls
 
-    async def answer(self, call: HttpCall) -> AsyncIterator[list[Message]]:
+    async def answer(self, call: HttpCall) -> AsyncGenerator[list[Message]]:
         """Answers one request; yields ASGI messages. Ray cancels it when the client has gone."""
-        async for messages in call.answers(self._app):
-            yield messages
+        async with aclosing(call.answers(self._app)) as answers:
+            async for messages in answers:
+                yield messages
 
     async def metrics(self, call: HttpCall) -> tuple[str, list[Message]]:
         """Answers one request for `/metrics` in Prometheus' text format; with it the name of this replica."""

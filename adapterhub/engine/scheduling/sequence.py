@@ -36,6 +36,7 @@ class SequenceState:
         output_token_ids: The completion so far.
         finish_reason: Why the completion ended; None while it has not.
         times: When it was queued, started and so on.
+        num_cached_tokens: Tokens of the prompt that were found in the prefix cache.
     """
 
     request: Request
@@ -50,6 +51,7 @@ class SequenceState:
     output_token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     times: SequenceTimes = field(default_factory=SequenceTimes)
+    num_cached_tokens: int = 0
     _kv_slot: SequenceSlot | None = None
     _lora_slot: int | None = None
 
@@ -81,8 +83,9 @@ class SequenceState:
     # While it runs
 
     def start(self, kv_slot: SequenceSlot, lora_slot: int | None) -> None:
-        """Gives it a KV slot, and the LoRA slot of its adapter, None for the base."""
+        """Gives it a KV slot, which has what was found in the prefix cache, and the LoRA slot of its adapter."""
         self._kv_slot, self._lora_slot = kv_slot, lora_slot
+        self.num_cached_tokens = kv_slot.length
 
     @property
     def kv_slot(self) -> SequenceSlot:
@@ -151,8 +154,10 @@ class SequenceState:
         elif self._is_complete:
             text += self.detokenizer.flush()
             self.finish_reason = "stop" if self.detokenizer.stopped or self.constraint else "length"
-        timings = self.times.timings() if self.finish_reason else None
-        return TokenOutput(text, token_id, logprob, self.finish_reason, self.index, timings)
+        if not self.finish_reason:
+            return TokenOutput(text, token_id, logprob, None, self.index)
+        timings, cached = self.times.timings(), self.num_cached_tokens
+        return TokenOutput(text, token_id, logprob, self.finish_reason, self.index, timings, cached)
 
     @property
     def _is_complete(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TypeAlias
@@ -100,13 +100,7 @@ def resolve_adapter(
         InvalidRequestError: A reference or a weight is not valid, or an adapter is named twice.
     """
     weights = list(wanted.items()) if isinstance(wanted, Mapping) else parse_weights(check_reference(wanted))
-    if not 1 <= len(weights) <= MAX_PARTS:
-        raise InvalidRequestError(f"A blend has 1 to {MAX_PARTS} parts, not {len(weights)}.")
-    for ref, weight in weights:
-        check_reference(ref)
-        check_weight(ref, weight)
-        if ref in RESERVED and ref != wanted:
-            raise InvalidRequestError(f"{ref!r} is no adapter, so it cannot be part of a blend.")
+    check_parts(weights, wanted)
     parts = [(resolve(ref), float(weight) + 0.0) for ref, weight in weights]  # -0.0 becomes 0.0
     refs = [card.ref for card, _ in parts]
     duplicate = next((ref for ref in refs if refs.count(ref) > 1), None)
@@ -115,6 +109,25 @@ def resolve_adapter(
     if len(parts) == 1 and parts[0][1] == 1:
         return SingleAdapter(parts[0][0])
     return Blend(tuple(sorted(parts, key=lambda part: (-part[1], part[0].ref))))
+
+
+def check_parts(weights: Sequence[tuple[str, float]], wanted: str | Mapping[str, float] = "") -> None:
+    """Checks what can be said of a blend without the registry.
+
+    Args:
+        weights: References and weights.
+        wanted: What the caller wrote; a reserved name alone is no blend.
+
+    Raises:
+        InvalidRequestError: A reference or a weight is not valid, or there are too many.
+    """
+    if not 1 <= len(weights) <= MAX_PARTS:
+        raise InvalidRequestError(f"A blend has 1 to {MAX_PARTS} parts, not {len(weights)}.")
+    for ref, weight in weights:
+        check_reference(ref)
+        check_weight(ref, weight)
+        if ref in RESERVED and ref != wanted:
+            raise InvalidRequestError(f"{ref!r} is no adapter, so it cannot be part of a blend.")
 
 
 def parse_weights(text: str) -> list[tuple[str, float]]:

@@ -2,5 +2,6 @@
 
 from adapterhub.registry.remote.opening import configured_registry, open_registry
 from adapterhub.registry.remote.registry import RemoteRegistry
+from adapterhub.registry.remote.syncing import SyncStep, sync_registry
 
-__all__ = ["RemoteRegistry", "configured_registry", "open_registry"]
+__all__ = ["RemoteRegistry", "SyncStep", "configured_registry", "open_registry", "sync_registry"]

@@ -20,6 +20,7 @@ from adapterhub.registry.remote.store import Store, StoredObject
 
 _CARD = re.compile(rf"([^/]+)/([1-9][0-9]{{0,8}})/{re.escape(CARD_FILE)}")
 _REFS = re.compile(rf"([^/]+)/{re.escape(REFS_FILE)}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _READERS = 16
 Content = TypeVar("Content", AdapterCard, Refs)
 
@@ -43,6 +44,7 @@ class RemoteCatalog:
     objects: Mapping[str, StoredObject] = field(default_factory=dict)
     _read: Mapping[str, _Read] = field(default_factory=dict)
     _versions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    _claims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """As `Layout.names`."""
@@ -68,19 +70,17 @@ class RemoteCatalog:
     def highest_number(self, name: str) -> int:
         """The highest number that a version has or had, or that a writer has claimed; else 0."""
         folders = (path.split("/")[1] for path in self.objects if path.startswith(f"{name}/"))
-        numbers = [
-            int(folder) for folder in folders if folder.isascii() and folder.isdigit() and len(folder) < 10
-        ]
-        claims = (claimed_version(path) for path in self.objects)
-        return max([*numbers, *(claim[1] for claim in claims if claim and claim[0] == name)], default=0)
+        numbers = (int(folder) for folder in folders if _NUMBER.fullmatch(folder))
+        return max((*numbers, *self._claims.get(name, ())), default=0)
+
+    def claimed_names(self) -> list[str]:
+        """As `names`, and those of which there are claims alone."""
+        return sorted({*self._versions, *self._claims})
 
     def unfinished(self, name: str) -> tuple[int, ...]:
         """The numbers of versions whose writer has not written the card yet, or has died."""
         known = {*self.versions(name), *self.refs(name).removed}
-        claims = (claimed_version(path) for path in self.objects)
-        return tuple(
-            sorted(claim[1] for claim in claims if claim and claim[0] == name and claim[1] not in known)
-        )
+        return tuple(version for version in self._claims.get(name, ()) if version not in known)
 
 
 def read_catalog(store: Store, previous: RemoteCatalog) -> RemoteCatalog:
@@ -97,7 +97,7 @@ def read_catalog(store: Store, previous: RemoteCatalog) -> RemoteCatalog:
     with ThreadPoolExecutor(_READERS, thread_name_prefix="adapterhub-cards") as readers:
         fresh = zip(missing, readers.map(lambda path: _read(store, path), missing), strict=True)
         read = {**kept, **{path: content for path, content in fresh if content}}
-    return RemoteCatalog(objects, read, _versions(read))
+    return RemoteCatalog(objects, read, _versions(read), _claims(objects))
 
 
 def _read(store: Store, path: str) -> _Read | None:
@@ -153,8 +153,12 @@ def _content(read: _Read | None, kind: type[Content]) -> Content | None:
 
 def _is_catalogued(path: str) -> bool:
     match = _CARD.fullmatch(path) or _REFS.fullmatch(path)
+    return match is not None and _is_name(match[1])
+
+
+def _is_name(text: str) -> bool:
     try:
-        return match is not None and bool(check_name(match[1]))
+        return bool(check_name(text))
     except InvalidRequestError:
         return False
 
@@ -167,6 +171,14 @@ def _versions(read: Mapping[str, _Read]) -> dict[str, tuple[int, ...]]:
         elif match := _REFS.fullmatch(path):
             versions.setdefault(match[1], [])
     return {name: _without_removed(name, numbers, read) for name, numbers in versions.items()}
+
+
+def _claims(objects: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    claims: dict[str, list[int]] = {}
+    for path in objects:
+        if (claim := claimed_version(path)) and _is_name(claim[0]):
+            claims.setdefault(claim[0], []).append(claim[1])
+    return {name: tuple(sorted(versions)) for name, versions in claims.items()}
 
 
 def _without_removed(name: str, numbers: Iterable[int], read: Mapping[str, _Read]) -> tuple[int, ...]:

@@ -50,8 +50,10 @@ class S3Writes:
         bucket, key, _ = self._fs.split_path(path)
         try:
             self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
-        except FileNotFoundError as error:  # a replaced object has been deleted
-            raise ConflictError(path) from error
+        except FileNotFoundError as error:
+            if "IfMatch" in condition:  # it has been deleted
+                raise ConflictError(path) from error
+            raise
         except Exception as error:
             if isinstance(error, FileExistsError) or _s3_status(error) in (409, 412):
                 raise ConflictError(path) from error

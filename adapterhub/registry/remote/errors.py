@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adapterhub.errors import AdapterHubError, RegistryError, RegistryUnavailableError
+
+# In the names of errors that a retry does not help: NoCredentialsError, RepositoryNotFoundError, GatedRepoError.
+_LASTING = ("Credential", "NotFound", "Gated")
 
 
 class ConflictError(Exception):
@@ -14,7 +18,8 @@ class ConflictError(Exception):
 
 @contextmanager
 def store_errors(url: object, what: str) -> Iterator[None]:
-    """Raises what a store's library raises as a `RegistryError`; `FileNotFoundError` and `ConflictError` stay.
+    """Raises what a store's library raises as a `RegistryError`; `ConflictError`s stay, and where something is read
+    `FileNotFoundError`s.
 
     Args:
         url: The registry's, without secrets.
@@ -26,13 +31,21 @@ def store_errors(url: object, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AdapterHubError, ConflictError, FileNotFoundError):
+    except FileNotFoundError as error:
+        if what != "changed":
+            raise
+        raise RegistryError(
+            f"{url} could not be changed: it does not exist.", hint="Create the bucket."
+        ) from error
+    except (AdapterHubError, ConflictError):
         raise
-    except Exception as error:  # noqa: BLE001 - each store's library has its own errors
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of this machine's disk
         message = f"{url} could not be {what} ({type(error).__name__})."
-        if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+        if isinstance(error, PermissionError) or any(word in type(error).__name__ for word in _LASTING):
             raise RegistryError(
-                message, hint="Check the credentials of this machine and what they allow."
+                message, hint="Check that it exists, the credentials of this machine, and what they allow."
             ) from None
         raise RegistryUnavailableError(
             message, hint="Check the network and the store's address, and try again."

@@ -51,8 +51,8 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """The manifest of a version's folder."""
-        paths = sorted(path for path in folder.iterdir() if path.name != CARD_FILE)
+        """The manifest of a version's folder; what does not belong to an adapter is left out."""
+        paths = sorted(path for path in folder.iterdir() if _belongs(path))
         return cls(
             files={path.name: FileEntry(size=path.stat().st_size, sha256=sha256_file(path)) for path in paths}
         )
@@ -72,6 +72,10 @@ class Manifest(BaseModel):
     def to_json(self) -> bytes:
         """Its content in the store."""
         return self.model_dump_json(indent=1).encode() + b"\n"
+
+
+def _belongs(path: Path) -> bool:
+    return may_be_copied(path.name) and path.is_file() and not path.is_symlink()
 
 
 def check_file(name: str, size: int) -> None:

@@ -74,7 +74,9 @@ class ObjectStore:
         if not found.size:
             return b"", found.tag
         with store_errors(self._url, "read"):
-            return self._fs.cat_file(self._path(path), start=0, end=found.size), found.tag
+            content: bytes = self._fs.cat_file(self._path(path), start=0, end=limit + 1)
+        _check_size(path, len(content), limit)
+        return content, found.tag
 
     def download(self, path: str, target: Path, limit: int) -> None:
         """Writes an object's content to a new file."""
@@ -102,15 +104,15 @@ class ObjectStore:
                 raise
         self._mark_changed()
 
-    def publish(self, folder: Path, path: str, *, resume: bool) -> None:
-        """Stores a version's folder: claim, files, card."""
+    def publish(self, folder: Path, card: bytes, path: str, *, resume: bool) -> None:
+        """Stores a version: claim, files, card."""
         name, _, version = path.partition("/")
         manifest = Manifest.of(folder)
         self._claim(manifest_path(name, int(version)), manifest.to_json(), resume)
         for file in manifest.files:
             with store_errors(self._url, "changed"):
                 self._fs.put_file(str(folder / file), self._path(f"{path}/{file}"))
-        self.replace(f"{path}/{CARD_FILE}", (folder / CARD_FILE).read_bytes(), None)
+        self.replace(f"{path}/{CARD_FILE}", card, None)
 
     def delete(self, paths: Sequence[str]) -> None:
         """Deletes objects."""

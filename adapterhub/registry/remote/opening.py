@@ -10,6 +10,7 @@ from adapterhub._files import user_path
 from adapterhub.config import HubConfig, cache_folder, is_url, registry_location
 from adapterhub.errors import ConfigError
 from adapterhub.registry.remote.conditional import conditional_writes
+from adapterhub.registry.remote.hub_store import HubStore
 from adapterhub.registry.remote.object_store import ObjectStore
 from adapterhub.registry.remote.registry import REFRESH_S, RemoteRegistry
 from adapterhub.registry.remote.store import Store
@@ -38,7 +39,7 @@ def open_registry(
             for caches. Processes may share it.
         refresh: Seconds between two looks for changes in a store.
         max_cache_bytes: Above it, downloaded versions that were used longest ago are removed.
-        storage_options: Further arguments of the fsspec file system, such as `endpoint_url`.
+        storage_options: Further arguments of the fsspec file system, such as `endpoint_url`, or of `HfApi`.
 
     Raises:
         ConfigError: The URL is not valid, or the package for it is not installed.
@@ -66,6 +67,8 @@ def configured_registry(config: HubConfig) -> AdapterRegistry:
 
 
 def _open_store(url: RegistryUrl, options: Mapping[str, Any]) -> Store:
+    if url.protocol == "hf":
+        return HubStore(url, options)
     import fsspec
 
     try:

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Unpack
 
-from adapterhub._files import scratch_folder, write_new
+from adapterhub._files import scratch_folder
 from adapterhub.errors import (
     AdapterExistsError,
     AdapterHubError,
@@ -20,7 +20,7 @@ from adapterhub.errors import (
     RegistryLockedError,
     RegistryUnavailableError,
 )
-from adapterhub.peft_format.checks import inspect_adapter
+from adapterhub.peft_format.checks import check_digest, inspect_adapter
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard, CardFields
 from adapterhub.registry.importing import import_adapter
 from adapterhub.registry.layout import MAX_REFS_BYTES, REFS_FILE, Catalog
@@ -69,7 +69,7 @@ class RemoteRegistry(AdapterRegistry):
         self._cache = FileCache(root / "files", max_cache_bytes)
         self._known: RemoteCatalog | None = None
         self._stamp, self._changes, self._listed_at = "", 0, 0.0
-        self._refreshing = threading.Lock()
+        self._refreshing, self._starting = threading.Lock(), threading.Lock()
         self._poller: Poller | None = None
 
     @property
@@ -84,7 +84,9 @@ class RemoteRegistry(AdapterRegistry):
     def _current(self) -> RemoteCatalog:
         known = self._known or self.refresh()
         if self._poller is None or not self._poller.is_running:  # at first, and after a fork
-            self._poller = Poller(self.refresh_if_changed, self._period)
+            with self._starting:
+                if self._poller is None or not self._poller.is_running:
+                    self._poller = Poller(self.refresh_if_changed, self._period)
         return known
 
     def refresh(self) -> RemoteCatalog:
@@ -161,6 +163,14 @@ class RemoteRegistry(AdapterRegistry):
             draft.to_json()
             return draft if dry_run else self._publish_next(draft, staging)
 
+    def was_removed(self, name: str, version: int) -> bool:
+        """Whether there was such a version; as `AdapterRegistry.was_removed`."""
+        catalog = self._current()
+        is_unfinished = version in catalog.unfinished(name)
+        return version in catalog.refs(name).removed or (
+            super().was_removed(name, version) and not is_unfinished
+        )
+
     def _publish_next(self, draft: AdapterCard, staging: Path) -> AdapterCard:
         """Publishes under the first number that no writer has claimed."""
         catalog = self.refresh()
@@ -168,7 +178,7 @@ class RemoteRegistry(AdapterRegistry):
         for version in count(max(catalog.highest_number(draft.name), refs.next_version - 1) + 1):
             card = draft.model_copy(update={"version": version})
             try:
-                self.publish(card, staging)
+                self._upload(card, staging, resume=False)
             except AdapterExistsError:
                 continue
             return card
@@ -179,16 +189,19 @@ class RemoteRegistry(AdapterRegistry):
 
         Args:
             card: Its card.
-            folder: Its checked files; the card is written there.
+            folder: Its files.
             resume: Go on with an unfinished upload of the same files.
 
         Raises:
             AdapterExistsError: There is, or was, another version of that number.
+            AdapterInvalidError: The files are not those that the card is of.
         """
-        (folder / CARD_FILE).unlink(missing_ok=True)
-        write_new(folder / CARD_FILE, card.to_json())
+        check_digest(card.ref, card.digest, inspect_adapter(folder).digest)
+        self._upload(card, folder, resume=resume)
+
+    def _upload(self, card: AdapterCard, folder: Path, *, resume: bool) -> None:
         try:
-            self._store.publish(folder, f"{card.name}/{card.version}", resume=resume)
+            self._store.publish(folder, card.to_json(), f"{card.name}/{card.version}", resume=resume)
         except ConflictError as error:
             raise AdapterExistsError(
                 f"The number of {card.ref} is taken.", hint="Register it as the next version."
@@ -240,7 +253,9 @@ class RemoteRegistry(AdapterRegistry):
         """Downloads versions again and checks them, without the cache; as `AdapterRegistry.verify`."""
         self.refresh()
         if ref is None:
-            return [problem for name in self._current().names() for problem in self._problems_of(name)]
+            return [
+                problem for name in self._current().claimed_names() for problem in self._problems_of(name)
+            ]
         parsed = Ref.parse(ref)
         versions = self._matching(parsed)
         if parsed.is_bare:

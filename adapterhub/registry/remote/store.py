@@ -1,4 +1,4 @@
-"""What a registry needs of the store that it is in: an object store (`object_store.py`) or the Hub."""
+"""What a registry needs of the store that it is in: an object store (`object_store.py`) or the Hub (`hub_store.py`)."""
 
 from __future__ import annotations
 
@@ -61,11 +61,12 @@ class Store(Protocol):
         """
         ...
 
-    def publish(self, folder: Path, path: str, *, resume: bool) -> None:
-        """Stores a version's folder, `card.json` included, so that readers see it whole or not at all.
+    def publish(self, folder: Path, card: bytes, path: str, *, resume: bool) -> None:
+        """Stores a version, so that readers see it whole or not at all.
 
         Args:
             folder: Its files.
+            card: The content of `card.json`; one in the folder is left out.
             path: `name/version`.
             resume: Whether to go on with an unfinished upload of the same files.
 

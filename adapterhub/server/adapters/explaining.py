@@ -8,7 +8,7 @@ from typing import Any
 
 from adapterhub.errors import RoutingError
 from adapterhub.hub import AdapterHub
-from adapterhub.routing import Route, RouteDecision
+from adapterhub.routing import Route, RouteDecision, RouteFilter
 from adapterhub.server.access.caller import Caller
 from adapterhub.server.protocol.registry import (
     RouteEvidence,
@@ -19,13 +19,16 @@ from adapterhub.server.protocol.registry import (
 )
 
 
-def explained(hub: AdapterHub, prompt: str | Sequence[Mapping[str, Any]], caller: Caller) -> RouteExplanation:
+def explained(
+    hub: AdapterHub, prompt: str | Sequence[Mapping[str, Any]], caller: Caller, where: RouteFilter
+) -> RouteExplanation:
     """The router's decision with its reasons.
 
     Args:
         hub: Its router is asked; the first call fits it, which takes seconds.
         prompt: A text, or messages.
         caller: Adapters that do not exist for them, and disabled ones, are neither chosen nor named.
+        where: What the router may choose for them.
     """
     try:
         router = hub.router
@@ -33,10 +36,10 @@ def explained(hub: AdapterHub, prompt: str | Sequence[Mapping[str, Any]], caller
         return RouteExplanation(
             adapter=None, confidence=0.0, threshold=0.0, reason="no_routes", fallback=True
         )
-    explanation = router.explain(prompt, where=caller.route_filter)
+    explanation = router.explain(prompt, where=where)
     decision = explanation.decision
     visible = {
-        route.name: route for route in router.model.routes if route.is_ready and caller.may_use(route.name)
+        route.name: route for route in router.model.routes if route.is_ready and where.admits_name(route.name)
     }
     # Evidence is about the two best routes, whoever may use them.
     evidence = explanation.evidence if caller.adapters is None else ()

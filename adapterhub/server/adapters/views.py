@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from adapterhub.engine.stats import AdapterStats, EngineStats
+from adapterhub.lora.blending.resolving import format_weight
 from adapterhub.registry import AdapterCard
+from adapterhub.registry.cards import Parent
+from adapterhub.server.access.caller import Caller
 from adapterhub.server.protocol.registry import AdapterSummary, Place
 
 
@@ -16,9 +19,11 @@ class Placement:
 
     Attributes:
         stats: The engine's.
+        caller: Who is told; parents that do not exist for them are left out.
     """
 
     stats: EngineStats
+    caller: Caller
 
     def place(self, card: AdapterCard) -> Place:
         """The nearest place to the model that an adapter is in."""
@@ -48,6 +53,11 @@ class Placement:
             language=card.language,
             license=card.license,
             base=base_label(card.base.name),
+            base_digest=card.base.fingerprint.digest if card.base.fingerprint else None,
+            method=card.lineage.method,
+            parents=tuple(
+                _reference(parent) for parent in card.lineage.parents if self.caller.may_use(parent.name)
+            ),
             rank=card.peft.max_rank,
             size_bytes=card.peft.size_bytes,
             digest=card.digest,
@@ -60,6 +70,11 @@ class Placement:
             tokens=there.tokens,
             card=card if with_card else None,
         )
+
+
+def _reference(parent: Parent) -> str:
+    reference = f"{parent.name}@{parent.version}"
+    return reference if parent.weight is None else f"{reference}:{format_weight(parent.weight)}"
 
 
 def base_label(name: str | None) -> str | None:

@@ -27,7 +27,7 @@ from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.text_events import TextEvents
 from adapterhub.server.generating.tool_calls import message_of, part_delta
 from adapterhub.server.generating.tools import functions_of, tool_choice_of
-from adapterhub.server.generating.usage import StreamUsage, usage_object
+from adapterhub.server.generating.usage import StreamUsage, usage_of
 from adapterhub.server.protocol.chat import ChatCompletionRequest
 from adapterhub.server.state import ServerState
 from adapterhub.tool_calling import ChatRequest, ToolCallChunk
@@ -105,7 +105,8 @@ class ChatCall:
                 if written:
                     yield b"".join(written)
         self._note(stream.result)
-        yield (event({**head, **usage.last_chunk}) if usage.last_chunk else b"") + DONE
+        last_chunk = usage.last_chunk([stream.result])
+        yield (event({**head, **last_chunk}) if last_chunk else b"") + DONE
 
     def _note(self, generation: Generation | None) -> None:
         self.head.answered(generation)
@@ -138,7 +139,7 @@ class ChatCall:
         return {
             **self.head.of("chat.completion", by),
             "choices": [self._whole(index, *answer) for index, answer in enumerate(whole)],
-            "usage": usage_object(generation.usage.prompt_tokens, generation.usage.completion_tokens),
+            "usage": usage_of([generation]),
             "adapterhub": by.field | violations_of([call for _, calls in split for call in calls], request),
         }
 

@@ -19,7 +19,7 @@ from adapterhub.server.generating.model_names import adapter_of
 from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.text_events import TextEvents
-from adapterhub.server.generating.usage import StreamUsage, usage_object
+from adapterhub.server.generating.usage import StreamUsage, usage_of
 from adapterhub.server.protocol.completions import CompletionRequest, Prompt
 from adapterhub.server.shadow_traffic import LOWEST_PRIORITY
 from adapterhub.server.state import ServerState
@@ -76,8 +76,10 @@ class CompletionCall:
             async for at, chunk in chunks:
                 if written := b"".join(writer.write(at, chunk)):
                     yield written
-        self._note([stream.result for stream in streams])
-        yield (writer.event(0, usage.last_chunk) if usage.last_chunk else b"") + DONE
+        results = [stream.result for stream in streams]
+        self._note(results)
+        last_chunk = usage.last_chunk(results)
+        yield (writer.event(0, last_chunk) if last_chunk else b"") + DONE
 
     def index(self, prompt: int, completion: int) -> int:
         """The index of a choice.
@@ -115,7 +117,6 @@ class CompletionCall:
 
     def _answer(self, generations: Sequence[Generation]) -> dict[str, Any]:
         answered_by = [AnsweredBy.of(generation) for generation in generations]
-        usages = [generation.usage for generation in generations]
         return {
             **self.head.of("text_completion", answered_by[0]),
             "choices": [
@@ -125,10 +126,7 @@ class CompletionCall:
                 for at, generation in enumerate(generations)
                 for number, completion in enumerate(generation.completions)
             ],
-            "usage": usage_object(
-                sum(usage.prompt_tokens for usage in usages),
-                sum(usage.completion_tokens for usage in usages),
-            ),
+            "usage": usage_of(generations),
             "adapterhub": answered_by[0].field,
         }
 

@@ -12,6 +12,7 @@ from fastapi import Request
 import adapterhub
 from adapterhub.requests.generation import Generation
 from adapterhub.server.generating.answered_by import AnsweredBy
+from adapterhub.server.generating.model_names import route_filter_of
 from adapterhub.server.metrics import RequestSpan, span_of
 from adapterhub.server.protocol.sampling import GenerationBody
 from adapterhub.server.state import ServerState
@@ -67,7 +68,7 @@ class AnswerHead:
         Raises:
             FieldError: A field is not valid.
         """
-        return {"user": self.session_id, **body.options(), "where": state.caller.route_filter}
+        return {"user": self.session_id, **body.options(), "where": route_filter_of(state)}
 
     def of(self, kind: str, by: AnsweredBy) -> dict[str, Any]:
         """The first fields of an answer or a chunk.

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from adapterhub.lora.blending.resolving import resolve_adapter
 from adapterhub.registry import AdapterCard
-from adapterhub.server.generating.model_names import AUTO, adapter_of
+from adapterhub.server.access.caller import no_model
+from adapterhub.server.generating.model_names import AUTO, adapter_of, base_names
 from adapterhub.server.protocol.models import Model
 from adapterhub.server.state import ServerState
 
@@ -32,7 +33,7 @@ def describe_model(model: str, state: ServerState) -> Model:
         state: The server's parts.
 
     Raises:
-        AdapterNotFoundError: There is none.
+        AdapterNotFoundError: There is none that can be served.
     """
     named = adapter_of(model, state)
     if named is None:
@@ -40,6 +41,8 @@ def describe_model(model: str, state: ServerState) -> Model:
     if named == AUTO:
         return _auto(state)
     resolved = resolve_adapter(named, state.hub.registry.resolve)
+    if not all(state.hub.fits_base(card) for card, _ in resolved.parts):
+        raise no_model(model)
     created = max(card.created_at for card, _ in resolved.parts)
     described = _model(model, created, root=resolved.ref, parent=state.base_model, state=state)
     return described.model_copy(update={"shares": _shares(named, state)})
@@ -57,7 +60,8 @@ def _shares(named: str, state: ServerState) -> dict[str, float] | None:
 
 
 def _is_served(card: AdapterCard, state: ServerState) -> bool:
-    return card.status == "ready" and state.caller.may_use(card.name) and state.hub._preparer.fits_base(card)
+    is_named = card.name not in base_names(state) and state.caller.may_use(card.name)
+    return card.status == "ready" and is_named and state.hub.fits_base(card)
 
 
 def _base(state: ServerState) -> Model:

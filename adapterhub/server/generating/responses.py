@@ -26,6 +26,7 @@ from adapterhub.server.generating.streaming import event
 from adapterhub.server.generating.tools import functions_of, tool_choice_of
 from adapterhub.server.protocol.response_answers import (
     IncompleteDetails,
+    InputTokensDetails,
     ResponseFailure,
     ResponseObject,
     ResponseUsage,
@@ -190,6 +191,7 @@ def completed(response: ResponseObject, generation: Generation, answered: dict[s
             "adapterhub": answered,
             "usage": ResponseUsage(
                 input_tokens=usage.prompt_tokens,
+                input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
                 output_tokens=usage.completion_tokens,
                 total_tokens=usage.total_tokens,
             ),

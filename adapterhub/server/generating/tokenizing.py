@@ -7,7 +7,7 @@ from typing import Any
 
 from adapterhub.errors import InvalidRequestError
 from adapterhub.server.generating.conversations import chat_request
-from adapterhub.server.generating.model_names import AUTO, adapter_of
+from adapterhub.server.generating.model_names import AUTO, adapter_of, route_filter_of
 from adapterhub.server.generating.tools import functions_of, tool_choice_of
 from adapterhub.server.protocol.tokenize import TokenizeRequest
 from adapterhub.server.state import ServerState
@@ -60,4 +60,4 @@ def _chosen(model: str, messages: Sequence[Mapping[str, Any]], state: ServerStat
     adapter = adapter_of(model, state)
     if adapter != AUTO:
         return adapter
-    return state.hub.route(messages, where=state.caller.route_filter).adapter
+    return state.hub.route(messages, where=route_filter_of(state)).adapter

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from adapterhub.requests.generation import Generation
 from adapterhub.server.protocol.sampling import StreamOptions
 
 
-def usage_object(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """OpenAI's `usage`.
+def usage_of(generations: Iterable[Generation]) -> dict[str, Any]:
+    """The `usage` of whole answers.
 
     Args:
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens generated, of all answers.
+        generations: One for each prompt.
     """
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+    usages = [generation.usage for generation in generations]
+    return _usage(
+        sum(usage.prompt_tokens for usage in usages),
+        sum(usage.completion_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages),
+    )
 
 
 class StreamUsage:
@@ -52,11 +54,31 @@ class StreamUsage:
         """Whether each chunk says something else."""
         return bool(self._options.continuous_usage_stats)
 
-    @property
-    def last_chunk(self) -> dict[str, Any] | None:
-        """What the chunk after all choices has; None if there is no such chunk."""
-        return {"choices": [], "usage": self._so_far} if self._options.include_usage else None
+    def last_chunk(self, generations: Iterable[Generation | None]) -> dict[str, Any] | None:
+        """What the chunk after all choices has; None if there is no such chunk.
+
+        Args:
+            generations: The answers; None is one that was aborted.
+        """
+        if not self._options.include_usage:
+            return None
+        cached = sum(generation.usage.cached_tokens for generation in generations if generation)
+        return {
+            "choices": [],
+            "usage": _usage(self._prompt_tokens, self._completion_tokens, cached),
+        }
 
     @property
     def _so_far(self) -> dict[str, Any]:
-        return usage_object(self._prompt_tokens, self._completion_tokens)
+        return _usage(self._prompt_tokens, self._completion_tokens)
+
+
+def _usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
+    """OpenAI's `usage`; as in vLLM, without details where no token was found in the prefix cache."""
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    details = {"prompt_tokens_details": {"cached_tokens": cached_tokens}} if cached_tokens else {}
+    return usage | details

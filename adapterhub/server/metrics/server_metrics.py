@@ -20,8 +20,10 @@ from adapterhub.server.metrics.adapter_labels import AdapterLabels
 from adapterhub.server.metrics.adapter_metrics import AdapterMetrics
 from adapterhub.server.metrics.engine_metrics import engine_families
 from adapterhub.server.metrics.http import HttpMetrics
+from adapterhub.server.metrics.replica_metrics import replica_families
 from adapterhub.server.metrics.shadow_metrics import Shadows, shadow_families
 from adapterhub.server.metrics.spans import Spans
+from adapterhub.server.replicas import replicas_of
 
 if TYPE_CHECKING:
     from adapterhub.hub import AdapterHub
@@ -89,3 +91,5 @@ class _HubCollector:
         yield from engine_families(stats, self._base_model)
         yield from self._adapters.families(stats)
         yield from shadow_families(self._shadows, self._labels)
+        if replicas := replicas_of(self._hub):
+            yield from replica_families(replicas)

@@ -89,6 +89,16 @@ class RequestSpan:
             ]
             self._span.set_attribute("gen_ai.output.messages", _json(answers))
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that make requests to other servers a part of the trace."""
+        from opentelemetry.propagate import inject
+        from opentelemetry.trace import set_span_in_context
+
+        headers: dict[str, str] = {}
+        inject(headers, set_span_in_context(self._span))
+        return headers
+
     def end(self, status: int, error: str | None = None) -> None:
         """Ends the span.
 
@@ -204,6 +214,8 @@ def answer_attributes(answer_id: str, model: str, generation: Generation) -> dic
         "gen_ai.usage.output_tokens": generation.usage.completion_tokens,
         "adapterhub.adapter.name": generation.adapter or "base",
     }
+    if generation.usage.cached_tokens:
+        found["gen_ai.usage.cache_read.input_tokens"] = generation.usage.cached_tokens
     if generation.version is not None:
         found["adapterhub.adapter.version"] = generation.version
     if generation.route is not None:

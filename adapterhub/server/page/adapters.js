@@ -68,6 +68,9 @@ function Card({ adapter }) {
     ["rank", adapter.rank],
     ["size", adapter.size_bytes && bytes(adapter.size_bytes)],
     ["base", adapter.base],
+    ["base's fingerprint", adapter.base_digest && html`<${Fingerprint} digest=${adapter.base_digest} />`],
+    ["made by", adapter.method],
+    ["made from", adapter.parents.join(", ")],
     ["task", adapter.task],
     ["languages", adapter.language.join(", ")],
     ["tags", adapter.tags.join(", ")],
@@ -80,6 +83,11 @@ function Card({ adapter }) {
     <dl class="facts">${facts.map(([term, value]) => html`<div><dt>${term}</dt><dd>${value}</dd></div>`)}</dl>
     ${adapter.evaluation.length > 0 && html`<${Evaluation} results=${adapter.evaluation} />`}
   `;
+}
+
+/** The beginning of a base's fingerprint, which tells two bases of one name apart; the whole of it where one points. */
+export function Fingerprint({ digest }) {
+  return digest && html`<span title=${`fingerprint of the base: ${digest}`}>${digest.replace("sha256:", "").slice(0, 12)}</span>`;
 }
 
 /** The versions of a name and their aliases, asked for when they are looked at. */

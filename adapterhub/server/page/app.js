@@ -1,7 +1,7 @@
 // The page: one prompt, the base's answer and up to three others, and what the server knows about its adapters.
 
 import { html, render, useEffect, useMemo, useReducer, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
-import { Adapters } from "./adapters.js";
+import { Adapters, Fingerprint } from "./adapters.js";
 import { Answer, ask } from "./answer.js";
 import { Api } from "./api.js";
 import { Choices, MOST_CHOICES, modelOf } from "./choices.js";
@@ -12,8 +12,8 @@ import { Decision, useDecision } from "./routing.js";
 import { useServerState } from "./server_state.js";
 
 function App() {
-  const [key, setKey] = useState("");
-  const api = useMemo(() => new Api(key), [key]);
+  const [key, setKey] = useState({ value: "" }); // typed again, it is another object, so that it is tried again
+  const api = useMemo(() => new Api(key.value), [key]);
   const server = useServerState(api);
   const [settings, setSettings] = useState(EMPTY);
   const [choices, setChoices] = useState([{ model: "auto" }]);
@@ -39,9 +39,9 @@ function App() {
     <a class="skip" href="#prompt">Skip to the prompt</a>
     <header class="bar">
       <h1>adapterhub</h1>
-      <span class="base">${server.base}</span>
+      <span class="base">${server.base} <${Fingerprint} digest=${server.stats?.base_digest} /></span>
       <${Load} stats=${server.stats} rate=${server.rate} />
-      <${Key} value=${key} change=${setKey} refused=${server.error?.status === 401} />
+      <${Key} value=${key.value} change=${(value) => setKey({ value })} refused=${server.error?.status === 401} />
     </header>
     ${server.error && html`<p class="banner" role="alert">${server.error.message}</p>`}
     <div class="page">
@@ -56,7 +56,7 @@ function App() {
           </section>
         </div>
         <p class="visually-hidden" role="status">${summary(answers)}</p>
-        <${Columns} answers=${answers} hasKey=${key !== ""} />
+        <${Columns} answers=${answers} hasKey=${key.value !== ""} />
       </main>
       <aside>${list}</aside>
     </div>

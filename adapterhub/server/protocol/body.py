@@ -13,21 +13,18 @@ from starlette.requests import ClientDisconnect
 
 from adapterhub.server.errors import FieldError
 from adapterhub.server.metrics import span_of
+from adapterhub.server.protocol.body_size import check_size, check_text_size
 from adapterhub.server.protocol.fields import Body, check_fields
 from adapterhub.server.state import server_state
 
 _INLINE_BYTES = 64 * 1024
 """A smaller body is parsed in a few milliseconds at most."""
-_MAX_PARTS = 10_000
-"""Objects and lists of a body, and items of each. To check one, or to note what is wrong with it, holds the
-interpreter's lock, and so the event loop, for some microseconds."""
-_TOKEN_IDS = ("prompt", "tokens")
 
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
 class JsonBody(Generic[AnyBody]):
-    """A dependency that reads the body as a model; whatever is wrong with it is a 400.
+    """A dependency that reads the body as a model; whatever is wrong with it is a 400. No body is an empty object.
 
     Args:
         model: The model.
@@ -57,12 +54,14 @@ class JsonBody(Generic[AnyBody]):
         return body
 
     def _parse(self, content: bytes, unknown_fields: str) -> AnyBody:
+        if len(content) > _INLINE_BYTES:
+            check_text_size(content)
         try:  # in two steps: the model's own reader takes ten times as long
-            value = from_json(content, allow_inf_nan=False)
+            value = from_json(content or b"{}", allow_inf_nan=False)
         except ValueError as error:
             raise FieldError(f"Invalid JSON: {error}.", None) from None
         if isinstance(value, dict):
-            _check_size(value)
+            check_size(value)
         try:
             body = self._model.model_validate(value)
         except ValidationError as error:
@@ -72,16 +71,19 @@ class JsonBody(Generic[AnyBody]):
         return body
 
 
-def describe_body(model: type[BaseModel], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe_body(
+    model: type[BaseModel], example: Mapping[str, Any] | None = None, *, required: bool = True
+) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads its body with `JsonBody`.
 
     Args:
         model: The body's model.
         example: A body; if not given, the model has its own.
+        required: Whether there has to be a body.
     """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     content = {"application/json": {"schema": schema, **({"example": example} if example else {})}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def describe_answer(example: Mapping[str, Any], *, streams: bool = True) -> dict[int | str, dict[str, Any]]:
@@ -95,21 +97,6 @@ def describe_answer(example: Mapping[str, Any], *, streams: bool = True) -> dict
     if streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     return {200: {"description": "The answer.", "content": content}}
-
-
-def _check_size(value: dict[str, Any]) -> None:
-    """Raises `FieldError` for a body of too many parts; token ids may be more, and are read up to a wrong one."""
-    found = 0
-    unread: list[Any] = [{name: each for name, each in value.items() if name not in _TOKEN_IDS}]
-    while unread:
-        one, found = unread.pop(), found + 1
-        if found > _MAX_PARTS or len(one) > _MAX_PARTS:
-            raise FieldError(
-                f"The body has more than {_MAX_PARTS:,} objects and lists, or one with more items than that.",
-                None,
-            )
-        inner = one.values() if isinstance(one, dict) else one
-        unread += [each for each in inner if isinstance(each, dict | list)]
 
 
 def _check_content_type(request: Request) -> None:

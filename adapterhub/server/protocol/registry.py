@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from adapterhub.registry import AdapterCard, Alias, Evaluation, Shadow
 from adapterhub.registry.refs import MAX_VERSIONS
@@ -45,6 +45,12 @@ class AdapterSummary(BaseModel):
     """The licence's identifier."""
     base: str | None
     """The base that it was trained on."""
+    base_digest: str | None
+    """The fingerprint of that base, if it is known."""
+    method: str | None
+    """How it was made: `finetune`, `blend`, `import`, ..."""
+    parents: tuple[str, ...]
+    """The versions that it was made from, in a blend with their weights: `json@1:0.7`."""
     rank: int
     """The highest rank of its modules."""
     size_bytes: int
@@ -147,6 +153,10 @@ class AliasList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[AliasState]
+
+
+class UpdateAdapterRequest(RootModel[dict[str, Any]]):
+    """Fields of a version's card, with their new values."""
 
 
 class PinRequest(_Body):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +22,7 @@ from adapterhub.server.protocol.registry import (
     AliasState,
     PinRequest,
     ShadowRequest,
+    UpdateAdapterRequest,
 )
 from adapterhub.server.routes.dependencies import Audited
 from adapterhub.server.state import ServerState, State
@@ -84,11 +85,16 @@ async def upload_adapter(name: str, request: Request, state: State, audited: Aud
         return await run_in_threadpool(register)
 
 
-@router.patch("/{ref}")
-def update_adapter(ref: str, fields: dict[str, Any], state: State, audited: Audited) -> AdapterSummary:
+@router.patch("/{ref}", openapi_extra=describe_body(UpdateAdapterRequest))
+def update_adapter(
+    ref: str,
+    body: Annotated[UpdateAdapterRequest, Depends(JsonBody(UpdateAdapterRequest))],
+    state: State,
+    audited: Audited,
+) -> AdapterSummary:
     """Sets fields of a version's card, such as `description`, `routing` or `status` (`ready`, `disabled`)."""
     with audited("update", ref):
-        card = state.serving.update(ref, fields)
+        card = state.serving.update(ref, body.root)
     return _shown(state, card)
 
 
@@ -154,12 +160,12 @@ def remove_shadow(name: str, alias: str, state: State, audited: Audited) -> None
         state.hub.registry.shadow(name, alias, None)
 
 
-@router.post("/{ref}/pin")
+@router.post("/{ref}/pin", openapi_extra=describe_body(PinRequest, required=False))
 def pin_adapter(
     ref: str,
+    body: Annotated[PinRequest, Depends(JsonBody(PinRequest))],
     state: State,
     audited: Audited,
-    body: PinRequest = PinRequest(),  # noqa: B008  frozen
 ) -> AdapterSummary:
     """Keeps an adapter in its LoRA slot, or no longer."""
     with audited("pin" if body.pinned else "unpin", ref):
@@ -197,9 +203,9 @@ def _visible_card(state: ServerState, ref: str) -> AdapterCard:
 
 
 def _listed(state: ServerState, cards: list[AdapterCard]) -> AdapterList:
-    placement = Placement(state.hub.stats())
+    placement = Placement(state.hub.stats(), state.caller)
     return AdapterList(data=[placement.summary(card) for card in cards])
 
 
 def _shown(state: ServerState, card: AdapterCard) -> AdapterSummary:
-    return Placement(state.hub.stats()).summary(card, with_card=state.caller.is_admin)
+    return Placement(state.hub.stats(), state.caller).summary(card, with_card=state.caller.is_admin)

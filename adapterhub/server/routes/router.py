@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from adapterhub.server.adapters.explaining import explained, router_state
+from adapterhub.server.generating.model_names import route_filter_of
 from adapterhub.server.protocol.body import JsonBody, describe_body
 from adapterhub.server.protocol.registry import RouteExplanation, RouteRequest, RouterState
 from adapterhub.server.state import State
@@ -20,7 +21,7 @@ def explain_route(
 ) -> RouteExplanation:
     """Tells which adapter `auto` would choose for a prompt, with what confidence, and why; answers nothing."""
     prompt = body.prompt if body.prompt is not None else body.messages or []
-    return explained(state.hub, prompt, state.caller)
+    return explained(state.hub, prompt, state.caller, route_filter_of(state))
 
 
 @router.get("/router")

@@ -21,6 +21,8 @@ class Stats(BaseModel):
     """The kind of this object."""
     base: str
     """The id of the bare base."""
+    base_digest: str | None
+    """The base's fingerprint; null for one that has no weights."""
     running: int
     """Running sequences."""
     waiting: int
@@ -40,9 +42,10 @@ class Stats(BaseModel):
 @router.get("/stats", operation_id="stats")
 def show_stats(state: State) -> Stats:
     """Shows how busy the engine is."""
-    stats = state.hub.stats()
+    stats, fingerprint = state.hub.stats(), state.hub.engine.fingerprint
     return Stats(
         base=state.base_model,
+        base_digest=fingerprint.digest if fingerprint else None,
         running=stats.running,
         waiting=stats.waiting,
         tokens=stats.tokens,

@@ -3,13 +3,13 @@
 import asyncio
 import json
 import pickle
-from collections.abc import AsyncIterator
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from adapterhub.deploy.ray.http_call import HttpCall, named_adapter
-from tests.server.asgi_client import Client, part
+from tests.server.asgi_client import GONE, Client, part
 
 BASES = frozenset({"base", "auto"})
 
@@ -48,6 +48,11 @@ async def test_a_call_is_the_whole_request_and_travels():
     assert call.scope["path"] == "/v1/completions"
     assert call.scope["headers"] == [(b"authorization", b"Bearer x")]
     assert "app" not in call.scope
+
+
+async def test_half_a_request_is_none():
+    with pytest.raises(ClientDisconnect):
+        await read(part(b'{"model": "sql"', more=True), GONE)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +98,7 @@ async def test_the_application_ends_with_the_caller():
             ended.set()
 
     call = await read(part(b""))
-    answers: AsyncIterator[list[Message]] = call.answers(endless)
+    answers = call.answers(endless)
     assert (await anext(answers))[0]["status"] == 200
-    await answers.aclose()  # type: ignore[attr-defined]
+    await answers.aclose()
     assert ended.is_set()

@@ -18,7 +18,8 @@ REFRESH = 0.02
 def url() -> Iterator[str]:
     name = uuid.uuid4().hex
     yield f"memory://{name}"
-    MemoryFileSystem().rm(f"/{name}", recursive=True) if MemoryFileSystem().exists(f"/{name}") else None
+    if MemoryFileSystem().exists(f"/{name}"):
+        MemoryFileSystem().rm(f"/{name}", recursive=True)
 
 
 @pytest.fixture

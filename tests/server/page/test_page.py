@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
@@ -177,6 +178,8 @@ def test_the_list_shows_what_is_on_the_card(page: Page):
     item.get_by_text("right answers", exact=True).wait_for()
     facts = figures(item)
     assert facts["base"] == "adapterhub-demo"
+    assert facts["base's fingerprint"] == "715748145f91"
+    assert facts["made by"] == "finetune"
     assert facts["rank"] == "16"
     assert facts["size"] == "1.59 MB"
     assert facts["languages"] == "en, ru"
@@ -338,7 +341,8 @@ def test_the_request_is_copied_as_curl_and_python(browser: Browser, address: str
 def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, hub: AdapterHub, tmp_path: Path):
     key = "page-test-key-of-the-team"
     keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps([{"name": "team", "key": key, "adapters": ["json"]}]))
+    listed = json.dumps([{"name": "team", "key": key, "adapters": ["json"]}])
+    keys.write_text(listed.replace(key, "another-" + key))
     keys.chmod(0o600)
     app = create_app(hub, ServerConfig(api_key_file=keys))
     with serving(app) as address, watched_page(browser, address, expected="status of 401") as page:
@@ -346,6 +350,13 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, hub: Adapt
         refused.wait_for()
         assert page.get_by_label("API key").evaluate("field => field === document.activeElement")
         page.keyboard.type(key)
+        page.keyboard.press("Enter")
+        with page.expect_response("**/v1/adapterhub/stats") as again:  # the file does not have it yet
+            page.keyboard.press("Enter")
+        assert again.value.status == 401
+        keys.write_text(listed)
+        page.wait_for_timeout(1100)  # a changed file is read by the first request after a second
+        assert httpx.get(f"{address}v1/models", headers={"api-key": key}).status_code == 200
         page.keyboard.press("Enter")
         page.get_by_text(FIRST).wait_for()
         assert refused.count() == 0

@@ -1,0 +1,447 @@
+"""What goes wrong in an object store: writers that die or race, damaged objects, listings that lag, no answers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from adapterhub import (
+    AdapterInvalidError,
+    AdapterNotFoundError,
+    RegistryError,
+    RegistryLockedError,
+    RegistryUnavailableError,
+)
+from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.registry.remote import RemoteRegistry
+from adapterhub.registry.remote.conditional import MemoryWrites, NoWrites
+from adapterhub.registry.remote.object_store import ObjectStore
+from tests.registry.maker import make_adapter
+from tests.registry.remote.test_remote_registry import Opener, wait_until
+
+
+class Killed(BaseException):
+    """Ends a writer as a signal would: nothing is cleaned up."""
+
+
+class FaultyFiles:
+    """fsspec's file system in memory, with faults.
+
+    Attributes:
+        before_write: Called with the path of every object that is written or deleted.
+        listing: What `find` returns in place of the present listing.
+        down: Whether nothing answers.
+    """
+
+    def __init__(self) -> None:
+        self._fs = MemoryFileSystem()
+        self.before_write: Callable[[str], object] = lambda path: None
+        self.listing: dict[str, Any] | None = None
+        self.down = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.down:
+            raise TimeoutError("https://bucket.example/?X-Amz-Signature=secret")
+        return getattr(self._fs, name)
+
+    def info(self, path: str) -> Any:
+        return self.__getattr__("info")(path)
+
+    def pipe_file(self, path: str, content: bytes) -> None:
+        self.before_write(path)
+        self._fs.pipe_file(path, content)
+
+    def put_file(self, source: str, path: str) -> None:
+        self.before_write(path)
+        self._fs.put_file(source, path)
+
+    def rm_file(self, path: str) -> None:
+        self.before_write(path)
+        self._fs.rm_file(path)
+
+    def find(self, root: str, detail: bool) -> Any:
+        if self.down:
+            raise TimeoutError
+        return self._fs.find(root, detail=detail) if self.listing is None else self.listing
+
+
+class FaultyWrites(MemoryWrites):
+    """Has the hook called before the lock of `MemoryWrites` is taken, so that it may write."""
+
+    def __init__(self, files: FaultyFiles) -> None:
+        super().__init__(MemoryFileSystem())
+        self._files = files
+
+    def create(self, path: str, content: bytes) -> None:
+        self._before(path)
+        super().create(path, content)
+
+    def replace(self, path: str, content: bytes, tag: str) -> None:
+        self._before(path)
+        super().replace(path, content, tag)
+
+    def _before(self, path: str) -> None:
+        if self._files.down:
+            raise TimeoutError
+        self._files.before_write(path)
+
+
+@pytest.fixture
+def files() -> FaultyFiles:
+    return FaultyFiles()
+
+
+@pytest.fixture
+def faulty(files: FaultyFiles, url: str, tmp_path: Path) -> RemoteRegistry:
+    store = ObjectStore(files, url.removeprefix("memory:/"), url, FaultyWrites(files))
+    return RemoteRegistry(store, url, tmp_path / "faulty", refresh=0.02, max_cache_bytes=2**30)
+
+
+WRITES = [".versions/", CONFIG_FILE, WEIGHTS_FILE, "/card.json", ".stamp"]
+
+
+@pytest.mark.parametrize("at", WRITES)
+def test_a_writer_that_dies_leaves_a_version_whole_or_not_at_all(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path, at: str
+):
+    def die(path: str) -> None:
+        if at in path:
+            raise Killed
+
+    files.before_write = die
+    with pytest.raises(Killed):
+        faulty.register("json", adapter)
+    reader = opened()
+    is_stored = at == ".stamp"  # everything is there, only nobody has been told
+    assert [card.ref for card in reader.list()] == (["json@1"] if is_stored else [])
+    for card in reader.list():
+        assert (reader.folder(card) / WEIGHTS_FILE).is_file()
+    number = reader.register("json", adapter).version
+    assert number == (1 if at == ".versions/" else 2)
+    assert [card.version for card in reader.versions("json")] == ([1, 2] if is_stored else [number])
+
+
+def test_what_a_dead_writer_left_is_found_and_removed(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path, objects: dict[str, bytes]
+):
+    def die(path: str) -> None:
+        if path.endswith("card.json"):
+            raise Killed
+
+    files.before_write = die
+    with pytest.raises(Killed):
+        faulty.register("json", adapter)
+    reader = opened()
+    (problem,) = reader.verify()
+    assert problem.ref == "json@1"
+    assert "upload" in problem.message
+    reader.remove("json@1")
+    assert list(objects) == [".stamp", ".versions/json/1.json", "json/refs.json"]
+    assert reader.register("json", adapter).version == 2
+    assert reader.verify() == []
+
+
+@pytest.mark.parametrize("at", [WEIGHTS_FILE, CONFIG_FILE, "card.json"])
+def test_a_remover_that_dies_has_removed_the_version(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path, at: str
+):
+    for _ in range(2):
+        faulty.register("json", adapter)
+
+    def die(path: str) -> None:
+        if path.endswith(at):
+            raise Killed
+
+    files.before_write = die
+    with pytest.raises(Killed):
+        faulty.remove("json@2")
+    reader = opened()
+    assert [card.ref for card in reader.versions("json")] == ["json@1"]
+    with pytest.raises(AdapterNotFoundError):
+        reader.alias("json", "prod", 2)
+    assert reader.verify() == []
+    assert reader.register("json", adapter).version == 3
+
+
+def test_an_alias_cannot_be_set_to_a_version_that_is_being_removed(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path
+):
+    for _ in range(2):
+        faulty.register("json", adapter)
+    remover = opened()
+
+    def remove_first(path: str) -> None:
+        files.before_write = lambda path: None
+        remover.remove("json@1")
+
+    files.before_write = remove_first
+    with pytest.raises(AdapterNotFoundError):
+        faulty.alias("json", "prod", 1)
+    assert opened().verify() == []
+
+
+def test_two_writers_of_aliases_lose_none(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path
+):
+    faulty.register("json", adapter)
+    other = opened()
+
+    def alias_first(path: str) -> None:
+        files.before_write = lambda path: None
+        other.alias("json", "beta", 1)
+
+    files.before_write = alias_first
+    faulty.alias("json", "prod", 1)
+    assert opened().get("json").aliases == ("beta", "prod")
+
+
+def test_an_object_that_is_replaced_by_a_longer_one_while_it_is_read(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path
+):
+    faulty.register("json", adapter)
+    other = opened()
+    info = files.info
+
+    def replace_after(path: str) -> Any:
+        found = info(path)
+        if path.endswith("card.json"):
+            files.info = info
+            other.update("json@1", description="a longer card" * 10)
+        return found
+
+    files.info = replace_after
+    faulty.update("json@1", tags=["new"])
+    card = opened().get("json")
+    assert (card.tags, card.description) == (("new",), "a longer card" * 10)
+
+
+def test_a_writer_that_never_comes_first_gives_up(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    faulty.register("json", adapter)
+    other, turns = opened(), iter(range(1000))
+
+    def alias_first(path: str) -> None:
+        if path.endswith("refs.json"):
+            other.alias("json", f"beta-{next(turns)}", 1)
+
+    files.before_write = alias_first
+    with pytest.raises(RegistryLockedError) as error:
+        faulty.alias("json", "prod", 1)
+    assert error.value.retryable
+
+
+def test_a_store_without_conditional_writes_is_only_read(
+    url: str, opened: Opener, adapter: Path, tmp_path: Path
+):
+    opened().register("json", adapter)
+    fs = MemoryFileSystem()
+    store = ObjectStore(fs, url.removeprefix("memory:/"), url, NoWrites(url))
+    registry = RemoteRegistry(store, url, tmp_path / "read", max_cache_bytes=2**30)
+    assert registry.folder(registry.get("json")).is_dir()
+    for change in (
+        lambda: registry.register("json", adapter),
+        lambda: registry.alias("json", "prod", 1),
+        lambda: registry.update("json", description="x"),
+        lambda: registry.remove("json"),
+    ):
+        with pytest.raises(RegistryError, match="can only be read"):
+            change()
+    assert opened().get("json").description == ""
+
+
+def tampered(objects: dict[str, bytes], path: str) -> None:
+    content = bytearray(objects[path])
+    content[-1] ^= 1
+    objects[path] = bytes(content)
+
+
+DAMAGE: dict[str, Callable[[dict[str, bytes]], None]] = {
+    "tampered weights": lambda objects: tampered(objects, f"json/1/{WEIGHTS_FILE}"),
+    "truncated weights": lambda objects: objects.__setitem__(
+        f"json/1/{WEIGHTS_FILE}", objects[f"json/1/{WEIGHTS_FILE}"][:-4]
+    ),
+    "longer weights": lambda objects: objects.__setitem__(
+        f"json/1/{WEIGHTS_FILE}", objects[f"json/1/{WEIGHTS_FILE}"] + b"\0"
+    ),
+    "no weights": lambda objects: objects.__delitem__(f"json/1/{WEIGHTS_FILE}"),
+    "tampered config": lambda objects: objects.__setitem__(
+        f"json/1/{CONFIG_FILE}",
+        objects[f"json/1/{CONFIG_FILE}"].replace(b'"lora_alpha": 4', b'"lora_alpha": 9'),
+    ),
+    "damaged manifest": lambda objects: objects.__setitem__(".versions/json/1.json", b"{}x"),
+    "a path in the manifest": lambda objects: objects.__setitem__(
+        ".versions/json/1.json",
+        objects[".versions/json/1.json"].replace(CONFIG_FILE.encode(), b"../../evil.json"),
+    ),
+    "code in the manifest": lambda objects: objects.__setitem__(
+        ".versions/json/1.json",
+        objects[".versions/json/1.json"].replace(CONFIG_FILE.encode(), b"modeling.py"),
+    ),
+}
+
+
+@pytest.mark.parametrize("manifest", [True, False], ids=["manifest", "listed"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_never_given_out(
+    opened: Opener, adapter: Path, objects: dict[str, bytes], tmp_path: Path, damage: str, manifest: bool
+):
+    if not manifest and "manifest" in damage:
+        pytest.skip("there is none")
+    card = opened().register("json", adapter)
+    DAMAGE[damage](objects)
+    if not manifest:
+        del objects[".versions/json/1.json"]
+    reader = opened(cache=tmp_path / "reader")
+    assert reader.get("json") == card
+    with pytest.raises(AdapterInvalidError):
+        reader.folder(card)
+    kept = [path.name for path in (tmp_path / "reader").rglob("*") if path.is_file()]
+    assert not {WEIGHTS_FILE, CONFIG_FILE, "evil.json"} & set(kept)
+    assert not (tmp_path / "evil.json").exists()
+    assert [problem.ref for problem in reader.verify()] == ["json@1"]
+
+
+def test_a_tampered_template_is_not_given_out(opened: Opener, adapter: Path, objects: dict[str, bytes]):
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    card = opened().register("json", adapter)
+    objects["json/1/chat_template.jinja"] = b"{{ messages! }}"[:14]
+    with pytest.raises(AdapterInvalidError, match=r"chat_template\.jinja"):
+        opened().folder(card)
+
+
+def test_other_weights_under_the_same_card_are_not_given_out(
+    opened: Opener, adapter: Path, objects: dict[str, bytes], tmp_path: Path
+):
+    """Also where the manifest was replaced with them."""
+    card = opened().register("json", adapter)
+    make_adapter(tmp_path / "other", seed=7)
+    objects[f"json/1/{WEIGHTS_FILE}"] = (tmp_path / "other" / WEIGHTS_FILE).read_bytes()
+    del objects[".versions/json/1.json"]
+    with pytest.raises(AdapterInvalidError, match="registered"):
+        opened().folder(card)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("json/1/card.json", b"{"),
+        ("json/1/card.json", b" " * (2**20 + 1)),
+        ("json/refs.json", b"[]"),
+        ("json/refs.json", b" " * (2**20 + 1)),
+    ],
+)
+def test_damaged_cards_and_aliases_hide_one_adapter(
+    opened: Opener, adapter: Path, objects: dict[str, bytes], path: str, content: bytes
+):
+    writer = opened()
+    writer.register("json", adapter)
+    writer.register("sql", adapter)
+    objects[path] = content
+    reader = opened()
+    assert [card.ref for card in reader.list()] == ["sql@1"]
+    with pytest.raises(AdapterInvalidError):
+        reader.get("json")
+    assert {problem.ref.split("@")[0] for problem in reader.verify()} == {"json"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../evil/1/card.json",
+        "..%2fevil/1/card.json",
+        "CON/1/card.json",
+        "a b/1/card.json",
+        "json/01/card.json",
+    ],
+)
+def test_keys_that_are_no_adapters_are_ignored(
+    opened: Opener, adapter: Path, objects: dict[str, bytes], path: str
+):
+    opened().register("json", adapter)
+    objects[path] = objects["json/1/card.json"]
+    assert [card.ref for card in opened().list()] == ["json@1"]
+
+
+def test_the_card_of_another_version_is_refused(opened: Opener, adapter: Path, objects: dict[str, bytes]):
+    opened().register("json", adapter)
+    objects["sql/1/card.json"] = objects["json/1/card.json"]
+    with pytest.raises(AdapterInvalidError, match="the card of json@1"):
+        opened().get("sql")
+
+
+def test_a_listing_that_lags_does_no_harm(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path, url: str
+):
+    writer = opened()
+    writer.register("json", adapter)
+    old = dict(MemoryFileSystem().find(url.removeprefix("memory:/"), detail=True))
+    writer.register("json", adapter)
+    writer.alias("json", "prod", 2)
+    writer.remove("json@1")
+    files.listing = old
+    # It lists json@1, whose objects are gone, and knows nothing of json@2.
+    assert faulty.list() == []
+    assert faulty.register("json", adapter).version == 3
+    files.listing = None
+    wait_until(lambda: [card.version for card in (faulty.refresh() and faulty.versions("json"))] == [2, 3])
+    assert faulty.get("json@prod").version == 2
+    assert faulty.verify() == []
+
+
+def test_while_the_store_is_down_the_last_state_is_used(
+    faulty: RemoteRegistry,
+    files: FaultyFiles,
+    opened: Opener,
+    adapter: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    card = faulty.register("json", adapter)
+    folder = faulty.folder(card)
+    assert faulty.resolve("json") == card
+    files.down = True
+    with caplog.at_level(logging.WARNING):
+        wait_until(lambda: "last known state" in caplog.text)
+    assert faulty.resolve("json") == card
+    assert faulty.folder(card) == folder
+    with pytest.raises(RegistryUnavailableError) as error:
+        faulty.register("json", adapter)
+    assert error.value.retryable
+    assert "secret" not in f"{error.value}{error.value.__cause__}{caplog.text}"
+    files.down = False
+    opened().update("json", description="back")
+    wait_until(lambda: faulty.get("json").description == "back")
+    faulty.close()
+
+
+def test_a_download_that_fails_is_tried_again(faulty: RemoteRegistry, files: FaultyFiles, adapter: Path):
+    card = faulty.register("json", adapter)
+    files.down = True
+    with pytest.raises(RegistryUnavailableError):
+        faulty.folder(card)
+    files.down = False
+    assert (faulty.folder(card) / WEIGHTS_FILE).is_file()
+
+
+def test_a_weights_file_that_is_too_large_is_not_downloaded(
+    opened: Opener, adapter: Path, objects: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    card = opened().register("json", adapter)
+    monkeypatch.setattr("adapterhub.registry.sources.MAX_WEIGHTS_BYTES", 100)
+    with pytest.raises(AdapterInvalidError, match="at most 100 are accepted"):
+        opened().folder(card)
+
+
+def test_a_file_that_grows_is_not_read_to_its_end(opened: Opener, adapter: Path, objects: dict[str, bytes]):
+    """The listing, or the manifest, says how much is read."""
+    card = opened().register("json", adapter)
+    objects[f"json/1/{CONFIG_FILE}"] = b" " * 10_000
+    with pytest.raises(AdapterInvalidError, match="more than"):
+        opened().folder(card)
