@@ -45,6 +45,9 @@ _RETRY_SECONDS = "1"
 """OpenAI's clients wait this long, and give up on more than two minutes."""
 _INTERNAL = "The server failed. Its log says why, under this request's id."
 _PYTHON_WORDS = re.compile(r"a valid dictionary(?: or instance of \w+)?")
+# Of the servers and stores behind this one.
+_URL = re.compile(r"\b(?:https?|s3|gs)://[^\s'\",;]*[^\s'\",;:.)]")
+_ADDRESS = "[address]"
 # Not what begins a path of this API.
 _PATH = re.compile(r"(?<![\w:/.])/(?!v1\b)[\w.@+-]+(?:/[\w.@+-]+)+|\b[A-Za-z]:\\[\w.@+\\-]+")
 
@@ -94,8 +97,16 @@ def error_object(error: Exception) -> dict[str, Any]:
     if not isinstance(error, AdapterHubError) or (status >= 500 and not error.retryable and status != 503):
         _log.error("Request %s failed.", request_id.get(), exc_info=error)
         return _object(_INTERNAL, "server_error", None, "internal_error")
+    return _object(_public_message(error), _type(status), _param(error), error.code)
+
+
+def _public_message(error: AdapterHubError) -> str:
+    """What an error says, without the paths and addresses that only operators may know; these are logged."""
     message = error.message if error.hint is None else f"{error.message} {error.hint}"
-    return _object(_PATH.sub(_last_part, message), _type(status), _param(error), error.code)
+    if urls := dict.fromkeys(_URL.findall(message)):
+        _log.warning("Request %s failed (%s): %s", request_id.get(), error.code, ", ".join(urls))
+        message = _URL.sub(_ADDRESS, message)
+    return _PATH.sub(_last_part, message)
 
 
 def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> Response:

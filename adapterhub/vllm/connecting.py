@@ -165,11 +165,11 @@ async def _served_models(clients: Sequence[VLLMClient]) -> list[ServedModels]:
     for error in errors:
         if not models or not isinstance(error, AdapterHubError):
             raise error
-    # The same base may lie in another folder, or have another name.
-    if min(len({served.root for served in models}), len({served.base for served in models})) > 1:
+    roots = sorted({served.root for served in models})  # names may differ: each lease has its server's
+    if len(roots) > 1:
         raise ConfigError(
-            f"The vLLM servers have different bases: {', '.join(sorted({served.base for served in models}))}.",
-            hint="Connect one hub to each.",
+            f"The vLLM servers have different bases: {', '.join(roots)}.",
+            hint="Start all of them with the same --model, or connect one hub to each.",
         )
     return models
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Container, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
+
+from adapterhub.errors import AdapterHubError
+
+_log = logging.getLogger(__name__)
 
 
 class Loader(Protocol):
@@ -140,7 +145,7 @@ class LoadedAdapters:
             return
         self._retired.discard(name)
         if self._last_used.pop(name, None) is not None:
-            self._start(name, self._loader.unload(name))
+            self._start(name, self._unload(name))
 
     def _start(self, name: str, change: Coroutine[None, None, None]) -> None:
         self._changed.add(name)
@@ -161,6 +166,12 @@ class LoadedAdapters:
             self._loading.discard(name)
         self.loads += 1
         self._mark_used(name)
+
+    async def _unload(self, name: str) -> None:
+        try:
+            await self._loader.unload(name)
+        except AdapterHubError as error:  # if the server still has it, `learn` will say so
+            _log.warning("%s may still be loaded: %s", name, error.message)
 
     def _retire_least_recently_used(self) -> None:
         idle = [name for name in self._last_used if not self._users[name] and name not in self.pinned]

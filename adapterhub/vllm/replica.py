@@ -147,6 +147,9 @@ class Replica:
         except AdapterHubError as error:
             self.circuit.open(error.message)
             raise
+        except Exception as error:  # a defect: the next probe has to wait as after a failure
+            self.circuit.open(f"The probe failed ({type(error).__name__}).")
+            raise
         self.base_model = models.base
         self.adapters.learn(name for name in models.adapters if AdapterName.parse(name))
         self.circuit.half_open()

@@ -35,8 +35,9 @@ class RegisteredAdapters:
 
     def __init__(self, registry: AdapterRegistry) -> None:
         self._registry = registry
-        self._stamp: tuple[int, ...] | None = None
-        self._names = RegisteredNames()
+        self._last: tuple[tuple[int, ...], RegisteredNames] | None = (
+            None  # the registry's stamp, and its names
+        )
 
     async def names(self) -> RegisteredNames:
         """The names now.
@@ -47,10 +48,13 @@ class RegisteredAdapters:
         return await asyncio.to_thread(self._read)
 
     def _read(self) -> RegisteredNames:
-        stamp = self._registry.stamp()
-        if stamp != self._stamp:
-            self._names, self._stamp = _names_of(self._registry), stamp
-        return self._names
+        stamp, last = self._registry.stamp(), self._last
+        if last and last[0] == stamp:
+            return last[1]
+        # Not what `_last` holds in the end: another thread, which began earlier, may put older names there.
+        names = _names_of(self._registry)
+        self._last = stamp, names
+        return names
 
 
 def _names_of(registry: AdapterRegistry) -> RegisteredNames:

@@ -105,10 +105,7 @@ async def test_what_clients_did_not_cause_is_not_told(
         ("There is no /srv/registry/a/1.", "There is no 1."),
         (r"C:\Users\me\base is no base.", "base is no base."),
         ("GET /v1/models lists them.", "GET /v1/models lists them."),
-        (
-            "Use a number/letter, or https://example.org/a/b.",
-            "Use a number/letter, or https://example.org/a/b.",
-        ),
+        ("Use a number/letter.", "Use a number/letter."),
     ],
 )
 async def test_paths_of_the_machine_are_left_out(
@@ -116,6 +113,31 @@ async def test_paths_of_the_machine_are_left_out(
 ):
     answer = await answer_to(errors.AdapterInvalidError(message), client, engine)
     assert answer.json()["error"]["message"] == told
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("http://10.0.0.1:8000 is full.", "[address] is full."),
+        ("No server: http://gpu-1:8000: http://gpu-1:8000/health.", "No server: [address]: [address]."),
+        ("The server at http://[::1]:8000 does not load it.", "The server at [address] does not load it."),
+        ("s3://bucket/adapters does not answer.", "[address] does not answer."),
+    ],
+)
+async def test_addresses_behind_the_server_are_logged_and_left_out(
+    client: httpx.AsyncClient,
+    engine: FailingEngine,
+    message: str,
+    told: str,
+    caplog: pytest.LogCaptureFixture,
+):
+    """Not the message, in which a server may repeat what the client sent."""
+    answer = await answer_to(errors.RegistryUnavailableError(message), client, engine)
+    assert answer.json()["error"]["message"] == told
+    (logged,) = (record.getMessage() for record in caplog.records if "://" in record.getMessage())
+    assert logged.startswith(f"Request {answer.headers['x-request-id']} failed (registry_unavailable): ")
+    assert "is full" not in logged
+    assert "does not" not in logged
 
 
 @pytest.mark.parametrize(

@@ -424,7 +424,7 @@ def test_servers_with_different_bases_are_refused(connect: Connect):
     with (
         FakeServer(FakeVllm()) as first,
         FakeServer(other) as second,
-        pytest.raises(ConfigError, match="different bases: base, other"),
+        pytest.raises(ConfigError, match="different bases: /models/echo, /models/other"),
     ):
         connect(first, second)
     assert not _loop_threads()

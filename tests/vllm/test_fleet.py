@@ -144,15 +144,17 @@ async def test_the_base_is_answered_under_the_servers_name_for_it():
 @in_virtual_time
 async def test_a_version_that_replaces_another_has_a_name_of_its_own_and_running_answers_keep_theirs():
     (server,) = replicas = servers(1)
-    async with serving(replicas) as fleet, fleet.lease(stored("sql", 1)) as old:
-        answer = asyncio.create_task(_all(server, old.model))
-        await asyncio.sleep(0.5)
-        await fleet.unload(stored("sql", 1))  # as after an alias was moved
-        async with fleet.lease(stored("sql", 2)) as new:
-            assert new.model.startswith("sql--v2-")
-        assert await answer == [old.model] * 2
-        assert old.model in server.loaded
-    await asyncio.sleep(0)
+    async with serving(replicas) as fleet:
+        async with fleet.lease(stored("sql", 1)) as old:
+            answer = asyncio.create_task(_all(server, old.model))
+            await asyncio.sleep(0.5)
+            await fleet.unload(stored("sql", 1))  # as after an alias was moved
+            async with fleet.lease(stored("sql", 2)) as new:
+                assert new.model.startswith("sql--v2-")
+            assert await answer == [old.model] * 2
+            assert old.model in server.loaded
+        await asyncio.sleep(1)
+        assert set(server.loaded) == {new.model}
 
 
 async def _all(server: SimulatedServer, model: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -34,6 +34,12 @@ async def connected(*urls: str) -> AsyncIterator[Fleet]:
         yield fleet
     finally:
         await fleet.aclose()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 async def ask(fleet: Fleet, adapter: StoredLoraRequest) -> tuple[str, str]:
@@ -78,8 +84,7 @@ async def test_a_restart_that_nobody_noticed_is_healed_by_the_second_lease(tmp_p
                 await ask(fleet, adapter(tmp_path))
             text, name = await ask(fleet, adapter(tmp_path))
             assert text == f"[{name}] hi"
-            await asyncio.sleep(0.5)
-            assert fleet.replicas()[0].started_at == fake.started
+            await until(lambda: fleet.replicas()[0].started_at == fake.started)
 
 
 async def test_a_server_that_says_it_is_full_gets_fewer_requests_and_comes_back(tmp_path: Path):
@@ -93,7 +98,7 @@ async def test_a_server_that_says_it_is_full_gets_fewer_requests_and_comes_back(
                     await ask(fleet, adapter(tmp_path))
             assert not fleet.replicas()[0].ready
             fake.unavailable = False
-            await asyncio.sleep(1.5)
+            await until(lambda: fleet.replicas()[0].ready)
             await ask(fleet, adapter(tmp_path))
 
 
@@ -112,9 +117,7 @@ async def test_killed_in_the_middle_of_an_answer_and_started_again(tmp_path: Pat
             assert text == f"[{name}] hi"
             dying.start()
             fleet.drain(other)
-            async with asyncio.timeout(20):
-                while not fleet.replicas()[0].ready:
-                    await asyncio.sleep(0.1)
+            await until(lambda: fleet.replicas()[0].ready)
             text, name = await ask(fleet, adapter(tmp_path))
             assert text == f"[{name}] hi"
             assert fleet.replicas()[0].adapters == (name,)

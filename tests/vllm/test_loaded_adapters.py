@@ -117,6 +117,22 @@ async def test_a_load_that_failed_left_nothing_behind():
 
 
 @in_virtual_time
+async def test_an_unload_that_failed_is_logged_and_what_the_server_still_has_is_known_again(
+    caplog: pytest.LogCaptureFixture,
+):
+    adapters = await loaded("a")
+    server = server_of(adapters)
+    server.kill()
+    await adapters.unload("a")
+    assert [record.getMessage()[:22] for record in caplog.records] == ["a may still be loaded:"]
+    assert "a" not in adapters
+    server.up = True
+    adapters.asking()
+    adapters.learn(server.loaded)
+    assert "a" in adapters
+
+
+@in_virtual_time
 async def test_what_the_server_says_is_the_truth():
     adapters = await loaded("a", "b")
     adapters.asking()

@@ -99,9 +99,9 @@ class RemoteRegistry(AdapterRegistry):
         with self._refreshing:
             stamp = self._store.stamp()  # before the listing, so that a change in between is seen next time
             catalog = read_catalog(self._store, self._known or RemoteCatalog())
-            if self._known is None or catalog.objects != self._known.objects:
-                self._changes += 1
+            changed = self._known is None or catalog.objects != self._known.objects
             self._known, self._stamp, self._listed_at = catalog, stamp, time.monotonic()
+            self._changes += changed  # last: who sees the new number must not read the old catalog
             return catalog
 
     def refresh_if_changed(self) -> None:
