@@ -161,10 +161,12 @@ class AdapterHub:
                 `max_num_seqs` (requests that a server has at a time), `max_cpu_loras` (adapters that it has loaded).
 
         Raises:
-            ConfigError: A setting is not valid, or the base is not the servers'.
+            ConfigError: A URL or a setting is not valid, or the base is not the servers'.
             EngineError: No server answers as vLLM does.
         """
         engine = urls if isinstance(urls, str) else ",".join(urls)
+        if not engine.startswith("http"):  # the names of engines in this process
+            raise ConfigError("A vLLM server's URL is like http://host:8000.")
         return cls.from_pretrained(base, registry, router=router, engine=engine, **settings)
 
     @property

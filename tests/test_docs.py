@@ -30,7 +30,8 @@ DOCS = ROOT / "docs"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 # What people may import: these packages. Their modules may be renamed at any time.
 FACES = {
-    "adapterhub", "adapterhub.agent_tools", "adapterhub.agent_tools.templates", "adapterhub.base", "adapterhub.demo",
+    "adapterhub", "adapterhub.agent_tools", "adapterhub.agent_tools.templates", "adapterhub.base",
+    "adapterhub.capabilities", "adapterhub.demo",
     "adapterhub.engine", "adapterhub.errors", "adapterhub.evaluation", "adapterhub.export", "adapterhub.export.ollama",
     "adapterhub.langchain", "adapterhub.langchain.tools", "adapterhub.llama_cpp",
     "adapterhub.lora", "adapterhub.peft_format", "adapterhub.registry", "adapterhub.requests", "adapterhub.routing",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub.capabilities.features import AdapterFeatures, Feature
@@ -117,9 +117,15 @@ def capability(adapter: AdapterFeatures, backend: Backend, *, max_lora_rank: int
     is_high = highest is not None and adapter.max_rank > highest
     if is_high:
         obstacles.append(Obstacle(f"its rank is {adapter.max_rank}, above {highest}", Remedy.SVD))
+    if not _can_be_registered(adapter):  # so it cannot be exported or merged
+        obstacles = [replace(obstacle, remedy=Remedy.NONE) for obstacle in obstacles]
     return Capability(
         backend, tuple(obstacles), _conversion(adapter, obstacles, highest if is_high else None)
     )
+
+
+def _can_be_registered(adapter: AdapterFeatures) -> bool:
+    return all(MATRIX[feature][Backend.IN_PROCESS].runs for feature in adapter.features)
 
 
 def _conversion(adapter: AdapterFeatures, obstacles: list[Obstacle], rank: int | None) -> Conversion | None:

@@ -6,6 +6,7 @@ Unlike `AdapterConfig`, which refuses what the registry does not store, this als
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -159,5 +160,10 @@ def _of_tensors(names: Iterable[str], replaces_modules: bool) -> set[Feature]:
 
 def _max_rank(config: Mapping[str, Any]) -> int:
     pattern = config.get("rank_pattern")
-    ranks = [config.get("r", 8), *(pattern.values() if isinstance(pattern, dict) else ())]
-    return max((rank for rank in ranks if isinstance(rank, int)), default=0)
+    r = config.get("r")
+    ranks = [8 if r is None else r, *(pattern.values() if isinstance(pattern, dict) else ())]
+    return max((math.ceil(rank) for rank in ranks if _is_number(rank)), default=0)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))

@@ -137,7 +137,7 @@ def add(
         name, path, base=base, quantization=quantization, force=force, trust_card=trust_card, **fields
     )
     output.registered(card, as_json)
-    _note_back_ends(adapters.folder(card))
+    _note_back_ends(adapters.expected_folder(card))
     _warn_of_rank(card, registry)
     warn_of_routes(adapters, [card.name])
 
@@ -197,7 +197,9 @@ def _back_ends(folder: Path) -> list[str]:
 
 
 def _note_back_ends(folder: Path) -> None:
-    """Says which servers do not run the adapter as it is; what was registered runs in-process."""
+    """Says which servers do not run the adapter as it is; not of one that was uploaded, whose files are not here."""
+    if not folder.is_dir():
+        return
     from adapterhub.capabilities import capabilities_of
 
     for found in capabilities_of(folder):

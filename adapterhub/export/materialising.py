@@ -17,8 +17,8 @@ from adapterhub.config import cache_folder
 from adapterhub.errors import AdapterHubError, ExportError
 from adapterhub.export.lora_form import LoraForm
 from adapterhub.export.peft_folder import export_peft
-from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
-from adapterhub.peft_format.checks import inspect_adapter
+from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest, stored_parts
+from adapterhub.peft_format.checks import check_digest, inspect_adapter
 from adapterhub.registry.store import AdapterRegistry
 
 _VERSION = 1
@@ -47,6 +47,7 @@ def materialise(
         `blend-<digest>@1`.
 
     Raises:
+        AdapterInvalidError: The registry has another adapter of that name than the one that is asked for.
         AdapterHubError: As `export_peft`.
     """
     from filelock import FileLock
@@ -56,6 +57,7 @@ def materialise(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             if (digest := _intact(folder)) is None:
+                _check_registered(registry, adapter)
                 shutil.rmtree(folder / "adapter", ignore_errors=True)
                 report = export_peft(
                     registry, _parts(adapter), folder / "adapter", form, base_folder=base_folder
@@ -80,6 +82,12 @@ def _intact(folder: Path) -> str | None:
         return noted if inspect_adapter(folder / "adapter").digest == noted else None
     except (OSError, ValueError, AdapterHubError):
         return None
+
+
+def _check_registered(registry: AdapterRegistry, adapter: LoraRequest) -> None:
+    """Refuses another registry's adapter: it would be kept under a digest that is not its own."""
+    for part in stored_parts(adapter):
+        check_digest(part.name, registry.get(part.name).digest, part.digest)
 
 
 def _parts(adapter: LoraRequest) -> dict[str, float]:

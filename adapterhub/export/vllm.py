@@ -94,10 +94,10 @@ def export_vllm(
         progress: Called with the number of adapters written so far and in total.
 
     Raises:
-        ExportError: `out` is not empty, there is nothing to serve, a rank is above 512, an adapter would differ too
-            much, or writing failed. Then `out` is not created.
-        AdapterIncompatibleError: vLLM does not run an adapter in this form, such as DoRA, or an adapter belongs to
-            another base.
+        ExportError: `out` is not empty, there is nothing to serve, a blend's rank is above 512, an adapter would differ
+            too much, or writing failed. Then `out` is not created.
+        AdapterIncompatibleError: vLLM does not run an adapter in this form, such as DoRA or a rank above 512, or an
+            adapter belongs to another base.
         AdapterNotFoundError: There is no such adapter.
         AdapterInvalidError: An adapter's files are damaged, or not those that were registered.
         InvalidRequestError: A reference is not valid.

@@ -86,10 +86,12 @@ class _HeldOutputs:
 
     def _add(self, index: int, outputs: list[TokenOutput]) -> list[TokenOutput]:
         is_first = index not in self._held
-        held = [*self._held.get(index, ()), *outputs]
-        is_released = is_first or len(held) >= self._interval or held[-1].finish_reason is not None
-        self._held[index] = [] if is_released else held
-        return held if is_released else []
+        held = self._held.setdefault(index, [])
+        held += outputs
+        if not (is_first or len(held) >= self._interval or held[-1].finish_reason):
+            return []
+        self._held[index] = []
+        return held
 
 
 class GenerationStream(Iterator[str]):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -44,6 +45,7 @@ _REQUESTS: tuple[tuple[str, Mapping[str, Any] | None], ...] = (
     ("/openapi.json", None),
 )
 """Paths and bodies, None where they are read with GET."""
+_log = logging.getLogger(__name__)
 
 
 def make_ready(hub: AdapterHub, make_app: Callable[[AdapterHub], FastAPI]) -> FastAPI:
@@ -70,8 +72,12 @@ def make_ready(hub: AdapterHub, make_app: Callable[[AdapterHub], FastAPI]) -> Fa
 async def _ask_all(app: FastAPI) -> None:
     await run_in_threadpool(lambda: None)  # a part of anyio is imported by its first use
     for path, body in _REQUESTS:
-        with suppress(AdapterHubError):  # an engine may lack a feature, such as output formats
+        try:
             await _ask(app, path, body)
+        except AdapterHubError:
+            pass  # an engine may lack a feature, such as output formats
+        except Exception as error:  # noqa: BLE001  a base whose chat template fails can still complete texts
+            _log.warning("A request to %s failed while warming up: %s", path, type(error).__name__)
 
 
 async def _ask(app: FastAPI, path: str, body: Mapping[str, Any] | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from adapterhub.errors import (
     AdapterIncompatibleError,
@@ -145,8 +145,8 @@ def checked_url(url: str) -> str:
     Raises:
         ConfigError: It is not one of http or https, or holds a user name or password, which logs would show.
     """
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    parts = _parts(url.strip())
+    if not parts:
         raise ConfigError("A vLLM server's URL is like http://host:8000.")
     if parts.username or parts.password:
         raise ConfigError(
@@ -154,3 +154,12 @@ def checked_url(url: str) -> str:
             hint="Give the key in ADAPTERHUB_UPSTREAM_API_KEY.",
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+
+
+def _parts(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        is_server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number, or a bracket is not closed
+        return None
+    return parts if is_server and not parts.query and not parts.fragment else None

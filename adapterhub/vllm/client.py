@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,8 @@ class VLLMClient:
         answer = await self._ask("GET", "/metrics", seconds=self.timeouts.request)
         for line in answer.content.decode(errors="replace").splitlines():
             if line.startswith("process_start_time_seconds "):
-                return float(line.split()[1])
+                with suppress(ValueError, LookupError):
+                    return float(line.split()[1])
         return None
 
     async def complete(
@@ -189,41 +190,37 @@ class VLLMClient:
             EngineError: The server failed.
         """
         async with AsyncExitStack() as stack:
-            with self._unavailable_after(self.timeouts.first_token):
-                async with asyncio.timeout(self.timeouts.first_token):
-                    response = await stack.enter_async_context(
-                        self._open("POST", "/v1/completions", body, headers)
-                    )
-                    if response.status_code != 200:
-                        check_completion(await _answer(response), self.url)
-            lines = response.aiter_lines()
-            seconds = self.timeouts.first_token
-            while frame := await self._next_frame(lines, seconds):
+            async with self._within(self.timeouts.first_token):
+                opened = self._open("POST", "/v1/completions", body, headers)
+                response = await stack.enter_async_context(opened)
+                if response.status_code != 200:
+                    check_completion(await _answer(response), self.url)
+                lines = response.aiter_lines()
+                frame = await self._next_frame(lines)
+            while frame is not None:
                 yield frame
-                seconds = self.timeouts.next_token
+                async with self._within(self.timeouts.next_token):
+                    frame = await self._next_frame(lines)
 
     async def aclose(self) -> None:
         """Closes all connections."""
         await self._http.aclose()
 
     async def _ask(self, method: str, path: str, body: Any = None, *, seconds: float) -> Answer:
-        with self._unavailable_after(seconds):
-            async with asyncio.timeout(seconds), self._open(method, path, body) as response:
-                return await _answer(response)
+        async with self._within(seconds), self._open(method, path, body) as response:
+            return await _answer(response)
 
     def _open(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[httpx.Response]:
         return self._http.stream(method, path, json=body, headers=headers)
 
-    async def _next_frame(self, lines: AsyncIterator[str], seconds: float) -> Mapping[str, Any] | None:
+    async def _next_frame(self, lines: AsyncIterator[str]) -> Mapping[str, Any] | None:
         """The next frame of a stream; None at its end."""
-        with self._unavailable_after(seconds):
-            async with asyncio.timeout(seconds):
-                async for line in lines:
-                    if line.startswith("data:"):
-                        data = line.removeprefix("data:").strip()
-                        return None if data == "[DONE]" else self._frame(data)
+        async for line in lines:
+            if line.startswith("data:"):
+                data = line.removeprefix("data:").strip()
+                return None if data == "[DONE]" else self._frame(data)
         raise ReplicaUnavailableError(f"{self.url} ended an answer before its end.", hint="Ask again.")
 
     def _frame(self, data: str) -> Mapping[str, Any]:
@@ -235,11 +232,12 @@ class VLLMClient:
             return frame
         raise EngineError(f"{self.url} failed in the middle of an answer: {reason(data)}", hint="Ask again.")
 
-    @contextmanager
-    def _unavailable_after(self, seconds: float) -> Iterator[None]:
-        """Turns what the connection raises into an error of this package."""
+    @asynccontextmanager
+    async def _within(self, seconds: float) -> AsyncIterator[None]:
+        """Bounds the time, and turns what the connection raises into an error of this package."""
         try:
-            yield
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError as error:
             raise ReplicaUnavailableError(
                 f"{self.url} has not answered for {seconds:g} s.", hint="Ask again, or give it more time."

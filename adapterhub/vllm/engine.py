@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -192,7 +192,7 @@ class VLLMEngine:
     # Adapters and the engine's life
 
     def pin(self, adapter: LoraRequest, pinned: bool = True) -> None:
-        """Keeps an adapter loaded once it is, or lets it make room again; see `Engine.pin`."""
+        """Has all servers load an adapter and keep it, or lets it make room again; see `Engine.pin`."""
         self._refuse_if_forked()
         self._connection.pin(adapter, pinned)
         (self._pinned.add if pinned else self._pinned.discard)(adapter.digest)
@@ -206,7 +206,7 @@ class VLLMEngine:
     def unload(self, adapter: LoraRequest) -> None:
         """Has all servers unload an adapter once no running sequence uses it; see `Engine.unload`."""
         self._refuse_if_forked()
-        if not self._closed:
+        with suppress(EngineClosedError):
             self._connection.unload(adapter)
 
     def drain(self, url: str, draining: bool = True) -> None:
@@ -226,7 +226,10 @@ class VLLMEngine:
 
     def replicas(self) -> tuple[ReplicaState, ...]:
         """A snapshot of each server."""
-        return () if self._closed or self._is_forked else self._connection.replicas()
+        if not self._is_forked:
+            with suppress(EngineClosedError):
+                return self._connection.replicas()
+        return ()
 
     def stats(self) -> EngineStats:
         """A snapshot of what runs, as far as it is known here; memory and steps are the servers' own affair."""
@@ -309,7 +312,8 @@ class VLLMEngine:
                     hint="Try again when some have finished, or raise max_queue.",
                 )
             self._runner.add(sequences)
-        self._loop.call_soon(self._runner.start, sequences)
+            # Within the lock: after `close` nothing would start them.
+            self._loop.call_soon(self._runner.start, sequences)
 
     def _abort(self, sequences: Iterable[ServedSequence]) -> None:
         """Ends the sequences that have not finished."""

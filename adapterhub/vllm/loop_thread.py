@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
+
+from adapterhub.errors import EngineClosedError
 
 T = TypeVar("T")
 
@@ -16,14 +19,28 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        # What `run` hands over comes before `close`'s last coroutine, or not at all. Reentrant, since the garbage
+        # collector may close.
+        self._lock = threading.RLock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="adapterhub-vllm", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine there, and returns or raises as it does."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Runs a coroutine there, and returns or raises as it does.
+
+        Raises:
+            EngineClosedError: The thread has ended, or ends before the coroutine does.
+        """
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise EngineClosedError("The engine is closed.", hint="Make a new hub.")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError as error:
+            raise EngineClosedError("The engine was closed.", hint="Make a new hub.") from error
         except BaseException:
             future.cancel()  # the caller was interrupted
             raise
@@ -34,7 +51,9 @@ class LoopThread:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def close(self, last: Coroutine[Any, Any, object]) -> None:
-        """Runs a last coroutine and ends the thread. Waits for both, but in that thread itself."""
+        """Runs a last coroutine, cancels all others and ends the thread. Waits for it, but in that thread itself."""
+        with self._lock:
+            self._closed = True
         if threading.current_thread() is not self._thread:
             asyncio.run_coroutine_threadsafe(self._end(last), self._loop)
             self._thread.join()
@@ -45,6 +64,10 @@ class LoopThread:
         try:
             await last
         finally:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for other in others:
+                other.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
             self._loop.stop()
 
     def _run(self) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import aclosing
+from functools import partial
 
 from adapterhub.engine.interface import LoraRequest
 from adapterhub.engine.meter import EndReason, Meter, Residency
@@ -39,7 +40,6 @@ class SequenceRunner:
         self._last_token = 0.0
         # Guards the meter, and both of these. Reentrant: the garbage collector may end a stream in its holder's thread.
         self._lock = threading.RLock()
-        self._closed = False
 
     # Of any thread
 
@@ -72,7 +72,9 @@ class SequenceRunner:
     def start(self, sequences: Iterable[ServedSequence]) -> None:
         """Runs sequences that `add` has counted."""
         for sequence in sequences:
-            self._tasks[sequence] = asyncio.create_task(self._run(sequence))
+            self._tasks[sequence] = task = asyncio.create_task(self._run(sequence))
+            # Not in the task: one that is cancelled before its first step runs nothing.
+            task.add_done_callback(partial(self._finish, sequence))
 
     def cancel(self, sequence: ServedSequence) -> None:
         """Ends a sequence, and its completion in the server."""
@@ -86,40 +88,43 @@ class SequenceRunner:
 
     async def aclose(self) -> None:
         """Ends all sequences with `EngineClosedError`."""
-        self._closed = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, sequence: ServedSequence) -> None:
-        reason: EndReason = "error"
-        try:
-            reason = await self._answer(sequence)
-        except asyncio.CancelledError:
-            reason = "abort"
-            if self._closed:
-                sequence.output.put(EngineClosedError("The engine was closed.", hint="Make a new hub."))
-        except AdapterHubError as error:
-            sequence.output.put(error)
-        except Exception as error:  # noqa: BLE001  a defect; no caller may be left waiting
-            sequence.output.put(EngineError(f"The request failed: {error!r}", hint="Ask again."))
-        finally:
-            self._tasks.pop(sequence, None)
-            self._end(sequence, reason)
+    def _finish(self, sequence: ServedSequence, task: asyncio.Task[None]) -> None:
+        del self._tasks[sequence]
+        self._end(sequence, "abort" if task.cancelled() else "error")  # of what has no answer
+        if task.cancelled():  # nobody reads it if the caller did that
+            sequence.output.put(EngineClosedError("The engine was closed.", hint="Make a new hub."))
 
-    async def _answer(self, sequence: ServedSequence) -> EndReason:
+    async def _run(self, sequence: ServedSequence) -> None:
+        try:
+            await self._answer(sequence)
+        except AdapterHubError as error:
+            self._fail(sequence, error)
+        except Exception as error:  # noqa: BLE001  a defect; no caller may be left waiting
+            name = type(error).__name__  # its text might quote the prompt or the answer
+            self._fail(sequence, EngineError(f"The request failed ({name}).", hint="Ask again."))
+
+    def _fail(self, sequence: ServedSequence, error: AdapterHubError) -> None:
+        self._end(sequence, "error")
+        sequence.output.put(error)
+
+    async def _answer(self, sequence: ServedSequence) -> None:
         attempts, retry_after = MAX_ATTEMPTS, None
         while True:
             try:
-                return await self._answer_in_turn(sequence)
+                await self._answer_in_turn(sequence)
+                return
             except ReplicaUnavailableError as error:
                 attempts -= 1
                 retry_after = error.retry_after = error.retry_after or retry_after
                 if sequence.output_token_ids or not attempts:
                     raise
 
-    async def _answer_in_turn(self, sequence: ServedSequence) -> EndReason:
+    async def _answer_in_turn(self, sequence: ServedSequence) -> None:
         place = self._line.place(sequence.request.priority)
         if self._line:
             await self._line.wait(place)
@@ -128,11 +133,12 @@ class SequenceRunner:
                 with self._line.turn():
                     async with self._fleet.lease(sequence.adapter) as lease:
                         self._line.wake_next()  # there may be room for more than this one
-                        return await self._stream(sequence, lease)
+                        await self._stream(sequence, lease)
+                        return
             except CapacityError:
                 await self._line.wait(place)
 
-    async def _stream(self, sequence: ServedSequence, lease: Lease) -> EndReason:
+    async def _stream(self, sequence: ServedSequence, lease: Lease) -> None:
         self._begin(sequence)
         async with aclosing(
             lease.client.complete({**sequence.body, "model": lease.model}, sequence.headers)
@@ -140,8 +146,8 @@ class SequenceRunner:
             async for frame in frames:
                 lease.check_model(frame.get("model"))
                 for token in tokens_of(frame, sequence.request.sampling.logprobs):
-                    if reason := self._take(sequence, token):
-                        return reason
+                    if self._take(sequence, token):
+                        return
         raise ReplicaUnavailableError(
             f"{lease.client.url} ended an answer before its end.", hint="Ask again."
         )
@@ -157,7 +163,8 @@ class SequenceRunner:
             if sequence.times.started is None:  # else it is sent again
                 self._meter.start(sequence)
 
-    def _take(self, sequence: ServedSequence, token: ServedToken) -> EndReason | None:
+    def _take(self, sequence: ServedSequence, token: ServedToken) -> bool:
+        """Passes a token on; whether it ends the answer."""
         output = sequence.take(token)
         now = time.perf_counter()
         with self._lock:
@@ -167,7 +174,7 @@ class SequenceRunner:
         if output.finish_reason:
             self._end(sequence, output.finish_reason)
         sequence.output.put(output)
-        return output.finish_reason
+        return output.finish_reason is not None
 
     def _end(self, sequence: ServedSequence, reason: EndReason) -> None:
         with self._lock:

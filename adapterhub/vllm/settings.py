@@ -12,6 +12,8 @@ _OWN_SETTINGS = frozenset(
     {
         "base",
         "registry",
+        "registry_refresh",
+        "registry_cache_mib",
         "revision",
         "engine",
         "generation_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,32 @@ def test_what_no_rewriting_helps_is_merged_or_trained_otherwise():
     assert never.hint.startswith("Train plain LoRA")
 
 
+def test_what_cannot_be_registered_is_not_to_be_exported_or_merged():
+    assert on(Backend.VLLM, Feature.LORA_GA, rank=8, limit=16).runs
+    found = on(Backend.VLLM, Feature.LORA_GA, Feature.DORA, rank=64, limit=16)
+    assert found.reason == "it uses DoRA; its rank is 64, above 16"
+    assert found.conversion is None
+    assert found.hint.startswith("Train plain LoRA")
+
+
 def test_what_is_more_than_lora_on_linear_layers_is_not_rewritten():
     found = on(Backend.VLLM, Feature.EMBEDDINGS, rank=64, limit=16)
     assert not found.runs
     assert found.conversion is None
     assert found.hint.startswith("Merge it into its base")
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_every_conversion_makes_the_adapter_run(backend: Backend):
+    converted = 0
+    for features in (frozenset(some) for count in (0, 1, 2, 3) for some in combinations(Feature, count)):
+        adapter = AdapterFeatures(features, max_rank=64)
+        found = capability(adapter, backend, max_lora_rank=32)
+        if found.conversion:
+            rewritten = adapter.rewritten(rank=found.conversion.rank, dora=found.conversion.dora)
+            assert capability(rewritten, backend, max_lora_rank=32).runs, features
+            converted += 1
+    assert converted > 10
 
 
 @pytest.mark.parametrize("conversion", [Conversion(), Conversion(rank=16), Conversion(rank=16, dora=True)])
@@ -105,3 +127,18 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterInvalidError, match="not JSON"):
         check_adapter(tmp_path, Backend.VLLM)
+
+
+@pytest.mark.parametrize(
+    ("config", "rank"),
+    [
+        ({}, 8),  # PEFT's default
+        ({"r": None}, 8),
+        ({"r": 16.0}, 16),
+        ({"r": 4, "rank_pattern": {"q_proj": 64}}, 64),
+        ({"r": "many", "rank_pattern": {"q_proj": float("inf")}}, 0),
+        ({"r": 10**400}, 10**400),
+    ],
+)
+def test_the_rank_is_the_highest_that_the_config_names(config: dict[str, object], rank: int):
+    assert AdapterFeatures.of({"peft_type": "LORA", **config}).max_rank == rank

@@ -103,6 +103,22 @@ def test_what_the_registry_refuses_runs_on_no_engine_of_this_package(feature: Fe
         assert row[Backend.IN_PROCESS].note in refused.value.message
 
 
+@pytest.mark.parametrize("init", ["pissa", "PiSSA_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_every_initialisation_that_the_registry_refuses_is_seen(init: str):
+    config = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "init_lora_weights": init}
+    with pytest.raises(AdapterIncompatibleError, match="init_lora_weights"):
+        AdapterConfig.parse(json.dumps(config).encode())
+    (feature,) = AdapterFeatures.of(config).features
+    assert not MATRIX[feature][Backend.IN_PROCESS].runs
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal"])
+def test_an_initialisation_that_leaves_the_base_alone_is_plain_lora(init: object):
+    config = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "init_lora_weights": init}
+    assert AdapterFeatures.of(config) == AdapterFeatures(frozenset(), 8)
+    AdapterConfig.parse(json.dumps(config).encode())
+
+
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize("feature", ADAPTERS)
 def test_what_fits_a_base_runs_in_process_and_on_llama_cpp_as_the_matrix_says(

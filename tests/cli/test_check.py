@@ -71,4 +71,16 @@ def test_a_damaged_folder_runs_nowhere_and_is_shown_all_the_same(
 
 
 def test_an_unknown_adapter_is_an_error(run):
-    assert "Hint:" in run("check", "nothing").err
+    shown = run("check", "nothing")
+    assert shown.code == 1
+    assert "There is no adapter 'nothing'" in shown.err
+
+
+def test_what_was_uploaded_is_not_downloaded_to_tell_of_servers(
+    own, dora: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "cache"))
+    url = f"memory://{tmp_path.name}"
+    assert own("add", "dora", dora, "--base", tiny_base, "--registry", url).code == 0
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert "it uses DoRA" in own("check", "dora", "--engine", "vllm", "--registry", url).out

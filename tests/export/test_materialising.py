@@ -11,9 +11,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adapterhub import AdapterRegistry
-from adapterhub.capabilities import Backend, Feature, capability
-from adapterhub.capabilities.features import AdapterFeatures
-from adapterhub.errors import ExportError
+from adapterhub.capabilities import AdapterFeatures, Backend, Feature, capability
+from adapterhub.errors import AdapterInvalidError, ExportError
 from adapterhub.export import LoraForm, materialise
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.peft_format import WEIGHTS_FILE, inspect_adapter
@@ -79,6 +78,19 @@ def test_a_damaged_one_is_written_anew(
     weights.write_bytes(content[:-1] + damage)
     assert materialise(registry, adapter, PLAIN, cache=tmp_path / "cache") == first
     assert weights.read_bytes() == content
+
+
+def test_another_registry_s_adapter_of_that_name_is_not_kept_under_its_digest(
+    registry: AdapterRegistry, tiny_base: Path, tmp_path: Path
+):
+    adapter = registered(registry, tiny_base, seed=1)
+    other = AdapterRegistry(tmp_path / "other" / "registry")
+    registered(other, tiny_base, seed=2)
+    with pytest.raises(AdapterInvalidError, match="digest differs"):
+        materialise(other, adapter, PLAIN, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob(WEIGHTS_FILE))
+    found = materialise(registry, adapter, PLAIN, cache=tmp_path / "cache")
+    torch.testing.assert_close(logits(tiny_base, found.folder), logits(tiny_base, adapter.folder))
 
 
 def test_a_blend_is_the_exact_sum_under_a_name_of_its_own(

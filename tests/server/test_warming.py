@@ -64,6 +64,20 @@ def test_a_hub_that_cannot_answer_is_not_ready(tmp_path: Path):
         make_ready(hub, create_app)
 
 
+def test_a_request_that_fails_is_logged_and_keeps_no_server_from_being_ready(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    class NoStreams(EchoEngine):
+        def astream(self, request: Request) -> EchoStream:
+            raise ValueError("a text of the request")
+
+    with AdapterHub(NoStreams(), AdapterRegistry(tmp_path)) as hub:
+        assert make_ready(hub, create_app).openapi_schema is not None
+    told = [record.getMessage() for record in caplog.records if "warming up" in record.getMessage()]
+    assert "A request to /v1/completions failed while warming up: ValueError" in told
+    assert "a text of the request" not in caplog.text
+
+
 @pytest.mark.parametrize("frozen", [0, 5])
 def test_more_is_frozen_only_where_the_heap_is(monkeypatch: pytest.MonkeyPatch, frozen: int):
     calls: list[str] = []

@@ -244,16 +244,21 @@ async def test_the_key_is_sent_and_never_told(fake: FakeServer):
     await other.aclose()
 
 
-async def test_what_is_no_vllm_server_is_told(unused_url: str):
+@pytest.mark.parametrize("content", [b'{"data": []}', b"[]", b"process_start_time_seconds soon"])
+async def test_what_is_no_vllm_server_is_told(content: bytes):
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b'{"data": []}'})
+        await send({"type": "http.response.body", "body": content})
 
     with FakeServer(answer) as server:  # type: ignore[arg-type]
         client = VLLMClient(server.url)
         with pytest.raises(EngineError, match="does not answer /v1/models as vLLM does"):
             await client.models()
+        assert await client.start_time() is None
         await client.aclose()
+
+
+async def test_a_server_that_is_not_there(unused_url: str):
     client = VLLMClient(unused_url)
     with pytest.raises(ReplicaUnavailableError, match="cannot be reached"):
         await client.models()
@@ -267,7 +272,17 @@ def unused_url() -> str:
 
 
 @pytest.mark.parametrize(
-    "url", ["host:8000", "ftp://host", "http://", "http://host?x=1", "http://user:pw@host"]
+    "url",
+    [
+        "host:8000",
+        "ftp://host",
+        "http://",
+        "http://host?x=1",
+        "http://user:pw@host",
+        "http://host:port",
+        "http://host:70000",
+        "http://[::1",
+    ],
 )
 def test_urls_that_are_refused(url: str):
     with pytest.raises(ConfigError) as caught:

@@ -119,17 +119,17 @@ def test_an_end_token_is_part_of_the_tokens_and_not_of_the_text(server: FakeServ
 
 
 def test_a_stream_gives_tokens_as_they_come(engine: VLLMEngine, fake: FakeVllm):
-    fake.token_seconds = 0.05
+    fake.token_seconds = 0.1
     started = time.perf_counter()
     outputs, times = [], []
     for output in engine.stream(request("hi")):
         outputs.append(output)
         times.append(time.perf_counter() - started)
     assert "".join(output.text for output in outputs) == "[base] hi"
-    assert times[-1] - times[0] > 0.3
+    assert times[-1] - times[0] > 0.2
     assert outputs[-1].finish_reason == "stop"
     assert outputs[-1].timings
-    assert outputs[-1].timings.decode_seconds > 0.3
+    assert outputs[-1].timings.decode_seconds > 0.2
 
 
 def test_closing_a_stream_ends_the_answer_in_the_server(engine: VLLMEngine, fake: FakeVllm):
@@ -231,11 +231,13 @@ def test_a_server_that_was_restarted_loads_the_adapter_again(
 def test_another_server_answers_before_the_first_token(connect: Connect, adapter: MakeAdapter):
     with FakeServer(FakeVllm()) as first, FakeServer(FakeVllm()) as second:
         engine = connect(first, second)
-        first.fake.unavailable = second.fake.unavailable = True
-        first.fake.unavailable = False
-        for _ in range(4):
-            assert answer(engine, request("hi", adapter())).text == "[json--v1-abababab] hi"
-        assert len(first.fake.bodies) == 4
+        for up, down in ((first, second), (second, first)):
+            until(lambda: all(state.ready for state in engine.replicas()))
+            up.fake.unavailable, down.fake.unavailable = False, True
+            for _ in range(4):  # the second time the adapter is loaded on the one that is down
+                assert answer(engine, request("hi", adapter())).text == "[json--v1-abababab] hi"
+            assert len(up.fake.bodies) == 4
+            down.fake.unavailable = False
 
 
 def test_nothing_is_sent_again_after_the_first_token(engine: VLLMEngine, fake: FakeVllm):
@@ -249,7 +251,7 @@ def test_nothing_is_sent_again_after_the_first_token(engine: VLLMEngine, fake: F
     assert engine.stats().finished["error"] == 1
 
 
-def test_a_server_that_stays_full_is_asked_a_few_times(server: FakeServer, connect: Connect):
+def test_a_server_that_is_down_answers_again_when_it_is_back(server: FakeServer, connect: Connect):
     engine = connect(server)
     server.kill()
     with pytest.raises(ReplicaUnavailableError):
@@ -395,6 +397,34 @@ def test_closing_ends_what_runs_and_may_be_done_twice(engine: VLLMEngine, fake: 
     assert engine.replicas() == ()
     assert engine.stats().finished["abort"] == 1
     until(lambda: fake.aborted == 1)
+
+
+def test_who_asks_while_the_engine_closes_is_answered_or_told(engine: VLLMEngine):
+    answers: list[str] = []
+
+    def ask() -> None:
+        while True:
+            answers.append(answer(engine, request("hi")).text)
+
+    def ask_until_closed() -> None:
+        with pytest.raises(EngineClosedError):
+            ask()
+
+    threads = [threading.Thread(target=ask_until_closed) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    until(lambda: answers)
+    engine.close()
+    for thread in threads:
+        thread.join()
+    assert set(answers) == {"[base] hi"}
+
+
+def test_after_closing_adapters_are_refused_too(engine: VLLMEngine, adapter: MakeAdapter):
+    engine.close()
+    with pytest.raises(EngineClosedError):
+        engine.pin(adapter())
+    engine.unload(adapter())
 
 
 def test_an_engine_that_is_dropped_ends_its_thread(server: FakeServer):

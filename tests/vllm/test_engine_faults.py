@@ -47,7 +47,10 @@ async def test_every_request_ends_once_right_or_with_an_error_that_may_be_retrie
         assert all(error.retryable for error in traffic.errors), traffic.errors
         assert len(traffic.errors) < requests / 4
         assert (engine.stats().running, engine.stats().waiting) == (0, 0)
-        assert all(state.in_flight == 0 for state in engine.replicas())
+        while any(
+            state.in_flight for state in engine.replicas()
+        ):  # an answer comes before its connection is closed
+            await asyncio.sleep(0.005)
         assert sum(state.failures for state in engine.replicas()) >= requests // 100
 
 

@@ -121,6 +121,17 @@ def test_settings_that_a_server_does_not_have_are_refused(
     assert hint in (caught.value.hint or "")
 
 
+def test_settings_of_a_registry_at_a_url_are_taken(server: FakeServer):
+    with AdapterHub.connect(server.url, ADAPTERS, registry_refresh=5, registry_cache_mib=64) as hub:
+        assert hub.engine.context_length == 512
+
+
+@pytest.mark.parametrize("urls", ["transformers", "llama.cpp", "", []])
+def test_connecting_needs_a_url(urls: str | list[str]):
+    with pytest.raises(ConfigError, match="http://host:8000"):
+        AdapterHub.connect(urls, ADAPTERS)
+
+
 def test_limits_are_the_fleet_s(server: FakeServer, fake: FakeVllm):
     fake.max_in_flight, fake.token_seconds = 0, 0.005
     with AdapterHub.connect(server.url, ADAPTERS, max_num_seqs=2) as hub:

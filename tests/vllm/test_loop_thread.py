@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from adapterhub.errors import EngineClosedError
 from adapterhub.vllm.loop_thread import LoopThread
 
 
@@ -44,6 +45,25 @@ def test_it_ends_after_its_last_coroutine_even_if_that_fails():
     assert not is_running()
     LoopThread().close(asyncio.wait_for(asyncio.sleep(9), 0.01))
     assert not is_running()
+
+
+def test_closing_ends_what_still_runs_there_and_refuses_what_comes_later():
+    loop, ended = LoopThread(), []
+
+    def wait() -> None:
+        with pytest.raises(EngineClosedError):
+            loop.run(asyncio.sleep(60))
+        ended.append(True)
+
+    waiting = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    loop.close(asyncio.sleep(0))
+    for thread in waiting:
+        thread.join()
+    assert len(ended) == 3
+    with pytest.raises(EngineClosedError):
+        loop.run(asyncio.sleep(60))
 
 
 def test_it_can_be_closed_in_its_own_thread():

@@ -87,8 +87,10 @@ class ApplicationConfig(BaseModel):
             paths["base"] = hub["base"]
         registry = registry_location(self.hub.registry)
         paths |= {} if is_url(registry) else {"registry": registry}
-        absolute = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}
-        return type(self).model_validate({**self.model_dump(), **hub, **server, **absolute})
+        absolute = {name: _absolute(path) for name, path in paths.items()}
+        folders = [_absolute(folder) for folder in self.server.adapter_folders]
+        given = {**self.model_dump(), **hub, **server, **absolute}
+        return type(self).model_validate(given | ({"adapter_folders": folders} if folders else {}))
 
     def _further(self, settings: type[BaseModel]) -> dict[str, Any]:
         extra = self.model_extra or {}
@@ -107,3 +109,7 @@ class ApplicationConfig(BaseModel):
                 f"The application has no {', '.join(sorted(unknown))}.",
                 hint="It takes the fields of ApplicationConfig, HubConfig and ServerConfig.",
             )
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).expanduser().absolute())

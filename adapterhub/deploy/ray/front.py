@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.deploy.ray.config import ApplicationConfig
@@ -79,7 +81,11 @@ class Forward:
         self._without_adapter = without_adapter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = await HttpCall.read(scope, receive, self._without_adapter)
+        with suppress(ClientDisconnect):  # nobody waits for an answer
+            call = await HttpCall.read(scope, receive, self._without_adapter)
+            await self._answer(call, scope, receive, send)
+
+    async def _answer(self, call: HttpCall, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
         try:
             async with aclosing(self._answers(call)) as messages:
@@ -107,10 +113,11 @@ class Forward:
             answers.cancel()  # does nothing where the answer has ended
 
     async def _metrics(self, call: HttpCall) -> list[Message]:
-        """The metrics of all replicas that give theirs in time."""
+        """The metrics of all replicas, but for those that are gone; raises `TimeoutError` if one takes too long."""
         asked = self._replicas.broadcast("metrics", call)
         answers = await asked.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
-        return merged(dict(one for one in answers if not isinstance(one, Exception)))
+        given = dict(one for one in answers if not isinstance(one, Exception))
+        return await asyncio.to_thread(merged, given)  # thousands of lines to parse
 
 
 def _without_request_id(message: Message) -> Message:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Any, Self
 
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope
+
+from adapterhub.server.errors import FieldError
+from adapterhub.server.protocol.body_size import check_text_size
 
 _SCOPE = (
     "type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers",
@@ -52,8 +55,8 @@ class HttpCall:
                 raise ClientDisconnect
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        kept = {key: scope[key] for key in _SCOPE if key in scope}
-        return cls(kept, bytes(body), named_adapter(bytes(body), without_adapter))
+        kept, content = {key: scope[key] for key in _SCOPE if key in scope}, bytes(body)
+        return cls(kept, content, named_adapter(content, without_adapter))
 
     async def answers(self, app: ASGIApp) -> AsyncGenerator[list[Message]]:
         """Calls an application; yields what it sends, together what it sent at once.
@@ -97,8 +100,9 @@ def named_adapter(body: bytes, without_adapter: Collection[str]) -> str | None:
         without_adapter: What `model` may be without naming an adapter.
     """
     try:
-        model = json.loads(body)["model"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        check_text_size(body)  # before any key is checked, and all streams of the front wait meanwhile
+        model = from_json(body)["model"]
+    except (FieldError, ValueError, KeyError, TypeError):
         return None
     if not isinstance(model, str) or model in without_adapter:
         return None

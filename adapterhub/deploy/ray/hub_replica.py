@@ -35,10 +35,11 @@ class HubReplica:
     async def __init__(  # type: ignore[misc]  # Ray awaits it, and serves once it returns
         self, config: ApplicationConfig, open_hub: Callable[[ApplicationConfig], AdapterHub]
     ) -> None:
+        self._computes = not config.urls
+        self._steps = 0
         self._hub = await asyncio.to_thread(open_hub, config)
         make_app = partial(create_app, config=config.server)
         self._app = await asyncio.to_thread(make_ready, self._hub, make_app)
-        self._computes = not config.urls
 
     async def answer(self, call: HttpCall) -> AsyncGenerator[list[Message]]:
         """Answers one request; yields ASGI messages. Ray cancels it when the client has gone."""
@@ -53,23 +54,26 @@ class HubReplica:
         return get_replica_context().replica_id.unique_id, messages
 
     async def check_health(self) -> None:
-        """Returns if the hub answers; Ray restarts a replica that has failed three times.
+        """Returns if the hub computes; Ray restarts a replica that has failed three times.
 
-        A hub over vLLM servers is not asked: a new process would not bring them back.
+        One that has computed since the last time is not asked for a token: where it is busy, that would wait longer
+        than Ray does, or be refused. A hub over vLLM servers is not asked: a new process would not bring them back.
         """
-        if self._computes:
+        if self._computes and self._steps == self._hub.stats().steps:
             await self._hub.agenerate("Hello", None, max_tokens=1, priority=MAX_PRIORITY)
+        self._steps = self._hub.stats().steps
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """What the request router has to know: the names of the adapters that are loaded here."""
+        """What the request router has to know: the names of the adapters that are loaded here, without blends."""
         adapters = self._hub.stats().adapters.items()
-        loaded = {name.partition("@")[0] for name, one in adapters if one.in_slot or one.in_host_memory}
-        return {"adapters": sorted(loaded)}
+        loaded = [ref for ref, one in adapters if one.in_slot or one.in_host_memory]
+        return {"adapters": sorted({ref.partition("@")[0] for ref in loaded if ":" not in ref})}
 
     def __del__(self) -> None:
         """Closes the hub; Ray calls it once running answers have ended."""
         if "_app" in self.__dict__:
             self._app.state.server.close()
+        if "_hub" in self.__dict__:  # also where warming up has failed
             self._hub.close()
 
 

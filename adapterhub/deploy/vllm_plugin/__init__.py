@@ -1,7 +1,7 @@
 """A plugin of vLLM that pulls adapters from a registry by name: `vllm serve` finds it as an installed entry point.
 
 It runs in vLLM's own environment, whose versions are not this package's, so it needs no more than the registry does:
-pydantic, filelock and numpy.
+pydantic, filelock and numpy, and for a URL the package of its store.
 """
 
 from __future__ import annotations

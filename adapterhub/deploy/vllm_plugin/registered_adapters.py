@@ -34,7 +34,8 @@ class RegisteredAdapters:
             served_base: vLLM's `--model`: a folder or a hub id.
 
         Returns:
-            A folder whose files never change; None if the registry has no such adapter.
+            A folder whose files never change; that of a URL's registry may leave the cache. None if the registry has
+            no such adapter.
 
         Raises:
             InvalidRequestError: The name means no fixed version, and the settings ask for one.
@@ -46,8 +47,8 @@ class RegisteredAdapters:
         card = self._card(model)
         if card is None:
             return None
+        self._check_base(card, served_base)  # before anything is downloaded
         folder = self._registry.folder(card).resolve()
-        self._check_base(card, served_base)
         check_digest(card.ref, card.digest, inspect_adapter(folder).digest)
         check_adapter(folder, Backend.VLLM, name=card.ref)
         return folder
@@ -66,7 +67,7 @@ class RegisteredAdapters:
             return None  # another adapter was registered under this name and number
         if ref.version is None and self._settings.names == "pinned":
             raise InvalidRequestError(
-                f"{model!r} means another version tomorrow, and vLLM would go on with today's.",
+                f"{model!r} may come to mean another version, and vLLM would stay with the present one.",
                 hint=f"Ask for {card.ref!r}, or start vLLM with ADAPTERHUB_VLLM_NAMES=any.",
             )
         return card

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from http import HTTPStatus
 
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
@@ -34,11 +35,14 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]  # vLLM is not insta
 
         Raises:
             VLLMValidationError: There is one, and it may not answer: vLLM answers with 400 and the reason.
+            GracefulHTTPError: The registry cannot be read: vLLM answers with 503 if a retry may help, else with 500.
         """
         try:
             folder = await asyncio.to_thread(self._adapters.folder, lora_name, base_model_name)
         except AdapterHubError as error:
             _log.warning("adapterhub: %r is not served: %s", lora_name[:200], error)
+            if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # nothing is wrong with the request
+                raise GracefulHTTPError(str(error), HTTPStatus(error.http_status)) from error
             raise VLLMValidationError(str(error), parameter="model") from error
         if folder is None:
             return None

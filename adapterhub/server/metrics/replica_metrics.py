@@ -1,4 +1,4 @@
-"""Figures of a fleet's servers, by their URL; there are as many as the engine was given."""
+"""Figures of a fleet's servers, by their place in `/v1/fleet`: readers of metrics need no admin's key, and URLs do."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def replica_families(replicas: Sequence[ReplicaState]) -> Iterator[Metric]:
     for kind, figures in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
         for name, meaning, value_of in figures:
             family = kind(f"adapterhub_replica_{name}", meaning, labels=("replica",))
-            for state in replicas:
-                family.add_metric((state.url,), value_of(state))
+            for number, state in enumerate(replicas):
+                family.add_metric((str(number),), value_of(state))
             yield family

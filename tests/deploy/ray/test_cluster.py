@@ -93,7 +93,7 @@ def test_a_client_that_leaves_ends_its_answer_in_the_engine(
     with running.client() as client:
         before = aborted()
         leave(client)
-        wait_until(lambda: sum(figures(client, "vllm:num_requests_running").values()) == 0, 3)
+        wait_until(lambda: sum(figures(client, "vllm:num_requests_running").values()) == 0)
         assert aborted() == before + 1
 
 
@@ -132,6 +132,7 @@ class Traffic:
                 self.answers.append((began, time.monotonic(), adapter, text))
 
 
+@pytest.mark.alone
 def test_an_adapter_registered_under_traffic_is_served_by_both_replicas_within_two_seconds(running: Running):
     def served() -> dict[str, float]:
         return figures(client, "adapterhub_adapter_generation_tokens_total", adapter="fresh")
@@ -147,9 +148,10 @@ def test_an_adapter_registered_under_traffic_is_served_by_both_replicas_within_t
     assert {text for *_, text in traffic.answers} == {"[json@1] Hello", "[support@1] Hello"}
 
 
-def test_a_killed_replica_loses_the_requests_in_flight_on_it_at_most(running: Running):
+def test_a_killed_replica_loses_the_requests_in_flight_on_it_at_most_and_is_replaced(running: Running):
     adapters = [name for name in ("json", "code", "support", "tools") for _ in range(2)]
-    victim, *_ = running.replica_processes()
+    started = running.replica_processes()
+    victim, *_ = started
     with Traffic(running, adapters) as traffic:
         time.sleep(1)
         os.kill(victim, signal.SIGKILL)
@@ -161,9 +163,6 @@ def test_a_killed_replica_loses_the_requests_in_flight_on_it_at_most(running: Ru
     right = [text == f"[{adapter}@1] Hello" for _, _, adapter, text in traffic.answers if text is not None]
     assert all(right)
     assert sum(began > killed for began, *_ in traffic.answers) > 8  # the other one went on
-
-
-def test_a_killed_replica_is_replaced(running: Running):
-    wait_until(lambda: len(running.replica_processes()) >= 3, 120)
+    wait_until(lambda: len(running.replica_processes()) > len(started), 120)
     with running.client() as client:
         wait_until(lambda: len(figures(client, "vllm:num_requests_running")) == 2, 120)

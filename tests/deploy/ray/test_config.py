@@ -44,10 +44,17 @@ def test_replicas_see_the_same_paths_as_the_builder(tmp_path: Path, monkeypatch:
     (tmp_path / "base").mkdir()
     (tmp_path / "keys.txt").write_text("key secret\n")
     monkeypatch.chdir(tmp_path)
-    made = config(registry="adapters", base="base", api_key_file="keys.txt").resolved()
+    arguments = {
+        "registry": "adapters",
+        "base": "base",
+        "api_key_file": "keys.txt",
+        "adapter_folders": ["a", "/b"],
+    }
+    made = ApplicationConfig.model_validate(arguments).resolved()
     assert made.hub.registry == tmp_path / "adapters"
     assert made.hub.base == str(tmp_path / "base")
     assert made.server.api_key_file == tmp_path / "keys.txt"
+    assert made.server.adapter_folders == (tmp_path / "a", Path("/b"))
 
 
 def test_names_and_urls_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ from adapterhub.deploy.ray import ApplicationConfig
 from adapterhub.deploy.ray.front import front_app
 from adapterhub.deploy.ray.http_call import HttpCall
 from adapterhub.server import create_app
+from tests.server.asgi_client import GONE, Client, part
 
 Answer = Callable[[HttpCall], AsyncIterator[list[Message]]]
 ASK = {"model": "json", "prompt": "Hi"}
@@ -197,6 +198,13 @@ async def test_a_client_that_leaves_cancels_the_call():
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
     assert handle.given[0].cancelled
+
+
+async def test_a_client_that_leaves_within_its_body_reaches_no_replica():
+    handle, client = Handle(), Client(part(b'{"model": ', more=True), GONE, path="/v1/completions")
+    client.scope["headers"] = [(b"host", b"127.0.0.1")]
+    await client.ask(front_app(handle, ApplicationConfig(engine="echo")))
+    assert (handle.calls, client.answers) == ([], [])
 
 
 async def test_metrics_are_those_of_all_replicas(hubs: tuple[AdapterHub, AdapterHub]):

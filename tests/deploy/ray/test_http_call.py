@@ -31,7 +31,12 @@ def test_the_adapter_is_the_model_without_its_version(model: object, adapter: st
     assert named_adapter(json.dumps({"model": model}).encode(), BASES) == adapter
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"{}", b"\xff", b"[" * 100_000])
+TOO_MANY_PARTS = b'{"model": "sql", "prompt": [' + b"[]," * 300_000 + b"1]}"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"7", b"{}", b"\xff", b'{"model": "sql", "a": ' + b"[" * 9_000, TOO_MANY_PARTS]
+)
 def test_a_body_that_names_nothing(body: bytes):
     assert named_adapter(body, BASES) is None
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import tomllib
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 
 from adapterhub import AdapterRegistry
 from adapterhub.deploy.vllm_plugin import register
+from adapterhub.errors import AdapterHubError, RegistryError, RegistryUnavailableError
 from tests.tiny import make_adapter
 
 ROOT = Path(__file__).parents[3]
@@ -38,12 +40,23 @@ class VLLMValidationError(Exception):
         self.parameter = parameter
 
 
+class GracefulHTTPError(Exception):
+    """vLLM answers it with the status."""
+
+    def __init__(self, message: str, http_status: HTTPStatus):
+        super().__init__(message)
+        self.http_status = http_status
+
+
 @pytest.fixture
 def resolvers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """vLLM's registry of resolvers, in modules of its names."""
     found: dict[str, Any] = {}
     names = {
-        "vllm.exceptions": {"VLLMValidationError": VLLMValidationError},
+        "vllm.exceptions": {
+            "GracefulHTTPError": GracefulHTTPError,
+            "VLLMValidationError": VLLMValidationError,
+        },
         "vllm.lora.request": {"LoRARequest": LoRARequest},
         "vllm.lora.resolver": {
             "LoRAResolver": object,
@@ -105,3 +118,23 @@ def test_it_resolves_names_in_vllm(
         asyncio.run(resolver.resolve_lora(base, "json"))
     assert refused.value.parameter == "model"
     assert "'json' is not served" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RegistryUnavailableError("The store does not answer.", hint="Try again."), 503),
+        (RegistryError("The store refuses."), 500),
+    ],
+)
+def test_a_registry_that_cannot_be_read_is_no_fault_of_the_request(
+    resolvers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: AdapterHubError, status: int
+):
+    class Unreadable:
+        def folder(self, model: str, served_base: str) -> Path | None:
+            raise error
+
+    resolver = import_module("adapterhub.deploy.vllm_plugin.resolver").RegistryResolver(Unreadable())
+    with pytest.raises(GracefulHTTPError, match="The store") as refused:
+        asyncio.run(resolver.resolve_lora("base", "json@1"))
+    assert refused.value.http_status == status

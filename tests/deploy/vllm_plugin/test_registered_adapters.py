@@ -20,6 +20,7 @@ from adapterhub.errors import (
     InvalidRequestError,
 )
 from adapterhub.peft_format import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.registry.remote import RemoteRegistry, open_registry, sync_registry
 from adapterhub.vllm.adapter_names import AdapterName
 from tests.tiny import make_adapter, make_base
 
@@ -71,7 +72,7 @@ def test_what_the_registry_does_not_have_is_no_adapter(
 def test_names_that_move_are_taken_only_where_they_are_allowed(
     registry: AdapterRegistry, tiny_base: Path, model: str, version: int
 ):
-    with pytest.raises(InvalidRequestError, match="another version tomorrow") as refused:
+    with pytest.raises(InvalidRequestError, match="may come to mean another version") as refused:
         adapters(registry).folder(model, str(tiny_base))
     assert f"'json@{version}'" in str(refused.value.hint)
     folder = adapters(registry, names="any").folder(model, str(tiny_base))
@@ -158,11 +159,45 @@ def test_the_settings_are_the_environment_s():
         PluginSettings.of({"ADAPTERHUB_REGISTRY": "/r", "ADAPTERHUB_VLLM_NAMES": "all"})
 
 
-def test_it_needs_nothing_that_vllm_pins_otherwise():
-    code = (
-        "import sys, adapterhub.deploy.vllm_plugin.registered_adapters as one; "
-        "heavy = {'torch', 'transformers', 'peft', 'gguf', 'huggingface_hub', 'click', 'httpx', 'yaml'}; "
-        "print(sorted(heavy & sys.modules.keys()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_it_finds_an_adapter_without_what_vllm_pins_otherwise(registry: AdapterRegistry, tiny_base: Path):
+    code = """if True:
+        import sys
+
+        for name in "torch transformers peft safetensors gguf huggingface_hub click httpx yaml fsspec".split():
+            sys.modules[name] = None  # importing it fails
+        from adapterhub.deploy.vllm_plugin.registered_adapters import RegisteredAdapters
+        from adapterhub.deploy.vllm_plugin.settings import PluginSettings
+
+        root, base = sys.argv[1:]
+        print(RegisteredAdapters(PluginSettings(root)).folder("json@1", base))
+    """
+    command = [sys.executable, "-c", code, registry.root, tiny_base]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str((registry.root / "json" / "1").resolve())
+
+
+def test_a_registry_at_a_url_downloads_what_belongs_to_the_base(
+    registry: AdapterRegistry, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "cache"))
+    url = f"memory://{tmp_path.name}"
+    store = open_registry(url)
+    assert isinstance(store, RemoteRegistry)
+    try:
+        sync_registry(registry, store, ["json"])
+        monkeypatch.setattr(
+            "adapterhub.deploy.vllm_plugin.registered_adapters.open_registry", lambda _: store
+        )
+        found, other = RegisteredAdapters(PluginSettings(url)), make_base(tmp_path / "other", seed=5)
+        with pytest.raises(AdapterIncompatibleError, match="does not belong to the base"):
+            found.folder("json@1", str(other))
+        assert not list((tmp_path / "cache").rglob(WEIGHTS_FILE))
+        folder = found.folder(pinned_name(registry, 1), str(tiny_base))
+        assert folder is not None
+        assert (folder / WEIGHTS_FILE).read_bytes() == (
+            registry.root / "json" / "1" / WEIGHTS_FILE
+        ).read_bytes()
+        assert len(list((tmp_path / "cache").rglob(WEIGHTS_FILE))) == 1
+    finally:
+        store.close()
