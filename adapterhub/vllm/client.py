@@ -15,13 +15,14 @@ from typing import Any
 
 import httpx
 
-from adapterhub.errors import AdapterIncompatibleError, ConfigError, EngineError
+from adapterhub.errors import ConfigError, EngineError
 from adapterhub.vllm.answers import (
     Answer,
     check,
     check_completion,
     checked_url,
     reason,
+    refuse_adapter,
     refuse_without_runtime_lora,
 )
 from adapterhub.vllm.unavailable import ReplicaUnavailableError
@@ -135,9 +136,7 @@ class VLLMClient:
                 hint="Give it the registry's folder at the same path, such as a volume that both mount.",
             )
         if answer.status == 500 and await self.is_healthy():
-            raise AdapterIncompatibleError(
-                f"The vLLM server at {self.url} does not load {name}: {answer.reason}"
-            )
+            refuse_adapter(answer, name, self.url)
         check(answer, self.url)
 
     async def unload(self, name: str) -> None:

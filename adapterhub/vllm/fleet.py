@@ -157,7 +157,7 @@ class Fleet:
         try:
             with replica.request(name):
                 if stored and name:
-                    await replica.adapters.load(name, self._folders.on_server(stored))
+                    await replica.load(name, stored, self._folders)
                 yield Lease(replica.client, name or replica.base_model)
         except ReplicaUnavailableError:
             self._reconcilers[replica.client.url].wake()

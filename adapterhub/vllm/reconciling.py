@@ -96,7 +96,7 @@ class Reconciler:
                 return
             with self._errors_as_warnings(), self._replica.failing_opens_circuit():
                 await self._folders.fetch(adapter)
-                await self._replica.adapters.load(name, self._folders.on_server(adapter))
+                await self._replica.load(name, adapter, self._folders)
 
     async def _pause(self) -> None:
         if self._replica.circuit.closed:

@@ -7,8 +7,12 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+from adapterhub.capabilities import Backend, check_adapter
 from adapterhub.errors import AdapterHubError, ConfigError
 from adapterhub.fleet import ReplicaLoad
+from adapterhub.lora.request import StoredLoraRequest
+from adapterhub.peft_format.config import WEIGHTS_FILE
+from adapterhub.vllm.adapter_folders import AdapterFolders
 from adapterhub.vllm.adapter_names import AdapterName
 from adapterhub.vllm.circuit import Circuit
 from adapterhub.vllm.client import ServedModels, VLLMClient
@@ -150,6 +154,22 @@ class Replica:
         self.adapters.learn(name for name in models.adapters if AdapterName.parse(name))
         self.circuit.half_open()
 
+    async def load(self, name: str, adapter: StoredLoraRequest, folders: AdapterFolders) -> None:
+        """Loads an adapter unless it is loaded; one that vLLM does not run is refused before the server is asked.
+
+        Args:
+            name: Its model name.
+            adapter: The adapter.
+            folders: Where the server finds it.
+
+        Raises:
+            AdapterIncompatibleError: vLLM does not run it, or this server does not.
+            AdapterHubError: As `VLLMClient.load`.
+        """
+        if not self.adapters.expects(name):
+            await asyncio.to_thread(_check_runs_on_vllm, adapter)
+        await self.adapters.load(name, folders.on_server(adapter))
+
     async def drained(self) -> None:
         """Returns once it has no requests."""
         await self._idle.wait()
@@ -187,3 +207,17 @@ class Replica:
             if self.circuit.failures == failures:
                 self.circuit.open(error.message)
             raise
+
+
+def _check_runs_on_vllm(adapter: StoredLoraRequest) -> None:
+    """Returns if vLLM runs an adapter, as far as its files, where they are on this machine, tell.
+
+    No API of vLLM tells its `--max-lora-rank`: of the ranks that vLLM can be started for, the server itself refuses
+    those above it, and `VLLMClient.load` translates that.
+
+    Raises:
+        AdapterIncompatibleError: vLLM does not run it.
+        AdapterInvalidError: The files are damaged.
+    """
+    if (adapter.folder / WEIGHTS_FILE).is_file():
+        check_adapter(adapter.folder, Backend.VLLM, name=adapter.name)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from adapterhub.lora.request import LoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterRegistry
@@ -18,6 +24,16 @@ def name_of(adapter: StoredLoraRequest) -> str:
 
 def servers(count: int) -> list[SimulatedServer]:
     return [SimulatedServer(f"http://replica-{i}") for i in range(count)]
+
+
+def stored_files(folder: Path, name: str = "sql", **config: Any) -> StoredLoraRequest:
+    """An adapter whose files are there: a config, and one tensor."""
+    folder = folder / name
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8} | config))
+    tensor = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((8, 4), np.float32)}
+    save_file(tensor, folder / "adapter_model.safetensors")
+    return StoredLoraRequest(f"{name}@1", f"sha256:{name.encode().hex():0<64}", folder)
 
 
 @asynccontextmanager

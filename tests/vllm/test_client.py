@@ -90,8 +90,12 @@ async def test_unloading_what_is_not_loaded_is_no_error(client: VLLMClient):
 
 
 async def test_a_rank_above_the_server_s_is_refused_with_its_reason(client: VLLMClient, tmp_path: Path):
-    with pytest.raises(AdapterIncompatibleError, match="LoRA rank 64 is greater than max_lora_rank 16"):
+    refused = pytest.raises(AdapterIncompatibleError, match="LoRA rank 64 is greater than max_lora_rank 16")
+    with refused as caught:
         await client.load("big", adapter(tmp_path / "big", r=64))
+    assert caught.value.hint
+    assert "--max-lora-rank" in caught.value.hint
+    assert "--rank N" in caught.value.hint
 
 
 async def test_a_failure_of_a_server_that_is_not_healthy_is_not_blamed_on_the_adapter(

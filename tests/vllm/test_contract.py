@@ -25,7 +25,9 @@ from tests.vllm.real import MAX_LORA_RANK, MAX_MODEL_LEN, real_vllm
 JSON = Path(__file__).parents[2] / "adapters" / "json" / "1"
 
 
-@pytest.fixture(scope="module", params=["fake", pytest.param("real", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["fake", pytest.param("real", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if request.param == "real":
         with real_vllm(tmp_path_factory.mktemp("vllm") / "log") as url:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapterhub.errors import (
     AdapterIncompatibleError,
+    AdapterInvalidError,
     CapacityError,
     ConfigError,
     EngineClosedError,
@@ -18,8 +21,8 @@ from adapterhub.errors import (
 from adapterhub.lora.request import BlendedLoraRequest
 from adapterhub.registry import AdapterRegistry
 from adapterhub.vllm.fleet import Fleet, FleetLimits
-from adapterhub.vllm.unavailable import ReplicaUnavailableError
-from tests.vllm.fleets import ask, name_of, servers, serving
+from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
+from tests.vllm.fleets import ask, name_of, servers, serving, stored_files
 from tests.vllm.simulated import SimulatedServer, stored
 from tests.vllm.virtual_time import in_virtual_time
 
@@ -259,3 +262,57 @@ async def test_settings_of_a_fleet_are_checked(tmp_path: Path):
         Fleet(servers(1), registry=registry, adapters_at="mnt")
     with pytest.raises(ConfigError):
         FleetLimits(max_in_flight=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason", "remedy"),
+    [
+        ({"use_dora": True}, "DoRA", "adapterhub export NAME OUT .*--dora svd"),
+        ({"r": 1024}, "its rank is 1024, above 512", "adapterhub export NAME OUT .*--rank 512"),
+    ],
+    ids=["dora", "rank"],
+)
+@in_virtual_time
+async def test_what_vllm_does_not_run_is_refused_before_a_server_is_asked(
+    tmp_path: Path, config: dict[str, Any], reason: str, remedy: str
+):
+    (server,) = replicas = servers(1)
+    async with serving(replicas) as fleet:
+        with pytest.raises(
+            AdapterIncompatibleError, match=f"^sql@1 does not run on vllm: .*{reason}"
+        ) as caught:
+            await ask(fleet, stored_files(tmp_path, **config))
+        assert caught.value.hint
+        assert re.search(remedy, caught.value.hint)
+        assert fleet.replicas()[0].ready
+        assert await ask(fleet, JSON) == server.url
+    assert list(server.loads) == [name_of(JSON)]
+
+
+@in_virtual_time
+async def test_a_pinned_adapter_that_vllm_does_not_run_is_never_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (server,) = replicas = servers(1)
+    async with serving(replicas) as fleet:
+        fleet.pin(stored_files(tmp_path, use_dora=True))
+        fleet.pin(JSON)
+        await asyncio.sleep(1)
+        assert fleet.replicas()[0].adapters == (name_of(JSON),)
+    assert list(server.loads) == [name_of(JSON)]
+    assert "sql@1 does not run on vllm" in caplog.text
+
+
+@in_virtual_time
+async def test_the_files_of_an_adapter_are_read_for_its_load_only(tmp_path: Path):
+    (server,) = replicas = servers(1)
+    adapter = stored_files(tmp_path)
+    async with serving(replicas) as fleet:
+        await ask(fleet, adapter)
+        (adapter.folder / "adapter_config.json").write_text("damaged")
+        assert await ask(fleet, adapter) == server.url
+        server.loaded.clear()
+        with pytest.raises(AdapterNotLoadedError):
+            await ask(fleet, adapter)
+        with pytest.raises(AdapterInvalidError):
+            await ask(fleet, adapter)
