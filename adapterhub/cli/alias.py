@@ -12,7 +12,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, open_registry, registry_option
 
 if TYPE_CHECKING:
-    from adapterhub.registry import Alias
+    from adapterhub.registry import AdapterRegistry, Alias
 
 _SHARE = re.compile(r"([1-9][0-9]{0,8})=([1-9][0-9]{0,6})")
 
@@ -61,7 +61,10 @@ def alias(
         output.note(f"Removed {name}@{alias_name}.")
         return
     if versions or not changes_shadow:
-        adapters.alias(name, alias_name, _target(versions) or adapters.resolve(name).version)
+        target = _target(versions) or adapters.resolve(name).version
+        if shadow is not None:
+            _check_shadow(adapters, name, target, shadow)
+        adapters.alias(name, alias_name, target)
     if changes_shadow:
         adapters.shadow(name, alias_name, shadow, 5.0 if percent is None else percent)
     output.note(f"{name}@{alias_name} is {describe_alias(name, adapters.aliases(name)[alias_name])}.")
@@ -92,6 +95,14 @@ def _check_usage(
         raise click.UsageError("Give either --shadow or --no-shadow.")
     if percent is not None and shadow is None:
         raise click.UsageError("--percent is the share of a --shadow.")
+
+
+def _check_shadow(adapters: AdapterRegistry, name: str, target: int | dict[int, int], shadow: int) -> None:
+    """Refuses a shadow that cannot be, before the alias is changed."""
+    from adapterhub.registry import Alias
+
+    adapters.get(f"{name}@{shadow}")
+    Alias.of(target).shadowed(shadow, 100)
 
 
 def _target(versions: tuple[str, ...]) -> int | dict[int, int] | None:

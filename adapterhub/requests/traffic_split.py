@@ -64,4 +64,5 @@ def _key(user: str | None) -> str:
 def _evenly_distributed(text: str) -> float:
     """A number between 0 and 1, exclusive, that belongs to a text."""
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
-    return (int.from_bytes(digest) + 0.5) / 2**64
+    # 52 bits and a half are exact in a float; of 64 bits, the highest would be rounded to 1, whose logarithm is 0.
+    return ((int.from_bytes(digest) >> 12) + 0.5) / 2**52

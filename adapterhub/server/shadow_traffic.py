@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,8 +34,8 @@ class ShadowCounts:
         different: It had another text.
         failed: It could not answer.
         dropped: The copy was not sent, or refused, for there was no room.
-        seconds: Time of its answers.
-        seconds_of_main: Time of the answers that they were compared with.
+        seconds: Time of its answers in the engine.
+        seconds_of_main: The same of the answers that they were compared with.
     """
 
     same: int = 0
@@ -102,12 +101,12 @@ class ShadowTraffic:
     ) -> None:
         try:
             shadow = await self._hub._run_off_loop(self._chosen_shadow, ref)
-        except AdapterHubError:  # the alias was removed meanwhile
+            waiting = (await self._hub._run_off_loop(self._hub.stats)).waiting if shadow else 0
+        except AdapterHubError:  # the alias was removed meanwhile, or the hub is closed
             return
         if shadow is None:
             return
         counts = self.counts.setdefault((str(ref), shadow), ShadowCounts())
-        waiting = (await self._hub._run_off_loop(self._hub.stats)).waiting
         if self._lifecycle.draining or waiting or self._running >= self._max_running:
             counts.dropped += 1
             return
@@ -123,7 +122,6 @@ class ShadowTraffic:
         answered: Sequence[Generation],
         ask: Callable[[], Awaitable[Sequence[Generation]]],
     ) -> None:
-        started = time.perf_counter()
         try:
             copies = await ask()
         except Exception as error:  # noqa: BLE001  of a copy, which concerns no client
@@ -133,8 +131,8 @@ class ShadowTraffic:
                 counts.failed += 1
                 _log.warning("A shadow could not answer: %s", type(error).__name__)
             return
-        counts.seconds += time.perf_counter() - started
-        counts.seconds_of_main += max(one.usage.seconds for one in answered)
+        counts.seconds += _seconds(copies)
+        counts.seconds_of_main += _seconds(answered)
         if _texts(copies) == _texts(answered):
             counts.same += 1
         else:
@@ -152,6 +150,10 @@ def _is_alias(adapter: str) -> bool:
     name, at, pointer = adapter.partition("@")
     is_blend = ":" in adapter or "+" in adapter
     return bool(name and at) and not is_blend and not pointer.isdigit() and pointer != LATEST
+
+
+def _seconds(generations: Sequence[Generation]) -> float:
+    return max(one.usage.seconds for one in generations)
 
 
 def _texts(generations: Sequence[Generation]) -> list[str]:

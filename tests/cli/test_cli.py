@@ -253,6 +253,14 @@ class TestChanging:
         assert own("alias", "json", "prod", *arguments).code == 2
         assert own("show", "json@prod", "--json").json["traffic"] == {}
 
+    @pytest.mark.parametrize("shadow", [2, 9])
+    def test_alias_moves_nothing_if_its_shadow_cannot_be(self, own, tiny_adapters, shadow):
+        for name in ("json", "code"):
+            own("add", "json", tiny_adapters[name])
+        own("alias", "json", "prod", 1)
+        assert own("alias", "json", "prod", 2, "--shadow", shadow).code == 1
+        assert own("show", "json@prod", "--json").json["version"] == 1
+
     def test_rm_names_the_version_that_it_removed(self, own, tiny_adapters):
         for name in ("json", "code", "support"):
             own("add", "json", tiny_adapters[name])

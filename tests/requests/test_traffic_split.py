@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +56,14 @@ def test_a_new_version_takes_from_the_others_and_moves_no_user_between_them() ->
 
 def test_every_version_is_in_the_order_once() -> None:
     assert sorted(versions_by_preference(Alias(weights={1: 1, 2: 50, 3: 7}), "a")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("digest", [b"\x00" * 8, b"\xff" * 8])
+def test_the_lowest_and_the_highest_digest_have_a_score(
+    digest: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashlib, "blake2b", lambda *_, **__: SimpleNamespace(digest=lambda: digest))
+    assert versions_by_preference(Alias(weights={1: 1, 2: 50}), "a") == [2, 1]
 
 
 def test_a_request_is_answered_by_a_share_of_its_versions(hub: AdapterHub) -> None:

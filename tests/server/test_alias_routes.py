@@ -83,6 +83,8 @@ def test_what_is_not_valid_changes_nothing(server: Served, path: str, body: dict
 def test_only_admins_change_them_and_only_who_may_use_the_adapter_reads_them(server: Served):
     for method, path in (("PUT", "prod"), ("PUT", "prod/shadow"), ("DELETE", "prod/shadow")):
         assert server.call(method, f"{ALIASES}/{path}", ANY, json={"version": 3}).status_code == 403
+    assert server.call("GET", "/v1/adapterhub/shadows", ANY).status_code == 403
+    assert server.call("GET", "/v1/adapterhub/shadows").status_code == 200
     assert server.call("GET", ALIASES, JSON_ONLY).status_code == 200
     assert server.call("GET", ALIASES.replace("json", "code"), JSON_ONLY).status_code == 404
 

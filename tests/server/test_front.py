@@ -175,7 +175,7 @@ def test_an_answer_that_loses_its_server_ends_with_an_error_and_the_next_is_answ
 def test_sigterm_drains(front: Front):
     """The last: a running answer ends as it would, new ones are refused, and the process ends with 0."""
     for server in front.servers:
-        server.fake.token_seconds = 0.1
+        server.fake.token_seconds = 0.5  # it runs on for ten seconds
     ended: list[httpx.Response] = []
     running = threading.Thread(target=lambda: ended.append(front.ask("json", max_tokens=20)))
     running.start()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.engine.interface import Completion, Request
 from adapterhub.errors import CapacityError, GenerationError
+from adapterhub.requests.generation import Generation
 from adapterhub.server import ServerConfig, create_app
 from adapterhub.server.shadow_traffic import LOWEST_PRIORITY, ShadowTraffic
 
@@ -96,6 +98,21 @@ async def test_the_copy_has_the_prompt_of_the_shadows_own_card(server: Server):
     main, copy = (server.engine.tokenizer.decode(one.prompt) for one in server.engine.requests)
     assert "Be brief." in copy
     assert "Be brief." not in main
+
+
+async def test_times_are_those_of_the_engine(server: Server):
+    answer = server.hub.generate("Hi", "json@prod")
+
+    def took(seconds: float) -> Generation:
+        return replace(answer, usage=replace(answer.usage, seconds=seconds))
+
+    async def ask(_: str) -> list[Generation]:
+        return [took(2), took(3)]
+
+    server.shadows.copy("json@prod", [took(5), took(1)], ask)
+    await server.settled()
+    counts = server.shadows.counts["json@prod", "json@2"]
+    assert (counts.seconds, counts.seconds_of_main) == (3, 5)
 
 
 async def test_equal_texts_are_counted_as_such(server: Server):

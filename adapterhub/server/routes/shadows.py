@@ -32,9 +32,9 @@ class ShadowReport(BaseModel):
     dropped: int
     """There was no room."""
     seconds: float
-    """Time of its answers."""
+    """Time of its answers in the engine."""
     seconds_of_main: float
-    """Time of the answers that they were compared with."""
+    """The same of the answers that they were compared with."""
 
 
 class ShadowReports(BaseModel):
