@@ -25,7 +25,7 @@ _MIB = 1 << 20
 _MAX_CONFIG_BYTES = _MIB
 MAX_BLEND_RANK = 64
 """The maximum rank of a blend in a request, where `max_lora_rank` is not set."""
-_URL_PATTERN = r"^[a-z][a-z0-9+.-]{1,15}://"
+_URL_PATTERN = r"^[A-Za-z][A-Za-z0-9+.-]{1,15}://"
 RegistryUrl = Annotated[str, Field(pattern=_URL_PATTERN)]
 """`s3://bucket/prefix`, `gs://bucket/prefix` or `hf://organisation/name`."""
 _VLLM_NAMES = {"max_num_seqs": "max_batch_size"}

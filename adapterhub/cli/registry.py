@@ -154,10 +154,15 @@ def rm(name: str, force: bool, yes: bool, registry: str | Path | None) -> None:
     Example:
       adapterhub rm sql@2
     """
+    from adapterhub.registry import Ref
+
     adapters = open_registry(registry)
-    with suppress(AdapterInvalidError):  # damaged versions can be removed too
-        card = adapters.get(name)
-        name = card.ref if "@" in name else name  # an alias may move while the question is open
+    if (
+        Ref.parse(name).version is None
+    ):  # a number may be that of an upload that has not ended, which has no card
+        with suppress(AdapterInvalidError):  # damaged versions can be removed too
+            card = adapters.get(name)
+            name = card.ref if "@" in name else name  # an alias may move while the question is open
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("Removal has to be confirmed, and there is no terminal; add --yes.")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias, Unpack
 
 from adapterhub._files import is_folder, sync_tree, user_path, write_new
+from adapterhub.config import is_url
 from adapterhub.errors import (
     AdapterDisabledError,
     AdapterExistsError,
@@ -55,6 +56,10 @@ class AdapterRegistry:
         Raises:
             ConfigError: `root` is not a path.
         """
+        if is_url(root):
+            raise ConfigError(
+                "A URL is no folder.", hint="Open it with adapterhub.registry.remote.open_registry(url)."
+            )
         self.root = user_path(root, ConfigError)
         self._layout = Layout(self.root)
         self._lock_timeout = lock_timeout
@@ -142,7 +147,7 @@ class AdapterRegistry:
             resume: Of a registry in a store: go on with an unfinished upload of the same files.
 
         Raises:
-            AdapterExistsError: There is another version of that number.
+            AdapterExistsError: There is, or was, another version of that number.
             AdapterInvalidError: The files are not those that the card is of.
         """
         with staging_folder(self._layout) as staging:
@@ -151,11 +156,15 @@ class AdapterRegistry:
             write_new(staging / CARD_FILE, card.to_json())
             sync_tree(staging)
             with writers_lock(self._layout, self._lock_timeout):
-                if card.version in self._layout.versions(card.name):
-                    raise AdapterExistsError(
-                        f"The number of {card.ref} is taken.", hint="Register it as the next version."
-                    )
+                is_present = card.version in self._layout.versions(card.name)
+                if is_present or self.was_removed(card.name, card.version):
+                    raise self._taken(card)
                 self._move_version(staging, card)
+
+    def _taken(self, card: AdapterCard) -> AdapterExistsError:
+        return AdapterExistsError(
+            f"The number of {card.ref} is taken.", hint="Register it as the next version."
+        )
 
     def _holds(self, folder: Path) -> bool:
         """Whether it is the folder of a version of this registry."""
@@ -210,9 +219,10 @@ class AdapterRegistry:
 
     def get(self, ref: str) -> AdapterCard:
         """Returns the card of the version that a reference points to, whatever its status; otherwise as `resolve`."""
-        parsed = Ref.parse(ref)
-        refs, versions = self._catalog.refs(parsed.name), self._matching(parsed)
-        cards = (self._catalog.card(parsed.name, version, refs) for version in reversed(versions))
+        # One catalog throughout: that of a store may be replaced by a newer one at any time.
+        parsed, catalog = Ref.parse(ref), self._catalog
+        refs, versions = catalog.refs(parsed.name), self._matching(parsed, catalog)
+        cards = (catalog.card(parsed.name, version, refs) for version in reversed(versions))
         highest = next(cards)
         if highest.status == "ready":
             return highest
@@ -412,15 +422,16 @@ class AdapterRegistry:
         """Where `folder` finds a version's files, or puts them if it has to download them first."""
         return self._layout.version_folder(card.name, card.version)
 
-    def _matching(self, ref: Ref) -> tuple[int, ...]:
+    def _matching(self, ref: Ref, catalog: Catalog | None = None) -> tuple[int, ...]:
         """The versions that a reference matches, ascending: all for a bare name, else one."""
-        versions = self._catalog.versions(ref.name)
+        catalog = catalog or self._catalog
+        versions = catalog.versions(ref.name)
         if ref.is_bare:
             matching = versions
         elif ref.alias == LATEST:
             matching = versions[-1:]
         else:
-            target = self._catalog.refs(ref.name).aliases.get(ref.alias) if ref.alias else None
+            target = catalog.refs(ref.name).aliases.get(ref.alias) if ref.alias else None
             wanted = target.version if target else ref.version
             matching = tuple(version for version in versions if version == wanted)
         if not matching:

@@ -9,7 +9,7 @@ from adapterhub._files import sha256_file
 from adapterhub.errors import AdapterInvalidError, AdapterNotFoundError
 from adapterhub.peft_format.checks import check_digest
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, adapter_digest
-from adapterhub.registry.cards import CARD_FILE, AdapterCard
+from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 from adapterhub.registry.remote.manifest import (
     MAX_MANIFEST_BYTES,
     FileEntry,
@@ -66,9 +66,7 @@ def _listed(store: Store, card: AdapterCard) -> Mapping[str, int]:
     }
     files = {name: size for name, size in names.items() if "/" not in name and may_be_copied(name)}
     if CARD_FILE not in names and not files:
-        raise AdapterNotFoundError(
-            f"The files of {card.ref} are gone.", hint="It has been removed meanwhile."
-        )
+        raise _gone(card)
     if len(files) > MAX_FILES:
         raise AdapterInvalidError(f"{card.ref} has {len(files)} files; an adapter has at most {MAX_FILES}.")
     return files
@@ -78,11 +76,23 @@ def _download(store: Store, card: AdapterCard, name: str, target: Path, size: in
     try:
         store.download(f"{card.name}/{card.version}/{name}", target, size)
     except FileNotFoundError as error:
+        _check_has_card(store, card)  # a removed version still has its manifest
         raise AdapterInvalidError(f"{card.ref} lacks its file {name}.", hint=_hint(card)) from error
     if target.stat().st_size != size:
         raise AdapterInvalidError(
             f"{card.ref}: {name} has {target.stat().st_size:,} bytes and not {size:,}.", hint=_hint(card)
         )
+
+
+def _check_has_card(store: Store, card: AdapterCard) -> None:
+    try:
+        store.read(f"{card.name}/{card.version}/{CARD_FILE}", MAX_CARD_BYTES)
+    except FileNotFoundError as error:
+        raise _gone(card) from error
+
+
+def _gone(card: AdapterCard) -> AdapterNotFoundError:
+    return AdapterNotFoundError(f"The files of {card.ref} are gone.", hint="It has been removed meanwhile.")
 
 
 def _hint(card: AdapterCard) -> str:

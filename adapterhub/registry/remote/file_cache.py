@@ -78,7 +78,7 @@ class FileCache:
                 yield
         except Timeout as error:
             raise RegistryLockedError(
-                f"Another process has been downloading {name} for {_DOWNLOAD_S / 60:g} minutes.",
+                f"Another process has held the lock of {name!r} in the cache for {_DOWNLOAD_S / 60:g} minutes.",
                 hint="Try again.",
             ) from error
 
@@ -94,7 +94,9 @@ class FileCache:
     def _make_room(self, newest: str) -> None:
         with self._lock("room"), open_folder(self._root) as root:
             remove_abandoned(root, _TEMPORARY)
-            folders = [path for path in self._root.iterdir() if not path.name.startswith(".")]
+            folders = [
+                path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")
+            ]
             sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in folders}
             excess = sum(sizes.values()) - self._max_bytes
             for path in sorted(folders, key=lambda path: path.stat().st_mtime):

@@ -7,6 +7,7 @@ between. What is read belongs to one commit, the last one that `stamp` has seen.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,15 +54,20 @@ class HubStore:
         self._revision = match["revision"] or "main"
         self._prefix = f"{match['prefix']}/" if match["prefix"] else ""
         self._head: str | None = None
+        self._stamping = threading.Lock()  # so that a late answer does not replace a newer one
 
     def stamp(self) -> str:
         """The last commit."""
-        with self._errors("read"):
+        with self._stamping, self._errors("read"):
             info = self._api.repo_info(
-                self._repo, repo_type=self._repo_type, revision=self._revision, timeout=_TIMEOUT_S
+                self._repo,
+                repo_type=self._repo_type,
+                revision=self._revision,
+                expand=["sha"],  # type: ignore[arg-type]  # a list, as is documented; else all files are listed
+                timeout=_TIMEOUT_S,
             )
-        self._head = str(info.sha)
-        return self._head
+            self._head = str(info.sha)
+            return self._head
 
     def objects(self, prefix: str = "") -> Mapping[str, StoredObject]:
         """All files below a prefix, in the last commit that was seen."""
@@ -94,11 +100,12 @@ class HubStore:
         """Commits all files of a version at once."""
         from huggingface_hub import CommitOperationAdd
 
+        contents: dict[str, Path | bytes] = {name: folder / name for name in Manifest.of(folder).files}
+        contents[CARD_FILE] = card
+
         def operations(head: str) -> list[Any]:
             if self._objects(head, path):
                 raise ConflictError(path)
-            contents: dict[str, Path | bytes] = {name: folder / name for name in Manifest.of(folder).files}
-            contents[CARD_FILE] = card
             return [
                 CommitOperationAdd(f"{self._prefix}{path}/{name}", file) for name, file in contents.items()
             ]
@@ -127,7 +134,6 @@ class HubStore:
                     self._try_commit(message, made, head)
             except ConflictError:
                 continue
-            self.stamp()
             return
         raise RegistryLockedError(
             f"{self._url} could not be changed: others committed first {_ATTEMPTS} times.", hint="Try again."

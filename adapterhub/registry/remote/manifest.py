@@ -51,8 +51,18 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """The manifest of a version's folder; what does not belong to an adapter is left out."""
+        """The manifest of a version's folder; what does not belong to an adapter is left out.
+
+        Raises:
+            AdapterInvalidError: There are more or larger files than an adapter may have, which no reader would accept.
+        """
         paths = sorted(path for path in folder.iterdir() if _belongs(path))
+        if len(paths) > MAX_FILES:
+            raise AdapterInvalidError(
+                f"The folder holds {len(paths)} files; an adapter has at most {MAX_FILES}."
+            )
+        for path in paths:
+            check_file(path.name, path.stat().st_size)
         return cls(
             files={path.name: FileEntry(size=path.stat().st_size, sha256=sha256_file(path)) for path in paths}
         )

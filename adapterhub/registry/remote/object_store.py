@@ -54,17 +54,17 @@ class ObjectStore:
     def objects(self, prefix: str = "") -> Mapping[str, StoredObject]:
         """All objects below a prefix."""
         start = self._path(prefix) if prefix else self._root
+        inside = f"{self._root}/"
         with store_errors(self._url, "listed"):
             try:
                 found = self._fs.find(start, detail=True)
             except FileNotFoundError:
                 return {}
-        inside = f"{self._root}/"
-        return {
-            path.removeprefix(inside): _stored(info)
-            for path, info in found.items()
-            if path.startswith(inside)
-        }
+            return {
+                path.removeprefix(inside): _stored(info)
+                for path, info in found.items()
+                if path.startswith(inside)
+            }
 
     def read(self, path: str, limit: int) -> tuple[bytes, str]:
         """The content of an object and its tag."""

@@ -42,7 +42,7 @@ def open_registry(
         storage_options: Further arguments of the fsspec file system, such as `endpoint_url`, or of `HfApi`.
 
     Raises:
-        ConfigError: The URL is not valid, or the package for it is not installed.
+        ConfigError: The URL is not valid, the package for it is not installed, or the store cannot be opened.
     """
     if not is_url(location):
         return AdapterRegistry(location)
@@ -69,6 +69,8 @@ def configured_registry(config: HubConfig) -> AdapterRegistry:
 def _open_store(url: RegistryUrl, options: Mapping[str, Any]) -> Store:
     if url.protocol == "hf":
         return HubStore(url, options)
+    if url.protocol in ("file", "local"):
+        raise ConfigError(f"{url.protocol}:// is a folder of this machine.", hint="Give the folder's path.")
     import fsspec
 
     try:
@@ -82,7 +84,13 @@ def _open_store(url: RegistryUrl, options: Mapping[str, Any]) -> Store:
         raise ConfigError(
             f"{url.protocol}:// needs a package that is not installed.", hint=f"pip install {package}"
         ) from error
-    fs = kind(use_listings_cache=False, skip_instance_cache=True, **options)
+    try:
+        fs = kind(use_listings_cache=False, skip_instance_cache=True, **options)
+    except Exception as error:  # noqa: BLE001  # each library has its own, and its text may hold a key
+        raise ConfigError(
+            f"{url} could not be opened ({type(error).__name__}).",
+            hint="Check the credentials of this machine, and storage_options, which this kind of store may need.",
+        ) from None
     return ObjectStore(
         fs, kind._strip_protocol(str(url)), str(url), conditional_writes(url.protocol, fs, str(url))
     )

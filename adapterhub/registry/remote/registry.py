@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Unpack
 
@@ -41,6 +40,7 @@ REFRESH_S = 2.0
 RELIST_S = 300.0
 """Seconds after which everything is listed again, also where the stamp says that nothing has changed."""
 _ATTEMPTS = 10
+_CLAIMS = 100  # numbers that a writer tries
 
 
 class RemoteRegistry(AdapterRegistry):
@@ -82,12 +82,17 @@ class RemoteRegistry(AdapterRegistry):
         return self._current()
 
     def _current(self) -> RemoteCatalog:
-        known = self._known or self.refresh()
+        known = self._known or self._first_read()
         if self._poller is None or not self._poller.is_running:  # at first, and after a fork
             with self._starting:
                 if self._poller is None or not self._poller.is_running:
                     self._poller = Poller(self.refresh_if_changed, self._period)
         return known
+
+    def _first_read(self) -> RemoteCatalog:
+        """As `refresh`, but of threads that come at the same time one reads and the others wait for it."""
+        with self._starting:
+            return self._known or self.refresh()
 
     def refresh(self) -> RemoteCatalog:
         """Reads what has changed in the store now, rather than within the refresh period.
@@ -99,7 +104,7 @@ class RemoteRegistry(AdapterRegistry):
         with self._refreshing:
             stamp = self._store.stamp()  # before the listing, so that a change in between is seen next time
             catalog = read_catalog(self._store, self._known or RemoteCatalog())
-            changed = self._known is None or catalog.objects != self._known.objects
+            changed = catalog != self._known
             self._known, self._stamp, self._listed_at = catalog, stamp, time.monotonic()
             self._changes += changed  # last: who sees the new number must not read the old catalog
             return catalog
@@ -175,14 +180,18 @@ class RemoteRegistry(AdapterRegistry):
         """Publishes under the first number that no writer has claimed."""
         catalog = self.refresh()
         refs = catalog.refs(draft.name)
-        for version in count(max(catalog.highest_number(draft.name), refs.next_version - 1) + 1):
+        first = max(catalog.highest_number(draft.name), refs.next_version - 1) + 1
+        for version in range(first, first + _CLAIMS):
             card = draft.model_copy(update={"version": version})
             try:
                 self._upload(card, staging, resume=False)
             except AdapterExistsError:
                 continue
             return card
-        raise AssertionError
+        raise RegistryLockedError(
+            f"{draft.name!r} could not be registered: {_CLAIMS} numbers were taken by others.",
+            hint="Try again.",
+        )
 
     def publish(self, card: AdapterCard, folder: Path, *, resume: bool = False) -> None:
         """Uploads a version under its own number.
@@ -197,15 +206,15 @@ class RemoteRegistry(AdapterRegistry):
             AdapterInvalidError: The files are not those that the card is of.
         """
         check_digest(card.ref, card.digest, inspect_adapter(folder).digest)
+        if self.was_removed(card.name, card.version):
+            raise self._taken(card)
         self._upload(card, folder, resume=resume)
 
     def _upload(self, card: AdapterCard, folder: Path, *, resume: bool) -> None:
         try:
             self._store.publish(folder, card.to_json(), f"{card.name}/{card.version}", resume=resume)
         except ConflictError as error:
-            raise AdapterExistsError(
-                f"The number of {card.ref} is taken.", hint="Register it as the next version."
-            ) from error
+            raise self._taken(card) from error
         self._refresh_after_change()
 
     def revise(self, ref: str, change: Callable[[AdapterCard], CardFields]) -> AdapterCard:

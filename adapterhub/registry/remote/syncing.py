@@ -66,11 +66,15 @@ def sync_registry(
 
     Raises:
         AdapterExistsError: The destination has another version under a number. Nothing is changed.
-        AdapterNotFoundError: The source has no adapter of that name.
+        AdapterNotFoundError: The source has no adapter of that name, or none at all.
         AdapterInvalidError: Files of the source are not those that were registered.
         RegistryError: One of the two cannot be read or written.
     """
-    chosen = [check_name(name) for name in names] or source.names()
+    chosen = [*dict.fromkeys(map(check_name, names))] or source.names()
+    if not chosen:  # as where its location is mistyped
+        raise AdapterNotFoundError(
+            f"{source.location!r} holds no adapters.", hint="Check the path or the URL."
+        )
     steps = [step for name in chosen for step in _plan(source, destination, name, aliases)]
     if dry_run:
         return steps
@@ -132,7 +136,9 @@ def _versions(registry: AdapterRegistry, name: str) -> list[AdapterCard]:
 def _do(source: AdapterRegistry, destination: AdapterRegistry, step: SyncStep) -> None:
     name, _, pointer = step.ref.partition("@")
     if step.action == "alias":
-        meaning = source.aliases(name)[pointer]
+        meaning = source.aliases(name).get(pointer)
+        if meaning is None:  # removed since the plan was made
+            return
         destination.alias(name, pointer, meaning.weights)
         if destination.aliases(name)[pointer].shadow != meaning.shadow:
             shadow = meaning.shadow

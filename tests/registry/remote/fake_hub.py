@@ -24,11 +24,15 @@ class FakeHub:
     Attributes:
         commits: Commit -> path -> content, oldest first.
         before_commit: Called before a commit is applied.
+        asked: The paths and queries of reading requests, oldest first.
+        is_down: Whether nothing can be read.
     """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
     before_commit: Callable[[], object] = lambda: None
     endpoint: str = ""
+    asked: list[str] = field(default_factory=list)
+    is_down: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -78,7 +82,10 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path).strip("/")
-            if path.startswith(f"api/models/{REPOSITORY}/revision/"):
+            hub.asked.append(self.path)
+            if hub.is_down:
+                self.answer({"error": "Down"}, 500)
+            elif path.startswith(f"api/models/{REPOSITORY}/revision/"):
                 self.answer({"id": REPOSITORY, "sha": hub.head, "siblings": []})
             elif path.startswith(f"api/models/{REPOSITORY}/tree/"):
                 commit, _, folder = path.removeprefix(f"api/models/{REPOSITORY}/tree/").partition("/")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
 from adapterhub import (
@@ -18,9 +20,11 @@ from adapterhub import (
     RegistryLockedError,
     RegistryUnavailableError,
 )
+from adapterhub.cli.main import cli
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.registry.remote import RemoteRegistry
 from adapterhub.registry.remote.conditional import MemoryWrites, NoWrites
+from adapterhub.registry.remote.errors import ConflictError
 from adapterhub.registry.remote.object_store import ObjectStore
 from tests.registry.maker import make_adapter
 from tests.registry.remote.test_remote_registry import Opener, wait_until
@@ -147,6 +151,28 @@ def test_what_a_dead_writer_left_is_found_and_removed(
     assert reader.verify() == []
 
 
+def test_the_command_removes_what_a_dead_writer_left(
+    faulty: RemoteRegistry,
+    files: FaultyFiles,
+    opened: Opener,
+    adapter: Path,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def die(path: str) -> None:
+        if path.endswith("card.json"):
+            raise Killed
+
+    files.before_write = die
+    with pytest.raises(Killed):
+        faulty.register("json", adapter)
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "command"))
+    result = CliRunner().invoke(cli, ["rm", "json@1", "--yes", "--registry", url])
+    assert result.exit_code == 0, result.output
+    assert opened().verify() == []
+
+
 @pytest.mark.parametrize("at", [WEIGHTS_FILE, CONFIG_FILE, "card.json"])
 def test_a_remover_that_dies_has_removed_the_version(
     faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path, at: str
@@ -236,6 +262,17 @@ def test_a_writer_that_never_comes_first_gives_up(
     with pytest.raises(RegistryLockedError) as error:
         faulty.alias("json", "prod", 1)
     assert error.value.retryable
+
+
+def test_a_writer_that_gets_no_number_gives_up(
+    faulty: RemoteRegistry, adapter: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(self: FaultyWrites, path: str, content: bytes) -> None:
+        raise ConflictError(path)
+
+    monkeypatch.setattr(FaultyWrites, "create", refuse)
+    with pytest.raises(RegistryLockedError, match="numbers were taken"):
+        faulty.register("json", adapter)
 
 
 def test_a_store_without_conditional_writes_is_only_read(
@@ -419,6 +456,26 @@ def test_while_the_store_is_down_the_last_state_is_used(
     opened().update("json", description="back")
     wait_until(lambda: faulty.get("json").description == "back")
     faulty.close()
+
+
+def test_no_reader_waits_for_a_store_that_hangs(faulty: RemoteRegistry, files: FaultyFiles, adapter: Path):
+    card = faulty.register("json", adapter)
+    hanging, released = threading.Event(), threading.Event()
+
+    def hang(path: str) -> Any:
+        hanging.set()
+        released.wait(60)
+        raise TimeoutError
+
+    files.info = hang
+    try:
+        assert faulty.resolve("json") == card
+        assert hanging.wait(60)
+        assert faulty.resolve("json@1") == card
+        assert faulty.list() == [card]
+    finally:
+        released.set()
+        faulty.close()
 
 
 def test_a_download_that_fails_is_tried_again(faulty: RemoteRegistry, files: FaultyFiles, adapter: Path):

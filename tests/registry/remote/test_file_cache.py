@@ -63,6 +63,14 @@ def test_none_in_use_leaves(tmp_path: Path):
     assert len([path for path in (tmp_path / "cache").iterdir() if path.name != ".locks"]) == 3
 
 
+def test_a_file_beside_the_folders_does_no_harm(tmp_path: Path):
+    cache = FileCache(tmp_path / "cache", 150, in_use_s=60)
+    age(cache.get("a", write()), 300)
+    (tmp_path / "cache" / "notes.txt").write_text("mine")
+    cache.get("b", write())
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".locks", "b", "notes.txt"]
+
+
 def test_asking_for_a_folder_is_a_use_in_any_process(tmp_path: Path):
     one, other = (FileCache(tmp_path / "cache", 250, in_use_s=60) for _ in range(2))
     for key in "ab":

@@ -114,6 +114,30 @@ def test_a_writer_that_never_comes_first_gives_up(opened_hub: Opener, hub: FakeH
     assert opened_hub().names() == []
 
 
+def test_a_look_asks_for_the_commit_alone(opened_hub: Opener, hub: FakeHub, adapter: Path):
+    """The Hub answers with the names of all files otherwise."""
+    registry = opened_hub()
+    registry.register("json", adapter)
+    registry.refresh_if_changed()
+    looks = [path for path in hub.asked if "/revision/" in path]
+    assert looks
+    assert all(path.endswith("?expand=sha") for path in looks)
+
+
+def test_a_commit_counts_although_nothing_can_be_read_after_it(
+    opened_hub: Opener, hub: FakeHub, adapter: Path
+):
+    registry = opened_hub()
+
+    def go_down() -> None:
+        hub.is_down = True
+
+    hub.before_commit = go_down
+    assert registry.register("json", adapter).version == 1
+    hub.is_down = False
+    assert opened_hub().names() == ["json"]
+
+
 def test_tampered_weights_are_not_given_out(opened_hub: Opener, hub: FakeHub, adapter: Path):
     card = opened_hub().register("json", adapter)
     content = bytearray(hub.files[f"json/1/{WEIGHTS_FILE}"])

@@ -27,7 +27,7 @@ Opener = Callable[..., RemoteRegistry]
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Waits for a change that a reader has not seen yet; what it does not find counts as not yet."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         with suppress(AdapterNotFoundError):
             if condition():
@@ -169,6 +169,50 @@ def test_the_thread_that_looks_for_changes_ends_with_the_registry(opened: Opener
     del registry
     gc.collect()
     wait_until(lambda: not thread.is_alive())
+
+
+def test_the_files_of_a_version_that_was_removed_are_gone(opened: Opener, adapter: Path):
+    writer, reader = opened(), opened()
+    card = writer.register("json", adapter)
+    assert reader.get("json") == card
+    writer.remove("json@1")
+    with pytest.raises(AdapterNotFoundError, match="json@1 are gone"):
+        reader.folder(card)
+
+
+def test_a_reference_is_resolved_in_one_state(opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where a newer one arrives meanwhile: here with version 2, which the alias was moved to."""
+    writer, reader = opened(), opened(refresh=3600)
+    writer.register("json", adapter)
+    writer.alias("json", "prod", 1)
+    old = reader.refresh()
+    writer.register("json", adapter)
+    writer.alias("json", "prod", 2)
+    states = iter([old])
+    new = reader.refresh()
+    monkeypatch.setattr(reader, "_current", lambda: next(states, new))
+    assert reader.get("json@prod").version == 1
+    assert reader.get("json@prod").version == 2
+
+
+def test_readers_that_start_together_read_the_store_once(
+    remote: RemoteRegistry, opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch
+):
+    remote.register("json", adapter)
+    reader, refresh, calls = opened(refresh=3600), RemoteRegistry.refresh, []
+
+    def slow(self: RemoteRegistry) -> object:
+        calls.append(self)
+        time.sleep(0.05)
+        return refresh(self)
+
+    monkeypatch.setattr(RemoteRegistry, "refresh", slow)
+    threads = [threading.Thread(target=reader.list) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [reader]
 
 
 def test_a_copied_folder_is_read_without_manifests(

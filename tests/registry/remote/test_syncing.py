@@ -148,6 +148,45 @@ def test_an_interrupted_sync_goes_on(place: Place, tmp_path: Path, monkeypatch: 
     assert other.verify() == []
 
 
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_the_number_of_a_removed_version_is_not_given_again(place: Place, tmp_path: Path, kind: str):
+    one, other = filled(place("folder"), tmp_path), place(kind)
+    card = one.get("json@1")
+    other.publish(card, one.folder(card))
+    other.remove("json@1")
+    with pytest.raises(AdapterExistsError, match="json@1 is taken"):
+        other.publish(card, one.folder(card), resume=True)
+    assert other.names() == []
+
+
+def test_files_that_no_reader_accepts_are_not_uploaded(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, other = filled(place("folder"), tmp_path), place("url")
+    extra = one.folder(one.get("sql")) / "notes.md"
+    extra.write_text("x" * 10_000)
+    monkeypatch.setattr("adapterhub.registry.sources._MAX_FILE_BYTES", 9_999)
+    with pytest.raises(AdapterInvalidError, match=r"notes\.md has 10,000 bytes"):
+        sync_registry(one, other, ["sql"])
+    extra.unlink()
+    sync_registry(one, other, ["sql"])
+    assert other.get("sql").version == 1
+    assert other.verify() == []
+
+
+@pytest.mark.parametrize("destination", ["folder", "url"])
+def test_a_name_that_is_given_twice_is_copied_once(place: Place, tmp_path: Path, destination: str):
+    steps = sync_registry(filled(place("folder"), tmp_path), place(destination), ["sql", "sql"])
+    assert [step.ref for step in steps] == ["sql@1"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_a_source_without_adapters_is_an_error(place: Place, kind: str):
+    """As one whose location is mistyped: a copy that backs up nothing must not look like one."""
+    with pytest.raises(AdapterNotFoundError, match="holds no adapters"):
+        sync_registry(place(kind), place("folder"))
+
+
 def test_tampered_files_are_not_copied(place: Place, tmp_path: Path):
     one, other = filled(place("folder"), tmp_path), place("url")
     weights = one.folder(one.get("json@2")) / WEIGHTS_FILE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from adapterhub import AdapterRegistry, ConfigError
 from adapterhub.config import HubConfig
@@ -33,6 +34,7 @@ def test_urls(text: str, parsed: str):
         "s3://bucket/a?X-Amz-Signature=secret",
         "s3://bucket/a#secret",
         "s3://bucket/../secret",
+        "S3://bucket/secret",
         "s3://bucket//secret",
         "s3://",
         "s3://bucket/sec ret",
@@ -68,6 +70,30 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_unknown_store_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="no store ftpx://"):
         open_registry("ftpx://bucket/a", cache=tmp_path)
+
+
+@pytest.mark.parametrize("protocol", ["file", "local"])
+def test_a_folder_is_given_as_a_path(protocol: str, tmp_path: Path):
+    """fsspec would take it as relative to the working directory."""
+    with pytest.raises(ConfigError, match="folder of this machine"):
+        open_registry(f"{protocol}://{tmp_path}", cache=tmp_path)
+
+
+def test_a_url_is_no_folder():
+    with pytest.raises(ConfigError) as error:
+        AdapterRegistry("s3://bucket/a")
+    assert "open_registry" in str(error.value.hint)
+
+
+def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: MemoryFileSystem, **options: object) -> None:
+        raise ValueError("account_key=secret")
+
+    monkeypatch.setattr(MemoryFileSystem, "__init__", refuse)
+    with pytest.raises(ConfigError, match=r"memory://a could not be opened \(ValueError\)") as error:
+        open_registry("memory://a", cache=tmp_path)
+    assert "secret" not in str(error.value)
+    assert error.value.__suppress_context__
 
 
 def test_settings_take_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
