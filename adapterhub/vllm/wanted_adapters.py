@@ -59,14 +59,15 @@ class RegisteredAdapters:
 
 def _names_of(registry: AdapterRegistry) -> RegisteredNames:
     every, current = set[str](), set[str]()
-    for bare in registry.list():
-        needed = {version for alias in registry.aliases(bare.name).values() for version in alias.versions}
-        for card in registry.versions(bare.name):
-            if card.status != "ready":
-                continue
+    for adapter in registry.names():
+        needed = {version for alias in registry.aliases(adapter).values() for version in alias.versions}
+        # Not what the bare name points to: where that version is damaged, the others are still served.
+        ready = [card for card in registry.versions(adapter) if card.status == "ready"]
+        needed |= {card.version for card in ready[-1:]}
+        for card in ready:
             name = str(AdapterName.of(card.ref, card.digest))
             every.add(name)
-            if card.version in needed or card.version == bare.version:
+            if card.version in needed:
                 current.add(name)
     return RegisteredNames(every, current)
 

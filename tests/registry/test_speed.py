@@ -50,6 +50,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return registry.root
 
 
+@pytest.mark.alone  # beside others it takes half as long again, of the processor's time too
 def test_listing_a_thousand_adapters(thousand: Path) -> None:
     runs = []
     for _ in range(3):

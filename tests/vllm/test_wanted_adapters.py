@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapterhub.registry import AdapterRegistry
+from adapterhub.vllm.adapter_names import AdapterName
 from adapterhub.vllm.wanted_adapters import RegisteredAdapters
 
 
@@ -26,3 +27,15 @@ async def test_the_versions_of_a_split_and_a_shadow_stay_loaded(
     registry.alias("json", "prod", 4)
     registry.shadow("json", "prod", None)
     assert await current() == {4, 5}
+
+
+async def test_a_damaged_version_does_not_count_the_others_as_removed(
+    tmp_path: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    registry = AdapterRegistry(tmp_path)
+    first, second, third = (registry.register("json", tiny_adapters["json"]) for _ in range(3))
+    registry.alias("json", "prod", 1)
+    (registry.folder(third) / "card.json").write_text("damaged")
+    names = await RegisteredAdapters(registry).names()
+    assert names.all == {str(AdapterName.of(card.ref, card.digest)) for card in (first, second)}
+    assert names.current == names.all

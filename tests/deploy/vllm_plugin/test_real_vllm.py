@@ -53,6 +53,7 @@ def server(installed: Path, registry: Path, log: Path, **variables: str) -> Iter
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_TARGET_DEVICE": "cpu",
         **variables,
     }
     command = [VLLM, "serve", str(demo_base_folder()), "--host", "127.0.0.1", "--port", str(port)]
