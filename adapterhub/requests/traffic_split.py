@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from contextlib import suppress
 
+from adapterhub.errors import AdapterNotFoundError
 from adapterhub.registry import AdapterCard, AdapterRegistry, Alias, Ref
 from adapterhub.registry.references import LATEST
 
@@ -32,8 +34,11 @@ def resolve_for_request(registry: AdapterRegistry, reference: str, user: str | N
     name = Ref.parse(reference).name
     in_order = versions_by_preference(alias, f"{reference}\n{_key(user)}")
     cards = (registry.get(f"{name}@{version}") for version in in_order)
-    ready = next((card for card in cards if card.status == "ready"), None)
-    return ready or registry.resolve(reference)  # which says that it is disabled
+    with suppress(AdapterNotFoundError):  # removed since the alias was read, which goes on with the rest
+        for card in cards:
+            if card.status == "ready":
+                return card
+    return registry.resolve(reference)  # the version that is left, or the error that it is disabled
 
 
 def versions_by_preference(alias: Alias, key: str) -> list[int]:

@@ -126,6 +126,15 @@ def test_a_disabled_version_gets_no_requests(hub: AdapterHub) -> None:
         hub.generate("Hi", "json@prod")
 
 
+def test_a_version_that_is_removed_meanwhile_leaves_its_requests_to_the_others(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = hub.registry.aliases("json")
+    hub.registry.remove("json@2", force=True)
+    monkeypatch.setattr(hub.registry, "aliases", lambda name: before)
+    assert {hub.generate("Hi", "json@prod", user=user).version for user in USERS[:40]} == {1}
+
+
 @pytest.mark.parametrize(
     ("reference", "means"),
     [("json@prod", "json@1"), ("json@latest", "json@3"), ("json", "json@3"), ("json@2", "json@2"),
