@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from adapterhub.base.half_weights import HalfWeightLinear
 from adapterhub.base.packed_linear import PackedLinear4bit
-from adapterhub.engine.decoding.sampler import Logits
+from adapterhub.engine.decoding.sampler import StepLogits
 from adapterhub.engine.kv.packed_step import AttentionMetadata
 from adapterhub.lora.stacked_weights import StackedLoraWeights
 from benchmarks.common import parser, random_adapters, random_base, report, settle, timed
@@ -68,7 +68,8 @@ def _named_parts() -> Iterator[None]:
     with (
         patch.object(StackedLoraWeights, "apply", _named(ADAPTERS, StackedLoraWeights.apply)),
         patch.object(AttentionMetadata, "attend_tokens", _named(ATTENTION, AttentionMetadata.attend_tokens)),
-        patch.object(Logits, "of", _named(SAMPLING, Logits.of)),
+        patch.object(StepLogits, "__init__", _named(SAMPLING, StepLogits.__init__)),
+        patch.object(StepLogits, "get", _named(SAMPLING, StepLogits.get)),
         patch.object(torch.nn.functional, "linear", _named(LINEAR, torch.nn.functional.linear)),
         patch.object(bitsandbytes, "matmul_4bit", _named(LINEAR, bitsandbytes.matmul_4bit)),
         # Not their `forward`, which the engine has looked up before.

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.capabilities import AdapterFeatures, Backend, Capability, capability
 from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
+
+if TYPE_CHECKING:
+    from adapterhub.capabilities import Capability
+
+BACKENDS = ("in-process", "llama.cpp", "vllm", "sglang")
+"""The values of `Backend`, without the time that its import takes."""
 
 
 @click.command()
 @click.argument("name", shell_complete=complete_adapter)
-@click.option(
-    "--engine", type=click.Choice([str(backend) for backend in Backend]), help="Ask for this one only."
-)
+@click.option("--engine", type=click.Choice(BACKENDS), help="Ask for this one only.")
 @click.option(
     "--max-lora-rank", type=click.IntRange(1), help="The highest rank that it is started for.  [default: any]"
 )
@@ -35,6 +38,8 @@ def check(
       adapterhub check json
       adapterhub check ./my-lora --engine vllm --max-lora-rank 32
     """
+    from adapterhub.capabilities import AdapterFeatures, Backend, capability
+
     features = AdapterFeatures.of_folder(_folder(name, registry))
     backends = [Backend(engine)] if engine else [*Backend]
     found = [capability(features, backend, max_lora_rank=max_lora_rank) for backend in backends]

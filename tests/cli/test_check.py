@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.capabilities import Backend
+from adapterhub.cli.check import BACKENDS
 from tests.tiny import make_adapter
 
 
 @pytest.fixture
 def dora(tmp_path: Path, tiny_base: Path) -> Path:
     return make_adapter(tmp_path / "dora", tiny_base, use_dora=True)
+
+
+def test_the_engines_are_those_of_the_table():
+    assert tuple(map(str, Backend)) == BACKENDS
 
 
 def test_a_plain_adapter_runs_on_every_back_end(run):
