@@ -371,3 +371,15 @@ def test_real_engines_do_what_was_predicted(capsys):
     )
     assert found["refused"]["measured"] == found["refused"]["predicted"] == 0
     assert found["first_token_p50"]["measured"] > 0.08  # a step
+
+
+@pytest.mark.slow
+def test_servers_do_what_was_predicted(capsys):
+    from benchmarks.fleet_simulation import validating_http
+
+    sizes = ["--replicas", "2", "--requests", "30", "--adapters", "6", "--rate", "4", "--tokens", "4"]
+    validating_http.main([*sizes, "--policies", "affinity", "--max-loras", "6", "--json"])
+    found = {one["figure"]: one for one in json.loads(capsys.readouterr().out)["found"]}
+    hits = found["slot_hit_rate"]
+    assert hits["measured"] == pytest.approx(hits["predicted"], abs=0.15)
+    assert 0 < found["first_token_p50"]["measured"] < 60

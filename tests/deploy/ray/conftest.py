@@ -31,7 +31,7 @@ class Running:
     """An application that runs.
 
     Attributes:
-        url: Of Ray's proxy.
+        url: Of the application, behind Ray's proxy.
         registry: The adapters of all replicas.
     """
 
@@ -78,16 +78,22 @@ def serve_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def running(serve_url: str, tmp_path_factory: pytest.TempPathFactory) -> Running:
     """Two replicas of `recording.open_hub`, a front, and a copy of the shipped adapters."""
+    return start(
+        serve_url, tmp_path_factory.mktemp("served"), "/", replicas=2, num_cpus=0.5, max_batch_size=8
+    )
+
+
+def start(serve_url: str, folder: Path, route_prefix: str, **arguments: object) -> Running:
+    """Starts an application over `recording.open_hub`, with a copy of the shipped adapters in a folder."""
     from adapterhub.deploy.ray import ApplicationConfig
     from adapterhub.deploy.ray.application import application
     from tests.deploy.ray.recording import open_hub
 
-    registry = shutil.copytree(ROOT / "adapters", tmp_path_factory.mktemp("served") / "adapters")
+    registry = shutil.copytree(ROOT / "adapters", folder / "adapters")
     replicas_folder(registry).mkdir()
-    config = ApplicationConfig.model_validate(
-        {"engine": "echo", "registry": registry, "replicas": 2, "num_cpus": 0.5, "max_batch_size": 8}
-    )
+    config = ApplicationConfig.model_validate({"engine": "echo", "registry": registry, **arguments})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        serve.run(application(config, open_hub), name="hub", route_prefix="/")
-    return Running(serve_url, registry)
+        name = route_prefix.strip("/") or "hub"
+        serve.run(application(config, open_hub), name=name, route_prefix=route_prefix)
+    return Running(f"{serve_url}{route_prefix}".rstrip("/"), registry)

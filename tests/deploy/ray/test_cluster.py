@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable
 
@@ -17,10 +16,9 @@ pytest.importorskip("ray", reason="Ray is not installed: `make test-ray` install
 from adapterhub import AdapterRegistry
 from tests.deploy.ray.conftest import ROOT, Running
 from tests.deploy.ray.recording import TOKEN_SECONDS
+from tests.deploy.ray.traffic import LONG, Traffic, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # Ray takes half a minute to start, or more
-ASK = {"model": "json", "prompt": "Hello", "max_tokens": 50}
-LONG = {"model": "json", "prompt": "x" * 400, "max_tokens": 400}
 _SERIES = re.compile(r"^(\w[\w:]*)\{(.*)\} (\S+)$")
 
 
@@ -34,15 +32,6 @@ def figures(client: httpx.Client, name: str, **labels: str) -> dict[str, float]:
             assert replica
             found[replica[1]] = found.get(replica[1], 0) + float(series[3])
     return found
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 20) -> float:
-    """Waits for it; returns how long it took."""
-    started = time.monotonic()
-    while not true():
-        assert time.monotonic() - started < seconds
-        time.sleep(0.05)
-    return time.monotonic() - started
 
 
 def test_the_api_is_the_servers(running: Running):
@@ -95,41 +84,6 @@ def test_a_client_that_leaves_ends_its_answer_in_the_engine(
         leave(client)
         wait_until(lambda: sum(figures(client, "vllm:num_requests_running").values()) == 0)
         assert aborted() == before + 1
-
-
-class Traffic:
-    """Clients that ask again and again, each its own adapter.
-
-    Attributes:
-        answers: When each request began and ended, its adapter and its answer; None if it failed.
-    """
-
-    def __init__(self, running: Running, adapters: list[str]) -> None:
-        self.answers: list[tuple[float, float, str, str | None]] = []
-        self._running = running
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=[adapter]) for adapter in adapters]
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, adapter: str) -> None:
-        with self._running.client() as client:
-            while not self._stop.is_set():
-                began = time.monotonic()
-                try:
-                    answer = client.post("/v1/completions", json={**ASK, "model": adapter})
-                    text = answer.json()["choices"][0]["text"] if answer.status_code == 200 else None
-                except httpx.HTTPError:
-                    text = None
-                self.answers.append((began, time.monotonic(), adapter, text))
 
 
 @pytest.mark.alone
