@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -22,6 +21,7 @@ from adapterhub.errors import (
 from adapterhub.vllm.client import ServedModels, Timeouts, VLLMClient
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
 from tests.fake_vllm import FakeProcess, FakeServer, FakeVllm
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -145,8 +145,7 @@ async def test_closing_the_stream_ends_the_answer_in_the_server(client: VLLMClie
     fake.fake.token_seconds = 0.02
     async with aclosing(client.complete(body("x" * 500, max_tokens=500))) as frames:
         await anext(frames)
-    while not fake.fake.aborted:
-        await asyncio.sleep(0.005)
+    await until(lambda: fake.fake.aborted)
     assert fake.fake.in_flight == 0
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
 from adapterhub.errors import EngineClosedError
 from adapterhub.vllm import loop_thread
 from adapterhub.vllm.loop_thread import LoopThread
+from tests.waiting import wait_for
 
 
 def is_running() -> bool:
@@ -70,8 +70,7 @@ def test_closing_ends_what_still_runs_there_and_refuses_what_comes_later():
 def test_it_can_be_closed_in_its_own_thread():
     loop = LoopThread()
     loop.call_soon(lambda: loop.close(asyncio.sleep(0.01)))
-    while is_running():
-        time.sleep(0.005)
+    wait_for(lambda: not is_running())
     loop.call_soon(print)  # nothing, and no error
 
 
