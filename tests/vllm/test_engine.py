@@ -52,7 +52,7 @@ def test_it_answers_as_the_in_process_echo_does(engine: VLLMEngine, sampling: di
 def test_requests_one_after_the_other_share_a_connection(engine: VLLMEngine, fake: FakeVllm):
     for _ in range(4):
         assert answer(engine, request("hi")).text == "[base] hi"
-        until(lambda: not engine.replicas()[0].in_flight)  # the end of the stream has been read
+        wait_for(lambda: not engine.replicas()[0].in_flight)  # the end of the stream has been read
     assert len(fake.connections) == 1
 
 

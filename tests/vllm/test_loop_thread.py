@@ -77,8 +77,7 @@ def test_it_can_be_closed_in_its_own_thread():
 def test_closing_waits_for_its_last_coroutine_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop_thread, "CLOSE_SECONDS", 0.01)
     LoopThread().close(asyncio.Event().wait())
-    while is_running():
-        time.sleep(0.005)
+    wait_for(lambda: not is_running())
 
 
 def test_closing_does_not_wait_for_what_blocks_the_thread(
@@ -90,5 +89,4 @@ def test_closing_does_not_wait_for_what_blocks_the_thread(
     loop.close(asyncio.sleep(0))
     assert "still being closed" in caplog.text
     blocked.set()
-    while is_running():
-        time.sleep(0.005)
+    wait_for(lambda: not is_running())
