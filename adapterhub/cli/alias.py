@@ -12,7 +12,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, open_registry, registry_option
 
 if TYPE_CHECKING:
-    from adapterhub.registry import Alias
+    from adapterhub.registry import AdapterRegistry, Alias
 
 _SHARE = re.compile(r"([1-9][0-9]{0,8})=([1-9][0-9]{0,6})")
 
