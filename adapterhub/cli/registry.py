@@ -16,7 +16,8 @@ from adapterhub.cli.routes import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
-    from adapterhub.registry import AdapterCard, AdapterRegistry, EvalResult, PeftInfo
+    from adapterhub.registry import AdapterCard, AdapterRegistry, PeftInfo
+    from adapterhub.registry.cards import EvalResult
 
 
 @click.command("list")
