@@ -82,6 +82,7 @@ class PreparedRequest:
             finish_reason=first.finish_reason,
             completions=tuple(completions),
             output_format=self.request.output_format,
+            prompt_token_ids=self.request.prompt,
         )
 
 

@@ -9,6 +9,7 @@ from itertools import chain
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
 from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
+from adapterhub.engine.decoding.prompt_scorer import PromptScorer
 from adapterhub.engine.decoding.sampler import Sampler
 from adapterhub.engine.interface import Request, max_completion_tokens
 from adapterhub.engine.runner import EngineBase
@@ -59,6 +60,8 @@ class SequenceBuilder:
         check_fields(request, self._vocabulary_size)
         bad_words = list(chain.from_iterable(map(self._bad_word, sampling.bad_words)))
         end_token_ids = self._ends.of(sampling)
+        top = sampling.prompt_logprobs
+        scorer = None if top is None else PromptScorer(request.prompt, top)
         sequences: list[SequenceState] = []
         for index in range(num_sequences):
             constraint = self._constraint(request, max_tokens, end_token_ids)
@@ -89,6 +92,7 @@ class SequenceBuilder:
                     output=OutputQueue(wake, every_token=stream),
                     index=index,
                     first=sequences[0] if sequences else None,
+                    scorer=scorer,
                 )
             )
         return sequences
