@@ -188,7 +188,7 @@ class ServedSequenceBuilder:
                 end_token_ids=end_token_ids,
                 detokenizer=IncrementalDetokenizer(
                     self._base.tokenizer,
-                    () if grammar else sampling.stop,
+                    sampling.stop,
                     skip_special_tokens=grammar is None,
                     min_tokens=sampling.min_tokens,
                 ),

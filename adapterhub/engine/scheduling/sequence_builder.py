@@ -16,7 +16,7 @@ from adapterhub.engine.runner import EngineBase
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
-from adapterhub.engine.tokenizer import Tokenizer
+from adapterhub.engine.tokenizer import Tokenizer, special_tokens
 from adapterhub.errors import InvalidRequestError
 
 
@@ -65,12 +65,10 @@ class SequenceBuilder:
         sequences: list[SequenceState] = []
         for index in range(num_sequences):
             constraint = self._constraint(request, max_tokens, end_token_ids)
-            # Structured output must not be cut by a stop string, which is most often that of the prompt style, and its
-            # special tokens are a part of the text.
             detokenizer = IncrementalDetokenizer(
                 self._base.tokenizer,
-                () if constraint else sampling.stop,
-                skip_special_tokens=constraint is None,
+                sampling.stop,
+                skip_special_tokens=constraint is None,  # an output format may ask for them
                 min_tokens=sampling.min_tokens,
             )
             sampler = Sampler(
@@ -114,8 +112,7 @@ class EndTokens:
     """
 
     def __init__(self, tokenizer: Tokenizer, of_base: frozenset[int]) -> None:
-        added = tokenizer.added_tokens_decoder.items()
-        self._special = {token.content: token_id for token_id, token in added if token.special}
+        self._special = special_tokens(tokenizer)
         self._of_base = of_base
 
     def of(self, sampling: SamplingParams) -> frozenset[int]:
