@@ -32,6 +32,8 @@ MAX_FORMS = 64
 """How many forms a cache keeps if nothing else is said."""
 _VERSION = 2
 """Counts changes of what is written, so that an older form is not used."""
+_WRITING_S = 600
+"""How long another process may write."""
 _DIGITS = 16
 _EXACT = 1e-4
 """A smaller error is float32's rounding."""
@@ -75,7 +77,7 @@ def materialise(
         cache.mkdir(parents=True, exist_ok=True)
         base = _base_of(registry, adapter, base_folder) if form.dora == "svd" else None
         folder = cache / _key(adapter, form, base)
-        with FileLock(cache / "lock"):
+        with FileLock(cache / "lock", timeout=_WRITING_S):
             digest = _intact(folder) or _write(registry, adapter, form, folder, base_folder)
             os.utime(folder)
             _remove(cache, maximum=maximum, in_use={folder / "adapter", *in_use})

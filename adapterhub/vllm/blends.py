@@ -54,7 +54,7 @@ class MaterialisedBlends:
             AdapterIncompatibleError: vLLM does not run it; the hint says what makes it fit.
             InvalidRequestError: There is no registry.
         """
-        if not isinstance(adapter, BlendedLoraRequest):
+        if not isinstance(adapter, BlendedLoraRequest) or adapter.digest in self._written:
             return
         self._source()
         folders = [part.folder for part in stored_parts(adapter)]
@@ -74,9 +74,7 @@ class MaterialisedBlends:
             return
         self._users[adapter.digest] += 1
         try:
-            async with self._writing:
-                self._written[adapter.digest] = await asyncio.to_thread(self._find, adapter, self._in_use())
-            yield self._written[adapter.digest]
+            yield await self._found(adapter) or await self._write(adapter)
         finally:
             self._users -= Counter([adapter.digest])  # drops what has none left
 
@@ -84,19 +82,32 @@ class MaterialisedBlends:
         """The adapter, or the one that a blend was written as, if it was."""
         return self._written.get(adapter.digest) if isinstance(adapter, BlendedLoraRequest) else adapter
 
-    async def tidy(self) -> list[StoredLoraRequest]:
+    async def reap(self) -> list[StoredLoraRequest]:
         """Removes what nobody has used for a while; returns the others, those of other fronts too.
 
         Raises:
             ExportError: The folder cannot be read.
             InvalidRequestError: There is no registry.
         """
-        kept = await asyncio.to_thread(self._tidy, self._in_use())
+        kept = await asyncio.to_thread(self._reap, self._in_use())
         folders = {blend.folder for blend in kept}
         for digest, blend in list(self._written.items()):
             if blend.folder not in folders and digest not in self._users:
                 del self._written[digest]
         return kept
+
+    async def _found(self, blend: BlendedLoraRequest) -> StoredLoraRequest | None:
+        """The adapter that a blend was written as, if it is still there."""
+        written = self._written.get(blend.digest)
+        if written is None or not await asyncio.to_thread(_mark_used, written):
+            return None
+        return written
+
+    async def _write(self, blend: BlendedLoraRequest) -> StoredLoraRequest:
+        async with self._writing:
+            found = await asyncio.to_thread(self._materialise, blend, self._in_use())
+            self._written[blend.digest] = found
+            return found
 
     def _in_use(self) -> set[Path]:
         return {self._written[digest].folder for digest in self._users if digest in self._written}
@@ -109,21 +120,18 @@ class MaterialisedBlends:
             )
         return self._registry
 
-    def _find(self, blend: BlendedLoraRequest, in_use: set[Path]) -> StoredLoraRequest:
-        # It needs torch, whose import takes seconds.
+    def _materialise(self, blend: BlendedLoraRequest, in_use: set[Path]) -> StoredLoraRequest:
+        # They need torch, whose import takes seconds.
         from adapterhub.export.lora_form import LoraForm
-        from adapterhub.export.materialising import mark_used, materialise
+        from adapterhub.export.materialising import materialise
 
-        self.check(blend)
-        written = self._written.get(blend.digest)
-        if written and mark_used(written):
-            return written
         fetch_files(blend)
+        self.check(blend)  # what was not there when the request came
         registry, form = self._source(), LoraForm(plain=True, rank=self._rank)
         cache = registry.root / FOLDER
         return materialise(registry, blend, form, cache=cache, maximum=MAX_BLENDS, in_use=in_use)
 
-    def _tidy(self, in_use: set[Path]) -> list[StoredLoraRequest]:
+    def _reap(self, in_use: set[Path]) -> list[StoredLoraRequest]:
         cache = self._source().root / FOLDER
         if not cache.is_dir():
             return []
@@ -131,3 +139,9 @@ class MaterialisedBlends:
 
         remove_unused(cache, seconds=IDLE_SECONDS, in_use=in_use)
         return materialised_blends(cache)
+
+
+def _mark_used(blend: StoredLoraRequest) -> bool:
+    from adapterhub.export.materialising import mark_used  # it needs torch
+
+    return mark_used(blend)

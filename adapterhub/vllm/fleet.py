@@ -50,8 +50,8 @@ class FleetLimits:
     max_lora_rank: int | None = None
 
     def __post_init__(self) -> None:
-        lowest = min(self.max_in_flight, self.max_adapters, self.max_lora_rank or 1)
-        if lowest < 1 or self.max_lora_rank == 0 or self.sync_seconds <= 0:
+        rank = 1 if self.max_lora_rank is None else self.max_lora_rank
+        if min(self.max_in_flight, self.max_adapters, rank) < 1 or self.sync_seconds <= 0:
             raise ConfigError("The limits of a fleet must be at least 1, and sync_seconds more than 0.")
 
 

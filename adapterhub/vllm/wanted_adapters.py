@@ -52,7 +52,7 @@ class RegisteredAdapters:
             AdapterHubError: The registry or the folder of blends cannot be read.
         """
         registered = await asyncio.to_thread(self._read)
-        blends = {model_name(blend) for blend in await self._blends.tidy()}
+        blends = {model_name(blend) for blend in await self._blends.reap()}
         return RegisteredNames(registered.all | blends, registered.current | blends)
 
     def _read(self) -> RegisteredNames:
