@@ -18,13 +18,14 @@ from tests.test_event_loop import TICK
 pytestmark = pytest.mark.alone  # how late a loop is, only the wall's time tells
 
 CLIENTS = 50
-MAX_P999, MAX_LATENESS = 0.020, 0.050
+MAX = 0.020, 0.020, 0.050
+"""Of the server's own lateness, and of the 99.9th percentile and the maximum by the wall, seconds."""
 SERVER = """
 import asyncio, json, socket, subprocess, sys, time
 import uvicorn
 from adapterhub import AdapterHub
 from adapterhub.server import ServerConfig, create_app
-from adapterhub.server.running import uvicorn_config
+from adapterhub.server.running import share_interpreter, uvicorn_config
 from adapterhub.server.warming import make_ready
 base, registry, tick = sys.argv[1:]
 
@@ -34,7 +35,9 @@ async def main(app):
     server = uvicorn.Server(uvicorn_config(app, config))
     async def watch():
         while not server.should_exit:
-            started = time.monotonic(); await asyncio.sleep(0.001); late.append((started + 0.001, time.monotonic()))
+            started, used = time.monotonic(), time.process_time()
+            await asyncio.sleep(0.001)
+            late.append((started + 0.001, time.monotonic(), time.process_time() - used))
     async def end():
         await asyncio.to_thread(sys.stdin.readline)
         server.should_exit = True
@@ -42,6 +45,7 @@ async def main(app):
     await asyncio.gather(server.serve(sockets=[listening]), watch(), end())
     return late
 
+share_interpreter()
 with AdapterHub.from_pretrained(base, registry, quantization=None, device="cpu", kv_cache_mib=64) as hub:
     app = make_ready(hub, create_app)
     sidecar = subprocess.Popen([sys.executable, "-c", tick], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -91,8 +95,12 @@ async def use(url: str, requests: int) -> None:
     await asyncio.gather(*map(client, range(CLIENTS)))
 
 
-def lateness(base: Path, registry: Path, requests: int) -> list[float]:
-    """How late the server's loop was while the machine was not, in seconds, sorted."""
+def lateness(base: Path, registry: Path, requests: int) -> list[tuple[float, float]]:
+    """How late the server's loop was while the machine was not, in seconds: by the wall's time, and by its own.
+
+    The own is at most the processor time that the server used meanwhile, with all of its threads: for the rest the
+    machine did not let it run.
+    """
     command = [sys.executable, "-c", SERVER, str(base), str(registry), TICK]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -100,18 +108,21 @@ def lateness(base: Path, registry: Path, requests: int) -> list[float]:
         asyncio.run(use(f"http://127.0.0.1:{port}", requests))
         told, _ = server.communicate("end\n")
     late, machine = json.loads(told)
-    return sorted(
-        end - start - sum(max(0.0, min(end, other[1]) - max(start, other[0])) for other in machine)
-        for start, end in late
-    )
+    found = []
+    for start, end, used in late:
+        wall = (
+            end - start - sum(max(0.0, min(end, other[1]) - max(start, other[0])) for other in machine)
+        )
+        found.append((wall, min(wall, used)))
+    return found
 
 
 @pytest.mark.parametrize("requests", [500, pytest.param(3000, marks=pytest.mark.slow)])
 def test_fifty_clients_do_not_hold_up_the_loop(tiny_base: Path, tiny_registry: Path, requests: int):
     found = []
     while len(found) < 5:  # the machine has other things to do, which only ever make it later
-        late = lateness(tiny_base, tiny_registry, requests)
-        found.append((late[int(0.999 * len(late))], late[-1]))
-        if found[-1][0] < MAX_P999 and found[-1][1] < MAX_LATENESS:
+        wall, own = map(sorted, zip(*lateness(tiny_base, tiny_registry, requests), strict=True))
+        found.append((own[-1], wall[int(0.999 * len(wall))], wall[-1]))
+        if all(one < most for one, most in zip(found[-1], MAX, strict=True)):
             return
     pytest.fail(f"the loop was late: {found}")
