@@ -76,8 +76,8 @@ def serve(
 def share_interpreter() -> None:
     """Has this process's threads hand over Python's lock soon, so that the event loop does not wait for the others.
 
-    Python's default is 5 ms. A step of a small base gives the lock back between operations and takes it again before
-    the loop's thread has woken up, which then waits anew: it was late by up to 45 ms, and is by 23.
+    Python's default is 5 ms, of each thread that wants the lock. And a step gives it back between operations and takes
+    it again before the loop's thread has woken up, which then waits for the whole time anew.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
 
