@@ -1,4 +1,4 @@
-"""Begins few requests in one round of the event loop: a burst of them does not hold up those that are being answered."""
+"""Begins few requests in one round of the event loop, so that a burst of them does not hold up the others."""
 
 from __future__ import annotations
 
