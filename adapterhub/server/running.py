@@ -6,7 +6,8 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
@@ -53,12 +54,11 @@ def serve(
     Raises:
         ConfigError: The settings are not safe, the address cannot be listened on, or the base cannot be loaded.
     """
-    share_interpreter()
     has_keys = AccessControl(config.api_key_file, config.admin_key_file).needs_key
     check_exposure(config.host, has_keys=has_keys, insecure=config.insecure)
     lifecycle = Lifecycle("loading the base")
     _raise_file_limit(config.max_connections)
-    with _listen(config) as listening:
+    with sharing_interpreter(), _listen(config) as listening:
         app = LoadingApp(open_hub, partial(create_app, config=config, lifecycle=lifecycle), lifecycle)
         served = app if has_keys or config.insecure else LocalNamesMiddleware(app, config.cors_origins)
         server = _Server(uvicorn_config(served, config), app, lifecycle, config, report)
@@ -73,13 +73,19 @@ def serve(
     return server.cut_off
 
 
-def share_interpreter() -> None:
-    """Has this process's threads hand over Python's lock soon, so that the event loop does not wait for the others.
+@contextmanager
+def sharing_interpreter() -> Iterator[None]:
+    """Has threads hand over Python's lock soon, so that the event loop does not wait for the others; for the process.
 
     Python's default is 5 ms, of each thread that wants the lock. And a step gives it back between operations and takes
     it again before the loop's thread has woken up, which then waits for the whole time anew.
     """
+    before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:

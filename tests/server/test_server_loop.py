@@ -27,7 +27,7 @@ import asyncio, json, socket, subprocess, sys, time
 import uvicorn
 from adapterhub import AdapterHub
 from adapterhub.server import ServerConfig, create_app
-from adapterhub.server.running import share_interpreter, uvicorn_config
+from adapterhub.server.running import sharing_interpreter, uvicorn_config
 from adapterhub.server.warming import make_ready
 base, registry, tick = sys.argv[1:]
 
@@ -47,8 +47,10 @@ async def main(app):
     await asyncio.gather(server.serve(sockets=[listening]), watch(), end())
     return late
 
-share_interpreter()
-with AdapterHub.from_pretrained(base, registry, quantization=None, device="cpu", kv_cache_mib=64) as hub:
+with (
+    sharing_interpreter(),
+    AdapterHub.from_pretrained(base, registry, quantization=None, device="cpu", kv_cache_mib=64) as hub,
+):
     app = make_ready(hub, create_app)
     sidecar = subprocess.Popen([sys.executable, "-c", tick], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     sidecar.stdout.readline()

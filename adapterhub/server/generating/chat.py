@@ -82,10 +82,12 @@ class ChatCall:
         head = self.head.of("chat.completion.chunk", by)
         usage = StreamUsage(self.body.stream_options, stream.prompt_tokens)
         interval = self.body.tokens_per_chunk(self.state.config.stream_interval)
-        is_plain = not (request.may_call_tools or usage.is_continuous)
+        only_text = not (request.may_call_tools or usage.is_continuous)
         async with aclosing(stream):
             async for chunk in stream.chunks(interval):
-                if is_plain and chunk.index in texts and _only_adds_text(chunk):  # nearly always: a short way
+                if (
+                    only_text and chunk.index in texts and _only_adds_text(chunk)
+                ):  # nearly always: a short way
                     usage.count(len(chunk.token_ids))
                     yield texts[chunk.index].event(chunk.text)
                     continue
