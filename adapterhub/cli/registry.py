@@ -16,8 +16,7 @@ from adapterhub.cli.routes import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
-    from adapterhub.registry import AdapterCard, AdapterRegistry, PeftInfo
-    from adapterhub.registry.cards import EvalResult
+    from adapterhub.registry import AdapterCard, AdapterRegistry, Evaluation, PeftInfo
 
 
 @click.command("list")
@@ -272,7 +271,7 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
     ]
 
 
-def _measured(result: EvalResult) -> str:
+def _measured(result: Evaluation) -> str:
     name = f" ({result.metric_name})" if result.metric_name else ""
     return f"{result.dataset_name}: {result.metric_type} {result.metric_value}{name}"
 
