@@ -1,8 +1,9 @@
 """Packed 4-bit layers: a product for a few tokens, and a dense one for many.
 
 On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights for a kernel that multiplies a few tokens quickly. A compiled
-one of our own gives the same bits in less time; without a compiler it is bitsandbytes', past its Python. A prefill does better with the weight dequantised once for all its tokens and multiplied densely, several times so with
-AMX. All compute in bfloat16 and sum in float32.
+one of our own gives the same bits in less time; without a compiler it is bitsandbytes', past its Python. A prefill does
+better with the weight dequantised once for all its tokens and multiplied densely, several times so with AMX. All
+compute in bfloat16 and sum in float32.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ class PackedLinear4bit(Linear4bit):  # type: ignore[misc]  # bitsandbytes has no
             return own
         dense = self.dense_threshold is not None and x.numel() >= self.dense_threshold * self.in_features
         y = self.multiply_densely(x) if dense else self.multiply_packed(x)
-        if self.bias is not None:
-            y += self.bias.to(x.dtype)
-        return y
+        bias = self._parameters["bias"]  # modules are slow to find what is no attribute of theirs
+        return y if bias is None else y.add_(bias.to(x.dtype))
 
     def multiply_packed(self, x: torch.Tensor) -> torch.Tensor:
         """The product with the weight as it is packed, without the bias; rounded to bfloat16, in the dtype of `x`.
@@ -58,7 +58,7 @@ class PackedLinear4bit(Linear4bit):  # type: ignore[misc]  # bitsandbytes has no
         if run is None:
             y = multiply_by_bitsandbytes(self.weight, self.weight.quant_state, x.to(torch.bfloat16))
             return y.to(x.dtype)
-        x, weight = x.contiguous(), self.weight
+        x, weight = x.contiguous(), self._parameters["weight"]
         if self._packed is None or not self._packed.is_of(weight):
             self._packed = PackedWeight(weight, weight.quant_state)
         y = x.new_empty((*x.shape[:-1], self.out_features))
