@@ -43,15 +43,16 @@ class PackedWeight:
     """
 
     def __init__(self, weight: torch.Tensor, state: QuantState) -> None:
-        self._address, self._out, self._in = weight.data_ptr(), *state.shape
+        self._address = weight.data_ptr()
+        self._out, self._in = state.shape
         # Kept, as the structure has their addresses. The weight is not: it may be unpacked, and its memory freed.
         self._scales, self._values = state.absmax, state.code.bfloat16()
         addresses = self._address, self._scales.data_ptr(), self._values.data_ptr()
         self._layer = _Layer(*addresses, self._in, self._out, state.blocksize)
 
-    def is_of(self, weight: torch.Tensor) -> bool:
-        """Whether it stands for the weight that a layer has now."""
-        return bool(weight.data_ptr() == self._address and weight.quant_state.absmax is self._scales)
+    def is_of(self, weight: torch.Tensor, state: QuantState) -> bool:
+        """Whether it stands for the weight and scales that a layer has now."""
+        return weight.data_ptr() == self._address and state.absmax is self._scales
 
     def multiply(self, run: Callable[..., None], x: torch.Tensor, y: torch.Tensor) -> None:
         """Writes the product with some tokens.

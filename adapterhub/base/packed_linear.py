@@ -40,7 +40,7 @@ class PackedLinear4bit(Linear4bit):  # type: ignore[misc]  # bitsandbytes has no
             return own
         dense = self.dense_threshold is not None and x.numel() >= self.dense_threshold * self.in_features
         y = self.multiply_densely(x) if dense else self.multiply_packed(x)
-        bias = self._parameters["bias"]  # modules are slow to find what is no attribute of theirs
+        bias = self._parameters["bias"]  # modules are slow to find it as an attribute
         return y if bias is None else y.add_(bias.to(x.dtype))
 
     def multiply_packed(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,8 +58,8 @@ class PackedLinear4bit(Linear4bit):  # type: ignore[misc]  # bitsandbytes has no
         if run is None:
             y = multiply_by_bitsandbytes(self.weight, self.weight.quant_state, x.to(torch.bfloat16))
             return y.to(x.dtype)
-        x, weight = x.contiguous(), self._parameters["weight"]
-        if self._packed is None or not self._packed.is_of(weight):
+        x, weight = x.contiguous(), self.weight
+        if self._packed is None or not self._packed.is_of(weight, weight.quant_state):
             self._packed = PackedWeight(weight, weight.quant_state)
         y = x.new_empty((*x.shape[:-1], self.out_features))
         self._packed.multiply(run, x, y)
