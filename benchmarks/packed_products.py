@@ -29,7 +29,7 @@ from benchmarks.output import progress, table
 
 OWN, BITSANDBYTES = "compiled", "bitsandbytes"
 PROMPT = 32
-Row = tuple[str, int, float, float, float]
+Comparison = tuple[str, int, float, float, float]
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def by_bitsandbytes() -> Iterator[None]:
         yield
 
 
-def compare(what: str, rows: int, do: Callable[[], object], options: argparse.Namespace) -> Row:
+def compare(what: str, rows: int, do: Callable[[], object], options: argparse.Namespace) -> Comparison:
     """What is timed, tokens, milliseconds of both, and their ratio."""
     progress(f"{what}, {rows} tokens")
     times = interleaved({OWN: do, BITSANDBYTES: by_bitsandbytes()(do)}, options)
@@ -57,7 +57,7 @@ def layers_by_size(base: Base) -> Mapping[str, Sequence[PackedLinear4bit]]:
 
 
 @torch.inference_mode()
-def measure_layers(base: Base, options: argparse.Namespace) -> list[Row]:
+def measure_layers(base: Base, options: argparse.Namespace) -> list[Comparison]:
     """All layers of each size."""
     found = []
     for size, layers in layers_by_size(base).items():
@@ -72,7 +72,7 @@ def measure_layers(base: Base, options: argparse.Namespace) -> list[Row]:
     return found
 
 
-def measure_steps(base: Base, options: argparse.Namespace) -> list[Row]:
+def measure_steps(base: Base, options: argparse.Namespace) -> list[Comparison]:
     """A whole step of the engine."""
     tokens, found = 2 * options.rounds + 4, []
     engine = Ours(twin(base), [], max(options.rows), PROMPT + tokens)
