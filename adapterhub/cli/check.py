@@ -12,7 +12,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
 
 if TYPE_CHECKING:
-    from adapterhub.capabilities import Capability
+    from adapterhub.capabilities import AdapterFeatures, Capability
 
 BACKENDS = ("in-process", "llama.cpp", "vllm", "sglang")
 """The values of `Backend`, without the time that its import takes."""
@@ -38,9 +38,9 @@ def check(
       adapterhub check json
       adapterhub check ./my-lora --engine vllm --max-lora-rank 32
     """
-    from adapterhub.capabilities import AdapterFeatures, Backend, capability
+    from adapterhub.capabilities import Backend, capability
 
-    features = AdapterFeatures.of_folder(_folder(name, registry))
+    features = _features(name, registry)
     backends = [Backend(engine)] if engine else [*Backend]
     found = [capability(features, backend, max_lora_rank=max_lora_rank) for backend in backends]
     if as_json:
@@ -51,11 +51,13 @@ def check(
     sys.exit(0 if all(one.runs for one in found) else 1)
 
 
-def _folder(name: str, registry: str | Path | None) -> Path:
+def _features(name: str, registry: str | Path | None) -> AdapterFeatures:
+    from adapterhub.capabilities import AdapterFeatures
+
     if name.startswith((".", "~")) or "/" in name:  # no adapter's name has these
-        return Path(name).expanduser()
+        return AdapterFeatures.of_folder(Path(name).expanduser())
     adapters = open_registry(registry)
-    return adapters.folder(adapters.get(name))
+    return adapters.features(adapters.get(name))
 
 
 def _fields(found: Capability) -> dict[str, Any]:

@@ -79,6 +79,16 @@ class HubStore:
         with self._opened(head, path) as response:
             return b"".join(_bounded(response, path, limit)), self._tag(head, path) or ""
 
+    def read_start(self, path: str, size: int) -> bytes:
+        """The first bytes of a file."""
+        content = b""
+        with self._opened(self._head or self.stamp(), path, {"Range": f"bytes=0-{size - 1}"}) as response:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) >= size:  # of a server that knows no ranges
+                    break
+        return content[:size]
+
     def download(self, path: str, target: Path, limit: int) -> None:
         """Writes a file's content to a new file."""
         with self._opened(self._head or self.stamp(), path) as response, target.open("xb") as file:
@@ -181,7 +191,9 @@ class HubStore:
         return next((file.blob_id for file in found if isinstance(file, RepoFile)), None)
 
     @contextmanager
-    def _opened(self, head: str, path: str) -> Iterator[httpx.Response]:
+    def _opened(
+        self, head: str, path: str, further: Mapping[str, str] | None = None
+    ) -> Iterator[httpx.Response]:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError
         from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, and not listed
@@ -197,7 +209,7 @@ class HubStore:
             revision=head,
             endpoint=self._api.endpoint,
         )
-        headers = build_hf_headers(token=self._api.token)
+        headers = build_hf_headers(token=self._api.token) | dict(further or {})
         with self._errors("read"):
             try:
                 with get_session().stream(

@@ -78,6 +78,12 @@ class ObjectStore:
         _check_size(path, len(content), limit)
         return content, found.tag
 
+    def read_start(self, path: str, size: int) -> bytes:
+        """The first bytes of an object."""
+        with store_errors(self._url, "read"):
+            content: bytes = self._fs.cat_file(self._path(path), start=0, end=size)
+        return content
+
     def download(self, path: str, target: Path, limit: int) -> None:
         """Writes an object's content to a new file."""
         done = 0

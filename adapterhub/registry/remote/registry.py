@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Unpack
 
 from adapterhub._files import scratch_folder
+from adapterhub.capabilities.features import AdapterFeatures
 from adapterhub.errors import (
     AdapterExistsError,
     AdapterHubError,
@@ -27,7 +28,7 @@ from adapterhub.registry.references import Ref, check_name
 from adapterhub.registry.refs import Refs
 from adapterhub.registry.remote.catalog import RemoteCatalog, parse_card, parse_refs, read_catalog
 from adapterhub.registry.remote.errors import ConflictError
-from adapterhub.registry.remote.fetching import fetch_version
+from adapterhub.registry.remote.fetching import fetch_features, fetch_small_files, fetch_version
 from adapterhub.registry.remote.file_cache import FileCache
 from adapterhub.registry.remote.polling import Poller
 from adapterhub.registry.remote.store import Store
@@ -133,6 +134,18 @@ class RemoteRegistry(AdapterRegistry):
             RegistryError: The store does not answer or refuses, or the cache cannot be written.
         """
         return self._cache.get(_key(card), partial(fetch_version, self._store, card))
+
+    def small_files(self, card: AdapterCard) -> Path:
+        """As `folder`, but weights that are not here are not downloaded, and no digest is compared."""
+        whole = self.expected_folder(card)
+        if whole.is_dir():
+            return whole
+        return self._cache.get(f"{_key(card)}-small", partial(fetch_small_files, self._store, card))
+
+    def features(self, card: AdapterCard) -> AdapterFeatures:
+        """As `AdapterRegistry.features`, from the config and the first bytes of the weights; raises as `folder`."""
+        folder = self.expected_folder(card)
+        return AdapterFeatures.of_folder(folder) if folder.is_dir() else fetch_features(self._store, card)
 
     def expected_folder(self, card: AdapterCard) -> Path:
         """Where `folder` puts a version's files."""

@@ -44,6 +44,10 @@ class Store(Protocol):
         """
         ...
 
+    def read_start(self, path: str, size: int) -> bytes:
+        """The first bytes of an object, at most `size`."""
+        ...
+
     def download(self, path: str, target: Path, limit: int) -> None:
         """Writes an object's content to a new file.
 

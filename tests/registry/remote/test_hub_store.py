@@ -16,7 +16,9 @@ from adapterhub import (
     RegistryError,
     RegistryLockedError,
 )
+from adapterhub.capabilities import AdapterFeatures
 from adapterhub.peft_format.config import WEIGHTS_FILE
+from adapterhub.peft_format.safetensors_header import header_end
 from adapterhub.registry.remote import RemoteRegistry, open_registry
 from tests.registry.remote.fake_hub import REPOSITORY, TOKEN, FakeHub, running_hub
 from tests.registry.remote.test_remote_registry import wait_until
@@ -136,6 +138,16 @@ def test_a_commit_counts_although_nothing_can_be_read_after_it(
     assert registry.register("json", adapter).version == 1
     hub.is_down = False
     assert opened_hub().names() == ["json"]
+
+
+def test_features_are_read_without_the_weights(
+    opened_hub: Opener, hub: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+):
+    card = opened_hub().register("json", adapter)
+    header = header_end(adapter / WEIGHTS_FILE, hub.files[f"json/1/{WEIGHTS_FILE}"])
+    monkeypatch.setattr("adapterhub.registry.remote.fetching._START_BYTES", 64)
+    assert opened_hub().features(card) == AdapterFeatures.of_folder(adapter)
+    assert hub.ranges == ["bytes=0-63", f"bytes=0-{header - 1}"]
 
 
 def test_tampered_weights_are_not_given_out(opened_hub: Opener, hub: FakeHub, adapter: Path):
