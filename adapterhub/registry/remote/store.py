@@ -44,6 +44,10 @@ class Store(Protocol):
         """
         ...
 
+    def content(self, path: str, limit: int) -> bytes:
+        """The content of an object, by one request; raises as `read`."""
+        ...
+
     def read_start(self, path: str, size: int) -> bytes:
         """The first bytes of an object, at most `size`."""
         ...

@@ -104,6 +104,23 @@ def test_a_commit_in_between_is_not_overwritten(opened_hub: Opener, hub: FakeHub
     assert [card.version for card in opened_hub().versions("json")] == [1, 2, 3]
 
 
+def test_a_number_that_was_given_and_removed_in_between_is_not_given_again(
+    opened_hub: Opener, hub: FakeHub, adapter: Path
+):
+    """Readers would not see a version under it."""
+    registry, other = opened_hub(), opened_hub()
+    registry.register("json", adapter)
+
+    def register_and_remove_first() -> None:
+        hub.before_commit = lambda: None
+        assert other.register("json", adapter).version == 2
+        other.remove("json@2")
+
+    hub.before_commit = register_and_remove_first
+    assert registry.register("json", adapter).version == 3
+    assert [card.version for card in opened_hub().versions("json")] == [1, 3]
+
+
 def test_a_writer_that_never_comes_first_gives_up(opened_hub: Opener, hub: FakeHub, adapter: Path):
     registry = opened_hub()
 
