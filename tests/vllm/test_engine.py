@@ -49,6 +49,13 @@ def test_it_answers_as_the_in_process_echo_does(engine: VLLMEngine, sampling: di
     assert found == expected
 
 
+def test_requests_one_after_the_other_share_a_connection(engine: VLLMEngine, fake: FakeVllm):
+    for _ in range(4):
+        assert answer(engine, request("hi")).text == "[base] hi"
+        wait_for(lambda: not engine.replicas()[0].in_flight)  # the end of the stream has been read
+    assert len(fake.connections) == 1
+
+
 def test_an_adapter_is_loaded_at_its_first_use_and_answers(
     engine: VLLMEngine, fake: FakeVllm, adapter: MakeAdapter
 ):

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from adapterhub.errors import EngineClosedError
+from adapterhub.vllm import loop_thread
 from adapterhub.vllm.loop_thread import LoopThread
 from tests.waiting import wait_for
 
@@ -71,3 +72,21 @@ def test_it_can_be_closed_in_its_own_thread():
     loop.call_soon(lambda: loop.close(asyncio.sleep(0.01)))
     wait_for(lambda: not is_running())
     loop.call_soon(print)  # nothing, and no error
+
+
+def test_closing_waits_for_its_last_coroutine_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop_thread, "CLOSE_SECONDS", 0.01)
+    LoopThread().close(asyncio.Event().wait())
+    wait_for(lambda: not is_running())
+
+
+def test_closing_does_not_wait_for_what_blocks_the_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(loop_thread, "CLOSE_SECONDS", 0.01)
+    loop, blocked = LoopThread(), threading.Event()
+    loop.call_soon(blocked.wait)
+    loop.close(asyncio.sleep(0))
+    assert "still being closed" in caplog.text
+    blocked.set()
+    wait_for(lambda: not is_running())
