@@ -208,7 +208,8 @@ def _read(store: Store, listed: tuple[str, StoredObject]) -> tuple[str, _Read | 
     path, found = listed
     is_card = path.endswith(f"/{CARD_FILE}")
     try:
-        content = store.content(path, MAX_CARD_BYTES if is_card else MAX_REFS_BYTES)
+        # Stores refuse a request for a part of an empty object.
+        content = store.content(path, MAX_CARD_BYTES if is_card else MAX_REFS_BYTES) if found.size else b""
     except FileNotFoundError:
         return path, None
     except AdapterInvalidError as error:
