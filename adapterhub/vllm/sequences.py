@@ -114,7 +114,15 @@ class ServedSequence:
             text += self.detokenizer.flush()
             reason = "stop" if self._has_stopped(token) else "length"
         timings = self.times.timings() if reason else None
-        return TokenOutput(text, token.token_id, token.logprob, reason, self.index, timings)
+        return TokenOutput(
+            text,
+            token.token_id,
+            token.logprob,
+            reason,
+            self.index,
+            timings,
+            prompt_logprobs=token.prompt_logprobs,
+        )
 
     def _ends(self, token_id: int) -> bool:
         if self.follower is None:
@@ -180,7 +188,7 @@ class ServedSequenceBuilder:
                 end_token_ids=end_token_ids,
                 detokenizer=IncrementalDetokenizer(
                     self._base.tokenizer,
-                    () if grammar else sampling.stop,
+                    sampling.stop,
                     skip_special_tokens=grammar is None,
                     min_tokens=sampling.min_tokens,
                 ),

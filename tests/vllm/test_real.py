@@ -71,6 +71,19 @@ def test_log_probabilities_are_alike(remote: AdapterHub, local: AdapterHub):
         assert list(one.top) == list(other.top)
 
 
+def test_log_probabilities_of_a_prompt_are_alike(remote: AdapterHub, local: AdapterHub):
+    asked = {"prompt_logprobs": 3, "max_tokens": 2}
+    found, wanted = both(remote, local, "My printer shows error 41", "support", **asked)
+    theirs, ours = found.prompt_logprobs, wanted.prompt_logprobs
+    assert ours
+    assert theirs
+    assert theirs[0] is ours[0] is None
+    for one, other in zip(theirs[1:], ours[1:], strict=True):
+        assert one.token_id == other.token_id
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert list(one.top) == list(other.top)
+
+
 @pytest.mark.parametrize(
     "output_format",
     [

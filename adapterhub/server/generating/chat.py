@@ -21,7 +21,7 @@ from adapterhub.server.generating.conversations import (
 )
 from adapterhub.server.generating.head import AnswerHead
 from adapterhub.server.generating.helper_prompts import chat_adapter
-from adapterhub.server.generating.logprobs import chat_logprobs
+from adapterhub.server.generating.logprobs import chat_logprobs, prompt_logprobs_of
 from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.text_events import TextEvents
@@ -58,7 +58,8 @@ class ChatCall:
         )
         self._note(generation)
         by = AnsweredBy.of(generation)
-        if self.body.logprobs or request.may_call_tools:  # thousands of tokens to decode, arguments to check
+        has_logprobs = self.body.logprobs or self.body.prompt_logprobs is not None
+        if has_logprobs or request.may_call_tools:  # thousands of tokens to decode, arguments to check
             return await self.state.hub._run_off_loop(self._answer, generation, request, by), by
         return self._answer(generation, request, by), by
 
@@ -140,6 +141,7 @@ class ChatCall:
             **self.head.of("chat.completion", by),
             "choices": [self._whole(index, *answer) for index, answer in enumerate(whole)],
             "usage": usage_of([generation]),
+            **prompt_logprobs_of(generation, self.body.prompt_logprobs, self.state.token_texts),
             "adapterhub": by.field | violations_of([call for _, calls in split for call in calls], request),
         }
 
