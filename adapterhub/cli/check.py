@@ -29,14 +29,16 @@ BACKENDS = ("in-process", "llama.cpp", "vllm", "sglang")
 def check(
     name: str, engine: str | None, max_lora_rank: int | None, registry: str | Path | None, as_json: bool
 ) -> None:
-    """Show which back ends run an adapter: NAME, NAME@3, or the path of a PEFT folder such as ./my-lora.
+    """Show which back ends run an adapter: NAME, NAME@3, a blend, or the path of a PEFT folder such as ./my-lora.
 
-    Exit code 1 if one does not run it. The adapter's base counts, too: `adapterhub add --base` compares them.
+    Exit code 1 if one does not run it. The adapter's base counts, too: `adapterhub add --base` compares them. A blend
+    counts as its exact sum, whose rank is the sum of its parts' ranks.
 
     \b
     Examples:
       adapterhub check json
       adapterhub check ./my-lora --engine vllm --max-lora-rank 32
+      adapterhub check json:0.7+support:0.3 --engine vllm
     """
     from adapterhub.capabilities import Backend, capability
 
@@ -53,11 +55,14 @@ def check(
 
 def _features(name: str, registry: str | Path | None) -> AdapterFeatures:
     from adapterhub.capabilities import AdapterFeatures
+    from adapterhub.lora.blending.resolving import Blend, resolve_adapter
 
     if name.startswith((".", "~")) or "/" in name:  # no adapter's name has these
         return AdapterFeatures.of_folder(Path(name).expanduser())
     adapters = open_registry(registry)
-    return adapters.features(adapters.get(name))
+    found = resolve_adapter(name, adapters.get)
+    parts = [adapters.features(card) for card, _ in found.parts]
+    return AdapterFeatures.of_blend(parts) if isinstance(found, Blend) else parts[0]
 
 
 def _fields(found: Capability) -> dict[str, Any]:

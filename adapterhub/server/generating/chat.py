@@ -83,8 +83,15 @@ class ChatCall:
         head = self.head.of("chat.completion.chunk", by)
         usage = StreamUsage(self.body.stream_options, stream.prompt_tokens)
         interval = self.body.tokens_per_chunk(self.state.config.stream_interval)
+        only_text = not (request.may_call_tools or usage.is_continuous)
         async with aclosing(stream):
             async for chunk in stream.chunks(interval):
+                if (
+                    only_text and chunk.index in texts and _only_adds_text(chunk)
+                ):  # nearly always: a short way
+                    usage.count(len(chunk.token_ids))
+                    yield texts[chunk.index].event(chunk.text)
+                    continue
                 written = list[bytes]()  # sent together
                 if chunk.index not in parsers:
                     parsers[chunk.index] = AnswerParser(request)
@@ -167,6 +174,10 @@ class ChatCall:
         for part in parts or ([""] if logprobs else []):
             yield part, logprobs
             logprobs = None
+
+
+def _only_adds_text(chunk: CompletionChunk) -> bool:
+    return bool(chunk.text) and not (chunk.logprobs or chunk.finish_reason)
 
 
 def _text_events(index: int, head: Mapping[str, Any], counted: Mapping[str, Any]) -> TextEvents:
