@@ -81,7 +81,7 @@ class RemoteRegistry(AdapterRegistry):
         reopen: Callable[[], Store] | None = None,
     ) -> None:
         super().__init__(root)
-        self._store, self._reopen, self._url, self._period = store, reopen, url, refresh
+        self._opened, self._reopen, self._url, self._period = store, reopen, url, refresh
         self._cache = FileCache(root / "files", max_cache_bytes)
         self._known: RemoteCatalog | None = None
         self._stamp, self._changes, self._listed_at = "", 0, 0.0
@@ -89,15 +89,20 @@ class RemoteRegistry(AdapterRegistry):
         self._begin_in_process()
 
     def _begin_in_process(self) -> None:
-        """Makes what no fork takes along: locks that a thread may have held, and the thread that looks for changes."""
-        self._process_id = os.getpid()
+        """Makes what no fork takes along: locks that a thread may have held."""
         self._refreshing, self._starting = threading.Lock(), threading.Lock()
+        self._process_id = os.getpid()  # last: who sees it must not take an old lock
 
     def _check_process(self) -> None:
         """Begins anew after a fork, with another connection to the store."""
         if self._process_id != os.getpid():
-            self._store = self._reopen() if self._reopen else self._store
+            self._opened = self._reopen() if self._reopen else self._opened
             self._begin_in_process()
+
+    @property
+    def _store(self) -> Store:
+        self._check_process()
+        return self._opened
 
     @property
     def location(self) -> str:
