@@ -12,7 +12,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, open_registry, registry_option
 
 if TYPE_CHECKING:
-    from adapterhub.registry import AdapterRegistry, Alias
+    from adapterhub.registry import Alias
 
 _SHARE = re.compile(r"([1-9][0-9]{0,8})=([1-9][0-9]{0,6})")
 
@@ -60,13 +60,13 @@ def alias(
         adapters.alias(name, alias_name, None)
         output.note(f"Removed {name}@{alias_name}.")
         return
-    if versions or not changes_shadow:
-        target = _target(versions) or adapters.resolve(name).version
-        if shadow is not None:
-            _check_shadow(adapters, name, target, shadow)
-        adapters.alias(name, alias_name, target)
-    if changes_shadow:
-        adapters.shadow(name, alias_name, shadow, 5.0 if percent is None else percent)
+    target, share = _target(versions), 5.0 if percent is None else percent
+    if not changes_shadow:
+        adapters.alias(name, alias_name, target or adapters.resolve(name).version)
+    elif target is None:
+        adapters.shadow(name, alias_name, shadow, share)
+    else:
+        adapters.alias(name, alias_name, _shadowed(target, shadow, share))
     output.note(f"{name}@{alias_name} is {describe_alias(name, adapters.aliases(name)[alias_name])}.")
 
 
@@ -97,12 +97,10 @@ def _check_usage(
         raise click.UsageError("--percent is the share of a --shadow.")
 
 
-def _check_shadow(adapters: AdapterRegistry, name: str, target: int | dict[int, int], shadow: int) -> None:
-    """Refuses a shadow that cannot be, before the alias is changed."""
+def _shadowed(target: int | dict[int, int], shadow: int | None, percent: float) -> Alias:
     from adapterhub.registry import Alias
 
-    adapters.get(f"{name}@{shadow}")
-    Alias.of(target).shadowed(shadow, 100)
+    return Alias.of(target).shadowed(shadow, percent)
 
 
 def _target(versions: tuple[str, ...]) -> int | dict[int, int] | None:

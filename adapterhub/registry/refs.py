@@ -89,6 +89,14 @@ class Alias(BaseModel):
             raise InvalidRequestError(f"The shadow is not valid: {describe_validation(error)}.") from error
         return self.model_copy(update={"shadow": shadow})
 
+    def checked(self) -> Alias:
+        """The same.
+
+        Raises:
+            InvalidRequestError: Its shadow answers requests itself.
+        """
+        return self if self.shadow is None else self.shadowed(self.shadow.version, self.shadow.percent)
+
     @property
     def version(self) -> int:
         """The version with the largest weight, of equal ones the oldest: what a reference to the alias resolves to."""

@@ -311,7 +311,7 @@ class AdapterRegistry:
         self._matching(Ref(check_name(name)))
         return dict(sorted(self._catalog.refs(name).aliases.items()))
 
-    def alias(self, name: str, alias: str, version: int | Mapping[int, int] | None) -> None:
+    def alias(self, name: str, alias: str, version: int | Mapping[int, int] | Alias | None) -> None:
         """Sets, moves, splits or removes an alias, as one step.
 
         A split is for a canary: `alias("sql", "prod", {3: 90, 4: 10})` sends a tenth of the requests for `sql@prod` to
@@ -322,22 +322,24 @@ class AdapterRegistry:
             name: The adapter.
             alias: The alias, for example `"prod"`; an existing one is moved, and keeps its shadow unless that is now
                 among its versions.
-            version: The version that it points to, or up to 16 versions with whole weights; None removes the alias.
+            version: The version that it points to, or up to 16 versions with whole weights. An `Alias` sets versions
+                and shadow at once; its `shadow=None` removes the shadow. None removes the alias.
 
         Raises:
             AdapterNotFoundError: There is no such adapter, version or alias.
-            InvalidRequestError: The name, the alias or a weight is not valid.
+            InvalidRequestError: The name, the alias or a weight is not valid, or the shadow answers requests itself.
         """
         check_alias(alias)
-        targets = [version] if isinstance(version, int) else version or ()
+        targets = [version] if isinstance(version, int) else _versions_of(version)
         required = [Ref(check_name(name), target) for target in targets] or [
             Ref(check_name(name), alias=alias)
         ]
 
         def edit(refs: Refs) -> Refs:
+            if version is None or isinstance(version, Alias):
+                return refs.with_alias(alias, version and version.checked())
             before = refs.aliases.get(alias)
-            meaning = None if version is None else Alias.of(version, before.shadow if before else None)
-            return refs.with_alias(alias, meaning)
+            return refs.with_alias(alias, Alias.of(version, before.shadow if before else None))
 
         self._edit_refs(name, required, edit)
 
@@ -476,6 +478,11 @@ class AdapterRegistry:
             for ref in refs:
                 self._matching(ref)  # another writer may have removed it before the lock was acquired
             yield staging
+
+
+def _versions_of(meaning: Mapping[int, int] | Alias | None) -> list[int]:
+    """The versions that an alias is to need."""
+    return sorted(meaning.versions) if isinstance(meaning, Alias) else [*(meaning or ())]
 
 
 def _modified_at(path: Path) -> int:

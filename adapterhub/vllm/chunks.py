@@ -56,6 +56,10 @@ def _tokens(choice: Mapping[str, Any], logprobs: int | None) -> Iterator[ServedT
         raise ReplicaUnavailableError("The server gave up the answer: it ends.", hint="Ask again.")
     if reason not in (None, "stop", "length"):
         raise EngineError(f"vLLM ended the answer by {str(reason)[:40]!r}.", hint="Ask again.")
+    if (
+        reason and not token_ids
+    ):  # vLLM's check_stop looks at the last token, whose frame says why it was the last
+        raise ValueError("an end without a token")
     found = [None] * len(token_ids) if logprobs is None else _logprobs(choice["logprobs"], logprobs)
     for place, (token_id, logprob) in enumerate(zip(token_ids, found, strict=True), start=1):
         is_last = bool(reason) and place == len(token_ids)

@@ -231,6 +231,9 @@ class TestChanging:
         assert own("alias", "json", "prod", "--no-shadow").err == "json@prod is 90 % json@1, 10 % json@2.\n"
         assert own("alias", "json", "prod", 2).err == "json@prod is json@2.\n"
         assert own("show", "json@2", "--json").json["traffic"] == {}
+        both = own("alias", "json", "prod", "1=1", "2=3", "--shadow", 3)
+        assert both.err == "json@prod is 25 % json@1, 75 % json@2; copies of 5 % to json@3.\n"
+        assert own("alias", "json", "prod", 1, "--no-shadow").err == "json@prod is json@1.\n"
 
     @pytest.mark.parametrize(
         "arguments",

@@ -58,6 +58,7 @@ class FakeVllm:
         started: Time of its start, in seconds.
         bodies: The bodies of all completions it was asked for.
         headers: Their headers.
+        connections: The ports of the clients from which they came: one for each connection.
         loads: How often each adapter was loaded.
         in_flight: Completions that it generates now.
         max_in_flight: The most it had at once.
@@ -84,6 +85,7 @@ class FakeVllm:
     started: float = field(default_factory=time.time)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    connections: set[int] = field(default_factory=set)
     loads: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
     max_in_flight: int = 0
@@ -174,6 +176,7 @@ class FakeVllm:
         body = await request.json()
         self.headers.append(dict(request.headers))
         self.bodies.append(body)
+        self.connections.add(request.client.port if request.client else 0)
         model = body.get("model")
         if model != self.base and model not in self.loaded:
             return _error(404, f"The model `{model}` does not exist.", "NotFoundError", "model")

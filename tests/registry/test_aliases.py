@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,40 @@ def test_a_shadow_is_set_kept_and_removed(four: AdapterRegistry) -> None:
     four.shadow("json", "prod", 3)
     four.shadow("json", "prod", None)
     assert stored(four) == {"prod": 4}
+
+
+def test_versions_and_shadow_are_set_as_one_step(
+    four: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = []
+    monkeypatch.setattr(AdapterRegistry, "_write_refs", _counted(writes, AdapterRegistry._write_refs))
+    meaning = Alias(weights={2: 90, 3: 10}, shadow=Shadow(version=4, percent=12.5))
+    four.alias("json", "prod", meaning)
+    assert (four.aliases("json")["prod"], len(writes)) == (meaning, 1)
+    four.alias("json", "prod", Alias(weights={2: 1}))  # no shadow is none, where a number keeps it
+    assert stored(four) == {"prod": 2}
+
+
+def _counted(writes: list[object], write: Callable[..., None]) -> Callable[..., None]:
+    def counting(*arguments: Any) -> None:
+        writes.append(arguments)
+        write(*arguments)
+
+    return counting
+
+
+@pytest.mark.parametrize(
+    ("shadow", "error"),
+    [(3, InvalidRequestError), (9, AdapterNotFoundError)],
+    ids=["answers itself", "absent"],
+)
+def test_versions_with_a_shadow_that_cannot_be_change_nothing(
+    four: AdapterRegistry, shadow: int, error: type[Exception]
+) -> None:
+    before = content(four.root)
+    with pytest.raises(error):
+        four.alias("json", "prod", Alias(weights={2: 1, 3: 1}, shadow=Shadow(version=shadow, percent=5)))
+    assert content(four.root) == before
 
 
 @pytest.mark.parametrize(

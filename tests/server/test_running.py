@@ -50,14 +50,20 @@ async def with_running_streams(
         return await asyncio.gather(*reading)
 
 
+async def drained(client: httpx.AsyncClient, url: str) -> None:
+    """Returns once a server takes no more requests."""
+    async with asyncio.timeout(60):
+        while (await client.get(f"{url}/ready")).status_code == 200:
+            await asyncio.sleep(0.01)
+
+
 def test_sigterm_loses_no_running_answer(tiny_registry: Path):
     with serving(tiny_registry) as server:
         server.wait_until_ready()
 
         async def terminate(client: httpx.AsyncClient) -> None:
             server.process.send_signal(signal.SIGTERM)
-            while (await client.get(f"{server.url}/ready")).status_code == 200:
-                await asyncio.sleep(0.01)
+            await drained(client, server.url)
             refused = await client.post(f"{server.url}/v1/chat/completions", json=asked(TEXT))
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
@@ -75,8 +81,7 @@ def test_answers_that_are_cut_off_say_so(tiny_registry: Path, signals: int, drai
         async def terminate(client: httpx.AsyncClient) -> None:
             server.process.send_signal(signal.SIGTERM)
             if signals == 2:  # two that come at once are one
-                while (await client.get(f"{server.url}/ready")).status_code == 200:
-                    await asyncio.sleep(0.01)
+                await drained(client, server.url)
                 server.process.send_signal(signal.SIGTERM)
 
         answers = asyncio.run(with_running_streams(server.url, terminate, LONG_TEXT))

@@ -47,6 +47,7 @@ def test_alternatives_are_the_most_probable_tokens_alone():
         {"choices": [{"index": 0, "text": "a"}]},
         frame([4], logprobs={"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [{}]}),
         frame([4], "repetition"),
+        frame([], "stop"),
     ],
 )
 def test_what_is_not_vllm_s_is_told(wrong: dict[str, Any]):

@@ -510,6 +510,7 @@ def _as_adapterhub_error(error: BaseException, adapter: LoraRequest | None) -> A
         return type(error)(f"{prefix}{error.message}", hint=error.hint)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return GenerationError("There was not enough memory.", hint="Lower max_batch_size or kv_cache_mib.")
-    failed = GenerationError(f"The completion could not be computed: {type(error).__name__}: {error}")
+    # Its text, which may quote the prompt or the answer, is the cause's only.
+    failed = GenerationError(f"The completion could not be computed ({type(error).__name__}).")
     failed.__cause__ = error
     return failed
