@@ -546,10 +546,18 @@ def test_merge_finds_a_weight_that_differs(tmp_path):
 
 def test_server(capsys):
     options = ["--clients", "2", "--tokens", "4", "--rounds", "2", "--singles", "1", "--json"]
-    server.main(["--engine", "echo", *options])
+    server.main(["--model", "echo", *options])
     found = json.loads(capsys.readouterr().out)
     assert [one["answers"] for one in found["throughput"]] == ["whole", "streamed"]
     for one in found["throughput"]:
         # Four tokens of 10 ms each, for two clients at once.
         assert all(0 < tokens <= 2 * 4 / 0.04 for tokens in one["tokens_per_second"].values())
     assert all(milliseconds >= 10 for milliseconds in found["first_text"].values())
+
+
+def test_server_of_another_base(tiny_base, tiny_registry, capsys):
+    options = ["--clients", "2", "--tokens", "4", "--rounds", "2", "--singles", "1", "--json"]
+    server.main(["--model", str(tiny_base), "--registry", str(tiny_registry), *options])
+    found = json.loads(capsys.readouterr().out)
+    assert found["options"]["model"] == str(tiny_base)
+    assert all(min(one["tokens_per_second"].values()) > 0 for one in found["throughput"])

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 from adapterhub.engine.interface import Completion, Engine, LoraRequest, Request
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.engine.tokenizer import Message
+from adapterhub.engine.tokenizer import Message, special_tokens
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError, RequestTooLongError
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
@@ -82,6 +82,7 @@ class PreparedRequest:
             finish_reason=first.finish_reason,
             completions=tuple(completions),
             output_format=self.request.output_format,
+            prompt_token_ids=self.request.prompt,
         )
 
 
@@ -102,6 +103,7 @@ class RequestPreparer:
         self._registry = registry
         self._engine = engine
         self._encoder = PromptEncoder(engine.tokenizer)
+        self._special = special_tokens(engine.tokenizer)
         self._max_characters = max_prompt_characters(engine.tokenizer, engine.context_length)
         self._own_templates: dict[str, str | None] = {}  # by digest, of adapters made with another template
         self._router = SyncedRouter(registry, engine.fingerprint, router)
@@ -123,23 +125,22 @@ class RequestPreparer:
         """
         if output_format is None and options.output_format:
             output_format = OutputFormat.of(**options.output_format)
-        if output_format and options.sampling.get("stop"):
-            raise InvalidRequestError(
-                "A stop string could cut structured output short.",
-                hint="Leave stop out; the output format ends the answer.",
-            )
         route, resolved, profile = self._choose(
             prompt, adapter, options.where, partial(self._resolve_for_request, user=options.user)
         )
         token_ids, style_stop = self._tokenize(prompt, profile, options)
         card = resolved.main_card if resolved else None
-        stop = {"stop": (*style_stop, *profile.stop)}
+        defaults: tuple[Mapping[str, Any], ...] = (
+            self._engine.default_sampling_params,
+            {"stop": (*style_stop, *profile.stop)},
+            profile.generation,
+        )
+        if output_format:
+            defaults = tuple(map(self._without_stop_texts, defaults))
         request = Request(
             prompt=token_ids,
             adapter=self._lora_request_of(resolved) if resolved else None,
-            sampling=SamplingParams.of(
-                self._engine.default_sampling_params, stop, profile.generation, options.sampling
-            ),
+            sampling=SamplingParams.of(*defaults, options.sampling),
             output_format=output_format,
             priority=_priority(options, card),
         )
@@ -223,6 +224,16 @@ class RequestPreparer:
     def fits_base(self, card: AdapterCard) -> bool:
         """Whether an adapter was made for this base, as far as both are known."""
         return self._base_mismatch(card) is None
+
+    def _without_stop_texts(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings that nobody chose for this request, for structured output: it may well have a text that ends prose.
+
+        Special tokens still end it.
+        """
+        stop = settings.get("stop") or ()
+        texts = [stop] if isinstance(stop, str) else stop
+        ids = [self._special[text] for text in texts if text in self._special]
+        return {**settings, "stop": (), "stop_token_ids": (*(settings.get("stop_token_ids") or ()), *ids)}
 
     def _choose(
         self,

@@ -142,12 +142,13 @@ class SequenceRunner:
 
     async def _stream(self, sequence: ServedSequence, lease: Lease) -> None:
         self._begin(sequence)
+        sampling = sequence.request.sampling
         async with aclosing(
             lease.client.complete({**sequence.body, "model": lease.model}, sequence.headers)
         ) as frames:
             async for frame in frames:
                 lease.check_model(frame.get("model"))
-                for token in tokens_of(frame, sequence.request.sampling.logprobs):
+                for token in tokens_of(frame, sampling.logprobs, sampling.prompt_logprobs):
                     if self._take(sequence, token):
                         if token.is_last:  # else closing the connection ends it in the server
                             await _read_to_end(frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import ConfigError
 from adapterhub.server import ServerConfig, serve
+from adapterhub.server.running import sharing_interpreter
 from tests.server.process import serving
 
 pytestmark = pytest.mark.alone  # each process imports all that a server needs
@@ -132,3 +134,10 @@ def test_a_port_that_is_taken(tmp_path: Path):
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="Cannot listen"):
         serve(open_hub, ServerConfig(port=taken.getsockname()[1]))
+
+
+def test_threads_hand_over_the_interpreter_sooner_while_it_serves():
+    before = sys.getswitchinterval()
+    with sharing_interpreter():
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before

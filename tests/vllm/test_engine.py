@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterhub.engine.echo import EchoEngine
-from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
+from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenLogprob, TokenOutput
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import (
@@ -96,6 +96,14 @@ def test_without_alternatives_there_is_no_other_token(engine: VLLMEngine):
     completion = answer(engine, request("hi", logprobs=0, max_tokens=1))
     assert completion.logprobs
     assert completion.logprobs[0].top == {}
+
+
+def test_log_probabilities_of_a_prompt(engine: VLLMEngine):
+    ((first, second),) = engine.generate([request("hi", prompt_logprobs=2, max_tokens=3, n=2)])
+    expected = TokenLogprob(ord("i"), -0.5, {ord("i"): -0.5, ord("j"): -1.5})
+    assert first.prompt_logprobs == second.prompt_logprobs == (None, expected)
+    assert first.logprobs is None
+    assert first.text == "[ba"
 
 
 def test_a_stop_string_ends_the_answer_in_the_server_too(engine: VLLMEngine, fake: FakeVllm):
@@ -195,12 +203,6 @@ def test_what_cannot_be_done_is_refused_before_it_is_sent(
     with pytest.raises(error, match=message):
         engine.stream(wrong)
     assert fake.bodies == []
-
-
-def test_a_blend_is_told_how_to_be_served(engine: VLLMEngine):
-    with pytest.raises(InvalidRequestError) as caught:
-        engine.generate([request("hi", BlendedLoraRequest.of("a+b", []))])
-    assert "hub.blend" in (caught.value.hint or "")
 
 
 def test_an_adapter_that_the_server_refuses(engine: VLLMEngine, adapter: MakeAdapter):
