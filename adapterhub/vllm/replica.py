@@ -118,7 +118,8 @@ class Replica:
     def load_for(self, name: str | None) -> ReplicaLoad:
         """What the choice of a replica needs to know for an adapter; one that is being loaded counts as loaded."""
         adapters = frozenset({name} if name and self.adapters.expects(name) else ())
-        return ReplicaLoad(self.client.url, self.in_flight, self._max_in_flight, adapters)
+        count = self.adapters.count
+        return ReplicaLoad(self.client.url, self.in_flight, self._max_in_flight, adapters, count)
 
     def state(self) -> ReplicaState:
         """A snapshot."""
