@@ -240,6 +240,25 @@ def test_a_warm_up_may_load_in_no_time():
 # Service times
 
 
+def test_a_replica_that_restarts_reads_its_adapters_again_and_takes_nothing_meanwhile():
+    asked = trace(*((float(second), 0, 1) for second in range(200)))
+    done = simulate(asked, replicas=1, policy="affinity", times=STEP, restart_seconds=20.0)
+    away = [one for one in done if one.replica is None]
+    assert 3 <= len(away) < 100  # three seconds each time
+    reads = sum(one.disk_load for one in done)
+    assert 1 < reads <= 1 + len(away) / 2
+    assert all(one.end >= one.at + 1 for one in done if one.replica)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_requests_end_once_while_replicas_restart(policy: str):
+    asked = draw(Workload(adapters=60, rate=30.0, requests=1500), 5)
+    done = simulate(asked, replicas=4, policy=policy, times=GPU_LIKE, restart_seconds=10.0)
+    taken = [one for one in done if one.replica]
+    assert len(taken) > 1200
+    assert all(one.at < one.first_token <= one.end for one in taken)
+
+
 def test_a_fit_finds_what_steps_are_made_of():
     steps = {(rows, count): 5.0 + 0.5 * rows + 0.25 * count for rows in (1, 8, 32) for count in (1, rows)}
     found, off = fit(steps)
@@ -299,6 +318,16 @@ def test_another_time_of_loading_is_taken(capsys):
     near = run(capsys, "compare", *sizes, "--disk-load", "0.001")["found"][0]
     far = run(capsys, "compare", *sizes, "--disk-load", "2")["found"][0]
     assert near["first_token_p95"] < 1 < far["first_token_p95"]
+
+
+def test_a_warm_fleet_loads_less_and_one_that_restarts_more(capsys):
+    sizes = ["--requests", "1000", "--rate", "20", "--policies", "affinity", "--seed", "1"]
+    cold, warm, restarting = (
+        run(capsys, "compare", *sizes, *more)["found"][0]["loads_per_request"]
+        for more in ([], ["--warm", "0.5"], ["--warm", "0.5", "--restart-seconds", "10"])
+    )
+    assert warm < cold
+    assert warm < restarting
 
 
 def test_plan(capsys):

@@ -1,10 +1,14 @@
-"""Adapter affinity: a request goes where its adapter is loaded, unless that replica is much busier than the others.
+"""Adapter affinity: a request goes where its adapter is loaded, unless that replica has much to do.
 
-An adapter that is loaded nowhere has a home by rendezvous hashing, so that most adapters keep theirs when a replica
-comes or goes. No replica gets more than its share of the load by a bound, so that a popular adapter spreads over
-several (consistent hashing with bounded loads, Mirrokni, Thorup and Zadimoghaddam 2016, arXiv:1608.01350). In a fleet
-with little to do the bound would be a request or two, and a second one for an adapter would load it elsewhere; so
-replicas that are nearly idle are not bounded.
+No replica gets more than its share of the load by a bound, so that a popular adapter spreads over several (consistent
+hashing with bounded loads, Mirrokni, Thorup and Zadimoghaddam 2016, arXiv:1608.01350). Where replicas run batches that
+are far from full, a little more load costs less than loading an adapter elsewhere; so the bound of one that has the
+adapter is at least a share of what it may have.
+
+An adapter that is loaded nowhere has a home by rendezvous hashing, the same for every front, so that most adapters keep
+theirs when a replica comes or goes. Replicas with more than their share of the load, or with more adapters than half of
+the others, are no home for a new one: it would drop an adapter there while others have room. The one with the fewest is
+not preferred further, since one that has just started would get every new adapter of a fleet.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import median_low
 
 LOAD_FACTOR = 1.25
 """By how much a replica's load may exceed the mean before its adapters' requests go elsewhere."""
-IDLE_SHARE = 1 / 16
-"""A replica with less than this share of the requests that it may have is not busy, whatever the mean is."""
+IDLE_SHARE = 1 / 8
+"""A replica with less than this share of the requests that it may have keeps its adapters, whatever the mean is."""
 _64_BITS = 2**64 - 1
 
 
@@ -30,13 +35,15 @@ class ReplicaLoad:
         name: Its address or id, which stays the same.
         in_flight: Requests that it has.
         max_in_flight: Requests that it may have.
-        adapters: Names of the adapters that it has loaded.
+        adapters: Names of the adapters that it has loaded; the request's is enough.
+        adapter_count: How many it has loaded.
     """
 
     name: str
     in_flight: int
     max_in_flight: int
     adapters: frozenset[str] = frozenset()
+    adapter_count: int = 0
 
 
 def by_affinity(
@@ -57,22 +64,24 @@ def by_affinity(
     bound = math.ceil(load_factor * in_flight / max(len(replicas), 1))
     loaded, others, busy = list[ReplicaLoad](), list[ReplicaLoad](), list[ReplicaLoad]()
     for replica in free:
-        if replica.in_flight >= max(bound, IDLE_SHARE * replica.max_in_flight):
+        keeps = adapter in replica.adapters
+        if replica.in_flight >= (max(bound, IDLE_SHARE * replica.max_in_flight) if keeps else bound):
             busy.append(replica)
-        elif adapter in replica.adapters:
-            loaded.append(replica)
         else:
-            others.append(replica)
-    if loaded:  # then none of the others becomes a home, and hashing 1,000 names would be most of the time
-        others.sort(key=_in_flight)
-    else:
-        own = _number(adapter)
-        others.sort(key=lambda replica: _weight(_number(replica.name), own), reverse=True)
-    return sorted(loaded, key=_in_flight) + others + sorted(busy, key=_in_flight)
+            (loaded if keeps else others).append(replica)
+    # Where some have it none of the others becomes a home, and hashing 1,000 names would be most of the time.
+    homes = sorted(others, key=_in_flight) if loaded else _homes(others, adapter)
+    return sorted(loaded, key=_in_flight) + homes + sorted(busy, key=_in_flight)
+
+
+def _homes(replicas: Sequence[ReplicaLoad], adapter: str) -> list[ReplicaLoad]:
+    """Replicas in the order in which they are to load an adapter that none has."""
+    own, usual = _number(adapter), median_low([one.adapter_count for one in replicas] or [0])
+    return sorted(replicas, key=lambda one: (one.adapter_count > usual, -_weight(_number(one.name), own)))
 
 
 def home(replicas: Iterable[str], adapter: str) -> str:
-    """The replica that an adapter's requests go to while it is loaded nowhere and none is busy.
+    """The replica that an adapter's requests go to while it is loaded nowhere, and all have as much of everything.
 
     Args:
         replicas: The names of those that are ready; at least one.

@@ -63,9 +63,7 @@ def _tokens(
         raise ReplicaUnavailableError("The server gave up the answer: it ends.", hint="Ask again.")
     if reason not in (None, "stop", "length"):
         raise EngineError(f"vLLM ended the answer by {str(reason)[:40]!r}.", hint="Ask again.")
-    if (
-        reason and not token_ids
-    ):  # vLLM's check_stop looks at the last token, whose frame says why it was the last
+    if reason and not token_ids:  # the last token's frame is the one that says why it was the last
         raise ValueError("an end without a token")
     entries = [] if logprobs is None and prompt_logprobs is None else _entries(choice["logprobs"])
     of_prompt = len(entries) - len(token_ids) if prompt_logprobs is not None and token_ids else 0

@@ -63,10 +63,11 @@ class LoadedAdapters:
     @property
     def has_room(self) -> bool:
         """Whether another one can be loaded without unloading one."""
-        return self._count < self._maximum
+        return self.count < self._maximum
 
     @property
-    def _count(self) -> int:
+    def count(self) -> int:
+        """How many are loaded or being loaded."""
         return len(self._last_used) + len(self._loading)
 
     def unused_since(self, time: float) -> list[str]:
@@ -175,7 +176,7 @@ class LoadedAdapters:
 
     def _retire_least_recently_used(self) -> None:
         idle = [name for name in self._last_used if not self._users[name] and name not in self.pinned]
-        for name in idle[: max(self._count - self._maximum, 0)]:
+        for name in idle[: max(self.count - self._maximum, 0)]:
             self.retire(name)
 
     async def aclose(self) -> None:

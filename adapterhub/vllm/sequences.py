@@ -12,8 +12,7 @@ from adapterhub.engine.interface import FinishReason, LoraRequest, Request, Toke
 from adapterhub.engine.meter import SequenceTimes
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence_builder import EndTokens, check_fields
-from adapterhub.errors import GenerationError, InvalidRequestError
-from adapterhub.lora.request import BlendedLoraRequest
+from adapterhub.errors import GenerationError
 from adapterhub.vllm.base import ServedBase
 from adapterhub.vllm.body import completion_body, seed_of
 from adapterhub.vllm.chunks import ServedToken
@@ -171,7 +170,6 @@ class ServedSequenceBuilder:
         """
         sampling, max_tokens = request.sampling, max_completion_tokens(request, self._context_length)
         check_fields(request, self._base.vocabulary_size)
-        _refuse_blend(request.adapter)
         end_token_ids = self._ends.of(sampling)
         grammar = self._grammar(request, max_tokens)
         body = completion_body(
@@ -203,11 +201,3 @@ class ServedSequenceBuilder:
         if request.output_format is None:
             return None
         return self.compiler.compile_within(request.output_format, max_tokens)
-
-
-def _refuse_blend(adapter: LoraRequest | None) -> None:
-    if isinstance(adapter, BlendedLoraRequest):
-        raise InvalidRequestError(
-            "A vLLM server cannot blend adapters for a request.",
-            hint="Register the blend as an adapter first, with hub.blend or `adapterhub blend`.",
-        )

@@ -12,7 +12,7 @@ from benchmarks.fleet_simulation.planning import Target, merged_replicas_for, re
 from benchmarks.fleet_simulation.policies import POLICIES
 from benchmarks.fleet_simulation.replica import ReplicaLimits
 from benchmarks.fleet_simulation.service_times import ServiceTimes, about, recorded, recorded_names
-from benchmarks.fleet_simulation.simulation import Figures, figures, simulate
+from benchmarks.fleet_simulation.simulation import WARM_UP, Figures, figures, simulate
 from benchmarks.fleet_simulation.workload import Workload, draw
 from benchmarks.output import table
 
@@ -44,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = parts.add_parser("compare", help="the policies, with the same requests")
     compare.add_argument("--replicas", type=int, nargs="+", default=[3])
     compare.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    compare.add_argument(
+        "--warm", type=float, default=0.0, help="share of the requests that load for nothing"
+    )
+    compare.add_argument("--restart-seconds", type=float, help="how long a replica lives on average")
     _fleet_options(compare)
     compare.set_defaults(run=_compare)
     plan = parts.add_parser("plan", help="the fewest replicas that are enough")
@@ -102,7 +106,17 @@ def _compare(options: argparse.Namespace) -> None:
     times, limits = times_of(options), limits_of(options)
     found = {
         (count, policy): figures(
-            simulate(trace, replicas=count, policy=policy, times=times, limits=limits, seed=options.seed)
+            simulate(
+                trace,
+                replicas=count,
+                policy=policy,
+                times=times,
+                limits=limits,
+                seed=options.seed,
+                free_loads=options.warm,
+                restart_seconds=options.restart_seconds,
+            ),
+            max(options.warm, WARM_UP),
         )
         for count in options.replicas
         for policy in options.policies

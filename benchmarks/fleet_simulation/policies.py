@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from adapterhub.fleet import ReplicaLoad, by_affinity
+from adapterhub.fleet import by_affinity, home
 from benchmarks.fleet_simulation.replica import Replica
 
 Policy = Callable[[str], Replica | None]
@@ -51,13 +51,11 @@ def affinity(replicas: Sequence[Replica], seed: int) -> Policy:
 
 def sticky(replicas: Sequence[Replica], seed: int) -> Policy:
     """Always the adapter's home, by rendezvous hashing, however busy it is."""
-    idle = [ReplicaLoad(one.name, 0, 1) for one in replicas]
-    by_name, homes = {one.name: one for one in replicas}, dict[str, Replica]()
+    by_name = {one.name: one for one in replicas}
 
     def choose(adapter: str) -> Replica | None:
-        if adapter not in homes:
-            homes[adapter] = by_name[by_affinity(idle, adapter)[0].name]
-        return homes[adapter] if homes[adapter].has_room else None
+        replica = by_name[home([one.name for one in replicas], adapter)]
+        return replica if replica.has_room else None
 
     return choose
 

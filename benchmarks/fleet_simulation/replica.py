@@ -132,9 +132,17 @@ class Replica:
         if self._host[request.adapter] <= now:
             self._wake(now)
 
+    def forget(self) -> None:
+        """Empties host memory and slots, but for adapters of requests that it still has."""
+        for memory in (self._host, self._slots):
+            for adapter in [one for one in memory if not self._wanted[one]]:
+                del memory[adapter]
+        self._publish(0, adapters_changed=True)
+
     def _publish(self, change: int, *, adapters_changed: bool = False) -> None:
         adapters = frozenset(self._host) if adapters_changed else self.load.adapters
-        self.load = ReplicaLoad(self.name, self.load.in_flight + change, self.limits.max_in_flight, adapters)
+        in_flight = self.load.in_flight + change
+        self.load = ReplicaLoad(self.name, in_flight, self.limits.max_in_flight, adapters, len(adapters))
 
     # Adapters
 

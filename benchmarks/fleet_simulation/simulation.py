@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,42 @@ class Clock:
         while self._calls and self._calls[0][0] <= at:
             time, _, call = heapq.heappop(self._calls)
             call(time)
+
+
+class Restarts:
+    """Lets replicas restart at random moments: each ends what it has, is away, and comes back with empty memories.
+
+    Args:
+        ready: The replicas that take requests; those that are away are taken out.
+        mean_seconds: Between two restarts of a replica, on average.
+        until: No restart begins after this.
+        clock: Of the simulation.
+        seed: Of the moments.
+    """
+
+    AWAY_SECONDS = 3.0
+
+    def __init__(
+        self, ready: list[Replica], mean_seconds: float, *, until: float, clock: Clock, seed: int
+    ) -> None:
+        self._ready, self._mean_seconds, self._until, self._clock = ready, mean_seconds, until, clock
+        self._chance = random.Random(seed)
+        for replica in ready:
+            self._plan(replica, 0.0)
+
+    def _plan(self, replica: Replica, now: float) -> None:
+        at = now + self._chance.expovariate(1 / self._mean_seconds)
+        if at < self._until:
+            self._clock.schedule(at, lambda now: self._leave(replica, now))
+
+    def _leave(self, replica: Replica, now: float) -> None:
+        self._ready.remove(replica)
+        self._clock.schedule(now + self.AWAY_SECONDS, lambda now: self._return(replica, now))
+
+    def _return(self, replica: Replica, now: float) -> None:
+        replica.forget()
+        self._ready.append(replica)
+        self._plan(replica, now)
 
 
 @dataclass(frozen=True)
@@ -75,6 +112,7 @@ def simulate(
     limits: ReplicaLimits | None = None,
     seed: int = 0,
     free_loads: float = 0.0,
+    restart_seconds: float | None = None,
 ) -> list[SimulatedRequest]:
     """The requests of a trace, and what became of each.
 
@@ -87,19 +125,23 @@ def simulate(
         seed: Of a policy's random choices.
         free_loads: For the first share of the requests adapters are read in no time: it fills host memories, which
             takes a real fleet minutes.
+        restart_seconds: How long a replica lives on average (see `Restarts`); None: all live on.
     """
     clock, free = Clock(), replace(times, disk_load=0.0)
     fleet = [
         Replica(f"replica-{number}", limits or ReplicaLimits(), free, clock.schedule)
         for number in range(replicas)
     ]
-    choose, requests = POLICIES[policy](fleet, seed), _requests(trace)
+    ready = list(fleet)
+    choose, requests = POLICIES[policy](ready, seed), _requests(trace)
+    if restart_seconds is not None:
+        Restarts(ready, restart_seconds, until=trace.at[-1], clock=clock, seed=seed)
     for request in requests:
         clock.run_until(request.at)
         if request.number == int(free_loads * len(requests)):
             for replica in fleet:
                 replica.times = times
-        chosen = choose(request.adapter)
+        chosen = choose(request.adapter) if ready else None
         if chosen is not None:
             chosen.submit(request, request.at)
     clock.run_until(float("inf"))

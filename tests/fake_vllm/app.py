@@ -60,6 +60,7 @@ class FakeVllm:
         headers: Their headers.
         connections: The ports of the clients from which they came: one for each connection.
         loads: How often each adapter was loaded.
+        probes: How often it was asked for `/health`.
         in_flight: Completions that it generates now.
         max_in_flight: The most it had at once.
         aborted: Completions whose client left.
@@ -87,6 +88,7 @@ class FakeVllm:
     headers: list[dict[str, str]] = field(default_factory=list)
     connections: set[int] = field(default_factory=set)
     loads: Counter[str] = field(default_factory=Counter)
+    probes: int = 0
     in_flight: int = 0
     max_in_flight: int = 0
     aborted: int = 0
@@ -193,6 +195,7 @@ class FakeVllm:
         return JSONResponse(completion.whole())
 
     async def _health(self, request: Request) -> Response:
+        self.probes += 1
         return Response(status_code=503 if self.unavailable else 200)
 
     async def _metrics(self, request: Request) -> Response:

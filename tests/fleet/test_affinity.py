@@ -10,7 +10,7 @@ def fleet(
 ) -> list[ReplicaLoad]:
     loaded = adapters or {}
     return [
-        ReplicaLoad(f"http://replica-{i}", count, maximum, frozenset(loaded.get(i, ())))
+        ReplicaLoad(f"http://replica-{i}", count, maximum, frozenset(own := loaded.get(i, ())), len(own))
         for i, count in enumerate(in_flight)
     ]
 
@@ -30,15 +30,15 @@ def test_of_two_that_have_it_the_less_busy_one():
 
 
 def test_a_much_busier_replica_is_passed_over():
-    replicas = fleet(9, 1, 0, adapters={0: {"sql"}})
+    replicas = fleet(20, 1, 0, adapters={0: {"sql"}})
     assert first(replicas, "sql") != 0
     assert by_affinity(replicas, "sql")[-1].name == "http://replica-0"
 
 
 def test_a_nearly_idle_replica_keeps_its_adapters():
-    """Three requests are no load for one that takes 64, though they are more than its share."""
-    assert first(fleet(3, 0, 0, adapters={0: {"sql"}}, maximum=64), "sql") == 0
-    assert first(fleet(4, 0, 0, adapters={0: {"sql"}}, maximum=64), "sql") != 0
+    """Seven requests are no load for one that takes 64, though they are more than its share."""
+    assert first(fleet(7, 0, 0, adapters={0: {"sql"}}, maximum=64), "sql") == 0
+    assert first(fleet(8, 0, 0, adapters={0: {"sql"}}, maximum=64), "sql") != 0
 
 
 def test_an_idle_fleet_takes_a_first_request():
@@ -60,6 +60,26 @@ def test_the_home_is_where_requests_go_while_nothing_is_loaded():
     replicas = fleet(0, 0, 0)
     for name in (f"adapter-{i}" for i in range(20)):
         assert home([one.name for one in replicas], name) == by_affinity(replicas, name)[0].name
+
+
+def destinations(replicas: list[ReplicaLoad], count: int = 100) -> set[str]:
+    """Where new adapters go."""
+    return {by_affinity(replicas, f"adapter-{i}")[0].name for i in range(count)}
+
+
+def test_a_new_adapter_drops_none_while_another_replica_has_room_for_it():
+    """As many adapters as there are places, here two times twelve, are all loaded in the end."""
+    loaded = {0: {str(i) for i in range(12)}, 1: {str(i) for i in range(12, 23)}}
+    assert destinations(fleet(0, 0, adapters=loaded)) == {"http://replica-1"}
+
+
+def test_a_replica_that_has_just_started_does_not_get_every_new_adapter():
+    loaded = {i: {f"{i}-{j}" for j in range(9)} for i in range(3)}
+    assert destinations(fleet(0, 0, 0, 0, adapters=loaded)) == {f"http://replica-{i}" for i in range(4)}
+
+
+def test_a_new_adapter_goes_to_none_that_has_more_than_its_share_to_do():
+    assert destinations(fleet(3, 1, 1)) == {"http://replica-1", "http://replica-2"}
 
 
 def test_homes_are_even_and_stay_when_a_replica_goes():

@@ -205,12 +205,6 @@ def test_what_cannot_be_done_is_refused_before_it_is_sent(
     assert fake.bodies == []
 
 
-def test_a_blend_is_told_how_to_be_served(engine: VLLMEngine):
-    with pytest.raises(InvalidRequestError) as caught:
-        engine.generate([request("hi", BlendedLoraRequest.of("a+b", []))])
-    assert "hub.blend" in (caught.value.hint or "")
-
-
 def test_an_adapter_that_the_server_refuses(engine: VLLMEngine, adapter: MakeAdapter):
     with pytest.raises(AdapterIncompatibleError, match="LoRA rank 64 is greater than max_lora_rank 16"):
         answer(engine, request("hi", adapter(r=64)))

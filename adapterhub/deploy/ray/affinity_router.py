@@ -13,7 +13,7 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is an extra
     """Sends a request where its adapter is loaded; each front has one.
 
     The adapter is in the call that the front makes (`HttpCall.adapter`). What replicas have loaded comes from their
-    `record_routing_stats`, a second or two late; until then an adapter has its home by hashing.
+    `record_routing_stats`, a second or two late; until then an adapter that they do not name goes to the same replica.
     """
 
     async def choose_replicas(
@@ -29,7 +29,7 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is an extra
     def _load(self, name: str, replica: RunningReplica) -> ReplicaLoad:
         in_flight = self.replica_queue_len_cache.get(replica.replica_id) or 0  # as far as this front knows
         adapters = frozenset(replica.routing_stats.get("adapters", ()))
-        return ReplicaLoad(name, in_flight, replica.max_ongoing_requests, adapters)
+        return ReplicaLoad(name, in_flight, replica.max_ongoing_requests, adapters, len(adapters))
 
 
 def _adapter_of(request: PendingRequest | None) -> str | None:

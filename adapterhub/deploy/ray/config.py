@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from adapterhub.config import HubConfig, is_url, registry_location
 from adapterhub.errors import ConfigError
 from adapterhub.server.config import ServerConfig
+from adapterhub.vllm.connecting import split_urls
 
 _OF_THE_PROXY = frozenset(
     {"host", "port", "header_seconds", "max_header_bytes", "keep_alive_seconds", "write_seconds"}
@@ -27,9 +28,9 @@ class ApplicationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
-    engine: str = "transformers"
+    engine: str | None = None
     """What computes in each replica: `transformers` or `llama.cpp` in its process, vLLM servers as URLs separated by
-    commas, or `echo`, which repeats prompts and needs no base."""
+    commas, or `echo`, which repeats prompts and needs no base. Without it, what `HubConfig` finds."""
     replicas: int = Field(1, ge=1)
     """How many hubs; with `max_replicas`, at least."""
     max_replicas: int | None = Field(None, ge=1)
@@ -49,8 +50,9 @@ class ApplicationConfig(BaseModel):
 
     @property
     def urls(self) -> list[str]:
-        """The vLLM servers, if the engine is one."""
-        return self.engine.split(",") if "://" in self.engine else []
+        """The vLLM servers, if they are the engine."""
+        engine = self.engine or self.hub.engine
+        return split_urls(engine) if "://" in engine else []
 
     @property
     def hub(self) -> HubConfig:
@@ -60,9 +62,7 @@ class ApplicationConfig(BaseModel):
             ConfigError: One is not valid.
         """
         settings = self._further(HubConfig)
-        if self.engine != ECHO:
-            settings["engine"] = self.engine
-        return HubConfig.load(**settings)
+        return HubConfig.load(**settings, engine=None if self.engine == ECHO else self.engine)
 
     @property
     def server(self) -> ServerConfig:
@@ -89,7 +89,8 @@ class ApplicationConfig(BaseModel):
         paths |= {} if is_url(registry) else {"registry": registry}
         absolute = {name: _absolute(path) for name, path in paths.items()}
         folders = [_absolute(folder) for folder in self.server.adapter_folders]
-        given = {**self.model_dump(), **hub, **server, **absolute}
+        engine = self.engine or self.hub.engine
+        given = {**self.model_dump(), "engine": engine, **hub, **server, **absolute}
         return type(self).model_validate(given | ({"adapter_folders": folders} if folders else {}))
 
     def _further(self, settings: type[BaseModel]) -> dict[str, Any]:

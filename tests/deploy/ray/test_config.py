@@ -28,6 +28,7 @@ def test_texts_of_the_command_line_become_settings_of_application_hub_and_server
         ("echo", []),
         ("http://one:8000", ["http://one:8000"]),
         ("http://one:8000,http://two:8000", ["http://one:8000", "http://two:8000"]),
+        ("http://one:8000,", ["http://one:8000"]),
     ],
 )
 def test_urls_are_an_engine_too(engine: str, urls: list[str]):
@@ -69,6 +70,21 @@ def test_replicas_get_what_the_builders_environment_says(monkeypatch: pytest.Mon
     made = config().resolved()
     monkeypatch.delenv("ADAPTERHUB_MAX_BATCH_SIZE")
     assert made.hub.max_batch_size == 4
+
+
+@pytest.mark.parametrize("argument", [{}, {"engine": "echo"}])
+def test_the_builders_environment_names_the_engine_unless_an_argument_does(
+    monkeypatch: pytest.MonkeyPatch, argument: dict[str, str]
+):
+    monkeypatch.setenv("ADAPTERHUB_ENGINE", "http://one:8000,http://two:8000")
+    made = config(**argument).resolved()
+    monkeypatch.delenv("ADAPTERHUB_ENGINE")
+    assert made.engine == argument.get("engine", "http://one:8000,http://two:8000")
+    assert len(made.urls) == (0 if argument else 2)
+
+
+def test_the_engine_of_neither_is_transformers():
+    assert config().resolved().engine == "transformers"
 
 
 def test_an_unknown_argument_is_refused_by_name():
