@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from safetensors.torch import save_file
 
 from adapterhub.base.loading import load_base
@@ -25,6 +26,7 @@ from benchmarks import (
     hybrid_step,
     memory,
     merge,
+    packed_products,
     perplexity,
     prefill,
     profile_step,
@@ -107,6 +109,16 @@ def test_batch_invariance(run: Run):
         "prefill of 20 tokens",
     ]
     assert all(value > 0 for _, *values in found["steps"] for value in values)
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="only CPUs with AVX512-BF16 pack 4-bit weights")
+def test_packed_products(run: Run):
+    found = run(packed_products.main, "--rounds", "2", "--rows", "1", "2")["packed_products"]
+    sizes = ["8 layers of 64 x 64", "4 layers of 128 x 64", "2 layers of 64 x 128"]
+    assert [(what, tokens) for what, tokens, *_ in found] == [
+        (what, tokens) for what in (*sizes, "step") for tokens in (1, 2)
+    ]
+    assert all(value > 0 for _, _, *values in found for value in values)
 
 
 def test_proof(run: Run):

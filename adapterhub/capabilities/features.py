@@ -132,13 +132,24 @@ class AdapterFeatures:
         Raises:
             AdapterInvalidError: A file is missing, too large or damaged.
         """
+        return cls.of_files(
+            read_bounded(folder / CONFIG_FILE, MAX_CONFIG_BYTES), read_header(folder / WEIGHTS_FILE)
+        )
+
+    @classmethod
+    def of_files(cls, config: bytes, tensors: Iterable[str]) -> Self:
+        """Reads them from the content of `adapter_config.json` and the names of the tensors.
+
+        Raises:
+            AdapterInvalidError: The config is damaged.
+        """
         try:
-            config = json.loads(read_bounded(folder / CONFIG_FILE, MAX_CONFIG_BYTES))
+            fields = json.loads(config)
         except (ValueError, RecursionError) as error:
             raise AdapterInvalidError(f"{CONFIG_FILE} is not JSON.", hint="Copy the folder again.") from error
-        if not isinstance(config, dict):
+        if not isinstance(fields, dict):
             raise AdapterInvalidError(f"{CONFIG_FILE} is not a JSON object.", hint="Copy the folder again.")
-        return cls.of(config, read_header(folder / WEIGHTS_FILE))
+        return cls.of(fields, tensors)
 
 
 def _of_values(config: Mapping[str, Any]) -> set[Feature]:

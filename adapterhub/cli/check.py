@@ -61,7 +61,7 @@ def _features(name: str, registry: str | Path | None) -> AdapterFeatures:
         return AdapterFeatures.of_folder(Path(name).expanduser())
     adapters = open_registry(registry)
     found = resolve_adapter(name, adapters.get)
-    parts = [AdapterFeatures.of_folder(adapters.folder(card)) for card, _ in found.parts]
+    parts = [adapters.features(card) for card, _ in found.parts]
     return AdapterFeatures.of_blend(parts) if isinstance(found, Blend) else parts[0]
 
 

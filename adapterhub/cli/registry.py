@@ -61,8 +61,8 @@ def show(name: str, registry: str | Path | None, as_json: bool) -> None:
     """
     adapters = open_registry(registry)
     card = adapters.get(name)
-    style, folder, aliases = _prompt_style(card), adapters.folder(card), adapters.aliases(card.name)
-    runs_on = _back_ends(folder)
+    style, folder, aliases = _prompt_style(card), adapters.expected_folder(card), adapters.aliases(card.name)
+    runs_on = _back_ends(adapters, card)
     if as_json:
         traffic = {name: alias.model_dump(mode="json") for name, alias in aliases.items() if alias.is_shared}
         more = {"traffic": traffic, "prompt_in_use": style, "folder": str(folder), "runs_on": runs_on}
@@ -137,7 +137,7 @@ def add(
         name, path, base=base, quantization=quantization, force=force, trust_card=trust_card, **fields
     )
     output.registered(card, as_json)
-    _note_back_ends(adapters.expected_folder(card))
+    _note_back_ends(adapters, card)
     _warn_of_rank(card, registry)
     warn_of_routes(adapters, [card.name])
 
@@ -193,21 +193,19 @@ def verify(name: str | None, registry: str | Path | None, as_json: bool) -> None
     sys.exit(1 if problems else 0)
 
 
-def _back_ends(folder: Path) -> list[str]:
+def _back_ends(adapters: AdapterRegistry, card: AdapterCard) -> list[str]:
     from adapterhub.capabilities import capabilities_of
 
     with suppress(AdapterInvalidError):  # damaged: `verify` says how
-        return [str(found.backend) for found in capabilities_of(folder) if found.runs]
+        return [str(found.backend) for found in capabilities_of(adapters.features(card)) if found.runs]
     return []
 
 
-def _note_back_ends(folder: Path) -> None:
-    """Says which servers do not run the adapter as it is; not of one that was uploaded, whose files are not here."""
-    if not folder.is_dir():
-        return
+def _note_back_ends(adapters: AdapterRegistry, card: AdapterCard) -> None:
+    """Says which servers do not run the adapter as it is."""
     from adapterhub.capabilities import capabilities_of
 
-    for found in capabilities_of(folder):
+    for found in capabilities_of(adapters.features(card)):
         if not found.runs:
             output.note(f"Not for {found.backend}: {found.reason}. {found.hint}")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias, Unpack
 
 from adapterhub._files import is_folder, sync_tree, user_path, write_new
+from adapterhub.capabilities.features import AdapterFeatures
 from adapterhub.config import is_url
 from adapterhub.errors import (
     AdapterDisabledError,
@@ -419,6 +420,18 @@ class AdapterRegistry:
     def folder(self, card: AdapterCard) -> Path:
         """The folder with a version's files."""
         return self.expected_folder(card)
+
+    def small_files(self, card: AdapterCard) -> Path:
+        """A folder with a version's files, of which the weights may be left out: for its config and tokenizer files."""
+        return self.folder(card)
+
+    def features(self, card: AdapterCard) -> AdapterFeatures:
+        """What a version asks of the engine that runs it; its weights are not read for that.
+
+        Raises:
+            AdapterInvalidError: Its files are damaged.
+        """
+        return AdapterFeatures.of_folder(self.folder(card))
 
     def expected_folder(self, card: AdapterCard) -> Path:
         """Where `folder` finds a version's files, or puts them if it has to download them first."""

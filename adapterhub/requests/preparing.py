@@ -5,7 +5,6 @@ adapter reference -> route (only for "auto") -> registry -> the card's prompt pr
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,19 +18,17 @@ from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError, Req
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
-from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.registry.references import check_reference
 from adapterhub.requests.encoding import PromptEncoder, max_prompt_characters
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.options import RequestOptions
+from adapterhub.requests.own_templates import OwnTemplates
 from adapterhub.requests.prompts import PromptStyle, check_length, check_text, choose_style, conversation
 from adapterhub.requests.traffic_split import resolve_for_request
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
 from adapterhub.routing.router import AdapterRouter
-
-_log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[Message] | Sequence[int]
 BASE_NAMES = frozenset({"base", "__base__"})
@@ -105,7 +102,7 @@ class RequestPreparer:
         self._encoder = PromptEncoder(engine.tokenizer)
         self._special = special_tokens(engine.tokenizer)
         self._max_characters = max_prompt_characters(engine.tokenizer, engine.context_length)
-        self._own_templates: dict[str, str | None] = {}  # by digest, of adapters made with another template
+        self._own_templates = OwnTemplates(registry)
         self._router = SyncedRouter(registry, engine.fingerprint, router)
 
     def prepare(
@@ -306,14 +303,7 @@ class RequestPreparer:
         has_changed = loaded and trained_on and trained_on.has_other_template(loaded)
         if not has_changed or card.prompt.chat_template or card.prompt.format not in ("auto", "chat"):
             return card.prompt
-        if card.digest not in self._own_templates:
-            own, _ = read_prompt_profile(self._registry.folder(card), None)
-            self._own_templates[card.digest] = own.chat_template
-            used = "its own is used" if own.chat_template else "it has none of its own, so the base's is used"
-            _log.warning(
-                "The base's chat template is another than when %s was registered; %s.", card.ref, used
-            )
-        return card.prompt.model_copy(update={"chat_template": self._own_templates[card.digest]})
+        return card.prompt.model_copy(update={"chat_template": self._own_templates.of(card)})
 
     def _style(self, profile: PromptProfile) -> PromptStyle:
         return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)

@@ -224,3 +224,13 @@ def test_a_damaged_split_is_an_error_and_not_read_as_something_else(
 def test_aliases_of_an_adapter_that_does_not_exist(four: AdapterRegistry) -> None:
     with pytest.raises(AdapterNotFoundError):
         four.aliases("absent")
+
+
+def test_aliases_that_nobody_could_read_again_are_not_stored(
+    four: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(four.root)
+    monkeypatch.setattr("adapterhub.registry.refs.MAX_REFS_BYTES", 60)
+    with pytest.raises(InvalidRequestError, match="would take more than"):
+        four.alias("json", "a-longer-name-than-there-is-room-for", 1)
+    assert content(four.root) == before

@@ -167,9 +167,9 @@ class AnswerParser:
             if not self.request.options.get("stop"):
                 raise
         self.is_cut = True
-        return (
-            [] if self._chunks else [self._received[self._passed_on :]]
-        )  # nothing told of a call yet: a text
+        if self._chunks:  # what a client was told of a call cannot be taken back
+            return []
+        return [self._received[self._passed_on :]]
 
 
 def split_answer(text: str, request: ChatRequest) -> tuple[str, list[Call]]:
