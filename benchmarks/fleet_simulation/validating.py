@@ -17,7 +17,7 @@ import random
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -107,64 +107,21 @@ class SleepingRunner:
         """Does nothing."""
 
 
-class KnownReplica:
-    """What a front knows of a replica that is real; it looks like a `Replica` to a policy.
+class RealReplica:
+    """An engine, and what a front knows of it; it looks like a `Replica` to a policy.
 
     Attributes:
         name: Its name.
         load: What the front knows.
-        loads: How often it has read an adapter from disk; not a number where that cannot be seen.
-    """
-
-    loads: float = float("nan")
-
-    def __init__(self, name: str, limits: ReplicaLimits) -> None:
-        self.name, self._limits = name, limits
-        self._sent: OrderedDict[str, None] = OrderedDict()  # as many as host memory holds, LRU first
-        self.load = ReplicaLoad(name, 0, limits.max_in_flight)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it takes one more request."""
-        return self.load.in_flight < self.load.max_in_flight
-
-    async def answer(self, request: SimulatedRequest, asked: Request, zero: float) -> None:
-        """Answers a request, and notes when."""
-        raise NotImplementedError
-
-    def slot_hits(self) -> tuple[int, int]:
-        """How many requests found their adapter in a slot, and how many did not."""
-        raise NotImplementedError
-
-    def begin(self, request: SimulatedRequest) -> None:
-        """A request was sent to it."""
-        request.replica = self.name
-        self._sent[request.adapter] = None
-        self._sent.move_to_end(request.adapter)
-        if len(self._sent) > self._limits.max_cpu_loras:
-            self._sent.popitem(last=False)
-        self._publish(+1)
-
-    def end(self) -> None:
-        """A request was answered."""
-        self._publish(-1)
-
-    def _publish(self, change: int) -> None:
-        in_flight = self.load.in_flight + change
-        sent = frozenset(self._sent)
-        self.load = ReplicaLoad(self.name, in_flight, self._limits.max_in_flight, sent, len(sent))
-
-
-class RealReplica(KnownReplica):
-    """An engine in this process whose steps and loads sleep.
-
-    Attributes:
+        loads: How often it has read an adapter.
         runner: Of its engine.
     """
 
     def __init__(self, name: str, base: Base, times: ServiceTimes, limits: ReplicaLimits) -> None:
-        super().__init__(name, limits)
-        self.loads, self.runner = 0, SleepingRunner(base, times)
+        self.name, self._limits, self.loads = name, limits, 0
+        self._sent: OrderedDict[str, None] = OrderedDict()  # as many as host memory holds, LRU first
+        self.load = ReplicaLoad(name, 0, limits.max_in_flight)
+        self.runner = SleepingRunner(base, times)
 
         def load_adapter(adapter: LoraRequest) -> Mapping[str, ModuleDelta]:
             time.sleep(times.disk_load)
@@ -175,14 +132,29 @@ class RealReplica(KnownReplica):
             base, engine_limits(limits), runner=self.runner, load_adapter=load_adapter
         )
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes one more request."""
+        return self.load.in_flight < self.load.max_in_flight
+
     async def answer(self, request: SimulatedRequest, asked: Request, zero: float) -> None:
         """Answers a request, and notes when."""
-        self.begin(request)
+        request.replica = self.name
+        self._sent[request.adapter] = None
+        self._sent.move_to_end(request.adapter)
+        if len(self._sent) > self._limits.max_cpu_loras:
+            self._sent.popitem(last=False)
+        self._publish(+1)
         async for _ in self._engine.astream(asked):
             request.end = time.perf_counter() - zero
             if request.first_token != request.first_token:  # not a number yet
                 request.first_token = request.end
-        self.end()
+        self._publish(-1)
+
+    def _publish(self, change: int) -> None:
+        in_flight = self.load.in_flight + change
+        sent = frozenset(self._sent)
+        self.load = ReplicaLoad(self.name, in_flight, self._limits.max_in_flight, sent, len(sent))
 
     def slot_hits(self) -> tuple[int, int]:
         """How many requests found their adapter in a slot, and how many did not."""
@@ -205,9 +177,9 @@ def engine_limits(limits: ReplicaLimits) -> EngineLimits:
     )
 
 
-def measure(trace: Trace, replicas: Sequence[KnownReplica], policy: str, vocabulary: int) -> Figures:
+def measure(trace: Trace, replicas: Sequence[RealReplica], policy: str, vocabulary: int) -> Figures:
     """Sends the requests of a trace to real replicas when they are due."""
-    choose: Callable[[str], Any] = POLICIES[policy](replicas, 0)  # type: ignore[arg-type]
+    choose = POLICIES[policy](replicas, 0)  # type: ignore[arg-type]
     chance = random.Random(0)
     requests = [
         SimulatedRequest(number, at, trace.names[adapter], trace.prompt_tokens, tokens)
@@ -222,7 +194,7 @@ def measure(trace: Trace, replicas: Sequence[KnownReplica], policy: str, vocabul
             await asyncio.sleep(request.at - (time.perf_counter() - zero))
             replica = choose(request.adapter)
             if replica is not None:
-                running.append(asyncio.create_task(replica.answer(request, ask(request), zero)))
+                running.append(asyncio.create_task(replica.answer(request, ask(request), zero)))  # type: ignore[attr-defined]
         await asyncio.gather(*running)
 
     def ask(request: SimulatedRequest) -> Request:
@@ -241,63 +213,49 @@ def measure(trace: Trace, replicas: Sequence[KnownReplica], policy: str, vocabul
 def validate(options: argparse.Namespace) -> list[dict[str, Any]]:
     """For each policy and figure: predicted, measured, and the error."""
     base = load_base("adapterhub-demo", quantization=None, device="cpu")
-    limits, trace = limits_of(options), trace_of(options)
+    limits = ReplicaLimits(
+        options.max_loras, options.max_cpu_loras, options.max_num_seqs, max_in_flight=options.max_in_flight
+    )
+    trace = draw(
+        Workload(options.adapters, options.rate, options.requests, output_tokens=options.tokens), options.seed
+    )
     results = []
     for policy in options.policies:
         progress(f"{policy}: {trace.at[-1]:.0f} s")
         replicas = [
             RealReplica(f"replica-{number}", base, SLEEPING, limits) for number in range(options.replicas)
         ]
-        measured = measure(trace, replicas, policy, base.vocabulary_size)
+        measured = asdict(measure(trace, replicas, policy, base.vocabulary_size))
         for replica in replicas:
             replica.close()
         late = statistics.mean(second for one in replicas for second in one.runner.late)
-        progress(f"a step took {1000 * late:.1f} ms longer than asked for")
-        predicted = [
-            figures(
-                simulate(trace, replicas=options.replicas, policy=policy, times=times, limits=limits),
-                warm_up=0,
+        predicted, corrected = (
+            asdict(
+                figures(
+                    simulate(trace, replicas=options.replicas, policy=policy, times=times, limits=limits),
+                    warm_up=0,
+                )
             )
             for times in (SLEEPING, replace(SLEEPING, step=SLEEPING.step + late))
+        )
+        progress(f"a step took {1000 * late:.1f} ms longer than asked for")
+        results += [
+            {
+                "policy": policy,
+                "figure": name,
+                "measured": measured[name],
+                "predicted": predicted[name],
+                "with the steps' delay": corrected[name],
+            }
+            for name in COMPARED
         ]
-        results += compared(policy, measured, predicted, COMPARED)
     return results
 
 
-def limits_of(options: argparse.Namespace) -> ReplicaLimits:
-    """The sizes of a replica that the options describe."""
-    return ReplicaLimits(
-        options.max_loras, options.max_cpu_loras, options.max_num_seqs, max_in_flight=options.max_in_flight
-    )
-
-
-def trace_of(options: argparse.Namespace) -> Trace:
-    """The requests that the options describe."""
-    workload = Workload(options.adapters, options.rate, options.requests, output_tokens=options.tokens)
-    return draw(workload, options.seed)
-
-
-def compared(
-    policy: str, measured: Figures, predicted: Sequence[Figures], names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Some figures of a policy: measured, and by two predictions."""
-    plain, corrected = predicted
-    return [
-        {
-            "policy": policy,
-            "figure": name,
-            "measured": getattr(measured, name),
-            "predicted": getattr(plain, name),
-            "corrected": getattr(corrected, name),
-        }
-        for name in names
-    ]
-
-
-def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """The options of a comparison."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs both, and prints them side by side."""
     commands = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands.add_argument("--policies", nargs="+", choices=POLICIES, default=["random", "affinity"])
     commands.add_argument("--replicas", type=int, default=3)
@@ -311,33 +269,20 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     commands.add_argument("--max-num-seqs", type=int, default=8)
     commands.add_argument("--max-in-flight", type=int, default=32)
     commands.add_argument("--json", action="store_true")
-    return commands
-
-
-def show(found: Sequence[Mapping[str, Any]], corrected: str, options: argparse.Namespace) -> None:
-    """Prints predicted and measured figures side by side.
-
-    Args:
-        found: Those of `compared`.
-        corrected: What the second prediction is called.
-        options: Of the comparison.
-    """
+    options = commands.parse_args(arguments)
+    found = validate(options)
     if options.json:
         print(json.dumps({"options": vars(options), "found": found}, indent=2))
         return
-    titles = ["", "figure", "measured", "predicted", "error %", corrected, "error %"]
-    table(titles, [_beside(*one.values()) for one in found])
+    table(
+        ["", "figure", "measured", "predicted", "error %", "with the steps' delay", "error %"],
+        [_beside(*one.values()) for one in found],
+    )
 
 
 def _beside(policy: str, figure: str, measured: float, *predicted: float) -> list[object]:
     errors = [100 * (one / measured - 1) if measured else None for one in predicted]
     return [policy, figure, measured, predicted[0], errors[0], predicted[1], errors[1]]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs both, and prints them side by side."""
-    options = parser_of(__doc__).parse_args(arguments)
-    show(validate(options), "with the steps' delay", options)
 
 
 if __name__ == "__main__":
