@@ -113,7 +113,7 @@ class MemoryWrites:
     def replace(self, path: str, content: bytes, tag: str) -> None:
         """Under a lock of this process."""
         with _memory_lock:
-            if not self._fs.exists(path) or str(self._fs.info(path)["created"].timestamp()) != tag:
+            if not self._fs.exists(path) or str(self._fs.info(path)["created"]) != tag:
                 raise ConflictError(path)
             self._fs.pipe_file(path, content)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +164,8 @@ class ObjectStore:
 
 
 def _stored(info: Mapping[str, Any]) -> StoredObject:
-    tag = next((info[key] for key in _TAGS if info.get(key)), "")
-    # In fsspec's memory a listing has a time as seconds, and the object itself as a date.
-    return StoredObject(int(info["size"] or 0), str(tag.timestamp() if isinstance(tag, datetime) else tag))
+    tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
+    return StoredObject(int(info["size"] or 0), tag)
 
 
 def _check_size(path: str, size: int, limit: int) -> None:

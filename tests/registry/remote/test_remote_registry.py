@@ -20,7 +20,6 @@ from adapterhub import (
 )
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.registry.remote import RemoteRegistry
-from adapterhub.registry.remote.object_store import ObjectStore
 from tests.registry.maker import make_adapter
 
 Opener = Callable[..., RemoteRegistry]
@@ -214,24 +213,6 @@ def test_readers_that_start_together_read_the_store_once(
     for thread in threads:
         thread.join()
     assert calls == [reader]
-
-
-def test_cards_that_did_not_change_are_not_read_again(
-    remote: RemoteRegistry, opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch
-):
-    remote.register("json", adapter)
-    reader = opened(refresh=3600)
-    reader.refresh()
-    read, paths = ObjectStore.read, []
-
-    def noted(self: ObjectStore, path: str, limit: int) -> tuple[bytes, str]:
-        paths.append(path)
-        return read(self, path, limit)
-
-    remote.register("code", adapter)
-    monkeypatch.setattr(ObjectStore, "read", noted)
-    reader.refresh()
-    assert paths == ["code/1/card.json"]
 
 
 def test_a_copied_folder_is_read_without_manifests(
