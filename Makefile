@@ -15,6 +15,8 @@ LITELLM ?= litellm==1.110.2
 # How long `make fuzz` takes.
 MINUTES ?= 30
 DEFAULT := not slow and not gpu and not network
+# Only these have tests that run alone: collecting all the others again takes half a minute.
+ALONE = $(shell grep -rl --include='*.py' 'mark\.alone' tests)
 # Two math runtimes on few cores slow each other down; tests and demo are small.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE = 1
@@ -43,7 +45,7 @@ demo-real: $(VENV)/installed-real  ## run the demo on SmolLM2-135M-Instruct (dow
 
 test: $(VENV)/installed-dev  ## the default tests, with coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT) and not alone" --cov --cov-report= --cov-fail-under=0
-	$(BIN)/python -m pytest -m "$(DEFAULT) and alone" --cov --cov-append --cov-report=term
+	$(BIN)/python -m pytest -m "$(DEFAULT) and alone" --cov --cov-append --cov-report=term $(ALONE)
 
 test-all: $(VENV)/installed-dev  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu and not network"

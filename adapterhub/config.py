@@ -177,7 +177,8 @@ class HubConfig(BaseModel):
     max_loras: int = Field(16, ge=1)
     """LoRA slots, and so different adapters in one batch."""
     max_lora_rank: int | None = Field(None, ge=1)
-    """Maximum rank that is served. Without it every stored adapter is, and blends of a rank up to 64."""
+    """Maximum rank that is served. Without it every stored adapter is, and blends of a rank up to 64. Of vLLM servers,
+    what they were started with as `--max-lora-rank`; blends are cut to it."""
     max_slot_weights_mib: int = Field(2048, ge=1)
     """Maximum memory of what the adapters in slots hold beside LoRA on linear layers, MiB: whole modules
     (`modules_to_save`), LoRA on embeddings, rows of tokens, a mixture's experts. One adapter that has more is refused;

@@ -30,6 +30,7 @@ OpenAI's where it has one.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _Location: TypeAlias = tuple[int | str, ...]
 
 _MAX_LOCATION = 80
+_MAX_CAUSES = 8
 
 
 class AdapterHubError(Exception):
@@ -224,6 +226,20 @@ def is_interrupt(error: BaseException) -> bool:
     All others are failures of what was done, also those that are no `Exception`: panics of Rust code.
     """
     return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+def traceback_without_texts(error: BaseException) -> str:
+    """The traceback of an unexpected exception and of its causes, for the log.
+
+    What the exceptions say is left out: it may quote a prompt or an answer.
+    """
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause and len(parts) < _MAX_CAUSES:
+        lines = traceback.format_tb(cause.__traceback__)
+        parts.append(f"{''.join(lines)}{type(cause).__module__}.{type(cause).__qualname__}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "\nafter\n".join(parts)
 
 
 def describe_validation(

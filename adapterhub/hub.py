@@ -158,7 +158,8 @@ class AdapterHub:
                 else what the servers were given as `--model`.
             router: As for the constructor.
             **settings: Further fields of `HubConfig`: `revision`, `generation_config`, `max_queue`,
-                `max_num_seqs` (requests that a server has at a time), `max_cpu_loras` (adapters that it has loaded).
+                `max_num_seqs` (requests that a server has at a time), `max_cpu_loras` (adapters that it has loaded),
+                `max_lora_rank` (the servers' `--max-lora-rank`, to which blends are cut).
 
         Raises:
             ConfigError: A URL or a setting is not valid, or the base is not the servers'.

@@ -1,11 +1,13 @@
 """What HTTP costs: the server beside the hub in the same process, in turns, for many clients and for one.
 
     python -m benchmarks.server --rounds 6
-    python -m benchmarks.server --engine echo --rounds 6
+    python -m benchmarks.server --model echo --rounds 6
+    python -m benchmarks.server --model SmolLM2-135M-Instruct.Q4_1.gguf --shape smollm2 --rounds 6
 
 `hub` is a task for each client in one event loop; `server` is the same requests over HTTP, sent by a second process, so
 that with `--clock cpu` what clients cost does not count. The echo engine takes 10 ms a token and hardly any processor
-time, as a GPU does; the demo's base takes what its steps take. No two requests have the same text.
+time, as a GPU does; the demo's base takes what its steps take. Another base has the adapters of a registry, or random
+ones that fit its shape. No two requests have the same text.
 """
 
 from __future__ import annotations
@@ -18,21 +20,25 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any, Protocol, cast
 from urllib.parse import urlsplit
 
+import torch
 import uvicorn
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.demo import demo_registry_folder
 from adapterhub.server import ServerConfig, create_app
-from adapterhub.server.running import uvicorn_config
+from adapterhub.server.running import sharing_interpreter, uvicorn_config
 from benchmarks.common import interleaved, parser, report, settle
 from benchmarks.output import progress, table
+from benchmarks.shapes import write_adapter
 
 ADAPTERS = ("json", "code", "support", "tools")
 ECHO_TOKEN_SECONDS = 0.01
@@ -52,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asyncio.run(_client(options.client))
         return
     settle(options)
-    options.model = options.engine
-    with _hub(options) as hub, _serve(hub, options.stream_interval) as url, _over_http(url) as server:
+    with (
+        sharing_interpreter(),  # as `adapterhub serve` does; for both sides
+        _hub(options) as hub,
+        _serve(hub, options.stream_interval) as url,
+        _over_http(url, _adapters(hub)) as server,
+    ):
         sides = {"hub": _HubSide(hub), "server": server}
         throughput = [_throughput(sides, options, stream=stream) for stream in (False, True)]
         first = _first_text(sides, options)
@@ -63,7 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options() -> argparse.ArgumentParser:
     options = parser(__doc__)
-    options.add_argument("--engine", choices=["demo", "echo"], default="demo")
+    options.add_argument(
+        "--model",
+        "--engine",
+        metavar="BASE",
+        default="demo",
+        help="demo, echo, or a base: a folder or a GGUF file [demo]",
+    )
+    options.add_argument(
+        "--registry", metavar="FOLDER", help="adapters of the base; random ones of --shape if not given"
+    )
     options.add_argument("--clients", type=int, default=32)
     options.add_argument("--tokens", type=int, default=64, help="of each answer")
     options.add_argument("--singles", type=int, default=20, help="requests of a single client")
@@ -114,28 +133,49 @@ def _show(throughput: Sequence[dict[str, Any]], first: dict[str, float]) -> None
 
 @contextmanager
 def _hub(options: argparse.Namespace) -> Iterator[AdapterHub]:
-    if options.engine == "echo":
-        engine = EchoEngine(token_seconds=ECHO_TOKEN_SECONDS)
-        with AdapterHub(engine, AdapterRegistry(demo_registry_folder())) as hub:
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.model == "echo":
+            engine = EchoEngine(token_seconds=ECHO_TOKEN_SECONDS)
+            hub = AdapterHub(engine, AdapterRegistry(demo_registry_folder()))
+        elif options.model == "demo":
+            hub = AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder())
+        else:
+            registry = options.registry or _random_registry(options, Path(scratch))
+            quantization = None if options.quantization == "none" else options.quantization
+            hub = AdapterHub.from_pretrained(options.model, registry, quantization=quantization)
+        with hub:
             yield hub
-        return
-    with AdapterHub.from_pretrained("adapterhub-demo", demo_registry_folder()) as hub:
-        yield hub
+
+
+def _random_registry(options: argparse.Namespace, scratch: Path) -> Path:
+    """A registry of random adapters that fit a base of the shape, under the names of the demo's."""
+    registry = AdapterRegistry(scratch / "registry")
+    for seed, name in enumerate(ADAPTERS):
+        dtype = getattr(torch, options.adapter_dtype or "float32")
+        folder = write_adapter(scratch / name, options.shape, rank=options.rank, dtype=dtype, seed=seed)
+        registry.register(name, folder, base=options.model)
+    return registry.root
+
+
+def _adapters(hub: AdapterHub) -> Sequence[str]:
+    """The adapters that requests name in turn: the demo's, or those of another registry."""
+    names = list(dict.fromkeys(card.name for card in hub.registry.list()))
+    return ADAPTERS if set(ADAPTERS) <= set(names) else names
 
 
 _numbers = itertools.count()
 
 
-def _request(number: int, tokens: int) -> dict[str, Any]:
+def _request(number: int, tokens: int, adapters: Sequence[str]) -> dict[str, Any]:
     """The fields of one request, of which the last are options of the hub and fields of the body alike."""
     text = f"Request {number}: tell me all that there is to say about printers, please, and at length."
     messages = [{"role": "user", "content": text}]
-    return {"messages": messages, "model": ADAPTERS[number % len(ADAPTERS)], "max_tokens": tokens}
+    return {"messages": messages, "model": adapters[number % len(adapters)], "max_tokens": tokens}
 
 
 class _HubSide:
     def __init__(self, hub: AdapterHub) -> None:
-        self._hub = hub
+        self._hub, self._adapters = hub, _adapters(hub)
 
     def __call__(self, clients: int, tokens: int, *, stream: bool) -> list[float]:
         async def ask_all() -> list[float]:
@@ -146,7 +186,7 @@ class _HubSide:
         return asyncio.run(ask_all())
 
     async def _ask(self, number: int, tokens: int, stream: bool) -> float:
-        request, started, first = _request(number, tokens), time.perf_counter(), 0.0
+        request, started, first = _request(number, tokens, self._adapters), time.perf_counter(), 0.0
         asked = {"max_tokens": request["max_tokens"], "ignore_eos": True}
         if not stream:
             await self._hub.agenerate(request["messages"], request["model"], **asked)
@@ -175,7 +215,7 @@ def _serve(hub: AdapterHub, stream_interval: int) -> Iterator[str]:
 
 
 @contextmanager
-def _over_http(url: str) -> Iterator[Side]:
+def _over_http(url: str, adapters: Sequence[str]) -> Iterator[Side]:
     command = [sys.executable, "-m", "benchmarks.server", "--client", url]
     with subprocess.Popen(  # noqa: S603  this module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -184,7 +224,7 @@ def _over_http(url: str) -> Iterator[Side]:
 
         def ask(clients: int, tokens: int, *, stream: bool) -> list[float]:
             requests = [
-                {**_request(next(_numbers), tokens), "ignore_eos": True, "stream": stream}
+                {**_request(next(_numbers), tokens, adapters), "ignore_eos": True, "stream": stream}
                 for _ in range(clients)
             ]
             print(json.dumps(requests), file=requests_to, flush=True)

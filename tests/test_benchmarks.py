@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from safetensors.torch import save_file
 
 from adapterhub.base.loading import load_base
@@ -25,6 +26,7 @@ from benchmarks import (
     hybrid_step,
     memory,
     merge,
+    packed_products,
     perplexity,
     prefill,
     profile_step,
@@ -107,6 +109,16 @@ def test_batch_invariance(run: Run):
         "prefill of 20 tokens",
     ]
     assert all(value > 0 for _, *values in found["steps"] for value in values)
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="only CPUs with AVX512-BF16 pack 4-bit weights")
+def test_packed_products(run: Run):
+    found = run(packed_products.main, "--rounds", "2", "--rows", "1", "2")["packed_products"]
+    sizes = ["8 layers of 64 x 64", "4 layers of 128 x 64", "2 layers of 64 x 128"]
+    assert [(what, tokens) for what, tokens, *_ in found] == [
+        (what, tokens) for what in (*sizes, "step") for tokens in (1, 2)
+    ]
+    assert all(value > 0 for _, _, *values in found for value in values)
 
 
 def test_proof(run: Run):
@@ -546,10 +558,18 @@ def test_merge_finds_a_weight_that_differs(tmp_path):
 
 def test_server(capsys):
     options = ["--clients", "2", "--tokens", "4", "--rounds", "2", "--singles", "1", "--json"]
-    server.main(["--engine", "echo", *options])
+    server.main(["--model", "echo", *options])
     found = json.loads(capsys.readouterr().out)
     assert [one["answers"] for one in found["throughput"]] == ["whole", "streamed"]
     for one in found["throughput"]:
         # Four tokens of 10 ms each, for two clients at once.
         assert all(0 < tokens <= 2 * 4 / 0.04 for tokens in one["tokens_per_second"].values())
     assert all(milliseconds >= 10 for milliseconds in found["first_text"].values())
+
+
+def test_server_of_another_base(tiny_base, tiny_registry, capsys):
+    options = ["--clients", "2", "--tokens", "4", "--rounds", "2", "--singles", "1", "--json"]
+    server.main(["--model", str(tiny_base), "--registry", str(tiny_registry), *options])
+    found = json.loads(capsys.readouterr().out)
+    assert found["options"]["model"] == str(tiny_base)
+    assert all(min(one["tokens_per_second"].values()) > 0 for one in found["throughput"])

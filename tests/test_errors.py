@@ -18,6 +18,7 @@ from adapterhub.errors import (
     InvalidRequestError,
     RequestTooLongError,
     describe_validation,
+    traceback_without_texts,
 )
 
 ALL = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
@@ -95,3 +96,21 @@ def test_one_formatter_names_fields_and_never_values():
     every = describe_validation(caught.value, limit=None)
     assert "; nested.a: " in every
     assert "secret" not in every
+
+
+def test_a_traceback_for_the_log_has_the_places_and_not_the_texts():
+    def fail() -> None:
+        try:
+            raise KeyError("the prompt")
+        except KeyError as error:
+            raise ValueError("the answer") from error
+
+    with pytest.raises(ValueError, match="the answer") as caught:
+        fail()
+    text = traceback_without_texts(caught.value)
+    assert text.endswith("builtins.KeyError")
+    assert "builtins.ValueError\nafter\n" in text
+    assert text.count("in fail") == 2
+    assert "test_errors.py" in text
+    values = [line for line in text.splitlines() if "raise " not in line]  # the lines of the source
+    assert not any("the prompt" in line or "the answer" in line for line in values)

@@ -151,11 +151,13 @@ _GLOSSARY = re.compile(r"^\| (.+?) \| (.+?) \| `([\w.]+)` \|$", re.MULTILINE)
 
 
 def _word_pattern(word: str) -> re.Pattern[str]:
+    """Of one word, or of several with `|` between; for texts in lower case, which takes a quarter of the time."""
     spaced = word.replace(" ", r"[\s#_>*`]+")
-    return re.compile(rf"(?<![A-Za-z])(?:{spaced})(?![A-Za-z])", re.IGNORECASE)
+    return re.compile(rf"(?<![a-z])(?:{spaced})(?![a-z])")
 
 
 WORD_PATTERNS = {word: _word_pattern(word) for word in RETIRED_WORDS}
+ANY_WORD = _word_pattern("|".join(RETIRED_WORDS))
 IDENTIFIERS = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, RETIRED_IDENTIFIERS))})(?!\w)")
 PLAIN_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
@@ -182,14 +184,15 @@ def code_names(text: str) -> set[tuple[int, str]]:
 
 def retired(text: str, *, python: bool = False) -> Iterator[tuple[int, str, str]]:
     """Line, retired name as it is listed, and its replacement, of everything retired in a text."""
-    names = code_names(text) if python else set()
-    for match in IDENTIFIERS.finditer(text):
+    found = list(IDENTIFIERS.finditer(text))
+    names = code_names(text) if python and found else set()
+    for match in found:
         line, name = text.count("\n", 0, match.start()) + 1, match[0]
         quoted = text[match.start() - 1 : match.end() + 1] == f"`{name}`"
         if quoted or (line, name) in names or not PLAIN_WORD.fullmatch(name):
             yield line, name, RETIRED_IDENTIFIERS[name]
-    spaced = _CAMEL.sub(" ", text)  # lines stay what they are
-    for word, pattern in WORD_PATTERNS.items():
+    spaced = _CAMEL.sub(" ", text).lower()  # lines stay what they are
+    for word, pattern in WORD_PATTERNS.items() if ANY_WORD.search(spaced) else ():
         for match in pattern.finditer(spaced):
             yield spaced.count("\n", 0, match.start()) + 1, word, RETIRED_WORDS[word]
 

@@ -11,6 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 
 from adapterhub.base.half_weights import HalfWeightLinear
+from adapterhub.base.packed_kernel import compiled_products
 from adapterhub.base.packed_linear import PackedLinear4bit
 from adapterhub.base.weight_only import WeightOnlyLinear
 
@@ -26,9 +27,8 @@ def describe_arithmetic(model: Any, compute_dtype: torch.dtype, matmul_dtype: to
     lines = [f"activations in {_name(compute_dtype)}"]
     packed = [layer for layer in model.modules() if isinstance(layer, PackedLinear4bit)]
     if matmul_dtype != compute_dtype:
-        kernel = (
-            "bitsandbytes' kernel for AVX512-BF16" if packed else "torch's kernel for weights of few bits"
-        )
+        own = "a compiled kernel" if packed and compiled_products() else "bitsandbytes' kernel"
+        kernel = f"{own} for AVX512-BF16" if packed else "torch's kernel for weights of few bits"
         lines[0] += f", quantised layers multiplied in {_name(matmul_dtype)} by {kernel}"
     lines += _thresholds(packed)
     if any(map(_is_dequantised, model.modules())):

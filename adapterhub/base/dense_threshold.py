@@ -20,6 +20,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 
 from adapterhub._files import read_regular, write_atomic
 from adapterhub._processor import processor
+from adapterhub.base.packed_kernel import compiled_products
 from adapterhub.base.packed_linear import PackedLinear4bit, take_packed_layers
 from adapterhub.base.quantized_weights import PACKED_ROWS
 from adapterhub.config import cache_folder
@@ -99,6 +100,7 @@ class _Shape:
     def key(self) -> str:
         """Its name in the file, with the processor, the number of threads and the versions."""
         libraries = f"torch {torch.__version__}, bitsandbytes {version('bitsandbytes')}"
+        libraries += ", own packed kernel" * bool(compiled_products())
         capability = torch.backends.cpu.get_cpu_capability()
         return (
             f"{processor()}, {capability}, {torch.get_num_threads()} threads, {libraries}, "

@@ -1,27 +1,23 @@
-"""Packed 4-bit layers: bitsandbytes' kernel without the Python around it, and a dense product for many tokens.
+"""Packed 4-bit layers: a product for a few tokens, and a dense one for many.
 
-On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights for a kernel that multiplies a few tokens quickly, and
-dequantises a block of weights anew for every 32 tokens. A prefill does better with the weight dequantised once for all
-its tokens and multiplied densely, several times so with AMX. Both compute in bfloat16 and sum in float32.
+On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights for a kernel that multiplies a few tokens quickly. A compiled
+one of our own gives the same bits in less time; without a compiler it is bitsandbytes', past its Python. A prefill does
+better with the weight dequantised once for all its tokens and multiplied densely, several times so with AMX. All
+compute in bfloat16 and sum in float32.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
-from bitsandbytes.functional import lib
 from bitsandbytes.nn import Linear4bit
 from torch import nn
 
+from adapterhub.base.packed_kernel import PackedWeight, compiled_products, multiply_by_bitsandbytes
 from adapterhub.base.quantized_weights import PACKED_ROWS, is_packed
 
-_SIZE, _POINTER = ctypes.c_int64, ctypes.c_void_p
-_SIGNATURE = ctypes.CFUNCTYPE(None, *(_SIZE,) * 3, *(_POINTER,) * 4, *(_SIZE,) * 3)
-"""Tokens, out, in; x, weight, scales, y; block of weights with one scale, stride of x, stride of y."""
 _EACH_LOW_NIBBLE = 0x0F0F
 
 
@@ -33,6 +29,7 @@ class PackedLinear4bit(Linear4bit):  # type: ignore[misc]  # bitsandbytes has no
     """
 
     dense_threshold: int | None = None
+    _packed: PackedWeight | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T + bias`, computed in bfloat16; shape (..., out_features), in the dtype of `x`."""
@@ -42,48 +39,39 @@ class PackedLinear4bit(Linear4bit):  # type: ignore[misc]  # bitsandbytes has no
             own: torch.Tensor = super().forward(x)
             return own
         dense = self.dense_threshold is not None and x.numel() >= self.dense_threshold * self.in_features
-        product = self.multiply_densely if dense else self.multiply_packed
-        y = product(x.to(torch.bfloat16)).to(x.dtype)
-        if self.bias is not None:
-            y += self.bias.to(x.dtype)
-        return y
+        y = self.multiply_densely(x) if dense else self.multiply_packed(x)
+        bias = self._parameters["bias"]  # modules are slow to find it as an attribute
+        return y if bias is None else y.add_(bias.to(x.dtype))
 
     def multiply_packed(self, x: torch.Tensor) -> torch.Tensor:
-        """The product by bitsandbytes' kernel, without the bias.
+        """The product with the weight as it is packed, without the bias; rounded to bfloat16, in the dtype of `x`.
 
         Args:
-            x: Inputs in bfloat16, shape (..., in_features).
+            x: Inputs, shape (..., in_features).
 
         Raises:
             ValueError: Its width is another; the kernel would read beyond its end.
         """
-        out_features, in_features = self.out_features, self.in_features
-        if x.shape[-1] != in_features:
-            raise ValueError(f"An input of width {x.shape[-1]} for a layer of width {in_features}.")
-        weight, x = self.weight, x.contiguous()
-        state = weight.quant_state
-        y = x.new_empty((*x.shape[:-1], out_features))
-        _kernel(state.quant_type)(
-            x.numel() // in_features,
-            out_features,
-            in_features,
-            x.data_ptr(),
-            weight.data_ptr(),
-            state.absmax.data_ptr(),
-            y.data_ptr(),
-            state.blocksize,
-            in_features,
-            out_features,
-        )
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"An input of width {x.shape[-1]} for a layer of width {self.in_features}.")
+        run = compiled_products().get(x.dtype)
+        if run is None:
+            y = multiply_by_bitsandbytes(self.weight, self.weight.quant_state, x.to(torch.bfloat16))
+            return y.to(x.dtype)
+        x, weight = x.contiguous(), self.weight
+        if self._packed is None or not self._packed.is_of(weight, weight.quant_state):
+            self._packed = PackedWeight(weight, weight.quant_state)
+        y = x.new_empty((*x.shape[:-1], self.out_features))
+        self._packed.multiply(run, x, y)
         return y
 
     def multiply_densely(self, x: torch.Tensor) -> torch.Tensor:
         """The same product with the weight dequantised, for the length of the call, to 2 bytes a weight.
 
         Args:
-            x: Inputs in bfloat16, shape (..., in_features).
+            x: Inputs, shape (..., in_features).
         """
-        return nn.functional.linear(x, self.dequantize())
+        return nn.functional.linear(x.to(torch.bfloat16), self.dequantize()).to(x.dtype)
 
     def dequantize(self) -> torch.Tensor:
         """The packed weight in bfloat16, shape (out_features, in_features)."""
@@ -148,10 +136,3 @@ def _unpacked(packed: torch.Tensor, out_features: int, in_features: int) -> torc
         plain[:, half] = neighbours.bitwise_left_shift_(4).bitwise_or_(second)
         both.bitwise_right_shift_(4)
     return plain.view(out_features, pairs)
-
-
-@cache
-def _kernel(quant_type: str) -> Callable[..., None]:
-    """bitsandbytes' C function; through its Python operator a small product takes 5 times as long."""
-    function = getattr(lib, f"gemv_4bit_inference_cpu_{quant_type}_bf16")
-    return _SIGNATURE(ctypes.cast(function, ctypes.c_void_p).value or 0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub.capabilities.features import AdapterFeatures, Feature
-from adapterhub.capabilities.matrix import HIGHEST_RANK, MATRIX, Backend, Remedy
+from adapterhub.capabilities.matrix import BLENDS_IN_ENGINE, HIGHEST_RANK, MATRIX, Backend, Remedy
 from adapterhub.errors import AdapterIncompatibleError
 
 # An adapter with one of these cannot be written as LoRA on linear layers.
@@ -114,6 +114,8 @@ def capability(adapter: AdapterFeatures, backend: Backend, *, max_lora_rank: int
     highest = max_lora_rank or HIGHEST_RANK[backend]
     rows = ((feature, MATRIX[feature][backend]) for feature in Feature if feature in adapter.features)
     obstacles = [Obstacle(cell.note, cell.remedy, feature) for feature, cell in rows if not cell.runs]
+    if adapter.is_blend and backend not in BLENDS_IN_ENGINE:
+        obstacles += _not_written_as_lora(adapter, obstacles)
     is_high = highest is not None and adapter.max_rank > highest
     if is_high:
         obstacles.append(Obstacle(f"its rank is {adapter.max_rank}, above {highest}", Remedy.SVD))
@@ -122,6 +124,13 @@ def capability(adapter: AdapterFeatures, backend: Backend, *, max_lora_rank: int
     return Capability(
         backend, tuple(obstacles), _conversion(adapter, obstacles, highest if is_high else None)
     )
+
+
+def _not_written_as_lora(blend: AdapterFeatures, known: list[Obstacle]) -> list[Obstacle]:
+    """What keeps a blend, beside what is known already, from being written as LoRA on linear layers."""
+    features = (blend.features & _NOT_REWRITTEN) - {obstacle.feature for obstacle in known}
+    reason = "a part changes more than linear layers ({}), and a blend is written as LoRA on these"
+    return [Obstacle(reason.format(feature), Remedy.MERGE, feature) for feature in sorted(features)]
 
 
 def _can_be_registered(adapter: AdapterFeatures) -> bool:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -87,10 +87,12 @@ class AdapterFeatures:
     Attributes:
         features: What it has beside plain LoRA on linear layers.
         max_rank: The highest rank that its config names.
+        is_blend: Whether it is a blend, which servers take as one adapter of plain LoRA.
     """
 
     features: frozenset[Feature]
     max_rank: int
+    is_blend: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any], tensors: Iterable[str] = ()) -> Self:
@@ -105,6 +107,13 @@ class AdapterFeatures:
         found |= _of_values(config) | _of_tensors(tensors, Feature.MODULES_TO_SAVE in found)
         return cls(frozenset(found), _max_rank(config))
 
+    @classmethod
+    def of_blend(cls, parts: Iterable[Self]) -> Self:
+        """What the exact sum of adapters has: one adapter, whose rank is the sum of theirs."""
+        adapters = [part.rewritten() for part in parts]
+        features = frozenset[Feature]().union(*(one.features for one in adapters))
+        return cls(features, sum(one.max_rank for one in adapters), is_blend=True)
+
     def rewritten(self, *, rank: int | None = None, dora: bool = False) -> Self:
         """What it has once `adapterhub export --plain` has rewritten it.
 
@@ -113,7 +122,8 @@ class AdapterFeatures:
             dora: Whether DoRA is approximated.
         """
         gone = _REWRITTEN | ({Feature.DORA} if dora else set())
-        return type(self)(self.features - gone, min(self.max_rank, rank or self.max_rank))
+        max_rank = min(self.max_rank, rank or self.max_rank)
+        return replace(self, features=self.features - gone, max_rank=max_rank)
 
     @classmethod
     def of_folder(cls, folder: Path) -> Self:
@@ -122,13 +132,24 @@ class AdapterFeatures:
         Raises:
             AdapterInvalidError: A file is missing, too large or damaged.
         """
+        return cls.of_files(
+            read_bounded(folder / CONFIG_FILE, MAX_CONFIG_BYTES), read_header(folder / WEIGHTS_FILE)
+        )
+
+    @classmethod
+    def of_files(cls, config: bytes, tensors: Iterable[str]) -> Self:
+        """Reads them from the content of `adapter_config.json` and the names of the tensors.
+
+        Raises:
+            AdapterInvalidError: The config is damaged.
+        """
         try:
-            config = json.loads(read_bounded(folder / CONFIG_FILE, MAX_CONFIG_BYTES))
+            fields = json.loads(config)
         except (ValueError, RecursionError) as error:
             raise AdapterInvalidError(f"{CONFIG_FILE} is not JSON.", hint="Copy the folder again.") from error
-        if not isinstance(config, dict):
+        if not isinstance(fields, dict):
             raise AdapterInvalidError(f"{CONFIG_FILE} is not a JSON object.", hint="Copy the folder again.")
-        return cls.of(config, read_header(folder / WEIGHTS_FILE))
+        return cls.of(fields, tensors)
 
 
 def _of_values(config: Mapping[str, Any]) -> set[Feature]:

@@ -68,6 +68,8 @@ _GGUF = "adapterhub/gguf/adapter.py"
 _SGLANG, _SGLANG_POOL = "sglang/srt/lora/lora.py", "sglang/srt/lora/mem_pool.py"
 _MIXTURE = "adapterhub/base/parameters.py"
 _SERVERS = (Backend.VLLM, Backend.SGLANG)
+BLENDS_IN_ENGINE = frozenset({Backend.IN_PROCESS, Backend.LLAMA_CPP})
+"""The back ends that blend adapters for a request; the others are given the blend as an adapter."""
 _BASE_CHANGED = "its training changed the base's weights too (init_lora_weights)"
 
 

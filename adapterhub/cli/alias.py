@@ -40,12 +40,13 @@ def alias(
     delete: bool,
     registry: str | Path | None,
 ) -> None:
-    """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, at the newest.
+    """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, print what it means.
 
     Several versions with weights share the requests, for a canary. A shadow gets copies, and nobody sees its answers.
 
     \b
     Examples:
+      adapterhub alias sql prod
       adapterhub alias sql prod 3
       adapterhub alias sql prod 3=90 4=10
       adapterhub alias sql prod --shadow 5 --percent 10
@@ -60,13 +61,14 @@ def alias(
         adapters.alias(name, alias_name, None)
         output.note(f"Removed {name}@{alias_name}.")
         return
-    if versions or not changes_shadow:
-        target = _target(versions) or adapters.resolve(name).version
-        if shadow is not None:
-            _check_shadow(adapters, name, target, shadow)
-        adapters.alias(name, alias_name, target)
-    if changes_shadow:
-        adapters.shadow(name, alias_name, shadow, 5.0 if percent is None else percent)
+    target, share = _target(versions), 5.0 if percent is None else percent
+    if target is None and not changes_shadow:
+        output.emit(f"{name}@{alias_name} is {describe_alias(name, _existing(adapters, name, alias_name))}.")
+        return
+    if target is None:
+        adapters.shadow(name, alias_name, shadow, share)
+    else:
+        adapters.alias(name, alias_name, _shadowed(target, shadow, share) if changes_shadow else target)
     output.note(f"{name}@{alias_name} is {describe_alias(name, adapters.aliases(name)[alias_name])}.")
 
 
@@ -97,12 +99,21 @@ def _check_usage(
         raise click.UsageError("--percent is the share of a --shadow.")
 
 
-def _check_shadow(adapters: AdapterRegistry, name: str, target: int | dict[int, int], shadow: int) -> None:
-    """Refuses a shadow that cannot be, before the alias is changed."""
+def _shadowed(target: int | dict[int, int], shadow: int | None, percent: float) -> Alias:
     from adapterhub.registry import Alias
 
-    adapters.get(f"{name}@{shadow}")
-    Alias.of(target).shadowed(shadow, 100)
+    return Alias.of(target).shadowed(shadow, percent)
+
+
+def _existing(adapters: AdapterRegistry, name: str, alias_name: str) -> Alias:
+    from adapterhub.errors import AdapterNotFoundError
+
+    if found := adapters.aliases(name).get(alias_name):
+        return found
+    raise AdapterNotFoundError(
+        f"There is no alias '{name}@{alias_name}'.",
+        hint=f"Give the version that it shall mean: `adapterhub alias {name} {alias_name} VERSION`.",
+    )
 
 
 def _target(versions: tuple[str, ...]) -> int | dict[int, int] | None:

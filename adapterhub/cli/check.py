@@ -12,7 +12,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
 
 if TYPE_CHECKING:
-    from adapterhub.capabilities import Capability
+    from adapterhub.capabilities import AdapterFeatures, Capability
 
 BACKENDS = ("in-process", "llama.cpp", "vllm", "sglang")
 """The values of `Backend`, without the time that its import takes."""
@@ -29,18 +29,20 @@ BACKENDS = ("in-process", "llama.cpp", "vllm", "sglang")
 def check(
     name: str, engine: str | None, max_lora_rank: int | None, registry: str | Path | None, as_json: bool
 ) -> None:
-    """Show which back ends run an adapter: NAME, NAME@3, or the path of a PEFT folder such as ./my-lora.
+    """Show which back ends run an adapter: NAME, NAME@3, a blend, or the path of a PEFT folder such as ./my-lora.
 
-    Exit code 1 if one does not run it. The adapter's base counts, too: `adapterhub add --base` compares them.
+    Exit code 1 if one does not run it. The adapter's base counts, too: `adapterhub add --base` compares them. A blend
+    counts as its exact sum, whose rank is the sum of its parts' ranks.
 
     \b
     Examples:
       adapterhub check json
       adapterhub check ./my-lora --engine vllm --max-lora-rank 32
+      adapterhub check json:0.7+support:0.3 --engine vllm
     """
-    from adapterhub.capabilities import AdapterFeatures, Backend, capability
+    from adapterhub.capabilities import Backend, capability
 
-    features = AdapterFeatures.of_folder(_folder(name, registry))
+    features = _features(name, registry)
     backends = [Backend(engine)] if engine else [*Backend]
     found = [capability(features, backend, max_lora_rank=max_lora_rank) for backend in backends]
     if as_json:
@@ -51,11 +53,16 @@ def check(
     sys.exit(0 if all(one.runs for one in found) else 1)
 
 
-def _folder(name: str, registry: str | Path | None) -> Path:
+def _features(name: str, registry: str | Path | None) -> AdapterFeatures:
+    from adapterhub.capabilities import AdapterFeatures
+    from adapterhub.lora.blending.resolving import Blend, resolve_adapter
+
     if name.startswith((".", "~")) or "/" in name:  # no adapter's name has these
-        return Path(name).expanduser()
+        return AdapterFeatures.of_folder(Path(name).expanduser())
     adapters = open_registry(registry)
-    return adapters.folder(adapters.get(name))
+    found = resolve_adapter(name, adapters.get)
+    parts = [adapters.features(card) for card, _ in found.parts]
+    return AdapterFeatures.of_blend(parts) if isinstance(found, Blend) else parts[0]
 
 
 def _fields(found: Capability) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.export_gguf import GGUF_OPTIONS, export_as_gguf, gguf_options
+from adapterhub.cli.export_request import ExportRequest
 from adapterhub.cli.options import complete_adapter, json_option, open_registry, registry_option
 from adapterhub.cli.progress import progress
 
@@ -18,26 +19,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from adapterhub.export import LoraForm, PeftExport
-    from adapterhub.registry import AdapterRegistry
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be exported.
-
-    Attributes:
-        registry: The registry.
-        name: The adapter, or a blend.
-        out: Where to.
-        options: The options of the format that were given, by the name of their parameter.
-        progress: Called with how much is done, how much there is, and of what.
-    """
-
-    registry: AdapterRegistry
-    name: str
-    out: Path
-    options: Mapping[str, Any]
-    progress: Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -49,23 +30,23 @@ class Format:
         options: The names of the options that only some formats have, and this one has.
     """
 
-    export: Callable[[Wanted], tuple[DataclassInstance, str]]
+    export: Callable[[ExportRequest], tuple[DataclassInstance, str]]
     options: frozenset[str] = frozenset()
 
 
-def _peft(wanted: Wanted) -> tuple[DataclassInstance, str]:
+def _peft(wanted: ExportRequest) -> tuple[DataclassInstance, str]:
     from adapterhub.export import export_peft
 
     return _adapter(wanted, export_peft)
 
 
-def _mlx(wanted: Wanted) -> tuple[DataclassInstance, str]:
+def _mlx(wanted: ExportRequest) -> tuple[DataclassInstance, str]:
     from adapterhub.export import export_mlx
 
     return _adapter(wanted, export_mlx)
 
 
-def _adapter(wanted: Wanted, write: Callable[..., PeftExport]) -> tuple[DataclassInstance, str]:
+def _adapter(wanted: ExportRequest, write: Callable[..., PeftExport]) -> tuple[DataclassInstance, str]:
     form, base = _lora_form(wanted)
     report = write(
         wanted.registry,
@@ -78,7 +59,7 @@ def _adapter(wanted: Wanted, write: Callable[..., PeftExport]) -> tuple[Dataclas
     return report, f"{report.adapter}: rank {report.rank}, {report.size_bytes:,} bytes{_error(report)}."
 
 
-def _lora_form(wanted: Wanted) -> tuple[LoraForm, Path | None]:
+def _lora_form(wanted: ExportRequest) -> tuple[LoraForm, Path | None]:
     """The form that the options describe, and the base's folder if they name it."""
     from adapterhub.base.locating import locate_base
     from adapterhub.export import LoraForm
@@ -97,7 +78,7 @@ def _error(report: PeftExport) -> str:
     )
 
 
-def _gguf_adapter(wanted: Wanted) -> tuple[DataclassInstance, str]:
+def _gguf_adapter(wanted: ExportRequest) -> tuple[DataclassInstance, str]:
     from adapterhub.base.locating import locate_base
     from adapterhub.export import export_gguf_adapter
 
@@ -173,7 +154,7 @@ def export(
     for option in sorted(given.keys() - FORMATS[kind].options):
         raise click.UsageError(f"--{option.replace('_', '-')} is not an option of --format {kind}.")
     with progress(f"Exporting {name}") as show:
-        report, said = FORMATS[kind].export(Wanted(open_registry(registry), name, out, given, show))
+        report, said = FORMATS[kind].export(ExportRequest(open_registry(registry), name, out, given, show))
     if as_json:
         output.emit_json(asdict(report))
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from adapterhub.cli.export import Wanted
+    from adapterhub.cli.export_request import ExportRequest
     from adapterhub.cli.options import F
     from adapterhub.export import GgufExport
 
@@ -67,7 +67,7 @@ def type_names(given: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-def export_as_gguf(wanted: Wanted) -> tuple[GgufExport, str]:
+def export_as_gguf(wanted: ExportRequest) -> tuple[GgufExport, str]:
     """Exports an adapter, a blend, or the base alone where the name is `base`."""
     from adapterhub.base.locating import locate_base
     from adapterhub.config import HubConfig

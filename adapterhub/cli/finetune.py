@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from adapterhub.training.config import FinetuneConfig
     from adapterhub.training.losses import TrainingStep
     from adapterhub.training.masked_example import MaskedExample
-    from adapterhub.training.trainer import RunStart, TrainingResult
+    from adapterhub.training.trainer import RunStart
+    from adapterhub.training.training_result import TrainingResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 

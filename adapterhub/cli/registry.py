@@ -16,7 +16,7 @@ from adapterhub.cli.routes import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
-    from adapterhub.registry import AdapterCard, AdapterRegistry, PeftInfo
+    from adapterhub.registry import AdapterCard, AdapterRegistry, Evaluation, PeftInfo
 
 
 @click.command("list")
@@ -61,8 +61,8 @@ def show(name: str, registry: str | Path | None, as_json: bool) -> None:
     """
     adapters = open_registry(registry)
     card = adapters.get(name)
-    style, folder, aliases = _prompt_style(card), adapters.folder(card), adapters.aliases(card.name)
-    runs_on = _back_ends(folder)
+    style, folder, aliases = _prompt_style(card), adapters.expected_folder(card), adapters.aliases(card.name)
+    runs_on = _back_ends(adapters, card)
     if as_json:
         traffic = {name: alias.model_dump(mode="json") for name, alias in aliases.items() if alias.is_shared}
         more = {"traffic": traffic, "prompt_in_use": style, "folder": str(folder), "runs_on": runs_on}
@@ -137,7 +137,7 @@ def add(
         name, path, base=base, quantization=quantization, force=force, trust_card=trust_card, **fields
     )
     output.registered(card, as_json)
-    _note_back_ends(adapters.expected_folder(card))
+    _note_back_ends(adapters, card)
     _warn_of_rank(card, registry)
     warn_of_routes(adapters, [card.name])
 
@@ -193,23 +193,24 @@ def verify(name: str | None, registry: str | Path | None, as_json: bool) -> None
     sys.exit(1 if problems else 0)
 
 
-def _back_ends(folder: Path) -> list[str]:
+def _back_ends(adapters: AdapterRegistry, card: AdapterCard) -> list[str]:
     from adapterhub.capabilities import capabilities_of
 
     with suppress(AdapterInvalidError):  # damaged: `verify` says how
-        return [str(found.backend) for found in capabilities_of(folder) if found.runs]
+        return [str(found.backend) for found in capabilities_of(adapters.features(card)) if found.runs]
     return []
 
 
-def _note_back_ends(folder: Path) -> None:
-    """Says which servers do not run the adapter as it is; not of one that was uploaded, whose files are not here."""
-    if not folder.is_dir():
-        return
+def _note_back_ends(adapters: AdapterRegistry, card: AdapterCard) -> None:
+    """Says which servers do not run the adapter as it is."""
     from adapterhub.capabilities import capabilities_of
 
-    for found in capabilities_of(folder):
+    back_ends: dict[str, list[str]] = {}
+    for found in capabilities_of(adapters.features(card)):
         if not found.runs:
-            output.note(f"Not for {found.backend}: {found.reason}. {found.hint}")
+            back_ends.setdefault(f"{found.reason}. {found.hint}", []).append(found.backend)
+    for why, names in back_ends.items():
+        output.note(f"Not for {', '.join(names)}: {why}")
 
 
 def _warn_of_rank(card: AdapterCard, registry: str | Path | None) -> None:
@@ -254,7 +255,7 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ("datasets", ", ".join(card.datasets)),
         (
             "evaluation",
-            "\n".join(f"{e.dataset_name}: {e.metric_type} {e.metric_value}" for e in card.evaluation),
+            "\n".join(map(_measured, card.evaluation)),
         ),
         ("system prompt", card.prompt.system or ""),
         ("stops", ", ".join(map(repr, card.prompt.stop))),
@@ -266,6 +267,11 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ("digest", card.digest),
         ("created", f"{card.created_at:%Y-%m-%d %H:%M}"),
     ]
+
+
+def _measured(result: Evaluation) -> str:
+    name = f" ({result.metric_name})" if result.metric_name else ""
+    return f"{result.dataset_name}: {result.metric_type} {result.metric_value}{name}"
 
 
 def _replaced(peft: PeftInfo) -> str:

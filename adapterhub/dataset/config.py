@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import (
     AliasChoices,
@@ -19,16 +19,19 @@ from adapterhub.base.locating import base_in_folder
 from adapterhub.configs import UserPath, read_config
 from adapterhub.dataset.cleaning import CleaningOptions
 from adapterhub.dataset.converters import COLUMN_NAMES, CONVERTERS, WITH_PROMPTS
-from adapterhub.dataset.file_readers import READERS
+from adapterhub.dataset.file_readers import READERS, SampleBy
 from adapterhub.dataset.filters import FilterOptions
 from adapterhub.dataset.impruver import from_impruver, is_impruver
 from adapterhub.dataset.near_duplicates import DeduplicationOptions
-from adapterhub.dataset.sources import SPLIT
 from adapterhub.dataset.splitting import SplitOptions
 from adapterhub.dataset.stages import StageOptions
 from adapterhub.errors import ConfigError, describe_validation
 
 AUTO = "auto"
+SPLIT = re.compile(
+    r"(?P<name>\w[\w.-]*)(?P<slice>\[(?P<start>-?\d{1,15}%?)?:(?P<stop>-?\d{1,15}%?)?\])?", re.ASCII
+)
+"""A split or a slice of one, as `datasets` writes them."""
 _IMPRUVER_CONVERTERS = {
     "instruction_to_messages": "alpaca",
     "dialog_to_messages": "messages",
@@ -53,7 +56,7 @@ class SourceOptions(StageOptions):
     """Read rows of a dataset on the Hub as they are needed, at most `max_records`, without downloading all of it."""
     trust_remote_code: bool = False
     """Let `datasets` run code that the dataset brings; versions from 4 on run none."""
-    sample_by: Literal["line", "paragraph", "document"] = "line"
+    sample_by: SampleBy = "line"
     """What one row of a `.txt` file is; paragraphs end at empty lines."""
     converter: str = "auto"
     """From a row to a conversation: `messages`, `sharegpt`, `alpaca`, `dolly`, `reasoning`, `prompt_completion`,

@@ -9,13 +9,12 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, TypeAlias
 
 from adapterhub.errors import DatasetError
 
-if TYPE_CHECKING:
-    from adapterhub.dataset.config import SourceOptions
-
+SampleBy: TypeAlias = Literal["line", "paragraph", "document"]
+"""What one row of a `.txt` file is."""
 SourceRow = dict[str, Any]
 NEEDS_DATASETS = 'pip install "adapterhub[train]"'
 
@@ -31,19 +30,19 @@ _FORMAT_HINTS = {
 }
 
 
-def read_file(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
+def read_file(path: Path, sample_by: SampleBy) -> Iterator[SourceRow]:
     """Reads the rows of a file as they are needed.
 
     Args:
         path: The file, with one of the suffixes of `READERS`.
-        source: The source that it is of.
+        sample_by: What one row of a `.txt` file is.
 
     Raises:
         DatasetError: The file cannot be read or is damaged; the message has the row's number and never its text.
     """
     number = 0
     try:
-        for number, row in enumerate(READERS[path.suffix.lower()](path, source), start=1):
+        for number, row in enumerate(READERS[path.suffix.lower()](path, sample_by), start=1):
             if not isinstance(row, dict):
                 raise ValueError(f"row {number} is not an object")
             yield row
@@ -76,21 +75,21 @@ def _hint(error: Exception, suffix: str) -> str | None:
     return None if isinstance(error, OSError) else _FORMAT_HINTS.get(suffix)
 
 
-def _json_lines(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
+def _json_lines(path: Path, _: SampleBy) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig") as lines:
         yield from (json.loads(line) for line in lines if line.strip())
 
 
-def _json(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
+def _json(path: Path, sample_by: SampleBy) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig") as file:
         if not file.read(64).lstrip().startswith("["):  # JSON Lines under the name of JSON
-            yield from _json_lines(path, source)
+            yield from _json_lines(path, sample_by)
             return
         file.seek(0)
         yield from json.load(file)
 
 
-def _csv(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
+def _csv(path: Path, _: SampleBy) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         delimiter = max(",;\t", key=header.count)
@@ -101,7 +100,7 @@ def _csv(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
             yield row
 
 
-def _parquet(path: Path, _: SourceOptions) -> Iterator[SourceRow]:
+def _parquet(path: Path, _: SampleBy) -> Iterator[SourceRow]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -121,11 +120,11 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def _text(path: Path, source: SourceOptions) -> Iterator[SourceRow]:
+def _text(path: Path, sample_by: SampleBy) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig") as file:
-        if source.sample_by == "document":
+        if sample_by == "document":
             yield {"text": file.read()}
-        elif source.sample_by == "line":
+        elif sample_by == "line":
             yield from ({"text": line.rstrip("\n")} for line in file)
         else:
             yield from ({"text": paragraph} for paragraph in _paragraphs(file))
@@ -143,7 +142,7 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(paragraph).rstrip("\n")
 
 
-READERS: dict[str, Callable[[Path, SourceOptions], Iterator[SourceRow]]] = {
+READERS: dict[str, Callable[[Path, SampleBy], Iterator[SourceRow]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

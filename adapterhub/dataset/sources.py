@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from adapterhub.dataset.config import SPLIT, SourceOptions
 from adapterhub.dataset.file_readers import NEEDS_DATASETS, READERS, SourceRow, read_file, without_nulls
 from adapterhub.errors import DatasetError
-
-if TYPE_CHECKING:
-    from adapterhub.dataset.config import SourceOptions
-
-SPLIT = re.compile(
-    r"(?P<name>\w[\w.-]*)(?P<slice>\[(?P<start>-?\d{1,15}%?)?:(?P<stop>-?\d{1,15}%?)?\])?", re.ASCII
-)
-"""A split or a slice of one, as `datasets` writes them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ def open_source(source: SourceOptions) -> OpenSource:
         return _open_dataset(source)
     files = tuple(_files(source.path))
     bounds = SPLIT.fullmatch(source.split)
-    rows = (row for file in files for row in read_file(file, source))
+    rows = (row for file in files for row in read_file(file, source.sample_by))
     return OpenSource(
         _sliced(rows, bounds["start"] if bounds else None, bounds["stop"] if bounds else None), files
     )

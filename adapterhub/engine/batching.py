@@ -51,6 +51,7 @@ from adapterhub.errors import (
     InvalidRequestError,
     RequestTooLongError,
     is_interrupt,
+    traceback_without_texts,
 )
 from adapterhub.lora.delta import LoraDelta, ModuleDelta
 from adapterhub.lora.digest_check import DigestCheck
@@ -394,7 +395,9 @@ class BatchingEngine:
             self._scheduler.fail_all(EngineError, "The engine's step was interrupted.", hint="Ask again.")
             if is_interrupt(error):
                 raise
-            raise EngineError(f"The engine's step failed: {error!r}", hint="Ask again.") from error
+            name = type(error).__name__  # its text might quote the prompt or the answer
+            _log.error("The engine's step failed:\n%s", traceback_without_texts(error))
+            raise EngineError(f"The engine's step failed ({name}).", hint="Ask again.") from error
 
     def _has_pending(self) -> bool:
         aborted = any(sequence.output.aborted for sequence in list(self._inbox))

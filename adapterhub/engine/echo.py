@@ -155,6 +155,11 @@ class EchoEngine:
                 "EchoEngine repeats the prompt and cannot enforce an output format.",
                 hint="Load a base; the demo's is small.",
             )
+        if request.sampling.prompt_logprobs is not None:
+            raise InvalidRequestError(
+                "EchoEngine has no model, so no log-probabilities of a prompt.",
+                hint="Load a base; the demo's is small.",
+            )
         if not all(map(_is_character, request.prompt)):
             raise InvalidRequestError(
                 f"A token id of EchoEngine is a character's, up to {sys.maxunicode}, and no surrogate."

@@ -78,11 +78,18 @@ class TokenLogprob:
         token_id: The token.
         logprob: Its natural log-probability.
         top: The most probable tokens at its position: token id -> log-probability.
+        rank: How many tokens are as probable or more, itself among them; None where that was not counted, as of the
+            tokens of an answer.
     """
 
     token_id: int
     logprob: float
     top: Mapping[int, float]
+    rank: int | None = None
+
+
+PromptLogprobs = tuple[TokenLogprob | None, ...]
+"""One entry for each token of a prompt; None for the first, which nothing precedes."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class TokenOutput:
         index: Which of the request's `n` completions it belongs to.
         timings: Set on the last output, if the engine takes them.
         num_cached_tokens: Set on the last output: tokens of the prompt that were found in a prefix cache.
+        prompt_logprobs: Set on the first output, if requested.
     """
 
     text: str
@@ -131,6 +139,7 @@ class TokenOutput:
     index: int = 0
     timings: Timings | None = field(default=None, compare=False)
     num_cached_tokens: int = field(default=0, compare=False)
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +153,7 @@ class Completion:
         logprobs: One entry for each token, if requested.
         timings: How long it took, if the engine takes the time; no part of what two completions are compared by.
         num_cached_tokens: Tokens of the prompt that were found in a prefix cache; no part of it either.
+        prompt_logprobs: Those of the prompt's tokens, if requested; all `n` completions of a request have the same.
     """
 
     text: str
@@ -152,6 +162,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     timings: Timings | None = field(default=None, compare=False, repr=False)
     num_cached_tokens: int = field(default=0, compare=False, repr=False)
+    prompt_logprobs: PromptLogprobs | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, outputs: Sequence[TokenOutput]) -> Completion:
@@ -164,6 +175,7 @@ class Completion:
             logprobs=logprobs or None,
             timings=outputs[-1].timings,
             num_cached_tokens=outputs[-1].num_cached_tokens,
+            prompt_logprobs=outputs[0].prompt_logprobs,
         )
 
 

@@ -111,13 +111,21 @@ class ScheduledSequence:
             before.
         token_ids: The next tokens, at least one.
         lora_slot: The LoRA slot of its adapter; None for the base.
-        needs_logits: Whether the logits of its last token are needed.
+        needs_logits: Whether the logits of its last token are needed, from which the next one is sampled.
+        needs_prompt_logits: Whether those of all its tokens are needed, which are of the prompt.
     """
 
     kv_slot: Any
     token_ids: Sequence[int]
     lora_slot: int | None
     needs_logits: bool
+    needs_prompt_logits: bool = False
+
+    @property
+    def logit_positions(self) -> Sequence[int]:
+        """The places among its tokens, from 0, of those whose logits are needed."""
+        count = len(self.token_ids)
+        return range(0 if self.needs_prompt_logits else count - self.needs_logits, count)
 
 
 class SlotCache(Protocol):
@@ -249,8 +257,8 @@ class Runner(Protocol):
             sequences: Each with a KV slot of its own.
 
         Returns:
-            The logits of each sequence that needs them, in order, shape (sequences that need logits, vocabulary); valid
-            until the next step.
+            The logits at the `logit_positions` of each sequence, sequence after sequence, shape (positions,
+            vocabulary); valid until the next step.
         """
         ...
 

@@ -96,6 +96,8 @@ class SamplingParams(BaseModel):
     """Number of answers to sample for the prompt."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Return each token's log-probability and those of this many most probable tokens."""
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
+    """The same of each token of the prompt but the first, which nothing precedes."""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:

@@ -31,3 +31,9 @@ class Tokenizer(Protocol):
     def special_tokens_map(self) -> Mapping[str, Any]: ...
 
     def get_vocab(self) -> Mapping[str, int]: ...
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """The added tokens that no text has, such as `<|im_end|>`: content -> token id."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {token.content: token_id for token_id, token in added if token.special}

@@ -15,7 +15,9 @@ from adapterhub.langchain.message_conversion import convert_messages
 from adapterhub.langchain.tool_schema import functions_of, json_schema_of
 from adapterhub.tool_calling import ChatRequest, ToolCallFormats, ToolChoice, needs_call_format
 
-_OPTIONS = frozenset({*SamplingParams.model_fields, "priority", "user"} - {"n", "logprobs"})
+_OPTIONS = frozenset(
+    {*SamplingParams.model_fields, "priority", "user"} - {"n", "logprobs", "prompt_logprobs"}
+)
 _FORMAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
 _NO_EFFECT = frozenset({"stream", "strict", "ls_structured_output_format"})
 """`stream` is handled by langchain-core; `strict` is always on."""

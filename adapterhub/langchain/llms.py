@@ -23,7 +23,9 @@ from adapterhub.langchain.context_overflow import context_overflow
 from adapterhub.langchain.results import create_response_metadata, create_text_chunks, create_usage_metadata
 from adapterhub.requests.generation import Generation
 
-_OPTIONS = frozenset({*SamplingParams.model_fields, "priority"} - {"logprobs", *SAMPLING_FIELDS})
+_OPTIONS = frozenset(
+    {*SamplingParams.model_fields, "priority"} - {"logprobs", "prompt_logprobs", *SAMPLING_FIELDS}
+)
 _RUN_OPTIONS = frozenset({"tags", "metadata", "run_name", "run_id"})
 
 

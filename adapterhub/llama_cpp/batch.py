@@ -44,14 +44,14 @@ class LlamaBatch:
         """Removes all tokens."""
         self._batch.n_tokens = 0
 
-    def add(self, seq_id: int, position: int, token_ids: Sequence[int], *, needs_logits: bool) -> None:
+    def add(self, seq_id: int, position: int, token_ids: Sequence[int], wanted: Sequence[int]) -> None:
         """Adds the next tokens of a sequence.
 
         Args:
             seq_id: llama.cpp's number of the sequence.
             position: The place of the first token in it, from 0.
             token_ids: The tokens.
-            needs_logits: Whether to compute the logits of the last one.
+            wanted: The places among them, from 0, of those whose logits are computed.
         """
         start = self._batch.n_tokens
         end = self._batch.n_tokens = start + len(token_ids)
@@ -59,7 +59,8 @@ class LlamaBatch:
         self._positions[start:end] = self._count[: end - start] + position
         self._sequences[start:end] = seq_id
         self._wanted[start:end] = 0
-        self._wanted[end - 1] = needs_logits
+        for place in wanted:
+            self._wanted[start + place] = 1
 
 
 def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -141,12 +142,16 @@ class LlamaCppRunner:
         self, groups: Sequence[tuple[int | None, list[int]]], sequences: Sequence[ScheduledSequence]
     ) -> torch.Tensor:
         """Computes one batch after the other; the logits are put together in the order of the sequences."""
-        wanted = [index for index, sequence in enumerate(sequences) if sequence.needs_logits]
-        row_of = {index: row for row, index in enumerate(wanted)}
-        logits = torch.empty(len(wanted), self._base.vocabulary_size)
+        ends = list(accumulate(len(sequence.logit_positions) for sequence in sequences))
+        logits = torch.empty(ends[-1], self._base.vocabulary_size)
         for lora_slot, members in groups:
             computed = self._decode(lora_slot, [sequences[index] for index in members])
-            if rows := [row_of[index] for index in members if index in row_of]:
+            rows = [
+                row
+                for index in members
+                for row in range(ends[index] - len(sequences[index].logit_positions), ends[index])
+            ]
+            if rows:
                 logits[rows] = computed  # llama.cpp's own memory, which the next batch overwrites
         return logits
 
@@ -176,10 +181,10 @@ class LlamaCppRunner:
                         "llama.cpp no longer has what the undone step was computed from.", hint="Ask again."
                     )
             slot.stored = slot.length + len(one.token_ids)
-            self._batch.add(slot.seq_id, slot.length, one.token_ids, needs_logits=one.needs_logits)
+            self._batch.add(slot.seq_id, slot.length, one.token_ids, one.logit_positions)
         if code := llama.llama_decode(self._context, self._batch.native):
             raise GenerationError(f"llama.cpp could not compute a step (code {code}): {reported_error()}.")
-        return self._logits(sum(one.needs_logits for one in group))
+        return self._logits(sum(len(one.logit_positions) for one in group))
 
     def _logits(self, rows: int) -> torch.Tensor:
         """The logits of the last batch, shape (rows, vocabulary)."""

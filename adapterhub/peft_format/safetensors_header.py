@@ -22,6 +22,8 @@ from adapterhub.errors import AdapterInvalidError
 # tensors, more than any adapter or shard of a base has.
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_DIMENSIONS = 8
+PREFIX_BYTES = 8
+"""Before the header: its length."""
 
 DTYPE_BYTES: Mapping[str, int] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -68,15 +70,40 @@ def read_header(path: Path, *, follow_links: bool = True) -> dict[str, TensorInf
     ):
         refuse_lfs_pointer(path.name, file.read(LFS_HEAD_BYTES))
         file.seek(0)
-        prefix = file.read(8)
-        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= size <= MAX_HEADER_BYTES:
-            raise _invalid(path, f"its header would be {size:,} bytes long")
-        raw = file.read(size)
+        start = file.read(PREFIX_BYTES)
+        start += file.read(header_end(path, start) - PREFIX_BYTES)
         file_bytes = file.seek(0, 2)
-    if len(raw) < size:
+    return parse_header(path, start, file_bytes)
+
+
+def header_end(path: Path, start: bytes) -> int:
+    """How many bytes of a safetensors file come before its tensors.
+
+    Args:
+        path: The file, for the message.
+        start: At least its first `PREFIX_BYTES` bytes.
+
+    Raises:
+        AdapterInvalidError: It has fewer, or they are none of such a file.
+    """
+    size = struct.unpack("<Q", start[:PREFIX_BYTES])[0] if len(start) >= PREFIX_BYTES else 0
+    if not 2 <= size <= MAX_HEADER_BYTES:
+        raise _invalid(path, f"its header would be {size:,} bytes long")
+    return int(PREFIX_BYTES + size)
+
+
+def parse_header(path: Path, start: bytes, file_bytes: int) -> dict[str, TensorInfo]:
+    """As `read_header`, of a file whose first bytes were read.
+
+    Args:
+        path: The file, for the message.
+        start: Its first `header_end` bytes, or more.
+        file_bytes: Its size.
+    """
+    end = header_end(path, start)
+    if len(start) < end:
         raise _invalid(path, "the file ends inside its header")
-    return _check_layout(path, _parse(path, raw), 8 + size, file_bytes)
+    return _check_layout(path, _parse(path, start[PREFIX_BYTES:end]), end, file_bytes)
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:

@@ -24,12 +24,11 @@ from adapterhub._files import open_folder, os_errors_as, read_bounded, read_regu
 from adapterhub.errors import AdapterInvalidError, InvalidRequestError, RegistryError, describe_validation
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 from adapterhub.registry.references import check_name
-from adapterhub.registry.refs import Refs
+from adapterhub.registry.refs import MAX_REFS_BYTES, Refs
 
 REFS_FILE = "refs.json"
 STAGING = ".staging"
 LOCK = ".lock"
-MAX_REFS_BYTES = 2**20
 
 
 class Catalog(Protocol):

@@ -20,6 +20,8 @@ from adapterhub.errors import AdapterExistsError, InvalidRequestError, describe_
 
 MAX_VERSIONS = 16
 """How many versions may share the requests of an alias."""
+MAX_REFS_BYTES = 2**20
+"""The maximum size of `refs.json`."""
 Weight: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 
 
@@ -88,6 +90,14 @@ class Alias(BaseModel):
         except ValidationError as error:
             raise InvalidRequestError(f"The shadow is not valid: {describe_validation(error)}.") from error
         return self.model_copy(update={"shadow": shadow})
+
+    def checked(self) -> Alias:
+        """The same.
+
+        Raises:
+            InvalidRequestError: Its shadow answers requests itself.
+        """
+        return self if self.shadow is None else self.shadowed(self.shadow.version, self.shadow.percent)
 
     @property
     def version(self) -> int:
@@ -188,5 +198,15 @@ class Refs(BaseModel):
         )
 
     def to_json(self) -> bytes:
-        """The content of `refs.json`."""
-        return self.model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n"
+        """The content of `refs.json`.
+
+        Raises:
+            InvalidRequestError: It is larger than `MAX_REFS_BYTES`, so that nobody could read it again.
+        """
+        content = self.model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n"
+        if len(content) > MAX_REFS_BYTES:
+            raise InvalidRequestError(
+                f"The aliases of the adapter would take more than {MAX_REFS_BYTES:,} bytes.",
+                hint="Remove aliases that nobody needs, or go on under another name.",
+            )
+        return content

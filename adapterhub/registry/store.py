@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias, Unpack
 
 from adapterhub._files import is_folder, sync_tree, user_path, write_new
+from adapterhub.capabilities.features import AdapterFeatures
 from adapterhub.config import is_url
 from adapterhub.errors import (
     AdapterDisabledError,
@@ -311,7 +312,7 @@ class AdapterRegistry:
         self._matching(Ref(check_name(name)))
         return dict(sorted(self._catalog.refs(name).aliases.items()))
 
-    def alias(self, name: str, alias: str, version: int | Mapping[int, int] | None) -> None:
+    def alias(self, name: str, alias: str, version: int | Mapping[int, int] | Alias | None) -> None:
         """Sets, moves, splits or removes an alias, as one step.
 
         A split is for a canary: `alias("sql", "prod", {3: 90, 4: 10})` sends a tenth of the requests for `sql@prod` to
@@ -322,22 +323,24 @@ class AdapterRegistry:
             name: The adapter.
             alias: The alias, for example `"prod"`; an existing one is moved, and keeps its shadow unless that is now
                 among its versions.
-            version: The version that it points to, or up to 16 versions with whole weights; None removes the alias.
+            version: The version that it points to, or up to 16 versions with whole weights. An `Alias` sets versions
+                and shadow at once; its `shadow=None` removes the shadow. None removes the alias.
 
         Raises:
             AdapterNotFoundError: There is no such adapter, version or alias.
-            InvalidRequestError: The name, the alias or a weight is not valid.
+            InvalidRequestError: The name, the alias or a weight is not valid, or the shadow answers requests itself.
         """
         check_alias(alias)
-        targets = [version] if isinstance(version, int) else version or ()
+        targets = [version] if isinstance(version, int) else _versions_of(version)
         required = [Ref(check_name(name), target) for target in targets] or [
             Ref(check_name(name), alias=alias)
         ]
 
         def edit(refs: Refs) -> Refs:
+            if version is None or isinstance(version, Alias):
+                return refs.with_alias(alias, version and version.checked())
             before = refs.aliases.get(alias)
-            meaning = None if version is None else Alias.of(version, before.shadow if before else None)
-            return refs.with_alias(alias, meaning)
+            return refs.with_alias(alias, Alias.of(version, before.shadow if before else None))
 
         self._edit_refs(name, required, edit)
 
@@ -418,6 +421,18 @@ class AdapterRegistry:
         """The folder with a version's files."""
         return self.expected_folder(card)
 
+    def small_files(self, card: AdapterCard) -> Path:
+        """A folder with a version's files, of which the weights may be left out: for its config and tokenizer files."""
+        return self.folder(card)
+
+    def features(self, card: AdapterCard) -> AdapterFeatures:
+        """What a version asks of the engine that runs it; its weights are not read for that.
+
+        Raises:
+            AdapterInvalidError: Its files are damaged.
+        """
+        return AdapterFeatures.of_folder(self.folder(card))
+
     def expected_folder(self, card: AdapterCard) -> Path:
         """Where `folder` finds a version's files, or puts them if it has to download them first."""
         return self._layout.version_folder(card.name, card.version)
@@ -476,6 +491,11 @@ class AdapterRegistry:
             for ref in refs:
                 self._matching(ref)  # another writer may have removed it before the lock was acquired
             yield staging
+
+
+def _versions_of(meaning: Mapping[int, int] | Alias | None) -> list[int]:
+    """The versions that an alias is to need."""
+    return sorted(meaning.versions) if isinstance(meaning, Alias) else [*(meaning or ())]
 
 
 def _modified_at(path: Path) -> int:

@@ -162,7 +162,9 @@ def _run(future: Future[Any], work: Callable[[], Any]) -> None:
     try:
         result = work()
     except StopIteration as error:  # asyncio's futures cannot hold it, and the caller would wait for ever
-        future.set_exception(RuntimeError(f"Preparing a request raised {error!r}."))
+        failure = RuntimeError(f"Preparing a request raised {type(error).__name__}.")
+        failure.__cause__ = error
+        future.set_exception(failure)
     except BaseException as error:  # noqa: BLE001  the caller's to handle
         future.set_exception(error)
     else:

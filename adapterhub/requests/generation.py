@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from adapterhub.engine.interface import Completion, FinishReason, Timings
+from adapterhub.engine.interface import Completion, FinishReason, PromptLogprobs, Timings
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.routing.decision import RouteDecision
 
@@ -51,6 +52,7 @@ class Generation:
         finish_reason: `"stop"` (end token or stop string) or `"length"`.
         completions: All `n` answers, with token ids and log-probabilities.
         output_format: The output format of the request.
+        prompt_token_ids: Token ids of the prompt.
     """
 
     text: str
@@ -61,11 +63,17 @@ class Generation:
     finish_reason: FinishReason
     completions: tuple[Completion, ...]
     output_format: OutputFormat | None = None
+    prompt_token_ids: Sequence[int] = field(default=(), compare=False, repr=False)
 
     @property
     def timings(self) -> Timings | None:
         """How long the parts of the first completion took; None if the engine takes no times."""
         return self.completions[0].timings
+
+    @property
+    def prompt_logprobs(self) -> PromptLogprobs | None:
+        """Log-probabilities of the prompt's tokens, None for the first of them; None if they were not requested."""
+        return self.completions[0].prompt_logprobs
 
     @property
     def parsed(self) -> Any:

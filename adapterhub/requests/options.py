@@ -45,6 +45,7 @@ class SamplingOptions(TypedDict, total=False):
     ignore_eos: bool
     n: int
     logprobs: int | None
+    prompt_logprobs: int | None
     priority: int
     where: RouteFilter | None
     user: str | None

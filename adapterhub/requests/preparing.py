@@ -5,7 +5,6 @@ adapter reference -> route (only for "auto") -> registry -> the card's prompt pr
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,24 +13,22 @@ from typing import Any, TypeGuard
 from adapterhub.engine.interface import Completion, Engine, LoraRequest, Request
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
-from adapterhub.engine.tokenizer import Message
+from adapterhub.engine.tokenizer import Message, special_tokens
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError, RequestTooLongError
 from adapterhub.lora.blending.resolving import Blend, ResolvedAdapter, resolve_adapter
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterCard, AdapterRegistry, PromptProfile
-from adapterhub.registry.prompt_files import read_prompt_profile
 from adapterhub.registry.references import check_reference
 from adapterhub.requests.encoding import PromptEncoder, max_prompt_characters
 from adapterhub.requests.generation import Generation, Usage
 from adapterhub.requests.options import RequestOptions
+from adapterhub.requests.own_templates import OwnTemplates
 from adapterhub.requests.prompts import PromptStyle, check_length, check_text, choose_style, conversation
 from adapterhub.requests.traffic_split import resolve_for_request
 from adapterhub.routing.decision import RouteDecision
 from adapterhub.routing.filters import RouteFilter
 from adapterhub.routing.registry_sync import SyncedRouter
 from adapterhub.routing.router import AdapterRouter
-
-_log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[Message] | Sequence[int]
 BASE_NAMES = frozenset({"base", "__base__"})
@@ -82,6 +79,7 @@ class PreparedRequest:
             finish_reason=first.finish_reason,
             completions=tuple(completions),
             output_format=self.request.output_format,
+            prompt_token_ids=self.request.prompt,
         )
 
 
@@ -102,8 +100,9 @@ class RequestPreparer:
         self._registry = registry
         self._engine = engine
         self._encoder = PromptEncoder(engine.tokenizer)
+        self._special = special_tokens(engine.tokenizer)
         self._max_characters = max_prompt_characters(engine.tokenizer, engine.context_length)
-        self._own_templates: dict[str, str | None] = {}  # by digest, of adapters made with another template
+        self._own_templates = OwnTemplates(registry)
         self._router = SyncedRouter(registry, engine.fingerprint, router)
 
     def prepare(
@@ -123,23 +122,22 @@ class RequestPreparer:
         """
         if output_format is None and options.output_format:
             output_format = OutputFormat.of(**options.output_format)
-        if output_format and options.sampling.get("stop"):
-            raise InvalidRequestError(
-                "A stop string could cut structured output short.",
-                hint="Leave stop out; the output format ends the answer.",
-            )
         route, resolved, profile = self._choose(
             prompt, adapter, options.where, partial(self._resolve_for_request, user=options.user)
         )
         token_ids, style_stop = self._tokenize(prompt, profile, options)
         card = resolved.main_card if resolved else None
-        stop = {"stop": (*style_stop, *profile.stop)}
+        defaults: tuple[Mapping[str, Any], ...] = (
+            self._engine.default_sampling_params,
+            {"stop": (*style_stop, *profile.stop)},
+            profile.generation,
+        )
+        if output_format:
+            defaults = tuple(map(self._without_stop_texts, defaults))
         request = Request(
             prompt=token_ids,
             adapter=self._lora_request_of(resolved) if resolved else None,
-            sampling=SamplingParams.of(
-                self._engine.default_sampling_params, stop, profile.generation, options.sampling
-            ),
+            sampling=SamplingParams.of(*defaults, options.sampling),
             output_format=output_format,
             priority=_priority(options, card),
         )
@@ -224,6 +222,16 @@ class RequestPreparer:
         """Whether an adapter was made for this base, as far as both are known."""
         return self._base_mismatch(card) is None
 
+    def _without_stop_texts(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings that nobody chose for this request, for structured output: it may well have a text that ends prose.
+
+        Special tokens still end it.
+        """
+        stop = settings.get("stop") or ()
+        texts = [stop] if isinstance(stop, str) else stop
+        ids = [self._special[text] for text in texts if text in self._special]
+        return {**settings, "stop": (), "stop_token_ids": (*(settings.get("stop_token_ids") or ()), *ids)}
+
     def _choose(
         self,
         prompt: Prompt,
@@ -295,14 +303,7 @@ class RequestPreparer:
         has_changed = loaded and trained_on and trained_on.has_other_template(loaded)
         if not has_changed or card.prompt.chat_template or card.prompt.format not in ("auto", "chat"):
             return card.prompt
-        if card.digest not in self._own_templates:
-            own, _ = read_prompt_profile(self._registry.folder(card), None)
-            self._own_templates[card.digest] = own.chat_template
-            used = "its own is used" if own.chat_template else "it has none of its own, so the base's is used"
-            _log.warning(
-                "The base's chat template is another than when %s was registered; %s.", card.ref, used
-            )
-        return card.prompt.model_copy(update={"chat_template": self._own_templates[card.digest]})
+        return card.prompt.model_copy(update={"chat_template": self._own_templates.of(card)})
 
     def _style(self, profile: PromptProfile) -> PromptStyle:
         return choose_style(self._engine.tokenizer.chat_template, profile.format, profile.chat_template)

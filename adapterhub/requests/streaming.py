@@ -14,6 +14,7 @@ from adapterhub.engine.interface import (
     Completion,
     Engine,
     FinishReason,
+    PromptLogprobs,
     TokenLogprob,
     TokenOutput,
     TokenStream,
@@ -34,6 +35,7 @@ class CompletionChunk:
         token_ids: The new tokens: one, or several where the reader was slower than the engine or asked for it.
         logprobs: Their log-probabilities, if requested.
         finish_reason: Set on the completion's last chunk: `"stop"` or `"length"`.
+        prompt_logprobs: Set on its first chunk, if requested: those of the prompt's tokens.
     """
 
     index: int
@@ -41,6 +43,7 @@ class CompletionChunk:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
     @classmethod
     def of(cls, outputs: Sequence[TokenOutput]) -> Self:
@@ -48,13 +51,14 @@ class CompletionChunk:
         if len(outputs) == 1:  # nearly always, and for every token
             one = outputs[0]
             logprobs = (one.logprob,) if one.logprob else None
-            return cls(one.index, one.text, (one.token_id,), logprobs, one.finish_reason)
+            return cls(one.index, one.text, (one.token_id,), logprobs, one.finish_reason, one.prompt_logprobs)
         return cls(
             index=outputs[0].index,
             text="".join(output.text for output in outputs),
             token_ids=tuple(output.token_id for output in outputs),
             logprobs=tuple(output.logprob for output in outputs if output.logprob) or None,
             finish_reason=outputs[-1].finish_reason,
+            prompt_logprobs=outputs[0].prompt_logprobs,
         )
 
 
@@ -210,9 +214,14 @@ class AsyncGenerationStream(AsyncIterator[str]):
         return self._request.route
 
     @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        """Token ids of the prompt, once the stream has started."""
+        return self._request.request.prompt
+
+    @property
     def prompt_tokens(self) -> int:
         """Number of tokens of the prompt, once the stream has started."""
-        return len(self._request.request.prompt)
+        return len(self.prompt_token_ids)
 
     @property
     def result(self) -> Generation | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.base.fingerprint import BaseFingerprint
-from adapterhub.errors import RoutingError
+from adapterhub.errors import AdapterHubError, RoutingError
 from adapterhub.registry.cards import AdapterCard
 from adapterhub.registry.store import AdapterRegistry
 from adapterhub.routing.filters import fits_base
@@ -61,8 +61,8 @@ class SyncedRouter:
     """The router for a registry's present state; any thread may ask for it.
 
     The first call loads the saved router or fits one; later calls apply what has changed on the cards. Reading the
-    cards of a thousand adapters takes 0.1 s, so they are read when the registry reports a change, or after
-    `MAX_CARDS_AGE`.
+    cards of a thousand adapters takes 0.3 s, so they are read when the registry reports a change, and after
+    `MAX_CARDS_AGE` in a thread.
 
     Args:
         registry: The adapters.
@@ -86,6 +86,7 @@ class SyncedRouter:
         self._router: AdapterRouter | None = None
         self._stamp: object = None
         self._read_at = 0.0
+        self._reading: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @property
@@ -101,15 +102,35 @@ class SyncedRouter:
         """
         with self._lock:
             stamp, now = self._registry.stamp(), time.monotonic()
-            if self._router is None or stamp != self._stamp or now - self._read_at > MAX_CARDS_AGE:
+            if self._router is None or stamp != self._stamp:
                 self._router = self._synced(candidates(self._registry, self._base))
                 self._stamp, self._read_at = stamp, now
+            elif now - self._read_at > MAX_CARDS_AGE:
+                self._read_later()
+                self._read_at = now
             if not self._router.adapters:
                 raise RoutingError(
                     "No adapter for this base has text to route by.",
                     hint="Put a few requests into routing.examples of each card.",
                 )
             return self._router
+
+    def _read_later(self) -> None:
+        """Looks for cards that were edited by hand, which no stamp tells, without holding up the request."""
+        if self._reading is None or not self._reading.is_alive():
+            self._reading = threading.Thread(target=self._read_again, name="adapterhub-cards", daemon=True)
+            self._reading.start()
+
+    def _read_again(self) -> None:
+        stamp = self._registry.stamp()
+        try:
+            cards = candidates(self._registry, self._base)
+        except AdapterHubError as error:
+            _log.warning("The cards could not be read again: %s", error)
+            return
+        with self._lock:
+            if stamp == self._stamp:  # else a request has read newer ones
+                self._synced(cards)
 
     def _synced(self, cards: list[AdapterCard]) -> AdapterRouter:
         if self._router is not None:

@@ -23,6 +23,7 @@ from adapterhub.server.middleware.disconnect import DisconnectMiddleware
 from adapterhub.server.middleware.draining import DrainingMiddleware
 from adapterhub.server.middleware.failures import FailureMiddleware
 from adapterhub.server.middleware.observing import ObservingMiddleware
+from adapterhub.server.middleware.pacing import PacingMiddleware
 from adapterhub.server.middleware.request_id import RequestIdMiddleware
 from adapterhub.server.openapi_document import openapi_document
 from adapterhub.server.routes import (
@@ -111,6 +112,7 @@ def _middleware(state: ServerState) -> list[Middleware]:
     config = state.config
     return [
         Middleware(ObservingMiddleware, state.metrics),
+        Middleware(PacingMiddleware),
         Middleware(RequestIdMiddleware),
         *([Middleware(AccessLogMiddleware)] if config.access_log else []),
         *([_cors(config.cors_origins)] if config.cors_origins else []),

@@ -21,6 +21,7 @@ from adapterhub.errors import (
     AdapterNotFoundError,
     InvalidRequestError,
     RoutingError,
+    traceback_without_texts,
 )
 from adapterhub.server.middleware.request_id import request_id
 
@@ -95,9 +96,15 @@ def error_object(error: Exception) -> dict[str, Any]:
             "The model 'auto' is not available: the router cannot choose.", _type(status), "model", _NO_MODEL
         )
     if not isinstance(error, AdapterHubError) or (status >= 500 and not error.retryable and status != 503):
-        _log.error("Request %s failed.", request_id.get(), exc_info=error)
+        _log.error("Request %s failed:\n%s", request_id.get(), _loggable(error))
         return _object(_INTERNAL, "server_error", None, "internal_error")
     return _object(_public_message(error), _type(status), _param(error), error.code)
+
+
+def _loggable(error: Exception) -> str:
+    """A failure in full, but for what others' exceptions say, which may quote a prompt or an answer."""
+    message = f"{error}\n" if isinstance(error, AdapterHubError) else ""
+    return message + traceback_without_texts(error)
 
 
 def _public_message(error: AdapterHubError) -> str:

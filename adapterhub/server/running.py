@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
@@ -26,6 +28,7 @@ from adapterhub.server.middleware.local_names import LocalNamesMiddleware
 _CUT_OFF_SECONDS = 5
 """In which answers that are cut off have to say so."""
 _SECONDS_BETWEEN_REPORTS = 5.0
+_SWITCH_SECONDS = 0.0005
 _OTHER_FILES = 512
 """Files that are no connections: weights, adapters that are being read, logs."""
 
@@ -55,7 +58,7 @@ def serve(
     check_exposure(config.host, has_keys=has_keys, insecure=config.insecure)
     lifecycle = Lifecycle("loading the base")
     _raise_file_limit(config.max_connections)
-    with _listen(config) as listening:
+    with sharing_interpreter(), _listen(config) as listening:
         app = LoadingApp(open_hub, partial(create_app, config=config, lifecycle=lifecycle), lifecycle)
         served = app if has_keys or config.insecure else LocalNamesMiddleware(app, config.cors_origins)
         server = _Server(uvicorn_config(served, config), app, lifecycle, config, report)
@@ -68,6 +71,21 @@ def serve(
     if app.error:
         raise app.error
     return server.cut_off
+
+
+@contextmanager
+def sharing_interpreter() -> Iterator[None]:
+    """Has threads hand over Python's lock soon, so that the event loop does not wait for the others; for the process.
+
+    Python's default is 5 ms, of each thread that wants the lock. And a step gives it back between operations and takes
+    it again before the loop's thread has woken up, which then waits for the whole time anew.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
@@ -154,7 +172,8 @@ class _Server(uvicorn.Server):
         self._drain_seconds = config.drain_seconds
         self._drain_until = 0.0
         self._report = report
-        self._reported: tuple[str, float] = "", 0.0
+        self._stage: tuple[str, float] = "", 0.0  # with the time at which it began
+        self._next_report = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins the drain; a second signal ends it."""
@@ -178,9 +197,13 @@ class _Server(uvicorn.Server):
     def _report_stage(self) -> None:
         """Says what goes on when that changes, and again every few seconds until the server is ready."""
         stage, now = self._lifecycle.stage, time.monotonic()
-        before, at = self._reported
-        if stage == before and (stage == READY or now < at + _SECONDS_BETWEEN_REPORTS):
+        before, began = self._stage
+        if stage == before and (stage == READY or now < self._next_report):
             return
-        self._reported = stage, now
+        self._next_report = now + _SECONDS_BETWEEN_REPORTS
+        if stage != before:
+            self._stage = stage, now
         running = f": {self._lifecycle.running} answers to go" if self._lifecycle.running else ""
-        self._report(f"{stage.capitalize()}{running}" + (f" ({now - at:.0f} s)" if stage == before else ""))
+        self._report(
+            f"{stage.capitalize()}{running}" + (f" ({now - began:.0f} s)" if stage == before else "")
+        )

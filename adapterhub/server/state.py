@@ -94,8 +94,8 @@ class ServerState:
         self.metrics.close()
 
 
-def server_state(request: Request) -> ServerState:
-    """The state, as a dependency of routes."""
+async def server_state(request: Request) -> ServerState:
+    """The state, as a dependency of routes; FastAPI calls one that is not async in a thread."""
     state: ServerState = request.app.state.server
     return replace(state, caller=request.state.caller)
 

@@ -107,7 +107,9 @@ class ToolCallParser:
         if self._state in ("text", "plain"):
             return [rest] if rest else []
         if not (self._state == "end" or (self._state == "after" and rest == self.call_format.suffix)):
-            raise GenerationError("The answer ended within a tool call.", hint="Raise max_tokens.")
+            raise GenerationError(
+                "The answer ended within a tool call.", hint="Raise max_tokens, or leave stop out."
+            )
         return []
 
     # One method for each state: it consumes from the buffer and returns its output; None if it needs more input.

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from adapterhub.training.memory_estimate import MemoryEstimate
     from adapterhub.training.output_folder import FinetuneResult
     from adapterhub.training.planning import TrainingPlan, plan_finetune
-    from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter
+    from adapterhub.training.trainer import RunStart, train_adapter
+    from adapterhub.training.training_result import TrainingResult
 
 __all__ = [
     "FinetuneConfig",
@@ -43,7 +44,7 @@ __getattr__, __dir__ = lazy_exports(
         "MemoryEstimate": "adapterhub.training.memory_estimate",
         "RunStart": "adapterhub.training.trainer",
         "TrainingPlan": "adapterhub.training.planning",
-        "TrainingResult": "adapterhub.training.trainer",
+        "TrainingResult": "adapterhub.training.training_result",
         "TrainingStep": "adapterhub.training.losses",
         "finetune": "adapterhub.training.finetuning",
         "plan_finetune": "adapterhub.training.planning",

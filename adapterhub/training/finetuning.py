@@ -33,7 +33,8 @@ from adapterhub.training.output_folder import (
     save_result,
 )
 from adapterhub.training.preparing import shortened, with_composed_data
-from adapterhub.training.trainer import RunStart, TrainingResult, train_adapter, train_in_output_folder
+from adapterhub.training.trainer import RunStart, train_adapter, train_in_output_folder
+from adapterhub.training.training_result import TrainingResult
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import AdapterRegistry

@@ -30,7 +30,7 @@ from adapterhub.training.checkpoints import refuse_existing
 from adapterhub.training.config import FinetuneConfig
 
 if TYPE_CHECKING:
-    from adapterhub.training.trainer import TrainingResult
+    from adapterhub.training.training_result import TrainingResult
 
 CONFIG_FILE = "finetune.yaml"
 RESULT_FILE = "result.json"

@@ -62,15 +62,24 @@ class AdapterName:
         return cls(match["adapter"], int(match["version"]), match["digest"]) if match else None
 
 
-def stored_adapter(adapter: LoraRequest) -> StoredLoraRequest:
-    """The adapter, if it is one in a folder, which a server can load.
+def model_name(adapter: StoredLoraRequest) -> str:
+    """The name under which servers know an adapter.
 
     Raises:
-        InvalidRequestError: It is a blend.
+        InvalidRequestError: As `AdapterName.of`.
+    """
+    return str(AdapterName.of(adapter.name, adapter.digest))
+
+
+def stored_adapter(adapter: LoraRequest) -> StoredLoraRequest:
+    """The adapter, if it is one in a folder, which a server can keep.
+
+    Raises:
+        InvalidRequestError: It is not, such as a blend.
     """
     if not isinstance(adapter, StoredLoraRequest):
         raise InvalidRequestError(
-            f"{adapter.name!r} is not stored in a registry, so vLLM cannot load it.",
-            hint="Register a blend as an adapter first, with add_weighted_adapter.",
+            f"{adapter.name!r} is not stored in a registry, so a vLLM server cannot keep it loaded.",
+            hint="Register a blend as an adapter, with hub.blend or `adapterhub blend`.",
         )
     return adapter

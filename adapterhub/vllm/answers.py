@@ -25,7 +25,7 @@ _NOT_LOADED = (
 )
 _RANK_TOO_HIGH = (
     "Start it with a higher --max-lora-rank, or cut the adapter's rank: "
-    "`adapterhub export NAME OUT --format peft --plain --rank N`."
+    "`adapterhub export NAME OUT --format peft --plain --rank N`. Blends are cut to the setting max_lora_rank."
 )
 
 

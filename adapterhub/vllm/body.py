@@ -51,8 +51,7 @@ def completion_body(
         "ignore_eos": sampling.ignore_eos,
         "priority": -request.priority,  # vLLM's lower ones start first
     }
-    if sampling.logprobs is not None:
-        body |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
+    body |= _logprobs(sampling)
     if sampling.bad_words:
         body["bad_words"] = list(sampling.bad_words)
     if bias := _logit_bias(sampling):
@@ -65,6 +64,15 @@ def completion_body(
 def seed_of(sampling: SamplingParams, index: int) -> dict[str, int]:
     """The seed of one of the `n` completions, each of which has its own, as in the other engines."""
     return {} if sampling.seed is None else {"seed": (sampling.seed + index) % 2**63}
+
+
+def _logprobs(sampling: SamplingParams) -> dict[str, Any]:
+    counts = [count for count in (sampling.logprobs, sampling.prompt_logprobs) if count is not None]
+    if not counts:
+        return {}
+    # vLLM streams no `prompt_logprobs`, but those of a prompt that it echoes.
+    echo = {} if sampling.prompt_logprobs is None else {"echo": True}
+    return {"logprobs": max(counts), "return_tokens_as_token_ids": True, **echo}
 
 
 def _logit_bias(sampling: SamplingParams) -> dict[int, float]:

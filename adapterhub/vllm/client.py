@@ -28,6 +28,9 @@ from adapterhub.vllm.answers import (
 from adapterhub.vllm.unavailable import ReplicaUnavailableError
 
 MAX_BODY_BYTES = 64 * 2**20
+"""Of a whole answer, and of one line of a stream, whose first frame repeats the prompt's token ids."""
+KEEP_ALIVE_SECONDS = 2.0
+"""How long an idle connection is kept; vLLM closes it after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ class VLLMClient:
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS
+            ),
             timeout=httpx.Timeout(None, connect=self.timeouts.connect),
         )
 
@@ -98,6 +103,8 @@ class VLLMClient:
             EngineError: It is no vLLM server, or wants a key.
         """
         answer = await self._ask("GET", "/v1/models", seconds=self.timeouts.request)
+        if answer.status == 404:
+            raise self._not_vllm()
         check(answer, self.url)
         try:
             cards = json.loads(answer.content)["data"]
@@ -109,9 +116,13 @@ class VLLMClient:
                 adapters={str(card["id"]): str(card.get("root")) for card in cards if card.get("parent")},
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise EngineError(
-                f"{self.url} does not answer /v1/models as vLLM does.", hint="Is it a vLLM server's URL?"
-            ) from error
+            raise self._not_vllm() from error
+
+    def _not_vllm(self) -> EngineError:
+        return EngineError(
+            f"{self.url} does not answer /v1/models as vLLM does.",
+            hint="Is it a vLLM server's URL, such as http://host:8000?",
+        )
 
     async def load(self, name: str, folder: Path) -> None:
         """Loads an adapter under a name; done if it is loaded already.
@@ -176,7 +187,10 @@ class VLLMClient:
     async def complete(
         self, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[Mapping[str, Any]]:
-        """The frames of a streamed completion. Closing the generator closes the connection, and so ends it in vLLM.
+        """The frames of a streamed completion.
+
+        Closing the generator before its end closes the connection, and so ends the completion in vLLM. Who reads it to
+        its end leaves the connection for the next request.
 
         Args:
             body: Of `/v1/completions`, with `stream`.
@@ -195,12 +209,15 @@ class VLLMClient:
                 response = await stack.enter_async_context(opened)
                 if response.status_code != 200:
                     check_completion(await _answer(response), self.url)
-                lines = response.aiter_lines()
+                lines = _lines(response)
                 frame = await self._next_frame(lines)
             while frame is not None:
                 yield frame
                 async with self._within(self.timeouts.next_token):
                     frame = await self._next_frame(lines)
+            async with self._within(self.timeouts.next_token):
+                async for _ in lines:  # the body's end, without which the connection cannot be used again
+                    pass
 
     async def aclose(self) -> None:
         """Closes all connections."""
@@ -215,15 +232,15 @@ class VLLMClient:
     ) -> AbstractAsyncContextManager[httpx.Response]:
         return self._http.stream(method, path, json=body, headers=headers)
 
-    async def _next_frame(self, lines: AsyncIterator[str]) -> Mapping[str, Any] | None:
+    async def _next_frame(self, lines: AsyncIterator[bytes]) -> Mapping[str, Any] | None:
         """The next frame of a stream; None at its end."""
         async for line in lines:
-            if line.startswith("data:"):
-                data = line.removeprefix("data:").strip()
-                return None if data == "[DONE]" else self._frame(data)
+            if line.startswith(b"data:"):
+                data = line.removeprefix(b"data:").strip()
+                return None if data == b"[DONE]" else self._frame(data)
         raise ReplicaUnavailableError(f"{self.url} ended an answer before its end.", hint="Ask again.")
 
-    def _frame(self, data: str) -> Mapping[str, Any]:
+    def _frame(self, data: bytes) -> Mapping[str, Any]:
         try:
             frame = json.loads(data)
         except ValueError as error:
@@ -257,6 +274,23 @@ async def _read(response: httpx.Response) -> bytes:
     content = bytearray()
     async for part in response.aiter_bytes():
         content += part
-        if len(content) > MAX_BODY_BYTES:
-            raise EngineError(f"{response.url.host} answers with more than {MAX_BODY_BYTES} bytes.")
+        _check_size(content, response)
     return bytes(content)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a stream; httpx's own have no bound."""
+    line = bytearray()
+    async for part in response.aiter_bytes():
+        begun, *others = part.split(b"\n")
+        line += begun
+        _check_size(line, response)
+        for other in others:
+            yield bytes(line)
+            line = bytearray(other)
+    yield bytes(line)
+
+
+def _check_size(content: bytearray, response: httpx.Response) -> None:
+    if len(content) > MAX_BODY_BYTES:
+        raise EngineError(f"{response.url.host} answers with more than {MAX_BODY_BYTES} bytes.")

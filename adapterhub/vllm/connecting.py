@@ -89,6 +89,10 @@ class Connection:
             )
         return served
 
+    def check_blend(self, adapter: LoraRequest | None) -> None:
+        """As `MaterialisedBlends.check`."""
+        self._fleet.blends.check(adapter)
+
     def pin(self, adapter: LoraRequest, pinned: bool) -> None:
         """As `Fleet.pin`."""
 

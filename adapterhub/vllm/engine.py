@@ -60,7 +60,8 @@ class VLLMEngine:
         timeouts: How long servers may take.
         api_key: What the servers were started with as `--api-key`; if not given, `ADAPTERHUB_UPSTREAM_API_KEY`.
         generation_config: `"auto"` takes sampling defaults from the base's `generation_config.json`, `"none"` has none.
-        registry: Whose adapters they serve: they unload what it no longer has. None: they unload nothing for that.
+        registry: Whose adapters they serve: they unload what it no longer has. Blends are written in its folder, under
+            `.blends`. None: they unload nothing for that, and blends are refused.
         adapters_at: The path of the registry's folder on the servers, such as `"/mnt/adapters"`; None if it is the
             same as here.
 
@@ -264,6 +265,7 @@ class VLLMEngine:
     ) -> list[ServedSequence]:
         self._refuse_if_forked()
         with self._counting_rejections(num_sequences):
+            self._connection.check_blend(request.adapter)
             return self._builder.build(request, num_sequences, wake, stream=stream)
 
     @contextmanager

@@ -17,7 +17,8 @@ from adapterhub.fleet import by_affinity
 from adapterhub.lora.request import LoraRequest, StoredLoraRequest
 from adapterhub.registry.store import AdapterRegistry
 from adapterhub.vllm.adapter_folders import AdapterFolders
-from adapterhub.vllm.adapter_names import AdapterName, stored_adapter
+from adapterhub.vllm.adapter_names import model_name, stored_adapter
+from adapterhub.vllm.blends import MaterialisedBlends
 from adapterhub.vllm.client import VLLMClient
 from adapterhub.vllm.reconciling import Reconciler
 from adapterhub.vllm.replica import CommonBase, Replica, ReplicaState
@@ -36,6 +37,8 @@ class FleetLimits:
             `--max-num-seqs` or a little more keeps it busy.
         max_adapters: Maximum number of loaded adapters; its `--max-cpu-loras`.
         sync_seconds: How often it is asked whether it answers and what it has loaded.
+        max_lora_rank: Its `--max-lora-rank`, which no API of vLLM tells. Adapters above it are refused before they are
+            loaded, and blends are cut to it by SVD. None if it is not known.
 
     Raises:
         ConfigError: A limit is too low.
@@ -44,9 +47,11 @@ class FleetLimits:
     max_in_flight: int = 256
     max_adapters: int = 64
     sync_seconds: float = 10.0
+    max_lora_rank: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.max_in_flight, self.max_adapters) < 1 or self.sync_seconds <= 0:
+        rank = 1 if self.max_lora_rank is None else self.max_lora_rank
+        if min(self.max_in_flight, self.max_adapters, rank) < 1 or self.sync_seconds <= 0:
             raise ConfigError("The limits of a fleet must be at least 1, and sync_seconds more than 0.")
 
 
@@ -83,9 +88,12 @@ class Fleet:
 
     Args:
         clients: One for each server; the fleet closes them.
-        registry: Whose adapters they serve. What it no longer has is unloaded; None unloads nothing.
+        registry: Whose adapters they serve. What it no longer has is unloaded; None unloads nothing and blends nothing.
         adapters_at: The path of the registry's folder on the servers; None if it is the same.
         limits: Limits of each server.
+
+    Attributes:
+        blends: The blends that the servers are given as adapters.
 
     Raises:
         ConfigError: There is no server, one is given twice, or `adapters_at` is not usable.
@@ -101,6 +109,7 @@ class Fleet:
     ) -> None:
         self._limits = limits or FleetLimits()
         self._wanted = WantedAdapters()
+        self.blends = MaterialisedBlends(registry, self._limits.max_lora_rank)
         self._base = CommonBase()
         self._folders = AdapterFolders(
             registry=registry.root if registry else None,
@@ -109,7 +118,7 @@ class Fleet:
         self._replicas = {client.url: self._replica(client) for client in clients}
         if not clients or len(self._replicas) < len(clients):
             raise ConfigError("A fleet takes the URLs of one server or more, each of them once.")
-        registered = RegisteredAdapters(registry) if registry else None
+        registered = RegisteredAdapters(registry, self.blends) if registry else None
         self._reconcilers = {
             url: Reconciler(
                 replica,
@@ -128,6 +137,7 @@ class Fleet:
             client,
             max_in_flight=self._limits.max_in_flight,
             max_adapters=self._limits.max_adapters,
+            max_lora_rank=self._limits.max_lora_rank,
             pinned=self._wanted.pinned,
             base=self._base,
         )
@@ -143,14 +153,21 @@ class Fleet:
             adapter: The adapter; None for the bare base.
 
         Raises:
-            AdapterHubError: The server cannot load the adapter.
+            AdapterHubError: The server cannot load the adapter, or the blend cannot be written as one.
             CapacityError: All servers are full; none was asked.
             EngineClosedError: The fleet is closed.
-            InvalidRequestError: The adapter is a blend.
             ReplicaUnavailableError: No server answers, or the one that was chosen does not.
         """
-        stored = stored_adapter(adapter) if adapter else None
-        name = _name_of(stored) if stored else None
+        if adapter is None:
+            async with self._lease(None) as lease:
+                yield lease
+            return
+        async with self.blends.stored(adapter) as found, self._lease(stored_adapter(found)) as lease:
+            yield lease
+
+    @asynccontextmanager
+    async def _lease(self, stored: StoredLoraRequest | None) -> AsyncIterator[Lease]:
+        name = model_name(stored) if stored else None
         if stored:
             await self._folders.fetch(stored)
         replica = await self._choose(name)
@@ -187,19 +204,22 @@ class Fleet:
     async def preload(self, adapter: LoraRequest) -> None:
         """Loads an adapter ahead of requests, and again after a restart; a pinned one on all servers.
 
-        Returns once one server has it.
+        Returns once one server has it. A blend is not loaded again.
 
         Raises:
             AdapterHubError: As `lease`.
         """
-        stored = stored_adapter(adapter)
-        async with self.lease(stored):
-            self._wanted.preloaded[_name_of(stored)] = stored
+        async with self.lease(adapter):
+            if isinstance(adapter, StoredLoraRequest):  # not a blend, which nobody keeps for its next use
+                self._wanted.preloaded[model_name(adapter)] = adapter
         self._wake_all()
 
     async def unload(self, adapter: LoraRequest) -> None:
         """Has every server unload an adapter, once no request uses it; a later request loads it again."""
-        name = _name_of(stored_adapter(adapter))
+        stored = self.blends.written(adapter)
+        if stored is None:
+            return
+        name = model_name(stored_adapter(stored))
         self._wanted.drop(name)
         await gather(*(replica.adapters.unload(name) for replica in self._replicas.values()))
 
@@ -211,7 +231,7 @@ class Fleet:
             InvalidRequestError: The adapter is a blend.
         """
         stored = stored_adapter(adapter)
-        name = _name_of(stored)
+        name = model_name(stored)
         if pinned:
             self._wanted.pin(name, stored, self._limits.max_adapters)
             self._wake_all()
@@ -256,7 +276,3 @@ class Fleet:
             await self._reconcilers[url].aclose()
             await replica.adapters.aclose()
             await replica.client.aclose()
-
-
-def _name_of(adapter: StoredLoraRequest) -> str:
-    return str(AdapterName.of(adapter.name, adapter.digest))

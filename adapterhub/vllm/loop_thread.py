@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -12,6 +13,10 @@ from typing import Any, TypeVar
 from adapterhub.errors import EngineClosedError
 
 T = TypeVar("T")
+CLOSE_SECONDS = 10.0
+"""How long `close` waits for its last coroutine, and then as long again for the thread."""
+
+_log = logging.getLogger(__name__)
 
 
 class LoopThread:
@@ -51,18 +56,24 @@ class LoopThread:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def close(self, last: Coroutine[Any, Any, object]) -> None:
-        """Runs a last coroutine, cancels all others and ends the thread. Waits for it, but in that thread itself."""
+        """Runs a last coroutine, cancels all others and ends the thread.
+
+        Waits for it, but in that thread itself, and no longer than 20 seconds: a daemon thread holds up no exit.
+        """
         with self._lock:
             self._closed = True
         if threading.current_thread() is not self._thread:
             asyncio.run_coroutine_threadsafe(self._end(last), self._loop)
-            self._thread.join()
+            self._thread.join(2 * CLOSE_SECONDS)
+            if self._thread.is_alive():
+                _log.warning("The connections to vLLM servers are still being closed.")
         else:  # the garbage collector closes what nobody has closed, in any thread
             self._last_task = self._loop.create_task(self._end(last))
 
     async def _end(self, last: Coroutine[Any, Any, object]) -> None:
         try:
-            await last
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await last
         finally:
             others = asyncio.all_tasks() - {asyncio.current_task()}
             for other in others:

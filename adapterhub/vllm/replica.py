@@ -74,6 +74,7 @@ class Replica:
         client: Its client.
         max_in_flight: Maximum number of requests at the same time.
         max_adapters: Maximum number of loaded adapters.
+        max_lora_rank: The highest rank that it takes; None if it is not known.
         pinned: Model names of adapters that are not unloaded to make room.
         base: The base that it must have.
 
@@ -92,6 +93,7 @@ class Replica:
         *,
         max_in_flight: int,
         max_adapters: int,
+        max_lora_rank: int | None,
         pinned: Container[str],
         base: CommonBase,
     ) -> None:
@@ -102,6 +104,7 @@ class Replica:
         self.draining = False
         self.in_flight = 0
         self._max_in_flight = max_in_flight
+        self._max_lora_rank = max_lora_rank
         self._base = base
         self._started_at: float | None = None
         self._idle = asyncio.Event()
@@ -168,7 +171,7 @@ class Replica:
             AdapterHubError: As `VLLMClient.load`.
         """
         if not self.adapters.expects(name):
-            await asyncio.to_thread(_check_runs_on_vllm, adapter)
+            await asyncio.to_thread(_check_runs_on_vllm, adapter, self._max_lora_rank)
         await self.adapters.load(name, folders.on_server(adapter))
 
     async def drained(self) -> None:
@@ -210,15 +213,15 @@ class Replica:
             raise
 
 
-def _check_runs_on_vllm(adapter: StoredLoraRequest) -> None:
+def _check_runs_on_vllm(adapter: StoredLoraRequest, max_lora_rank: int | None) -> None:
     """Returns if vLLM runs an adapter, as far as its files, where they are on this machine, tell.
 
-    No API of vLLM tells its `--max-lora-rank`: of the ranks that vLLM can be started for, the server itself refuses
-    those above it, and `VLLMClient.load` translates that.
+    No API of vLLM tells its `--max-lora-rank`: where it is not known here, the server itself refuses ranks above it,
+    and `VLLMClient.load` translates that.
 
     Raises:
         AdapterIncompatibleError: vLLM does not run it.
         AdapterInvalidError: The files are damaged.
     """
     if (adapter.folder / WEIGHTS_FILE).is_file():
-        check_adapter(adapter.folder, Backend.VLLM, name=adapter.name)
+        check_adapter(adapter.folder, Backend.VLLM, max_lora_rank=max_lora_rank, name=adapter.name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, suppress
 from functools import partial
 
 from adapterhub.engine.interface import LoraRequest
@@ -21,6 +21,8 @@ from adapterhub.vllm.waiting_line import WaitingLine
 
 MAX_ATTEMPTS = 3
 """How many servers a request is sent to until one of them answers; never another one after its first token."""
+_END_SECONDS = 1.0
+"""How long the end of a stream is waited for once its answer is complete."""
 
 
 class SequenceRunner:
@@ -140,13 +142,16 @@ class SequenceRunner:
 
     async def _stream(self, sequence: ServedSequence, lease: Lease) -> None:
         self._begin(sequence)
+        sampling = sequence.request.sampling
         async with aclosing(
             lease.client.complete({**sequence.body, "model": lease.model}, sequence.headers)
         ) as frames:
             async for frame in frames:
                 lease.check_model(frame.get("model"))
-                for token in tokens_of(frame, sequence.request.sampling.logprobs):
+                for token in tokens_of(frame, sampling.logprobs, sampling.prompt_logprobs):
                     if self._take(sequence, token):
+                        if token.is_last:  # else closing the connection ends it in the server
+                            await _read_to_end(frames)
                         return
         raise ReplicaUnavailableError(
             f"{lease.client.url} ended an answer before its end.", hint="Ask again."
@@ -181,3 +186,11 @@ class SequenceRunner:
             self._waiting.pop(sequence, None)
             self._running.pop(sequence, None)
             self._meter.end(sequence, reason)
+
+
+async def _read_to_end(frames: AsyncIterator[object]) -> None:
+    """Reads what follows a complete answer, so that its connection serves the next request."""
+    with suppress(AdapterHubError, TimeoutError):  # nobody needs it
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in frames:
+                pass

@@ -12,8 +12,7 @@ from adapterhub.engine.interface import FinishReason, LoraRequest, Request, Toke
 from adapterhub.engine.meter import SequenceTimes
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence_builder import EndTokens, check_fields
-from adapterhub.errors import GenerationError, InvalidRequestError
-from adapterhub.lora.request import BlendedLoraRequest
+from adapterhub.errors import GenerationError
 from adapterhub.vllm.base import ServedBase
 from adapterhub.vllm.body import completion_body, seed_of
 from adapterhub.vllm.chunks import ServedToken
@@ -114,7 +113,15 @@ class ServedSequence:
             text += self.detokenizer.flush()
             reason = "stop" if self._has_stopped(token) else "length"
         timings = self.times.timings() if reason else None
-        return TokenOutput(text, token.token_id, token.logprob, reason, self.index, timings)
+        return TokenOutput(
+            text,
+            token.token_id,
+            token.logprob,
+            reason,
+            self.index,
+            timings,
+            prompt_logprobs=token.prompt_logprobs,
+        )
 
     def _ends(self, token_id: int) -> bool:
         if self.follower is None:
@@ -163,7 +170,6 @@ class ServedSequenceBuilder:
         """
         sampling, max_tokens = request.sampling, max_completion_tokens(request, self._context_length)
         check_fields(request, self._base.vocabulary_size)
-        _refuse_blend(request.adapter)
         end_token_ids = self._ends.of(sampling)
         grammar = self._grammar(request, max_tokens)
         body = completion_body(
@@ -180,7 +186,7 @@ class ServedSequenceBuilder:
                 end_token_ids=end_token_ids,
                 detokenizer=IncrementalDetokenizer(
                     self._base.tokenizer,
-                    () if grammar else sampling.stop,
+                    sampling.stop,
                     skip_special_tokens=grammar is None,
                     min_tokens=sampling.min_tokens,
                 ),
@@ -195,11 +201,3 @@ class ServedSequenceBuilder:
         if request.output_format is None:
             return None
         return self.compiler.compile_within(request.output_format, max_tokens)
-
-
-def _refuse_blend(adapter: LoraRequest | None) -> None:
-    if isinstance(adapter, BlendedLoraRequest):
-        raise InvalidRequestError(
-            "A vLLM server cannot blend adapters for a request.",
-            hint="Register the blend as an adapter first, with hub.blend or `adapterhub blend`.",
-        )

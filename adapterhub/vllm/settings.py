@@ -19,6 +19,7 @@ _OWN_SETTINGS = frozenset(
         "generation_config",
         "max_batch_size",
         "max_cpu_loras",
+        "max_lora_rank",
         "max_queue",
     }
 )
@@ -26,7 +27,6 @@ _TAKES_OTHERS = {
     "quantization": "Start vLLM with --quantization.",
     "compute_dtype": "Start vLLM with --dtype.",
     "max_loras": "Start vLLM with --max-loras.",
-    "max_lora_rank": "Start vLLM with --max-lora-rank.",
     "max_num_batched_tokens": "Start vLLM with --max-num-batched-tokens.",
     "kv_cache_mib": "Start vLLM with --gpu-memory-utilization.",
     "batch_invariant": "Start vLLM with VLLM_BATCH_INVARIANT=1.",
@@ -40,7 +40,7 @@ def connect_engine(
 
     Args:
         config: The settings; `max_batch_size` bounds the requests that a server has at a time, `max_cpu_loras` the
-            adapters that it has loaded.
+            adapters that it has loaded, and `max_lora_rank` is its `--max-lora-rank`.
         registry: Whose adapters they serve.
         base: The base; None for what the servers were given.
         revision: A branch, tag or commit of its hub id.
@@ -54,6 +54,7 @@ def connect_engine(
     limits = FleetLimits(
         max_in_flight=config.max_batch_size if "max_batch_size" in given else default.max_in_flight,
         max_adapters=config.max_cpu_loras if "max_cpu_loras" in given else default.max_adapters,
+        max_lora_rank=config.max_lora_rank,
     )
     return VLLMEngine(
         config.engine,

@@ -10,7 +10,8 @@ from adapterhub.errors import CapacityError
 from adapterhub.fleet import home
 from adapterhub.lora.request import StoredLoraRequest
 from adapterhub.registry.store import AdapterRegistry
-from adapterhub.vllm.adapter_names import AdapterName
+from adapterhub.vllm.adapter_names import AdapterName, model_name
+from adapterhub.vllm.blends import MaterialisedBlends
 from adapterhub.vllm.replica import Replica
 
 IDLE_SECONDS = 60.0
@@ -31,10 +32,15 @@ class RegisteredNames:
 
 
 class RegisteredAdapters:
-    """Reads a registry's names, again only after it has changed."""
+    """Reads a registry's names, again only after it has changed, and those of its blends, which need no registering.
 
-    def __init__(self, registry: AdapterRegistry) -> None:
-        self._registry = registry
+    Args:
+        registry: The registry.
+        blends: Its blends; those that nobody uses any more are removed first.
+    """
+
+    def __init__(self, registry: AdapterRegistry, blends: MaterialisedBlends) -> None:
+        self._registry, self._blends = registry, blends
         self._last: tuple[tuple[int, ...], RegisteredNames] | None = (
             None  # the registry's stamp, and its names
         )
@@ -43,9 +49,11 @@ class RegisteredAdapters:
         """The names now.
 
         Raises:
-            RegistryError: The registry cannot be read.
+            AdapterHubError: The registry or the folder of blends cannot be read.
         """
-        return await asyncio.to_thread(self._read)
+        registered = await asyncio.to_thread(self._read)
+        blends = {model_name(blend) for blend in await self._blends.reap()}
+        return RegisteredNames(registered.all | blends, registered.current | blends)
 
     def _read(self) -> RegisteredNames:
         stamp, last = self._registry.stamp(), self._last

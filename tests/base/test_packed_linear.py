@@ -1,7 +1,8 @@
-"""Packed 4-bit layers: bitsandbytes' product without its Python, and the dense one for many tokens."""
+"""Packed 4-bit layers: the product for a few tokens, compiled or bitsandbytes', and the dense one for many."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from bitsandbytes.nn import Linear4bit, Params4bit
 
+from adapterhub.base import dense_threshold, packed_kernel, packed_linear
 from adapterhub.base.dense_threshold import choose_dense_thresholds, product_seconds
 from adapterhub.base.loading import Base, load_base
+from adapterhub.base.packed_kernel import compiled_products, multiply_by_bitsandbytes
 from adapterhub.base.packed_linear import PackedLinear4bit, dense_from, take_packed_layers
 from adapterhub.base.quantized_weights import dequantize_module_weight, weight_bytes
 from adapterhub.engine.runners.choosing import make_runner
@@ -117,6 +120,75 @@ def test_within_dense_from_only_layers_with_a_threshold_have_another():
     assert (with_one.dense_threshold, without.dense_threshold) == (256, None)
 
 
+class TestCompiled:
+    """The compiled product equals that of bitsandbytes, which is in its place where it cannot be compiled."""
+
+    pytestmark = pytest.mark.skipif(
+        not compiled_products(), reason="packed_linear.cpp cannot be compiled here"
+    )
+
+    @staticmethod
+    def by_bitsandbytes(layer: PackedLinear4bit, x: torch.Tensor) -> torch.Tensor:
+        y = multiply_by_bitsandbytes(layer.weight, layer.weight.quant_state, x.to(torch.bfloat16))
+        return y.to(x.dtype)
+
+    @pytest.mark.parametrize("kind", ["nf4", "fp4"])
+    @pytest.mark.parametrize("rows", [32, 96, 128, 288, 544])
+    def test_any_number_of_tokens_and_rows_gives_the_same_bits(self, kind: str, rows: int):
+        (layer,) = take_packed_layers(make_layer(rows, 192, kind, bias=False))
+        layer(inputs(1, 192))
+        for tokens in range(1, 20):
+            x = inputs(tokens, 192, seed=tokens)
+            assert torch.equal(layer.multiply_packed(x), self.by_bitsandbytes(layer, x))
+            x = x.bfloat16()
+            assert torch.equal(layer.multiply_packed(x), self.by_bitsandbytes(layer, x))
+
+    @pytest.mark.parametrize("threads", [1, 2, 3])
+    def test_threads_change_nothing(self, threads: int):
+        (layer,) = take_packed_layers(make_layer(1056, 512, bias=False))
+        x, before = inputs(5, 512), torch.get_num_threads()
+        layer(x)
+        torch.set_num_threads(threads)
+        try:
+            assert torch.equal(layer.multiply_packed(x), self.by_bitsandbytes(layer, x))
+        finally:
+            torch.set_num_threads(before)
+
+    def test_infinities_and_nan_reach_the_outputs(self):
+        (layer,) = take_packed_layers(make_layer(96, 128, bias=False))
+        layer(inputs(1, 128))
+        for value in (float("inf"), float("nan")):
+            x = inputs(3, 128)
+            x[1, 5] = value
+            y = layer.multiply_packed(x)
+            assert torch.equal(y[::2], self.by_bitsandbytes(layer, x)[::2])
+            assert not y[1].isfinite().any()
+
+    def test_a_copy_and_a_replaced_weight_are_multiplied_as_they_are(self):
+        first, other = (take_packed_layers(make_layer(96, 128, seed=seed))[0] for seed in (0, 1))
+        x = inputs(2, 128)
+        wanted, of_other = first(x), other(x)
+        copied = copy.deepcopy(first)
+        copied.weight = other.weight
+        copied.bias = other.bias
+        assert torch.equal(copied(x), of_other)
+        assert torch.equal(copy.deepcopy(first)(x), wanted)
+        assert torch.equal(first(x), wanted)
+
+    def test_without_it_the_bits_are_those_of_bitsandbytes(self, monkeypatch: pytest.MonkeyPatch):
+        (layer,) = take_packed_layers(make_layer(96, 128))
+        x = inputs(3, 2, 128)
+        compiled = layer(x)
+        monkeypatch.setattr(packed_linear, "compiled_products", dict)
+        assert torch.equal(layer(x), compiled)
+
+    def test_it_is_not_used_where_bitsandbytes_computes_otherwise(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(
+            packed_kernel, "multiply_by_bitsandbytes", lambda *given: 2 * multiply_by_bitsandbytes(*given)
+        )
+        assert compiled_products.__wrapped__() == {}
+
+
 class TestThreshold:
     """From how many tokens it is dense."""
 
@@ -145,6 +217,13 @@ class TestThreshold:
 
     def test_dense_never_wins_by_less_than_noise(self):
         assert self.chosen(512, 512, dense_from=1000) == (None, [512])
+
+    def test_what_was_measured_with_the_other_kernel_is_not_used(self, monkeypatch: pytest.MonkeyPatch):
+        assert self.chosen(512, 512, dense_from=256)[0] == 256
+        monkeypatch.setattr(
+            dense_threshold, "compiled_products", dict if compiled_products() else lambda: {1: 1}
+        )
+        assert self.chosen(512, 512, dense_from=32)[0] == 32
 
     def test_it_is_measured_once(self, cache: Path):
         assert self.chosen(512, 512, dense_from=256)[0] == 256

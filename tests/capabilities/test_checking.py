@@ -86,6 +86,30 @@ def test_what_is_more_than_lora_on_linear_layers_is_not_rewritten():
     assert found.hint.startswith("Merge it into its base")
 
 
+def test_a_blend_is_one_adapter_of_plain_lora_with_the_ranks_of_all_parts():
+    parts = [
+        AdapterFeatures(frozenset({Feature.RSLORA}), 8),
+        AdapterFeatures(frozenset({Feature.RANK_PATTERN}), 24),
+    ]
+    blend = AdapterFeatures.of_blend(parts)
+    assert all(capability(blend, backend).runs for backend in Backend)
+    found = capability(blend, Backend.VLLM, max_lora_rank=16)
+    assert found.reason == "its rank is 32, above 16"
+    assert found.conversion == Conversion(rank=16)
+    assert capability(blend.rewritten(rank=16), Backend.VLLM, max_lora_rank=16).runs
+
+
+def test_a_part_that_changes_more_than_linear_layers_is_served_alone_only():
+    embeddings = AdapterFeatures(frozenset({Feature.EMBEDDINGS}), 8)
+    assert capability(embeddings, Backend.VLLM).runs
+    blend = AdapterFeatures.of_blend([embeddings, AdapterFeatures(frozenset(), 8)])
+    found = capability(blend, Backend.VLLM)
+    assert "embeddings" in found.reason
+    assert found.conversion is None
+    assert "adapterhub merge" in found.hint
+    assert capability(blend, Backend.IN_PROCESS).runs
+
+
 @pytest.mark.parametrize("backend", Backend)
 def test_every_conversion_makes_the_adapter_run(backend: Backend):
     converted = 0

@@ -60,7 +60,7 @@ def test_what_is_registered_is_told_for_which_servers_it_is_not(own, dora: Path,
     added = own("add", "dora", dora, "--base", tiny_base)
     assert added.code == 0
     told = [line.split(":")[0] for line in added.err.splitlines() if line.startswith("Not for")]
-    assert told == ["Not for llama.cpp", "Not for vllm", "Not for sglang"]
+    assert told == ["Not for llama.cpp, vllm, sglang"]  # for one reason, so on one line
     assert own("show", "dora", "--json").json["runs_on"] == ["in-process"]
     assert "runs on" in own("show", "dora").out
 
@@ -90,3 +90,20 @@ def test_what_was_uploaded_is_not_downloaded_to_tell_of_servers(
     assert own("add", "dora", dora, "--base", tiny_base, "--registry", url).code == 0
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert "it uses DoRA" in own("check", "dora", "--engine", "vllm", "--registry", url).out
+
+
+def test_a_blend_counts_as_the_sum_of_its_parts(own, dora: Path, tmp_path: Path, tiny_base: Path):
+    for name, folder in {
+        "one": make_adapter(tmp_path / "one", tiny_base, r=4, use_rslora=True),
+        "two": make_adapter(tmp_path / "two", tiny_base, r=6, seed=2),
+        "dora": dora,
+        "head": make_adapter(tmp_path / "head", tiny_base, modules_to_save=["lm_head"]),
+    }.items():
+        own("add", name, folder, "--base", tiny_base)
+    assert own("check", "one:0.7+two:0.3").code == 0  # a blend is written plain for SGLang, too
+    shown = own("check", "one:0.7+two:0.3", "--engine", "vllm", "--max-lora-rank", "8", "--json")
+    assert shown.code == 1
+    assert shown.json[0]["reasons"] == ["its rank is 10, above 8"]
+    assert own("check", "one+dora", "--engine", "vllm", "--json").json[0]["reasons"] == ["it uses DoRA"]
+    (reason,) = own("check", "one+head", "--engine", "vllm", "--json").json[0]["reasons"]
+    assert "modules_to_save" in reason

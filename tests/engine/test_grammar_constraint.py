@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from adapterhub import AdapterHub, EchoEngine
+from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.base.loading import load_base
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine
@@ -482,16 +482,38 @@ class TestHub:
             assert (answer.token_ids[-1], answer.finish_reason) == (favourite, "stop")
         engine.close()
 
-    def test_stop_strings_of_a_prompt_style_do_not_cut_an_answer(self, tiny_base):
+    def test_a_stop_string_ends_an_answer_before_it_is_complete(self, tiny_base):
         engine = BatchingEngine(
             load_base(tiny_base, quantization=None, device="cpu"), EngineLimits(kv_cache_mib=64)
         )
         sampling = SamplingParams(max_tokens=30, stop="b")
-        assert (
-            engine.generate([Request([5], None, sampling, output_format(choices=["abc"]))])[0][0].text
-            == "abc"
-        )
+        (answer,) = engine.generate([Request([5], None, sampling, output_format(choices=["abc"]))])[0]
+        assert (answer.text, answer.finish_reason) == ("a", "stop")
         engine.close()
+
+    def test_those_of_a_card_do_not_cut_an_answer_but_its_special_tokens_end_it(
+        self, tiny_base, tiny_adapters, tmp_path
+    ):
+        registry, special = AdapterRegistry(tmp_path), "<|im_start|>"
+        registry.register("json", tiny_adapters["json"], base=tiny_base)
+        with AdapterHub.from_pretrained(tiny_base, tmp_path, quantization=None, device="cpu") as hub:
+            token_id = hub.engine.tokenizer.convert_tokens_to_ids(special)
+            never = hub.generate("Hi", "json", regex="a{3,}", max_tokens=20, logit_bias={token_id: 100})
+            assert len(never.text) > 3
+            prompt = {"stop": ["b", special], "generation": {"stop": "a"}}
+            registry.update("json", prompt=prompt)
+            assert hub.generate("Hi", "json", choices=["abc"]).text == "abc"
+            ended = hub.generate("Hi", "json", regex="a{3,}", max_tokens=20, logit_bias={token_id: 100})
+            assert ended.finish_reason == "stop"
+            assert ended.completions[0].token_ids[-1] == token_id
+            assert re.fullmatch("a{3,}", ended.text)
+            own = hub.generate("Hi", "json", choices=["abc"], stop="c")
+            assert (own.text, own.finish_reason) == ("ab", "stop")
+            with hub.stream("Hi", "json", choices=["abc"], stop=["c"]) as stream:
+                assert "".join(stream) == "ab"
+            cut = hub.generate("Hi", "json", schema=Line, stop='"')
+            with pytest.raises(GenerationError):
+                assert cut.parsed
 
     @pytest.mark.parametrize(
         ("given", "kind"),
@@ -499,7 +521,6 @@ class TestHub:
             ({"regex": "(?=a)"}, InvalidRequestError),
             ({"schema": Order, "max_tokens": 9}, RequestTooLongError),
             ({"choices": ["a"], "regex": "a"}, InvalidRequestError),
-            ({"choices": ["a"], "stop": "a"}, InvalidRequestError),
             ({"choices": ["a"], "ignore_eos": True}, InvalidRequestError),
         ],
     )

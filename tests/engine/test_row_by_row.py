@@ -132,6 +132,20 @@ def test_the_tokens_of_a_mixed_batch_are_those_of_generate_and_peft(world: World
     engine.close()
 
 
+def test_the_log_probabilities_of_a_prompt_are_those_of_the_model_and_peft(world: World):
+    engine = world.engine(max_batch_size=9, max_num_batched_tokens=12)
+    sources = sources_of(world.adapters)
+    batch = [(name, prompt) for prompt in PROMPTS for name in (None, "json", "sql")]
+    requests = [request(prompt, sources[name] if name else None, prompt_logprobs=1) for name, prompt in batch]
+    for (name, prompt), (completion,) in zip(batch, engine.generate(requests), strict=True):
+        wanted = world.peft.logits(name, prompt).log_softmax(-1)[:-1]
+        expected = wanted.gather(1, torch.tensor(prompt[1:], dtype=torch.long)[:, None])[:, 0]
+        found = [one.logprob for one in completion.prompt_logprobs[1:]]
+        assert found == pytest.approx(expected.tolist(), abs=2e-3)
+        assert list(completion.token_ids) == world.peft.generate(name, prompt, 12)
+    engine.close()
+
+
 def test_the_adapters_change_the_tokens(world: World):
     """Or the test above would mean little."""
     answers = {tuple(world.peft.generate(name, PROMPTS[0], 12)) for name in (None, "json", "sql")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from adapterhub import AdapterRegistry
 from adapterhub.capabilities import AdapterFeatures, Backend, Feature, capability
 from adapterhub.errors import AdapterInvalidError, ExportError
 from adapterhub.export import LoraForm, materialise
+from adapterhub.export.materialising import mark_used, remove_unused
 from adapterhub.lora.request import BlendedLoraRequest, StoredLoraRequest
 from adapterhub.peft_format import WEIGHTS_FILE, inspect_adapter
-from tests.tiny import make_adapter
+from tests.tiny import make_adapter, make_base
 
 PLAIN = LoraForm(plain=True)
 
@@ -132,3 +134,36 @@ def test_what_would_differ_too_much_is_refused_and_leaves_nothing(
             registry, dora, LoraForm(plain=True, dora="svd", max_error=1e-3), cache=tmp_path / "cache"
         )
     assert not list((tmp_path / "cache").rglob(WEIGHTS_FILE))
+
+
+def test_above_a_maximum_those_used_longest_ago_are_removed(
+    registry: AdapterRegistry, tiny_base: Path, tmp_path: Path
+):
+    adapter, cache = registered(registry, tiny_base), tmp_path / "cache"
+    forms = [LoraForm(plain=True, rank=rank, max_error=1) for rank in (1, 2, 3)]
+    first = materialise(registry, adapter, forms[0], cache=cache)
+    os.utime(first.folder.parent, (1, 1))
+    second = materialise(registry, adapter, forms[1], cache=cache)
+    os.utime(second.folder.parent, (2, 2))
+    third = materialise(registry, adapter, forms[2], cache=cache, maximum=2, in_use={first.folder})
+    assert first.folder.is_dir()
+    assert not second.folder.parent.exists()
+    assert mark_used(first)
+    assert not mark_used(second)
+    remove_unused(cache, seconds=3600)
+    assert first.folder.is_dir()
+    remove_unused(cache, seconds=0, in_use={third.folder})
+    assert [path for path in cache.iterdir() if path.is_dir()] == [third.folder.parent]
+
+
+def test_the_form_of_dora_is_kept_for_each_base(registry: AdapterRegistry, tiny_base: Path, tmp_path: Path):
+    card = registry.register("dora", make_adapter(tmp_path / "dora", tiny_base, use_dora=True))
+    assert card.base.fingerprint is None
+    dora = StoredLoraRequest(card.ref, card.digest, registry.folder(card))
+    form, cache = LoraForm(plain=True, dora="svd", max_error=9), tmp_path / "cache"
+    other = make_base(tmp_path / "other", seed=9)
+    digests = [
+        materialise(registry, dora, form, cache=cache, base_folder=base).digest
+        for base in (tiny_base, other, tiny_base)
+    ]
+    assert digests[0] == digests[2] != digests[1]

@@ -58,7 +58,9 @@ class FakeVllm:
         started: Time of its start, in seconds.
         bodies: The bodies of all completions it was asked for.
         headers: Their headers.
+        connections: The ports of the clients from which they came: one for each connection.
         loads: How often each adapter was loaded.
+        probes: How often it was asked for `/health`.
         in_flight: Completions that it generates now.
         max_in_flight: The most it had at once.
         aborted: Completions whose client left.
@@ -84,7 +86,9 @@ class FakeVllm:
     started: float = field(default_factory=time.time)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    connections: set[int] = field(default_factory=set)
     loads: Counter[str] = field(default_factory=Counter)
+    probes: int = 0
     in_flight: int = 0
     max_in_flight: int = 0
     aborted: int = 0
@@ -174,6 +178,7 @@ class FakeVllm:
         body = await request.json()
         self.headers.append(dict(request.headers))
         self.bodies.append(body)
+        self.connections.add(request.client.port if request.client else 0)
         model = body.get("model")
         if model != self.base and model not in self.loaded:
             return _error(404, f"The model `{model}` does not exist.", "NotFoundError", "model")
@@ -190,6 +195,7 @@ class FakeVllm:
         return JSONResponse(completion.whole())
 
     async def _health(self, request: Request) -> Response:
+        self.probes += 1
         return Response(status_code=503 if self.unavailable else 200)
 
     async def _metrics(self, request: Request) -> Response:

@@ -73,6 +73,11 @@ class Completion:
         choice: dict[str, Any] = {"index": index, "text": self._text(token)}
         if self._body.get("logprobs") is not None:
             choice["logprobs"] = self._logprobs(token)
+            if self._body.get("echo") and place == 0:
+                of_prompt = [self._logprobs(one) for one in self.prompt]
+                of_prompt[0] |= {"token_logprobs": [None], "top_logprobs": [None]}
+                both = [*of_prompt, choice["logprobs"]]
+                choice["logprobs"] = {name: [one[name][0] for one in both] for name in both[0]}
         choice["finish_reason"] = self._reason if place == len(self.token_ids) - 1 else None
         if self._body.get("return_token_ids"):
             choice["token_ids"] = [token]

@@ -68,6 +68,18 @@ def test_every_kind_of_adapter_gives_the_same_tokens_and_logprobs(
     assert counts(theirs) == NOTHING
 
 
+def test_the_log_probabilities_of_prompts_are_the_same(
+    ours: BatchingEngine, theirs: LlamaCppEngine, adapters: dict[str, StoredLoraRequest]
+):
+    batch = [
+        request(prompt_of(number, 8 + 9 * number), adapter, prompt_logprobs=0, max_tokens=2)
+        for number, adapter in enumerate(served(adapters))
+    ]
+    for (wanted,), (got,) in zip(ours.generate(batch), theirs.generate(batch), strict=True):
+        expected = [one.logprob for one in wanted.prompt_logprobs[1:]]
+        assert [one.logprob for one in got.prompt_logprobs[1:]] == pytest.approx(expected, abs=LOGPROB_BOUND)
+
+
 def test_adapters_change_the_answer(theirs: LlamaCppEngine, adapters: dict[str, StoredLoraRequest]):
     """Else the comparisons above would compare the base with itself."""
     answers = {tuple(tokens(theirs, request(prompt_of(1, 20), one))) for one in served(adapters)}

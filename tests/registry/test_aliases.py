@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,40 @@ def test_a_shadow_is_set_kept_and_removed(four: AdapterRegistry) -> None:
     assert stored(four) == {"prod": 4}
 
 
+def test_versions_and_shadow_are_set_as_one_step(
+    four: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = []
+    monkeypatch.setattr(AdapterRegistry, "_write_refs", _counted(writes, AdapterRegistry._write_refs))
+    meaning = Alias(weights={2: 90, 3: 10}, shadow=Shadow(version=4, percent=12.5))
+    four.alias("json", "prod", meaning)
+    assert (four.aliases("json")["prod"], len(writes)) == (meaning, 1)
+    four.alias("json", "prod", Alias(weights={2: 1}))  # no shadow is none, where a number keeps it
+    assert stored(four) == {"prod": 2}
+
+
+def _counted(writes: list[object], write: Callable[..., None]) -> Callable[..., None]:
+    def counting(*arguments: Any) -> None:
+        writes.append(arguments)
+        write(*arguments)
+
+    return counting
+
+
+@pytest.mark.parametrize(
+    ("shadow", "error"),
+    [(3, InvalidRequestError), (9, AdapterNotFoundError)],
+    ids=["answers itself", "absent"],
+)
+def test_versions_with_a_shadow_that_cannot_be_change_nothing(
+    four: AdapterRegistry, shadow: int, error: type[Exception]
+) -> None:
+    before = content(four.root)
+    with pytest.raises(error):
+        four.alias("json", "prod", Alias(weights={2: 1, 3: 1}, shadow=Shadow(version=shadow, percent=5)))
+    assert content(four.root) == before
+
+
 @pytest.mark.parametrize(
     ("alias", "version", "percent", "error"),
     [
@@ -189,3 +224,13 @@ def test_a_damaged_split_is_an_error_and_not_read_as_something_else(
 def test_aliases_of_an_adapter_that_does_not_exist(four: AdapterRegistry) -> None:
     with pytest.raises(AdapterNotFoundError):
         four.aliases("absent")
+
+
+def test_aliases_that_nobody_could_read_again_are_not_stored(
+    four: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(four.root)
+    monkeypatch.setattr("adapterhub.registry.refs.MAX_REFS_BYTES", 60)
+    with pytest.raises(InvalidRequestError, match="would take more than"):
+        four.alias("json", "a-longer-name-than-there-is-room-for", 1)
+    assert content(four.root) == before

@@ -104,10 +104,14 @@ async def test_errors_are_the_callers():
     for error in (ValueError, KeyboardInterrupt):
         with pytest.raises(error):
             await executor.run(_raise, error)
-    with pytest.raises(RuntimeError, match="StopIteration"):
-        await asyncio.wait_for(executor.run(next, iter([])), 30)
+    with pytest.raises(RuntimeError, match=r"raised StopIteration\.$"):
+        await asyncio.wait_for(executor.run(_stop, "the prompt"), 30)
     assert await executor.run(lambda: 1) == 1
     executor.close()
+
+
+def _stop(text: str) -> None:
+    raise StopIteration(text)
 
 
 def _raise(error: type[BaseException]) -> None:

@@ -1,5 +1,7 @@
 """The router's parts: segments, features, calibration, encoders, files, health, evaluation, explanations."""
 
+import json
+import threading
 import zipfile
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from adapterhub import AdapterRegistry, AdapterRouter
 from adapterhub.errors import RoutingError
+from adapterhub.routing import registry_sync
 from adapterhub.routing.analysis.evaluation import evaluate
 from adapterhub.routing.analysis.health import findings_before_fit
 from adapterhub.routing.classifier import storage
@@ -31,6 +34,7 @@ from adapterhub.routing.classifier.text import (
 from adapterhub.routing.registry_sync import SyncedRouter, saved_router
 from adapterhub.routing.routes import OUT_OF_SCOPE, Route
 from tests.routing.test_router import EXAMPLES
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -504,6 +508,28 @@ def test_a_synced_router_follows_the_registry(own_registry):
     with pytest.raises(RoutingError, match="has text to route by"):
         synced.current()
     assert router.settle(60)
+
+
+def test_no_request_waits_for_cards_that_were_not_changed_by_a_registry(own_registry, monkeypatch):
+    """They are read again in a thread, for people edit them by hand."""
+    registry = AdapterRegistry(own_registry)
+    synced = SyncedRouter(registry)
+    synced.current()
+    monkeypatch.setattr(registry_sync, "MAX_CARDS_AGE", -1)
+    release, read = threading.Event(), AdapterRegistry.list
+
+    def slow(self):
+        assert release.wait(60)
+        return read(self)
+
+    monkeypatch.setattr(AdapterRegistry, "list", slow)
+    card = own_registry / "json" / "1" / "card.json"
+    fields = json.loads(card.read_text())
+    fields["routing"] = {**fields.get("routing", {}), "phrases": ["as a record"]}
+    card.write_text(json.dumps(fields))
+    assert synced.current().route("tell it as a record").reason != "rule"
+    release.set()
+    wait_for(lambda: synced.current().route("tell it as a record").reason == "rule")
 
 
 def test_a_saved_router_is_used_and_brought_up_to_date(own_registry, caplog):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -49,9 +48,3 @@ class Client:
     @property
     def headers(self) -> dict[str, str]:
         return {name.decode(): value.decode() for name, value in self.answers[0]["headers"]}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns once a condition holds; the test's own timeout ends a wait that is in vain."""
-    while not condition():
-        await asyncio.sleep(0.001)

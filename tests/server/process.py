@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from tests.waiting import wait_for
 
 _SERVE = """
 import sys, threading
@@ -50,8 +51,7 @@ class Server:
 
     def wait_until_ready(self) -> None:
         """Returns once it takes requests."""
-        while httpx.get(f"{self.url}/ready").status_code != 200:
-            time.sleep(0.02)
+        wait_for(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
 
 
 @contextmanager

@@ -106,6 +106,10 @@ class TestEcho:
     async def test_begins_with_the_prompt(self, client: httpx.AsyncClient, prompt: object):
         assert texts(await complete(client, prompt=prompt, echo=True)) == ["Hi[base] Hi"]
         assert streamed_texts(await chunks(client, prompt=prompt, echo=True)) == ["Hi[base] Hi"]
+        assert texts(await complete(client, prompt=prompt, echo=True, max_tokens=0)) == ["Hi"]
+        streamed = await chunks(client, prompt=prompt, echo=True, max_tokens=0)
+        assert streamed_texts(streamed) == ["Hi"]
+        assert streamed[-1]["choices"][0]["finish_reason"] == "length"
 
     async def test_every_choice_has_it(self, client: httpx.AsyncClient):
         streamed = await chunks(client, prompt=["a", "b"], n=2, echo=True, max_tokens=1)

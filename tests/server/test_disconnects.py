@@ -12,8 +12,9 @@ from fastapi import FastAPI
 
 from adapterhub import AdapterHub
 from adapterhub.server import create_app
-from tests.server.asgi_client import Client, part, until
+from tests.server.asgi_client import Client, part
 from tests.tiny import make_base
+from tests.waiting import until
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 RESPONSES = "/v1/responses"

@@ -189,9 +189,35 @@ class TestCompletionsOnly:
     async def test_logprobs_is_a_number(self, client: httpx.AsyncClient, engine: RecordingEngine):
         assert (await sent(client, engine, "/v1/completions", logprobs=4)).sampling.logprobs == 4
 
-    async def test_echo_with_logprobs_is_refused(self, client: httpx.AsyncClient):
-        error = await refused(client, "/v1/completions", echo=True, logprobs=1)
-        assert (error["param"], error["code"]) == ("echo", "unsupported_parameter")
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ({"logprobs": 1}, None),
+            ({"echo": True}, None),
+            ({"echo": True, "logprobs": 1}, 1),
+            ({"echo": True, "logprobs": 0}, 0),
+            ({"prompt_logprobs": 4}, 4),
+            ({"echo": True, "logprobs": 1, "prompt_logprobs": 4}, 4),
+            ({"echo": True, "logprobs": 5, "prompt_logprobs": 0}, 5),
+        ],
+    )
+    def test_log_probabilities_of_the_prompt(self, fields: dict[str, object], expected: int | None):
+        options = CompletionRequest.model_validate({**TEXT, **fields}).options()
+        assert options.get("prompt_logprobs") == expected
+
+    @pytest.mark.parametrize("path", PATHS)
+    async def test_they_are_not_streamed_in_a_list_of_their_own(self, client: httpx.AsyncClient, path: str):
+        error = await refused(client, path, prompt_logprobs=0, stream=True)
+        assert error["param"] == "prompt_logprobs"
+        assert "stream" in error["message"]
+
+    async def test_no_token_at_all_is_for_an_echo_alone(
+        self, client: httpx.AsyncClient, engine: RecordingEngine
+    ):
+        request = await sent(client, engine, "/v1/completions", echo=True, max_tokens=0)
+        assert request.sampling.max_tokens == 1
+        error = await refused(client, "/v1/completions", max_tokens=0)
+        assert "max_tokens" in error["message"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -263,7 +289,7 @@ async def test_no_constraint_of_another_path_is_dropped(hub: AdapterHub, path: s
 def test_every_field_of_both_bodies_has_a_test():
     both = set(ChatCompletionRequest.model_fields) & set(CompletionRequest.model_fields)
     formats = set(FormattedBody.model_fields) - set(GenerationBody.model_fields)  # test_output_formats.py
-    assert both - {*SAMPLING, *OTHERS, "logprobs"} == formats
+    assert both - {*SAMPLING, *OTHERS, "logprobs", "prompt_logprobs"} == formats
 
 
 def test_the_rules_are_disjoint():

@@ -1,5 +1,6 @@
 """LangChain's own integration tests, through langchain-openai at a real server, on random weights."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,6 +86,10 @@ class _Suite(ChatModelIntegrationTests):
     @pytest.mark.xfail(reason=DEPENDS_ON_WEIGHTS, strict=True, raises=AssertionError)
     def test_agent_loop(self, model: ChatOpenAI) -> None:
         super().test_agent_loop(model)
+
+    def test_json_mode_gives_an_object(self, model: ChatOpenAI) -> None:
+        answer = model.bind(response_format={"type": "json_object"}).invoke("A joke as JSON, please.")
+        assert isinstance(json.loads(answer.text), dict)
 
     @pytest.mark.xfail(reason=JSON_MODE, strict=True, raises=(OutputParserException, ValidationError))
     def test_json_mode(self, model: ChatOpenAI) -> None:

@@ -18,6 +18,7 @@ from adapterhub import AdapterHub, AdapterRegistry
 from adapterhub.server import ServerConfig, create_app
 from tests.server.live import live
 from tests.tiny import make_adapter
+from tests.waiting import until
 
 ADAPTERS = [f"a{number}" for number in range(32)]
 TEXTS = ("Hello", "My printer is broken", "Write a function")
@@ -103,8 +104,9 @@ class Clients:
 async def settled(app: FastAPI) -> None:
     """Returns once the server has noticed that the last clients have left."""
     state = app.state.server
-    while state.lifecycle.running or state.hub.stats().running or state.hub.stats().waiting:
-        await asyncio.sleep(0.01)
+    await until(
+        lambda: not (state.lifecycle.running or state.hub.stats().running or state.hub.stats().waiting)
+    )
 
 
 @pytest.mark.parametrize(("clients", "requests"), [(16, 160), pytest.param(64, 2000, marks=pytest.mark.slow)])

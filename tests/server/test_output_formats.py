@@ -61,6 +61,19 @@ async def test_json_of_a_schema(client: openai.AsyncOpenAI, fields: dict[str, An
     Person.model_validate_json(await text_of(client, **fields))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_string_ends_the_answer_in_its_middle(client: openai.AsyncOpenAI, stream: bool):
+    fields = {"guided_choice": ["left, right"], "stop": [", r"]}
+    answer = await client.chat.completions.create(**asked(stream=stream), extra_body=fields)
+    if stream:
+        choices = [chunk.choices[0] async for chunk in answer]
+        assert "".join(choice.delta.content or "" for choice in choices) == "left"
+        assert choices[-1].finish_reason == "stop"
+    else:
+        assert answer.choices[0].message.content == "left"
+        assert answer.choices[0].finish_reason == "stop"
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}],

@@ -172,6 +172,19 @@ class TestCalls:
         assert calls[0] == calls[1]
         assert calls[0]
 
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_a_call_that_a_stop_string_cut_is_incomplete(self, model: openai.AsyncOpenAI, stream: bool):
+        fields: dict[str, Any] = {"tools": [NOW, ADD], "tool_choice": "required", "max_output_tokens": 100}
+        fields |= {"model": "json", "input": "Hi", "extra_body": {"stop": ['"arguments"']}}
+        if stream:
+            events = [event async for event in await model.responses.create(stream=True, **fields)]
+            response = events[-1].response
+        else:
+            response = await model.responses.create(**fields)
+        (item,) = response.output
+        assert (item.type, item.status, item.arguments) == ("function_call", "incomplete", "")
+        assert response.status == "completed"
+
 
 class TestFormat:
     async def test_parse(self, model: openai.AsyncOpenAI):

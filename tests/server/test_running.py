@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import pytest
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import ConfigError
-from adapterhub.server import ServerConfig, serve
+from adapterhub.server import ServerConfig, running, serve
+from adapterhub.server.running import sharing_interpreter
 from tests.server.process import serving
 
 pytestmark = pytest.mark.alone  # each process imports all that a server needs
@@ -50,14 +54,20 @@ async def with_running_streams(
         return await asyncio.gather(*reading)
 
 
+async def drained(client: httpx.AsyncClient, url: str) -> None:
+    """Returns once a server takes no more requests."""
+    async with asyncio.timeout(60):
+        while (await client.get(f"{url}/ready")).status_code == 200:
+            await asyncio.sleep(0.01)
+
+
 def test_sigterm_loses_no_running_answer(tiny_registry: Path):
     with serving(tiny_registry) as server:
         server.wait_until_ready()
 
         async def terminate(client: httpx.AsyncClient) -> None:
             server.process.send_signal(signal.SIGTERM)
-            while (await client.get(f"{server.url}/ready")).status_code == 200:
-                await asyncio.sleep(0.01)
+            await drained(client, server.url)
             refused = await client.post(f"{server.url}/v1/chat/completions", json=asked(TEXT))
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
@@ -75,8 +85,7 @@ def test_answers_that_are_cut_off_say_so(tiny_registry: Path, signals: int, drai
         async def terminate(client: httpx.AsyncClient) -> None:
             server.process.send_signal(signal.SIGTERM)
             if signals == 2:  # two that come at once are one
-                while (await client.get(f"{server.url}/ready")).status_code == 200:
-                    await asyncio.sleep(0.01)
+                await drained(client, server.url)
                 server.process.send_signal(signal.SIGTERM)
 
         answers = asyncio.run(with_running_streams(server.url, terminate, LONG_TEXT))
@@ -105,6 +114,26 @@ def test_a_base_that_cannot_be_loaded_ends_the_server(tmp_path: Path):
     assert said[0].startswith("Listening on http://127.0.0.1:")
 
 
+def test_a_stage_that_lasts_is_reported_with_its_time_so_far(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(running, "_SECONDS_BETWEEN_REPORTS", 1.0)
+    seconds: list[int] = []
+    reported_twice = threading.Event()
+
+    def report(text: str) -> None:
+        if found := re.fullmatch(r"Loading the base \((\d+) s\)", text):
+            seconds.append(int(found[1]))
+        if len(seconds) == 2:
+            reported_twice.set()
+
+    def fail() -> AdapterHub:
+        reported_twice.wait()
+        raise ConfigError("There is no such base.")
+
+    with pytest.raises(ConfigError, match="no such base"):
+        serve(fail, ServerConfig(port=0), report)
+    assert 1 <= seconds[0] < seconds[1]
+
+
 def test_keys_are_read_before_the_base_is_loaded(tmp_path: Path):
     def open_hub() -> AdapterHub:
         raise AssertionError("the base was loaded")
@@ -127,3 +156,10 @@ def test_a_port_that_is_taken(tmp_path: Path):
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="Cannot listen"):
         serve(open_hub, ServerConfig(port=taken.getsockname()[1]))
+
+
+def test_threads_hand_over_the_interpreter_sooner_while_it_serves():
+    before = sys.getswitchinterval()
+    with sharing_interpreter():
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before

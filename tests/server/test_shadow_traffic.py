@@ -16,6 +16,7 @@ from adapterhub.errors import CapacityError, GenerationError
 from adapterhub.requests.generation import Generation
 from adapterhub.server import ServerConfig, create_app
 from adapterhub.server.shadow_traffic import LOWEST_PRIORITY, ShadowTraffic
+from tests.waiting import until
 
 BODIES: dict[str, dict[str, Any]] = {
     "chat/completions": {"messages": [{"role": "user", "content": "a secret question"}]},
@@ -54,8 +55,9 @@ class Server:
 
     async def settled(self) -> dict[str, int]:
         """The counts of json@2 once nothing runs in the background."""
-        while self.shadows._tasks:
-            await asyncio.gather(*self.shadows._tasks)
+        async with asyncio.timeout(60):
+            while self.shadows._tasks:
+                await asyncio.gather(*self.shadows._tasks)
         reports = (await self.client.get("/v1/adapterhub/shadows")).json()["data"]
         assert len(reports) <= 1
         names = ("sent", "same", "different", "failed", "dropped")
@@ -152,12 +154,10 @@ async def test_a_copy_that_finds_another_running_is_dropped(server: Server):
     release = asyncio.Event()
     server.engine.before = release.wait
     await server.ask()
-    while len(server.engine.requests) < 2:  # the copy has begun
-        await asyncio.sleep(0.001)
+    await until(lambda: len(server.engine.requests) == 2)  # the copy has begun
     answer = await server.ask()  # clients do not wait for it
     assert answer.status_code == 200
-    while not (counts := [*server.shadows.counts.values()]) or not counts[0].dropped:
-        await asyncio.sleep(0.001)
+    await until(lambda: [counts.dropped for counts in server.shadows.counts.values()] == [1])
     release.set()
     assert await server.settled() == {"sent": 1, "different": 1, "dropped": 1}
 

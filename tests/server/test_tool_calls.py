@@ -38,6 +38,7 @@ CALLED = {
 }
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "noon"}]}
 NAMED = {"type": "function", "function": {"name": "now"}}
+CALL_ADD = {"type": "function", "function": {"name": "add"}}
 NAMED_F = {"type": "function", "function": {"name": "f"}}
 ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
 
@@ -72,6 +73,41 @@ def check(calls: list[Any]) -> None:
         assert call.type == "function"
         assert call.id.startswith("call_")
         jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
+
+
+class TestStop:
+    """A stop string may cut an answer within a call."""
+
+    BEGIN = "<tool_call>"
+
+    async def streamed(self, client: openai.AsyncOpenAI, stop: str) -> tuple[str, list[Any], str]:
+        """Text, parts of calls and finish reason of a stream."""
+        chunks = await client.chat.completions.create(
+            **asked(tool_choice="required", stop=[stop], stream=True)
+        )
+        choices = [chunk.choices[0] async for chunk in chunks]
+        parts = [part for choice in choices for part in choice.delta.tool_calls or ()]
+        return "".join(choice.delta.content or "" for choice in choices), parts, choices[-1].finish_reason
+
+    @pytest.mark.parametrize("stop", ['"name"', '"arguments"', '"}}', "}"])
+    async def test_a_whole_answer_is_the_text_so_far(self, client: openai.AsyncOpenAI, stop: str):
+        (choice,) = (await client.chat.completions.create(**asked(tool_choice=CALL_ADD, stop=stop))).choices
+        assert choice.finish_reason == "stop"
+        assert choice.message.tool_calls is None
+        assert choice.message.content.startswith(self.BEGIN)
+        assert stop not in choice.message.content
+
+    async def test_a_stream_gives_what_was_held_back_as_text(self, client: openai.AsyncOpenAI):
+        text, parts, reason = await self.streamed(client, '"name"')
+        assert text.startswith(self.BEGIN)
+        assert '"name"' not in text
+        assert (parts, reason) == ([], "stop")
+
+    async def test_what_a_stream_has_told_of_a_call_stays(self, client: openai.AsyncOpenAI):
+        text, parts, reason = await self.streamed(client, '"arguments"')
+        assert text == ""
+        assert parts[0].function.name in ("add", "now")
+        assert reason == "stop"
 
 
 class TestChoice:

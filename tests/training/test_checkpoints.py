@@ -20,7 +20,8 @@ from adapterhub.training.checkpoints import RUN_FILE
 from adapterhub.training.config import FinetuneConfig
 from adapterhub.training.finetuning import finetune
 from adapterhub.training.losses import TrainingStep
-from adapterhub.training.trainer import TrainingResult, train_adapter
+from adapterhub.training.trainer import train_adapter
+from adapterhub.training.training_result import TrainingResult
 from tests.training.runs import run, write_pairs
 
 # 40 records in batches of 4: an epoch has 10 steps.

@@ -12,7 +12,8 @@ from adapterhub.errors import ConfigError
 from adapterhub.training.losses import TrainingStep
 from adapterhub.training.packing import check_packing, collate_packed, pack
 from adapterhub.training.tokenizing import IGNORE_INDEX
-from adapterhub.training.trainer import TrainingResult, train_adapter
+from adapterhub.training.trainer import train_adapter
+from adapterhub.training.training_result import TrainingResult
 from tests.tiny import make_base
 from tests.training.runs import run, write_pairs
 

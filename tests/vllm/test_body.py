@@ -46,6 +46,11 @@ def test_what_is_not_set_has_our_defaults_and_not_vllm_s():
         ({"top_k": 5}, {"top_k": 5}),
         ({"min_tokens": 4, "ignore_eos": True}, {"min_tokens": 4, "ignore_eos": True}),
         ({"logprobs": 0}, {"logprobs": 0, "return_tokens_as_token_ids": True}),
+        (
+            {"prompt_logprobs": 3, "logprobs": 1},
+            {"logprobs": 3, "echo": True, "return_tokens_as_token_ids": True},
+        ),
+        ({"prompt_logprobs": 0}, {"logprobs": 0, "echo": True, "return_tokens_as_token_ids": True}),
         ({"bad_words": ["no"]}, {"bad_words": ["no"]}),
         ({"logit_bias": {5: 2.0}}, {"logit_bias": {"5": 2.0}}),
         ({"suppress_tokens": [5], "logit_bias": {5: 2.0, 6: 1.0}}, {"logit_bias": {"5": -100.0, "6": 1.0}}),

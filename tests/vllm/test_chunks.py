@@ -40,6 +40,35 @@ def test_alternatives_are_the_most_probable_tokens_alone():
     assert token.logprob == TokenLogprob(9, -4.0, {1: -0.1, 2: -2.5})
 
 
+ECHOED = {
+    "tokens": ["token_id:7", "token_id:9", "token_id:1"],
+    "token_logprobs": [None, -4.0, -0.2],
+    "top_logprobs": [
+        None,
+        {"token_id:9": -4.0, "token_id:1": -0.1},
+        {"token_id:1": -0.2, "token_id:2": -1.5},
+    ],
+}
+
+
+def test_an_echoed_prompt_comes_with_the_first_token():
+    first, second = tokens_of(frame([1, 4], logprobs=_with_another(ECHOED)), 2, 1)
+    assert first.prompt_logprobs == (None, TokenLogprob(9, -4.0, {1: -0.1}))
+    assert first.logprob == TokenLogprob(1, -0.2, {1: -0.2, 2: -1.5})
+    assert (second.logprob, second.prompt_logprobs) == (TokenLogprob(4, -0.3, {4: -0.3}), None)
+
+
+def test_those_of_the_answer_are_left_out_where_only_the_prompt_s_were_requested():
+    (token,) = tokens_of(frame([1], logprobs=ECHOED), None, 0)
+    assert token.prompt_logprobs == (None, TokenLogprob(9, -4.0, {}))
+    assert token.logprob is None
+
+
+def _with_another(fields: dict[str, Any]) -> dict[str, Any]:
+    more = {"tokens": "token_id:4", "token_logprobs": -0.3, "top_logprobs": {"token_id:4": -0.3}}
+    return {name: [*values, more[name]] for name, values in fields.items()}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -47,6 +76,7 @@ def test_alternatives_are_the_most_probable_tokens_alone():
         {"choices": [{"index": 0, "text": "a"}]},
         frame([4], logprobs={"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [{}]}),
         frame([4], "repetition"),
+        frame([], "stop"),
     ],
 )
 def test_what_is_not_vllm_s_is_told(wrong: dict[str, Any]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -22,6 +21,7 @@ from adapterhub.errors import (
 from adapterhub.vllm.client import ServedModels, Timeouts, VLLMClient
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
 from tests.fake_vllm import FakeProcess, FakeServer, FakeVllm
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -145,8 +145,7 @@ async def test_closing_the_stream_ends_the_answer_in_the_server(client: VLLMClie
     fake.fake.token_seconds = 0.02
     async with aclosing(client.complete(body("x" * 500, max_tokens=500))) as frames:
         await anext(frames)
-    while not fake.fake.aborted:
-        await asyncio.sleep(0.005)
+    await until(lambda: fake.fake.aborted)
     assert fake.fake.in_flight == 0
 
 
@@ -231,6 +230,45 @@ async def test_time_out_of_a_load(fake: FakeServer, tmp_path: Path):
     await client.aclose()
 
 
+async def test_streams_that_are_read_to_their_end_share_a_connection(client: VLLMClient, fake: FakeServer):
+    for _ in range(3):
+        assert await text(client) == "[base] hi"
+    assert len(fake.fake.connections) == 1
+    async with aclosing(client.complete(body())) as frames:
+        await anext(frames)  # and is given up
+    assert await text(client) == "[base] hi"
+    assert len(fake.fake.connections) == 2
+
+
+def streaming(*parts: bytes) -> FakeServer:
+    """A server that answers everything by these parts of a body."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    return FakeServer(answer)  # type: ignore[arg-type]
+
+
+async def test_frames_may_be_cut_anywhere():
+    whole = b': ping\r\n\r\ndata: {"a": 1}\r\n\r\ndata: {"b": 2}\n\ndata: [DONE]\n\n'
+    with streaming(*(bytes([byte]) for byte in whole)) as server:
+        client = VLLMClient(server.url)
+        assert [frame async for frame in client.complete(body())] == [{"a": 1}, {"b": 2}]
+        await client.aclose()
+
+
+async def test_a_line_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("adapterhub.vllm.client.MAX_BODY_BYTES", 100_000)
+    with streaming(b"data: ", *[b"x" * 1000] * 200) as server:
+        client = VLLMClient(server.url)
+        with pytest.raises(EngineError, match="more than 100000 bytes"):
+            await text(client)
+        await client.aclose()
+
+
 async def test_the_key_is_sent_and_never_told(fake: FakeServer):
     fake.fake.api_key = "secret-key"
     client = VLLMClient(fake.url, api_key="secret-key")
@@ -244,16 +282,26 @@ async def test_the_key_is_sent_and_never_told(fake: FakeServer):
     await other.aclose()
 
 
-@pytest.mark.parametrize("content", [b'{"data": []}', b"[]", b"process_start_time_seconds soon"])
-async def test_what_is_no_vllm_server_is_told(content: bytes):
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (200, b'{"data": []}'),
+        (200, b"[]"),
+        (200, b"process_start_time_seconds soon"),
+        (404, b"Not Found"),
+        (404, b'{"error": "no such path"}'),
+    ],
+)
+async def test_what_is_no_vllm_server_is_told(status: int, content: bytes):
     async def answer(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": content})
 
     with FakeServer(answer) as server:  # type: ignore[arg-type]
         client = VLLMClient(server.url)
-        with pytest.raises(EngineError, match="does not answer /v1/models as vLLM does"):
+        with pytest.raises(EngineError, match="does not answer /v1/models as vLLM does") as caught:
             await client.models()
+        assert "http://host:8000" in (caught.value.hint or "")
         assert await client.start_time() is None
         await client.aclose()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterhub.engine.echo import EchoEngine
-from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenOutput
+from adapterhub.engine.interface import Completion, LoraRequest, Request, TokenLogprob, TokenOutput
 from adapterhub.engine.output_format import OutputFormat
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import (
@@ -28,6 +28,7 @@ from adapterhub.vllm import FleetLimits, Timeouts, VLLMEngine
 from adapterhub.vllm.unavailable import ReplicaUnavailableError
 from tests.fake_vllm import FakeServer, FakeVllm
 from tests.vllm.conftest import Connect, request
+from tests.waiting import until, wait_for
 
 MakeAdapter = Callable[..., StoredLoraRequest]
 
@@ -35,12 +36,6 @@ MakeAdapter = Callable[..., StoredLoraRequest]
 def answer(engine: VLLMEngine, one: Request) -> Completion:
     ((completion,),) = engine.generate([one])
     return completion
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Returns once a condition holds; the test's own timeout ends a wait that is in vain."""
-    while not condition():
-        time.sleep(0.002)
 
 
 # Answers
@@ -52,6 +47,13 @@ def test_it_answers_as_the_in_process_echo_does(engine: VLLMEngine, sampling: di
     ((expected,),) = EchoEngine("echo").generate([prompt])
     found = answer(engine, prompt)
     assert found == expected
+
+
+def test_requests_one_after_the_other_share_a_connection(engine: VLLMEngine, fake: FakeVllm):
+    for _ in range(4):
+        assert answer(engine, request("hi")).text == "[base] hi"
+        wait_for(lambda: not engine.replicas()[0].in_flight)  # the end of the stream has been read
+    assert len(fake.connections) == 1
 
 
 def test_an_adapter_is_loaded_at_its_first_use_and_answers(
@@ -96,10 +98,18 @@ def test_without_alternatives_there_is_no_other_token(engine: VLLMEngine):
     assert completion.logprobs[0].top == {}
 
 
+def test_log_probabilities_of_a_prompt(engine: VLLMEngine):
+    ((first, second),) = engine.generate([request("hi", prompt_logprobs=2, max_tokens=3, n=2)])
+    expected = TokenLogprob(ord("i"), -0.5, {ord("i"): -0.5, ord("j"): -1.5})
+    assert first.prompt_logprobs == second.prompt_logprobs == (None, expected)
+    assert first.logprobs is None
+    assert first.text == "[ba"
+
+
 def test_a_stop_string_ends_the_answer_in_the_server_too(engine: VLLMEngine, fake: FakeVllm):
     fake.token_seconds = 0.02
     assert answer(engine, request("x" * 200, stop=["e]"])).text == "[bas"
-    until(lambda: fake.aborted == 1)
+    wait_for(lambda: fake.aborted == 1)
     assert fake.in_flight == 0
 
 
@@ -137,8 +147,8 @@ def test_closing_a_stream_ends_the_answer_in_the_server(engine: VLLMEngine, fake
     stream = engine.stream(request("x" * 200))
     next(stream)
     stream.close()
-    until(lambda: fake.aborted == 1)
-    until(lambda: engine.stats().finished["abort"] == 1)
+    wait_for(lambda: fake.aborted == 1)
+    wait_for(lambda: engine.stats().finished["abort"] == 1)
 
 
 async def test_an_asynchronous_stream_has_the_n_completions_side_by_side(engine: VLLMEngine, fake: FakeVllm):
@@ -153,25 +163,21 @@ async def test_an_asynchronous_stream_has_the_n_completions_side_by_side(engine:
 async def test_cancelling_a_task_ends_its_answers_in_the_server(engine: VLLMEngine, fake: FakeVllm):
     fake.token_seconds = 0.02
     task = asyncio.create_task(engine.agenerate([request("x" * 200), request("y" * 200)]))
-    while fake.in_flight < 2:
-        await asyncio.sleep(0.002)
+    await until(lambda: fake.in_flight == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    while fake.aborted < 2:
-        await asyncio.sleep(0.002)
+    await until(lambda: fake.aborted == 2)
 
 
 async def test_start_queues_and_aclose_ends(engine: VLLMEngine, fake: FakeVllm):
     fake.first_token_seconds = 60
     stream = engine.astream(request("hi"))
     await stream.start()
-    while not fake.in_flight:
-        await asyncio.sleep(0.002)
+    await until(lambda: fake.in_flight)
     await stream.aclose()
     assert await stream.get() == []
-    while not fake.aborted:
-        await asyncio.sleep(0.002)
+    await until(lambda: fake.aborted)
 
 
 # What is refused before it is sent
@@ -197,12 +203,6 @@ def test_what_cannot_be_done_is_refused_before_it_is_sent(
     with pytest.raises(error, match=message):
         engine.stream(wrong)
     assert fake.bodies == []
-
-
-def test_a_blend_is_told_how_to_be_served(engine: VLLMEngine):
-    with pytest.raises(InvalidRequestError) as caught:
-        engine.generate([request("hi", BlendedLoraRequest.of("a+b", []))])
-    assert "hub.blend" in (caught.value.hint or "")
 
 
 def test_an_adapter_that_the_server_refuses(engine: VLLMEngine, adapter: MakeAdapter):
@@ -232,7 +232,7 @@ def test_another_server_answers_before_the_first_token(connect: Connect, adapter
     with FakeServer(FakeVllm()) as first, FakeServer(FakeVllm()) as second:
         engine = connect(first, second)
         for up, down in ((first, second), (second, first)):
-            until(lambda: all(state.ready for state in engine.replicas()))
+            wait_for(lambda: all(state.ready for state in engine.replicas()))
             up.fake.unavailable, down.fake.unavailable = False, True
             for _ in range(4):  # the second time the adapter is loaded on the one that is down
                 assert answer(engine, request("hi", adapter())).text == "[json--v1-abababab] hi"
@@ -257,7 +257,7 @@ def test_a_server_that_is_down_answers_again_when_it_is_back(server: FakeServer,
     with pytest.raises(ReplicaUnavailableError):
         answer(engine, request("hi"))
     server.start()
-    until(lambda: engine.replicas()[0].ready)
+    wait_for(lambda: engine.replicas()[0].ready)
     assert answer(engine, request("hi")).text == "[base] hi"
 
 
@@ -300,10 +300,10 @@ def test_a_full_queue_refuses_with_a_retryable_error(server: FakeServer, connect
     streams = [engine.stream(request("hi")) for _ in range(3)]
     threads = [threading.Thread(target=_drain, args=(stream,)) for stream in streams]
     threads[0].start()
-    until(lambda: engine.stats().running == 1)
+    wait_for(lambda: engine.stats().running == 1)
     for thread in threads[1:]:
         thread.start()
-    until(lambda: engine.stats().waiting == 2)
+    wait_for(lambda: engine.stats().waiting == 2)
     with pytest.raises(CapacityError) as caught:
         answer(engine, request("hi"))
     assert caught.value.retryable
@@ -337,7 +337,7 @@ def test_who_waits_is_served_when_a_server_fails_and_comes_back(server: FakeServ
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
-    until(lambda: engine.stats().running)
+    wait_for(lambda: engine.stats().running)
     server.kill()
     server.start()
     for thread in threads:
@@ -353,7 +353,7 @@ def test_preload_loads_ahead_and_unload_unloads(engine: VLLMEngine, fake: FakeVl
     engine.preload(adapter())
     assert list(fake.loaded) == ["json--v1-abababab"]
     engine.unload(adapter())
-    until(lambda: not fake.loaded)
+    wait_for(lambda: not fake.loaded)
 
 
 def test_a_pinned_adapter_makes_no_room(server: FakeServer, connect: Connect, adapter: MakeAdapter):
@@ -362,7 +362,7 @@ def test_a_pinned_adapter_makes_no_room(server: FakeServer, connect: Connect, ad
     answer(engine, request("hi", adapter("json@1")))
     for name in ("sql@1", "code@1"):
         answer(engine, request("hi", adapter(name)))
-    until(lambda: len(server.fake.loaded) <= 2)
+    wait_for(lambda: len(server.fake.loaded) <= 2)
     assert "json--v1-abababab" in server.fake.loaded
     assert engine.stats().adapters["json@1"].pinned
 
@@ -386,7 +386,7 @@ def test_closing_ends_what_runs_and_may_be_done_twice(engine: VLLMEngine, fake: 
     stream = engine.stream(request("hi"))
     thread = threading.Thread(target=_drain, args=(stream,))
     thread.start()
-    until(lambda: fake.in_flight)
+    wait_for(lambda: fake.in_flight)
     engine.close()
     engine.close()
     thread.join()
@@ -396,7 +396,7 @@ def test_closing_ends_what_runs_and_may_be_done_twice(engine: VLLMEngine, fake: 
         engine.preload(StoredLoraRequest("json@1", "sha256:" + "ab" * 32, None))  # type: ignore[arg-type]
     assert engine.replicas() == ()
     assert engine.stats().finished["abort"] == 1
-    until(lambda: fake.aborted == 1)
+    wait_for(lambda: fake.aborted == 1)
 
 
 def test_who_asks_while_the_engine_closes_is_answered_or_told(engine: VLLMEngine):
@@ -413,7 +413,7 @@ def test_who_asks_while_the_engine_closes_is_answered_or_told(engine: VLLMEngine
     threads = [threading.Thread(target=ask_until_closed) for _ in range(8)]
     for thread in threads:
         thread.start()
-    until(lambda: answers)
+    wait_for(lambda: answers)
     engine.close()
     for thread in threads:
         thread.join()
@@ -434,7 +434,7 @@ def test_an_engine_that_is_dropped_ends_its_thread(server: FakeServer):
     answer(engine, request("hi"))
     assert _loop_threads() == 1
     del engine
-    until(lambda: not _loop_threads())
+    wait_for(lambda: not _loop_threads())
 
 
 def _loop_threads() -> int:

@@ -24,6 +24,7 @@ from tests.fake_vllm import FakeServer, FakeVllm
 from tests.fake_vllm.completions import Completion
 from tests.registry.maker import make_adapter
 from tests.vllm.conftest import Connect, request
+from tests.waiting import until
 
 ADAPTERS, CONCURRENT = 200, 32
 
@@ -47,10 +48,8 @@ async def test_every_request_ends_once_right_or_with_an_error_that_may_be_retrie
         assert all(error.retryable for error in traffic.errors), traffic.errors
         assert len(traffic.errors) < requests / 4
         assert (engine.stats().running, engine.stats().waiting) == (0, 0)
-        while any(
-            state.in_flight for state in engine.replicas()
-        ):  # an answer comes before its connection is closed
-            await asyncio.sleep(0.005)
+        # An answer comes before its connection is closed.
+        await until(lambda: not any(state.in_flight for state in engine.replicas()))
         assert sum(state.failures for state in engine.replicas()) >= requests // 100
 
 

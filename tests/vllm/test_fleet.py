@@ -18,7 +18,6 @@ from adapterhub.errors import (
     EngineClosedError,
     InvalidRequestError,
 )
-from adapterhub.lora.request import BlendedLoraRequest
 from adapterhub.registry import AdapterRegistry
 from adapterhub.vllm.fleet import Fleet, FleetLimits
 from adapterhub.vllm.unavailable import AdapterNotLoadedError, ReplicaUnavailableError
@@ -89,13 +88,6 @@ async def test_a_request_that_is_cancelled_while_its_adapter_is_loaded_ends_nobo
         await second
         assert server.loads.total() == 1
         assert fleet.replicas()[0].in_flight == 0
-
-
-@in_virtual_time
-async def test_a_blend_is_refused():
-    async with serving(servers(1)) as fleet:
-        with pytest.raises(InvalidRequestError, match="add_weighted_adapter"):
-            await ask(fleet, BlendedLoraRequest.of("both", [(SQL, 0.5), (JSON, 0.5)]))
 
 
 @in_virtual_time

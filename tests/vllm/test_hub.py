@@ -179,14 +179,6 @@ async def test_streams_batches_and_asyncio(hub: AdapterHub):
     assert [one.text for one in generations] == ['{"name": "Ann"}', f"I am {DEMO_BASE}."]
 
 
-def test_a_blend_is_refused_and_told_how(hub: AdapterHub, fake: FakeVllm):
-    sent = len(fake.bodies)
-    with pytest.raises(InvalidRequestError, match="cannot blend") as caught:
-        hub.generate("hi", "json:0.7+support:0.3")
-    assert "adapterhub blend" in (caught.value.hint or "")
-    assert len(fake.bodies) == sent
-
-
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 
 
@@ -263,11 +255,28 @@ def test_a_registry_given_by_a_relative_path_is_told_as_an_absolute_one(
     assert all(Path(path).is_absolute() for path in fake.loaded.values())
 
 
-def test_a_blend_that_was_registered_is_served(hub: AdapterHub, server: FakeServer, tmp_path: Path):
+@pytest.fixture
+def own_registry(hub: AdapterHub, tmp_path: Path) -> AdapterRegistry:
     registry = AdapterRegistry(tmp_path / "registry")
     for name in ("json", "support"):
         registry.register(name, hub.registry.folder(hub.registry.get(name)), base=DEMO_BASE)
-    with AdapterHub.connect(server.url, registry.root) as own:
+    return registry
+
+
+async def test_a_blend_is_served(server: FakeServer, own_registry: AdapterRegistry):
+    with AdapterHub.connect(server.url, own_registry.root, max_lora_rank=32) as own:
+        found = own.generate("hi", "json:0.7+support:0.3")
+        assert found.text.startswith("I am blend-")
+        assert found.adapter == "json@1:0.7+support@1:0.3"
+        transport = httpx.ASGITransport(create_app(own, ServerConfig()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server/v1") as client:
+            body = {"model": "support:0.3+json:0.7", "messages": [{"role": "user", "content": "hi"}]}
+            answer = (await client.post("/chat/completions", json=body)).json()
+        assert answer["choices"][0]["message"]["content"] == found.text
+
+
+def test_a_blend_that_was_registered_is_served(server: FakeServer, own_registry: AdapterRegistry):
+    with AdapterHub.connect(server.url, own_registry.root) as own:
         card = own.blend("both", {"json": 0.5, "support": 0.5}, method="svd", rank=16)
         assert own.generate("hi", "both").text == f"I am {model_of(own, 'both')}."
         assert card.version == 1
@@ -288,9 +297,6 @@ async def test_the_server(hub: AdapterHub):
         body = {"model": "support", "messages": [{"role": "user", "content": "hi"}]}
         answer = (await client.post("/chat/completions", json=body)).json()
         assert answer["choices"][0]["message"]["content"] == f"I am {model_of(hub, 'support')}."
-        refused = await client.post("/chat/completions", json=body | {"model": "json:0.7+support:0.3"})
-        assert refused.status_code == 400
-        assert "blend" in refused.json()["error"]["message"]
 
 
 def test_commands_take_urls(server: FakeServer, fake: FakeVllm):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
 from adapterhub.errors import EngineClosedError
+from adapterhub.vllm import loop_thread
 from adapterhub.vllm.loop_thread import LoopThread
+from tests.waiting import wait_for
 
 
 def is_running() -> bool:
@@ -69,6 +70,23 @@ def test_closing_ends_what_still_runs_there_and_refuses_what_comes_later():
 def test_it_can_be_closed_in_its_own_thread():
     loop = LoopThread()
     loop.call_soon(lambda: loop.close(asyncio.sleep(0.01)))
-    while is_running():
-        time.sleep(0.005)
+    wait_for(lambda: not is_running())
     loop.call_soon(print)  # nothing, and no error
+
+
+def test_closing_waits_for_its_last_coroutine_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop_thread, "CLOSE_SECONDS", 0.01)
+    LoopThread().close(asyncio.Event().wait())
+    wait_for(lambda: not is_running())
+
+
+def test_closing_does_not_wait_for_what_blocks_the_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(loop_thread, "CLOSE_SECONDS", 0.01)
+    loop, blocked = LoopThread(), threading.Event()
+    loop.call_soon(blocked.wait)
+    loop.close(asyncio.sleep(0))
+    assert "still being closed" in caplog.text
+    blocked.set()
+    wait_for(lambda: not is_running())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterHub]:
-    with (
-        real_vllm(tmp_path_factory.mktemp("vllm") / "log") as url,
-        AdapterHub.connect(url, ROOT / "adapters") as hub,
-    ):
+    folder = tmp_path_factory.mktemp("vllm")
+    registry = shutil.copytree(ROOT / "adapters", folder / "adapters")  # blends are written there
+    with real_vllm(folder / "log") as url, AdapterHub.connect(url, registry) as hub:
         yield hub
 
 
@@ -66,6 +66,28 @@ def test_log_probabilities_are_alike(remote: AdapterHub, local: AdapterHub):
     assert ours
     assert theirs
     for one, other in zip(theirs, ours, strict=True):
+        assert one.token_id == other.token_id
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert list(one.top) == list(other.top)
+
+
+@pytest.mark.parametrize("blend", ["json:0.7+support:0.3", "support:0.6+json:-0.2"])
+def test_a_blend_is_answered_as_in_process(remote: AdapterHub, local: AdapterHub, blend: str):
+    found, wanted = both(remote, local, "My printer shows error 41", blend, logprobs=3, max_tokens=24)
+    assert found.adapter == wanted.adapter
+    pair = found.completions[0], wanted.completions[0]
+    is_equal = pair[0].token_ids == pair[1].token_ids
+    assert (difference(*pair) if is_equal else margin(*pair)) <= ROUNDING
+
+
+def test_log_probabilities_of_a_prompt_are_alike(remote: AdapterHub, local: AdapterHub):
+    asked = {"prompt_logprobs": 3, "max_tokens": 2}
+    found, wanted = both(remote, local, "My printer shows error 41", "support", **asked)
+    theirs, ours = found.prompt_logprobs, wanted.prompt_logprobs
+    assert ours
+    assert theirs
+    assert theirs[0] is ours[0] is None
+    for one, other in zip(theirs[1:], ours[1:], strict=True):
         assert one.token_id == other.token_id
         assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
         assert list(one.top) == list(other.top)

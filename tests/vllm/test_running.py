@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,6 +13,7 @@ from adapterhub.vllm.running import SequenceRunner
 from adapterhub.vllm.sequences import ServedSequence, ServedSequenceBuilder
 from tests.fake_vllm import FakeServer, FakeVllm
 from tests.vllm.conftest import ECHO, request
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -31,8 +31,7 @@ def sequence() -> ServedSequence:
 
 
 async def finished(one: ServedSequence) -> None:
-    while not one.output.finished:
-        await asyncio.sleep(0.002)
+    await until(lambda: one.output.finished)
 
 
 async def test_what_is_cancelled_before_its_first_step_waits_no_longer(

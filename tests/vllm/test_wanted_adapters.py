@@ -6,6 +6,7 @@ from pathlib import Path
 
 from adapterhub.registry import AdapterRegistry
 from adapterhub.vllm.adapter_names import AdapterName
+from adapterhub.vllm.blends import MaterialisedBlends
 from adapterhub.vllm.wanted_adapters import RegisteredAdapters
 
 
@@ -15,7 +16,7 @@ async def test_the_versions_of_a_split_and_a_shadow_stay_loaded(
     registry = AdapterRegistry(tmp_path)
     for _ in range(5):
         registry.register("json", tiny_adapters["json"])
-    registered = RegisteredAdapters(registry)
+    registered = RegisteredAdapters(registry, MaterialisedBlends(registry, None))
 
     async def current() -> set[int]:
         return {int(name.split("--v")[1].split("-")[0]) for name in (await registered.names()).current}
@@ -36,6 +37,6 @@ async def test_a_damaged_version_does_not_count_the_others_as_removed(
     first, second, third = (registry.register("json", tiny_adapters["json"]) for _ in range(3))
     registry.alias("json", "prod", 1)
     (registry.folder(third) / "card.json").write_text("damaged")
-    names = await RegisteredAdapters(registry).names()
+    names = await RegisteredAdapters(registry, MaterialisedBlends(registry, None)).names()
     assert names.all == {str(AdapterName.of(card.ref, card.digest)) for card in (first, second)}
     assert names.current == names.all

@@ -24,7 +24,8 @@ class RegisteredAdapters:
     """
 
     def __init__(self, settings: PluginSettings) -> None:
-        self._settings, self._registry = settings, open_registry(settings.registry)
+        self._settings = settings
+        self._registry = open_registry(settings.registry, max_cache_bytes=settings.registry_cache_mib * 2**20)
 
     def folder(self, model: str, served_base: str) -> Path | None:
         """The folder of the adapter that a model name means, checked.

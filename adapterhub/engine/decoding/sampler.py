@@ -139,7 +139,7 @@ class Sampler:
         """
         if math.isnan(logits.maximum):
             # argmax would return the same token for ever, without an error.
-            raise _nan_error()
+            raise nan_error()
         banned = self._bans.banned() if self._bans else ()
         if self._params.greedy and not banned and not self._penalties and allowed is None:
             return logits.argmax, self._logprob(logits.values, logits.argmax)
@@ -164,7 +164,7 @@ class Sampler:
             return int(torch.multinomial(probabilities, 1, generator=self._generator))
         cumulative = probabilities.cumsum(-1)
         if not math.isfinite(cumulative[-1]):
-            raise _nan_error()
+            raise nan_error()
         # Inverse transform sampling. The number is above 0, so a token of probability 0 is never sampled.
         threshold = (1 - torch.rand(1, generator=self._generator)) * cumulative[-1]
         return int(torch.searchsorted(cumulative, threshold))
@@ -250,7 +250,8 @@ class TopP(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).index_copy_(1, kept, scores[:, kept])
 
 
-def _nan_error() -> GenerationError:
+def nan_error() -> GenerationError:
+    """The error of logits that are not numbers."""
     return GenerationError(
         "The base computed NaN logits.",
         hint="float16 overflows on bases trained in bfloat16; try another compute_dtype.",

@@ -146,7 +146,7 @@ class PackedRunner:
         ordered = [sequences[index] for index in order]
         logits = self._graphs.step(ordered) if self._graphs else None
         if logits is None:
-            logits = self._forward(ordered, [(len(one.token_ids) - 1,) * one.needs_logits for one in ordered])
+            logits = self._forward(ordered, [one.logit_positions for one in ordered])
         return _after_step(sequences, order, logits)
 
     def step_ahead(
@@ -271,10 +271,10 @@ def _after_step(
     """Lengthens the KV slots of a step's sequences; its logits in the order of the sequences."""
     for sequence in sequences:
         sequence.kv_slot.length += len(sequence.token_ids)
-    with_logits = [index for index in order if sequences[index].needs_logits]
-    if with_logits == sorted(with_logits):
+    rows = [index for index in order for _ in sequences[index].logit_positions]  # whose each of them is
+    if rows == sorted(rows):
         return logits
-    restore = torch.tensor(sorted(range(len(with_logits)), key=with_logits.__getitem__))
+    restore = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))
     if logits.device.type == "cuda":  # from pinned memory, so that the host does not wait for the step
         restore = restore.pin_memory().to(logits.device, non_blocking=True)
     return logits[restore]

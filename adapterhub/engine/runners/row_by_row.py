@@ -91,7 +91,7 @@ class RowRunner:
         rows = [self._row(one) for one in sequences]
         for one in sequences:
             one.kv_slot.token_ids += one.token_ids
-        return self._together([row for row, one in zip(rows, sequences, strict=True) if one.needs_logits])
+        return self._together([row for row, one in zip(rows, sequences, strict=True) if one.logit_positions])
 
     def score(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None
@@ -107,20 +107,25 @@ class RowRunner:
         return self._together(rows)
 
     def _row(self, one: ScheduledSequence) -> torch.Tensor:
-        """The logits of a sequence's last token; none if they are not needed."""
+        """The logits that are needed of a sequence; it may be more."""
         slot: RowSlot = one.kv_slot
-        how = self._continued.how
-        if not one.needs_logits and how is not Continuation.CHUNKS:
+        how, count = self._continued.how, len(one.logit_positions)
+        is_continued = one.needs_logits or how is Continuation.CHUNKS
+        if not is_continued and not count:
             return self._together([])  # computed with the last chunk of the prompt
-        if (logits := slot.logits_of(one.token_ids)) is not None:
+        if count <= 1 and (logits := slot.logits_of(one.token_ids)) is not None:
             return logits
         state, computed = slot.take_state()
         token_ids = [*slot.token_ids, *one.token_ids]
         with self._lora.using(self._mapping(one.lora_slot)):
             logits, state = self._forward(
-                token_ids, state, computed, logits=1, use_cache=how is not Continuation.NOTHING
+                token_ids,
+                state,
+                computed,
+                logits=max(1, count),
+                use_cache=is_continued and how is not Continuation.NOTHING,
             )
-        slot.put_state(state, one.token_ids, logits)
+        slot.put_state(state, one.token_ids, logits[-1:].clone() if count > 1 else logits)
         return logits
 
     def _mapping(self, lora_slot: int | None) -> OneAdapterMapping | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from adapterhub.engine.scheduling.leader_follower import LeaderFollower, Waiter
 from adapterhub.engine.scheduling.output_queue import OutputQueue
-from adapterhub.errors import EngineClosedError, EngineError, is_interrupt
+from adapterhub.errors import EngineClosedError, EngineError, is_interrupt, traceback_without_texts
 
 IDLE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -61,7 +61,10 @@ class BackgroundLoop:
             try:
                 self._stepping.run_until(self._is_idle, self._waiter)
             except BaseException as error:  # noqa: BLE001  the thread serves later callers, whatever ended a step
-                _log.exception("A step in the engine's thread failed; its sequences end with an error.")
+                _log.error(
+                    "A step in the engine's thread failed; its sequences end with an error.\n%s",
+                    traceback_without_texts(error),
+                )
                 if is_interrupt(error):  # else the failed step has ended them
                     self._end_all()
             with self._condition:

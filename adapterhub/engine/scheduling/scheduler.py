@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +45,8 @@ AdapterLoader = Callable[[LoraRequest], Deltas]
 """Loads an adapter from disk: module name -> weights. It is called in the loading thread."""
 
 _LOAD_POLL_SECONDS = 0.05
+_MAX_PROMPT_LOGITS = 256
+"""Most tokens of prompts in a step whose logits are needed: each takes the width of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class _QueuedStep:
 
     Attributes:
         scheduled: The sequences, and what each contributes.
-        logits: Those of the sequences that need them.
+        logits: Those to sample from, of the sequences that need them.
+        prompt_logits: Those of prompts, by the `id` of their sequence.
         prefilling: The `id` of the sequences whose prompt was not computed before.
         started: When it was queued.
     """
 
     scheduled: Sequence[tuple[SequenceState, ScheduledSequence]]
     logits: StepLogits
+    prompt_logits: Mapping[int, torch.Tensor]
     prefilling: frozenset[int]
     started: float
 
@@ -366,7 +370,8 @@ class Scheduler:
         if kv_slot is None:
             return False
         try:
-            self._prefix_cache.load(kv_slot, sequence.digest, sequence.prompt_token_ids)
+            if not sequence.scores_prompt:  # which needs the logits of all of it
+                self._prefix_cache.load(kv_slot, sequence.digest, sequence.prompt_token_ids)
             lora_slot = self._acquire_slot(sequence.adapter, deltas)
         except BaseException:
             self._kv_cache.free(kv_slot)
@@ -380,35 +385,42 @@ class Scheduler:
 
     def _schedule_tokens(self) -> list[tuple[SequenceState, ScheduledSequence]]:
         """The tokens of each running sequence in the next step, at most `max_num_batched_tokens`."""
-        budget = self._limits.max_num_batched_tokens
+        budget, scored = self._limits.max_num_batched_tokens, 0
         scheduled = []
         for sequence in sorted(self._running, key=lambda one: one.prefilling):  # those that decode come first
             if budget < 1:
                 break
+            of_prompt = sequence.scores_prompt and sequence.prefilling
+            limit = min(budget, _MAX_PROMPT_LOGITS - scored) if of_prompt else budget
+            if limit < 1:
+                continue
             try:
-                one = _next_tokens(sequence, budget)
+                one = _next_tokens(sequence, limit)
             except BaseException as error:
                 if is_interrupt(error):
                     raise
                 self._fail(sequence, error)
                 continue
             budget -= len(one.token_ids)
+            scored += len(one.token_ids) if one.needs_prompt_logits else 0
             scheduled.append((sequence, one))
         return scheduled
 
     def _execute(self, scheduled: list[tuple[SequenceState, ScheduledSequence]]) -> None:
         """Runs a step; one that fails is run again in halves, until what fails is one sequence alone."""
         prefilling = frozenset(id(sequence) for sequence, _ in scheduled if sequence.prefilling)
-        started, logits = time.perf_counter(), None
+        started, logits, prompt_logits = time.perf_counter(), None, dict[int, torch.Tensor]()
         try:
-            logits = StepLogits(self._runner.step([one for _, one in scheduled]))
+            computed = self._runner.step([one for _, one in scheduled])
+            sampled, prompt_logits = _split(computed, scheduled)
+            logits = StepLogits(sampled)
         except BaseException as error:
             if is_interrupt(error):
                 raise
             if len(scheduled) == 1:
                 self._fail(scheduled[0][0], error)
         if logits is not None:
-            self._finish(_QueuedStep(scheduled, logits, prefilling, started))
+            self._finish(_QueuedStep(scheduled, logits, prompt_logits, prefilling, started))
         # Not in the handler: there the traceback still refers to what the failed pass has allocated.
         elif len(scheduled) > 1:
             self._execute(scheduled[: len(scheduled) // 2])
@@ -417,17 +429,19 @@ class Scheduler:
     def _finish(self, step: _QueuedStep) -> None:
         """Queues the next step if it can be, and samples the tokens of this one."""
         running = set(map(id, self._running))
-        unsampled = deque((sequence, one) for sequence, one in step.scheduled if one.needs_logits)
+        unread = deque((sequence, one) for sequence, one in step.scheduled if one.logit_positions)
         try:
             self._queued = self._queue_next(step)
             rows = step.logits.get()
-            for row in rows:
-                sequence, _ = unsampled.popleft()
+            to_sample = iter(rows)
+            while unread:
+                sequence, one = unread.popleft()
+                row = next(to_sample) if one.needs_logits else None
                 if id(sequence) in running:  # else it ended while the step was queued
-                    self._sample(sequence, row, prefilled=id(sequence) in step.prefilling)
+                    self._read(sequence, row, step)
         finally:
-            if unsampled:  # after an interrupt: the next step computes their logits again
-                self._drop(unsampled)
+            if unread:  # after an interrupt: the next step computes their logits again
+                self._drop(unread)
                 self._drop(self._queued.scheduled if self._queued else ())
                 self._queued = None
         ended = time.perf_counter()
@@ -450,7 +464,9 @@ class Scheduler:
             logits = runner.step_ahead([one for _, one in following], step.logits.argmax, rows)
         except Exception:  # noqa: BLE001  it is computed again when the tokens are known, and fails then
             return None
-        return None if logits is None else _QueuedStep(following, StepLogits(logits), frozenset(), started)
+        return (
+            None if logits is None else _QueuedStep(following, StepLogits(logits), {}, frozenset(), started)
+        )
 
     def _drop(self, scheduled: Iterable[tuple[SequenceState, ScheduledSequence]]) -> None:
         """Forgets what a step has computed of sequences that still run."""
@@ -458,20 +474,28 @@ class Scheduler:
             if sequence in self._running:
                 sequence.kv_slot.length -= len(one.token_ids)
 
-    def _sample(self, sequence: SequenceState, logits: Logits, *, prefilled: bool) -> None:
+    def _read(self, sequence: SequenceState, logits: Logits | None, step: _QueuedStep) -> None:
+        """Takes a sequence's logits of a step: those of its prompt, and those to sample from, if there are any."""
+        of_prompt = step.prompt_logits.get(id(sequence))
         try:
-            output = sequence.sample(logits)
-            self._meter.token(sequence)
-            if prefilled:
-                self._prefix_cache.store(sequence.kv_slot, sequence.digest, sequence.prompt_token_ids)
-            if sequence.finish_reason:
-                self._free(sequence)
-                self._meter.end(sequence, sequence.finish_reason)
-            sequence.output.put(output)
+            if of_prompt is not None and sequence.scorer:
+                sequence.scorer.add(of_prompt)
+            if logits is not None:
+                self._sample(sequence, logits, prefilled=id(sequence) in step.prefilling)
         except BaseException as error:
             self._fail(sequence, error)
             if is_interrupt(error):
                 raise
+
+    def _sample(self, sequence: SequenceState, logits: Logits, *, prefilled: bool) -> None:
+        output = sequence.sample(logits)
+        self._meter.token(sequence)
+        if prefilled:
+            self._prefix_cache.store(sequence.kv_slot, sequence.digest, sequence.prompt_token_ids)
+        if sequence.finish_reason:
+            self._free(sequence)
+            self._meter.end(sequence, sequence.finish_reason)
+        sequence.output.put(output)
 
     def _fail(self, sequence: SequenceState, error: BaseException) -> None:
         """Ends a sequence, whether it runs or waits, with an error."""
@@ -493,7 +517,24 @@ class Scheduler:
 def _next_tokens(sequence: SequenceState, limit: int) -> ScheduledSequence:
     token_ids = sequence.next_token_ids(limit)
     needs_logits = sequence.num_computed_tokens + len(token_ids) >= len(sequence.prompt_token_ids)
-    return ScheduledSequence(sequence.kv_slot, token_ids, sequence.lora_slot, needs_logits)
+    of_prompt = sequence.scores_prompt and sequence.prefilling
+    return ScheduledSequence(sequence.kv_slot, token_ids, sequence.lora_slot, needs_logits, of_prompt)
+
+
+def _split(
+    logits: torch.Tensor, scheduled: Sequence[tuple[SequenceState, ScheduledSequence]]
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """The logits of a step that are sampled from, and those of prompts by the `id` of their sequence."""
+    if not any(one.needs_prompt_logits for _, one in scheduled):
+        return logits, {}
+    of_prompts, to_sample = dict[int, torch.Tensor](), []
+    rows = torch.split(logits, [len(one.logit_positions) for _, one in scheduled])
+    for some, (sequence, one) in zip(rows, scheduled, strict=True):
+        end = len(some) - one.needs_logits
+        to_sample.append(some[end:])
+        if one.needs_prompt_logits:
+            of_prompts[id(sequence)] = some[:end]
+    return torch.cat(to_sample), of_prompts
 
 
 def _following(sequence: SequenceState) -> ScheduledSequence:
@@ -510,6 +551,7 @@ def _as_adapterhub_error(error: BaseException, adapter: LoraRequest | None) -> A
         return type(error)(f"{prefix}{error.message}", hint=error.hint)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return GenerationError("There was not enough memory.", hint="Lower max_batch_size or kv_cache_mib.")
-    failed = GenerationError(f"The completion could not be computed: {type(error).__name__}: {error}")
+    # Its text, which may quote the prompt or the answer, is the cause's only.
+    failed = GenerationError(f"The completion could not be computed ({type(error).__name__}).")
     failed.__cause__ = error
     return failed

@@ -8,6 +8,7 @@ from functools import partial
 
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
+from adapterhub.engine.decoding.prompt_scorer import PromptScorer
 from adapterhub.engine.decoding.sampler import Logits, Sampler
 from adapterhub.engine.interface import FinishReason, LoraRequest, Request, TokenLogprob, TokenOutput
 from adapterhub.engine.meter import SequenceTimes
@@ -33,6 +34,8 @@ class SequenceState:
         index: Which of the request's completions it is.
         first: The first sequence of the request, if this is a later one: it waits for that one's prefill, to find the
             prompt in the prefix cache.
+        scorer: Has the log-probabilities of the prompt, which the request's first sequence gives it; None if they were
+            not requested.
         output_token_ids: The completion so far.
         finish_reason: Why the completion ended; None while it has not.
         times: When it was queued, started and so on.
@@ -48,6 +51,7 @@ class SequenceState:
     output: OutputQueue
     index: int = 0
     first: SequenceState | None = None
+    scorer: PromptScorer | None = None
     output_token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     times: SequenceTimes = field(default_factory=SequenceTimes)
@@ -114,6 +118,11 @@ class SequenceState:
         return self.num_computed_tokens < len(self.request.prompt)
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether the logits of its whole prompt are needed."""
+        return self.scorer is not None and self.first is None
+
+    @property
     def takes_argmax(self) -> bool:
         """Whether its next token is the one with the highest logit, whatever the completion is so far."""
         return self.constraint is None and self.sampler.takes_argmax
@@ -129,9 +138,12 @@ class SequenceState:
         Args:
             unsampled: Tokens that a queued step computes beyond that.
         """
-        sampled = len(self.output_token_ids) + unsampled
-        return self.prefilling != bool(sampled) and (
-            not sampled or self.num_computed_tokens == len(self.request.prompt) + sampled - 1
+        sampled, prompt_length = len(self.output_token_ids) + unsampled, len(self.request.prompt)
+        scored = self.scorer.num_scored if self.scorer and self.scores_prompt else None
+        return (
+            self.prefilling != bool(sampled)
+            and (not sampled or self.num_computed_tokens == prompt_length + sampled - 1)
+            and scored in (None, min(self.num_computed_tokens + 1, prompt_length))
         )
 
     def next_token_ids(self, limit: int) -> Sequence[int]:
@@ -154,10 +166,14 @@ class SequenceState:
         elif self._is_complete:
             text += self.detokenizer.flush()
             self.finish_reason = "stop" if self.detokenizer.stopped or self.constraint else "length"
+        is_first = len(self.output_token_ids) == 1
+        of_prompt = self.scorer.logprobs if self.scorer and is_first else None
         if not self.finish_reason:
-            return TokenOutput(text, token_id, logprob, None, self.index)
+            return TokenOutput(text, token_id, logprob, None, self.index, prompt_logprobs=of_prompt)
         timings, cached = self.times.timings(), self.num_cached_tokens
-        return TokenOutput(text, token_id, logprob, self.finish_reason, self.index, timings, cached)
+        return TokenOutput(
+            text, token_id, logprob, self.finish_reason, self.index, timings, cached, of_prompt
+        )
 
     @property
     def _is_complete(self) -> bool:

@@ -9,13 +9,14 @@ from itertools import chain
 from adapterhub.engine.decoding.detokenizer import IncrementalDetokenizer
 from adapterhub.engine.decoding.grammar_compiler import GrammarCompiler
 from adapterhub.engine.decoding.grammar_constraint import GrammarConstraint
+from adapterhub.engine.decoding.prompt_scorer import PromptScorer
 from adapterhub.engine.decoding.sampler import Sampler
 from adapterhub.engine.interface import Request, max_completion_tokens
 from adapterhub.engine.runner import EngineBase
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.engine.scheduling.output_queue import OutputQueue
 from adapterhub.engine.scheduling.sequence import SequenceState
-from adapterhub.engine.tokenizer import Tokenizer
+from adapterhub.engine.tokenizer import Tokenizer, special_tokens
 from adapterhub.errors import InvalidRequestError
 
 
@@ -59,15 +60,15 @@ class SequenceBuilder:
         check_fields(request, self._vocabulary_size)
         bad_words = list(chain.from_iterable(map(self._bad_word, sampling.bad_words)))
         end_token_ids = self._ends.of(sampling)
+        top = sampling.prompt_logprobs
+        scorer = None if top is None else PromptScorer(request.prompt, top)
         sequences: list[SequenceState] = []
         for index in range(num_sequences):
             constraint = self._constraint(request, max_tokens, end_token_ids)
-            # Structured output must not be cut by a stop string, which is most often that of the prompt style, and its
-            # special tokens are a part of the text.
             detokenizer = IncrementalDetokenizer(
                 self._base.tokenizer,
-                () if constraint else sampling.stop,
-                skip_special_tokens=constraint is None,
+                sampling.stop,
+                skip_special_tokens=constraint is None,  # an output format may ask for them
                 min_tokens=sampling.min_tokens,
             )
             sampler = Sampler(
@@ -89,6 +90,7 @@ class SequenceBuilder:
                     output=OutputQueue(wake, every_token=stream),
                     index=index,
                     first=sequences[0] if sequences else None,
+                    scorer=scorer,
                 )
             )
         return sequences
@@ -110,8 +112,7 @@ class EndTokens:
     """
 
     def __init__(self, tokenizer: Tokenizer, of_base: frozenset[int]) -> None:
-        added = tokenizer.added_tokens_decoder.items()
-        self._special = {token.content: token_id for token_id, token in added if token.special}
+        self._special = special_tokens(tokenizer)
         self._of_base = of_base
 
     def of(self, sampling: SamplingParams) -> frozenset[int]:

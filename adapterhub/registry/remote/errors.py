@@ -43,10 +43,18 @@ def store_errors(url: object, what: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # of this machine's disk
         message = f"{url} could not be {what} ({type(error).__name__})."
-        if isinstance(error, PermissionError) or any(word in type(error).__name__ for word in _LASTING):
+        if _is_lasting(error):
             raise RegistryError(
                 message, hint="Check that it exists, the credentials of this machine, and what they allow."
             ) from None
         raise RegistryUnavailableError(
             message, hint="Check the network and the store's address, and try again."
         ) from None
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether the store has refused, so that a retry does not help."""
+    is_forbidden = str(error).startswith("Forbidden: ")  # gcsfs' only sign of a 403
+    return (
+        isinstance(error, PermissionError) or is_forbidden or any(w in type(error).__name__ for w in _LASTING)
+    )

@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adapterhub._files import sha256_file
+from adapterhub.capabilities.features import AdapterFeatures
 from adapterhub.errors import AdapterInvalidError, AdapterNotFoundError
 from adapterhub.peft_format.checks import check_digest
-from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, adapter_digest
+from adapterhub.peft_format.config import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    WEIGHTS_FILE,
+    AdapterConfig,
+    adapter_digest,
+)
+from adapterhub.peft_format.safetensors_header import header_end, parse_header
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard
 from adapterhub.registry.remote.manifest import (
     MAX_MANIFEST_BYTES,
@@ -19,6 +27,8 @@ from adapterhub.registry.remote.manifest import (
 )
 from adapterhub.registry.remote.store import Store
 from adapterhub.registry.sources import MAX_FILES, may_be_copied
+
+_START_BYTES = 2**16  # more than the header of most adapters
 
 
 def fetch_version(store: Store, card: AdapterCard, target: Path) -> None:
@@ -34,20 +44,51 @@ def fetch_version(store: Store, card: AdapterCard, target: Path) -> None:
         AdapterNotFoundError: The version has been removed.
         RegistryError: The store does not answer or refuses.
     """
-    files = _manifest(store, card) or _listed(store, card)
+    files = _files(store, card)
     for name, entry in files.items():
-        size = entry.size if isinstance(entry, FileEntry) else entry
-        check_file(name, size)
-        _download(store, card, name, target / name, size)
-        if isinstance(entry, FileEntry) and sha256_file(target / name) != entry.sha256:
-            raise AdapterInvalidError(
-                f"{card.ref}: {name} is not the file that was registered.", hint=_hint(card)
-            )
-    if not {CONFIG_FILE, WEIGHTS_FILE} <= files.keys():
-        raise AdapterInvalidError(f"{card.ref} has no {CONFIG_FILE} or no {WEIGHTS_FILE}.", hint=_hint(card))
+        _fetch(store, card, name, entry, target)
     check_digest(
         card.ref, card.digest, adapter_digest(AdapterConfig.read(target).settings, target / WEIGHTS_FILE)
     )
+
+
+def fetch_small_files(store: Store, card: AdapterCard, target: Path) -> None:
+    """As `fetch_version` without the weights, so that only the manifest says whether they are those of the card."""
+    for name, entry in _files(store, card).items():
+        if name != WEIGHTS_FILE:
+            _fetch(store, card, name, entry, target)
+
+
+def fetch_features(store: Store, card: AdapterCard) -> AdapterFeatures:
+    """What a version asks of an engine, by its config and the header of its weights; raises as `fetch_version`."""
+    folder, weights = f"{card.name}/{card.version}", Path(WEIGHTS_FILE)
+    try:
+        config, _ = store.read(f"{folder}/{CONFIG_FILE}", MAX_CONFIG_BYTES)
+        start = store.read_start(f"{folder}/{WEIGHTS_FILE}", _START_BYTES)
+        if (end := header_end(weights, start)) > len(start):
+            start = store.read_start(f"{folder}/{WEIGHTS_FILE}", end)
+    except FileNotFoundError as error:
+        _check_has_card(store, card)
+        raise AdapterInvalidError(f"{card.ref} lacks a file.", hint=_hint(card)) from error
+    return AdapterFeatures.of_files(config, parse_header(weights, start, card.peft.size_bytes))
+
+
+def _files(store: Store, card: AdapterCard) -> Mapping[str, FileEntry | int]:
+    """The files of a version: name -> what the manifest says of it, or its size."""
+    files = _manifest(store, card) or _listed(store, card)
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= files.keys():
+        raise AdapterInvalidError(f"{card.ref} has no {CONFIG_FILE} or no {WEIGHTS_FILE}.", hint=_hint(card))
+    return files
+
+
+def _fetch(store: Store, card: AdapterCard, name: str, entry: FileEntry | int, target: Path) -> None:
+    size = entry.size if isinstance(entry, FileEntry) else entry
+    check_file(name, size)
+    _download(store, card, name, target / name, size)
+    if isinstance(entry, FileEntry) and sha256_file(target / name) != entry.sha256:
+        raise AdapterInvalidError(
+            f"{card.ref}: {name} is not the file that was registered.", hint=_hint(card)
+        )
 
 
 def _manifest(store: Store, card: AdapterCard) -> Mapping[str, FileEntry] | None:

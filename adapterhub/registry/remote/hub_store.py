@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import AdapterInvalidError, ConfigError, RegistryLockedError
 from adapterhub.registry.cards import CARD_FILE
+from adapterhub.registry.layout import REFS_FILE
+from adapterhub.registry.refs import MAX_REFS_BYTES
+from adapterhub.registry.remote.catalog import parse_refs
 from adapterhub.registry.remote.errors import ConflictError, store_errors
 from adapterhub.registry.remote.manifest import Manifest
 from adapterhub.registry.remote.store import StoredObject
@@ -76,13 +79,26 @@ class HubStore:
     def read(self, path: str, limit: int) -> tuple[bytes, str]:
         """The content of a file and its git object id."""
         head = self._head or self.stamp()
-        with self._opened(head, path) as response:
-            return b"".join(_bounded(response, path, limit)), self._tag(head, path) or ""
+        return self._content(head, path, limit), self._tag(head, path) or ""
+
+    def content(self, path: str, limit: int) -> bytes:
+        """The content of a file."""
+        return self._content(self._head or self.stamp(), path, limit)
+
+    def read_start(self, path: str, size: int) -> bytes:
+        """The first bytes of a file."""
+        content = b""
+        with self._opened(self._head or self.stamp(), path, {"Range": f"bytes=0-{size - 1}"}) as response:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) >= size:  # of a server that knows no ranges
+                    break
+        return content[:size]
 
     def download(self, path: str, target: Path, limit: int) -> None:
         """Writes a file's content to a new file."""
-        with self._opened(self._head or self.stamp(), path) as response, target.open("xb") as file:
-            for chunk in _bounded(response, path, limit):
+        with target.open("xb") as file:
+            for chunk in self._chunks(self._head or self.stamp(), path, limit):
                 file.write(chunk)
 
     def replace(self, path: str, content: bytes, tag: str | None) -> None:
@@ -104,7 +120,7 @@ class HubStore:
         contents[CARD_FILE] = card
 
         def operations(head: str) -> list[Any]:
-            if self._objects(head, path):
+            if self._objects(head, path) or self._was_removed(head, path):
                 raise ConflictError(path)
             return [
                 CommitOperationAdd(f"{self._prefix}{path}/{name}", file) for name, file in contents.items()
@@ -171,6 +187,23 @@ class HubStore:
                 return {}
         return {file.path.removeprefix(self._prefix): StoredObject(file.size, file.blob_id) for file in files}
 
+    def _was_removed(self, head: str, path: str) -> bool:
+        """Whether a version was removed, whose number is not given again: readers would not see it."""
+        name, _, version = path.partition("/")
+        refs = f"{name}/{REFS_FILE}"
+        try:
+            return int(version) in parse_refs(refs, self._content(head, refs, MAX_REFS_BYTES)).removed
+        except FileNotFoundError:
+            return False
+
+    def _content(self, head: str, path: str, limit: int) -> bytes:
+        return b"".join(self._chunks(head, path, limit))
+
+    def _chunks(self, head: str, path: str, limit: int) -> Iterator[bytes]:
+        """The content in parts; errors of who writes them to a disk are not the Hub's."""
+        with self._opened(head, path) as response:
+            yield from _bounded(response, path, limit)
+
     def _tag(self, head: str, path: str) -> str | None:
         from huggingface_hub import RepoFile
 
@@ -181,7 +214,9 @@ class HubStore:
         return next((file.blob_id for file in found if isinstance(file, RepoFile)), None)
 
     @contextmanager
-    def _opened(self, head: str, path: str) -> Iterator[httpx.Response]:
+    def _opened(
+        self, head: str, path: str, further: Mapping[str, str] | None = None
+    ) -> Iterator[httpx.Response]:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError
         from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, and not listed
@@ -197,7 +232,7 @@ class HubStore:
             revision=head,
             endpoint=self._api.endpoint,
         )
-        headers = build_hf_headers(token=self._api.token)
+        headers = build_hf_headers(token=self._api.token) | dict(further or {})
         with self._errors("read"):
             try:
                 with get_session().stream(

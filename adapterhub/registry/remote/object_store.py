@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +71,25 @@ class ObjectStore:
         # The tag first: if the object is replaced in between, a write under the condition of this tag is refused.
         found = self._info(path)
         _check_size(path, found.size, limit)
-        if not found.size:
-            return b"", found.tag
-        with store_errors(self._url, "read"):
-            content: bytes = self._fs.cat_file(self._path(path), start=0, end=limit + 1)
+        return self.content(path, limit) if found.size else b"", found.tag
+
+    def content(self, path: str, limit: int) -> bytes:
+        """The content of an object."""
+        content = self.read_start(path, limit + 1)
         _check_size(path, len(content), limit)
-        return content, found.tag
+        return content
+
+    def read_start(self, path: str, size: int) -> bytes:
+        """The first bytes of an object."""
+        with store_errors(self._url, "read"):
+            content: bytes = self._fs.cat_file(self._path(path), start=0, end=size)
+        return content
 
     def download(self, path: str, target: Path, limit: int) -> None:
         """Writes an object's content to a new file."""
         done = 0
-        with (
-            store_errors(self._url, "read"),
-            self._fs.open(self._path(path), "rb") as source,
-            target.open("xb") as file,
-        ):
-            while chunk := source.read(_CHUNK_BYTES):
+        with target.open("xb") as file:
+            for chunk in self._chunks(path):
                 done += len(chunk)
                 _check_size(path, done, limit)
                 file.write(chunk)
@@ -123,6 +126,12 @@ class ObjectStore:
                 except FileNotFoundError:
                     continue
         self._mark_changed()
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        """The content in parts; errors of who writes them to a disk are not the store's."""
+        with store_errors(self._url, "read"), self._fs.open(self._path(path), "rb") as source:
+            while chunk := source.read(_CHUNK_BYTES):
+                yield chunk
 
     def _claim(self, path: str, manifest: bytes, resume: bool) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from adapterhub.config import HubConfig, cache_folder, is_url, registry_location
 from adapterhub.errors import ConfigError
 from adapterhub.registry.remote.conditional import conditional_writes
 from adapterhub.registry.remote.hub_store import HubStore
+from adapterhub.registry.remote.memory import memory_files
 from adapterhub.registry.remote.object_store import ObjectStore
 from adapterhub.registry.remote.registry import REFRESH_S, RemoteRegistry
 from adapterhub.registry.remote.store import Store
@@ -48,12 +50,14 @@ def open_registry(
         return AdapterRegistry(location)
     url = RegistryUrl.parse(str(location))
     folder = user_path(cache, ConfigError) if cache else cache_folder("registries")
+    open_store = partial(_open_store, url, storage_options or {})
     return RemoteRegistry(
-        _open_store(url, storage_options or {}),
+        open_store(),
         str(url),
         folder / url.slug,
         refresh=refresh,
         max_cache_bytes=max_cache_bytes,
+        reopen=open_store,
     )
 
 
@@ -74,7 +78,7 @@ def _open_store(url: RegistryUrl, options: Mapping[str, Any]) -> Store:
     import fsspec
 
     try:
-        kind = fsspec.get_filesystem_class(url.protocol)
+        kind = memory_files() if url.protocol == "memory" else fsspec.get_filesystem_class(url.protocol)
     except ValueError as error:
         raise ConfigError(
             f"There is no store {url.protocol}://.", hint="Use s3://, gs://, hf:// or a folder."

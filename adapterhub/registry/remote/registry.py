@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Unpack
 
 from adapterhub._files import scratch_folder
+from adapterhub.capabilities.features import AdapterFeatures
 from adapterhub.errors import (
     AdapterExistsError,
     AdapterHubError,
@@ -22,12 +24,18 @@ from adapterhub.errors import (
 from adapterhub.peft_format.checks import check_digest, inspect_adapter
 from adapterhub.registry.cards import CARD_FILE, MAX_CARD_BYTES, AdapterCard, CardFields
 from adapterhub.registry.importing import import_adapter
-from adapterhub.registry.layout import MAX_REFS_BYTES, REFS_FILE, Catalog
+from adapterhub.registry.layout import REFS_FILE, Catalog
 from adapterhub.registry.references import Ref, check_name
-from adapterhub.registry.refs import Refs
-from adapterhub.registry.remote.catalog import RemoteCatalog, parse_card, parse_refs, read_catalog
+from adapterhub.registry.refs import MAX_REFS_BYTES, Refs
+from adapterhub.registry.remote.catalog import (
+    RemoteCatalog,
+    parse_card,
+    parse_refs,
+    read_adapter,
+    read_catalog,
+)
 from adapterhub.registry.remote.errors import ConflictError
-from adapterhub.registry.remote.fetching import fetch_version
+from adapterhub.registry.remote.fetching import fetch_features, fetch_small_files, fetch_version
 from adapterhub.registry.remote.file_cache import FileCache
 from adapterhub.registry.remote.polling import Poller
 from adapterhub.registry.remote.store import Store
@@ -59,18 +67,42 @@ class RemoteRegistry(AdapterRegistry):
         root: A folder of this machine for downloaded versions and for what a hub saves beside a registry.
         refresh: Seconds between two looks at the store.
         max_cache_bytes: Above it the versions that were used longest ago leave the cache.
+        reopen: Opens the store again after a fork, as S3's library needs it.
     """
 
     def __init__(
-        self, store: Store, url: str, root: Path, *, refresh: float = REFRESH_S, max_cache_bytes: int
+        self,
+        store: Store,
+        url: str,
+        root: Path,
+        *,
+        refresh: float = REFRESH_S,
+        max_cache_bytes: int,
+        reopen: Callable[[], Store] | None = None,
     ) -> None:
         super().__init__(root)
-        self._store, self._url, self._period = store, url, refresh
+        self._opened, self._reopen, self._url, self._period = store, reopen, url, refresh
         self._cache = FileCache(root / "files", max_cache_bytes)
         self._known: RemoteCatalog | None = None
         self._stamp, self._changes, self._listed_at = "", 0, 0.0
-        self._refreshing, self._starting = threading.Lock(), threading.Lock()
         self._poller: Poller | None = None
+        self._begin_in_process()
+
+    def _begin_in_process(self) -> None:
+        """Makes what no fork takes along: locks that a thread may have held."""
+        self._refreshing, self._starting = threading.Lock(), threading.Lock()
+        self._process_id = os.getpid()  # last: who sees it must not take an old lock
+
+    def _check_process(self) -> None:
+        """Begins anew after a fork, with another connection to the store."""
+        if self._process_id != os.getpid():
+            self._opened = self._reopen() if self._reopen else self._opened
+            self._begin_in_process()
+
+    @property
+    def _store(self) -> Store:
+        self._check_process()
+        return self._opened
 
     @property
     def location(self) -> str:
@@ -82,6 +114,7 @@ class RemoteRegistry(AdapterRegistry):
         return self._current()
 
     def _current(self) -> RemoteCatalog:
+        self._check_process()
         known = self._known or self._first_read()
         if self._poller is None or not self._poller.is_running:  # at first, and after a fork
             with self._starting:
@@ -101,13 +134,27 @@ class RemoteRegistry(AdapterRegistry):
             RegistryUnavailableError: The store does not answer.
             RegistryError: It refuses.
         """
+        self._check_process()
         with self._refreshing:
             stamp = self._store.stamp()  # before the listing, so that a change in between is seen next time
-            catalog = read_catalog(self._store, self._known or RemoteCatalog())
-            changed = catalog != self._known
-            self._known, self._stamp, self._listed_at = catalog, stamp, time.monotonic()
-            self._changes += changed  # last: who sees the new number must not read the old catalog
+            catalog = self._take(read_catalog(self._store, self._known or RemoteCatalog()))
+            self._stamp, self._listed_at = stamp, time.monotonic()
             return catalog
+
+    def _refresh_adapter(self, name: str) -> RemoteCatalog:
+        """As `refresh`, of one adapter, for a change of it; the thread that looks for changes still reads the rest."""
+        self._check_process()
+        if self._known is None:
+            return self.refresh()
+        with self._refreshing:
+            self._store.stamp()  # a repository is read at the commit that it has seen last
+            return self._take(read_adapter(self._store, self._known, name))
+
+    def _take(self, catalog: RemoteCatalog) -> RemoteCatalog:
+        changed = catalog != self._known
+        self._known = catalog
+        self._changes += changed  # last: who sees the new number must not read the old catalog
+        return catalog
 
     def refresh_if_changed(self) -> None:
         """As `refresh`, if the store's stamp has changed or the last listing is `RELIST_S` old."""
@@ -133,6 +180,18 @@ class RemoteRegistry(AdapterRegistry):
             RegistryError: The store does not answer or refuses, or the cache cannot be written.
         """
         return self._cache.get(_key(card), partial(fetch_version, self._store, card))
+
+    def small_files(self, card: AdapterCard) -> Path:
+        """As `folder`, but weights that are not here are not downloaded, and no digest is compared."""
+        whole = self.expected_folder(card)
+        if whole.is_dir():
+            return whole
+        return self._cache.get(f"{_key(card)}-small", partial(fetch_small_files, self._store, card))
+
+    def features(self, card: AdapterCard) -> AdapterFeatures:
+        """As `AdapterRegistry.features`, from the config and the first bytes of the weights; raises as `folder`."""
+        folder = self.expected_folder(card)
+        return AdapterFeatures.of_folder(folder) if folder.is_dir() else fetch_features(self._store, card)
 
     def expected_folder(self, card: AdapterCard) -> Path:
         """Where `folder` puts a version's files."""
@@ -178,7 +237,7 @@ class RemoteRegistry(AdapterRegistry):
 
     def _publish_next(self, draft: AdapterCard, staging: Path) -> AdapterCard:
         """Publishes under the first number that no writer has claimed."""
-        catalog = self.refresh()
+        catalog = self._refresh_adapter(draft.name)
         refs = catalog.refs(draft.name)
         first = max(catalog.highest_number(draft.name), refs.next_version - 1) + 1
         for version in range(first, first + _CLAIMS):
@@ -206,16 +265,19 @@ class RemoteRegistry(AdapterRegistry):
             AdapterInvalidError: The files are not those that the card is of.
         """
         check_digest(card.ref, card.digest, inspect_adapter(folder).digest)
+        self._refresh_adapter(card.name)
         if self.was_removed(card.name, card.version):
             raise self._taken(card)
         self._upload(card, folder, resume=resume)
+        if card.version in self._current().refs(card.name).removed:  # by another writer meanwhile
+            raise self._taken(card)
 
     def _upload(self, card: AdapterCard, folder: Path, *, resume: bool) -> None:
         try:
             self._store.publish(folder, card.to_json(), f"{card.name}/{card.version}", resume=resume)
         except ConflictError as error:
             raise self._taken(card) from error
-        self._refresh_after_change()
+        self._refresh_after_change(card.name)
 
     def revise(self, ref: str, change: Callable[[AdapterCard], CardFields]) -> AdapterCard:
         """Sets fields that are computed from the card; it is called again if another writer was first.
@@ -223,7 +285,7 @@ class RemoteRegistry(AdapterRegistry):
         Raises:
             RegistryLockedError: Other writers were first every time; a retry may succeed.
         """
-        self.refresh()
+        self._refresh_adapter(Ref.parse(ref).name)
         card = self.get(ref)
         path = f"{card.name}/{card.version}/{CARD_FILE}"
 
@@ -240,12 +302,12 @@ class RemoteRegistry(AdapterRegistry):
         """Removes a version, or with a bare name every version; as `AdapterRegistry.remove`.
 
         One write takes it from the readers; deleting its objects comes after that. `name@3` also removes what a writer
-        that died has left of version 3.
+        or a remover that died has left of version 3.
         """
-        self.refresh()
         parsed = Ref.parse(ref)
-        unfinished = parsed.version in self._current().unfinished(parsed.name)
-        versions = (parsed.version,) if parsed.version and unfinished else self._matching(parsed)
+        catalog = self._refresh_adapter(parsed.name)
+        left = {*catalog.unfinished(parsed.name), *catalog.leftovers(parsed.name)}
+        versions = (parsed.version,) if parsed.version in left else self._matching(parsed)
 
         def edit(refs: Refs) -> Refs:
             if not force:
@@ -254,9 +316,9 @@ class RemoteRegistry(AdapterRegistry):
             return refs.without(versions).model_copy(update={"removed": removed})
 
         self._edit_refs(parsed.name, (), edit)
-        folders = tuple(f"{parsed.name}/{version}/" for version in versions)
-        self._store.delete([path for path in self._current().objects if path.startswith(folders)])
-        self._refresh_after_change()
+        catalog = self._current()
+        self._store.delete([path for version in versions for path in catalog.objects(parsed.name, version)])
+        self._refresh_after_change(parsed.name)
 
     def verify(self, ref: str | None = None) -> Problems:
         """Downloads versions again and checks them, without the cache; as `AdapterRegistry.verify`."""
@@ -282,6 +344,11 @@ class RemoteRegistry(AdapterRegistry):
                     f"{name}@{version}",
                     "Its upload has not ended, or has failed; remove this version, if it has.",
                 )
+            for version in catalog.leftovers(name):
+                yield Problem(
+                    f"{name}@{version}",
+                    "It was removed, and files of it are left; remove this version again.",
+                )
         except AdapterHubError as error:
             yield Problem(name, error.message)
         for version in versions:
@@ -296,13 +363,13 @@ class RemoteRegistry(AdapterRegistry):
         except AdapterHubError as error:
             yield Problem(f"{name}@{version}", error.message)
 
-    def _refresh_after_change(self) -> None:
-        """As `refresh`; that it fails does not undo the change, which later looks will find."""
+    def _refresh_after_change(self, name: str) -> None:
+        """As `_refresh_adapter`; that it fails does not undo the change, which later looks will find."""
         with suppress(RegistryUnavailableError):
-            self.refresh()
+            self._refresh_adapter(name)
 
     def _edit_refs(self, name: str, required: Sequence[Ref], edit: Callable[[Refs], Refs]) -> None:
-        self.refresh()
+        self._refresh_adapter(name)
         for ref in required:
             self._matching(ref)
         path = f"{name}/{REFS_FILE}"
@@ -330,7 +397,7 @@ class RemoteRegistry(AdapterRegistry):
             except ConflictError:
                 time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311
                 continue
-            self._refresh_after_change()
+            self._refresh_after_change(path.partition("/")[0])
             return new
         raise RegistryLockedError(
             f"{path} could not be changed: other writers were first {_ATTEMPTS} times.", hint="Try again."

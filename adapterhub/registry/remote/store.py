@@ -44,6 +44,14 @@ class Store(Protocol):
         """
         ...
 
+    def content(self, path: str, limit: int) -> bytes:
+        """The content of an object, by one request; raises as `read`."""
+        ...
+
+    def read_start(self, path: str, size: int) -> bytes:
+        """The first bytes of an object, at most `size`."""
+        ...
+
     def download(self, path: str, target: Path, limit: int) -> None:
         """Writes an object's content to a new file.
 

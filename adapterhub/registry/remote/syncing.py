@@ -139,12 +139,7 @@ def _do(source: AdapterRegistry, destination: AdapterRegistry, step: SyncStep) -
         meaning = source.aliases(name).get(pointer)
         if meaning is None:  # removed since the plan was made
             return
-        destination.alias(name, pointer, meaning.weights)
-        if destination.aliases(name)[pointer].shadow != meaning.shadow:
-            shadow = meaning.shadow
-            destination.shadow(
-                name, pointer, shadow.version if shadow else None, shadow.percent if shadow else 5.0
-            )
+        destination.alias(name, pointer, meaning)
         return
     card = source.get(step.ref)
     if card.digest != step.digest:

@@ -35,7 +35,8 @@ def encode(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
     try:
         vectors = np.asarray(encoder(texts), np.float32)
     except Exception as error:
-        raise RoutingError(f"The encoder failed: {error}.", hint="Try it on a list of texts.") from error
+        name = type(error).__name__  # its text might quote a prompt
+        raise RoutingError(f"The encoder failed ({name}).", hint="Try it on a list of texts.") from error
     if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
         raise RoutingError(
             f"The encoder returned an array of shape {vectors.shape} for {len(texts)} texts.",

@@ -21,7 +21,7 @@ from adapterhub.server.generating.conversations import (
 )
 from adapterhub.server.generating.head import AnswerHead
 from adapterhub.server.generating.helper_prompts import chat_adapter
-from adapterhub.server.generating.logprobs import chat_logprobs
+from adapterhub.server.generating.logprobs import chat_logprobs, prompt_logprobs_of
 from adapterhub.server.generating.output_formats import output_format_of
 from adapterhub.server.generating.streaming import DONE, event
 from adapterhub.server.generating.text_events import TextEvents
@@ -58,7 +58,8 @@ class ChatCall:
         )
         self._note(generation)
         by = AnsweredBy.of(generation)
-        if self.body.logprobs or request.may_call_tools:  # thousands of tokens to decode, arguments to check
+        has_logprobs = self.body.logprobs or self.body.prompt_logprobs is not None
+        if has_logprobs or request.may_call_tools:  # thousands of tokens to decode, arguments to check
             return await self.state.hub._run_off_loop(self._answer, generation, request, by), by
         return self._answer(generation, request, by), by
 
@@ -82,8 +83,15 @@ class ChatCall:
         head = self.head.of("chat.completion.chunk", by)
         usage = StreamUsage(self.body.stream_options, stream.prompt_tokens)
         interval = self.body.tokens_per_chunk(self.state.config.stream_interval)
+        only_text = not (request.may_call_tools or usage.is_continuous)
         async with aclosing(stream):
             async for chunk in stream.chunks(interval):
+                if (
+                    only_text and chunk.index in texts and _only_adds_text(chunk)
+                ):  # nearly always: a short way
+                    usage.count(len(chunk.token_ids))
+                    yield texts[chunk.index].event(chunk.text)
+                    continue
                 written = list[bytes]()  # sent together
                 if chunk.index not in parsers:
                     parsers[chunk.index] = AnswerParser(request)
@@ -140,6 +148,7 @@ class ChatCall:
             **self.head.of("chat.completion", by),
             "choices": [self._whole(index, *answer) for index, answer in enumerate(whole)],
             "usage": usage_of([generation]),
+            **prompt_logprobs_of(generation, self.body.prompt_logprobs, self.state.token_texts),
             "adapterhub": by.field | violations_of([call for _, calls in split for call in calls], request),
         }
 
@@ -165,6 +174,10 @@ class ChatCall:
         for part in parts or ([""] if logprobs else []):
             yield part, logprobs
             logprobs = None
+
+
+def _only_adds_text(chunk: CompletionChunk) -> bool:
+    return bool(chunk.text) and not (chunk.logprobs or chunk.finish_reason)
 
 
 def _text_events(index: int, head: Mapping[str, Any], counted: Mapping[str, Any]) -> TextEvents:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from adapterhub.engine.interface import Completion
+from adapterhub.engine.interface import TokenLogprob
 from adapterhub.requests.generation import Generation
 from adapterhub.requests.streaming import AsyncGenerationStream, CompletionChunk
 from adapterhub.server.generating.answered_by import AnsweredBy
 from adapterhub.server.generating.head import AnswerHead
-from adapterhub.server.generating.logprobs import completion_logprobs
+from adapterhub.server.generating.logprobs import completion_logprobs, prompt_logprobs_of
 from adapterhub.server.generating.merging import merge
 from adapterhub.server.generating.model_names import adapter_of
 from adapterhub.server.generating.output_formats import output_format_of
@@ -66,7 +66,7 @@ class CompletionCall:
             streams: As `start` gave them.
         """
         usage = StreamUsage(self.body.stream_options, sum(stream.prompt_tokens for stream in streams))
-        writer = _ChunkWriter(self, [AnsweredBy.of(stream) for stream in streams], usage)
+        writer = _ChunkWriter(self, streams, usage)
         async with AsyncExitStack() as open_streams:
             for stream in streams:
                 await open_streams.enter_async_context(stream)
@@ -120,22 +120,30 @@ class CompletionCall:
         return {
             **self.head.of("text_completion", answered_by[0]),
             "choices": [
-                self._choice(self.index(at, number), self.body.prompts[at], completion)
+                self._choice(at, number, generation)
                 # The router may send prompts of one request to different adapters.
                 | ({"adapterhub": answered_by[at].field} if len(generations) > 1 else {})
                 for at, generation in enumerate(generations)
-                for number, completion in enumerate(generation.completions)
+                for number in range(len(generation.completions))
             ],
             "usage": usage_of(generations),
             "adapterhub": answered_by[0].field,
         }
 
-    def _choice(self, index: int, prompt: Prompt, completion: Completion) -> dict[str, Any]:
+    def _choice(self, at: int, number: int, generation: Generation) -> dict[str, Any]:
+        completion, body = generation.completions[number], self.body
+        text, token_ids, found = self.echoed(body.prompts[at]), list[int](), list[TokenLogprob | None]()
+        if body.echo:
+            token_ids += generation.prompt_token_ids
+            found += generation.prompt_logprobs or ()
+        if not body.only_echoes:
+            text += completion.text
+            token_ids += completion.token_ids
+            found += completion.logprobs or ()
+        logprobs = completion_logprobs(token_ids, found or None, self.state.token_texts, top=body.logprobs)
         return {
-            "index": index,
-            "text": self.echoed(prompt) + completion.text,
-            "logprobs": completion_logprobs(completion.logprobs, self.state.token_texts),
-            "finish_reason": completion.finish_reason,
+            **_choice(self.index(at, number), text, logprobs, completion.finish_reason),
+            **prompt_logprobs_of(generation, body.prompt_logprobs, self.state.token_texts),
         }
 
 
@@ -144,13 +152,16 @@ class _ChunkWriter:
 
     Args:
         call: The request.
-        answered_by: Who answers each prompt.
+        streams: The answer to each prompt.
         usage: Counts the tokens.
     """
 
-    def __init__(self, call: CompletionCall, answered_by: Sequence[AnsweredBy], usage: StreamUsage) -> None:
-        self._call, self._answered_by, self._usage = call, answered_by, usage
-        self._heads = [call.head.of("text_completion", by) for by in answered_by]
+    def __init__(
+        self, call: CompletionCall, streams: Sequence[AsyncGenerationStream], usage: StreamUsage
+    ) -> None:
+        self._call, self._streams, self._usage = call, streams, usage
+        self._answered_by = [AnsweredBy.of(stream) for stream in streams]
+        self._heads = [call.head.of("text_completion", by) for by in self._answered_by]
         self._texts: dict[int, TextEvents] = {}
         self._begun: set[int] = set()
         self._offsets: Counter[int] = Counter()
@@ -165,8 +176,9 @@ class _ChunkWriter:
         index, counted = self._call.index(prompt, chunk.index), self._usage.count(len(chunk.token_ids))
         if self._call.body.echo and index not in self._begun:
             self._begun.add(index)
-            echoed = self._call.echoed(self._call.body.prompts[prompt])
-            yield self.event(prompt, {"choices": [_choice(index, echoed)], **counted})
+            yield self.event(prompt, {"choices": [self._echo(prompt, index, chunk)], **counted})
+        if self._call.body.only_echoes:
+            chunk = replace(chunk, text="", token_ids=(), logprobs=None)
         if chunk.logprobs or chunk.finish_reason or self._usage.is_continuous:
             if chunk.text or chunk.logprobs or chunk.finish_reason:
                 yield self.event(prompt, self._fields(prompt, index, chunk, counted))
@@ -182,10 +194,18 @@ class _ChunkWriter:
         """
         return event({**self._heads[prompt], **fields})
 
+    def _echo(self, prompt: int, index: int, chunk: CompletionChunk) -> dict[str, Any]:
+        """The prompt as a choice, and the log-probabilities of its tokens."""
+        echoed = self._call.echoed(self._call.body.prompts[prompt])
+        token_ids = self._streams[prompt].prompt_token_ids
+        return _choice(index, echoed, self._logprobs(index, token_ids, chunk.prompt_logprobs))
+
     def _fields(
         self, prompt: int, index: int, chunk: CompletionChunk, counted: Mapping[str, Any]
     ) -> dict[str, Any]:
-        choice = _choice(index, chunk.text, self._logprobs(index, chunk), chunk.finish_reason)
+        choice = _choice(
+            index, chunk.text, self._logprobs(index, chunk.token_ids, chunk.logprobs), chunk.finish_reason
+        )
         said = {"adapterhub": self._answered_by[prompt].field} if chunk.finish_reason else {}
         return {"choices": [choice], **said, **counted}
 
@@ -197,8 +217,11 @@ class _ChunkWriter:
             )
         return self._texts[index]
 
-    def _logprobs(self, index: int, chunk: CompletionChunk) -> dict[str, Any] | None:
-        logprobs = completion_logprobs(chunk.logprobs, self._call.state.token_texts, self._offsets[index])
+    def _logprobs(
+        self, index: int, token_ids: Sequence[int], found: Sequence[TokenLogprob | None] | None
+    ) -> dict[str, Any] | None:
+        top, texts = self._call.body.logprobs, self._call.state.token_texts
+        logprobs = completion_logprobs(token_ids, found, texts, top=top, offset=self._offsets[index])
         self._offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
         return logprobs
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Self
 
+from adapterhub.errors import GenerationError
 from adapterhub.requests.generation import Generation
 from adapterhub.server.errors import FieldError
 from adapterhub.server.generating.model_names import AUTO, adapter_of
@@ -120,18 +121,24 @@ class AnswerParser:
 
     Attributes:
         request: The request that is answered.
+        is_cut: Whether a stop string ended the answer within a call.
     """
 
     request: ChatRequest
+    is_cut: bool = field(default=False, init=False)
     _parser: ToolCallParser = field(init=False, repr=False)
     _chunks: list[ToolCallChunk] = field(default_factory=list, init=False, repr=False)
+    _received: str = field(default="", init=False, repr=False)
+    _passed_on: int = field(default=0, init=False, repr=False)  # characters of text
 
     def __post_init__(self) -> None:
         self._parser = ToolCallParser(self.request.call_format)
 
     @property
     def calls(self) -> list[Call]:
-        """The calls so far."""
+        """The calls so far; none of an answer that was cut within one."""
+        if self.is_cut:
+            return []
         by_index = groupby(self._chunks, key=lambda chunk: chunk["index"])
         return [Call.of(list(chunks)) for _, chunks in by_index]
 
@@ -143,23 +150,38 @@ class AnswerParser:
             ended: Whether it is the last.
 
         Raises:
-            GenerationError: It ended within a call.
+            GenerationError: It ended within a call, and no stop string may have cut it.
         """
         if not self.request.may_call_tools:
             return [text] if text else []
+        self._received += text
         certain = self._parser.push(text)
         self._chunks += [part for part in certain if not isinstance(part, str)]
-        return [*certain, *self._parser.flush()] if ended else certain
+        self._passed_on += sum(len(part) for part in certain if isinstance(part, str))
+        return [*certain, *self._rest()] if ended else certain
+
+    def _rest(self) -> list[str]:
+        try:
+            return self._parser.flush()
+        except GenerationError:
+            if not self.request.options.get("stop"):
+                raise
+        self.is_cut = True
+        if self._chunks:  # what a client was told of a call cannot be taken back
+            return []
+        return [self._received[self._passed_on :]]
 
 
 def split_answer(text: str, request: ChatRequest) -> tuple[str, list[Call]]:
-    """The text and the calls of a whole answer.
+    """The text and the calls of a whole answer; one that a stop string cut within a call is all text, as in vLLM.
 
     Raises:
-        GenerationError: It ended within a call.
+        GenerationError: It ended within a call, and no stop string may have cut it.
     """
     parser = AnswerParser(request)
     parts = parser.push(text, ended=True)
+    if parser.is_cut:
+        return text, []
     return "".join(part for part in parts if isinstance(part, str)), parser.calls
 
 

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from adapterhub.engine.interface import TokenLogprob
+from adapterhub.requests.generation import Generation
 from adapterhub.server.generating.token_texts import TokenTexts, text_bytes
 
 _LEAST = -9999.0
@@ -33,25 +34,64 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob] | None, texts: TokenTexts) ->
 
 
 def completion_logprobs(
-    logprobs: Sequence[TokenLogprob] | None, texts: TokenTexts, offset: int = 0
+    token_ids: Sequence[int],
+    logprobs: Sequence[TokenLogprob | None] | None,
+    texts: TokenTexts,
+    *,
+    top: int | None,
+    offset: int = 0,
 ) -> dict[str, Any] | None:
     """The form of Completions; None if none were asked for.
 
     Args:
-        logprobs: Of tokens that follow each other.
+        token_ids: Tokens that follow each other.
+        logprobs: Theirs; None for the first of a prompt.
         texts: Of tokens.
+        top: How many of the most probable tokens were asked for; None for no log-probabilities.
         offset: Characters of the choice's text before the first of them.
     """
-    if logprobs is None:
+    if logprobs is None or top is None:
         return None
-    tokens = [texts[each.token_id] for each in logprobs]
+    tokens = [texts[token_id] for token_id in token_ids]
     return {
         "tokens": tokens,
-        "token_logprobs": [_finite(each.logprob) for each in logprobs],
+        "token_logprobs": [None if each is None else _finite(each.logprob) for each in logprobs],
         "top_logprobs": [
-            {texts[token_id]: _finite(logprob) for token_id, logprob in _ranked(each)} for each in logprobs
+            None
+            if each is None
+            else {texts[token_id]: _finite(logprob) for token_id, logprob in _ranked(each)[:top]}
+            for each in logprobs
         ],
         "text_offset": list(accumulate(map(len, tokens), initial=offset))[:-1],
+    }
+
+
+def prompt_logprobs_of(
+    generation: Generation, top: int | None, texts: TokenTexts
+) -> dict[str, list[dict[str, Any] | None]]:
+    """vLLM's `prompt_logprobs`, one object for each token: token id -> its log-probability; empty if not asked for.
+
+    Args:
+        generation: The answer.
+        top: How many of the most probable tokens were asked for.
+        texts: Of tokens.
+    """
+    if top is None or generation.prompt_logprobs is None:
+        return {}
+    return {
+        "prompt_logprobs": [
+            _by_token_id(each, top, texts) if each else None for each in generation.prompt_logprobs
+        ]
+    }
+
+
+def _by_token_id(own: TokenLogprob, top: int, texts: TokenTexts) -> dict[str, Any]:
+    found = {own.token_id: (own.logprob, own.rank)}
+    for rank, (token_id, logprob) in enumerate(_ranked(own)[:top], start=1):
+        found.setdefault(token_id, (logprob, rank))
+    return {
+        str(token_id): {"logprob": _finite(logprob), "rank": rank, "decoded_token": texts[token_id]}
+        for token_id, (logprob, rank) in found.items()
     }
 
 

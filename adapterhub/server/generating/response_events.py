@@ -74,16 +74,18 @@ class ResponseEvents:
             self._open.arguments += part["args"]
             yield self._of_item("response.function_call_arguments.delta", delta=part["args"])
 
-    def end(self, response: ResponseObject) -> Iterator[Event]:
+    def end(self, response: ResponseObject, *, is_cut: bool = False) -> Iterator[Event]:
         """The answer has ended, or failed.
 
         Args:
             response: The whole response, but for its output, which is known here.
+            is_cut: Whether its last call is not whole.
         """
         if response.status != "failed":
             if not self.response.output:
                 yield from self._begin(new_message())
-            yield from self._close("completed" if response.status == "completed" else "incomplete")
+            is_whole = response.status == "completed" and not is_cut
+            yield from self._close("completed" if is_whole else "incomplete")
         self.response = response.model_copy(update={"output": self.response.output})
         yield self._of_response(f"response.{response.status}")
 

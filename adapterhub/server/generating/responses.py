@@ -90,7 +90,8 @@ class ResponseCall:
                         yield _frames(told.start())
                     if frames := _frames(self._told(told, parser, chunk)):
                         yield frames
-                yield _frames(told.end(await self._ended(told.response, stream, parser, by)))
+                ended = await self._ended(told.response, stream, parser, by)
+                yield _frames(told.end(ended, is_cut=parser.is_cut))
             except Exception as error:
                 if not begun:
                     raise
@@ -129,7 +130,7 @@ class ResponseCall:
         )
         list(self._told(told, parser, chunk))
         said = by.field | violations_of(parser.calls, request)
-        list(told.end(completed(told.response, generation, said)))
+        list(told.end(completed(told.response, generation, said), is_cut=parser.is_cut))
         return told.response
 
     def _told(self, told: ResponseEvents, parser: AnswerParser, chunk: CompletionChunk) -> Iterator[Event]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Any, Self
 
 from pydantic_core import to_json
@@ -83,7 +83,8 @@ class EventStream(Response):
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
-            await self._send_events(scope, send)
+            # A task of its own: from here each event would resume the coroutines of all middleware and back again.
+            await asyncio.ensure_future(self._send_events(scope, send))
             pinging.cancel()
             await send({"type": "http.response.body", "body": b""})
         finally:
@@ -92,17 +93,18 @@ class EventStream(Response):
 
     async def _send_events(self, scope: Scope, send: Send) -> None:
         try:
-            one = await self._first
-            while one is not None:
-                await self._send(send, one)
-                one = await anext(self._events, None)
+            first = await self._first
+            if first is not None:
+                await self._send(send, first)
+                async for one in self._events:
+                    await self._send(send, one)
         except Exception as error:  # noqa: BLE001  the status has been sent
             note_error(scope, error)
             await self._send(send, event(error_object(error)) + DONE)
 
-    async def _send(self, send: Send, body: bytes) -> None:
+    def _send(self, send: Send, body: bytes) -> Awaitable[None]:
         self._sent_at = time.monotonic()
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        return send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _ping(self, send: Send) -> None:
         """Sends a comment whenever the stream has been quiet for long; one timer is cheaper than one for each event."""

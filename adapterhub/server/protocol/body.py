@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +14,7 @@ from adapterhub.server.errors import FieldError
 from adapterhub.server.metrics import span_of
 from adapterhub.server.protocol.body_size import check_size, check_text_size
 from adapterhub.server.protocol.fields import Body, check_fields
-from adapterhub.server.state import server_state
+from adapterhub.server.state import ServerState
 
 _INLINE_BYTES = 64 * 1024
 """A smaller body is parsed in a few milliseconds at most."""
@@ -44,11 +43,12 @@ class JsonBody(Generic[AnyBody]):
             content = await request.body()
         except ClientDisconnect as error:
             raise FieldError("The body has not come whole.", None) from error
-        unknown_fields = server_state(request).config.unknown_fields
+        state: ServerState = request.app.state.server
+        unknown_fields = state.config.unknown_fields
         if len(content) <= _INLINE_BYTES:
             body = self._parse(content, unknown_fields)
         else:
-            body = await asyncio.to_thread(self._parse, content, unknown_fields)
+            body = await state.hub._run_off_loop(self._parse, content, unknown_fields)
         if span := span_of(request.scope):
             span.asked({name: getattr(body, name) for name in body.model_fields_set})
         return body

@@ -86,6 +86,8 @@ class ChatCompletionRequest(FormattedBody):
     """Return the log-probability of each token of the answer."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """And those of this many most probable tokens; needs `logprobs`."""
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
+    """Return the log-probabilities of the prompt's tokens, and those of this many most probable ones; vLLM's."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the adapter's chat template, such as `enable_thinking`; vLLM's."""
     continue_final_message: bool | None = None

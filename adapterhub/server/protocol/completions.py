@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from adapterhub.server.errors import FieldError
 from adapterhub.server.protocol.fields import ListOf
 from adapterhub.server.protocol.output_formats import FormattedBody
 
@@ -30,9 +29,11 @@ class CompletionRequest(FormattedBody):
     )
     """A text, a list of texts, a list of token ids, or a list of such lists."""
     echo: bool | None = None
-    """Begin the answer with the prompt; not together with `logprobs`."""
+    """Begin the answer with the prompt, and `logprobs` with those of its tokens; `max_tokens` may be 0 then."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Return each token's log-probability and those of this many most probable tokens."""
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
+    """The same of the prompt's tokens, in a list of their own; vLLM's."""
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -40,18 +41,22 @@ class CompletionRequest(FormattedBody):
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
+    @property
+    def only_echoes(self) -> bool:
+        """Whether the answer is the prompt alone."""
+        return bool(self.echo) and self.max_tokens == 0
+
     def options(self) -> dict[str, Any]:
         """The options of a call of the hub that were sent.
 
         Raises:
-            FieldError: `echo` was sent with `logprobs`.
+            FieldError: Log-probabilities of the prompt are to be streamed in a list of their own.
         """
-        if self.echo and self.logprobs is not None:
-            raise FieldError(
-                "echo with logprobs is not supported: those of a prompt are not computed.",
-                "echo",
-                "unsupported_parameter",
-                hint="Leave one of them out.",
-            )
         options = self.sampling_options()
-        return options if self.logprobs is None else {**options, "logprobs": self.logprobs}
+        if self.logprobs is not None:
+            options["logprobs"] = self.logprobs
+            if self.echo:
+                options["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        if self.only_echoes:
+            options["max_tokens"] = 1  # as in vLLM: it is left out of the answer
+        return options

@@ -88,7 +88,6 @@ REFUSED: Final[Mapping[str, str]] = {
     "moderation": "Nothing is moderated here.",
     "prediction": "Leave it out; the answer is the same without.",
     "prompt_embeds": "Prompts are texts or token ids.",
-    "prompt_logprobs": "Log-probabilities are those of the answer.",
     "truncate_prompt_tokens": "Shorten the prompt.",
     "web_search_options": "The server does not reach the web.",
 }
@@ -101,6 +100,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "guided_grammar": _CHAT_ONLY,
     "guided_json": _CHAT_ONLY,
     "guided_regex": _CHAT_ONLY,
+    "prompt_logprobs": _CHAT_ONLY,
     "response_format": "Use text.format.",
     "structured_outputs": _CHAT_ONLY,
     "tool_choice": _CHAT_ONLY,

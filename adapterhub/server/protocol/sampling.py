@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapterhub.engine.sampling_params import SamplingParams
+from adapterhub.server.errors import FieldError
 from adapterhub.server.protocol.fields import Body, ListOf, at_most
 
 
@@ -94,10 +95,16 @@ class GenerationBody(Body):
         return max(self.stream_interval or 1, least)
 
     def sampling_options(self) -> dict[str, Any]:
-        """The options of a call of the hub that were sent."""
+        """The options of a call of the hub that were sent.
+
+        Raises:
+            FieldError: Log-probabilities of the prompt are to be streamed.
+        """
         names = [name for name in (*SamplingParams.model_fields, "priority", "user") if name != "logprobs"]
         sent = {name: getattr(self, name, None) for name in names}
         sent["user"] = self.safety_identifier or self.user
         if self.seed == -1:
             sent["seed"] = None
+        if self.streams and sent["prompt_logprobs"] is not None:
+            raise FieldError("prompt_logprobs are not streamed.", "prompt_logprobs", hint="Leave stream out.")
         return {name: value for name, value in sent.items() if value is not None}

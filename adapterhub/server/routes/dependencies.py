@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from adapterhub.server.state import State
 
 
-def audited(request: Request, state: State) -> Callable[[str, str], AbstractContextManager[None]]:
+async def audited(request: Request, state: State) -> Callable[[str, str], AbstractContextManager[None]]:
     """Makes a context manager of an action's name and the adapter's reference, which writes to the audit log."""
 
     def action(name: str, adapter: str) -> AbstractContextManager[None]:

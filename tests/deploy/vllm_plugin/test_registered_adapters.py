@@ -153,8 +153,12 @@ def test_the_settings_are_the_environment_s():
         "ADAPTERHUB_REGISTRY": "/r",
         "ADAPTERHUB_BASE": "adapterhub-demo",
         "ADAPTERHUB_VLLM_NAMES": "any",
+        "ADAPTERHUB_REGISTRY_CACHE_MIB": "64",
     }
-    assert PluginSettings.of(everything) == PluginSettings("/r", "adapterhub-demo", "any")
+    assert PluginSettings.of(everything) == PluginSettings("/r", "adapterhub-demo", "any", 64)
+    for wrong in ("0", "-1", "1.5", "much"):
+        with pytest.raises(ConfigError, match="ADAPTERHUB_REGISTRY_CACHE_MIB"):
+            PluginSettings.of({"ADAPTERHUB_REGISTRY": "/r", "ADAPTERHUB_REGISTRY_CACHE_MIB": wrong})
     with pytest.raises(ConfigError, match="'all'"):
         PluginSettings.of({"ADAPTERHUB_REGISTRY": "/r", "ADAPTERHUB_VLLM_NAMES": "all"})
 
@@ -186,10 +190,14 @@ def test_a_registry_at_a_url_downloads_what_belongs_to_the_base(
     assert isinstance(store, RemoteRegistry)
     try:
         sync_registry(registry, store, ["json"])
+        opened: dict[str, object] = {}
         monkeypatch.setattr(
-            "adapterhub.deploy.vllm_plugin.registered_adapters.open_registry", lambda _: store
+            "adapterhub.deploy.vllm_plugin.registered_adapters.open_registry",
+            lambda _, **settings: opened.update(settings) or store,
         )
-        found, other = RegisteredAdapters(PluginSettings(url)), make_base(tmp_path / "other", seed=5)
+        settings = PluginSettings(url, registry_cache_mib=3)
+        found, other = RegisteredAdapters(settings), make_base(tmp_path / "other", seed=5)
+        assert opened == {"max_cache_bytes": 3 * 2**20}
         with pytest.raises(AdapterIncompatibleError, match="does not belong to the base"):
             found.folder("json@1", str(other))
         assert not list((tmp_path / "cache").rglob(WEIGHTS_FILE))

@@ -26,6 +26,7 @@ class FakeHub:
         before_commit: Called before a commit is applied.
         asked: The paths and queries of reading requests, oldest first.
         is_down: Whether nothing can be read.
+        ranges: The `Range` headers of reading requests, oldest first.
     """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
@@ -33,6 +34,7 @@ class FakeHub:
     endpoint: str = ""
     asked: list[str] = field(default_factory=list)
     is_down: bool = False
+    ranges: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -142,7 +144,10 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if content is None:
                 self.answer({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})
             else:
-                self.send(200, content, {})
+                wanted = self.headers.get("Range", "")
+                hub.ranges += [wanted] if wanted else []
+                end = int(wanted.removeprefix("bytes=0-")) + 1 if wanted else len(content)
+                self.send(206 if wanted else 200, content[:end], {})
 
         def answer(self, content: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
             self.send(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,8 +16,10 @@ from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
 from adapterhub import (
+    AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
+    InvalidRequestError,
     RegistryError,
     RegistryLockedError,
     RegistryUnavailableError,
@@ -175,7 +179,12 @@ def test_the_command_removes_what_a_dead_writer_left(
 
 @pytest.mark.parametrize("at", [WEIGHTS_FILE, CONFIG_FILE, "card.json"])
 def test_a_remover_that_dies_has_removed_the_version(
-    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path, at: str
+    faulty: RemoteRegistry,
+    files: FaultyFiles,
+    opened: Opener,
+    adapter: Path,
+    objects: dict[str, bytes],
+    at: str,
 ):
     for _ in range(2):
         faulty.register("json", adapter)
@@ -191,7 +200,11 @@ def test_a_remover_that_dies_has_removed_the_version(
     assert [card.ref for card in reader.versions("json")] == ["json@1"]
     with pytest.raises(AdapterNotFoundError):
         reader.alias("json", "prod", 2)
+    (problem,) = reader.verify()
+    assert (problem.ref, "files of it are left" in problem.message) == ("json@2", True)
+    reader.remove("json@2")
     assert reader.verify() == []
+    assert not [path for path in objects if path.startswith("json/2/")]
     assert reader.register("json", adapter).version == 3
 
 
@@ -507,3 +520,127 @@ def test_a_file_that_grows_is_not_read_to_its_end(opened: Opener, adapter: Path,
     objects[f"json/1/{CONFIG_FILE}"] = b" " * 10_000
     with pytest.raises(AdapterInvalidError, match="more than"):
         opened().folder(card)
+
+
+def test_a_fork_while_the_store_is_read(faulty: RemoteRegistry, files: FaultyFiles, adapter: Path):
+    """The child's threads and locks are its own: a refresh that the parent was in does not hold it up."""
+    faulty.register("json", adapter)
+    hanging, released, info = threading.Event(), threading.Event(), files.info
+
+    def hang(path: str) -> Any:
+        hanging.set()
+        assert released.wait(60)
+        return info(path)
+
+    files.info = hang
+    refreshing = threading.Thread(target=faulty.refresh)
+    refreshing.start()
+    assert hanging.wait(60)
+    if not (child := os.fork()):
+        signal.alarm(30)
+        files.info = info
+        is_read = bool(faulty.refresh().names()) and [card.ref for card in faulty.list()] == ["json@1"]
+        os._exit(0 if is_read else 1)
+    try:
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        released.set()
+        refreshing.join()
+        faulty.close()
+
+
+def test_errors_of_this_machines_disk_are_not_the_stores(
+    opened: Opener, adapter: Path, url: str, tmp_path: Path
+):
+    opened().register("json", adapter)
+    (tmp_path / "file").touch()
+    fs = MemoryFileSystem()
+    store = ObjectStore(fs, url.removeprefix("memory:/"), url, MemoryWrites(fs))
+    with pytest.raises(NotADirectoryError):
+        store.download(f"json/1/{WEIGHTS_FILE}", tmp_path / "file" / WEIGHTS_FILE, 10**6)
+
+
+def test_aliases_that_nobody_could_read_again_are_not_stored(
+    opened: Opener, adapter: Path, objects: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    registry = opened()
+    registry.register("json", adapter)
+    registry.alias("json", "prod", 1)
+    before = objects["json/refs.json"]
+    monkeypatch.setattr("adapterhub.registry.refs.MAX_REFS_BYTES", len(before) + 10)
+    with pytest.raises(InvalidRequestError, match="would take more than"):
+        registry.alias("json", "a-longer-name", 1)
+    assert objects["json/refs.json"] == before
+
+
+def test_a_version_that_is_removed_while_it_is_copied_is_not_reported_as_stored(
+    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path
+):
+    card = opened().register("json", adapter)
+    other = opened()
+
+    def remove_first(path: str) -> None:
+        if path.endswith("/2/card.json"):
+            files.before_write = lambda path: None
+            other.remove("json@2")
+
+    files.before_write = remove_first
+    with pytest.raises(AdapterExistsError, match="taken"):
+        faulty.publish(card.model_copy(update={"version": 2}), adapter)
+    assert [card.version for card in opened().versions("json")] == [1]
+
+
+def test_a_change_lists_its_own_adapter_alone(opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else the time of a change grows with the registry, and that of many changes with its square."""
+    opened().register("sql", adapter)
+    registry = opened(refresh=3600)
+    registry.refresh()
+    listed, objects = [], ObjectStore.objects
+
+    def counting(self: ObjectStore, prefix: str = "") -> Any:
+        listed.append(prefix)
+        return objects(self, prefix)
+
+    monkeypatch.setattr(ObjectStore, "objects", counting)
+    registry.register("json", adapter)
+    registry.alias("json", "prod", 1)
+    registry.update("json", description="new")
+    registry.publish(registry.get("json").model_copy(update={"version": 2}), adapter)
+    registry.remove("json@2")
+    assert set(listed) == {"json", ".versions/json"}
+    assert [card.ref for card in registry.list()] == ["json@1", "sql@1"]
+    assert registry.get("json@prod").description == "new"
+
+
+def test_each_card_is_one_request_and_is_asked_for_once(
+    opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch
+):
+    writer = opened()
+    for name in ("json", "sql"):
+        writer.register(name, adapter)
+    asked: list[tuple[str, str]] = []
+    for method in ("content", "_info"):
+        monkeypatch.setattr(ObjectStore, method, _asking(asked, method, getattr(ObjectStore, method)))
+    reader = opened(refresh=3600)
+    reader.refresh()
+    reader.refresh()
+    assert sorted(path for method, path in asked if method == "content") == [
+        "json/1/card.json",
+        "sql/1/card.json",
+    ]
+    assert [path for method, path in asked if method == "_info"] == [".stamp", ".stamp"]
+
+
+def _asking(asked: list[tuple[str, str]], method: str, ask: Callable[..., Any]) -> Callable[..., Any]:
+    def asking(self: ObjectStore, path: str, *arguments: Any) -> Any:
+        asked.append((method, path))
+        return ask(self, path, *arguments)
+
+    return asking
+
+
+def test_an_object_named_like_an_adapter_is_ignored(opened: Opener, adapter: Path, objects: dict[str, bytes]):
+    objects["sql"] = b""
+    opened().register("json", adapter)
+    assert opened().names() == ["json"]
+    assert opened().verify() == []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.registry.remote.file_cache import FileCache
+from tests.waiting import wait_for
 
 
 def write(size: int = 100):
@@ -138,8 +139,7 @@ def test_processes_share_one_download(tmp_path: Path):
 def test_a_killed_download_is_done_anew(tmp_path: Path):
     process = multiprocessing.get_context("spawn").Process(target=_hang, args=(tmp_path / "cache",))
     process.start()
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "begun").exists)
     process.kill()
     process.join()
     folder = FileCache(tmp_path / "cache", 1000).get("a", write())

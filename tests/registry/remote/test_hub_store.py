@@ -16,7 +16,9 @@ from adapterhub import (
     RegistryError,
     RegistryLockedError,
 )
+from adapterhub.capabilities import AdapterFeatures
 from adapterhub.peft_format.config import WEIGHTS_FILE
+from adapterhub.peft_format.safetensors_header import header_end
 from adapterhub.registry.remote import RemoteRegistry, open_registry
 from tests.registry.remote.fake_hub import REPOSITORY, TOKEN, FakeHub, running_hub
 from tests.registry.remote.test_remote_registry import wait_until
@@ -102,6 +104,23 @@ def test_a_commit_in_between_is_not_overwritten(opened_hub: Opener, hub: FakeHub
     assert [card.version for card in opened_hub().versions("json")] == [1, 2, 3]
 
 
+def test_a_number_that_was_given_and_removed_in_between_is_not_given_again(
+    opened_hub: Opener, hub: FakeHub, adapter: Path
+):
+    """Readers would not see a version under it."""
+    registry, other = opened_hub(), opened_hub()
+    registry.register("json", adapter)
+
+    def register_and_remove_first() -> None:
+        hub.before_commit = lambda: None
+        assert other.register("json", adapter).version == 2
+        other.remove("json@2")
+
+    hub.before_commit = register_and_remove_first
+    assert registry.register("json", adapter).version == 3
+    assert [card.version for card in opened_hub().versions("json")] == [1, 3]
+
+
 def test_a_writer_that_never_comes_first_gives_up(opened_hub: Opener, hub: FakeHub, adapter: Path):
     registry = opened_hub()
 
@@ -136,6 +155,16 @@ def test_a_commit_counts_although_nothing_can_be_read_after_it(
     assert registry.register("json", adapter).version == 1
     hub.is_down = False
     assert opened_hub().names() == ["json"]
+
+
+def test_features_are_read_without_the_weights(
+    opened_hub: Opener, hub: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+):
+    card = opened_hub().register("json", adapter)
+    header = header_end(adapter / WEIGHTS_FILE, hub.files[f"json/1/{WEIGHTS_FILE}"])
+    monkeypatch.setattr("adapterhub.registry.remote.fetching._START_BYTES", 64)
+    assert opened_hub().features(card) == AdapterFeatures.of_folder(adapter)
+    assert hub.ranges == ["bytes=0-63", f"bytes=0-{header - 1}"]
 
 
 def test_tampered_weights_are_not_given_out(opened_hub: Opener, hub: FakeHub, adapter: Path):
