@@ -19,7 +19,7 @@ from adapterhub.config import cache_folder
 SOURCES = sorted(Path(adapterhub.__file__).parent.rglob("*.cpp"))
 
 needs_compiler = pytest.mark.skipif(
-    not shutil.which(os.environ.get("CXX") or "c++") or not hasattr(os, "getuid"),
+    not shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]) or not hasattr(os, "getuid"),
     reason="needs a C++ compiler",
 )
 

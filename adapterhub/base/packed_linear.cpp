@@ -28,6 +28,7 @@ struct BFloat16 {
     uint16_t bits;
 };
 
+// Nothing is checked here: out is a multiple of 32, in of group, and group of 32.
 struct Layer {
     const uint8_t *weight;   // (out / 32, in / 2, 32): a pair of neighbours of a row is a pair of bytes
     const BFloat16 *scales;  // (in / group, out)
