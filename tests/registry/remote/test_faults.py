@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
 from adapterhub import (
+    AdapterCard,
     AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
@@ -573,11 +574,11 @@ def test_aliases_that_nobody_could_read_again_are_not_stored(
     assert objects["json/refs.json"] == before
 
 
-def test_a_version_that_is_removed_while_it_is_copied_is_not_reported_as_stored(
-    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path
-):
-    card = opened().register("json", adapter)
+@pytest.fixture
+def removed_meanwhile(files: FaultyFiles, opened: Opener, adapter: Path) -> AdapterCard:
+    """The card of json@1; another writer removes json@2 just before its card is written."""
     other = opened()
+    card = other.register("json", adapter)
 
     def remove_first(path: str) -> None:
         if path.endswith("/2/card.json"):
@@ -585,9 +586,23 @@ def test_a_version_that_is_removed_while_it_is_copied_is_not_reported_as_stored(
             other.remove("json@2")
 
     files.before_write = remove_first
+    return card
+
+
+def test_a_version_that_is_removed_while_it_is_copied_is_not_reported_as_stored(
+    faulty: RemoteRegistry, removed_meanwhile: AdapterCard, opened: Opener, adapter: Path
+):
     with pytest.raises(AdapterExistsError, match="taken"):
-        faulty.publish(card.model_copy(update={"version": 2}), adapter)
+        faulty.publish(removed_meanwhile.model_copy(update={"version": 2}), adapter)
     assert [card.version for card in opened().versions("json")] == [1]
+
+
+@pytest.mark.usefixtures("removed_meanwhile")
+def test_a_version_that_is_removed_while_it_is_registered_gets_the_next_number(
+    faulty: RemoteRegistry, opened: Opener, adapter: Path
+):
+    assert faulty.register("json", adapter).version == 3
+    assert [card.version for card in opened().versions("json")] == [1, 3]
 
 
 def test_a_change_lists_its_own_adapter_alone(opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch):
