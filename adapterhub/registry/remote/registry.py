@@ -276,7 +276,7 @@ class RemoteRegistry(AdapterRegistry):
         except ConflictError as error:
             raise self._taken(card) from error
         self._refresh_after_change(card.name)
-        if card.version in self._current().refs(card.name).removed:  # by another writer meanwhile
+        if self._known and card.version in self._known.refs(card.name).removed:  # by another writer meanwhile
             raise self._taken(card)
 
     def revise(self, ref: str, change: Callable[[AdapterCard], CardFields]) -> AdapterCard:
