@@ -210,6 +210,7 @@ def _download(repo: str, revision: str | None, files: list[str], *, local_files_
             return _download(repo, revision, files, local_files_only=True)
         raise ConfigError(
             f"Base {repo!r} is not a local folder and could not be downloaded from the hub ({type(error).__name__}).",
-            hint="Check the spelling and the network; for a gated model log in with `hf auth login`.",
+            hint="Check the spelling and the network; HF_HUB_OFFLINE must not be set, and a gated model needs "
+            "`hf auth login`.",
         ) from error
     return Path(folder)

@@ -12,7 +12,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import complete_adapter, open_registry, registry_option
 
 if TYPE_CHECKING:
-    from adapterhub.registry import Alias
+    from adapterhub.registry import AdapterRegistry, Alias
 
 _SHARE = re.compile(r"([1-9][0-9]{0,8})=([1-9][0-9]{0,6})")
 
@@ -40,12 +40,13 @@ def alias(
     delete: bool,
     registry: str | Path | None,
 ) -> None:
-    """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, at the newest.
+    """Point ALIAS at a VERSION of NAME, so that NAME@ALIAS means it; without VERSION, print what it means.
 
     Several versions with weights share the requests, for a canary. A shadow gets copies, and nobody sees its answers.
 
     \b
     Examples:
+      adapterhub alias sql prod
       adapterhub alias sql prod 3
       adapterhub alias sql prod 3=90 4=10
       adapterhub alias sql prod --shadow 5 --percent 10
@@ -61,12 +62,13 @@ def alias(
         output.note(f"Removed {name}@{alias_name}.")
         return
     target, share = _target(versions), 5.0 if percent is None else percent
-    if not changes_shadow:
-        adapters.alias(name, alias_name, target or adapters.resolve(name).version)
-    elif target is None:
+    if target is None and not changes_shadow:
+        output.emit(f"{name}@{alias_name} is {describe_alias(name, _existing(adapters, name, alias_name))}.")
+        return
+    if target is None:
         adapters.shadow(name, alias_name, shadow, share)
     else:
-        adapters.alias(name, alias_name, _shadowed(target, shadow, share))
+        adapters.alias(name, alias_name, _shadowed(target, shadow, share) if changes_shadow else target)
     output.note(f"{name}@{alias_name} is {describe_alias(name, adapters.aliases(name)[alias_name])}.")
 
 
@@ -101,6 +103,17 @@ def _shadowed(target: int | dict[int, int], shadow: int | None, percent: float) 
     from adapterhub.registry import Alias
 
     return Alias.of(target).shadowed(shadow, percent)
+
+
+def _existing(adapters: AdapterRegistry, name: str, alias_name: str) -> Alias:
+    from adapterhub.errors import AdapterNotFoundError
+
+    if found := adapters.aliases(name).get(alias_name):
+        return found
+    raise AdapterNotFoundError(
+        f"There is no alias '{name}@{alias_name}'.",
+        hint=f"Give the version that it shall mean: `adapterhub alias {name} {alias_name} VERSION`.",
+    )
 
 
 def _target(versions: tuple[str, ...]) -> int | dict[int, int] | None:

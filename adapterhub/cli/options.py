@@ -77,7 +77,11 @@ class EngineType(click.Choice[str]):
         """The value itself, if it is one of these."""
         from adapterhub.config import ENGINE_PATTERN  # pydantic's import would slow down --help
 
-        return value if re.fullmatch(ENGINE_PATTERN, str(value)) else super().convert(value, param, ctx)
+        if not re.fullmatch(ENGINE_PATTERN, str(value)):
+            names = ", ".join(map(repr, self.choices))
+            url = "the URL of a vLLM server, such as http://127.0.0.1:8000"
+            self.fail(f"{value!r} is not {names} or {url}.", param, ctx)
+        return str(value)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """As help shows it."""

@@ -16,7 +16,7 @@ from adapterhub.cli.routes import warn_of_routes
 from adapterhub.errors import AdapterInvalidError, ConfigError
 
 if TYPE_CHECKING:
-    from adapterhub.registry import AdapterCard, AdapterRegistry, PeftInfo
+    from adapterhub.registry import AdapterCard, AdapterRegistry, Evaluation, PeftInfo
 
 
 @click.command("list")
@@ -205,9 +205,12 @@ def _note_back_ends(adapters: AdapterRegistry, card: AdapterCard) -> None:
     """Says which servers do not run the adapter as it is."""
     from adapterhub.capabilities import capabilities_of
 
+    back_ends: dict[str, list[str]] = {}
     for found in capabilities_of(adapters.features(card)):
         if not found.runs:
-            output.note(f"Not for {found.backend}: {found.reason}. {found.hint}")
+            back_ends.setdefault(f"{found.reason}. {found.hint}", []).append(found.backend)
+    for why, names in back_ends.items():
+        output.note(f"Not for {', '.join(names)}: {why}")
 
 
 def _warn_of_rank(card: AdapterCard, registry: str | Path | None) -> None:
@@ -252,7 +255,7 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ("datasets", ", ".join(card.datasets)),
         (
             "evaluation",
-            "\n".join(f"{e.dataset_name}: {e.metric_type} {e.metric_value}" for e in card.evaluation),
+            "\n".join(map(_measured, card.evaluation)),
         ),
         ("system prompt", card.prompt.system or ""),
         ("stops", ", ".join(map(repr, card.prompt.stop))),
@@ -264,6 +267,11 @@ def _fields(card: AdapterCard) -> list[tuple[str, str]]:
         ("digest", card.digest),
         ("created", f"{card.created_at:%Y-%m-%d %H:%M}"),
     ]
+
+
+def _measured(result: Evaluation) -> str:
+    name = f" ({result.metric_name})" if result.metric_name else ""
+    return f"{result.dataset_name}: {result.metric_type} {result.metric_value}{name}"
 
 
 def _replaced(peft: PeftInfo) -> str:

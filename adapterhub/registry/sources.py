@@ -79,7 +79,7 @@ def locate_adapter(path: str | Path, *, download: Downloader | None = None) -> A
         address, boundary = cached
         source = Source(uri=address.uri, revision=address.revision)
         return AdapterFiles(_adapter_folder(folder, str(folder)), boundary, source)
-    hub = HubAddress.parse(path) if isinstance(path, str) else None
+    hub = HubAddress.parse(path) if isinstance(path, str) and not folder.is_file() else None
     if hub is None:
         raise _no_folder(folder)
     snapshot = _download(str(path), hub, download or partial(_snapshot, subfolder=hub.subfolder))
@@ -121,7 +121,8 @@ def _download(path: str, hub: HubAddress, download: Downloader) -> Path:
     except (OSError, ValueError) as error:  # huggingface_hub raises subclasses of these
         raise RegistryError(
             f"{path[:200]!r} is not a local folder and could not be downloaded from the hub ({type(error).__name__}).",
-            hint="Check the spelling and the network; for a private repository log in with `hf auth login`.",
+            hint="Check the spelling and the network; HF_HUB_OFFLINE must not be set, and a private repository needs "
+            "`hf auth login`.",
         ) from error
 
 

@@ -172,7 +172,8 @@ class _Server(uvicorn.Server):
         self._drain_seconds = config.drain_seconds
         self._drain_until = 0.0
         self._report = report
-        self._reported: tuple[str, float] = "", 0.0
+        self._stage: tuple[str, float] = "", 0.0  # with the time at which it began
+        self._next_report = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins the drain; a second signal ends it."""
@@ -196,9 +197,13 @@ class _Server(uvicorn.Server):
     def _report_stage(self) -> None:
         """Says what goes on when that changes, and again every few seconds until the server is ready."""
         stage, now = self._lifecycle.stage, time.monotonic()
-        before, at = self._reported
-        if stage == before and (stage == READY or now < at + _SECONDS_BETWEEN_REPORTS):
+        before, began = self._stage
+        if stage == before and (stage == READY or now < self._next_report):
             return
-        self._reported = stage, now
+        self._next_report = now + _SECONDS_BETWEEN_REPORTS
+        if stage != before:
+            self._stage = stage, now
         running = f": {self._lifecycle.running} answers to go" if self._lifecycle.running else ""
-        self._report(f"{stage.capitalize()}{running}" + (f" ({now - at:.0f} s)" if stage == before else ""))
+        self._report(
+            f"{stage.capitalize()}{running}" + (f" ({now - began:.0f} s)" if stage == before else "")
+        )

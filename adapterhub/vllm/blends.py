@@ -104,10 +104,18 @@ class MaterialisedBlends:
         return written
 
     async def _write(self, blend: BlendedLoraRequest) -> StoredLoraRequest:
-        async with self._writing:
-            found = await asyncio.to_thread(self._materialise, blend, self._in_use())
-            self._written[blend.digest] = found
+        """Writes a blend; the next one waits until it is written, also if who asked for it has given up."""
+        await self._writing.acquire()
+        writing = asyncio.create_task(self._find_or_write(blend))
+        writing.add_done_callback(lambda _: self._writing.release())
+        return await asyncio.shield(writing)
+
+    async def _find_or_write(self, blend: BlendedLoraRequest) -> StoredLoraRequest:
+        if found := await self._found(blend):  # another request has written it meanwhile
             return found
+        found = await asyncio.to_thread(self._materialise, blend, self._in_use())
+        self._written[blend.digest] = found
+        return found
 
     def _in_use(self) -> set[Path]:
         return {self._written[digest].folder for digest in self._users if digest in self._written}

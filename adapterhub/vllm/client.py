@@ -103,6 +103,8 @@ class VLLMClient:
             EngineError: It is no vLLM server, or wants a key.
         """
         answer = await self._ask("GET", "/v1/models", seconds=self.timeouts.request)
+        if answer.status == 404:
+            raise self._not_vllm()
         check(answer, self.url)
         try:
             cards = json.loads(answer.content)["data"]
@@ -114,9 +116,13 @@ class VLLMClient:
                 adapters={str(card["id"]): str(card.get("root")) for card in cards if card.get("parent")},
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise EngineError(
-                f"{self.url} does not answer /v1/models as vLLM does.", hint="Is it a vLLM server's URL?"
-            ) from error
+            raise self._not_vllm() from error
+
+    def _not_vllm(self) -> EngineError:
+        return EngineError(
+            f"{self.url} does not answer /v1/models as vLLM does.",
+            hint="Is it a vLLM server's URL, such as http://host:8000?",
+        )
 
     async def load(self, name: str, folder: Path) -> None:
         """Loads an adapter under a name; done if it is loaded already.

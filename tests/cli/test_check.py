@@ -60,7 +60,7 @@ def test_what_is_registered_is_told_for_which_servers_it_is_not(own, dora: Path,
     added = own("add", "dora", dora, "--base", tiny_base)
     assert added.code == 0
     told = [line.split(":")[0] for line in added.err.splitlines() if line.startswith("Not for")]
-    assert told == ["Not for llama.cpp", "Not for vllm", "Not for sglang"]
+    assert told == ["Not for llama.cpp, vllm, sglang"]  # for one reason, so on one line
     assert own("show", "dora", "--json").json["runs_on"] == ["in-process"]
     assert "runs on" in own("show", "dora").out
 

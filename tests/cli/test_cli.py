@@ -114,6 +114,20 @@ class TestReading:
         assert as_json["prompt_in_use"] == "chat template of the tokenizer"
         assert as_json["folder"] == str(tiny_registry / "json" / "1")
 
+    def test_show_says_what_was_measured(self, own, tmp_path, tiny_adapters):
+        registry = AdapterRegistry(tmp_path / "own")
+        result = {"task_type": "text-generation", "dataset_name": "held-out", "metric_type": "accuracy"}
+        named = {**result, "metric_value": 0.5, "metric_name": "right calls"}
+        registry.register("json", tiny_adapters["json"], evaluation=[named, {**result, "metric_value": 0.75}])
+        shown = own("show", "json", "--registry", tmp_path / "own").out
+        assert "held-out: accuracy 0.5 (right calls)\n" in shown
+        assert "held-out: accuracy 0.75\n" in shown
+
+    @pytest.mark.parametrize("engine", ["vllm", "127.0.0.1:8000"])
+    def test_an_engine_that_is_none_is_told_how_a_url_is_written(self, run, engine):
+        refused = run("run", "json", "hello", "--engine", engine)
+        assert (refused.code, "URL of a vLLM server, such as http://" in refused.err) == (2, True)
+
     def test_show_has_the_prompt_profile_of_the_adapters_own_files(self, own, tmp_path, tiny_base):
         adapter = make_adapter(tmp_path / "adapter", tiny_base)
         (adapter / "tokenizer_config.json").write_text('{"chat_template": "x", "eos_token": "<|endoftext|>"}')
@@ -207,7 +221,7 @@ class TestChanging:
         assert (refused.code, "prod" in refused.err) == (1, True)
         assert own("rm", "json@1", "--yes", "--force").code == 0
         assert own("show", "json@1").code == 1
-        own("alias", "json", "live")
+        own("alias", "json", "live", 2)
         assert own("show", "json@live", "--json").json["version"] == 2
         own("alias", "json", "live", "--delete")
         assert own("show", "json@live").code == 1
@@ -263,6 +277,21 @@ class TestChanging:
         own("alias", "json", "prod", 1)
         assert own("alias", "json", "prod", 2, "--shadow", shadow).code == 1
         assert own("show", "json@prod", "--json").json["version"] == 1
+
+    def test_alias_without_a_version_says_what_it_means_and_moves_nothing(self, own, tiny_adapters):
+        for name in ("json", "code"):
+            own("add", "json", tiny_adapters[name])
+        own("alias", "json", "prod", 1)
+        own("alias", "json", "prod", "--shadow", 2)
+        assert own("alias", "json", "prod").out == "json@prod is json@1; copies of 5 % to json@2.\n"
+        assert own("show", "json@prod", "--json").json["version"] == 1
+        absent = own("alias", "json", "live")
+        assert (absent.code, "json@live" in absent.err, "alias json live VERSION" in absent.err) == (
+            1,
+            True,
+            True,
+        )
+        assert own("show", "json@live").code == 1
 
     def test_rm_names_the_version_that_it_removed(self, own, tiny_adapters):
         for name in ("json", "code", "support"):

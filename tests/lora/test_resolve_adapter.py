@@ -78,6 +78,8 @@ def test_the_reference_resolves_to_the_same_blend(resolve, weight):
         ("json: 0.5", "weight"),
         ("json++code", "name"),
         ("+", "name"),
+        ("json=0.5+code=0.5", "not a part of a blend"),
+        ("0.5*json", "not a part of a blend"),
         ("json:0.5+json:0.5", "twice"),
         ("json+json@1", "twice"),
         ("auto:0.5+json:0.5", "no adapter"),

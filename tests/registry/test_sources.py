@@ -145,6 +145,7 @@ def test_without_a_network_the_hub_is_a_clear_error(registry: AdapterRegistry) -
     ) as caught:
         registry.register("json", "org/json")
     assert "network" in str(caught.value.hint)
+    assert "HF_HUB_OFFLINE" in str(caught.value.hint)
     assert registry.list() == []
 
 
@@ -170,6 +171,14 @@ def test_a_path_without_an_adapter(path: str, tmp_path: Path, monkeypatch: pytes
     with pytest.raises((InvalidRequestError, RegistryError)) as caught:
         locate_adapter(path)
     assert caught.value.hint
+
+
+def test_a_file_of_an_adapter_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_adapter(tmp_path / "lora")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequestError, match="is a file") as caught:
+        locate_adapter("lora/adapter_config.json")
+    assert caught.value.hint == "Give the folder that it is in: 'lora'."
 
 
 def test_the_folder_above_an_adapter_has_a_hint(tmp_path: Path) -> None:

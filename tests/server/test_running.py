@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from adapterhub import AdapterHub, AdapterRegistry, EchoEngine
 from adapterhub.errors import ConfigError
-from adapterhub.server import ServerConfig, serve
+from adapterhub.server import ServerConfig, running, serve
 from adapterhub.server.running import sharing_interpreter
 from tests.server.process import serving
 
@@ -110,6 +112,26 @@ def test_a_base_that_cannot_be_loaded_ends_the_server(tmp_path: Path):
     with pytest.raises(ConfigError, match="no such base"):
         serve(fail, ServerConfig(port=0), said.append)
     assert said[0].startswith("Listening on http://127.0.0.1:")
+
+
+def test_a_stage_that_lasts_is_reported_with_its_time_so_far(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(running, "_SECONDS_BETWEEN_REPORTS", 1.0)
+    seconds: list[int] = []
+    reported_twice = threading.Event()
+
+    def report(text: str) -> None:
+        if found := re.fullmatch(r"Loading the base \((\d+) s\)", text):
+            seconds.append(int(found[1]))
+        if len(seconds) == 2:
+            reported_twice.set()
+
+    def fail() -> AdapterHub:
+        reported_twice.wait()
+        raise ConfigError("There is no such base.")
+
+    with pytest.raises(ConfigError, match="no such base"):
+        serve(fail, ServerConfig(port=0), report)
+    assert 1 <= seconds[0] < seconds[1]
 
 
 def test_keys_are_read_before_the_base_is_loaded(tmp_path: Path):

@@ -282,16 +282,26 @@ async def test_the_key_is_sent_and_never_told(fake: FakeServer):
     await other.aclose()
 
 
-@pytest.mark.parametrize("content", [b'{"data": []}', b"[]", b"process_start_time_seconds soon"])
-async def test_what_is_no_vllm_server_is_told(content: bytes):
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (200, b'{"data": []}'),
+        (200, b"[]"),
+        (200, b"process_start_time_seconds soon"),
+        (404, b"Not Found"),
+        (404, b'{"error": "no such path"}'),
+    ],
+)
+async def test_what_is_no_vllm_server_is_told(status: int, content: bytes):
     async def answer(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": content})
 
     with FakeServer(answer) as server:  # type: ignore[arg-type]
         client = VLLMClient(server.url)
-        with pytest.raises(EngineError, match="does not answer /v1/models as vLLM does"):
+        with pytest.raises(EngineError, match="does not answer /v1/models as vLLM does") as caught:
             await client.models()
+        assert "http://host:8000" in (caught.value.hint or "")
         assert await client.start_time() is None
         await client.aclose()
 

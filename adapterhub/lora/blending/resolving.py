@@ -15,6 +15,7 @@ from adapterhub.registry.references import RESERVED, check_reference
 MAX_PARTS = 8
 MAX_WEIGHT = 10.0
 
+_HOW_TO_WRITE = "Write name:weight, joined by '+': json:0.7+support:0.3."
 _NUMBER = re.compile(r"-?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})(e-?\d{1,3})?", re.ASCII)
 
 
@@ -141,12 +142,13 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 def _parse_part(text: str) -> tuple[str, float]:
     ref, colon, weight = text.partition(":")
+    if not colon and re.search("[=*]", ref):  # as in `json=0.7` and `0.7*json`, which other commands write
+        raise InvalidRequestError(f"{ref[:80]!r} is not a part of a blend.", hint=_HOW_TO_WRITE)
     if not colon:
         return ref, 1.0
     if not _NUMBER.fullmatch(weight):
         raise InvalidRequestError(
-            f"{weight[:80]!r} is not the weight of a part of a blend.",
-            hint="Write name:weight, joined by '+': json:0.7+support:0.3.",
+            f"{weight[:80]!r} is not the weight of a part of a blend.", hint=_HOW_TO_WRITE
         )
     return ref, float(weight)
 
