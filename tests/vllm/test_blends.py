@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,20 @@ def test_a_blend_in_use_is_not_removed(
     fake.token_seconds = 0
     assert "".join(output.text for output in stream).endswith("hi")
     wait_for(lambda: not written(registry))
+
+
+def test_a_blend_that_an_answer_uses_for_long_is_not_idle_to_other_fronts(
+    server: FakeServer, fake: FakeVllm, connect: Connect, registry: AdapterRegistry
+):
+    fake.token_seconds = 0.1  # 100 seconds in all
+    engine = connect(server, registry=registry, limits=FleetLimits(sync_seconds=0.02))
+    stream = engine.stream(request("hi" * 500, blend(registry, json=0.7, code=0.3), max_tokens=2000))
+    next(stream)
+    ((_, folder),) = fake.loaded.items()
+    marked = Path(folder).parent
+    os.utime(marked, (1, 1))
+    wait_for(lambda: marked.stat().st_mtime > 1)
+    stream.close()
 
 
 async def test_of_requests_that_are_given_up_one_at_a_time_is_written(
