@@ -166,6 +166,12 @@ def test_without_a_compiler(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
         compile_library(source, tmp_path / "kept")
 
 
+def test_a_compiler_that_is_no_command(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", 'c++ "')
+    with pytest.raises(CompilingError, match="CXX is no command"):
+        compile_library(source, tmp_path / "kept")
+
+
 @needs_compiler
 def test_a_folder_that_cannot_be_made(source: Path, tmp_path: Path):
     with pytest.raises(CompilingError, match="Not a directory"):
