@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections import defaultdict
@@ -36,6 +37,7 @@ _VERSION = 2
 _WRITING_S = 600
 """How long another process may write."""
 _DIGITS = 16
+_FORM = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
 _EXACT = 1e-4
 """A smaller error is float32's rounding."""
 
@@ -128,13 +130,18 @@ def remove_unused(cache: Path, *, seconds: float, in_use: Collection[Path] = ())
 def materialised_blends(cache: Path) -> list[StoredLoraRequest]:
     """The blends in a cache, as `materialise` returned them."""
     found = []
-    for folder in cache.glob("*-*/digest"):
+    for folder in _forms(cache):
         try:
-            digest = folder.read_text(encoding="ascii")
-        except (OSError, ValueError):  # another process has just removed it
+            digest = (folder / "digest").read_text(encoding="ascii")
+        except (OSError, ValueError):  # it is being written, or another process has just removed it
             continue
-        found.append(StoredLoraRequest(_blend_name(folder.parent), digest, folder.parent / "adapter"))
+        found.append(StoredLoraRequest(_blend_name(folder), digest, folder / "adapter"))
     return found
+
+
+def _forms(cache: Path) -> list[Path]:
+    """The folders of forms: what else is in the folder of a cache is left alone."""
+    return [path for path in cache.iterdir() if _FORM.fullmatch(path.name) and path.is_dir()]
 
 
 def _blend_name(folder: Path) -> str:
@@ -207,7 +214,7 @@ def _remove(
     cache: Path, *, maximum: int | None = None, seconds: float = 0, in_use: Collection[Path] = ()
 ) -> None:
     """Removes forms that nobody has used for some time, all of them or those above a maximum."""
-    used = {path: path.stat().st_mtime for path in cache.iterdir() if path.is_dir()}
+    used = {path: path.stat().st_mtime for path in _forms(cache)}
     latest = time.time() - seconds
     idle = [path for path in used if used[path] <= latest and path / "adapter" not in in_use]
     excess = len(used) if maximum is None else len(used) - maximum
