@@ -56,9 +56,7 @@ def compile_library(source: Path, folder: Path) -> Path:
     Raises:
         CompilingError: There is no compiler, it fails, or others may write into the folder.
     """
-    compiler = shlex.split(os.environ.get("CXX") or "c++")  # as for make, it may have arguments: "ccache g++"
-    if not compiler or shutil.which(compiler[0]) is None:
-        raise CompilingError("there is no C++ compiler")
+    compiler = _compiler()
     try:
         _make_private_folder(folder)
         openmp = _openmp_of_torch()
@@ -76,6 +74,17 @@ def compile_library(source: Path, folder: Path) -> Path:
     except OSError as error:
         raise CompilingError(str(error)) from error
     return library
+
+
+def _compiler() -> list[str]:
+    """The compiler's command; as for make, it may have arguments: "ccache g++"."""
+    try:
+        command = shlex.split(os.environ.get("CXX") or "c++")
+    except ValueError as error:
+        raise CompilingError(f"CXX is no command: {error}") from error
+    if not command or shutil.which(command[0]) is None:
+        raise CompilingError("there is no C++ compiler")
+    return command
 
 
 def _is_sound(library: Path) -> bool:

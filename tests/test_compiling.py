@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import adapterhub
 from adapterhub._compiling import CompilingError, compile_library
+from adapterhub.config import cache_folder
+
+SOURCES = sorted(Path(adapterhub.__file__).parent.rglob("*.cpp"))
 
 needs_compiler = pytest.mark.skipif(
-    not shutil.which(os.environ.get("CXX") or "c++") or not hasattr(os, "getuid"),
+    not shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]) or not hasattr(os, "getuid"),
     reason="needs a C++ compiler",
 )
 
@@ -40,6 +44,13 @@ def test_a_library_is_compiled_once(source: Path, tmp_path: Path):
     assert library.stat().st_mtime_ns == written
     assert answer(library) == 42
     assert not (tmp_path / "kept").stat().st_mode & 0o077
+
+
+@needs_compiler
+@pytest.mark.parametrize("source", [pytest.param(path, id=path.name) for path in SOURCES])
+def test_what_the_package_has_is_compiled(source: Path):
+    """The tests of what is compiled are skipped where it is not."""
+    ctypes.CDLL(str(compile_library(source, cache_folder("kernels"))))
 
 
 @needs_compiler
@@ -152,6 +163,12 @@ def test_what_the_compiler_says_is_the_reason(source: Path, tmp_path: Path):
 def test_without_a_compiler(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     with pytest.raises(CompilingError, match="no C\\+\\+ compiler"):
+        compile_library(source, tmp_path / "kept")
+
+
+def test_a_compiler_that_is_no_command(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", 'c++ "')
+    with pytest.raises(CompilingError, match="CXX is no command"):
         compile_library(source, tmp_path / "kept")
 
 

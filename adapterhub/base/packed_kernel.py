@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from bitsandbytes.functional import QuantState, get_4bit_type, lib
@@ -27,10 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class _Layer(ctypes.Structure):
-    """`Layer` of `packed_linear.cpp`. Addresses are numbers, so that a model with it can be copied."""
+    """`Layer` of `packed_linear.cpp`."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int64) for name in ("weight", "scales", "values", "in_", "out", "block_size")
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "scales", "values")),
+        *((name, ctypes.c_int64) for name in ("in_", "out", "block_size")),
     )
 
 
@@ -39,14 +40,14 @@ class PackedWeight:
 
     Args:
         weight: As bitsandbytes packs it.
-        state: Its scales, and the values of its codes.
+        state: Its scales and settings.
     """
 
     def __init__(self, weight: torch.Tensor, state: QuantState) -> None:
         self._address = weight.data_ptr()
         self._out, self._in = state.shape
         # Kept, as the structure has their addresses. The weight is not: it may be unpacked, and its memory freed.
-        self._scales, self._values = state.absmax, state.code.bfloat16()
+        self._scales, self._values = state.absmax, _values(state.quant_type)
         addresses = self._address, self._scales.data_ptr(), self._values.data_ptr()
         self._layer = _Layer(*addresses, self._in, self._out, state.blocksize)
 
@@ -67,10 +68,6 @@ class PackedWeight:
         is_long = tokens * self._in * self._out >= _MIN_PARALLEL_WORK
         threads = torch.get_num_threads() if is_long else 1
         run(ctypes.byref(self._layer), tokens, x.data_ptr(), y.data_ptr(), threads)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
-        """The same: a copied layer finds that it has another weight."""
-        return self
 
 
 @cache
@@ -105,8 +102,7 @@ def _check(run: Callable[..., None]) -> None:
     scales = torch.rand(width // block, out, generator=generator).bfloat16()
     x = torch.randn(tokens, width, generator=generator).bfloat16()
     for kind in ("nf4", "fp4"):
-        code = get_4bit_type(kind, device="cpu")
-        state = QuantState(scales, (out, width), code, block, kind)
+        state = QuantState(scales, (out, width), blocksize=block, quant_type=kind)
         y, wanted = x.new_empty(tokens, out), multiply_by_bitsandbytes(weight, state, x)
         PackedWeight(weight, state).multiply(run, x, y)
         if not torch.equal(y, wanted):
@@ -136,6 +132,13 @@ def multiply_by_bitsandbytes(weight: torch.Tensor, state: QuantState, x: torch.T
         out_features,
     )
     return y
+
+
+@cache
+def _values(quant_type: str) -> torch.Tensor:
+    """What the 16 codes stand for; bitsandbytes' kernel has them too, and ignores those that a file names."""
+    values: torch.Tensor = get_4bit_type(quant_type, device="cpu")
+    return values.bfloat16()
 
 
 @cache

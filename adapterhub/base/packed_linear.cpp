@@ -2,10 +2,8 @@
 // same order for each number, so the same bits as its kernel gives, in less time.
 //
 // That kernel waits for each sum: an instruction takes six cycles, and with one token only two sums are on their way.
-// Here rows of several blocks are summed side by side, and tokens that share a reading of the weights are eight.
+// Here rows of several blocks are summed side by side, and up to eight tokens share one reading of the weights.
 // Inputs are rounded to bfloat16 and outputs written as they are wanted, which saves a pass over each.
-
-#include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
@@ -18,6 +16,8 @@
 // Other processors have no such function, and the library no content.
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 
+#include <immintrin.h>
+
 namespace {
 
 constexpr int64_t ROWS = 32;  // of a block; a byte has a number of one of the first 16 rows, and of the row 16 below
@@ -28,6 +28,7 @@ struct BFloat16 {
     uint16_t bits;
 };
 
+// Nothing is checked here: out is a multiple of 32, in of group, and group of 32.
 struct Layer {
     const uint8_t *weight;   // (out / 32, in / 2, 32): a pair of neighbours of a row is a pair of bytes
     const BFloat16 *scales;  // (in / group, out)

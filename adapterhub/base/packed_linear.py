@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -30,6 +31,10 @@ class PackedLinear4bit(Linear4bit):  # type: ignore[misc]  # bitsandbytes has no
 
     dense_threshold: int | None = None
     _packed: PackedWeight | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which have weights of their own: without the addresses of these."""
+        return {**self.__dict__, "_packed": None}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T + bias`, computed in bfloat16; shape (..., out_features), in the dtype of `x`."""

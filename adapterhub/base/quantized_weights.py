@@ -26,7 +26,9 @@ from adapterhub.errors import InvalidRequestError
 
 PACKED_ROWS = 32
 """Rows of a weight that bitsandbytes packs together."""
-_QUANTIZATION_BLOCK = 64
+_LEAST_WIDTH = 64
+_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Weights with one scale, as bitsandbytes has them. A file may name another number, which kernels do not check."""
 
 
 def disable_weight_packing(model: nn.Module, *, only_unsupported: bool = False) -> None:
@@ -35,7 +37,8 @@ def disable_weight_packing(model: nn.Module, *, only_unsupported: bool = False) 
     Args:
         model: Any module tree.
         only_unsupported: Only for layers of sizes that bitsandbytes cannot pack: out_features must be a multiple of
-            32 and in_features one of the quantisation block, 64.
+            32, and in_features one of 64 and of the number of weights with one scale, which is 64 unless a file says
+            otherwise.
     """
     for layer in model.modules():
         if isinstance(layer, Linear4bit) and not (only_unsupported and _can_be_packed(layer)):
@@ -147,5 +150,9 @@ def _dequantize_4bit(layer: Linear4bit) -> torch.Tensor:
 
 
 def _can_be_packed(layer: Linear4bit) -> bool:
-    packable: bool = layer.out_features % PACKED_ROWS == 0 and layer.in_features % _QUANTIZATION_BLOCK == 0
+    state, shape = layer.weight.quant_state, (layer.out_features, layer.in_features)
+    # The block size and the shape of a base that is stored quantised are what its file says.
+    if state is None or tuple(state.shape or ()) != shape or state.blocksize not in _BLOCK_SIZES:
+        return False
+    packable: bool = shape[0] % PACKED_ROWS == 0 and shape[1] % max(state.blocksize, _LEAST_WIDTH) == 0
     return packable

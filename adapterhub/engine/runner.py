@@ -122,6 +122,11 @@ class ScheduledSequence:
     needs_prompt_logits: bool = False
 
     @property
+    def needs_any_logits(self) -> bool:
+        """Whether it has `logit_positions`."""
+        return self.needs_logits or self.needs_prompt_logits
+
+    @property
     def logit_positions(self) -> Sequence[int]:
         """The places among its tokens, from 0, of those whose logits are needed."""
         count = len(self.token_ids)

@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +37,7 @@ _VERSION = 2
 _WRITING_S = 600
 """How long another process may write."""
 _DIGITS = 16
+_FORM = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
 _EXACT = 1e-4
 """A smaller error is float32's rounding."""
 
@@ -86,17 +89,19 @@ def materialise(
 
 
 def mark_used(form: StoredLoraRequest) -> bool:
-    """Notes that a form is used now; False if it has been removed.
+    """Notes that a form is used now; False if it has been removed, or written anew with other weights.
 
     Raises:
         ExportError: It cannot be noted.
     """
+    folder = form.folder.parent
     with os_errors_as(ExportError, f"{form.name} could not be marked as used"):
         try:
-            os.utime(form.folder.parent)
+            os.utime(folder)
+            # After it: who removes a form looks at its time, and then removes the digest first.
+            return (folder / "digest").read_bytes() == form.digest.encode()
         except FileNotFoundError:
             return False
-    return True
 
 
 def remove_unused(cache: Path, *, seconds: float, in_use: Collection[Path] = ()) -> None:
@@ -125,13 +130,18 @@ def remove_unused(cache: Path, *, seconds: float, in_use: Collection[Path] = ())
 def materialised_blends(cache: Path) -> list[StoredLoraRequest]:
     """The blends in a cache, as `materialise` returned them."""
     found = []
-    for folder in cache.glob("*-*/digest"):
+    for folder in _forms(cache):
         try:
-            digest = folder.read_text(encoding="ascii")
-        except (OSError, ValueError):  # another process has just removed it
+            digest = (folder / "digest").read_text(encoding="ascii")
+        except (OSError, ValueError):  # it is being written, or another process has just removed it
             continue
-        found.append(StoredLoraRequest(_blend_name(folder.parent), digest, folder.parent / "adapter"))
+        found.append(StoredLoraRequest(_blend_name(folder), digest, folder / "adapter"))
     return found
+
+
+def _forms(cache: Path) -> list[Path]:
+    """The folders of forms: what else is in the folder of a cache is left alone."""
+    return [path for path in cache.iterdir() if _FORM.fullmatch(path.name) and path.is_dir()]
 
 
 def _blend_name(folder: Path) -> str:
@@ -193,18 +203,22 @@ def _check_registered(registry: AdapterRegistry, adapter: LoraRequest) -> None:
 
 
 def _parts(adapter: LoraRequest) -> dict[str, float]:
-    parts = adapter.parts if isinstance(adapter, BlendedLoraRequest) else [(adapter, 1.0)]
-    return {part.name: weight for part, weight in parts}
+    """References with weights; of an adapter that a blend has twice, their sum."""
+    weights = defaultdict[str, float](float)
+    for part, weight in adapter.parts if isinstance(adapter, BlendedLoraRequest) else [(adapter, 1.0)]:
+        weights[part.name] += weight
+    return dict(weights)
 
 
 def _remove(
     cache: Path, *, maximum: int | None = None, seconds: float = 0, in_use: Collection[Path] = ()
 ) -> None:
     """Removes forms that nobody has used for some time, all of them or those above a maximum."""
-    folders = [path for path in cache.iterdir() if path.is_dir()]
-    ages = {path: time.time() - path.stat().st_mtime for path in folders}
-    idle = [path for path in folders if ages[path] >= seconds and path / "adapter" not in in_use]
-    excess = len(folders) if maximum is None else len(folders) - maximum
-    for path in sorted(idle, key=lambda path: -ages[path])[: max(excess, 0)]:
-        (path / "digest").unlink(missing_ok=True)  # first, so that a half-removed one is none
-        shutil.rmtree(path, ignore_errors=True)
+    used = {path: path.stat().st_mtime for path in _forms(cache)}
+    latest = time.time() - seconds
+    idle = [path for path in used if used[path] <= latest and path / "adapter" not in in_use]
+    excess = len(used) if maximum is None else len(used) - maximum
+    for path in sorted(idle, key=used.__getitem__)[: max(excess, 0)]:
+        if path.stat().st_mtime == used[path]:  # else another process has begun to use it meanwhile
+            (path / "digest").unlink(missing_ok=True)  # first, so that a half-removed one is none
+            shutil.rmtree(path, ignore_errors=True)

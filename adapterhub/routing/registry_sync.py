@@ -122,15 +122,13 @@ class SyncedRouter:
             self._reading.start()
 
     def _read_again(self) -> None:
-        stamp = self._registry.stamp()
         try:
-            cards = candidates(self._registry, self._base)
+            stamp, cards = self._registry.stamp(), candidates(self._registry, self._base)
+            with self._lock:
+                if stamp == self._stamp:  # else a request has read newer ones
+                    self._synced(cards)
         except AdapterHubError as error:
-            _log.warning("The cards could not be read again: %s", error)
-            return
-        with self._lock:
-            if stamp == self._stamp:  # else a request has read newer ones
-                self._synced(cards)
+            _log.warning("The router could not follow the cards: %s", error)
 
     def _synced(self, cards: list[AdapterCard]) -> AdapterRouter:
         if self._router is not None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from adapterhub.capabilities import HIGHEST_RANK, AdapterFeatures, Backend, check_adapter
 from adapterhub.errors import InvalidRequestError
@@ -85,6 +84,8 @@ class MaterialisedBlends:
     async def reap(self) -> list[StoredLoraRequest]:
         """Removes what nobody has used for a while; returns the others, those of other fronts too.
 
+        Marks what is in use here, so that other fronts do not remove it; call it well within `IDLE_SECONDS`.
+
         Raises:
             ExportError: The folder cannot be read.
             InvalidRequestError: There is no registry.
@@ -104,13 +105,21 @@ class MaterialisedBlends:
         return written
 
     async def _write(self, blend: BlendedLoraRequest) -> StoredLoraRequest:
-        async with self._writing:
-            found = await asyncio.to_thread(self._materialise, blend, self._in_use())
-            self._written[blend.digest] = found
-            return found
+        """Writes a blend; the next one waits until it is written, also if who asked for it has given up."""
+        await self._writing.acquire()
+        writing = asyncio.create_task(self._find_or_write(blend))
+        writing.add_done_callback(lambda _: self._writing.release())
+        return await asyncio.shield(writing)
 
-    def _in_use(self) -> set[Path]:
-        return {self._written[digest].folder for digest in self._users if digest in self._written}
+    async def _find_or_write(self, blend: BlendedLoraRequest) -> StoredLoraRequest:
+        if found := await self._found(blend):  # another request has written it meanwhile
+            return found
+        found = await asyncio.to_thread(self._materialise, blend, self._in_use())
+        self._written[blend.digest] = found
+        return found
+
+    def _in_use(self) -> list[StoredLoraRequest]:
+        return [self._written[digest] for digest in self._users if digest in self._written]
 
     def _source(self) -> AdapterRegistry:
         if self._registry is None:
@@ -120,7 +129,9 @@ class MaterialisedBlends:
             )
         return self._registry
 
-    def _materialise(self, blend: BlendedLoraRequest, in_use: set[Path]) -> StoredLoraRequest:
+    def _materialise(
+        self, blend: BlendedLoraRequest, in_use: Sequence[StoredLoraRequest]
+    ) -> StoredLoraRequest:
         # They need torch, whose import takes seconds.
         from adapterhub.export.lora_form import LoraForm
         from adapterhub.export.materialising import materialise
@@ -128,16 +139,18 @@ class MaterialisedBlends:
         fetch_files(blend)
         self.check(blend)  # what was not there when the request came
         registry, form = self._source(), LoraForm(plain=True, rank=self._rank)
-        cache = registry.root / FOLDER
-        return materialise(registry, blend, form, cache=cache, maximum=MAX_BLENDS, in_use=in_use)
+        cache, used = registry.root / FOLDER, {one.folder for one in in_use}
+        return materialise(registry, blend, form, cache=cache, maximum=MAX_BLENDS, in_use=used)
 
-    def _reap(self, in_use: set[Path]) -> list[StoredLoraRequest]:
+    def _reap(self, in_use: Sequence[StoredLoraRequest]) -> list[StoredLoraRequest]:
         cache = self._source().root / FOLDER
         if not cache.is_dir():
             return []
-        from adapterhub.export.materialising import materialised_blends, remove_unused
+        from adapterhub.export.materialising import mark_used, materialised_blends, remove_unused
 
-        remove_unused(cache, seconds=IDLE_SECONDS, in_use=in_use)
+        for blend in in_use:  # other fronts see only this of an answer that takes long
+            mark_used(blend)
+        remove_unused(cache, seconds=IDLE_SECONDS, in_use={blend.folder for blend in in_use})
         return materialised_blends(cache)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -12,7 +13,13 @@ from functools import partial
 from adapterhub.engine.interface import LoraRequest
 from adapterhub.engine.meter import EndReason, Meter, Residency
 from adapterhub.engine.stats import EngineStats
-from adapterhub.errors import AdapterHubError, CapacityError, EngineClosedError, EngineError
+from adapterhub.errors import (
+    AdapterHubError,
+    CapacityError,
+    EngineClosedError,
+    EngineError,
+    traceback_without_texts,
+)
 from adapterhub.vllm.chunks import ServedToken, tokens_of
 from adapterhub.vllm.fleet import Fleet, Lease
 from adapterhub.vllm.sequences import ServedSequence
@@ -23,6 +30,8 @@ MAX_ATTEMPTS = 3
 """How many servers a request is sent to until one of them answers; never another one after its first token."""
 _END_SECONDS = 1.0
 """How long the end of a stream is waited for once its answer is complete."""
+
+_log = logging.getLogger(__name__)
 
 
 class SequenceRunner:
@@ -107,6 +116,7 @@ class SequenceRunner:
         except AdapterHubError as error:
             self._fail(sequence, error)
         except Exception as error:  # noqa: BLE001  a defect; no caller may be left waiting
+            _log.error("A request to a vLLM server failed:\n%s", traceback_without_texts(error))
             name = type(error).__name__  # its text might quote the prompt or the answer
             self._fail(sequence, EngineError(f"The request failed ({name}).", hint="Ask again."))
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import pickle
+import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,12 @@ from adapterhub.base.dense_threshold import choose_dense_thresholds, product_sec
 from adapterhub.base.loading import Base, load_base
 from adapterhub.base.packed_kernel import compiled_products, multiply_by_bitsandbytes
 from adapterhub.base.packed_linear import PackedLinear4bit, dense_from, take_packed_layers
-from adapterhub.base.quantized_weights import dequantize_module_weight, weight_bytes
+from adapterhub.base.quantized_weights import (
+    dequantize_module_weight,
+    disable_weight_packing,
+    is_packed,
+    weight_bytes,
+)
 from adapterhub.engine.runners.choosing import make_runner
 from adapterhub.errors import EngineError
 from tests.tiny import make_base
@@ -26,12 +36,14 @@ pytestmark = pytest.mark.skipif(not has_avx512bf16(), reason="only CPUs with AVX
 SHAPES = [(32, 64), (96, 128), (512, 512), (544, 1088)]
 
 
-def make_layer(rows: int, width: int, kind: str = "nf4", *, bias: bool = True, seed: int = 0) -> Linear4bit:
+def make_layer(
+    rows: int, width: int, kind: str = "nf4", *, bias: bool = True, seed: int = 0, block: int = 64
+) -> Linear4bit:
     """A layer of bitsandbytes with random weights, not packed yet."""
     random = torch.Generator().manual_seed(seed)
     layer = Linear4bit(width, rows, bias=bias, quant_type=kind, compute_dtype=torch.float32)
     weight = torch.randn(rows, width, generator=random) / width**0.5
-    layer.weight = Params4bit(weight, requires_grad=False, quant_type=kind, module=layer).to("cpu")
+    layer.weight = Params4bit(weight, False, quant_type=kind, module=layer, blocksize=block).to("cpu")
     if bias:
         layer.bias.data = torch.randn(rows, generator=random)
     return layer.eval()
@@ -112,6 +124,30 @@ def test_an_input_of_another_width_is_refused_before_the_kernel_reads_it():
         layer(inputs(4, 64))
 
 
+@pytest.mark.parametrize(
+    ("block", "width", "packed"), [(32, 192, True), (128, 256, True), (512, 512, True), (128, 192, False)]
+)
+def test_blocks_of_weights_that_cross_rows_are_not_packed(block: int, width: int, packed: bool):
+    layer = make_layer(96, width, block=block)
+    disable_weight_packing(layer, only_unsupported=True)
+    take_packed_layers(layer)
+    x = inputs(40, width)
+    y = layer(x)
+    assert is_packed(layer) == packed
+    right = x.double() @ dequantize_module_weight(layer).double().T + layer.bias.double()
+    assert float((y.double() - right).std() / right.std()) < 4e-3
+
+
+@pytest.mark.parametrize(
+    ("block", "shape"), [(0, (96, 128)), (2, (96, 128)), (64, (192, 64)), (64, None), (256, (96, 128))]
+)
+def test_a_file_cannot_have_the_kernel_read_or_write_elsewhere(block: int, shape: tuple[int, int] | None):
+    layer = make_layer(96, 128)
+    layer.weight.quant_state.blocksize, layer.weight.quant_state.shape = block, shape
+    disable_weight_packing(layer, only_unsupported=True)
+    assert take_packed_layers(layer) == []
+
+
 def test_within_dense_from_only_layers_with_a_threshold_have_another():
     with_one, without = (take_packed_layers(make_layer(32, 64))[0] for _ in range(2))
     with_one.dense_threshold = 256
@@ -123,9 +159,13 @@ def test_within_dense_from_only_layers_with_a_threshold_have_another():
 class TestCompiled:
     """The compiled product equals that of bitsandbytes, which is in its place where it cannot be compiled."""
 
+    # Not "unless it is compiled": that would hide a source that no compiler takes.
     pytestmark = pytest.mark.skipif(
-        not compiled_products(), reason="packed_linear.cpp cannot be compiled here"
+        not shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]), reason="needs a C++ compiler"
     )
+
+    def test_it_is_used(self):
+        assert set(compiled_products()) == {torch.float32, torch.bfloat16}
 
     @staticmethod
     def by_bitsandbytes(layer: PackedLinear4bit, x: torch.Tensor) -> torch.Tensor:
@@ -142,6 +182,22 @@ class TestCompiled:
             assert torch.equal(layer.multiply_packed(x), self.by_bitsandbytes(layer, x))
             x = x.bfloat16()
             assert torch.equal(layer.multiply_packed(x), self.by_bitsandbytes(layer, x))
+
+    @pytest.mark.parametrize("kind", ["nf4", "fp4"])
+    @pytest.mark.parametrize("block", [32, 128, 256])
+    def test_any_block_size_gives_the_same_bits(self, kind: str, block: int):
+        (layer,) = take_packed_layers(make_layer(96, 256, kind, bias=False, block=block))
+        x = inputs(7, 256)
+        layer(x)
+        assert torch.equal(layer.multiply_packed(x), self.by_bitsandbytes(layer, x))
+
+    def test_values_that_a_file_gives_to_codes_are_ignored_as_bitsandbytes_does(self):
+        (layer,) = take_packed_layers(make_layer(96, 128, bias=False))
+        layer.weight.quant_state.code = torch.zeros(16)
+        x = inputs(2, 128)
+        layer(x)
+        assert torch.equal(layer(x), self.by_bitsandbytes(layer, x))
+        assert layer(x).any()
 
     @pytest.mark.parametrize("threads", [1, 2, 3])
     def test_threads_change_nothing(self, threads: int):
@@ -174,6 +230,15 @@ class TestCompiled:
         assert torch.equal(copied(x), of_other)
         assert torch.equal(copy.deepcopy(first)(x), wanted)
         assert torch.equal(first(x), wanted)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+    def test_a_copy_has_no_address_of_the_original(self, copied: Callable[[Any], PackedLinear4bit]):
+        """Memory that was given back may hold another layer's weight at the same address."""
+        (layer,) = take_packed_layers(make_layer(96, 128))
+        layer(inputs(1, 128))
+        wanted, other = layer(inputs(2, 128)), copied(layer)
+        assert other._packed is None
+        assert torch.equal(other(inputs(2, 128)), wanted)
 
     def test_without_it_the_bits_are_those_of_bitsandbytes(self, monkeypatch: pytest.MonkeyPatch):
         (layer,) = take_packed_layers(make_layer(96, 128))

@@ -19,8 +19,8 @@ from adapterhub.base.loading import load_base
 from adapterhub.base.quantized_weights import is_packed
 from adapterhub.config import EngineLimits
 from adapterhub.engine.batching import BatchingEngine, adapter_loader
-from adapterhub.engine.decoding.sampler import Logits, Sampler
-from adapterhub.engine.interface import Request
+from adapterhub.engine.decoding.sampler import Logits, Sampler, StepLogits
+from adapterhub.engine.interface import Completion, Request
 from adapterhub.engine.kv.prefix_cache import PrefixCache
 from adapterhub.engine.sampling_params import SamplingParams
 from adapterhub.errors import (
@@ -77,6 +77,10 @@ def request(prompt: list[int], adapter: StoredLoraRequest | None = None, **sampl
 
 def tokens(engine: BatchingEngine, one: Request) -> list[int]:
     return list(engine.generate([one])[0][0].token_ids)
+
+
+def prompt_scores(completion: Completion) -> list[float]:
+    return [one.logprob for one in completion.prompt_logprobs or () if one]
 
 
 def reference(base: Path, adapter: Path | None, prompt: list[int], **settings: object) -> list[int]:
@@ -461,6 +465,33 @@ def test_a_forward_that_fails_after_a_layer_leaves_the_kv_slots_right(seams: Sea
     got = [list(one[0].token_ids) for one in engine.generate(batch)]
     handle.remove()
     assert got == wanted
+
+
+@pytest.mark.parametrize("prompt_logprobs", [None, 1])
+def test_a_failure_after_a_forward_leaves_the_kv_slots_right(
+    seams: Seams, engine, sources, monkeypatch, prompt_logprobs
+):
+    batch = [
+        request(list(range(3, 20)), prompt_logprobs=prompt_logprobs),
+        request(list(range(9, 40)), sources["json"]),
+        request(list(range(5, 30)), prompt_logprobs=prompt_logprobs),
+    ]
+    wanted = [tokens(engine, one) for one in batch]
+    of_prompts = [prompt_scores(completion) for (completion,) in engine.generate(batch)]
+    calls: list[int] = []
+
+    class FailsTwice(StepLogits):
+        def __init__(self, rows: torch.Tensor) -> None:
+            calls.append(len(rows))
+            if len(calls) in (1, 6):
+                raise MemoryError
+            super().__init__(rows)
+
+    monkeypatch.setattr("adapterhub.engine.scheduling.scheduler.StepLogits", FailsTwice)
+    got = [completion for (completion,) in engine.generate(batch)]
+    assert [list(one.token_ids) for one in got] == wanted
+    assert list(map(prompt_scores, got)) == [pytest.approx(scores, abs=1e-4) for scores in of_prompts]
+    assert len(calls) > 6
 
 
 def test_an_error_in_one_sampler_fails_its_sequence(engine, batch, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,9 @@ def test_above_a_maximum_those_used_longest_ago_are_removed(
 ):
     adapter, cache = registered(registry, tiny_base), tmp_path / "cache"
     forms = [LoraForm(plain=True, rank=rank, max_error=1) for rank in (1, 2, 3)]
+    other = cache / "other-folder"  # somebody's who gave a folder that has more in it
+    other.mkdir(parents=True)
+    os.utime(other, (0, 0))
     first = materialise(registry, adapter, forms[0], cache=cache)
     os.utime(first.folder.parent, (1, 1))
     second = materialise(registry, adapter, forms[1], cache=cache)
@@ -153,7 +157,50 @@ def test_above_a_maximum_those_used_longest_ago_are_removed(
     remove_unused(cache, seconds=3600)
     assert first.folder.is_dir()
     remove_unused(cache, seconds=0, in_use={third.folder})
-    assert [path for path in cache.iterdir() if path.is_dir()] == [third.folder.parent]
+    assert {path for path in cache.iterdir() if path.is_dir()} == {third.folder.parent, other}
+
+
+def test_a_form_that_is_used_meanwhile_is_not_removed(
+    registry: AdapterRegistry, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    adapter, cache = registered(registry, tiny_base), tmp_path / "cache"
+    first, second = (
+        materialise(registry, adapter, LoraForm(plain=True, rank=rank, max_error=1), cache=cache)
+        for rank in (1, 2)
+    )
+    os.utime(first.folder.parent, (1, 1))
+    os.utime(second.folder.parent, (2, 2))
+    remove = shutil.rmtree
+
+    def remove_slowly(path: Path, **settings: Any) -> None:
+        assert mark_used(second)
+        remove(path, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
+    remove_unused(cache, seconds=0)
+    assert not first.folder.exists()
+    assert mark_used(second)
+
+
+def test_a_form_that_is_being_removed_or_was_written_anew_is_another_one(
+    registry: AdapterRegistry, tiny_base: Path, tmp_path: Path
+):
+    found = materialise(registry, registered(registry, tiny_base), PLAIN, cache=tmp_path / "cache")
+    digest = found.folder.parent / "digest"
+    digest.write_text("sha256:" + "0" * 64)
+    assert not mark_used(found)
+    digest.unlink()
+    assert not mark_used(found)
+
+
+def test_the_weights_of_an_adapter_that_a_blend_has_twice_add_up(
+    registry: AdapterRegistry, tiny_base: Path, tmp_path: Path
+):
+    adapter = registered(registry, tiny_base)
+    twice = BlendedLoraRequest.of("twice", [(adapter, 0.5), (adapter, 0.25)])
+    once = BlendedLoraRequest.of("once", [(adapter, 0.75)])
+    digests = {materialise(registry, one, PLAIN, cache=tmp_path / "cache").digest for one in (twice, once)}
+    assert len(digests) == 1
 
 
 def test_the_form_of_dora_is_kept_for_each_base(registry: AdapterRegistry, tiny_base: Path, tmp_path: Path):

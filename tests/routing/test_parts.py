@@ -532,6 +532,19 @@ def test_no_request_waits_for_cards_that_were_not_changed_by_a_registry(own_regi
     wait_for(lambda: synced.current().route("tell it as a record").reason == "rule")
 
 
+def test_a_router_that_cannot_follow_the_cards_goes_on_as_it_is(own_registry, monkeypatch, caplog):
+    synced = SyncedRouter(AdapterRegistry(own_registry))
+    router = synced.current()
+
+    def fail(self, cards):
+        raise RoutingError("The encoder failed.")
+
+    monkeypatch.setattr(AdapterRouter, "sync", fail)
+    monkeypatch.setattr(registry_sync, "MAX_CARDS_AGE", -1)
+    assert synced.current() is router
+    wait_for(lambda: "The encoder failed." in caplog.text)
+
+
 def test_a_saved_router_is_used_and_brought_up_to_date(own_registry, caplog):
     registry = AdapterRegistry(own_registry)
     AdapterRouter.from_registry(registry).save(saved_router(registry))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapterhub.errors import AdapterIncompatibleError, InvalidRequestError
+from adapterhub.export import materialising
 from adapterhub.lora.request import BlendedLoraRequest, LoraRequest, StoredLoraRequest
 from adapterhub.registry import AdapterRegistry
 from adapterhub.vllm import FleetLimits, VLLMEngine, blends
 from tests.fake_vllm import FakeServer, FakeVllm
 from tests.tiny import make_adapter
 from tests.vllm.conftest import Connect, request
-from tests.waiting import wait_for
+from tests.waiting import until, wait_for
 
 
 @pytest.fixture
@@ -168,16 +172,68 @@ def test_a_blend_in_use_is_not_removed(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(blends, "MAX_BLENDS", 1)
-    fake.token_seconds = 0.02
+    fake.token_seconds = 0.1  # 100 seconds in all
     engine = connect(server, registry=registry, limits=FleetLimits(sync_seconds=0.02))
-    stream = engine.stream(request("hi" * 20, blend(registry, json=0.7, code=0.3)))
+    stream = engine.stream(request("hi" * 500, blend(registry, json=0.7, code=0.3), max_tokens=2000))
     next(stream)
     ((model, folder),) = fake.loaded.items()
-    answer(engine, blend(registry, json=0.1, code=0.2))
+    engine.generate([request("hi", blend(registry, json=0.1, code=0.2), max_tokens=1)])
     monkeypatch.setattr(blends, "IDLE_SECONDS", 0.0)
     probes = fake.probes
     wait_for(lambda: fake.probes > probes + 2)
     assert Path(folder).is_dir()
     assert model in fake.loaded
+    fake.token_seconds = 0
     assert "".join(output.text for output in stream).endswith("hi")
     wait_for(lambda: not written(registry))
+
+
+def test_a_blend_that_an_answer_uses_for_long_is_not_idle_to_other_fronts(
+    server: FakeServer, fake: FakeVllm, connect: Connect, registry: AdapterRegistry
+):
+    fake.token_seconds = 0.1  # 100 seconds in all
+    engine = connect(server, registry=registry, limits=FleetLimits(sync_seconds=0.02))
+    stream = engine.stream(request("hi" * 500, blend(registry, json=0.7, code=0.3), max_tokens=2000))
+    next(stream)
+    ((_, folder),) = fake.loaded.items()
+    marked = Path(folder).parent
+    os.utime(marked, (1, 1))
+    wait_for(lambda: marked.stat().st_mtime > 1)
+    stream.close()
+
+
+async def test_of_requests_that_are_given_up_one_at_a_time_is_written(
+    registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+):
+    """Else they would take all threads, and other requests would wait for these."""
+    write, released = materialising.materialise, threading.Event()
+    begun, ended, at_once = list[LoraRequest](), list[LoraRequest](), list[int]()
+
+    def slowly(registry: AdapterRegistry, adapter: LoraRequest, *form: Any, **settings: Any) -> Any:
+        begun.append(adapter)
+        at_once.append(len(begun) - len(ended))
+        released.wait(60)
+        try:
+            return write(registry, adapter, *form, **settings)
+        finally:
+            ended.append(adapter)
+
+    monkeypatch.setattr(materialising, "materialise", slowly)
+    served = blends.MaterialisedBlends(registry, None)
+    asked = [blend(registry, json=weight, code=0.5) for weight in (0.1, 0.2)]
+
+    async def use(adapter: LoraRequest) -> None:
+        async with served.stored(adapter):
+            pass
+
+    given_up = asyncio.create_task(use(asked[0]))
+    await until(lambda: begun)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    others = asyncio.gather(use(asked[1]), use(asked[0]))
+    await asyncio.sleep(0.05)
+    released.set()
+    await others
+    assert given_up.cancelled()
+    assert at_once == [1, 1]
+    assert begun == asked

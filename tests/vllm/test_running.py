@@ -49,10 +49,12 @@ async def test_what_is_cancelled_before_its_first_step_waits_no_longer(
 
 
 async def test_a_defect_ends_the_request_without_quoting_it(
-    runner: SequenceRunner, monkeypatch: pytest.MonkeyPatch
+    runner: SequenceRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    text = "the prompt"  # not in the line that raises, which a traceback shows
+
     def fail(self: ServedSequence, token: object) -> None:
-        raise ValueError("the prompt")
+        raise ValueError(text)
 
     monkeypatch.setattr(ServedSequence, "take", fail)
     one = sequence()
@@ -61,5 +63,6 @@ async def test_a_defect_ends_the_request_without_quoting_it(
     await finished(one)
     with pytest.raises(Exception, match="ValueError") as caught:
         one.output.get()
-    assert "the prompt" not in str(caught.value)
+    assert text not in str(caught.value) + caplog.text
+    assert "builtins.ValueError" in caplog.text
     assert runner.stats(Residency()).finished["error"] == 1

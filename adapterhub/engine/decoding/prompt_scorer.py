@@ -51,7 +51,7 @@ class PromptScorer:
         start = self.num_scored
         token_ids = self._prompt[start : start + len(logits)]
         logprobs = logits.float().log_softmax(-1)
-        own = logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])
+        own = logprobs.gather(1, torch.tensor(token_ids, dtype=torch.long, device=logits.device)[:, None])
         if own.isnan().any():
             raise nan_error()
         ranks = (logprobs >= own).sum(-1)

@@ -268,9 +268,16 @@ def _order(sequences: Sequence[ScheduledSequence]) -> list[int]:
 def _after_step(
     sequences: Sequence[ScheduledSequence], order: Sequence[int], logits: torch.Tensor
 ) -> torch.Tensor:
-    """Lengthens the KV slots of a step's sequences; its logits in the order of the sequences."""
+    """A step's logits in the order of the sequences, whose KV slots are lengthened once there are these."""
+    logits = _in_order_of(sequences, order, logits)
     for sequence in sequences:
         sequence.kv_slot.length += len(sequence.token_ids)
+    return logits
+
+
+def _in_order_of(
+    sequences: Sequence[ScheduledSequence], order: Sequence[int], logits: torch.Tensor
+) -> torch.Tensor:
     rows = [index for index in order for _ in sequences[index].logit_positions]  # whose each of them is
     if rows == sorted(rows):
         return logits

@@ -89,9 +89,11 @@ class RowRunner:
     def step(self, sequences: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Computes the next tokens of some sequences; see `Runner.step`."""
         rows = [self._row(one) for one in sequences]
+        wanted = [row for row, one in zip(rows, sequences, strict=True) if one.needs_any_logits]
+        logits = self._together(wanted)
         for one in sequences:
             one.kv_slot.token_ids += one.token_ids
-        return self._together([row for row, one in zip(rows, sequences, strict=True) if one.logit_positions])
+        return logits
 
     def score(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], lora_slot: int | None

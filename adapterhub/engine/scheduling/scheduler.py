@@ -411,9 +411,7 @@ class Scheduler:
         prefilling = frozenset(id(sequence) for sequence, _ in scheduled if sequence.prefilling)
         started, logits, prompt_logits = time.perf_counter(), None, dict[int, torch.Tensor]()
         try:
-            computed = self._runner.step([one for _, one in scheduled])
-            sampled, prompt_logits = _split(computed, scheduled)
-            logits = StepLogits(sampled)
+            logits, prompt_logits = self._compute(scheduled)
         except BaseException as error:
             if is_interrupt(error):
                 raise
@@ -426,10 +424,22 @@ class Scheduler:
             self._execute(scheduled[: len(scheduled) // 2])
             self._execute(scheduled[len(scheduled) // 2 :])
 
+    def _compute(
+        self, scheduled: Sequence[tuple[SequenceState, ScheduledSequence]]
+    ) -> tuple[StepLogits, dict[int, torch.Tensor]]:
+        """Runs a forward pass; see `_split`. After an exception every KV slot is as long as before."""
+        computed = self._runner.step([one for _, one in scheduled])
+        try:
+            sampled, of_prompts = _split(computed, scheduled)
+            return StepLogits(sampled), of_prompts
+        except BaseException:
+            self._drop(scheduled)
+            raise
+
     def _finish(self, step: _QueuedStep) -> None:
         """Queues the next step if it can be, and samples the tokens of this one."""
         running = set(map(id, self._running))
-        unread = deque((sequence, one) for sequence, one in step.scheduled if one.logit_positions)
+        unread = deque((sequence, one) for sequence, one in step.scheduled if one.needs_any_logits)
         try:
             self._queued = self._queue_next(step)
             rows = step.logits.get()

@@ -181,7 +181,7 @@ def _read_changed(
         path: old
         for name in listed.keys() - same.keys()
         for path, old in previous._of(name).read.items()
-        if old.tag and path in listed[name] and listed[name][path].tag == old.tag
+        if old.tag and listed[name].get(path) == previous._of(name).objects[path]
     }
     missing = [
         (path, found)
@@ -203,7 +203,7 @@ def _read_changed(
 def _read(store: Store, listed: tuple[str, StoredObject]) -> tuple[str, _Read | None]:
     """Reads and parses an object; None if it is not there any more, as where a listing lags behind.
 
-    It gets the tag of the listing. If it has been replaced since, the next listing has another, and it is read again.
+    If it has been replaced since it was listed, the next listing shows that, and it is read again.
     """
     path, found = listed
     is_card = path.endswith(f"/{CARD_FILE}")

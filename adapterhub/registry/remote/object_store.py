@@ -165,7 +165,7 @@ class ObjectStore:
 
 def _stored(info: Mapping[str, Any]) -> StoredObject:
     tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
-    return StoredObject(int(info["size"] or 0), tag)
+    return StoredObject(int(info["size"] or 0), tag, str(info.get("LastModified", "")))
 
 
 def _check_size(path: str, size: int, limit: int) -> None:

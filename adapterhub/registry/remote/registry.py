@@ -183,15 +183,15 @@ class RemoteRegistry(AdapterRegistry):
 
     def small_files(self, card: AdapterCard) -> Path:
         """As `folder`, but weights that are not here are not downloaded, and no digest is compared."""
-        whole = self.expected_folder(card)
-        if whole.is_dir():
-            return whole
+        if self.expected_folder(card).is_dir():
+            return self.folder(card)  # which marks it as used, so that it is not removed while it is read
         return self._cache.get(f"{_key(card)}-small", partial(fetch_small_files, self._store, card))
 
     def features(self, card: AdapterCard) -> AdapterFeatures:
         """As `AdapterRegistry.features`, from the config and the first bytes of the weights; raises as `folder`."""
-        folder = self.expected_folder(card)
-        return AdapterFeatures.of_folder(folder) if folder.is_dir() else fetch_features(self._store, card)
+        if self.expected_folder(card).is_dir():
+            return AdapterFeatures.of_folder(self.folder(card))
+        return fetch_features(self._store, card)
 
     def expected_folder(self, card: AdapterCard) -> Path:
         """Where `folder` puts a version's files."""
@@ -269,8 +269,6 @@ class RemoteRegistry(AdapterRegistry):
         if self.was_removed(card.name, card.version):
             raise self._taken(card)
         self._upload(card, folder, resume=resume)
-        if card.version in self._current().refs(card.name).removed:  # by another writer meanwhile
-            raise self._taken(card)
 
     def _upload(self, card: AdapterCard, folder: Path, *, resume: bool) -> None:
         try:
@@ -278,6 +276,8 @@ class RemoteRegistry(AdapterRegistry):
         except ConflictError as error:
             raise self._taken(card) from error
         self._refresh_after_change(card.name)
+        if self._known and card.version in self._known.refs(card.name).removed:  # by another writer meanwhile
+            raise self._taken(card)
 
     def revise(self, ref: str, change: Callable[[AdapterCard], CardFields]) -> AdapterCard:
         """Sets fields that are computed from the card; it is called again if another writer was first.

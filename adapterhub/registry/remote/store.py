@@ -15,10 +15,12 @@ class StoredObject:
     Attributes:
         size: Its size in bytes.
         tag: Another one whenever the content is another: an ETag, a generation or a git object id.
+        modified: When it was last written, where the store says so: a content that comes back has the same ETag.
     """
 
     size: int
     tag: str
+    modified: str = ""
 
 
 class Store(Protocol):

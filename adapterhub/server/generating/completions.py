@@ -13,7 +13,12 @@ from adapterhub.requests.generation import Generation
 from adapterhub.requests.streaming import AsyncGenerationStream, CompletionChunk
 from adapterhub.server.generating.answered_by import AnsweredBy
 from adapterhub.server.generating.head import AnswerHead
-from adapterhub.server.generating.logprobs import completion_logprobs, prompt_logprobs_of
+from adapterhub.server.generating.logprobs import (
+    completion_logprobs,
+    joined,
+    num_characters,
+    prompt_logprobs_of,
+)
 from adapterhub.server.generating.merging import merge
 from adapterhub.server.generating.model_names import adapter_of
 from adapterhub.server.generating.output_formats import output_format_of
@@ -74,7 +79,11 @@ class CompletionCall:
             chunks = merge([stream.chunks(interval) for stream in streams])
             open_streams.push_async_callback(chunks.aclose)
             async for at, chunk in chunks:
-                if written := b"".join(writer.write(at, chunk)):
+                if chunk.prompt_logprobs:  # thousands of tokens to decode
+                    written = await self.state.hub._run_off_loop(writer.write, at, chunk)
+                else:
+                    written = writer.write(at, chunk)
+                if written:
                     yield written
         results = [stream.result for stream in streams]
         self._note(results)
@@ -120,31 +129,32 @@ class CompletionCall:
         return {
             **self.head.of("text_completion", answered_by[0]),
             "choices": [
-                self._choice(at, number, generation)
                 # The router may send prompts of one request to different adapters.
-                | ({"adapterhub": answered_by[at].field} if len(generations) > 1 else {})
+                choice | ({"adapterhub": answered_by[at].field} if len(generations) > 1 else {})
                 for at, generation in enumerate(generations)
-                for number in range(len(generation.completions))
+                for choice in self._choices(at, generation)
             ],
             "usage": usage_of(generations),
             "adapterhub": answered_by[0].field,
         }
 
-    def _choice(self, at: int, number: int, generation: Generation) -> dict[str, Any]:
-        completion, body = generation.completions[number], self.body
-        text, token_ids, found = self.echoed(body.prompts[at]), list[int](), list[TokenLogprob | None]()
+    def _choices(self, at: int, generation: Generation) -> Iterator[dict[str, Any]]:
+        """The choices for one prompt; they share what is told of the prompt's tokens, which may be much."""
+        body, texts = self.body, self.state.token_texts
+        echoed, of_echo = self.echoed(body.prompts[at]), None
         if body.echo:
-            token_ids += generation.prompt_token_ids
-            found += generation.prompt_logprobs or ()
-        if not body.only_echoes:
-            text += completion.text
-            token_ids += completion.token_ids
-            found += completion.logprobs or ()
-        logprobs = completion_logprobs(token_ids, found or None, self.state.token_texts, top=body.logprobs)
-        return {
-            **_choice(self.index(at, number), text, logprobs, completion.finish_reason),
-            **prompt_logprobs_of(generation, body.prompt_logprobs, self.state.token_texts),
-        }
+            of_echo = completion_logprobs(
+                generation.prompt_token_ids, generation.prompt_logprobs, texts, top=body.logprobs
+            )
+        of_prompt = prompt_logprobs_of(generation, body.prompt_logprobs, texts)
+        for number, completion in enumerate(generation.completions):
+            text, logprobs = echoed, of_echo
+            if not body.only_echoes:
+                text += completion.text
+                token_ids, found, offset = completion.token_ids, completion.logprobs, num_characters(of_echo)
+                own = completion_logprobs(token_ids, found, texts, top=body.logprobs, offset=offset)
+                logprobs = joined(of_echo, own)
+            yield _choice(self.index(at, number), text, logprobs, completion.finish_reason) | of_prompt
 
 
 class _ChunkWriter:
@@ -166,13 +176,16 @@ class _ChunkWriter:
         self._begun: set[int] = set()
         self._offsets: Counter[int] = Counter()
 
-    def write(self, prompt: int, chunk: CompletionChunk) -> Iterator[bytes]:
-        """The chunks that some tokens give; none where their text is held back.
+    def write(self, prompt: int, chunk: CompletionChunk) -> bytes:
+        """The chunks that some tokens give; empty where their text is held back.
 
         Args:
             prompt: Number of the prompt.
             chunk: The tokens.
         """
+        return b"".join(self._events(prompt, chunk))
+
+    def _events(self, prompt: int, chunk: CompletionChunk) -> Iterator[bytes]:
         index, counted = self._call.index(prompt, chunk.index), self._usage.count(len(chunk.token_ids))
         if self._call.body.echo and index not in self._begun:
             self._begun.add(index)
@@ -222,7 +235,7 @@ class _ChunkWriter:
     ) -> dict[str, Any] | None:
         top, texts = self._call.body.logprobs, self._call.state.token_texts
         logprobs = completion_logprobs(token_ids, found, texts, top=top, offset=self._offsets[index])
-        self._offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
+        self._offsets[index] += num_characters(logprobs)
         return logprobs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -64,6 +64,18 @@ def completion_logprobs(
         ],
         "text_offset": list(accumulate(map(len, tokens), initial=offset))[:-1],
     }
+
+
+def num_characters(logprobs: Mapping[str, Any] | None) -> int:
+    """The length of the tokens' texts in what `completion_logprobs` gave."""
+    return sum(map(len, logprobs["tokens"])) if logprobs else 0
+
+
+def joined(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `completion_logprobs` gave for tokens and those that follow them, as one."""
+    if first is None or second is None:
+        return first or second
+    return {name: [*values, *second[name]] for name, values in first.items()}
 
 
 def prompt_logprobs_of(

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
 from adapterhub import (
+    AdapterCard,
     AdapterExistsError,
     AdapterInvalidError,
     AdapterNotFoundError,
@@ -26,10 +28,13 @@ from adapterhub import (
 )
 from adapterhub.cli.main import cli
 from adapterhub.peft_format.config import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.registry.refs import Alias, Refs
 from adapterhub.registry.remote import RemoteRegistry
+from adapterhub.registry.remote.catalog import RemoteCatalog, read_catalog
 from adapterhub.registry.remote.conditional import MemoryWrites, NoWrites
 from adapterhub.registry.remote.errors import ConflictError
 from adapterhub.registry.remote.object_store import ObjectStore
+from adapterhub.registry.remote.store import StoredObject
 from tests.registry.maker import make_adapter
 from tests.registry.remote.test_remote_registry import Opener, wait_until
 
@@ -573,11 +578,11 @@ def test_aliases_that_nobody_could_read_again_are_not_stored(
     assert objects["json/refs.json"] == before
 
 
-def test_a_version_that_is_removed_while_it_is_copied_is_not_reported_as_stored(
-    faulty: RemoteRegistry, files: FaultyFiles, opened: Opener, adapter: Path
-):
-    card = opened().register("json", adapter)
+@pytest.fixture
+def removed_meanwhile(files: FaultyFiles, opened: Opener, adapter: Path) -> AdapterCard:
+    """The card of json@1; another writer removes json@2 just before its card is written."""
     other = opened()
+    card = other.register("json", adapter)
 
     def remove_first(path: str) -> None:
         if path.endswith("/2/card.json"):
@@ -585,14 +590,28 @@ def test_a_version_that_is_removed_while_it_is_copied_is_not_reported_as_stored(
             other.remove("json@2")
 
     files.before_write = remove_first
+    return card
+
+
+def test_a_version_that_is_removed_while_it_is_copied_is_not_reported_as_stored(
+    faulty: RemoteRegistry, removed_meanwhile: AdapterCard, opened: Opener, adapter: Path
+):
     with pytest.raises(AdapterExistsError, match="taken"):
-        faulty.publish(card.model_copy(update={"version": 2}), adapter)
+        faulty.publish(removed_meanwhile.model_copy(update={"version": 2}), adapter)
     assert [card.version for card in opened().versions("json")] == [1]
+
+
+@pytest.mark.usefixtures("removed_meanwhile")
+def test_a_version_that_is_removed_while_it_is_registered_gets_the_next_number(
+    faulty: RemoteRegistry, opened: Opener, adapter: Path
+):
+    assert faulty.register("json", adapter).version == 3
+    assert [card.version for card in opened().versions("json")] == [1, 3]
 
 
 def test_a_change_lists_its_own_adapter_alone(opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch):
     """Else the time of a change grows with the registry, and that of many changes with its square."""
-    opened().register("sql", adapter)
+    opened(refresh=3600).register("sql", adapter)
     registry = opened(refresh=3600)
     registry.refresh()
     listed, objects = [], ObjectStore.objects
@@ -615,7 +634,7 @@ def test_a_change_lists_its_own_adapter_alone(opened: Opener, adapter: Path, mon
 def test_each_card_is_one_request_and_is_asked_for_once(
     opened: Opener, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    writer = opened()
+    writer = opened(refresh=3600)
     for name in ("json", "sql"):
         writer.register(name, adapter)
     asked: list[tuple[str, str]] = []
@@ -644,3 +663,24 @@ def test_an_object_named_like_an_adapter_is_ignored(opened: Opener, adapter: Pat
     opened().register("json", adapter)
     assert opened().names() == ["json"]
     assert opened().verify() == []
+
+
+def test_a_change_that_is_undone_while_it_is_read_is_not_remembered():
+    """An alias goes from 1 to 2 between listing and reading, and back to 1, which has the ETag of before."""
+    etags, store = {1: "one", 2: "two"}, Mock()
+
+    def stored(alias: int, modified: str) -> None:
+        store.objects.side_effect = lambda prefix="": {
+            "json/refs.json": StoredObject(100, etags[alias], modified)
+        }
+
+    def read(alias: int) -> RemoteCatalog:
+        store.content.return_value = Refs().with_alias("prod", Alias.of(alias)).to_json()
+        return read_catalog(store, known)
+
+    known = RemoteCatalog()
+    stored(1, "10:00:00")
+    known = read(2)
+    assert known.refs("json").aliases["prod"].version == 2
+    stored(1, "10:00:05")
+    assert read(1).refs("json").aliases["prod"].version == 1

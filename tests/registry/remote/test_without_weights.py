@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,18 @@ def test_small_files_are_downloaded_and_checked(
     objects["json/1/chat_template.jinja"] = b"x" * len(TEMPLATE)
     with pytest.raises(AdapterInvalidError, match="not the file that was registered"):
         opened().small_files(card)
+
+
+@pytest.mark.parametrize("read", [RemoteRegistry.small_files, RemoteRegistry.features])
+def test_files_that_are_read_are_not_the_next_to_leave_the_cache(
+    opened: Opener, adapter: Path, tmp_path: Path, read: Callable[..., object]
+):
+    cache = tmp_path / "shared"
+    card = opened().register("json", adapter)
+    folder = opened(cache=cache).folder(card)
+    os.utime(folder, (0, 0))
+    read(opened(cache=cache), card)
+    assert folder.stat().st_mtime > 0
 
 
 @pytest.fixture
