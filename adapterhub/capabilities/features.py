@@ -132,9 +132,8 @@ class AdapterFeatures:
         Raises:
             AdapterInvalidError: A file is missing, too large or damaged.
         """
-        return cls.of_files(
-            read_bounded(folder / CONFIG_FILE, MAX_CONFIG_BYTES), read_header(folder / WEIGHTS_FILE)
-        )
+        config = _read_config(read_bounded(folder / CONFIG_FILE, MAX_CONFIG_BYTES))
+        return cls.of(config, read_header(folder / WEIGHTS_FILE))
 
     @classmethod
     def of_files(cls, config: bytes, tensors: Iterable[str]) -> Self:
@@ -143,13 +142,17 @@ class AdapterFeatures:
         Raises:
             AdapterInvalidError: The config is damaged.
         """
-        try:
-            fields = json.loads(config)
-        except (ValueError, RecursionError) as error:
-            raise AdapterInvalidError(f"{CONFIG_FILE} is not JSON.", hint="Copy the folder again.") from error
-        if not isinstance(fields, dict):
-            raise AdapterInvalidError(f"{CONFIG_FILE} is not a JSON object.", hint="Copy the folder again.")
-        return cls.of(fields, tensors)
+        return cls.of(_read_config(config), tensors)
+
+
+def _read_config(content: bytes) -> dict[str, Any]:
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise AdapterInvalidError(f"{CONFIG_FILE} is not JSON.", hint="Copy the folder again.") from error
+    if not isinstance(config, dict):
+        raise AdapterInvalidError(f"{CONFIG_FILE} is not a JSON object.", hint="Copy the folder again.")
+    return config
 
 
 def _of_values(config: Mapping[str, Any]) -> set[Feature]:

@@ -57,8 +57,8 @@ class ChatConfig(BaseModel):
     def _is_consistent(self) -> Self:
         if self.system_prompt is not None and self.system_prompt_file is not None:
             raise ValueError("give system_prompt or system_prompt_file, not both")
-        if not {"n", "logprobs"}.isdisjoint(self.generation):
-            raise ValueError("generation: a chat has one answer, without n or logprobs")
+        if not {"n", "logprobs", "prompt_logprobs"}.isdisjoint(self.generation):
+            raise ValueError("generation: a chat has one answer, without n, logprobs or prompt_logprobs")
         return self
 
     @field_validator("generation")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @sampling_options
 @click.option("--n", type=int, help="How many answers to sample.  [default: 1]")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens.")
+@click.option("--prompt-logprobs", type=int, help="With --json: the same for each token of the prompt.")
 @click.option(
     "--schema", type=click.File(encoding="utf-8-sig"), help="A JSON Schema file; the answer is such JSON."
 )
@@ -97,7 +98,7 @@ def run(
         "prove_base": prove_base,
         "batch_invariant": batch_invariant,
     }
-    if given.get("logprobs") is not None and not as_json:
+    if not as_json and not {"logprobs", "prompt_logprobs"}.isdisjoint(given):
         raise click.UsageError("Log-probabilities are part of the JSON: give --json too.")
     card = _check_before_loading(adapter, text, raw, registry)
     _check_options(arguments)
@@ -130,7 +131,7 @@ def describe(generation: Generation) -> dict[str, Any]:
         "usage": {**asdict(usage), "tokens_per_second": round(usage.tokens_per_second, 1)},
         "finish_reason": generation.finish_reason,
     }
-    if len(completions) > 1 or any(completion.logprobs for completion in completions):
+    if len(completions) > 1 or any(one.logprobs or one.prompt_logprobs for one in completions):
         fields["completions"] = [asdict(completion) for completion in completions]
     return fields
 

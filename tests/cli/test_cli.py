@@ -497,6 +497,14 @@ class TestRun:
         assert len(set(token_ids("--logit-bias", "50=100", "--frequency-penalty", 2))) == 1
         assert run("run", "base", "x", "--logit-bias", "50").code == 2
 
+    def test_log_probabilities_of_the_prompt_are_in_the_json(self, run):
+        options = ("--raw", "--max-tokens", 1, "--prompt-logprobs", 0, "--json")
+        (completion,) = run("run", "base", "one two", *options).json["completions"]
+        first, *others = completion["prompt_logprobs"]
+        assert first is None
+        assert others
+        assert all(one["logprob"] < 0 and one["rank"] >= 1 for one in others)
+
     def test_sampling_parameters_reach_the_request(self, run):
         options = (
             *("--temperature", 0.8, "--top-k", 40, "--min-p", 0.01, "--repetition-penalty", 1.2, "--seed", 3),
@@ -517,7 +525,13 @@ class TestRun:
 
     @pytest.mark.parametrize(
         ("options", "code"),
-        [(("--top-k", -2), 1), (("--repetition-penalty", 0), 1), (("--n", 0), 1), (("--logprobs", 1), 2)],
+        [
+            (("--top-k", -2), 1),
+            (("--repetition-penalty", 0), 1),
+            (("--n", 0), 1),
+            (("--logprobs", 1), 2),
+            (("--prompt-logprobs", 1), 2),
+        ],
     )
     def test_a_wrong_sampling_parameter_is_reported_before_the_base_is_loaded(
         self, run, monkeypatch, options, code

@@ -264,8 +264,9 @@ def test_a_completion_that_fails_raises_after_what_it_had(seams: Seams, engine: 
         seams.runner.before_step = broken
         stream = engine.astream(request(prompt_of(7, 5)))
         seen: list[TokenOutput] = []
-        with pytest.raises(GenerationError, match="broken"):
+        with pytest.raises(GenerationError, match=r"ValueError") as failure:
             await read_into(seen, stream)
+        assert str(failure.value.__cause__) == "broken"
         assert len(seen) == 5
         assert await stream.get() == []
 

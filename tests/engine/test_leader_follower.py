@@ -284,7 +284,7 @@ def test_a_step_that_breaks_ends_its_sequences_and_no_thread_hangs(engine, monke
     monkeypatch.setattr(part, method, breaks)
     ends = outcomes(engine, batch)
     assert len(broken) == 1
-    assert any(isinstance(end, EngineError) and "broken" in end.message for end in ends)
+    assert any(isinstance(end, EngineError) and "(RuntimeError)" in end.message for end in ends)
     for number, end in enumerate(ends):
         assert isinstance(end, AdapterHubError) or end == wanted[number]
     assert counts(engine) == NOTHING
