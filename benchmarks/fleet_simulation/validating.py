@@ -16,6 +16,7 @@ import json
 import random
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -107,7 +108,7 @@ class SleepingRunner:
         """Does nothing."""
 
 
-class KnownReplica:
+class KnownReplica(ABC):
     """What a front knows of a replica that is real; it looks like a `Replica` to a policy.
 
     Attributes:
@@ -128,13 +129,13 @@ class KnownReplica:
         """Whether it takes one more request."""
         return self.load.in_flight < self.load.max_in_flight
 
+    @abstractmethod
     async def answer(self, request: SimulatedRequest, asked: Request, zero: float) -> None:
         """Answers a request, and notes when."""
-        raise NotImplementedError
 
+    @abstractmethod
     def slot_hits(self) -> tuple[int, int]:
         """How many requests found their adapter in a slot, and how many did not."""
-        raise NotImplementedError
 
     def begin(self, request: SimulatedRequest) -> None:
         """A request was sent to it."""

@@ -25,7 +25,9 @@ from tests.registry.remote.test_remote_registry import wait_until
 
 # Else it asks Google, and not the endpoint, what kind of bucket it is.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+pytest.importorskip(
+    "gcsfs", reason="gcsfs is not installed: its pins are not ours, so in an environment of its own"
+)
 BUCKET = "bucket"
 
 
